@@ -1,0 +1,147 @@
+"""The protocol: a federated algorithm is a value made of pure functions over trees of tensors.
+
+An algorithm says what clients and server compute; an engine (`genfl.engines`) owns the loops, decides where
+the work runs and adds the uploads up. Hyper-parameters are closed over by the builder that makes the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from genfl import trees
+from genfl.learning.local import Context, Local
+from genfl.learning.task import Batch, Task, Weights
+from genfl.rng import Key
+from genfl.trees import Tree
+
+Facts = dict[str, Any]
+"""What a client knows of its own data before round 0: ``samples`` (scalar), ``label_counts`` [classes]."""
+
+Reduction = Literal["sum", "each"]
+"""What the server may see of an upload: its sum over the cohort, or every client's own."""
+
+
+class Client(NamedTuple):
+    """A program that runs on a client. The engine owns the loop over batches.
+
+    Attributes:
+        start: ``(message, memory, facts) -> carry``.
+        step: ``(carry, batch, key) -> carry``.
+        finish: ``(carry) -> (upload, memory)``; the memory never leaves the client.
+        reductions: For each name of the upload, what the server may see of it.
+    """
+
+    start: Callable[[Tree, Tree, Facts], Tree]
+    step: Callable[[Tree, Batch, Key], Tree]
+    finish: Callable[[Tree], tuple[Tree, Tree]]
+    reductions: dict[str, Reduction]
+
+
+class Algorithm(NamedTuple):
+    """A federated algorithm.
+
+    Attributes:
+        census: One-off sums over all clients the algorithm needs before round 0.
+        init: ``(weights, census sums, key) -> server state``; ``state["weights"]`` is the global model.
+        send: ``(server state) -> message``; its bytes are the downlink cost of a client.
+        client: What a client of the cohort does in a round.
+        server: ``(server state, aggregate, key) -> server state``.
+        memory: ``(weights) -> memory`` of a client that never took part.
+    """
+
+    census: Client
+    init: Callable[[Weights, Tree, Key], Tree]
+    send: Callable[[Tree], Tree]
+    client: Client
+    server: Callable[[Tree, Tree, Key], Tree]
+    memory: Callable[[Weights], Tree]
+
+
+def statistics(reductions: dict[str, Callable[[Facts], torch.Tensor]]) -> Client:
+    """Returns a client program without training whose uploads are sums of the clients' facts.
+
+    Args:
+        reductions: For each upload, what a client contributes to the sum.
+    """
+
+    def finish(facts: Tree) -> tuple[Tree, Tree]:
+        return {name: of(facts) for name, of in reductions.items()}, {}
+
+    return Client(
+        start=lambda message, memory, facts: facts,
+        step=lambda carry, batch, key: carry,
+        finish=finish,
+        reductions=dict.fromkeys(reductions, "sum"),
+    )
+
+
+head_count = statistics({"clients": lambda facts: torch.ones(()), "samples": lambda facts: facts["samples"]})
+"""The default census: how many clients there are, and how many samples they hold together."""
+
+
+def send_weights(state: Tree) -> Tree:
+    """The default message: the global model and nothing else."""
+    return {"weights": state["weights"]}
+
+
+def training_client(
+    task: Task,
+    local: Local,
+    upload: Callable[[Tree], Tree],
+    reductions: dict[str, Reduction],
+    *,
+    shift: Callable[[Tree, Tree], Tree] | None = None,
+    remember: Callable[[Tree], Tree] = lambda carry: {},
+) -> Client:
+    """Returns the program of a client that trains the global model by local steps.
+
+    Its carry is ``{"local": the training state, "message", "memory", "facts", "shift"}``, and its memory
+    ``{"method": what the algorithm keeps, "local": what the hooks of `local` keep}``.
+
+    Args:
+        task: What is learned.
+        local: How it is trained.
+        upload: ``(carry) -> upload`` after the last step.
+        reductions: For each name of the upload, what the server may see of it.
+        shift: ``(message, the algorithm's memory) -> tree`` added to every gradient; None adds nothing.
+        remember: ``(carry) -> memory`` of the algorithm after the last step.
+    """
+
+    def context(carry: Tree) -> Context:
+        return Context(carry["message"], carry["memory"]["local"], carry["facts"])
+
+    def start(message: Tree, memory: Tree, facts: Facts) -> Tree:
+        return {
+            "local": local.start(message["weights"]),
+            "message": message,
+            "memory": memory,
+            "facts": facts,
+            "shift": shift(message, memory["method"]) if shift else None,
+        }
+
+    def step(carry: Tree, batch: Batch, key: Key) -> Tree:
+        state = local.step(task, carry["local"], batch, key, context(carry), carry["shift"])
+        return {**carry, "local": state}
+
+    def finish(carry: Tree) -> tuple[Tree, Tree]:
+        memory = {"method": remember(carry), "local": local.remember(carry["local"], context(carry))}
+        return upload(carry), memory
+
+    return Client(start, step, finish, reductions)
+
+
+def training_memory(
+    local: Local, method: Callable[[Weights], Tree] = lambda weights: {}
+) -> Callable[[Weights], Tree]:
+    """Returns the initial memory of a `training_client`, given that of the algorithm."""
+    return lambda weights: {"method": method(weights), "local": local.memory(weights)}
+
+
+def model_change(carry: Tree) -> Weights:
+    """Returns how far the local model is from the global one it started at, buffers included."""
+    trained = {"params": carry["local"]["params"], "buffers": carry["local"]["buffers"]}
+    change: Weights = trees.sub(trained, carry["message"]["weights"])
+    return change

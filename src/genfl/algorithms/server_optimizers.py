@@ -1,0 +1,123 @@
+"""Server optimizers: the clients' mean model change, taken as a pseudo-gradient to ascend.
+
+Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021 (arXiv 2003.00295), Algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genfl import trees
+from genfl.trees import Tree
+
+
+class ServerOptimizer(NamedTuple):
+    """An optimizer over the server's model.
+
+    Attributes:
+        init: ``(params) -> state``.
+        step: ``(state, params, delta) -> (state, params)``, `delta` being the mean change of the clients.
+    """
+
+    init: Callable[[Tree], Tree]
+    step: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]
+
+
+def sgd(lr: float = 1.0) -> ServerOptimizer:
+    """Plain averaging with a server learning rate: ``x ← x + lr Δ`` (FedAvg at ``lr=1``)."""
+
+    def step(state: Tree, params: Tree, delta: Tree) -> tuple[Tree, Tree]:
+        return state, trees.map(lambda x, d: x + lr * d, params, delta)
+
+    return ServerOptimizer(lambda params: {}, step)
+
+
+def momentum(lr: float = 1.0, beta: float = 0.9) -> ServerOptimizer:
+    """Server momentum (Hsu et al. 2019, arXiv 1909.06335): ``m ← β m + Δ``, ``x ← x + lr m``."""
+
+    def step(state: Tree, params: Tree, delta: Tree) -> tuple[Tree, Tree]:
+        m = trees.map(lambda m, d: beta * m + d, state["m"], delta)
+        return {"m": m}, trees.map(lambda x, m: x + lr * m, params, m)
+
+    return ServerOptimizer(lambda params: {"m": trees.zeros_like(params)}, step)
+
+
+def adam(
+    lr: float = 0.1,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+    initial: float | None = None,
+    bias_correction: bool = False,
+) -> ServerOptimizer:
+    """FedAdam: ``v ← β₂ v + (1 − β₂) Δ²``; see `_adaptive`.
+
+    Args:
+        lr: Server learning rate η, positive.
+        beta1: Decay of the first moment, in [0, 1).
+        beta2: Decay of the second moment, in [0, 1).
+        tau: Degree of adaptivity τ, positive: the smaller, the more adaptive.
+        initial: v before the first round; τ² (the paper's smallest) if None.
+        bias_correction: Divide the moments by ``1 − βᵗ`` as Adam does; Reddi et al. do not.
+    """
+
+    def second(v: Tensor, d: Tensor) -> Tensor:
+        return beta2 * v + (1 - beta2) * d.square()
+
+    return _adaptive(lr, beta1, tau, second, initial, beta2 if bias_correction else None)
+
+
+def yogi(
+    lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3, initial: float | None = None
+) -> ServerOptimizer:
+    """FedYogi: ``v ← v − (1 − β₂) Δ² sign(v − Δ²)``; arguments as in `adam`."""
+
+    def second(v: Tensor, d: Tensor) -> Tensor:
+        square = d.square()
+        return v - (1 - beta2) * square * torch.sign(v - square)
+
+    return _adaptive(lr, beta1, tau, second, initial)
+
+
+def adagrad(
+    lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3, initial: float | None = None
+) -> ServerOptimizer:
+    """FedAdagrad: ``v ← v + Δ²``; arguments as in `adam` (the paper fixes β₁ = 0)."""
+    return _adaptive(lr, beta1, tau, lambda v, d: v + d.square(), initial)
+
+
+def _adaptive(
+    lr: float,
+    beta1: float,
+    tau: float,
+    second: Callable[[Tensor, Tensor], Tensor],
+    initial: float | None,
+    bias_beta2: float | None = None,
+) -> ServerOptimizer:
+    """Algorithm 2: ``m ← β₁ m + (1 − β₁) Δ``, v by `second`, ``x ← x + η m / (√v + τ)``."""
+    v0 = tau**2 if initial is None else initial
+
+    def init(params: Tree) -> Tree:
+        return {
+            "m": trees.zeros_like(params),
+            "v": trees.map(lambda x: torch.full_like(x, v0), params),
+            "rounds": torch.zeros(()),
+        }
+
+    def step(state: Tree, params: Tree, delta: Tree) -> tuple[Tree, Tree]:
+        rounds = state["rounds"] + 1
+        m = trees.map(lambda m, d: beta1 * m + (1 - beta1) * d, state["m"], delta)
+        v = trees.map(second, state["v"], delta)
+        m_scale, v_scale = (
+            (1.0, 1.0) if bias_beta2 is None else (1 - beta1**rounds, 1 - bias_beta2**rounds)
+        )
+        params = trees.map(
+            lambda x, m, v: x + lr * (m / m_scale) / ((v / v_scale).sqrt() + tau), params, m, v
+        )
+        return {"m": m, "v": v, "rounds": rounds}, params
+
+    return ServerOptimizer(init, step)

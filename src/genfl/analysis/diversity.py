@@ -1,0 +1,34 @@
+"""Gradient diversity: do the clients of a round pull in the same direction?"""
+
+from __future__ import annotations
+
+from genfl import trees
+from genfl.algorithms.base import Client, model_change
+from genfl.engines.rounds import Measure
+from genfl.trees import Tree
+
+NAME = "diversity"
+
+
+def gradient_diversity() -> Measure:
+    """Measures ``Σ_k ‖Δ_k‖² / ‖Σ_k Δ_k‖²`` over a cohort's model changes Δ_k.
+
+    It lies between 1/m, when all m clients move alike, and infinity, when they cancel out; m orthogonal
+    changes give 1. Both sums are sums over clients, so that measuring it would not defeat a secure sum.
+
+    Source: Yin et al., AISTATS 2018 (arXiv 1706.05699), Definition 1; GPT-FL (arXiv 2306.02210), Equation 1.
+    """
+
+    def wrap(client: Client) -> Client:
+        def finish(carry: Tree) -> tuple[Tree, Tree]:
+            upload, memory = client.finish(carry)
+            change = model_change(carry)["params"]
+            measured = {"square_norm": trees.square_norm(change), "change": change}
+            return {**upload, NAME: measured}, memory
+
+        return client._replace(finish=finish, reductions={**client.reductions, NAME: "sum"})
+
+    def value(aggregate: Tree) -> float:
+        return float(aggregate["square_norm"] / trees.square_norm(aggregate["change"]))
+
+    return Measure(wrap, value)

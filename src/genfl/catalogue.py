@@ -1,0 +1,49 @@
+"""What a config can name, as rows for tables and JSON; computed from the values, not typed in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genfl.algorithms import ALGORITHMS, profile
+from genfl.data.sources import DATASETS
+from genfl.models import MODELS
+
+
+def algorithms() -> list[dict[str, Any]]:
+    """Returns the algorithms: paper, what the server sees, and costs in multiples of the model's size."""
+    rows = []
+    for name, entry in ALGORITHMS.items():
+        costs = profile(entry)
+        rows.append({"name": name, "paper": entry.paper, **costs._asdict(), "needs": entry.needs})
+    return rows
+
+
+def models() -> list[dict[str, Any]]:
+    """Returns the downstream models, with their number of parameters at their reference input."""
+    rows = []
+    for name, entry in MODELS.items():
+        with torch.device("meta"):  # counts without allocating
+            model = entry.build(entry.shape, entry.classes)
+        parameters = sum(p.numel() for p in model.parameters())
+        rows.append({"name": name, "parameters": parameters, "modality": entry.modality})
+    return rows
+
+
+def datasets() -> list[dict[str, Any]]:
+    """Returns the built-in data sets."""
+    return [
+        {"name": name, "modality": entry.modality, "summary": entry.summary} for name, entry in DATASETS.items()
+    ]
+
+
+def generators() -> list[dict[str, Any]]:
+    """Returns the kinds of generators and the models each can load."""
+    return [
+        {
+            "name": "image",
+            "modality": "image",
+            "models": "miniature (embedded), or any Stable Diffusion folder or Hugging Face id",
+        }
+    ]

@@ -1,0 +1,229 @@
+"""The command line. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+import genfl
+
+if TYPE_CHECKING:
+    from genfl.config import Config
+
+app = typer.Typer(
+    name="genfl",
+    help="Federated learning with generative content: GPT-FL and FedGC, end to end.",
+    epilog="Start with `genfl demo`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class Until(StrEnum):
+    """The stages a run can stop after."""
+
+    labels = "labels"
+    prompts = "prompts"
+    generate = "generate"
+    pretrain = "pretrain"
+    federate = "federate"
+    report = "report"
+
+
+class Catalogue(StrEnum):
+    """What can be listed."""
+
+    algorithms = "algorithms"
+    generators = "generators"
+    datasets = "datasets"
+    models = "models"
+
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.  [default: runs/NAME]")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete an earlier run in the folder and start over.")]
+Update = Annotated[
+    bool, typer.Option("--update", help="Take over the folder of another config; redo what the changes touch.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output; no progress bars.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+    debug: Debug = False,
+) -> None:
+    if version:
+        typer.echo(f"genfl {genfl.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds to average over.")] = 3,
+    fresh: Fresh = False,
+    update: Update = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare GPT-FL with federated learning from scratch on real handwriting; a few minutes on two cores."""
+    from importlib.resources import files
+
+    from genfl import config
+
+    text = (files("genfl.configs") / "digits.yaml").read_text(encoding="utf-8")
+    overrides = [f"seeds={list(range(seeds))}"]
+    _execute(config.parse(text, overrides), out, Until.report, fresh, update, as_json)
+
+
+@app.command()
+def run(
+    config_file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's: federate.rounds=20"),
+    ] = None,
+    out: Out = None,
+    until: Annotated[Until, typer.Option(help="The last stage to run.")] = Until.report,
+    fresh: Fresh = False,
+    update: Update = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a config, or go on with an interrupted run: what is done is not done again."""
+    from genfl import config
+
+    _execute(config.load(config_file, overrides or []), out, until, fresh, update, as_json)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show how far a run is."""
+    from genfl import pipeline
+
+    rows = pipeline.status(folder)
+    if as_json:
+        _print_json([row._asdict() for row in rows])
+        return
+    seconds = [f"{row.seconds:.1f} s" if row.seconds is not None else "" for row in rows]
+    _print_table(
+        ("stage", "state", "time", "progress"),
+        [(row.name, row.state, time, row.progress) for row, time in zip(rows, seconds, strict=True)],
+    )
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Catalogue, typer.Argument(help="What to list.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what a config can name."""
+    from genfl import catalogue
+
+    rows = getattr(catalogue, what.value)()
+    if as_json:
+        _print_json(rows)
+    elif rows:
+        _print_table(tuple(rows[0]), [tuple(_cell(value) for value in row.values()) for row in rows])
+
+
+@app.command()
+def schema(debug: Debug = False) -> None:
+    """Print the JSON Schema of the config, for editors."""
+    from genfl.config import Config
+
+    _print_json(Config.model_json_schema())
+
+
+def _execute(
+    config: Config, out: Path | None, until: Until, fresh: bool, update: bool, as_json: bool
+) -> None:
+    from genfl import pipeline, progress
+
+    _configure_logging()
+    progress.enabled.set(not as_json)
+    folder = out or Path("runs") / config.name
+    summary = pipeline.execute(config, folder, until=until.value, fresh=fresh, update=update)
+    if as_json:
+        rows = [row._asdict() for row in pipeline.status(folder)]
+        _print_json(summary if summary is not None else {"stages": rows})
+    elif summary is not None:
+        from genfl.report.text import table, verdict
+
+        typer.echo(f"\n{verdict(summary)}\n")
+        _print_table(*table(summary))
+        typer.echo(f"\nReport: {folder / 'report' / 'index.html'}")
+
+
+def _configure_logging() -> None:
+    """Sends the library's log to standard error; standard output is for results."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("genfl")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        grid.add_column(name)
+    for row in rows:
+        grid.add_row(*row)
+    Console(soft_wrap=not sys.stdout.isatty()).print(grid)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def main() -> NoReturn:
+    """Runs the command line: exit code 0 done, 2 bad input, 1 failure."""
+    from genfl.errors import InputError
+
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except InputError as error:
+        _fail(error, 2, debug, [f"error: {line}" for line in str(error).splitlines()])
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+        sys.exit(130)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        _fail(error, 1, debug, [f"failed: {type(error).__name__}: {first} (--debug shows the traceback)"])
+    sys.exit(0)
+
+
+def _fail(error: Exception, code: int, debug: bool, lines: list[str]) -> NoReturn:
+    if debug:
+        traceback.print_exception(error)
+    sys.stderr.write("\n".join(lines) + "\n")
+    sys.exit(code)

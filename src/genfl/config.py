@@ -1,0 +1,341 @@
+"""The schema of a run's config, and how it is read: YAML, overrides, one clear line for each mistake."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from genfl.algorithms import ALGORITHMS
+from genfl.data.sources import DATASETS
+from genfl.errors import InputError
+from genfl.models import MODELS
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Partition(Section):
+    """How the training data is split over clients."""
+
+    kind: Literal["dirichlet", "iid"] = "dirichlet"
+    clients: int = Field(20, ge=2, le=65_537, description="Number of clients.")
+    alpha: float = Field(0.1, gt=0, description="Dirichlet concentration: smaller is less IID.")
+    min_size: int = Field(1, ge=1, description="Samples every client has at least.")
+
+
+class Data(Section):
+    """The private data."""
+
+    name: str = Field(description="A name of `genfl list datasets`.")
+    partition: Partition = Partition()
+
+
+class Labels(Section):
+    """Private label discovery."""
+
+    max_bytes: int = Field(64, ge=1, le=1024, description="Longest label name, in UTF-8 bytes.")
+    cells: int = Field(80, ge=4, description="Cells of the first table; doubled when it does not decode.")
+    hashes: int = Field(4, ge=2, le=8, description="Cells each name is put in.")
+    attempts: int = Field(8, ge=1, le=16, description="Tables tried before giving up.")
+
+
+def _as_list(value: Any) -> Any:
+    """Reads one number as a list of it."""
+    return value if isinstance(value, list) else [value]
+
+
+class Prompts(Section):
+    """What the generator is told."""
+
+    style: Literal["label", "single", "multiple", "fill"] = "single"
+    template: str | None = Field(None, description="For style fill: 'a {look} {label}'.")
+    blanks: dict[str, list[str]] = Field({}, description="For style fill: the words for each blank.")
+    per_label: int = Field(200, ge=1, description="Samples of each label.")
+    guidance_scale: Annotated[list[float], BeforeValidator(_as_list)] = Field(
+        [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0],
+        min_length=1,
+        description="One scale, or those to draw from.",
+    )
+    block_size: int = Field(50, ge=1, description="Samples generated in one call, all of one scale.")
+
+
+class ImageGenerator(Section):
+    """A text-to-image model."""
+
+    kind: Literal["image"] = "image"
+    model: str = Field("miniature", description="miniature, a folder, or a Hugging Face model id.")
+    steps: int = Field(15, ge=1, le=1000, description="Denoising steps.")
+    device: str = Field("cpu", description="cpu or cuda.")
+
+
+class Model(Section):
+    """The downstream model."""
+
+    name: str = Field(description="A name of `genfl list models`.")
+
+
+class Augmentation(Section):
+    """Random changes of inputs."""
+
+    noise: float = Field(0.0, ge=0, description="Standard deviation of pixel noise.")
+    shift: int = Field(0, ge=0, description="Largest shift in pixels.")
+
+
+class Pretraining(Section):
+    """Training on synthetic data at the server."""
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(64, ge=1)
+    lr: float = Field(1e-3, gt=0, description="AdamW's learning rate.")
+    weight_decay: float = Field(0.3, ge=0, description="AdamW's decoupled weight decay.")
+    holdout: float = Field(0.1, gt=0, lt=1, description="Share of synthetic data that decides when to stop.")
+    patience: int = Field(5, ge=1, description="Epochs without a better held-back loss before stopping.")
+    augment: Augmentation = Augmentation()
+
+
+class LocalTraining(Section):
+    """What a client of the cohort does in a round."""
+
+    steps: int | None = Field(None, ge=1, description="SGD steps; without it, epochs are counted.")
+    epochs: int = Field(1, ge=1, description="Passes over the client's data, where no steps are given.")
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(0.05, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class Federation(Section):
+    """The federated rounds, the same for every method."""
+
+    rounds: int = Field(100, ge=1)
+    clients_per_round: int = Field(10, ge=1)
+    local: LocalTraining = LocalTraining()
+    evaluate_every: int = Field(5, ge=1, description="Rounds between evaluations.")
+    checkpoint_every: int = Field(5, ge=1, description="Rounds between checkpoints.")
+    engine: Literal["sequential"] = "sequential"
+
+
+def _algorithm_section(name: str) -> type[Section]:
+    options: dict[str, Any] = dict(ALGORITHMS[name].options())
+    return create_model(
+        f"Algorithm_{name}",
+        __base__=Section,
+        __doc__=f"Options of {name} ({ALGORITHMS[name].paper}).",
+        name=(Literal[name], ...),
+        **options,
+    )
+
+
+def _named(value: Any) -> Any:
+    """Reads ``algorithm: fedavg`` as ``algorithm: {name: fedavg}``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+Algorithm = Annotated[
+    Union[tuple(_algorithm_section(name) for name in ALGORITHMS)],  # noqa: UP007 (a computed union)
+    Discriminator("name"),
+]
+
+
+class Method(Section):
+    """One arm of the comparison."""
+
+    algorithm: Annotated[Algorithm, BeforeValidator(_named)]
+    start: Literal["random", "pretrained"] = Field(
+        "random", description="The initial global model: pretrained is GPT-FL's warm start."
+    )
+
+
+class Report(Section):
+    """What is reported."""
+
+    target_accuracy: float = Field(0.9, gt=0, lt=1, description="Rounds and bytes to it are reported.")
+
+
+class Config(Section):
+    """A run: the private data, the generator, the methods to compare, and the seeds to average over."""
+
+    name: str = Field(min_length=1)
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    data: Data
+    labels: Labels = Labels()
+    prompts: Prompts = Prompts()
+    generator: ImageGenerator = ImageGenerator()
+    model: Model
+    pretrain: Pretraining = Pretraining()
+    federate: Federation = Federation()
+    methods: dict[str, Method] = Field(min_length=1)
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        clients, cohort = self.data.partition.clients, self.federate.clients_per_round
+        if cohort > clients:
+            raise ValueError(
+                f"federate.clients_per_round: {cohort} clients a round, but data.partition.clients is"
+                f" {clients}; lower the one or raise the other"
+            )
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError("seeds: give different non-negative integers")
+        if "synthetic_only" in self.methods:
+            raise ValueError("methods: synthetic_only names the pre-trained model itself; choose another name")
+        for field, name, known in (
+            ("data.name", self.data.name, DATASETS),
+            ("model.name", self.model.name, MODELS),
+        ):
+            if name not in known:
+                raise ValueError(f"{field}: there is no {name!r}; {_suggest(name, list(known))}")
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file.
+
+    Args:
+        path: A YAML file.
+        overrides: ``dotted.path=value`` settings that replace the file's, values in YAML.
+
+    Raises:
+        InputError: One line for each mistake, naming the field.
+    """
+    if not path.is_file():
+        raise InputError(f"config: there is no file {path}")
+    return parse(path.read_text(encoding="utf-8"), overrides, str(path))
+
+
+def parse(text: str, overrides: Sequence[str] = (), source: str = "config") -> Config:
+    """Reads a config from YAML text; see `load`."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{source}: a config is a mapping of keys to values")
+    for override in overrides:
+        _apply(content, override)
+    return validate(content)
+
+
+def validate(content: dict[str, Any]) -> Config:
+    """Checks a config given as plain values; see `load`."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(problem) for problem in error.errors())) from error
+
+
+def dump(config: Config) -> str:
+    """Returns the resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Says where two configs, as plain values, differ: ``federate.rounds: 100 there, 20 here``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if old == new else [f"{path}: {old} there, {new} here"]
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    *parents, last = path.strip().split(".")
+    if not equals or not all((*parents, last)):
+        raise InputError(f"{override!r}: an override is key=value, for example federate.rounds=20")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: {value!r} is not a YAML value") from error
+    node = content
+    for parent in parents:
+        if isinstance(node.get(parent), str):  # algorithm: fedavg, overridden as algorithm.beta=0.5
+            node[parent] = _named(node[parent])
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"{path}: {parent!r} holds no keys")
+    node[last] = parsed
+
+
+def _explain(problem: Any) -> str:
+    # pydantic names the member of a union in the location: algorithm.fedavg.beta is algorithm.beta to users
+    parts = problem["loc"]
+    location = [
+        part for before, part in zip((None, *parts), parts, strict=False)
+        if not (before == "algorithm" and part in ALGORITHMS)
+    ]
+    field = ".".join(map(str, location))
+    match problem["type"]:
+        case "extra_forbidden":
+            *parents, key = location
+            return f"{field}: unknown key; {_suggest(str(key), _keys_at(parents))}"
+        case "missing":
+            return f"{field}: required, and not given"
+        case "union_tag_invalid":
+            given = problem["ctx"]["tag"]
+            return f"{field}.name: there is no {given!r}; {_suggest(given, list(ALGORITHMS))}"
+        case "union_tag_not_found":
+            return f"{field}.name: required, and not given"
+        case "value_error" if not field:
+            return str(problem["ctx"]["error"])
+        case _:
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            return f"{field}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+
+
+def _keys_at(location: Sequence[Any]) -> list[str]:
+    """Returns the keys that the schema knows at a place in the config."""
+    schema = Config.model_json_schema()
+    known: set[str] = set()
+    nodes = [schema]
+    for part in location:
+        found = []
+        for node in _resolved(nodes, schema):
+            if part in node.get("properties", {}):
+                found.append(node["properties"][part])
+            elif isinstance(node.get("additionalProperties"), dict):
+                found.append(node["additionalProperties"])
+        nodes = found
+    for node in _resolved(nodes, schema):
+        known |= set(node.get("properties", {}))
+    return sorted(known)
+
+
+def _resolved(nodes: Sequence[Any], schema: Any) -> list[Any]:
+    """Follows references and alternatives of a JSON schema."""
+    flat: list[Any] = []
+    for node in nodes:
+        if "$ref" in node:
+            flat += _resolved([schema["$defs"][node["$ref"].rsplit("/", 1)[1]]], schema)
+        elif "oneOf" in node or "anyOf" in node:
+            flat += _resolved(node.get("oneOf", []) + node.get("anyOf", []), schema)
+        else:
+            flat.append(node)
+    return flat
+
+
+def _suggest(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known)}" if known else "there are no keys to set here"

@@ -1,0 +1,1 @@
+"""Data sets, their split over clients, and synthetic data on disk."""

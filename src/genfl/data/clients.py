@@ -1,0 +1,69 @@
+"""The clients' private data: index ranges over arrays sorted by client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genfl.errors import InputError
+from genfl.trees import Tree
+
+
+class ClientData:
+    """All clients' examples, held once and addressed by client.
+
+    Args:
+        x: Inputs of all clients, [N, ...].
+        y: Class indices, [N] int64.
+        parts: For each client, the rows of `x` and `y` that are its own; disjoint.
+        classes: The number of classes.
+
+    Raises:
+        InputError: A client has no data, or a row belongs to two clients.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, parts: Sequence[np.ndarray], classes: int) -> None:
+        empty = [client for client, part in enumerate(parts) if len(part) == 0]
+        if empty:
+            raise InputError(f"data.partition: client {empty[0]} has no samples; raise min_size or use fewer")
+        order = torch.from_numpy(np.concatenate(list(parts)).astype(np.int64))
+        if len(order.unique()) != len(order):
+            raise InputError("data.partition: a sample belongs to two clients")
+        self.x, self.y = x[order], y[order]
+        self.ends = np.cumsum([len(part) for part in parts])
+        counts = torch.stack([self.labels(k).bincount(minlength=classes) for k in range(len(parts))])
+        self.facts_table: Tree = {
+            "samples": counts.sum(1).to(torch.get_default_dtype()),
+            "label_counts": counts.to(torch.get_default_dtype()),
+        }
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def samples(self, client: int) -> int:
+        """Returns how many samples a client has."""
+        return int(self.ends[client]) - self._start(client)
+
+    def labels(self, client: int) -> Tensor:
+        """Returns a client's class indices."""
+        return self.y[self._start(client) : int(self.ends[client])]
+
+    def facts(self, client: int) -> Tree:
+        """Returns what a client knows of its data: ``samples`` (scalar) and ``label_counts`` [classes]."""
+        return {name: column[client] for name, column in self.facts_table.items()}
+
+    def batch(self, client: int, rows: Tensor) -> dict[str, Tensor]:
+        """Returns some of a client's examples: ``x`` and ``y``.
+
+        Args:
+            client: Its number.
+            rows: Which of the client's own samples, int64.
+        """
+        index = rows + self._start(client)
+        return {"x": self.x[index], "y": self.y[index]}
+
+    def _start(self, client: int) -> int:
+        return int(self.ends[client - 1]) if client else 0

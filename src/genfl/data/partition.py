@@ -1,0 +1,60 @@
+"""Splits a training set over clients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from genfl.errors import InputError
+
+Kind = Literal["dirichlet", "iid"]
+
+
+def partition(
+    labels: Sequence[str], kind: Kind, clients: int, *, alpha: float, min_size: int, seed: int
+) -> list[np.ndarray]:
+    """Splits samples over clients with the partitioners of flwr-datasets.
+
+    Args:
+        labels: The label of every sample.
+        kind: ``dirichlet``: each label's samples are dealt out in Dirichlet(alpha) shares; ``iid``: evenly.
+        clients: Number of clients.
+        alpha: Dirichlet concentration, positive: the smaller, the fewer labels a client holds.
+        min_size: Samples every client has at least.
+        seed: Decides the split.
+
+    Returns:
+        For each client the rows that are its own; together they are all rows.
+
+    Raises:
+        InputError: No such split was found.
+    """
+    from datasets import Dataset
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+
+    if clients * min_size > len(labels):
+        raise InputError(
+            f"data.partition: {clients} clients of at least {min_size} samples need more than the"
+            f" {len(labels)} there are; lower data.partition.clients or min_size"
+        )
+    rows = Dataset.from_dict({"label": list(labels), "row": range(len(labels))})
+    if kind == "iid":
+        partitioner = IidPartitioner(clients)
+        rows = rows.shuffle(seed=seed)
+    else:
+        partitioner = DirichletPartitioner(
+            clients, "label", alpha=float(alpha), min_partition_size=min_size, self_balancing=False, seed=seed
+        )
+    partitioner.dataset = rows
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of every attempt; what counts is whether one succeeds
+            return [np.asarray(partitioner.load_partition(k)["row"]) for k in range(clients)]
+    except ValueError as error:
+        raise InputError(
+            f"data.partition: no Dirichlet({alpha}) split into {clients} clients of at least {min_size}"
+            " samples was found; raise alpha, or lower clients or min_size"
+        ) from error

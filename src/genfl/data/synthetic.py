@@ -1,0 +1,160 @@
+"""Synthetic data on disk: an ordinary Hugging Face data set folder of checksummed Parquet shards."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet
+from PIL import Image
+
+from genfl.errors import GenflError
+from genfl.generators.base import Sample
+from genfl.storage import read_json, replacing, sha256, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+
+class Shard(NamedTuple):
+    """A finished shard: its file below the data set's folder, rows, SHA-256, and seconds to generate."""
+
+    file: str
+    rows: int
+    sha256: str
+    seconds: float
+
+
+class SyntheticData:
+    """A synthetic data set of images that is written shard by shard and can be gone on with.
+
+    ``datasets.load_dataset(folder)`` opens it. Each row holds the image, its label, and how it was made:
+    prompt, guidance scale, seed, generator, and whether real data guided it. ``manifest.json`` lists the
+    finished shards; a shard it does not list, or whose checksum differs, counts as absent.
+
+    Args:
+        folder: Where it is.
+        label_names: The names of the classes, in order.
+        shards: How many shards it has when complete.
+    """
+
+    def __init__(self, folder: Path, label_names: Sequence[str], shards: int) -> None:
+        self.folder = folder
+        self.label_names = list(label_names)
+        self.shards = shards
+        self.manifest = folder / "manifest.json"
+
+    @classmethod
+    def open(cls, folder: Path) -> SyntheticData:
+        """Opens a data set that was written before."""
+        content = read_json(folder / "manifest.json")
+        return cls(folder, content["labels"], content["of"])
+
+    def finished(self) -> dict[int, Shard]:
+        """Returns the shards the manifest lists, by number, whether intact or not."""
+        if not self.manifest.exists():
+            return {}
+        listed = read_json(self.manifest)["shards"]
+        return {int(number): Shard(**shard) for number, shard in listed.items()}
+
+    def damaged(self) -> dict[int, Shard]:
+        """Returns the listed shards whose file is missing or has another checksum."""
+        return {number: shard for number, shard in self.finished().items() if not self._intact(shard)}
+
+    def missing(self) -> list[int]:
+        """Returns the numbers of the shards still to be made; names the damaged ones in the log."""
+        damaged = self.damaged()
+        for shard in damaged.values():
+            log.warning("%s is damaged (its checksum differs) and will be made again", self.folder / shard.file)
+        return [n for n in range(self.shards) if n in damaged or n not in self.finished()]
+
+    def write(self, number: int, samples: Iterable[Sample], generator: str, seconds: float) -> None:
+        """Writes one shard, then lists it in the manifest.
+
+        Args:
+            number: Which shard, from 0.
+            samples: Its samples.
+            generator: What made them.
+            seconds: How long that took.
+        """
+        import datasets
+
+        features = datasets.Features(
+            {
+                "image": datasets.Image(),
+                "label": datasets.ClassLabel(names=self.label_names),
+                "prompt": datasets.Value("string"),
+                "guidance_scale": datasets.Value("float32"),
+                "seed": datasets.Value("int64"),
+                "generator": datasets.Value("string"),
+                "guided": datasets.Value("bool"),
+            }
+        )
+        rows = [
+            {
+                "image": {"bytes": _png(sample.content), "path": None},
+                "label": sample.prompt.label,
+                "prompt": sample.prompt.text,
+                "guidance_scale": sample.prompt.guidance_scale,
+                "seed": sample.prompt.seed,
+                "generator": generator,
+                "guided": False,
+            }
+            for sample in samples
+        ]
+        file = f"data/train-{number:05d}-of-{self.shards:05d}.parquet"
+        datasets.disable_progress_bars()
+        with replacing(self.folder / file) as temporary:
+            datasets.Dataset.from_list(rows, features=features).to_parquet(temporary)
+        shard = Shard(file, len(rows), sha256(self.folder / file), round(seconds, 3))
+        listed = {**self.finished(), number: shard}
+        shards = {str(n): s._asdict() for n, s in sorted(listed.items())}
+        write_json(self.manifest, {"labels": self.label_names, "of": self.shards, "shards": shards})
+
+    def write_card(self, title: str, facts: dict[str, Any]) -> None:
+        """Writes the data card, README.md.
+
+        Args:
+            title: What the card calls the data set.
+            facts: What is said of how it was made, a line each.
+        """
+        rows = sum(shard.rows for shard in self.finished().values())
+        lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+        write_text(
+            self.folder / "README.md",
+            "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
+            f"    path: data/train-*.parquet\ntags:\n- synthetic\n---\n# {title}\n\n"
+            f"{rows} generated samples of {len(self.label_names)} classes"
+            f" ({', '.join(self.label_names)}). Nothing in it was recorded from the world.\n\n{lines}\n\n"
+            "Columns: `image`, `label`, `prompt`, `guidance_scale`, `seed`, `generator`, and `guided`"
+            " (whether a real example guided the sample). Checksums: `manifest.json`.\n",
+        )
+
+    def read(self) -> tuple[list[Image.Image], list[str]]:
+        """Reads all images and the names of their labels, in order.
+
+        Raises:
+            GenflError: A shard is missing or damaged.
+        """
+        bad = self.missing()
+        if bad:
+            raise GenflError(f"{self.folder} lacks intact shards {bad}; run the generate stage again")
+        images: list[Image.Image] = []
+        labels: list[str] = []
+        for _, shard in sorted(self.finished().items()):
+            table = pyarrow.parquet.read_table(self.folder / shard.file, columns=["image", "label"])
+            images += [Image.open(io.BytesIO(cell["bytes"])) for cell in table["image"].to_pylist()]
+            labels += [self.label_names[index] for index in table["label"].to_pylist()]
+        return images, labels
+
+    def _intact(self, shard: Shard) -> bool:
+        path = self.folder / shard.file
+        return path.exists() and sha256(path) == shard.sha256
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""How rounds of a federated algorithm are executed."""

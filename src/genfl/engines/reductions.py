@@ -1,0 +1,83 @@
+"""How a cohort's uploads become what the server sees."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genfl import trees
+from genfl.privacy.secure_sum import SecureSum
+from genfl.rng import Key
+from genfl.trees import Tree
+
+
+class Plain:
+    """Adds uploads in the clear, as they come; uploads declared ``each`` are listed."""
+
+    def __init__(self, reductions: dict[str, str]) -> None:
+        self.reductions = reductions
+        self.aggregate: dict[str, Tree] = {}
+
+    def add(self, client: int, upload: Tree) -> None:
+        """Takes one client's upload."""
+        for name, value in upload.items():
+            if self.reductions[name] == "each":
+                self.aggregate.setdefault(name, []).append(value)
+            else:
+                before = self.aggregate.get(name)
+                self.aggregate[name] = value if before is None else trees.add(before, value)
+
+    def result(self) -> Tree:
+        """Returns the aggregate of all uploads taken."""
+        return self.aggregate
+
+
+class Secure:
+    """Adds masked unsigned integers, so that only their sum is ever in the clear.
+
+    It simulates the protocol in one process (see `genfl.privacy.secure_sum`). A program with an upload that
+    is not declared ``sum`` is refused.
+
+    Args:
+        reductions: The program's declared reductions.
+        key: Where the pairwise secrets come from; fresh for every sum.
+    """
+
+    def __init__(self, reductions: dict[str, str], key: Key) -> None:
+        each = [name for name, reduction in reductions.items() if reduction != "sum"]
+        if each:
+            raise ValueError(f"a secure sum cannot carry uploads the server must see one by one: {each}")
+        self.key = key
+        self.uploads: dict[int, Tree] = {}
+
+    def add(self, client: int, upload: Tree) -> None:
+        """Takes one client's upload."""
+        self.uploads[client] = upload
+
+    def result(self) -> Tree:
+        """Masks every client's upload, adds the masked ones, and returns the sum that appears."""
+        clients = tuple(self.uploads)
+        counter = iter(range(2**31))
+
+        def add_masked(*values: Tensor) -> Tensor:
+            context = f"leaf {next(counter)}"  # no mask is ever used twice
+            protocol = SecureSum(clients, seed=self.key.integer(), context=context)
+            masked = {k: protocol.mask(k, _unsigned(v)) for k, v in zip(clients, values, strict=True)}
+            return torch.from_numpy(protocol.add(masked))
+
+        return trees.map(add_masked, *self.uploads.values())
+
+
+def secure(key: Key) -> functools.partial[Secure]:
+    """Returns the reduction that adds by pairwise masking, with secrets derived from `key`."""
+    return functools.partial(Secure, key=key)
+
+
+def _unsigned(value: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]:
+    array = value.numpy()
+    if array.dtype not in (np.uint32, np.uint64):
+        raise ValueError(f"a secure sum adds uint32 or uint64, not {array.dtype}: encode it first")
+    return array

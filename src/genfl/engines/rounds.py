@@ -1,0 +1,182 @@
+"""The loop over rounds, the same for every algorithm and engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from genfl import trees
+from genfl.algorithms.base import Algorithm, Client
+from genfl.data.clients import ClientData
+from genfl.data.plans import plan
+from genfl.engines.base import Engine, Work
+from genfl.learning.task import Weights
+from genfl.rng import Key
+from genfl.storage import load_tensors, save_tensors
+from genfl.trees import Tree
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Who works when, and how much.
+
+    Attributes:
+        rounds: Number of rounds.
+        clients_per_round: Size of the cohort, drawn uniformly without replacement.
+        batch_size: Samples in a step's batch; a client with fewer uses all it has.
+        local_steps: Steps a client takes in a round; None to count in epochs.
+        local_epochs: Passes over the client's data in a round, where `local_steps` is None.
+        evaluate_every: Evaluate after every so many rounds, besides round 0 and the last.
+        checkpoint_every: Keep the state on disk after every so many rounds.
+    """
+
+    rounds: int
+    clients_per_round: int
+    batch_size: int
+    local_steps: int | None = None
+    local_epochs: int = 1
+    evaluate_every: int = 1
+    checkpoint_every: int = 1
+
+
+class Measure(NamedTuple):
+    """Something measured on the cohort each round, at no cost to the federation being simulated.
+
+    Attributes:
+        wrap: Adds the measure's upload, under the measure's name, to a client program.
+        value: Turns the aggregate of that upload into a number.
+    """
+
+    wrap: Callable[[Client], Client]
+    value: Callable[[Tree], float]
+
+
+class Trace(NamedTuple):
+    """What happened in a federation.
+
+    Attributes:
+        weights: The final global model.
+        evaluations: One dict an evaluation: ``round``, and what the evaluation gave.
+        rounds: One dict a round: ``round``, ``uplink_bytes`` and ``downlink_bytes`` of the whole cohort,
+            ``refused`` (how many uploads were not counted), and each measure's value (None where no upload
+            counted).
+    """
+
+    weights: Weights
+    evaluations: list[dict[str, Any]]
+    rounds: list[dict[str, Any]]
+
+
+def federate(
+    algorithm: Algorithm,
+    weights: Weights,
+    clients: ClientData,
+    engine: Engine,
+    schedule: Schedule,
+    key: Key,
+    evaluate: Callable[[Weights], dict[str, float]],
+    *,
+    checkpoint: Path | None = None,
+    measures: dict[str, Measure] | None = None,
+    on_round: Callable[[int], None] = lambda rounds: None,
+) -> Trace:
+    """Runs a federation, or goes on with one that was interrupted.
+
+    Args:
+        algorithm: What clients and server compute.
+        weights: The initial global model.
+        clients: The private data.
+        engine: What executes the clients' work.
+        schedule: Rounds, cohorts, local work.
+        key: Where all randomness comes from: cohorts, batches, dropout.
+        evaluate: Scores a global model.
+        checkpoint: The file to resume from and to keep the state in; None keeps nothing. An interrupted run
+            ends bit-identical to an uninterrupted one.
+        measures: What to measure each round, by name.
+        on_round: Told how many rounds were just finished.
+    """
+    measures = measures or {}
+    program = algorithm.client
+    for measure in measures.values():
+        program = measure.wrap(program)
+
+    if checkpoint and checkpoint.exists():
+        tree, meta = load_tensors(checkpoint)
+        state = tree["state"]
+        memories = {int(client): memory for client, memory in tree["memories"].items()}
+        evaluations, rounds = meta["evaluations"], meta["rounds"]
+        log.info("resumed after round %d from %s", len(rounds), checkpoint.name)
+        on_round(len(rounds))
+    else:
+        state = algorithm.init(weights, census(algorithm.census, clients), key.fold("init"))
+        memories, rounds = {}, []
+        evaluations = [{"round": 0, **evaluate(state["weights"])}]
+
+    for number in range(len(rounds) + 1, schedule.rounds + 1):
+        message = algorithm.send(state)
+        work = [
+            Work(
+                client,
+                clients.facts(client),
+                memories[client] if client in memories else algorithm.memory(weights),
+                plan(
+                    clients.samples(client),
+                    schedule.batch_size,
+                    schedule.local_steps,
+                    schedule.local_epochs,
+                    key.fold("plan", number, client).numpy(),
+                ),
+                key.fold("client", number, client),
+            )
+            for client in cohort(len(clients), schedule.clients_per_round, key.fold("cohort", number))
+        ]
+        outcome = engine(program, message, work)
+        for client, why in outcome.refused.items():
+            log.warning("round %d: the upload of client %d was refused: %s", number, client, why)
+        if outcome.aggregate is not None:
+            memories |= outcome.memories
+            aggregate = {name: outcome.aggregate[name] for name in algorithm.client.reductions}
+            state = algorithm.server(state, aggregate, key.fold("server", number))
+        rounds.append(
+            {
+                "round": number,
+                "uplink_bytes": sum(outcome.uplink_bytes[name] for name in algorithm.client.reductions),
+                "downlink_bytes": trees.num_bytes(message) * len(work),
+                "refused": len(outcome.refused),
+                **{
+                    name: measure.value(outcome.aggregate[name]) if outcome.aggregate is not None else None
+                    for name, measure in measures.items()
+                },
+            }
+        )
+        last = number == schedule.rounds
+        if last or number % schedule.evaluate_every == 0:
+            evaluations.append({"round": number, **evaluate(state["weights"])})
+        if checkpoint and (last or number % schedule.checkpoint_every == 0):
+            tree = {"state": state, "memories": {str(k): memory for k, memory in memories.items()}}
+            save_tensors(checkpoint, tree, {"evaluations": evaluations, "rounds": rounds})
+        on_round(1)
+    return Trace(state["weights"], evaluations, rounds)
+
+
+def cohort(clients: int, size: int, key: Key) -> Sequence[int]:
+    """Draws a round's clients uniformly without replacement, in ascending order."""
+    chosen = key.numpy().choice(clients, size, replace=False)
+    return sorted(int(client) for client in chosen)
+
+
+def census(program: Client, clients: ClientData) -> Tree:
+    """Sums a program without batches over all clients, vectorised over the table of their facts."""
+
+    def contribute(facts: Tree) -> Tree:
+        return program.finish(program.start({}, {}, facts))[0]
+
+    uploads = torch.vmap(contribute)(clients.facts_table)
+    return trees.map(lambda values: values.sum(0), uploads)

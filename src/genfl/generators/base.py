@@ -1,0 +1,49 @@
+"""What every generator takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from PIL import Image
+
+
+class Prompt(NamedTuple):
+    """What one sample is made from.
+
+    Attributes:
+        label: The name of its class.
+        text: What the generator is told.
+        guidance_scale: Weight of the prompt in classifier-free guidance; at 1 or below there is none.
+        seed: Decides the sample's noise, whatever else is in its block.
+    """
+
+    label: str
+    text: str
+    guidance_scale: float
+    seed: int
+
+
+class Sample(NamedTuple):
+    """A generated sample and what it was made from."""
+
+    prompt: Prompt
+    content: Image.Image
+
+
+class Generator(Protocol):
+    """Makes labelled samples from prompts.
+
+    Attributes:
+        id: What is written beside every sample: the model's id.
+    """
+
+    id: str
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
+        """Makes one sample for each prompt of a block, in order.
+
+        Args:
+            prompts: A block: all of one guidance scale, made in one call of the model.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Which label names exist over all clients, without learning who holds which."""

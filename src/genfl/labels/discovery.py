@@ -1,0 +1,110 @@
+"""Private label discovery: the server learns which label names exist, and how many clients hold each."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import torch
+
+from genfl.algorithms.base import Client
+from genfl.engines.base import Engine, Work
+from genfl.errors import GenflError, InputError
+from genfl.labels.iblt import IBLT, CorruptTable, TableTooSmall
+from genfl.rng import Key
+from genfl.trees import Tree
+
+log = logging.getLogger(__name__)
+
+
+class Discovery(NamedTuple):
+    """What label discovery revealed, and its cost.
+
+    Attributes:
+        holders: How many clients hold each label, by name, in alphabetical order. This, and nothing about a
+            single client, is what the server learns.
+        cells: Cells of the table that decoded.
+        bytes_per_client: What a client sent over all attempts.
+        attempts: How many tables were summed.
+    """
+
+    holders: dict[str, int]
+    cells: int
+    bytes_per_client: int
+    attempts: int
+
+
+def label_table(table: IBLT) -> Client:
+    """Returns the client program that uploads a table of the client's own label names.
+
+    Its facts are ``{"label_names": names}``; its one upload, ``table`` (uint32), is only ever summed.
+    """
+
+    def finish(names: Tree) -> tuple[Tree, Tree]:
+        return {"table": torch.from_numpy(table.encode(names))}, {}
+
+    return Client(
+        start=lambda message, memory, facts: facts["label_names"],
+        step=lambda carry, batch, key: carry,
+        finish=finish,
+        reductions={"table": "sum"},
+    )
+
+
+def discover(
+    label_sets: Sequence[Collection[str]],
+    engine: Callable[[Key], Engine],
+    key: Key,
+    *,
+    cells: int = 80,
+    hashes: int = 4,
+    max_bytes: int = 64,
+    attempts: int = 8,
+) -> Discovery:
+    """Finds the union of the clients' label names through a sum of their tables.
+
+    A sum that does not decode is asked for again with twice the cells and fresh hash functions.
+
+    Source: GPT-FL (arXiv 2306.02210), Section 3.1, after Gascón et al. 2023.
+
+    Args:
+        label_sets: Each client's label names.
+        engine: Makes the engine of one attempt; one with a secure sum keeps each client's table private.
+        key: The random stream: public hash seeds, and the simulated clients' secrets.
+        cells: Cells of the first table.
+        hashes: Cells each name is put in.
+        max_bytes: Longest name, in UTF-8 bytes.
+        attempts: Tables tried before giving up.
+
+    Raises:
+        InputError: A name cannot be put in a table, or no table decoded.
+        GenflError: The sum is not one of well-formed tables.
+    """
+    sent = 0
+    for attempt in range(1, attempts + 1):
+        table = IBLT(cells, hashes, max_bytes, seed=key.fold("hashes", attempt).integer())
+        work = [
+            Work(client, {"label_names": names}, {}, (), key.fold("client", attempt, client))
+            for client, names in enumerate(label_sets)
+        ]
+        try:
+            outcome = engine(key.fold("sum", attempt))(label_table(table), {}, work)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if outcome.aggregate is None:
+            raise InputError("labels: no client took part in the discovery")
+        sent += table.nbytes
+        try:
+            holders = table.decode(outcome.aggregate["table"].numpy(), clients=len(outcome.memories))
+            return Discovery(holders, cells, sent, attempt)
+        except CorruptTable as error:
+            raise GenflError(f"labels: the clients' tables do not add up to label names: {error}") from error
+        except TableTooSmall:
+            log.info("the labels do not fit %d cells; asking for %d", cells, 2 * cells)
+            cells *= 2
+    raise InputError(
+        f"labels.attempts: no table up to {cells // 2} cells decoded; raise labels.cells (about"
+        f" {math.ceil(1.4 * cells)} or more), or a client sends what is no table of labels"
+    )

@@ -1,0 +1,1 @@
+"""What is learned and how: tasks, local training, pre-training, evaluation."""

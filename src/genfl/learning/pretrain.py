@@ -1,0 +1,136 @@
+"""Server-side training on synthetic data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from genfl import trees
+from genfl.learning.augment import Augment
+from genfl.learning.evaluate import evaluate
+from genfl.learning.task import Task, Weights
+from genfl.rng import Key
+from genfl.storage import load_tensors, save_tensors
+from genfl.trees import Tree
+
+
+class Recipe(NamedTuple):
+    """How to train on synthetic data, which is easily overfitted: decay the weights, and stop early.
+
+    Attributes:
+        epochs: Passes over the data at most.
+        batch_size: Samples in a step.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's decoupled weight decay.
+        holdout: Share of the synthetic data held back to decide when to stop, in (0, 1).
+        patience: Stop after so many epochs without a better held-back loss.
+        augment: Random changes of the inputs.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    holdout: float
+    patience: int
+    augment: Augment
+
+
+class Pretrained(NamedTuple):
+    """The best model by held-back loss, its epoch, and each epoch's figures."""
+
+    weights: Weights
+    epoch: int
+    history: list[dict[str, Any]]
+
+
+def pretrain(
+    task: Task,
+    weights: Weights,
+    x: Tensor,
+    y: Tensor,
+    recipe: Recipe,
+    key: Key,
+    *,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int], None] = lambda epochs: None,
+) -> Pretrained:
+    """Trains a model with AdamW, and gives the one with the smallest loss on held-back synthetic data.
+
+    It never sees private data.
+
+    Source: GPT-FL (arXiv 2306.02210): small learning rate, large weight decay.
+
+    Args:
+        task: What is learned.
+        weights: Where to start.
+        x: Synthetic inputs, [n, ...].
+        y: Their class indices, [n].
+        recipe: How to train.
+        key: The random stream.
+        checkpoint: The file to resume from and to keep the state in after each epoch.
+        on_epoch: Told how many epochs were just finished.
+    """
+    order = torch.from_numpy(key.fold("holdout").numpy().permutation(len(x)))
+    held = order[: max(1, round(recipe.holdout * len(x)))]
+    train = order[len(held) :]
+    best, best_epoch, history = weights, 0, []
+    start: Tree = {"weights": weights, "optimizer": {}}
+    if checkpoint and checkpoint.exists():
+        tree, meta = load_tensors(checkpoint)
+        start, best = tree["now"], tree["best"]
+        best_epoch, history = meta["best_epoch"], meta["history"]
+        on_epoch(len(history))
+
+    params = trees.map(lambda p: p.clone().requires_grad_(), start["weights"]["params"])
+    buffers = start["weights"]["buffers"]
+    optimizer = torch.optim.AdamW(trees.leaves(params), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    _restore(optimizer, start["optimizer"])
+
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
+        if epoch - 1 - best_epoch >= recipe.patience:
+            break
+        drawn = key.fold("epoch", epoch)
+        shuffled = train[torch.from_numpy(drawn.numpy().permutation(len(train)))]
+        noise = drawn.fold("augment").torch()
+        total = 0.0
+        for step, rows in enumerate(shuffled.split(recipe.batch_size)):
+            batch = {"x": recipe.augment(x[rows], noise), "y": y[rows]}
+            loss, aux = task.loss(params, buffers, batch, drawn.fold("step", step))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            buffers = trees.map(torch.detach, aux.buffers)
+            total += loss.item() * len(rows)
+        now: Weights = {"params": trees.map(lambda p: p.detach().clone(), params), "buffers": buffers}
+        scores = evaluate(task, now, x[held], y[held])
+        if not history or scores["loss"] < history[best_epoch - 1]["held_back_loss"]:
+            best, best_epoch = now, epoch
+        history.append(
+            {
+                "epoch": epoch,
+                "loss": total / len(train),
+                "held_back_loss": scores["loss"],
+                "held_back_accuracy": scores["accuracy"],
+            }
+        )
+        if checkpoint:
+            tree = {"now": {"weights": now, "optimizer": _tensors(optimizer)}, "best": best}
+            save_tensors(checkpoint, tree, {"best_epoch": best_epoch, "history": history})
+        on_epoch(1)
+    return Pretrained(best, best_epoch, history)
+
+
+def _tensors(optimizer: torch.optim.Optimizer) -> Tree:
+    return {str(index): dict(state) for index, state in optimizer.state_dict()["state"].items()}
+
+
+def _restore(optimizer: torch.optim.Optimizer, state: Tree) -> None:
+    if state:
+        groups = optimizer.state_dict()["param_groups"]
+        state = {int(index): tensors for index, tensors in state.items()}
+        optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,130 @@
+"""What is learned: an objective over a tree of weights, free of any algorithm or engine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from genfl import trees
+from genfl.models import Classifier
+from genfl.rng import Key
+from genfl.trees import Tree
+
+Weights = dict[str, dict[str, Tensor]]
+"""A model's state: ``{"params": trained by gradients, "buffers": running statistics}``."""
+
+Batch = dict[str, Tensor]
+"""Examples of one step: ``x`` [n, ...] inputs and ``y`` [n] class indices."""
+
+
+class Aux(NamedTuple):
+    """What a forward pass leaves besides its loss.
+
+    Attributes:
+        buffers: The running statistics after it.
+        features: What the model's head sees, [n, d]; None for tasks without a model.
+        logits: The head's output, [n, classes]; None for tasks without a model.
+    """
+
+    buffers: Tree
+    features: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Task(NamedTuple):
+    """A learning problem as pure functions.
+
+    Attributes:
+        init: ``(key) -> weights``.
+        loss: ``(params, buffers, batch, key) -> (loss, aux)``: the mean loss over the batch, a scalar, as in
+            training (batch norm uses the batch, dropout draws from the key).
+        predict: ``(weights, x) -> logits`` [n, classes], as in evaluation.
+    """
+
+    init: Callable[[Key], Weights]
+    loss: Callable[[Tree, Tree, Batch, Key], tuple[Tensor, Aux]]
+    predict: Callable[[Weights, Tensor], Tensor]
+
+
+class _Forward(nn.Module):
+    """Gives the features along with the logits in one forward pass."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.model.features(x)
+        return features, self.model.head(features)
+
+
+def classification(build: Callable[[], Classifier]) -> Task:
+    """Returns the task of classifying with cross-entropy.
+
+    Args:
+        build: Makes a freshly initialised model, drawing from torch's global generator.
+
+    Integer buffers (batch norm's count of batches) are no part of the weights: they cannot be averaged and
+    nothing that genfl supports reads them.
+    """
+    training = _Forward(build()).train().requires_grad_(False)
+    evaluation = copy.deepcopy(training).eval()
+    draws = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training.modules())
+
+    def init(key: Key) -> Weights:
+        with _global_generator(key):
+            return weights_of(build())
+
+    def forward(module: nn.Module, params: Tree, buffers: Tree, x: Tensor) -> Any:
+        tree = {f"model.{name}": value for name, value in (params | buffers).items()}
+        return functional_call(module, tree, (x,))
+
+    def loss(params: Tree, buffers: Tree, batch: Batch, key: Key) -> tuple[Tensor, Aux]:
+        buffers = trees.map(torch.clone, buffers)  # batch norm writes into what it is given
+        with _global_generator(key) if draws else nullcontext():
+            features, logits = forward(training, params, buffers, batch["x"])
+        return F.cross_entropy(logits, batch["y"]), Aux(buffers, features, logits)
+
+    @torch.no_grad()
+    def predict(weights: Weights, x: Tensor) -> Tensor:
+        _, logits = forward(evaluation, weights["params"], weights["buffers"], x)
+        return logits
+
+    return Task(init, loss, predict)
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """Returns a copy of a model's parameters and floating-point buffers, by their state-dict names."""
+    return {
+        "params": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "buffers": {n: b.detach().clone() for n, b in model.named_buffers() if b.is_floating_point()},
+    }
+
+
+def load_weights(model: nn.Module, weights: Weights) -> None:
+    """Copies weights into a model made by the same builder."""
+    model.load_state_dict(weights["params"] | weights["buffers"], strict=False)
+
+
+class _global_generator:  # noqa: N801 (used like a function)
+    """Seeds torch's global CPU generator from a key for the length of a block, then puts it back.
+
+    Module initialisation and dropout know no other generator.
+    """
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+
+    def __enter__(self) -> None:
+        self.before = torch.get_rng_state()
+        torch.manual_seed(self.key.integer())
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.before)

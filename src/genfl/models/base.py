@@ -1,0 +1,27 @@
+"""What every downstream model offers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """A classifier in two halves: ``forward(x) = head(features(x))``.
+
+    The head is linear unless a model says otherwise; methods that work on features (MOON, FedDecorr, FedGen)
+    rely on the split.
+    """
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """Returns what the head sees, [n, d]."""
+
+    @abstractmethod
+    def head(self, z: Tensor) -> Tensor:
+        """Returns the logits [n, classes] of features [n, d]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits, [n, classes]."""
+        return self.head(self.features(x))

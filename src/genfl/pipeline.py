@@ -1,0 +1,192 @@
+"""The stages in order: each skipped when its inputs are unchanged, each gone on with after a crash."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import yaml
+
+from genfl import config as configs
+from genfl.config import Config
+from genfl.errors import InputError
+from genfl.report.summary import summarise
+from genfl.stages import federate, generate, labels, pretrain, prompts, report
+from genfl.stages.base import Run, Stage
+from genfl.storage import digest, read_json, sha256, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+STAGES: tuple[Stage, ...] = (
+    labels.STAGE,
+    prompts.STAGE,
+    generate.STAGE,
+    pretrain.STAGE,
+    federate.STAGE,
+    report.STAGE,
+)
+CONFIG = "config.yaml"
+SUMMARY = "summary.json"
+
+
+def execute(
+    config: Config, folder: Path, *, until: str = STAGES[-1].name, fresh: bool = False, update: bool = False
+) -> dict[str, Any] | None:
+    """Runs the pipeline in a folder, doing only what is not done yet.
+
+    Args:
+        config: The resolved config.
+        folder: The run's folder; made if absent.
+        until: The last stage to run.
+        fresh: Delete an earlier run in the folder and start over.
+        update: Take over a folder that was made with another config: what does not depend on the changes is
+            kept.
+
+    Returns:
+        The summary, also written to ``summary.json``; None if the report was not reached.
+
+    Raises:
+        InputError: The folder holds something else, or is in use.
+    """
+    claim(config, folder, fresh=fresh, update=update)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            return _execute(config, folder, until)
+    except filelock.Timeout:
+        raise InputError(f"--out: another process is at work in {folder}") from None
+
+
+def claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
+    """Makes sure that a folder is, or becomes, that of a run of this config; see `execute`."""
+    existing = folder / CONFIG
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out: {folder} is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()) and not existing.exists():
+        raise InputError(f"--out: {folder} is not empty and holds no run; choose another folder")
+    if existing.exists() and fresh:
+        shutil.rmtree(folder)
+    elif existing.exists() and not update:
+        old = yaml.safe_load(existing.read_text(encoding="utf-8"))
+        changes = configs.differences(old, yaml.safe_load(configs.dump(config)))
+        if changes:
+            more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+            raise InputError(
+                f"--out: {folder} holds a run of another config ({changes[0]}{more}); choose another folder,"
+                " or --update to redo what the changes touch, or --fresh to start over"
+            )
+    write_text(folder / CONFIG, configs.dump(config))
+
+
+def _execute(config: Config, folder: Path, until: str) -> dict[str, Any] | None:
+    run = Run(config, folder)
+    skipped: dict[str, bool] = {}
+    for stage, key in keyed(config):
+        skipped[stage.name] = _bring_up_to_date(stage, key, run)
+        if stage.name == until:
+            break
+    if until != STAGES[-1].name:
+        return None
+    summary = summarise(run, skipped)
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def keyed(config: Config) -> Iterator[tuple[Stage, str]]:
+    """Yields each stage with the key of its output: a digest of all that decides what it is."""
+    keys: dict[str, str] = {}
+    for stage in STAGES:
+        upstream = {name: keys[name] for name in stage.needs}
+        keys[stage.name] = digest([stage.name, stage.version, stage.inputs(config), upstream])
+        yield stage, keys[stage.name]
+
+
+def _bring_up_to_date(stage: Stage, key: str, run: Run) -> bool:
+    """Runs a stage unless its output is there and intact; returns whether it was skipped."""
+    record, folder = run.record(stage.name), run.folder / stage.folder
+    old = read_json(record) if record.exists() else None
+    if old and old["key"] != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        old = None
+    if old and old["done"]:
+        damaged = [path for path, checksum in old["files"].items() if not _intact(folder / path, checksum)]
+        if not damaged:
+            log.info("%s: up to date", stage.name)
+            return True
+        for path in damaged:
+            log.warning("%s: %s is damaged and will be made again", stage.name, folder / path)
+            (folder / path).unlink(missing_ok=True)
+    elif old is None:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it had a record
+    write_json(record, {"stage": stage.name, "key": key, "done": False})
+    log.info("%s: running", stage.name)
+    began = time.perf_counter()
+    result = stage.run(run)
+    seconds = time.perf_counter() - began
+    files = {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+    write_json(
+        record,
+        {
+            "stage": stage.name,
+            "key": key,
+            "done": True,
+            "seconds": round(seconds, 3),
+            "result": result,
+            "files": files,
+        },
+    )
+    log.info("%s: done in %.1f s", stage.name, seconds)
+    return False
+
+
+def _intact(path: Path, checksum: str) -> bool:
+    return path.is_file() and sha256(path) == checksum
+
+
+class StageStatus(NamedTuple):
+    """How far a stage of a run is.
+
+    Attributes:
+        name: The stage.
+        state: ``done``, ``partial`` (interrupted or running) or ``missing``.
+        seconds: How long it took, if done.
+        progress: How far it is, for example ``350 of 2000 samples``; empty if unknown.
+    """
+
+    name: str
+    state: str
+    seconds: float | None
+    progress: str
+
+
+def status(folder: Path) -> list[StageStatus]:
+    """Says how far a run is, from its folder alone.
+
+    Raises:
+        InputError: The folder holds no run.
+    """
+    if not (folder / CONFIG).exists():
+        raise InputError(f"{folder} holds no run: there is no {CONFIG} in it")
+    run = Run(configs.load(folder / CONFIG), folder)
+    rows = []
+    for stage, key in keyed(run.config):
+        record = read_json(run.record(stage.name)) if run.record(stage.name).exists() else None
+        if record is None or record["key"] != key:
+            rows.append(StageStatus(stage.name, "missing", None, ""))
+        elif record["done"]:
+            rows.append(StageStatus(stage.name, "done", record["seconds"], ""))
+        else:
+            progress = ""
+            if stage.progress:
+                done, total, unit = stage.progress(run)
+                progress = f"{done} of {total} {unit}"
+            rows.append(StageStatus(stage.name, "partial", None, progress))
+    return rows

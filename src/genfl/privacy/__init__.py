@@ -1,0 +1,1 @@
+"""Secure sums and what protects clients."""

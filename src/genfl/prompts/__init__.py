@@ -1,0 +1,1 @@
+"""From label names to many diverse prompts."""

@@ -1,0 +1,48 @@
+"""Which samples to generate: text, guidance scale and seed of each, in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from genfl.generators.base import Prompt
+from genfl.prompts.templates import Templates
+from genfl.rng import Key
+
+
+def plan(
+    labels: Sequence[str],
+    per_label: int,
+    templates: Templates,
+    guidance_scales: Sequence[float],
+    block_size: int,
+    key: Key,
+) -> list[list[Prompt]]:
+    """Draws the prompts of a synthetic data set.
+
+    Every label gets the same number, so that the server need not know how frequent the labels are. Diffusion
+    pipelines take one guidance scale a call, so samples form blocks of one scale, drawn for each block; a
+    block holds all labels in turn.
+
+    Args:
+        labels: The names of the classes.
+        per_label: Samples of each.
+        templates: Where the texts come from.
+        guidance_scales: The scales to draw from.
+        block_size: Samples in a block; the last may hold fewer.
+        key: The random stream.
+
+    Returns:
+        The blocks, together ``per_label * len(labels)`` prompts.
+    """
+    blocks = []
+    total = per_label * len(labels)
+    for number, first in enumerate(range(0, total, block_size)):
+        rng = key.fold("block", number).numpy()
+        scale = float(guidance_scales[rng.integers(len(guidance_scales))])
+        block = []
+        for sample in range(first, min(first + block_size, total)):
+            label = labels[sample % len(labels)]
+            text = templates.draw(label, rng)
+            block.append(Prompt(label, text, scale, key.fold("sample", sample).integer()))
+        blocks.append(block)
+    return blocks

@@ -1,0 +1,106 @@
+"""summary.json: every figure of a run, machine-readable."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import genfl
+from genfl.stages.base import Run
+from genfl.storage import read_json
+
+SCHEMA = 1
+LAST = 5
+"""A method's accuracy is the mean of its last so many evaluations, never its best one."""
+
+
+def summarise(run: Run, skipped: dict[str, bool]) -> dict[str, Any]:
+    """Collects a run's figures from the records of its stages.
+
+    Args:
+        run: A run whose stages are done.
+        skipped: For each stage, whether this invocation found it up to date.
+    """
+    return {
+        "schema": SCHEMA,
+        "name": run.config.name,
+        "seeds": list(run.config.seeds),
+        "labels": run.result("labels"),
+        "synthetic": run.result("generate"),
+        "methods": methods(run),
+        "target_accuracy": run.config.report.target_accuracy,
+        "stages": {
+            name: {"seconds": read_json(run.record(name))["seconds"], "skipped": skipped[name]}
+            for name in skipped
+        },
+        "environment": environment(),
+    }
+
+
+def methods(run: Run) -> dict[str, Any]:
+    """Returns each method's figures over the seeds."""
+    traces = run.result("federate")["methods"]
+    target = run.config.report.target_accuracy
+    return {name: _method([trace[str(s)] for s in run.config.seeds], target) for name, trace in traces.items()}
+
+
+def environment() -> dict[str, Any]:
+    """Returns what the figures were made with."""
+    return {
+        "genfl": genfl.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _method(traces: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
+    evaluated = [evaluation["round"] for evaluation in traces[0]["evaluations"]]
+    accuracy = np.array([[e["accuracy"] for e in trace["evaluations"]] for trace in traces])
+    f1 = np.array([[e["macro_f1"] for e in trace["evaluations"]] for trace in traces])
+    up, down = (
+        np.array([[r[name] for r in trace["rounds"]] for trace in traces]).reshape(len(traces), -1)
+        for name in ("uplink_bytes", "downlink_bytes")
+    )
+    reached = [number for number, a in zip(evaluated, accuracy.mean(0), strict=True) if a >= target]
+    first = reached[0] if reached else None
+    return {
+        "accuracy": _over_seeds(accuracy[:, -LAST:].mean(1)),
+        "macro_f1": _over_seeds(f1[:, -LAST:].mean(1)),
+        "curve": _curve(evaluated, accuracy),
+        "rounds_to_target": first,
+        "bytes_to_target": None if first is None else int((up + down)[:, :first].sum(1).mean()),
+        "uplink_bytes_per_round": float(up.mean()) if up.size else 0.0,
+        "downlink_bytes_per_round": float(down.mean()) if down.size else 0.0,
+        "diversity": _diversity(traces),
+        "refused_uploads": sum(r["refused"] for trace in traces for r in trace["rounds"]),
+    }
+
+
+def _diversity(traces: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """Mean and standard deviation over the seeds of each round in which every seed measured one."""
+    rows = zip(*(trace["rounds"] for trace in traces), strict=True)
+    measured = [row for row in rows if all(r["diversity"] is not None for r in row)]
+    values = np.array([[r["diversity"] for r in row] for row in measured]).reshape(-1, len(traces)).T
+    return _curve([row[0]["round"] for row in measured], values)
+
+
+def _over_seeds(values: np.ndarray) -> dict[str, Any]:
+    return {"mean": float(values.mean()), "std": _std(values), "per_seed": [float(value) for value in values]}
+
+
+def _curve(rounds: Sequence[int], values: np.ndarray) -> list[list[float]]:
+    columns = zip(rounds, values.T, strict=True)
+    return [[number, float(column.mean()), _std(column)] for number, column in columns]
+
+
+def _std(values: np.ndarray) -> float:
+    """The sample standard deviation; 0 for a single seed, which has none."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0

@@ -1,0 +1,55 @@
+"""generate: prompts become a labelled synthetic data set on disk."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from genfl import progress
+from genfl.config import Config
+from genfl.data.synthetic import SyntheticData
+from genfl.generators.image import StableDiffusion
+from genfl.stages import prompts
+from genfl.stages.base import Run, Stage
+
+
+def _run(run: Run) -> dict[str, Any]:
+    config = run.config.generator
+    blocks = prompts.read(run)
+    data = SyntheticData(run.folder / STAGE.folder, run.labels, shards=len(blocks))
+    missing = data.missing()
+    total = sum(map(len, blocks))
+    done = total - sum(len(blocks[number]) for number in missing)
+    if missing:
+        generator = StableDiffusion(config.model, config.steps, config.device)
+        with progress.bar("generate", total, "samples", done) as advance:
+            for number in missing:
+                began = time.perf_counter()
+                samples = list(generator.generate(blocks[number]))
+                data.write(number, samples, generator.id, time.perf_counter() - began)
+                advance(len(samples))
+    facts = {
+        "generator": config.model,
+        "denoising steps": config.steps,
+        "guidance scales": ", ".join(f"{scale:g}" for scale in run.config.prompts.guidance_scale),
+        "prompts, for example": "; ".join(run.result("prompts")["examples"]),
+    }
+    data.write_card(f"Synthetic data of {run.config.name}", facts)
+    # The shards' own times add up over interruptions; this call's clock would not.
+    seconds = sum(shard.seconds for shard in data.finished().values())
+    return {"samples": total, "seconds": round(seconds, 3), "samples_per_second": round(total / seconds, 2)}
+
+
+def _progress(run: Run) -> tuple[int, int, str]:
+    total = run.result("prompts")["samples"]
+    folder = run.folder / STAGE.folder
+    if not (folder / "manifest.json").exists():
+        return 0, total, "samples"
+    return sum(shard.rows for shard in SyntheticData.open(folder).finished().values()), total, "samples"
+
+
+def _inputs(config: Config) -> Any:
+    return config.generator.model_dump()
+
+
+STAGE = Stage("generate", "synthetic", 1, _inputs, ("labels", "prompts"), _run, _progress)

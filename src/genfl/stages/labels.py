@@ -1,0 +1,40 @@
+"""labels: which label names exist over all clients?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from genfl.config import Config
+from genfl.engines.base import Engine
+from genfl.engines.reductions import secure
+from genfl.engines.sequential import Sequential
+from genfl.labels.discovery import discover
+from genfl.rng import Key
+from genfl.stages.base import Run, Stage, data_set, parts
+from genfl.storage import write_json
+
+
+def _run(run: Run) -> dict[str, Any]:
+    config, seed = run.config, run.config.seeds[0]  # the union is the same for every seed's split
+    train = data_set(config.data.name).train
+    label_sets = [sorted({train.labels[row] for row in rows}) for rows in parts(config, seed)]
+    engine: Callable[[Key], Engine] = lambda key: Sequential(reduce=secure(key))  # noqa: E731
+    options = config.labels.model_dump()
+    discovery = discover(label_sets, engine, Key(seed).fold("labels"), **options)
+    result = {
+        "found": list(discovery.holders),
+        "cells": discovery.cells,
+        "bytes_per_client": discovery.bytes_per_client,
+        "attempts": discovery.attempts,
+        "holders": discovery.holders,
+    }
+    write_json(run.folder / STAGE.folder / "labels.json", result)
+    return result
+
+
+def _inputs(config: Config) -> Any:
+    return [config.data.model_dump(), config.labels.model_dump(), config.seeds[0]]
+
+
+STAGE = Stage("labels", "labels", 1, _inputs, (), _run)

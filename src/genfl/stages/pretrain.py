@@ -1,0 +1,62 @@
+"""pretrain: the server trains the downstream model on synthetic data alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genfl import progress
+from genfl.config import Config
+from genfl.data.synthetic import SyntheticData
+from genfl.learning.augment import Augment
+from genfl.learning.pretrain import Recipe, pretrain
+from genfl.learning.task import Weights
+from genfl.rng import Key
+from genfl.stages import generate
+from genfl.stages.base import Run, Stage, data_set, initial_key, task_of
+from genfl.storage import load_tensors, save_tensors
+
+
+def _run(run: Run) -> dict[str, Any]:
+    config = run.config
+    images, names = SyntheticData.open(run.folder / generate.STAGE.folder).read()
+    encode = data_set(config.data.name).encode
+    x = torch.stack([encode(image) for image in images])
+    y = torch.tensor([run.labels.index(name) for name in names])
+    options = config.pretrain.model_dump()
+    recipe = Recipe(**{**options, "augment": Augment(**options["augment"])})
+    task = task_of(run)
+    results = {}
+    with progress.bar("pretrain", config.pretrain.epochs * len(config.seeds), "epochs") as advance:
+        for seed in config.seeds:
+            trained = pretrain(
+                task,
+                task.init(initial_key(seed)),
+                x,
+                y,
+                recipe,
+                Key(seed).fold("pretrain"),
+                checkpoint=_folder(run, seed) / "checkpoint.safetensors",
+                on_epoch=advance,
+            )
+            save_tensors(_folder(run, seed) / "model.safetensors", trained.weights)
+            results[str(seed)] = {"best_epoch": trained.epoch, "history": trained.history}
+    return {"seeds": results}
+
+
+def weights(run: Run, seed: int) -> Weights:
+    """Returns the model that this stage trained for a seed."""
+    return load_tensors(_folder(run, seed) / "model.safetensors")[0]
+
+
+def _folder(run: Run, seed: int) -> Path:
+    return run.folder / STAGE.folder / f"seed-{seed}"
+
+
+def _inputs(config: Config) -> Any:
+    return [config.pretrain.model_dump(), config.model.model_dump(), config.data.name, config.seeds]
+
+
+STAGE = Stage("pretrain", "pretrain", 1, _inputs, ("labels", "generate"), _run)

@@ -1,0 +1,45 @@
+"""prompts: what is the generator told?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from genfl.config import Config
+from genfl.generators.base import Prompt
+from genfl.prompts.plan import plan
+from genfl.prompts.templates import Templates
+from genfl.rng import Key
+from genfl.stages.base import Run, Stage
+from genfl.storage import write_text
+
+FILE = "prompts.jsonl"
+
+
+def _run(run: Run) -> dict[str, Any]:
+    config = run.config.prompts
+    templates = Templates(config.style, config.template, config.blanks)
+    key = Key(run.config.seeds[0]).fold("prompts")
+    blocks = plan(
+        run.labels, config.per_label, templates, config.guidance_scale, config.block_size, key
+    )
+    lines = [json.dumps({"block": n, **p._asdict()}) for n, block in enumerate(blocks) for p in block]
+    write_text(run.folder / STAGE.folder / FILE, "\n".join(lines) + "\n")
+    texts = {prompt.text for block in blocks for prompt in block}
+    return {"samples": len(lines), "blocks": len(blocks), "distinct": len(texts), "examples": sorted(texts)[:5]}
+
+
+def read(run: Run) -> list[list[Prompt]]:
+    """Returns the blocks of prompts that this stage wrote."""
+    blocks: dict[int, list[Prompt]] = {}
+    for line in (run.folder / STAGE.folder / FILE).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        blocks.setdefault(row.pop("block"), []).append(Prompt(**row))
+    return list(blocks.values())
+
+
+def _inputs(config: Config) -> Any:
+    return [config.prompts.model_dump(), config.seeds[0]]
+
+
+STAGE = Stage("prompts", "prompts", 1, _inputs, ("labels",), _run)

@@ -1,0 +1,112 @@
+"""Files that are either complete or absent: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from genfl.trees import Tree
+
+SEPARATOR = "/"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, which becomes `path` if the block ends without an error.
+
+    The content reaches the disk before the name does, so that not even a power cut leaves half a file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, or leaves what was there."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a UTF-8 file, or leaves what was there."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, readable and with a stable order of keys; NaN and infinity are refused."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """Returns the hexadecimal SHA-256 of a JSON-able value, whatever the order of its keys."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def save_tensors(path: Path, tree: Tree, meta: dict[str, Any] | None = None) -> None:
+    """Writes a nested dict of tensors as one safetensors file.
+
+    Args:
+        path: The file.
+        tree: Nested dicts with string keys; ``a/b`` in the file is ``tree["a"]["b"]``.
+        meta: Anything JSON can hold, written in the file's header: tensors and meta change together.
+    """
+    flat = dict(_flatten(tree))
+    tensors = {name: leaf.contiguous() for name, leaf in flat.items() if isinstance(leaf, Tensor)}
+    header = {"meta": meta or {}, "empty": [name for name in flat if name not in tensors]}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"genfl": json.dumps(header)})
+
+
+def load_tensors(path: Path) -> tuple[Tree, dict[str, Any]]:
+    """Reads what `save_tensors` wrote.
+
+    Returns:
+        The tree and its meta.
+    """
+    tree: dict[str, Any] = {}
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads((file.metadata() or {})["genfl"])
+        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    for name, leaf in (flat | {name: {} for name in header["empty"]}).items():
+        *parents, last = name.split(SEPARATOR)
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree, header["meta"]
+
+
+def _flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Tree]]:
+    for key, value in tree.items():
+        if SEPARATOR in key:
+            raise ValueError(f"a tensor's name may not hold {SEPARATOR!r}: {key!r}")
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}{SEPARATOR}")
+        else:
+            yield prefix + key, value

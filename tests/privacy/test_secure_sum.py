@@ -1,0 +1,286 @@
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from genfl.privacy.secure_sum import SecureSum, decode_fixed, encode_fixed
+
+dtypes = st.sampled_from([np.uint32, np.uint64])
+ids = st.lists(st.integers(0, 10**6), min_size=2, max_size=9, unique=True).map(tuple)
+
+
+def uniformity(values):
+    """p-value of a chi-square test that the bytes are uniform."""
+    return stats.chisquare(np.bincount(np.frombuffer(values.tobytes(), np.uint8), minlength=256)).pvalue
+
+
+def zeros(dtype=np.uint32, size=2**14):
+    return np.zeros(size, dtype)
+
+
+# --- the sum
+
+
+@given(st.data(), ids, st.integers(0, 2**200), st.sampled_from([None, 2, 4]), dtypes)
+def test_the_sum_is_exact(data, clients, seed, degree, dtype):
+    shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+    values = {client: data.draw(hnp.arrays(dtype, shape)) for client in clients}
+    before = {client: value.copy() for client, value in values.items()}
+    secure = SecureSum(clients, seed, "round 1", degree)
+    total = secure.add({client: secure.mask(client, values[client]) for client in reversed(clients)})
+    modulus = 2 ** (8 * np.dtype(dtype).itemsize)
+    expected = sum(value.astype(object) for value in values.values()) % modulus
+    assert total.dtype == dtype
+    assert total.shape == shape
+    assert (total.astype(object) == expected).all()
+    assert all((values[client] == before[client]).all() for client in clients)
+
+
+@pytest.mark.parametrize(
+    ("n", "degree"), [(100, None), (101, None), (300, None), (300, 2), (42, 40), (41, 40)]
+)
+def test_the_sum_over_many_clients_is_exact(n, degree):
+    secure = SecureSum(tuple(range(n)), 3, "round 1", degree)
+    rng = np.random.default_rng(0)
+    values = rng.integers(2**64, size=(n, 5), dtype=np.uint64)
+    masked = {client: secure.mask(client, values[client]) for client in range(n)}
+    assert (secure.add(masked) == values.sum(axis=0, dtype=np.uint64)).all()
+
+
+def test_numpy_ids_are_the_same_clients():
+    plain, numpy = SecureSum((1, 2, 3), 3, "a"), SecureSum(tuple(np.array([1, 2, 3])), 3, "a")
+    values = zeros(size=4)
+    for client in (1, 2, 3):
+        assert (plain.mask(client, values) == numpy.mask(np.int64(client), values)).all()
+
+
+# --- what the uploads hide
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+@pytest.mark.parametrize(("n", "degree"), [(2, None), (5, None), (8, 2), (120, None)])
+def test_every_upload_of_zeros_looks_uniform(n, degree, dtype):
+    secure = SecureSum(tuple(range(n)), 5, "round 1", degree)
+    p = [uniformity(secure.mask(client, zeros(dtype))) for client in secure.clients]
+    assert min(p) > 1e-3 / n
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+def test_uploads_of_different_values_cannot_be_told_apart(dtype):
+    secure, again = (SecureSum((1, 2, 3), 5, context) for context in ("round 1", "round 2"))
+    values = np.arange(2**14, dtype=dtype)
+    plain, other = secure.mask(2, zeros(dtype)), again.mask(2, values)
+    assert stats.ks_2samp(plain, other).pvalue > 1e-3
+    table = [np.bincount(np.frombuffer(x.tobytes(), np.uint8), minlength=256) for x in (plain, other)]
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+    assert stats.spearmanr(values, other).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("clients", "degree"), [((0, 1, 2, 3, 4), None), ((7, 3, 9, 1, 5, 2), 2)])
+def test_the_sum_of_any_some_but_not_all_uploads_looks_uniform(clients, degree):
+    secure = SecureSum(clients, 5, "round 1", degree)
+    masked = {client: secure.mask(client, zeros()) for client in clients}
+    groups = [group for size in range(1, len(clients)) for group in combinations(clients, size)]
+    p = [uniformity(np.sum([masked[c] for c in group], axis=0, dtype=np.uint32)) for group in groups]
+    assert min(p) > 1e-3 / len(groups)
+    assert not secure.add(masked).any()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(SecureSum((1, 2, 3), 5, "round 2"), id="context"),
+        pytest.param(SecureSum((1, 2, 3), 6, "round 1"), id="seed"),
+    ],
+)
+def test_masks_of_another_context_or_seed_are_unrelated(other):
+    secure = SecureSum((1, 2, 3), 5, "round 1")
+    for client in (1, 2, 3):
+        assert uniformity(secure.mask(client, zeros()) - other.mask(client, zeros())) > 1e-3
+
+
+def test_masks_of_another_shape_or_dtype_are_unrelated():
+    secure = SecureSum((1, 2), 5, "round 1")
+    short = secure.mask(1, zeros())
+    assert uniformity(short - secure.mask(1, zeros(size=2**15))[: short.size]) > 1e-3
+    assert uniformity(short - secure.mask(1, zeros(np.uint64)).view(np.uint32)[: short.size]) > 1e-3
+
+
+def test_masks_are_reproducible():
+    first, second = (SecureSum((1, 2), 5, "round 1").mask(1, zeros(size=8)) for _ in range(2))
+    assert (first == second).all()
+
+
+def test_the_seed_is_not_shown():
+    assert "987654321" not in repr(SecureSum((1, 2), 987654321, "round 1"))
+
+
+# --- who shares masks with whom
+
+
+@pytest.mark.parametrize(
+    ("n", "degree", "expected"),
+    [
+        (2, None, 1),
+        (100, None, 99),
+        (101, None, 40),
+        (5000, None, 40),
+        (50, 6, 6),
+        (8, 6, 6),
+        (7, 6, 6),
+        (4, 6, 3),
+    ],
+)
+def test_neighbours(n, degree, expected):
+    clients = tuple(range(0, 3 * n, 3))
+    secure = SecureSum(clients, 5, "round 1", degree)
+    links = {client: set(secure.neighbours(client)) for client in clients}
+    assert all(len(links[client]) == expected and client not in links[client] for client in clients)
+    assert all(client in links[other] for client in clients for other in links[client])
+    # Connected: no group of clients has a readable sum of its own.
+    reached, frontier = set(), {clients[0]}
+    while frontier:
+        reached |= frontier
+        frontier = set().union(*(links[client] for client in frontier)) - reached
+    assert reached == set(clients)
+
+
+def test_the_ring_follows_the_seed_and_not_the_ids():
+    clients = tuple(range(200))
+    rings = (
+        SecureSum(clients, 1, "a", 2),
+        SecureSum(clients[::-1], 1, "a", 2),
+        SecureSum(clients, 2, "a", 2),
+    )
+    first, reordered, reseeded = ([ring.neighbours(client) for client in clients] for ring in rings)
+    assert first == reordered
+    assert first != reseeded
+    # In a random ring a client is next to the following id with probability 2 / 199.
+    assert sum(client + 1 in first[client] for client in range(199)) < 12
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (((), 0, "a"), "at least 2 clients, not 0"),
+        (((1,), 0, "a"), "at least 2 clients, not 1"),
+        (((1, 2, 1), 0, "a"), "distinct"),
+        (((1, -2), 0, "a"), ">= 0"),
+        (((1, 2), -1, "a"), "seed"),
+        (((1, 2), 0, "a", 3), "degree must be even and at least 2, not 3"),
+        (((1, 2), 0, "a", 0), "degree"),
+        (((1, 2), 0, "a", -2), "degree"),
+    ],
+)
+def test_bad_parameters_are_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        SecureSum(*parameters)
+
+
+def test_a_client_that_does_not_take_part_is_refused():
+    secure = SecureSum((1, 2), 0, "a")
+    with pytest.raises(ValueError, match="client 3 does not take part"):
+        secure.mask(3, zeros())
+    with pytest.raises(ValueError, match="client 3 does not take part"):
+        secure.add({1: zeros(), 2: zeros(), 3: zeros()})
+
+
+def test_missing_uploads_are_refused():
+    with pytest.raises(ValueError, match="2 uploads are missing, client 4's among them"):
+        SecureSum((1, 7, 4), 0, "a").add({1: zeros()})
+
+
+@pytest.mark.parametrize("other", [zeros(size=3), zeros(np.uint64, 4), np.zeros((2, 2), np.uint32)])
+def test_uploads_that_differ_in_shape_or_dtype_are_refused(other):
+    with pytest.raises(ValueError, match="client 2 uploaded"):
+        SecureSum((1, 2), 0, "a").add({1: zeros(size=4), 2: other})
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16, np.float64])
+def test_other_dtypes_are_refused(dtype):
+    secure = SecureSum((1, 2), 0, "a")
+    with pytest.raises(ValueError, match="uint32 or uint64 values, not"):
+        secure.mask(1, zeros(dtype))
+    with pytest.raises(ValueError, match="uint32 or uint64 values, not"):
+        secure.add({1: zeros(dtype), 2: zeros(dtype)})
+
+
+# --- fixed-point numbers
+
+
+@given(st.data(), st.integers(1, 50), st.integers(0, 40))
+def test_a_fixed_point_sum_is_as_close_as_promised(data, clients, fraction_bits):
+    largest = 2.0 ** (62 - fraction_bits) / clients
+    floats = st.floats(-largest, largest)
+    values = [data.draw(hnp.arrays(np.float64, 3, elements=floats)) for _ in range(clients)]
+    total = np.sum([encode_fixed(v, clients, fraction_bits) for v in values], axis=0, dtype=np.uint64)
+    decoded = decode_fixed(total, fraction_bits)
+    for index in range(3):
+        exact = math.fsum(v[index] for v in values)
+        bound = clients * 2.0 ** -(fraction_bits + 1) + 2.0**-52 * abs(exact)
+        assert abs(decoded[index] - exact) <= bound
+
+
+@given(hnp.arrays(np.float64, st.integers(0, 5), elements=st.floats(-1e6, 1e6)))
+def test_small_sums_carry_only_the_rounding_of_their_terms(values):
+    total = encode_fixed(values, 2) + encode_fixed(values[::-1].copy(), 2)
+    assert (np.abs(decode_fixed(total) - (values + values[::-1])) <= 2 * 2.0**-25 + 2.0**-32).all()
+
+
+def test_fixed_point_numbers_through_a_secure_sum():
+    secure = SecureSum((1, 2, 3), 5, "loss")
+    values = {1: np.array([[0.5, -1.25]]), 2: np.array([[-3.0, 1e5]]), 3: np.array([[2.25, 0.0]])}
+    masked = {client: secure.mask(client, encode_fixed(value, 3)) for client, value in values.items()}
+    assert decode_fixed(secure.add(masked)).tolist() == [[-0.25, 99998.75]]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_fixed_point_numbers_from_any_float_and_shape(dtype):
+    for shape in ((), (0,), (2, 3)):
+        decoded = decode_fixed(encode_fixed(np.full(shape, -1.5, dtype), 3))
+        assert decoded.shape == shape
+        assert (decoded == -1.5).all()
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3, 1000])
+def test_the_largest_values_do_not_wrap_and_larger_ones_are_refused(clients):
+    limit = (2**63 - 1) // clients
+    fits = math.nextafter(limit, 0) if float(limit) > limit else float(limit)
+    for sign in (1, -1):
+        total = encode_fixed(np.array([sign * fits]), clients, 0) * np.uint64(clients)
+        assert decode_fixed(total, 0)[0] == pytest.approx(sign * fits * clients)
+        with pytest.raises(ValueError, match="exceeds"):
+            encode_fixed(np.array([0.0, sign * math.nextafter(fits, math.inf)]), clients, 0)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 2.0**63, -(2.0**63)])
+@pytest.mark.parametrize("fraction_bits", [0, 62])
+def test_values_far_out_of_range_are_refused(value, fraction_bits):
+    with pytest.raises(ValueError, match="exceeds"):
+        encode_fixed(np.array([value]), 1, fraction_bits)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    with pytest.raises(ValueError, match="finite"):
+        encode_fixed(np.array([1.0, value]), 2)
+
+
+def test_bad_fixed_point_parameters_are_refused():
+    with pytest.raises(ValueError, match="clients"):
+        encode_fixed(np.zeros(1), 0)
+    for fraction_bits in (-1, 63):
+        with pytest.raises(ValueError, match="fraction_bits"):
+            encode_fixed(np.zeros(1), 2, fraction_bits)
+        with pytest.raises(ValueError, match="fraction_bits"):
+            decode_fixed(np.zeros(1, np.uint64), fraction_bits)
+    with pytest.raises(ValueError, match="uint64, not int64"):
+        decode_fixed(np.zeros(1, np.int64))
