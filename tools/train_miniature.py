@@ -198,7 +198,7 @@ VARIANT_SHARES = {
     1: {"own": 0.4, "plain": 0.4, "footed": 0.2},
     6: {"own": 0.65, "turned": 0.35},
     7: {"own": 0.45, "crossed": 0.55},
-    9: {"own": 0.3, "turned": 0.7},
+    9: {"own": 0.4, "turned": 0.6},
 }
 """How often the handwritten variants of a digit are rendered; other digits have only their own shape."""
 
@@ -422,7 +422,7 @@ def render_batch(glyphs: Glyphs, chosen: np.ndarray, rng: np.random.Generator) -
     )
     warped = F.grid_sample(fields, warp_grid(count, rng), padding_mode="border", align_corners=True)
     # Half the stroke width, in field pixels; modulated along the digit as a hand's pressure is.
-    pen = np.clip(rng.lognormal(math.log(5.0), 0.28, count), 1.8, 7.5).astype(np.float32)
+    pen = np.clip(rng.lognormal(math.log(4.7), 0.28, count), 1.8, 6.8).astype(np.float32)
     pressure = torch.from_numpy(rng.normal(0, 0.12, (count, 1, 5, 5)).astype(np.float32))
     pressure = F.interpolate(pressure, size=(FIELD, FIELD), mode="bicubic", align_corners=True)[:, 0]
     half = torch.from_numpy(pen)[:, None, None] * (1 + pressure)
@@ -478,3 +478,613 @@ def render(glyphs: Glyphs, count: int, seed: int) -> Renderings:
     parts = [render_batch(glyphs, block, rng) for block in np.array_split(chosen, max(1, count // 500))]
     merged = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
     return Renderings(**merged)
+
+
+# ------------------------------------------------------------------------------------------- prompts
+
+STYLES: dict[str, tuple[str, ...]] = {
+    "thin": ("thin", "fine", "light"),
+    "bold": ("bold", "thick", "heavy"),
+    "narrow": ("narrow", "slim"),
+    "wide": ("wide", "broad"),
+    "slanted": ("slanted", "tilted", "leaning"),
+    "upright": ("upright", "straight"),
+}
+"""Adjectives of each measured style; the first one is the usual word."""
+
+OPENINGS = (
+    "",
+    "a",
+    "the",
+    "a photo of a",
+    "a photo of the",
+    "a photograph of a",
+    "an image of a",
+    "an image of the",
+    "a picture of a",
+    "a picture of the",
+    "a scan of a",
+    "a drawing of a",
+)
+NOUNS = ("", "digit", "number")
+ENDINGS = ("", "", "", "", "", "written by hand", "on a black background", "in white ink")
+PROMPT_TOKENS = 16
+PROMPTS_PER_IMAGE = 8
+
+
+def find_styles(seen: Renderings) -> list[list[str]]:
+    """Name the styles that each rendering shows, judged against its own digit where shapes differ."""
+    wide, slant = np.empty_like(seen.width), np.empty_like(seen.slant)
+    for digit in range(10):
+        own = seen.digit == digit
+        wide[own] = seen.width[own] - np.median(seen.width[own])
+        slant[own] = seen.slant[own] - np.median(seen.slant[own])
+    thin, bold = np.quantile(seen.stroke, [0.25, 0.75])
+    narrow, broad = np.quantile(wide, [0.25, 0.75])
+    lean = np.quantile(slant, 0.75)
+    tests = {
+        "thin": seen.stroke < thin,
+        "bold": seen.stroke > bold,
+        "narrow": wide <= narrow,
+        "wide": wide >= broad,
+        "slanted": slant > lean,
+        "upright": np.abs(slant) < lean / 3,
+    }
+    return [[name for name, test in tests.items() if test[index]] for index in range(len(wide))]
+
+
+def write_prompt(word: str, styles: Sequence[str], hand: bool, rng: np.random.Generator) -> str:
+    """Describe a digit in a random frame with a random part of its styles."""
+    named = [style for style in styles if rng.random() < 0.6]
+    rng.shuffle(named)
+    usual = rng.random() < 0.6
+    adjectives = [STYLES[style][0 if usual else rng.integers(len(STYLES[style]))] for style in named]
+    if rng.random() < 0.5:
+        adjectives.append("handwritten" if hand else "printed")
+    noun = NOUNS[rng.choice(3, p=[0.6, 0.25, 0.15])]
+    ending = ENDINGS[rng.integers(len(ENDINGS))]
+    if not hand and "hand" in ending:
+        ending = ""
+    opening = OPENINGS[rng.integers(len(OPENINGS))]
+    return " ".join(part for part in (opening, *adjectives, noun, word, ending) if part)
+
+
+def vocabulary() -> list[str]:
+    """All words that the prompts use."""
+    phrases = [*OPENINGS, *NOUNS, *ENDINGS, *WORDS, "handwritten", "printed"]
+    phrases += [word for words in STYLES.values() for word in words]
+    return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+def build_tokenizer(folder: Path) -> Any:
+    """Make a CLIP tokenizer with one token for each word and a fallback to bytes for all others."""
+    from transformers import CLIPTokenizer
+
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    letters = [chr(byte) for byte in visible] + [chr(256 + index) for index in range(len(hidden))]
+    tokens = letters + [letter + "</w>" for letter in letters]
+    merges: list[tuple[str, str]] = []
+    for word in vocabulary():
+        parts = [*word[:-1], word[-1] + "</w>"]
+        # Earlier merges apply first; what they leave is joined by new, later ones.
+        for left, right in merges:
+            index = 0
+            while index < len(parts) - 1:
+                if (parts[index], parts[index + 1]) == (left, right):
+                    parts[index : index + 2] = [left + right]
+                index += 1
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts[:2] = [parts[0] + parts[1]]
+            if parts[0] not in tokens:
+                tokens.append(parts[0])
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    numbered = {token: index for index, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(numbered, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=PROMPT_TOKENS)
+    for word in vocabulary():
+        if len(tokenizer(word).input_ids) != 3:
+            raise AssertionError(f"{word!r} is not one token: {tokenizer.tokenize(word)}")
+    return tokenizer
+
+
+def tokenise(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """Token ids of prompts, padded as the pipeline pads them."""
+    batch = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+    ids: Tensor = batch.input_ids
+    return ids
+
+
+# ------------------------------------------------------------------------------------------ training
+
+LATENT_CHANNELS = 8
+
+
+def build_vae() -> Any:
+    """An autoencoder from 3x32x32 pixels to 8x4x4 latents, which keep the U-Net cheap on a CPU."""
+    from diffusers import AutoencoderKL
+
+    channels = (16, 32, 48, 64)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=SIZE,
+    )
+
+
+def build_text_encoder(tokenizer: Any) -> Any:
+    """A two-layer CLIP text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=PROMPT_TOKENS,
+            projection_dim=64,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_unet() -> Any:
+    """A single-level U-Net with cross-attention over the 4x4 latents."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        block_out_channels=(96,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def noise_schedule() -> Any:
+    """Stable Diffusion's noise schedule, with the network predicting the velocity."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+    )
+
+
+def learning_rate(step: int, total: int, peak: float, decay: float = 0.35) -> float:
+    """Warm up, hold, and anneal to zero over the last part, so a held phase can be prolonged."""
+    if step < 100:
+        return peak * (step + 1) / 100
+    left = (total - step) / (decay * total)
+    return peak * min(1.0, 0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
+
+
+@dataclass
+class Training:
+    """What a checkpoint holds: modules, their averaged weights, the optimiser and the step."""
+
+    modules: nn.ModuleDict
+    optimiser: torch.optim.Optimizer
+    average: list[Tensor]
+    step: int = 0
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "modules": self.modules.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "step": self.step,
+        }
+
+    def save(self, path: Path) -> None:
+        with replacing(path) as temporary:
+            torch.save(self.state(), temporary)
+
+    def restore(self, path: Path) -> None:
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            self.modules.load_state_dict(state["modules"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.average, self.step = state["average"], state["step"]
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        for parameter, mean in zip(self.modules.parameters(), self.average):
+            parameter.copy_(mean)
+
+
+def start_training(modules: nn.ModuleDict, checkpoint: Path, weight_decay: float) -> Training:
+    """Make a training state, from the checkpoint where there is one."""
+    optimiser = torch.optim.AdamW(modules.parameters(), weight_decay=weight_decay, betas=(0.9, 0.99))
+    average = [parameter.detach().clone() for parameter in modules.parameters()]
+    training = Training(modules, optimiser, average)
+    training.restore(checkpoint)
+    return training
+
+
+def run_training(
+    training: Training,
+    loss_at: Callable[[torch.Generator], Tensor],
+    total: int,
+    peak: float,
+    seed: int,
+    checkpoint: Path,
+    name: str,
+) -> None:
+    """Optimise until ``total`` steps are done; every step draws its randomness from its own number."""
+    begun, first, running = time.monotonic(), training.step, 0.0
+    parameters = list(training.modules.parameters())
+    while training.step < total:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + training.step)
+        for group in training.optimiser.param_groups:
+            group["lr"] = learning_rate(training.step, total, peak)
+        loss = loss_at(generator)
+        training.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        training.optimiser.step()
+        decay = min(0.998, (1 + training.step) / (10 + training.step))
+        torch._foreach_lerp_(training.average, [p.detach() for p in parameters], 1 - decay)
+        training.step += 1
+        running = loss.item() if training.step == first + 1 else 0.98 * running + 0.02 * loss.item()
+        if training.step % 100 == 0 or training.step == total:
+            seconds = time.monotonic() - begun
+            log(f"{name} {training.step}/{total} loss {running:.4f}, {seconds:.0f} s")
+        if training.step % 200 == 0 or training.step == total:
+            training.save(checkpoint)
+
+
+def train_vae(work: Path, steps: int, seed: int) -> None:
+    """Train the autoencoder on the renderings and store their latents."""
+    images = to_unit(Renderings.load(work / "renderings.npz").image) * 2 - 1
+    torch.manual_seed(seed)
+    vae = build_vae()
+    training = start_training(nn.ModuleDict({"vae": vae}), work / "vae.pt", 1e-3)
+
+    def loss_at(generator: torch.Generator) -> Tensor:
+        batch = torch.randint(len(images), (64,), generator=generator)
+        x = images[batch].expand(-1, 3, -1, -1)
+        posterior = vae.encode(x).latent_dist
+        decoded = vae.decode(posterior.sample(generator)).sample
+        loss: Tensor = F.mse_loss(decoded, x) + 2e-5 * posterior.kl().mean()
+        return loss
+
+    run_training(training, loss_at, steps, 3e-3, seed, work / "vae.pt", "vae")
+    training.use_average()
+    vae.eval()
+    with torch.no_grad():
+        parts = [vae.encode(part.expand(-1, 3, -1, -1)).latent_dist.mean for part in images.split(500)]
+        latents = torch.cat(parts)
+        error = F.mse_loss(vae.decode(latents[:500]).sample, images[:500].expand(-1, 3, -1, -1)).item()
+    factor = 1 / latents.std().item()
+    log(f"vae reconstruction error {error:.4f}, scaling factor {factor:.3f}")
+    with replacing(work / "latents.pt") as temporary:
+        torch.save({"latents": latents * factor, "factor": factor}, temporary)
+
+
+def train_unet(work: Path, steps: int, seed: int) -> None:
+    """Train the text encoder and the U-Net; one prompt in ten is empty, for classifier-free guidance."""
+    latents = torch.load(work / "latents.pt", weights_only=True)["latents"]
+    seen = Renderings.load(work / "renderings.npz")
+    tokenizer = build_tokenizer(work / "tokenizer")
+    rng = np.random.default_rng(seed)
+    prompts = [
+        write_prompt(WORDS[digit], styles, bool(hand), rng)
+        for digit, styles, hand in zip(seen.digit, find_styles(seen), seen.hand)
+        for _ in range(PROMPTS_PER_IMAGE)
+    ]
+    log("prompts such as " + "; ".join(map(repr, prompts[:80:PROMPTS_PER_IMAGE])))
+    ids = tokenise(tokenizer, prompts).view(len(latents), PROMPTS_PER_IMAGE, PROMPT_TOKENS)
+    empty = tokenise(tokenizer, [""])[0]
+    torch.manual_seed(seed)
+    encoder, unet, schedule = build_text_encoder(tokenizer), build_unet(), noise_schedule()
+    modules = nn.ModuleDict({"text_encoder": encoder, "unet": unet})
+    training = start_training(modules, work / "unet.pt", 1e-2)
+    size = 128
+
+    def loss_at(generator: torch.Generator) -> Tensor:
+        batch = torch.randint(len(latents), (size,), generator=generator)
+        frame = torch.randint(PROMPTS_PER_IMAGE, (size,), generator=generator)
+        tokens = ids[batch, frame]
+        tokens[torch.rand(size, generator=generator) < 0.1] = empty
+        clean = latents[batch]
+        noise = torch.randn(clean.shape, generator=generator)
+        moment = torch.randint(1000, (size,), generator=generator)
+        noisy = schedule.add_noise(clean, noise, moment)
+        velocity = unet(noisy, moment, encoder(tokens)[0]).sample
+        return F.mse_loss(velocity, schedule.get_velocity(clean, noise, moment))
+
+    run_training(training, loss_at, steps, 2e-3, seed, work / "unet.pt", "unet")
+
+
+# -------------------------------------------------------------------------------------------- export
+
+
+def export(work: Path, folder: Path) -> None:
+    """Write the pipeline in half precision; whatever else lies in ``folder`` (its README) stays."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    tokenizer = build_tokenizer(work / "tokenizer")
+    vae, encoder, unet = build_vae(), build_text_encoder(tokenizer), build_unet()
+    start_training(nn.ModuleDict({"vae": vae}), work / "vae.pt", 0).use_average()
+    modules = nn.ModuleDict({"text_encoder": encoder, "unet": unet})
+    training = start_training(modules, work / "unet.pt", 0)
+    training.use_average()
+    factor = torch.load(work / "latents.pt", weights_only=True)["factor"]
+    vae.register_to_config(scaling_factor=factor)
+    scheduler = DPMSolverMultistepScheduler.from_config(noise_schedule().config)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    pipeline.to(torch.float16).save_pretrained(staging)
+    # transformers loads a model in the type that its configuration names, diffusers in float32.
+    config = staging / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in staging.iterdir():
+        target = folder / part.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        part.replace(target)
+    staging.rmdir()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    log(f"{folder}: {size / 1e6:.2f} MB after {training.step} steps")
+
+
+# ---------------------------------------------------------------------------------------- evaluation
+
+SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+MODIFIERS = (
+    "",
+    "thin ",
+    "bold ",
+    "slanted ",
+    "upright ",
+    "wide ",
+    "narrow ",
+    "thin slanted ",
+    "bold narrow ",
+    "bold slanted ",
+    "thin wide ",
+)
+FRAMES = ("a {}handwritten {}", "a photo of a {}{}", "an image of a {}handwritten {}", "a scan of a {}digit {}", "a {}{}")
+
+
+def load_pipeline(folder: Path) -> Any:
+    """Load the exported folder as any user would."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(pipeline: Any, prompts: Sequence[str], scale: float, seeds: Sequence[int], steps: int) -> np.ndarray:
+    """Generate one image for each prompt and seed, as bytes."""
+    images = pipeline(
+        list(prompts),
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=steps,
+        guidance_scale=scale,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="np",
+    ).images
+    return (images.mean(-1) * 255).round().astype(np.uint8)
+
+
+def reduce8(images: np.ndarray) -> Tensor:
+    """32x32 bytes to the 8x8 block means of the UCI digits."""
+    return F.avg_pool2d(to_unit(images), 4)
+
+
+def real_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The real digits: 1,437 for decisions and the judge, 360 for the final figures."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    train, test = train_test_split(
+        range(len(data.target)), test_size=360, stratify=data.target, random_state=0
+    )
+    x = torch.tensor(data.images / 16, dtype=torch.float32)[:, None]
+    y = torch.tensor(data.target)
+    return x[train], y[train], x[test], y[test]
+
+
+def draw_dataset(
+    pipeline: Any, count: int, steps: int, seed: int, scales: Sequence[float] = SCALES, block: int = 50
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Generate a labelled set in blocks of one guidance scale each, with varied prompts."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(count) % 10)
+    images, used = [], []
+    for start in range(0, count, block):
+        prompts = [
+            FRAMES[rng.integers(len(FRAMES))].format(MODIFIERS[rng.integers(len(MODIFIERS))], WORDS[label])
+            for label in labels[start : start + block]
+        ]
+        scale = float(scales[rng.integers(len(scales))])
+        seeds = [seed * 1_000_000 + index for index in range(start, start + len(prompts))]
+        images.append(draw(pipeline, prompts, scale, seeds, steps))
+        used += [scale] * len(prompts)
+    return np.concatenate(images), labels, np.array(used)
+
+
+def guidance_fidelity(
+    pipeline: Any, judge: nn.Module, steps: int, each: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """How often a judge trained on real digits reads the label, and how varied the images are."""
+    table = {}
+    labels = np.arange(each * 10) % 10
+    seeds = [seed * 1_000_000 + 500_000 + index for index in range(len(labels))]
+    prompts = [f"a handwritten {WORDS[label]}" for label in labels]
+    for scale in SCALES:
+        blocks = [
+            draw(pipeline, prompts[at : at + 100], scale, seeds[at : at + 100], steps)
+            for at in range(0, len(labels), 100)
+        ]
+        x = reduce8(np.concatenate(blocks))
+        spread = np.mean([x[labels == digit].std(0).mean().item() for digit in range(10)])
+        table[f"{scale:g}"] = {
+            "fidelity": accuracy(judge, x, torch.from_numpy(labels)),
+            "spread": float(spread),
+        }
+    return table
+
+
+def style_control(pipeline: Any, steps: int, scale: float, each: int, seed: int) -> dict[str, dict[str, float]]:
+    """Mean ink, width and slant of the same seeds under different adjectives."""
+    table = {}
+    labels = np.arange(each * 10) % 10
+    seeds = [seed * 1_000_000 + 700_000 + index for index in range(len(labels))]
+    for style in ("", *STYLES):
+        prompts = [" ".join(f"a {style} handwritten {WORDS[label]}".split()) for label in labels]
+        images = np.concatenate(
+            [
+                draw(pipeline, prompts[at : at + 100], scale, seeds[at : at + 100], steps)
+                for at in range(0, len(labels), 100)
+            ]
+        )
+        columns = (images > 64).any(1)
+        width = SIZE - columns.argmax(1) - columns[:, ::-1].argmax(1)
+        table[style or "(none)"] = {
+            "ink": float(images.mean() / 255),
+            "width": float(width.mean()),
+            "slant": float(slants(images).mean()),
+        }
+    return table
+
+
+def draw_guidance_picture(pipeline: Any, steps: int, path: Path, seed: int = 1) -> None:
+    """Rows are guidance scales, columns prompts; a column keeps its seed."""
+    scales = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
+    words = [*WORDS, "seven", "two", "four", "eight", "five", "nine"]
+    styles = [""] * 10 + ["thin slanted ", "bold ", "thin ", "narrow ", "bold slanted ", "wide "]
+    prompts = [f"a {style}handwritten {word}" for style, word in zip(styles, words)]
+    zoom, margin, header = 2, 34, 26
+    cell = SIZE * zoom + 4
+    sheet = Image.new("L", (margin + cell * len(prompts), header + cell * len(scales)), 255)
+    pen = ImageDraw.Draw(sheet)
+    for column, (style, word) in enumerate(zip(styles, words)):
+        for row, text in enumerate((style.strip(), word)):
+            pen.text((margin + cell * (column + 0.5), 6 + 12 * row), text, fill=0, anchor="mm", font_size=10)
+    for row, scale in enumerate(scales):
+        seeds = [seed * 1_000 + column for column in range(len(prompts))]
+        pen.text((margin / 2, header + cell * (row + 0.5)), f"{scale:g}", fill=0, anchor="mm", font_size=12)
+        for column, picture in enumerate(draw(pipeline, prompts, scale, seeds, steps)):
+            tile = Image.fromarray(picture).resize((SIZE * zoom,) * 2, Image.Resampling.NEAREST)
+            sheet.paste(tile, (margin + cell * column + 2, header + cell * row + 2))
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)
+
+
+def evaluate(work: Path, folder: Path, picture: Path, steps: int, final: bool) -> None:
+    """Measure the exported model; the 360 test digits are read only with ``final``."""
+    train_x, train_y, test_x, test_y = real_digits()
+    real_x, real_y = (test_x, test_y) if final else (train_x, train_y)
+    report: dict[str, Any] = {"real digits": len(real_y), "steps": steps}
+    pipeline = load_pipeline(folder)
+    draw(pipeline, ["warm up"], 2.0, [0], 2)
+    begun = time.monotonic()
+    images, labels, scales = draw_dataset(pipeline, 2000, steps, seed=1)
+    report["seconds for 2000 images"] = round(time.monotonic() - begun, 1)
+    generated = reduce8(images), torch.from_numpy(labels)
+    seen = Renderings.load(work / "renderings.npz")
+    rendered = reduce8(seen.image[:2000]), torch.from_numpy(seen.digit[:2000])
+    for name, (x, y) in {"generated": generated, "renderings": rendered}.items():
+        reached = [accuracy(fit_classifier(x, y, seed), real_x, real_y) for seed in range(3)]
+        report[f"trained on 2000 {name}"] = [round(value, 4) for value in reached]
+        report[f"trained on 2000 {name}, mean"] = round(float(np.mean(reached)), 4)
+        log(f"trained on 2000 {name}: {reached}")
+    judge = fit_classifier(train_x, train_y, seed=0, epochs=20)
+    report["judge on its test digits"] = accuracy(judge, test_x, test_y)
+    report["fidelity of the 2000"] = accuracy(judge, *generated)
+    report["guidance"] = guidance_fidelity(pipeline, judge, steps, each=20, seed=2)
+    report["styles at scale 3"] = style_control(pipeline, steps, 3.0, each=20, seed=3)
+    with replacing(work / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+    draw_guidance_picture(pipeline, steps, picture)
+
+
+# ------------------------------------------------------------------------------------------- command
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Define the command line."""
+    parser = argparse.ArgumentParser(
+        description="Train the miniature Stable Diffusion on digits rendered from open fonts."
+    )
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "miniature", help="checkpoints and caches")
+    parser.add_argument("--output", type=Path, default=ROOT / "src/genfl/generators/miniature")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs/images/miniature_guidance.png")
+    parser.add_argument("--fonts", type=Path, default=Path(__file__).with_name("miniature_fonts.yaml"))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--renderings", type=int, default=40_000)
+    parser.add_argument("--vae-steps", type=int, default=600)
+    parser.add_argument("--unet-steps", type=int, default=4000)
+    parser.add_argument("--inference-steps", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--final", action="store_true", help="evaluate on the 360 test digits")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the chosen stages in order; finished ones are recognised by what they left in the work folder."""
+    options = parse_arguments(arguments)
+    torch.set_num_threads(options.threads)
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    fonts = read_fonts(options.fonts)
+    if "fonts" in options.stages:
+        fetch_fonts(fonts, work / "fonts")
+    if "render" in options.stages and not (work / "renderings.npz").exists():
+        glyphs = build_glyphs(fonts, work / "fonts")
+        keep = legible(glyphs, options.seed)
+        log(f"{keep.sum()} of {len(keep)} glyphs are legible")
+        render(glyphs.select(keep), options.renderings, options.seed).save(work / "renderings.npz")
+        log(f"{options.renderings} digits rendered")
+    if "vae" in options.stages and not (work / "latents.pt").exists():
+        train_vae(work, options.vae_steps, options.seed)
+    if "unet" in options.stages:
+        train_unet(work, options.unet_steps, options.seed)
+    if "export" in options.stages:
+        export(work, options.output)
+    if "evaluate" in options.stages:
+        evaluate(work, options.output, options.picture, options.inference_steps, options.final)
+
+
+if __name__ == "__main__":
+    main()

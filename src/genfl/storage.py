@@ -77,8 +77,9 @@ def save_tensors(path: Path, tree: Tree, meta: dict[str, Any] | None = None) -> 
         meta: Anything JSON can hold, written in the file's header: tensors and meta change together.
     """
     flat = dict(_flatten(tree))
-    tensors = {name: leaf.contiguous() for name, leaf in flat.items() if isinstance(leaf, Tensor)}
-    header = {"meta": meta or {}, "empty": [name for name in flat if name not in tensors]}
+    # safetensors refuses tensors that share memory, as two names of one model's weights do
+    tensors = {name: leaf.detach().clone() for name, leaf in flat.items() if isinstance(leaf, Tensor)}
+    header = {"meta": meta or {}, "names": list(flat)}  # safetensors keeps neither order nor empty dicts
     with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"genfl": json.dumps(header)})
 
@@ -87,18 +88,18 @@ def load_tensors(path: Path) -> tuple[Tree, dict[str, Any]]:
     """Reads what `save_tensors` wrote.
 
     Returns:
-        The tree and its meta.
+        The tree, with its keys in the order they were written (sums over leaves depend on it), and its meta.
     """
     tree: dict[str, Any] = {}
     with safetensors.safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {})["genfl"])
-        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    for name, leaf in (flat | {name: {} for name in header["empty"]}).items():
-        *parents, last = name.split(SEPARATOR)
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
+        stored = set(file.keys())
+        for name in header["names"]:
+            *parents, last = name.split(SEPARATOR)
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = file.get_tensor(name) if name in stored else {}
     return tree, header["meta"]
 
 

@@ -334,7 +334,7 @@ def test_tables_of_another_shape_or_dtype_are_refused(table):
     [
         ("", "empty"),
         ("a\0b", "NUL"),
-        ("\ud800", "surrogate"),
+        ("\ud800", "lone surrogate"),
         ("\u00e9" * 5, r"label '\u00e9{5}' is 10 bytes long in UTF-8, over labels\.max_bytes = 9"),
     ],
 )

@@ -39,7 +39,7 @@ class StableDiffusion:
         try:
             pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
                 source,
-                torch_dtype=dtype,
+                dtype=dtype,
                 use_safetensors=True,  # never a pickle
                 safety_checker=None,
                 requires_safety_checker=False,
@@ -128,6 +128,7 @@ def _import_diffusers() -> Any:
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     return diffusers
 
 

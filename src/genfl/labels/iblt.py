@@ -32,7 +32,6 @@ MAX_CLIENTS = 65_537
 """The most clients that can be summed: 65,537 * 65,535 = 2^32 - 1, the largest cell value."""
 
 _CHECKSUM_LIMBS = 4
-_LIMB_MAX = 0xFFFF
 
 
 class DecodeError(ValueError):
@@ -170,7 +169,7 @@ class IBLT:
         possible = (count >= 1) & (count <= MAX_CLIENTS)
         cells, count = cells[possible], count[possible]
         body, remainder = np.divmod(table[cells, 1:], count[:, None])
-        possible = ((remainder == 0) & (body <= _LIMB_MAX)).all(axis=1)
+        possible = (remainder == 0).all(axis=1)  # rules out nearly all mixed cells before looking at any name
         cells, count, body = cells[possible], count[possible], body[possible]
 
         parsed = [self._parse(row.tobytes()) for row in body[:, _CHECKSUM_LIMBS:].astype("<u2")]
@@ -178,7 +177,7 @@ class IBLT:
         cells, count, body = cells[possible], count[possible], body[possible]
         names = [name for name in parsed if name is not None]
 
-        # Writing the name anew and comparing checks the checksum and the padding in one go.
+        # Writing the name anew and comparing checks the checksum, the padding and the limbs' range in one go.
         rows, positions = self._insertions([name.encode() for name in names])
         pure = (rows[:, 1:] == body).all(axis=1)
         if not (positions == cells[:, None]).any(axis=1)[pure].all():

@@ -150,4 +150,5 @@ def gradient(objective: Callable[[Tree], tuple[Tensor, Aux]], params: Tree) -> t
         value, aux = objective(variables)
         flat = torch.autograd.grad(value, trees.leaves(variables), materialize_grads=True)
     grads = iter(flat)
-    return trees.map(lambda _: next(grads), params), trees.map(torch.detach, aux)
+    detached = trees.map(lambda leaf: leaf if leaf is None else leaf.detach(), aux)
+    return trees.map(lambda _: next(grads), params), detached

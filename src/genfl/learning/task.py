@@ -74,7 +74,8 @@ def classification(build: Callable[[], Classifier]) -> Task:
     Integer buffers (batch norm's count of batches) are no part of the weights: they cannot be averaged and
     nothing that genfl supports reads them.
     """
-    training = _Forward(build()).train().requires_grad_(False)
+    with _global_generator(Key(0)):  # only the model's form matters here; leave the caller's stream alone
+        training = _Forward(build()).train().requires_grad_(False)
     evaluation = copy.deepcopy(training).eval()
     draws = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training.modules())
 

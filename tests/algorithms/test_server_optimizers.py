@@ -1,0 +1,69 @@
+"""Server optimizers against a plain-numpy transcription of Reddi et al., Algorithm 2."""
+
+import numpy as np
+import pytest
+import torch
+
+from genfl.algorithms import server_optimizers as so
+
+ROUNDS, LR, B1, B2, TAU = 20, 0.1, 0.9, 0.99, 1e-3
+
+
+def transcription(rule, deltas, x, beta1=B1, bias=False):
+    m, v = np.zeros_like(x), np.full_like(x, TAU**2)
+    for t, d in enumerate(deltas, start=1):
+        m = beta1 * m + (1 - beta1) * d
+        v = {
+            "adagrad": lambda v, d: v + d**2,
+            "yogi": lambda v, d: v - (1 - B2) * d**2 * np.sign(v - d**2),
+            "adam": lambda v, d: B2 * v + (1 - B2) * d**2,
+        }[rule](v, d)
+        mh, vh = (m / (1 - beta1**t), v / (1 - B2**t)) if bias else (m, v)
+        x = x + LR * mh / (np.sqrt(vh) + TAU)
+    return x
+
+
+@pytest.mark.parametrize("rule", ["adam", "yogi", "adagrad", "adam_bias"])
+def test_adaptive_rules_equal_the_papers_equations(float64, rule):
+    rng = np.random.default_rng(0)
+    # Differences of several magnitudes and both signs, so that Yogi's sign changes sides.
+    deltas = rng.standard_normal((ROUNDS, 6)) * 10.0 ** rng.integers(-4, 1, (ROUNDS, 6))
+    x = rng.standard_normal(6)
+    optimizer = {
+        "adam": so.adam(LR, B1, B2, TAU),
+        "adam_bias": so.adam(LR, B1, B2, TAU, bias_correction=True),
+        "yogi": so.yogi(LR, B1, B2, TAU),
+        "adagrad": so.adagrad(LR, tau=TAU),
+    }[rule]
+    params = {"w": torch.tensor(x)}
+    state = optimizer.init(params)
+    for d in deltas:
+        state, params = optimizer.step(state, params, {"w": torch.tensor(d)})
+    beta1 = 0.0 if rule == "adagrad" else B1
+    expected = transcription(rule.removesuffix("_bias"), deltas, x, beta1, bias=rule.endswith("bias"))
+    np.testing.assert_allclose(params["w"].numpy(), expected, rtol=1e-12)
+
+
+def test_adam_with_bias_correction_equals_torch_adam_on_the_negative_change(float64):
+    """torch's Adam divides by √v̂ + ε as ours does by √v̂ + τ; its v starts at 0."""
+    rng = torch.Generator().manual_seed(0)
+    reference = torch.zeros(4, requires_grad=True)
+    adam = torch.optim.Adam([reference], lr=LR, betas=(B1, B2), eps=TAU)
+    optimizer = so.adam(LR, B1, B2, TAU, initial=0.0, bias_correction=True)
+    params = {"w": torch.zeros(4)}
+    state = optimizer.init(params)
+    for _ in range(ROUNDS):
+        delta = torch.randn(4, generator=rng)
+        reference.grad = -delta
+        adam.step()
+        state, params = optimizer.step(state, params, {"w": delta})
+    torch.testing.assert_close(params["w"], reference.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_momentum_sums_a_geometric_series(float64):
+    optimizer = so.momentum(lr=0.5, beta=0.9)
+    params = {"w": torch.zeros(1)}
+    state = optimizer.init(params)
+    for _ in range(3):
+        state, params = optimizer.step(state, params, {"w": torch.ones(1)})
+    assert params["w"].item() == pytest.approx(0.5 * (1 + 1.9 + 2.71))

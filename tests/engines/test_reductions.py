@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+
+from genfl.algorithms.base import Client
+from genfl.engines.base import Work
+from genfl.engines.reductions import Plain, secure
+from genfl.engines.sequential import Sequential
+from genfl.rng import Key
+
+
+def _program(value, reductions=None) -> Client:
+    return Client(
+        start=lambda message, memory, facts: facts["client"],
+        step=lambda carry, batch, key: carry,
+        finish=lambda client: ({"tables": {"a": value(client), "b": value(client + 1)}}, {}),
+        reductions=reductions or {"tables": "sum"},
+    )
+
+
+def _run(program, reduce, clients=5):
+    work = [Work(k, {"client": k}, {}, (), Key(k)) for k in range(clients)]
+    return Sequential(reduce=reduce)(program, {}, work)
+
+
+def _table(client: int) -> torch.Tensor:
+    rng = np.random.default_rng(client)
+    return torch.from_numpy(rng.integers(0, 2**32, (3, 4), dtype=np.uint32))
+
+
+def test_a_secure_sum_is_the_exact_sum_modulo_the_word_size():
+    outcome = _run(_program(_table), secure(Key(0)))
+    for name, first in (("a", 0), ("b", 1)):
+        expected = sum(_table(k).numpy().astype(np.uint64) for k in range(first, first + 5)) % 2**32
+        assert np.array_equal(outcome.aggregate["tables"][name].numpy(), expected)
+    assert outcome.uplink_bytes == {"tables": 5 * 2 * 3 * 4 * 4}
+
+
+def test_a_secure_sum_refuses_uploads_the_server_must_see():
+    with pytest.raises(ValueError, match="one by one"):
+        _run(_program(_table, {"tables": "each"}), secure(Key(0)))
+
+
+def test_a_secure_sum_refuses_floats():
+    with pytest.raises(ValueError, match="encode it first"):
+        _run(_program(lambda k: torch.ones(2)), secure(Key(0)))
+
+
+def test_each_lists_uploads_in_the_order_of_clients():
+    program = _program(lambda k: torch.tensor(float(k)), {"tables": "each"})
+    outcome = _run(program, Plain)
+    assert [upload["a"].item() for upload in outcome.aggregate["tables"]] == [0, 1, 2, 3, 4]
+
+
+def test_a_plain_sum_adds_in_the_order_of_clients():
+    values = [1e8, 1.0, -1e8, 1.0, 3.0]  # float32: any other order gives another result
+    outcome = _run(_program(lambda k: torch.tensor(values[k % 5])), Plain)
+    expected = np.float32(0)
+    for value in values:
+        expected = expected + np.float32(value)
+    assert outcome.aggregate["tables"]["a"].item() == expected

@@ -1,0 +1,198 @@
+import copy
+
+import pytest
+import torch
+
+from genfl import trees
+from genfl.algorithms import ALGORITHMS
+from genfl.algorithms.base import Client
+from genfl.algorithms.fedavg import fedavg
+from genfl.analysis.diversity import NAME, gradient_diversity
+from genfl.data.clients import ClientData
+from genfl.engines.base import Work
+from genfl.engines.rounds import Schedule, census, cohort, federate
+from genfl.engines.sequential import Sequential
+from genfl.learning.local import sgd_steps
+from genfl.learning.task import classification
+from genfl.models import CNN, Classifier
+from genfl.rng import Key
+
+SCHEDULE = Schedule(rounds=7, clients_per_round=3, batch_size=4, local_steps=3, evaluate_every=2, checkpoint_every=2)
+
+
+class Dropped(Classifier):
+    """A model with everything that is hard to resume: batch norm and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5)
+        )
+        self.last = torch.nn.Linear(16, 3)
+
+    def features(self, x):
+        return self.body(x)
+
+    def head(self, z):
+        return self.last(z)
+
+
+@pytest.fixture(scope="module")
+def clients():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 1, 8, 8, generator=rng)
+    y = torch.randint(3, (60,), generator=rng)
+    return ClientData(x, y, [torch.arange(60)[k::6].numpy() for k in range(6)], 3)
+
+
+def run(clients, tmp_path=None, *, name="fedadam", schedule=SCHEDULE, engine=None, task=None, **options):
+    task = task or classification(Dropped)
+    algorithm = ALGORITHMS[name].build(task, sgd_steps(0.1, momentum=0.9))
+    return federate(
+        algorithm,
+        task.init(Key(1)),
+        clients,
+        engine or Sequential(clients),
+        schedule,
+        Key(5),
+        lambda weights: {"norm": trees.square_norm(weights["params"]).item()},
+        checkpoint=tmp_path / "checkpoint.safetensors" if tmp_path else None,
+        measures={NAME: gradient_diversity()},
+        **options,
+    )
+
+
+def assert_same(a, b):
+    assert a.evaluations == b.evaluations
+    assert a.rounds == b.rounds
+    for x, y in zip(trees.leaves(a.weights), trees.leaves(b.weights), strict=True):
+        assert torch.equal(x, y)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("after", [1, 2, 3, 6])
+def test_an_interrupted_run_ends_bit_identical(clients, tmp_path, name, after):
+    whole = run(clients, name=name)
+    count = 0
+
+    def interrupt(rounds):
+        nonlocal count
+        count += rounds
+        if count == after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(clients, tmp_path, name=name, on_round=interrupt)
+    finished = []
+    resumed = run(clients, tmp_path, name=name, on_round=finished.append)
+    assert sum(finished) == SCHEDULE.rounds
+    assert finished[0] == (after // 2 * 2 or 1), "it did not start from the last checkpoint"
+    assert_same(whole, resumed)
+    assert_same(whole, run(clients, tmp_path, name=name))  # a finished run is only read back
+
+
+def test_the_number_of_threads_changes_nothing(clients):
+    task = classification(lambda: CNN((1, 8, 8), 3))
+    traces = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        traces.append(run(clients, task=task, schedule=Schedule(2, 3, 8, local_steps=5)))
+        torch.set_num_threads(before)
+    assert_same(*traces)
+
+
+def test_global_random_state_neither_matters_nor_changes(clients):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = run(clients)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert_same(first, run(clients))
+
+
+def test_evaluations_and_bytes_are_those_of_the_schedule(clients):
+    trace = run(clients)
+    assert [e["round"] for e in trace.evaluations] == [0, 2, 4, 6, 7]
+    weights = trees.num_bytes(trace.weights)
+    assert [r["round"] for r in trace.rounds] == list(range(1, 8))
+    for r in trace.rounds:
+        assert r["downlink_bytes"] == 3 * weights
+        assert r["uplink_bytes"] == 3 * (weights + 4)  # the change and its weight, a float32
+        assert r["refused"] == 0
+
+
+def poisoned(program: Client, poison) -> Client:
+    """Spoils the uploads of clients whose number of samples says so."""
+
+    def finish(carry):
+        upload, memory = program.finish(carry)
+        return poison(carry, copy.copy(upload)), memory
+
+    return program._replace(finish=finish)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda leaf: leaf * float("nan"), "NaN or infinite"),
+        (lambda leaf: leaf + float("inf"), "NaN or infinite"),
+        (lambda leaf: leaf[None], "shape"),
+        (lambda leaf: leaf.double(), "dtype"),
+    ],
+)
+def test_a_bad_upload_is_refused_and_counted_and_the_rest_goes_on(float64, spoil, why):
+    data = ClientData(torch.ones(6, 2), torch.zeros(6, dtype=torch.long), [[0], [1, 2], [3, 4, 5]], 1)
+    data = ClientData(data.x.float(), data.y, [torch.tensor(p).numpy() for p in ([0], [1, 2], [3, 4, 5])], 1)
+
+    def finish(carry):
+        upload = {"value": {"a": carry["samples"].float()}}
+        if carry["trained"] and carry["samples"] == 2:
+            upload["value"]["a"] = spoil(upload["value"]["a"])
+        return upload, {"seen": carry["trained"]}
+
+    program = Client(
+        start=lambda message, memory, facts: {**facts, "trained": 0},
+        step=lambda carry, batch, key: {**carry, "trained": carry["trained"] + 1},
+        finish=finish,
+        reductions={"value": "sum"},
+    )
+    plan = [torch.tensor([0])]
+    work = [Work(k, data.facts(k), {}, plan, Key(0)) for k in (2, 0, 1)]
+    outcome = Sequential(data)(program, {}, work)
+    assert outcome.aggregate["value"]["a"].item() == 1 + 3
+    assert list(outcome.refused) == [1]
+    assert why in outcome.refused[1]
+    assert set(outcome.memories) == {0, 2}, "a client whose upload was refused keeps its old memory"
+
+
+def test_a_round_in_which_every_upload_is_refused_leaves_the_model_alone(clients, caplog):
+    task = classification(lambda: CNN((1, 8, 8), 3))
+    algorithm = fedavg(task, sgd_steps(lr=float("inf")))
+    trace = federate(
+        algorithm, task.init(Key(1)), clients, Sequential(clients), Schedule(2, 3, 4, 1), Key(0), lambda w: {}
+    )
+    assert [r["refused"] for r in trace.rounds] == [3, 3]
+    assert all(
+        torch.equal(a, b) for a, b in zip(trees.leaves(trace.weights), trees.leaves(task.init(Key(1))), strict=True)
+    )
+    assert "refused" in caplog.text
+
+
+def test_cohorts_are_distinct_sorted_and_cover_everyone():
+    seen = set()
+    for number in range(200):
+        chosen = cohort(20, 4, Key(0).fold("cohort", number))
+        assert len(set(chosen)) == 4
+        assert chosen == sorted(chosen)
+        seen |= set(chosen)
+    assert seen == set(range(20))
+
+
+def test_the_census_equals_a_loop_over_clients(clients):
+    program = fedavg(classification(Dropped), sgd_steps(0.1)).census
+    assert {k: v.item() for k, v in census(program, clients).items()} == {"clients": 6, "samples": 60}
