@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-WORDS = "a photo of thin bold handwritten zero one two three four five six seven eight nine".split()
-
 
 @pytest.fixture(scope="session")
 def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -19,9 +17,12 @@ def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny-sd")
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    vocabulary = {token: index for index, token in enumerate(
-        [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    )}
+    vocabulary = {
+        token: index
+        for index, token in enumerate(
+            [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+        )
+    }
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)

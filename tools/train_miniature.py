@@ -37,7 +37,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -111,7 +111,9 @@ def fetch_fonts(fonts: Sequence[Font], cache: Path) -> None:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             package = f"@fontsource/{font.family}@{font.version}"
-            subprocess.run(["npm", "pack", "--silent", package], cwd=staging, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                ["npm", "pack", "--silent", package], cwd=staging, check=True, stdout=subprocess.DEVNULL
+            )
             (staging / font.archive).replace(target)
             staging.rmdir()
         licence = json.loads(_member(target, "package/package.json"))["license"]
@@ -133,9 +135,7 @@ def load_typeface(font: Font, cache: Path) -> bytes:
     """Return the Latin face of a package as a plain TrueType/OpenType file."""
     from fontTools.ttLib import TTFont
 
-    packed = _member(
-        cache / font.archive, f"package/files/{font.family}-latin-{font.weight}-normal.woff"
-    )
+    packed = _member(cache / font.archive, f"package/files/{font.family}-latin-{font.weight}-normal.woff")
     face = TTFont(io.BytesIO(packed))
     face.flavor = None
     plain = io.BytesIO()
@@ -146,8 +146,27 @@ def load_typeface(font: Font, cache: Path) -> bytes:
 # -------------------------------------------------------------------------------------------- glyphs
 
 
+class Columns:
+    """Arrays of equal length, kept in one file."""
+
+    def save(self, path: Path) -> None:
+        """Write all arrays."""
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what :meth:`save` wrote."""
+        with np.load(path) as data:
+            return cls(**{name: data[name] for name in data.files})
+
+    def select(self, keep: np.ndarray) -> Self:
+        """Return the rows that a mask or a list of indices picks."""
+        return type(self)(**{name: value[keep] for name, value in vars(self).items()})
+
+
 @dataclass
-class Glyphs:
+class Glyphs(Columns):
     """Distance fields of many glyphs.
 
     ``outline`` is the signed distance to the outline (positive inside), ``skeleton`` the distance to the
@@ -163,18 +182,6 @@ class Glyphs:
     family: np.ndarray
     hand: np.ndarray
 
-    def save(self, path: Path) -> None:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **vars(self))
-
-    @classmethod
-    def load(cls, path: Path) -> Glyphs:
-        with np.load(path) as data:
-            return cls(**{name: data[name] for name in data.files})
-
-    def select(self, keep: np.ndarray) -> Glyphs:
-        return Glyphs(**{name: value[keep] for name, value in vars(self).items()})
-
 
 def thin(bitmaps: np.ndarray) -> np.ndarray:
     """Zhang-Suen thinning of a stack of boolean bitmaps (with an empty border)."""
@@ -187,7 +194,9 @@ def thin(bitmaps: np.ndarray) -> np.ndarray:
             nw, ne, sw, se = p[:, :-2, :-2], p[:, :-2, 2:], p[:, 2:, :-2], p[:, 2:, 2:]
             ring = [n, ne, e, se, s, sw, w, nw]
             count = np.sum(ring, axis=0, dtype=np.int8)
-            turns = np.sum([~a & b for a, b in zip(ring, ring[1:] + ring[:1])], axis=0, dtype=np.int8)
+            turns = np.sum(
+                [~a & b for a, b in zip(ring, ring[1:] + ring[:1], strict=True)], axis=0, dtype=np.int8
+            )
             first, second = (~(n & e & w), ~(n & s & w)) if odd else (~(n & e & s), ~(e & s & w))
             image &= ~(image & (count >= 2) & (count <= 6) & (turns == 1) & first & second)
         if image.sum() == before:
@@ -267,7 +276,7 @@ def build_glyphs(fonts: Sequence[Font], cache: Path) -> Glyphs:
     bones = thin(ink)
     outline = np.empty((len(ink), FIELD, FIELD), np.float16)
     skeleton, pen = np.empty_like(outline), np.empty(len(ink), np.float32)
-    for index, (shape, bone) in enumerate(zip(ink, bones)):
+    for index, (shape, bone) in enumerate(zip(ink, bones, strict=True)):
         inside = ndimage.distance_transform_edt(shape)
         signed = (inside - ndimage.distance_transform_edt(~shape)) / 2
         centre = ndimage.distance_transform_edt(~bone) / 2
@@ -308,7 +317,8 @@ def legible(glyphs: Glyphs, seed: int, folds: int = 3, views: int = 3, threshold
     Ornamental faces drop out this way without anyone looking at real handwriting.
     """
     families = np.unique(glyphs.family)
-    fold_of = dict(zip(families, np.random.default_rng(seed).permutation(len(families)) % folds))
+    order = np.random.default_rng(seed).permutation(len(families))
+    fold_of = dict(zip(families, order % folds, strict=True))
     fold = np.array([fold_of[name] for name in glyphs.family])
     chosen = np.repeat(np.arange(len(glyphs.digit)), views)
     seen = render_batch(glyphs, chosen, np.random.default_rng(seed))
@@ -319,7 +329,8 @@ def legible(glyphs: Glyphs, seed: int, folds: int = 3, views: int = 3, threshold
         held = torch.from_numpy(fold[chosen] == part)
         judge = fit_classifier(x[~held], y[~held], seed, epochs=5)
         share[held.numpy()] = judge(x[held]).softmax(1).gather(1, y[held, None])[:, 0].detach().numpy()
-    return share.reshape(-1, views).mean(1) >= threshold
+    readable: np.ndarray = share.reshape(-1, views).mean(1) >= threshold
+    return readable
 
 
 # ------------------------------------------------------------------------------------- classifiers
@@ -359,14 +370,14 @@ def fit_classifier(x: Tensor, y: Tensor, seed: int, epochs: int = 14) -> nn.Sequ
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of images read as their label."""
-    return (model(x).argmax(1) == y).float().mean().item()
+    return float((model(x).argmax(1) == y).float().mean())
 
 
 # ----------------------------------------------------------------------------------------- rendering
 
 
 @dataclass
-class Renderings:
+class Renderings(Columns):
     """Rendered digits with the measurements that their prompts are built from."""
 
     image: np.ndarray
@@ -376,15 +387,6 @@ class Renderings:
     width: np.ndarray
     slant: np.ndarray
     hand: np.ndarray
-
-    def save(self, path: Path) -> None:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **vars(self))
-
-    @classmethod
-    def load(cls, path: Path) -> Renderings:
-        with np.load(path) as data:
-            return cls(**{name: data[name] for name in data.files})
 
 
 def warp_grid(count: int, rng: np.random.Generator) -> Tensor:
@@ -439,9 +441,11 @@ def render_batch(glyphs: Glyphs, chosen: np.ndarray, rng: np.random.Generator) -
         if box is None:
             continue
         natural = SIZE * (box[2] - box[0]) / (box[3] - box[1])
-        # The real digits are nearly equally wide whatever their own proportions.
+        # Size normalisation stretched the UCI digits to nearly equal widths whatever their proportions.
         spread = rng.normal(0, 0.16)
-        columns = round(float(np.clip(math.exp(0.3 * math.log(natural) + 0.7 * math.log(18) + spread), 7, 30)))
+        columns = round(
+            float(np.clip(math.exp(0.3 * math.log(natural) + 0.7 * math.log(18) + spread), 7, 30))
+        )
         digit = Image.fromarray(picture).crop(box).resize((columns, SIZE), Image.Resampling.BOX)
         left = (SIZE - columns) // 2 + round(rng.normal(0, 0.8))
         left = min(max(left, 0), SIZE - columns)
@@ -462,7 +466,8 @@ def slants(images: np.ndarray) -> np.ndarray:
     row = (ink * rows).sum((1, 2)) / mass
     column = (ink * columns).sum((1, 2)) / mass
     dy, dx = rows - row[:, None, None], columns - column[:, None, None]
-    return (-(ink * dx * dy).sum((1, 2)) / (ink * dy * dy).sum((1, 2))).astype(np.float32)
+    drift: np.ndarray = -(ink * dx * dy).sum((1, 2)) / (ink * dy * dy).sum((1, 2))
+    return drift.astype(np.float32)
 
 
 def render(glyphs: Glyphs, count: int, seed: int) -> Renderings:
@@ -670,6 +675,7 @@ def noise_schedule() -> Any:
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
         clip_sample=False,
+        steps_offset=1,
     )
 
 
@@ -690,19 +696,19 @@ class Training:
     average: list[Tensor]
     step: int = 0
 
-    def state(self) -> dict[str, Any]:
-        return {
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        state = {
             "modules": self.modules.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average,
             "step": self.step,
         }
-
-    def save(self, path: Path) -> None:
         with replacing(path) as temporary:
-            torch.save(self.state(), temporary)
+            torch.save(state, temporary)
 
     def restore(self, path: Path) -> None:
+        """Continue from a checkpoint if there is one."""
         if path.exists():
             state = torch.load(path, weights_only=True)
             self.modules.load_state_dict(state["modules"])
@@ -711,7 +717,8 @@ class Training:
 
     @torch.no_grad()
     def use_average(self) -> None:
-        for parameter, mean in zip(self.modules.parameters(), self.average):
+        """Put the averaged weights in place of the current ones."""
+        for parameter, mean in zip(self.modules.parameters(), self.average, strict=True):
             parameter.copy_(mean)
 
 
@@ -792,7 +799,7 @@ def train_unet(work: Path, steps: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     prompts = [
         write_prompt(WORDS[digit], styles, bool(hand), rng)
-        for digit, styles, hand in zip(seen.digit, find_styles(seen), seen.hand)
+        for digit, styles, hand in zip(seen.digit, find_styles(seen), seen.hand, strict=True)
         for _ in range(PROMPTS_PER_IMAGE)
     ]
     log("prompts such as " + "; ".join(map(repr, prompts[:80:PROMPTS_PER_IMAGE])))
@@ -835,7 +842,7 @@ def export(work: Path, folder: Path) -> None:
     factor = torch.load(work / "latents.pt", weights_only=True)["factor"]
     vae.register_to_config(scaling_factor=factor)
     scheduler = DPMSolverMultistepScheduler.from_config(noise_schedule().config)
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder,
         tokenizer=tokenizer,
@@ -846,10 +853,11 @@ def export(work: Path, folder: Path) -> None:
         requires_safety_checker=False,
     )
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    pipeline.to(torch.float16).save_pretrained(staging)
-    # transformers loads a model in the type that its configuration names, diffusers in float32.
-    config = staging / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"float16"', '"float32"'))
+    for module in (vae, encoder, unet):
+        for parameter in module.parameters():
+            parameter.data = parameter.data.half()
+    pipeline.save_pretrained(staging)
+    make_portable(staging)
     folder.mkdir(parents=True, exist_ok=True)
     for part in staging.iterdir():
         target = folder / part.name
@@ -859,6 +867,28 @@ def export(work: Path, folder: Path) -> None:
     staging.rmdir()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     log(f"{folder}: {size / 1e6:.2f} MB after {training.step} steps")
+
+
+def make_portable(folder: Path) -> None:
+    """Let older and newer transformers load the text encoder and the tokenizer alike."""
+    from safetensors.torch import load_file, save_file
+
+    # Stable Diffusion's own names, which every version of transformers accepts.
+    weights = folder / "text_encoder" / "model.safetensors"
+    prefix = "text_model."
+    named = {prefix + name.removeprefix(prefix): value for name, value in load_file(weights).items()}
+    save_file(named, weights, metadata={"format": "pt"})
+    # transformers loads a model in the type that its configuration names, diffusers in float32.
+    config = folder / "text_encoder" / "config.json"
+    settings = {**json.loads(config.read_text()), "dtype": "float32", "torch_dtype": "float32"}
+    config.write_text(json.dumps(settings, indent=2) + "\n")
+    # Before version 5, transformers read a vocabulary and its merges instead of one file.
+    fast = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(fast["vocab"], ensure_ascii=False))
+    lines = [" ".join(merge) if isinstance(merge, list) else merge for merge in fast["merges"]]
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n")
+    for file in folder.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
 
 
 # ---------------------------------------------------------------------------------------- evaluation
@@ -877,7 +907,13 @@ MODIFIERS = (
     "bold slanted ",
     "thin wide ",
 )
-FRAMES = ("a {}handwritten {}", "a photo of a {}{}", "an image of a {}handwritten {}", "a scan of a {}digit {}", "a {}{}")
+FRAMES = (
+    "a {}handwritten {}",
+    "a photo of a {}{}",
+    "an image of a {}handwritten {}",
+    "a scan of a {}digit {}",
+    "a {}{}",
+)
 
 
 def load_pipeline(folder: Path) -> Any:
@@ -900,7 +936,8 @@ def draw(pipeline: Any, prompts: Sequence[str], scale: float, seeds: Sequence[in
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="np",
     ).images
-    return (images.mean(-1) * 255).round().astype(np.uint8)
+    grey: np.ndarray = (images.mean(-1) * 255).round().astype(np.uint8)
+    return grey
 
 
 def reduce8(images: np.ndarray) -> Tensor:
@@ -934,7 +971,7 @@ def draw_dataset(
             FRAMES[rng.integers(len(FRAMES))].format(MODIFIERS[rng.integers(len(MODIFIERS))], WORDS[label])
             for label in labels[start : start + block]
         ]
-        scale = float(scales[rng.integers(len(scales))])
+        scale = scales[int(rng.integers(len(scales)))]
         seeds = [seed * 1_000_000 + index for index in range(start, start + len(prompts))]
         images.append(draw(pipeline, prompts, scale, seeds, steps))
         used += [scale] * len(prompts)
@@ -963,7 +1000,9 @@ def guidance_fidelity(
     return table
 
 
-def style_control(pipeline: Any, steps: int, scale: float, each: int, seed: int) -> dict[str, dict[str, float]]:
+def style_control(
+    pipeline: Any, steps: int, scale: float, each: int, seed: int
+) -> dict[str, dict[str, float]]:
     """Mean ink, width and slant of the same seeds under different adjectives."""
     table = {}
     labels = np.arange(each * 10) % 10
@@ -976,7 +1015,7 @@ def style_control(pipeline: Any, steps: int, scale: float, each: int, seed: int)
                 for at in range(0, len(labels), 100)
             ]
         )
-        columns = (images > 64).any(1)
+        columns = np.asarray(images > 64).any(axis=1)
         width = SIZE - columns.argmax(1) - columns[:, ::-1].argmax(1)
         table[style or "(none)"] = {
             "ink": float(images.mean() / 255),
@@ -991,12 +1030,12 @@ def draw_guidance_picture(pipeline: Any, steps: int, path: Path, seed: int = 1) 
     scales = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
     words = [*WORDS, "seven", "two", "four", "eight", "five", "nine"]
     styles = [""] * 10 + ["thin slanted ", "bold ", "thin ", "narrow ", "bold slanted ", "wide "]
-    prompts = [f"a {style}handwritten {word}" for style, word in zip(styles, words)]
+    prompts = [f"a {style}handwritten {word}" for style, word in zip(styles, words, strict=True)]
     zoom, margin, header = 2, 34, 26
     cell = SIZE * zoom + 4
     sheet = Image.new("L", (margin + cell * len(prompts), header + cell * len(scales)), 255)
     pen = ImageDraw.Draw(sheet)
-    for column, (style, word) in enumerate(zip(styles, words)):
+    for column, (style, word) in enumerate(zip(styles, words, strict=True)):
         for row, text in enumerate((style.strip(), word)):
             pen.text((margin + cell * (column + 0.5), 6 + 12 * row), text, fill=0, anchor="mm", font_size=10)
     for row, scale in enumerate(scales):
@@ -1017,7 +1056,7 @@ def evaluate(work: Path, folder: Path, picture: Path, steps: int, final: bool) -
     pipeline = load_pipeline(folder)
     draw(pipeline, ["warm up"], 2.0, [0], 2)
     begun = time.monotonic()
-    images, labels, scales = draw_dataset(pipeline, 2000, steps, seed=1)
+    images, labels, _ = draw_dataset(pipeline, 2000, steps, seed=1)
     report["seconds for 2000 images"] = round(time.monotonic() - begun, 1)
     generated = reduce8(images), torch.from_numpy(labels)
     seen = Renderings.load(work / "renderings.npz")
@@ -1046,7 +1085,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description="Train the miniature Stable Diffusion on digits rendered from open fonts."
     )
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "miniature", help="checkpoints and caches")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "miniature", help="checkpoints and caches"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "src/genfl/generators/miniature")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs/images/miniature_guidance.png")
     parser.add_argument("--fonts", type=Path, default=Path(__file__).with_name("miniature_fonts.yaml"))

@@ -34,7 +34,8 @@ def models() -> list[dict[str, Any]]:
 def datasets() -> list[dict[str, Any]]:
     """Returns the built-in data sets."""
     return [
-        {"name": name, "modality": entry.modality, "summary": entry.summary} for name, entry in DATASETS.items()
+        {"name": name, "modality": entry.modality, "summary": entry.summary}
+        for name, entry in DATASETS.items()
     ]
 
 

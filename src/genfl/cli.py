@@ -49,20 +49,27 @@ class Catalogue(StrEnum):
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.  [default: runs/NAME]")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete an earlier run in the folder and start over.")]
 Update = Annotated[
-    bool, typer.Option("--update", help="Take over the folder of another config; redo what the changes touch.")
+    bool,
+    typer.Option("--update", help="Take over the folder of another config; redo what the changes touch."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output; no progress bars.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 
-@app.callback()
-def _main(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
-    debug: Debug = False,
-) -> None:
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"genfl {genfl.__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -210,7 +217,7 @@ def main() -> NoReturn:
 
     debug = "--debug" in sys.argv
     try:
-        app()
+        app(prog_name="genfl")
     except InputError as error:
         _fail(error, 2, debug, [f"error: {line}" for line in str(error).splitlines()])
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 import yaml
 from pydantic import (
@@ -133,13 +133,12 @@ class Federation(Section):
 
 
 def _algorithm_section(name: str) -> type[Section]:
-    options: dict[str, Any] = dict(ALGORITHMS[name].options())
+    fields: dict[str, Any] = {"name": (Literal[name], ...), **ALGORITHMS[name].options()}
     return create_model(
         f"Algorithm_{name}",
         __base__=Section,
         __doc__=f"Options of {name} ({ALGORITHMS[name].paper}).",
-        name=(Literal[name], ...),
-        **options,
+        **fields,
     )
 
 
@@ -148,10 +147,10 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Algorithm = Annotated[
-    Union[tuple(_algorithm_section(name) for name in ALGORITHMS)],  # noqa: UP007 (a computed union)
-    Discriminator("name"),
-]
+if TYPE_CHECKING:
+    Algorithm = Section
+else:  # a union computed from the registry, which no type checker can follow
+    Algorithm = Annotated[Union[tuple(map(_algorithm_section, ALGORITHMS))], Discriminator("name")]  # noqa: UP007
 
 
 class Method(Section):
@@ -195,7 +194,9 @@ class Config(Section):
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds: give different non-negative integers")
         if "synthetic_only" in self.methods:
-            raise ValueError("methods: synthetic_only names the pre-trained model itself; choose another name")
+            raise ValueError(
+                "methods: synthetic_only names the pre-trained model itself; choose another name"
+            )
         for field, name, known in (
             ("data.name", self.data.name, DATASETS),
             ("model.name", self.model.name, MODELS),
@@ -269,8 +270,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise InputError(f"{path}: {value!r} is not a YAML value") from error
     node = content
     for parent in parents:
-        if isinstance(node.get(parent), str):  # algorithm: fedavg, overridden as algorithm.beta=0.5
-            node[parent] = _named(node[parent])
+        if parent == "algorithm":  # algorithm: fedavgm, overridden as algorithm.beta=0.5
+            node[parent] = _named(node.get(parent, {}))
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise InputError(f"{path}: {parent!r} holds no keys")
@@ -281,7 +282,8 @@ def _explain(problem: Any) -> str:
     # pydantic names the member of a union in the location: algorithm.fedavg.beta is algorithm.beta to users
     parts = problem["loc"]
     location = [
-        part for before, part in zip((None, *parts), parts, strict=False)
+        part
+        for before, part in zip((None, *parts), parts, strict=False)
         if not (before == "algorithm" and part in ALGORITHMS)
     ]
     field = ".".join(map(str, location))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import time
@@ -53,10 +54,13 @@ def execute(
     Raises:
         InputError: The folder holds something else, or is in use.
     """
+    stages = STAGES[: [stage.name for stage in STAGES].index(until) + 1]
+    for stage in stages:
+        stage.check(config)
     claim(config, folder, fresh=fresh, update=update)
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
-            return _execute(config, folder, until)
+            return _execute(config, folder, len(stages))
     except filelock.Timeout:
         raise InputError(f"--out: another process is at work in {folder}") from None
 
@@ -82,14 +86,12 @@ def claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
     write_text(folder / CONFIG, configs.dump(config))
 
 
-def _execute(config: Config, folder: Path, until: str) -> dict[str, Any] | None:
+def _execute(config: Config, folder: Path, stages: int) -> dict[str, Any] | None:
     run = Run(config, folder)
     skipped: dict[str, bool] = {}
-    for stage, key in keyed(config):
+    for stage, key in itertools.islice(keyed(config), stages):
         skipped[stage.name] = _bring_up_to_date(stage, key, run)
-        if stage.name == until:
-            break
-    if until != STAGES[-1].name:
+    if stages < len(STAGES):
         return None
     summary = summarise(run, skipped)
     write_json(folder / SUMMARY, summary)

@@ -1,5 +1,7 @@
 """FedAvg and its server optimizers against known optima over many rounds."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,7 @@ def test_partial_participation_averages_over_the_cohort_alone(quadratics):
     """With one client a round, each round is one client's contraction, whoever it is."""
     trace = quadratics(fedavg(quadratics.task, sgd_steps(LR)), UNEQUAL, rounds=30, cohort=1)
     path = [e["w"] for e in trace.evaluations]
-    for before, after in zip(path, path[1:], strict=False):
+    for before, after in itertools.pairwise(path):
         ends = [b + (1 - LR * a) ** k * (before - b) for a, b, k in UNEQUAL]
         assert min(abs(after - end) for end in ends) < 1e-12
 
@@ -81,7 +83,10 @@ def test_identities_with_fedavg(quadratics, name):
         "fedavgm": lambda: ALGORITHMS["fedavgm"].build(quadratics.task, local, beta=0.0),
         "sgd": lambda: fedavg(quadratics.task, local, server_opt=sgd(1.0)),
     }[name]()
-    paths = [quadratics(a, UNEQUAL, rounds=10, cohort=1).evaluations for a in (same, fedavg(quadratics.task, local))]
+    paths = [
+        quadratics(a, UNEQUAL, rounds=10, cohort=1).evaluations
+        for a in (same, fedavg(quadratics.task, local))
+    ]
     assert paths[0] == paths[1]
 
 
@@ -108,7 +113,9 @@ def test_buffers_are_averaged_with_the_clients_weights_and_not_stepped():
         uploads.append(algorithm.client.finish(carry)[0])
     after = algorithm.server(state, trees.add(*uploads), Key(0))
     assert after["weights"]["buffers"]["mean"].item() == 4.0
-    assert run_once(algorithm.client, algorithm.send(state), algorithm.memory(weights), {"samples": 1})[1] == {
+    assert run_once(algorithm.client, algorithm.send(state), algorithm.memory(weights), {"samples": 1})[
+        1
+    ] == {
         "method": {},
         "local": {},
     }

@@ -17,7 +17,9 @@ from genfl.learning.task import classification
 from genfl.models import CNN, Classifier
 from genfl.rng import Key
 
-SCHEDULE = Schedule(rounds=7, clients_per_round=3, batch_size=4, local_steps=3, evaluate_every=2, checkpoint_every=2)
+SCHEDULE = Schedule(
+    rounds=7, clients_per_round=3, batch_size=4, local_steps=3, evaluate_every=2, checkpoint_every=2
+)
 
 
 class Dropped(Classifier):
@@ -178,7 +180,8 @@ def test_a_round_in_which_every_upload_is_refused_leaves_the_model_alone(clients
     )
     assert [r["refused"] for r in trace.rounds] == [3, 3]
     assert all(
-        torch.equal(a, b) for a, b in zip(trees.leaves(trace.weights), trees.leaves(task.init(Key(1))), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(trees.leaves(trace.weights), trees.leaves(task.init(Key(1))), strict=True)
     )
     assert "refused" in caplog.text
 

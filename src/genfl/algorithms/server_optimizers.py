@@ -112,9 +112,7 @@ def _adaptive(
         rounds = state["rounds"] + 1
         m = trees.map(lambda m, d: beta1 * m + (1 - beta1) * d, state["m"], delta)
         v = trees.map(second, state["v"], delta)
-        m_scale, v_scale = (
-            (1.0, 1.0) if bias_beta2 is None else (1 - beta1**rounds, 1 - bias_beta2**rounds)
-        )
+        m_scale, v_scale = (1.0, 1.0) if bias_beta2 is None else (1 - beta1**rounds, 1 - bias_beta2**rounds)
         params = trees.map(
             lambda x, m, v: x + lr * (m / m_scale) / ((v / v_scale).sqrt() + tau), params, m, v
         )

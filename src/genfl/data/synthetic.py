@@ -67,7 +67,9 @@ class SyntheticData:
         """Returns the numbers of the shards still to be made; names the damaged ones in the log."""
         damaged = self.damaged()
         for shard in damaged.values():
-            log.warning("%s is damaged (its checksum differs) and will be made again", self.folder / shard.file)
+            log.warning(
+                "%s is damaged (its checksum differs) and will be made again", self.folder / shard.file
+            )
         return [n for n in range(self.shards) if n in damaged or n not in self.finished()]
 
     def write(self, number: int, samples: Iterable[Sample], generator: str, seconds: float) -> None:

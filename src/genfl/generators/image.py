@@ -45,7 +45,9 @@ class StableDiffusion:
                 requires_safety_checker=False,
             )
         except (OSError, ValueError) as error:
-            raise InputError(f"generator.model: {model!r} could not be loaded: {_first_line(error)}") from error
+            raise InputError(
+                f"generator.model: {model!r} could not be loaded: {_first_line(error)}"
+            ) from error
         pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
         pipeline.set_progress_bar_config(disable=True)
         self.id = model

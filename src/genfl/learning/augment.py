@@ -29,7 +29,9 @@ class Augment(NamedTuple):
             down, right = torch.randint(span, (2, n, 1), generator=generator)
             rows = down + torch.arange(height)
             columns = right + torch.arange(width)
-            x = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+            x = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(
+                -1, 1
+            )
         if self.noise:
             x = x + self.noise * torch.randn(x.shape, generator=generator)
         return x

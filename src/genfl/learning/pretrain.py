@@ -102,7 +102,7 @@ def pretrain(
             batch = {"x": recipe.augment(x[rows], noise), "y": y[rows]}
             loss, aux = task.loss(params, buffers, batch, drawn.fold("step", step))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             buffers = trees.map(torch.detach, aux.buffers)
             total += loss.item() * len(rows)

@@ -95,7 +95,7 @@ def classification(build: Callable[[], Classifier]) -> Task:
 
     @torch.no_grad()
     def predict(weights: Weights, x: Tensor) -> Tensor:
-        _, logits = forward(evaluation, weights["params"], weights["buffers"], x)
+        logits: Tensor = forward(evaluation, weights["params"], weights["buffers"], x)[1]
         return logits
 
     return Task(init, loss, predict)
@@ -114,7 +114,7 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
     model.load_state_dict(weights["params"] | weights["buffers"], strict=False)
 
 
-class _global_generator:  # noqa: N801 (used like a function)
+class _global_generator:
     """Seeds torch's global CPU generator from a key for the length of a block, then puts it back.
 
     Module initialisation and dropout know no other generator.

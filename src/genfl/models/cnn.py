@@ -28,7 +28,9 @@ class CNN(Classifier):
     ) -> None:
         super().__init__()
         channels, height, breadth = shape
-        self.body = nn.Sequential(*_block(channels, width, norm), *_block(width, 2 * width, norm), nn.Flatten())
+        self.body = nn.Sequential(
+            *_block(channels, width, norm), *_block(width, 2 * width, norm), nn.Flatten()
+        )
         self.classifier = nn.Linear(2 * width * (height // 4) * (breadth // 4), classes)
 
     def features(self, x: Tensor) -> Tensor:

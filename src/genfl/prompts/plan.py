@@ -38,7 +38,7 @@ def plan(
     total = per_label * len(labels)
     for number, first in enumerate(range(0, total, block_size)):
         rng = key.fold("block", number).numpy()
-        scale = float(guidance_scales[rng.integers(len(guidance_scales))])
+        scale = guidance_scales[int(rng.integers(len(guidance_scales)))]
         block = []
         for sample in range(first, min(first + block_size, total)):
             label = labels[sample % len(labels)]

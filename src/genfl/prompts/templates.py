@@ -60,8 +60,8 @@ class Templates:
 
     def draw(self, label: str, rng: np.random.Generator) -> str:
         """Draws a prompt for a label."""
-        template = self.templates[rng.integers(len(self.templates))]
-        words = {blank: fills[rng.integers(len(fills))] for blank, fills in self.blanks.items()}
+        template = self.templates[int(rng.integers(len(self.templates)))]
+        words = {blank: fills[int(rng.integers(len(fills)))] for blank, fills in self.blanks.items()}
         return " ".join(template.format(label=label, **words).split())
 
 
@@ -75,7 +75,9 @@ def _checked(template: str | None, blanks: Mapping[str, Sequence[str]]) -> str:
     if LABEL not in named:
         raise InputError("prompts.template: it must name {label}")
     if LABEL in blanks:
-        raise InputError("prompts.blanks: 'label' is filled with the label itself; give the blank another name")
+        raise InputError(
+            "prompts.blanks: 'label' is filled with the label itself; give the blank another name"
+        )
     for blank in sorted(named - {LABEL} - set(blanks)):
         raise InputError(f"prompts.blanks: the template's blank {{{blank}}} has no words")
     for blank in sorted(set(blanks) - named):

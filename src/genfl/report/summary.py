@@ -46,7 +46,9 @@ def methods(run: Run) -> dict[str, Any]:
     """Returns each method's figures over the seeds."""
     traces = run.result("federate")["methods"]
     target = run.config.report.target_accuracy
-    return {name: _method([trace[str(s)] for s in run.config.seeds], target) for name, trace in traces.items()}
+    return {
+        name: _method([trace[str(s)] for s in run.config.seeds], target) for name, trace in traces.items()
+    }
 
 
 def environment() -> dict[str, Any]:

@@ -2,48 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+
+from genfl.stages.federate import SYNTHETIC_ONLY
 
 BASELINE = "fedavg"
-"""The method the verdict compares with, where the run has it."""
+"""The method the verdict compares with, where the run has it and it starts from scratch."""
+
+SAME = 0.05
+"""Differences in accuracy below this many points are none: the tables would not show them."""
+
+
+class Contest(NamedTuple):
+    """The methods a verdict compares; either is None where the run has no such method.
+
+    Attributes:
+        best: The most accurate one that starts from the generated data.
+        baseline: One that starts from scratch.
+    """
+
+    best: str | None
+    baseline: str | None
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """Says in a sentence or two whether the generator helped, by how much, and at what cost."""
+    """Says in a few sentences whether the generator helped, by how much, and at what cost."""
+    best, baseline = contest(summary)
     methods = summary["methods"]
-    arms = {name: method for name, method in methods.items() if name != "synthetic_only"}
-    baseline = BASELINE if BASELINE in arms else next(iter(arms))
-    best = max((name for name in arms if name != baseline), key=lambda n: mean(arms[n]), default=None)
-    synthetic = methods["synthetic_only"]
-    alone = f"the generated data alone gives {percent(mean(synthetic))}"
-    cost = f"generating {summary['synthetic']['samples']:,} samples took {summary['synthetic']['seconds']:.0f} s"
-    if best is None:
-        return f"{baseline} reaches {percent(mean(arms[baseline]))}; {alone}; {cost}."
-    gain = 100 * (mean(arms[best]) - mean(arms[baseline]))
-    helps = "helps" if gain > 0.05 else "does not help"
+    if best is not None and baseline is not None:
+        gain = gains(methods[best], methods[baseline])
+        mine, its = (percent(mean(methods[name])) for name in (best, baseline))
+        first = (
+            f"{_opening(summary, best, baseline)}: {best} ends at {mine}, {baseline} at {its}"
+            f" ({_points(gain)}); {race(summary, best, baseline)}."
+        )
+    else:
+        only, missing = best or baseline, "scratch" if best else "the generated data"
+        first = (
+            f"{only} ends at {percent(mean(methods[only]))}; no method starts from {missing} to compare with."
+        )
+    samples, seconds = summary["synthetic"]["samples"], summary["synthetic"]["seconds"]
     return (
-        f"The generator {helps}: {best} reaches {percent(mean(arms[best]))} against"
-        f" {percent(mean(arms[baseline]))} for {baseline} ({gain:+.1f} points);"
-        f" {race(summary, best, baseline)}. {alone[0].upper()}{alone[1:]}; {cost}."
+        f"{first} The generated data alone gives {percent(mean(methods[SYNTHETIC_ONLY]))};"
+        f" generating {count(samples, 'sample')} took {duration(seconds)}."
     )
+
+
+def contest(summary: dict[str, Any]) -> Contest:
+    """Picks the methods to compare."""
+    arms = {name: method for name, method in summary["methods"].items() if name != SYNTHETIC_ONLY}
+    # A method that starts from the generated data is, before its first round, the model trained on them.
+    start = summary["methods"][SYNTHETIC_ONLY]["curve"][0]
+    warm = [name for name, method in arms.items() if method["curve"][0] == start and name != BASELINE]
+    cold = [name for name in arms if name not in warm]
+    return Contest(
+        max(warm, key=lambda name: mean(arms[name]), default=None),
+        BASELINE if BASELINE in cold else next(iter(cold), None),
+    )
+
+
+def gains(method: dict[str, Any], baseline: dict[str, Any]) -> list[float]:
+    """Returns by how many points of accuracy a method beats another in each seed."""
+    pairs = zip(method["accuracy"]["per_seed"], baseline["accuracy"]["per_seed"], strict=True)
+    return [100 * (mine - its) for mine, its in pairs]
 
 
 def race(summary: dict[str, Any], best: str, baseline: str) -> str:
     """Says how fast two methods reach the target accuracy."""
-    rounds = {name: summary["methods"][name]["rounds_to_target"] for name in (best, baseline)}
-    target = percent(summary["target_accuracy"])
-    if rounds[best] is None:
-        return f"it never reaches {target}"
-    words = "before any round" if rounds[best] == 0 else f"after {rounds[best]} rounds"
-    other = "never" if rounds[baseline] is None else f"after {rounds[baseline]}"
-    return f"it is at {target} {words}, {baseline} {other}"
+    mine, its = (summary["methods"][name]["rounds_to_target"] for name in (best, baseline))
+    goal = target(summary)
+    if mine is None and its is None:
+        return f"neither reaches {goal}"
+    if mine == its:
+        return f"both are at {goal} {_when(mine)}"
+    if mine is None:
+        return f"it never reaches {goal}, {baseline} does {_when(its)}"
+    return f"it is at {goal} {_when(mine)}, {baseline} {'never' if its is None else _when(its)}"
 
 
 def table(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Returns the header and rows of the table of methods."""
-    target = percent(summary["target_accuracy"])
-    header = ("method", "accuracy", "macro-F1", f"rounds to {target}", f"MB to {target}", "kB/round up+down")
-    rows = []
+    goal = target(summary)
+    header = ("method", "accuracy", "macro-F1", f"rounds to {goal}", f"MB to {goal}", "kB/round up+down")
+    rows: list[tuple[str, ...]] = []
     for name, method in summary["methods"].items():
         per_round = method["uplink_bytes_per_round"] + method["downlink_bytes_per_round"]
         rounds, total = method["rounds_to_target"], method["bytes_to_target"]
@@ -66,6 +107,11 @@ def mean(method: dict[str, Any]) -> float:
     return value
 
 
+def target(summary: dict[str, Any]) -> str:
+    """Writes the target accuracy, with no more digits than it has."""
+    return f"{100 * summary['target_accuracy']:g} %"
+
+
 def percent(share: float) -> str:
     """Writes a share in [0, 1] as a percentage."""
     return f"{100 * share:.4g} %" if share in (0, 1) else f"{100 * share:.1f} %"
@@ -74,3 +120,61 @@ def percent(share: float) -> str:
 def mean_std(figure: dict[str, Any]) -> str:
     """Writes a figure over seeds as mean ± standard deviation, in per cent."""
     return f"{100 * figure['mean']:.1f} ± {100 * figure['std']:.1f}"
+
+
+def count(number: int, noun: str) -> str:
+    """Writes a number of things: ``1 round``, ``2,000 samples``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Writes a time span: ``0.4 s``, ``42 s``, ``5 min 03 s``, ``2 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def signed(points: float) -> str:
+    """Writes a difference in points of accuracy: ``+4.5 points``, ``no difference``."""
+    return f"{points:+.1f} points".replace("-", "−") if abs(points) >= SAME else "no difference"
+
+
+def size(number: float) -> str:
+    """Writes a number of bytes: ``800 B``, ``691 kB``, ``17.3 MB``."""
+    for unit, factor, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 0)):
+        if number >= factor:
+            return f"{number / factor:,.{digits}f} {unit}"
+    return f"{number:.0f} B"
+
+
+def _opening(summary: dict[str, Any], best: str, baseline: str) -> str:
+    methods = summary["methods"]
+    gain = gains(methods[best], methods[baseline])
+    average, better = sum(gain) / len(gain), sum(value > 0 for value in gain)
+    mine, its = (methods[name]["rounds_to_target"] for name in (best, baseline))
+    sooner = mine is not None and (its is None or mine < its)
+    if average >= SAME:
+        return "The generator helps" if better == len(gain) else "The generator helps in some seeds only"
+    if sooner and average <= -SAME:
+        return "With the generator training is faster but ends lower"
+    return (
+        "With the generator training is faster but ends no higher"
+        if sooner
+        else "The generator does not help"
+    )
+
+
+def _points(gain: list[float]) -> str:
+    written = signed(sum(gain) / len(gain))
+    if len(gain) == 1:
+        return f"{written}, in one seed"
+    return f"{written}, better in {sum(value > 0 for value in gain)} of {len(gain)} seeds"
+
+
+def _when(rounds: int) -> str:
+    return "before any round" if rounds == 0 else f"after {count(rounds, 'round')}"

@@ -55,6 +55,8 @@ class Stage(NamedTuple):
         run: Does the work, going on with what an interrupted run left; returns plain values for the record.
         progress: ``(run) -> (done, total, unit)`` of an unfinished stage, from its files; None if it is
             too short to tell.
+        check: Raises InputError for what the schema cannot see (files, models, splits), before any stage
+            works.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Stage(NamedTuple):
     needs: tuple[str, ...]
     run: Callable[[Run], dict[str, Any]]
     progress: Callable[[Run], tuple[int, int, str]] | None = None
+    check: Callable[[Config], object] = lambda config: None
 
 
 @lru_cache(maxsize=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from genfl import progress
@@ -29,7 +28,7 @@ def _run(run: Run) -> dict[str, Any]:
     task = task_of(run)
     test = data_set(config.data.name).test
     score = partial(evaluate, task, x=test.x, y=indices(test, run.labels))
-    results: dict[str, dict[str, Any]] = {SYNTHETIC_ONLY: {}} | {name: {} for name in config.methods}
+    results: dict[str, dict[str, Any]] = {name: {} for name in (SYNTHETIC_ONLY, *config.methods)}
     rounds = config.federate.rounds * len(config.methods) * len(config.seeds)
     with progress.bar("federate", rounds, "rounds") as advance:
         for seed in config.seeds:
@@ -93,5 +92,3 @@ def _inputs(config: Config) -> Any:
 
 
 STAGE = Stage("federate", "federate", 1, _inputs, ("labels", "pretrain"), _run, _progress)
-
-

@@ -8,7 +8,7 @@ from typing import Any
 from genfl import progress
 from genfl.config import Config
 from genfl.data.synthetic import SyntheticData
-from genfl.generators.image import StableDiffusion
+from genfl.generators.image import StableDiffusion, locate
 from genfl.stages import prompts
 from genfl.stages.base import Run, Stage
 
@@ -48,8 +48,12 @@ def _progress(run: Run) -> tuple[int, int, str]:
     return sum(shard.rows for shard in SyntheticData.open(folder).finished().values()), total, "samples"
 
 
+def _check(config: Config) -> None:
+    locate(config.generator.model)
+
+
 def _inputs(config: Config) -> Any:
     return config.generator.model_dump()
 
 
-STAGE = Stage("generate", "synthetic", 1, _inputs, ("labels", "prompts"), _run, _progress)
+STAGE = Stage("generate", "synthetic", 1, _inputs, ("labels", "prompts"), _run, _progress, _check)

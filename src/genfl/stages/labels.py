@@ -37,4 +37,9 @@ def _inputs(config: Config) -> Any:
     return [config.data.model_dump(), config.labels.model_dump(), config.seeds[0]]
 
 
-STAGE = Stage("labels", "labels", 1, _inputs, (), _run)
+def _check(config: Config) -> None:
+    for seed in config.seeds:
+        parts(config, seed)
+
+
+STAGE = Stage("labels", "labels", 1, _inputs, (), _run, check=_check)

@@ -48,7 +48,8 @@ def _run(run: Run) -> dict[str, Any]:
 
 def weights(run: Run, seed: int) -> Weights:
     """Returns the model that this stage trained for a seed."""
-    return load_tensors(_folder(run, seed) / "model.safetensors")[0]
+    model: Weights = load_tensors(_folder(run, seed) / "model.safetensors")[0]
+    return model
 
 
 def _folder(run: Run, seed: int) -> Path:

@@ -18,15 +18,18 @@ FILE = "prompts.jsonl"
 
 def _run(run: Run) -> dict[str, Any]:
     config = run.config.prompts
-    templates = Templates(config.style, config.template, config.blanks)
+    templates = _templates(run.config)
     key = Key(run.config.seeds[0]).fold("prompts")
-    blocks = plan(
-        run.labels, config.per_label, templates, config.guidance_scale, config.block_size, key
-    )
+    blocks = plan(run.labels, config.per_label, templates, config.guidance_scale, config.block_size, key)
     lines = [json.dumps({"block": n, **p._asdict()}) for n, block in enumerate(blocks) for p in block]
     write_text(run.folder / STAGE.folder / FILE, "\n".join(lines) + "\n")
     texts = {prompt.text for block in blocks for prompt in block}
-    return {"samples": len(lines), "blocks": len(blocks), "distinct": len(texts), "examples": sorted(texts)[:5]}
+    return {
+        "samples": len(lines),
+        "blocks": len(blocks),
+        "distinct": len(texts),
+        "examples": sorted(texts)[:5],
+    }
 
 
 def read(run: Run) -> list[list[Prompt]]:
@@ -38,8 +41,12 @@ def read(run: Run) -> list[list[Prompt]]:
     return list(blocks.values())
 
 
+def _templates(config: Config) -> Templates:
+    return Templates(config.prompts.style, config.prompts.template, config.prompts.blanks)
+
+
 def _inputs(config: Config) -> Any:
     return [config.prompts.model_dump(), config.seeds[0]]
 
 
-STAGE = Stage("prompts", "prompts", 1, _inputs, ("labels",), _run)
+STAGE = Stage("prompts", "prompts", 1, _inputs, ("labels",), _run, check=_templates)

@@ -1,17 +1,26 @@
-"""report: the page a person reads."""
+"""report: the page a person reads, and the table of methods for spreadsheets and papers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from genfl.config import Config
-from genfl.report.summary import methods
 from genfl.stages.base import Run, Stage
-from genfl.storage import write_json
+from genfl.storage import write_text
+
+NEEDS = ("labels", "prompts", "generate", "pretrain", "federate")
 
 
 def _run(run: Run) -> dict[str, Any]:
-    write_json(run.folder / STAGE.folder / "methods.json", methods(run))
+    # Only here, as drawing is slow to import and nothing else needs it.
+    from genfl.report import page, tables
+    from genfl.report.summary import summarise
+
+    summary = summarise(run, dict.fromkeys(NEEDS, False))
+    folder = run.folder / STAGE.folder
+    write_text(folder / "methods.csv", tables.methods_csv(summary))
+    write_text(folder / "methods.tex", tables.methods_tex(summary))
+    write_text(folder / "index.html", page.render(run, summary))
     return {}
 
 
@@ -19,4 +28,4 @@ def _inputs(config: Config) -> Any:
     return config.model_dump()
 
 
-STAGE = Stage("report", "report", 1, _inputs, ("labels", "prompts", "generate", "pretrain", "federate"), _run)
+STAGE = Stage("report", "report", 2, _inputs, NEEDS, _run)

@@ -1,0 +1,5 @@
+"""``python -m genfl`` is the command ``genfl``."""
+
+from genfl.cli import main
+
+main()

@@ -1,0 +1,256 @@
+"""The page of a run: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from genfl import config as configs
+from genfl.config import Config
+from genfl.report import pictures, plots, text
+from genfl.report.style import COLOURS, MARKERS, Look, looks
+from genfl.report.summary import LAST
+from genfl.stages.base import Run, data_set, private_data
+from genfl.stages.federate import SYNTHETIC_ONLY
+
+MOST_CLIENTS = 200
+"""More columns than this could not be told apart."""
+
+
+class Bar(NamedTuple):
+    """A bar of a chart made of table rows.
+
+    Attributes:
+        name: What it stands for.
+        value: Its value, written out.
+        share: Its length, of 1; None where there is nothing to draw.
+        colour: Its CSS variable.
+    """
+
+    name: str
+    value: str
+    share: float | None
+    colour: str = "accent"
+
+
+class Tile(NamedTuple):
+    """A key figure: what it is, the figure, and what to compare it with."""
+
+    label: str
+    figure: str
+    note: str
+
+
+def render(run: Run, summary: dict[str, Any]) -> str:
+    """Returns the page as HTML.
+
+    Args:
+        run: A run whose other stages are done.
+        summary: Its figures; see `genfl.report.summary.summarise`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": text.percent,
+        "mean_std": text.mean_std,
+        "duration": text.duration,
+        "size": text.size,
+        "count": text.count,
+    }
+    return environment.get_template("template.html.j2").render(_context(run, summary))
+
+
+def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    config = run.config
+    look = looks(summary["methods"])
+    arms = {name: method for name, method in summary["methods"].items() if name != SYNTHETIC_ONLY}
+    return {
+        "name": config.name,
+        "config": configs.dump(config),
+        "settings": config,
+        "summary": summary,
+        "verdict": _firm(text.verdict(summary)),
+        "target": _firm(text.target(summary)),
+        "tiles": _tiles(summary),
+        "colours": COLOURS,
+        "markers": MARKERS,
+        "looks": look,
+        "arms": list(arms),
+        "notes": {name: _note(config, name) for name in summary["methods"]},
+        "accuracy_rule": _accuracy_rule(arms),
+        "test_size": len(data_set(config.data.name).test.labels),
+        "refused": any(method["refused_uploads"] for method in arms.values()),
+        **_learning(summary, arms, look),
+        "to_target": _to_target(config, summary, look),
+        "diversity": _diversity(config, arms, look),
+        "most_bands": plots.MOST_BANDS,
+        "rows": _rows(run),
+        "holders": _holders(config, summary["labels"]),
+        **_label_counts(run),
+        **_pretraining(run),
+        "time": _time(summary),
+        "traffic": _traffic(config, summary, arms),
+    }
+
+
+def _tiles(summary: dict[str, Any]) -> list[Tile]:
+    methods, goal = summary["methods"], text.target(summary)
+    best, baseline = text.contest(summary)
+    arm = methods[best or baseline]
+    if best and baseline:
+        gain = text.gains(arm, methods[baseline])
+        its = text.percent(text.mean(methods[baseline]))
+        against = f"{text.signed(sum(gain) / len(gain))} to {baseline} ({its})"
+        slower = f"{baseline}: {_rounds(methods[baseline])}"
+    else:
+        against, slower = (
+            f"± {100 * arm['accuracy']['std']:.1f} points over the seeds",
+            "nothing to compare with",
+        )
+    alone, made = methods[SYNTHETIC_ONLY]["accuracy"], summary["synthetic"]
+    spread = f"accuracy, ± {100 * alone['std']:.1f} points, before any round"
+    speed = f"for {text.count(made['samples'], 'sample')}, {made['samples_per_second']:g} a second"
+    tiles = (
+        Tile(f"accuracy of {best or baseline}", text.percent(text.mean(arm)), against),
+        Tile(f"rounds to {goal}, {best or baseline}", _rounds(arm), slower),
+        Tile("generated data alone", text.percent(alone["mean"]), spread),
+        Tile("generating took", text.duration(made["seconds"]), speed),
+    )
+    return [Tile(*map(_firm, tile)) for tile in tiles]
+
+
+def _firm(sentence: str) -> str:
+    """Keeps numbers and their units on one line."""
+    return re.sub(r"(?<=\d) (?=%|[kMG]?B\b|s\b|min\b|h\b)|(?<=±) ", "\u00a0", sentence)
+
+
+def _rounds(method: Mapping[str, Any]) -> str:
+    rounds = method["rounds_to_target"]
+    return "never" if rounds is None else str(rounds)
+
+
+def _note(config: Config, name: str) -> str:
+    """Says in short what a method is."""
+    if name == SYNTHETIC_ONLY:
+        return "trained on generated data, not federated"
+    method = config.methods[name]
+    start = "from the generated data" if method.start == "pretrained" else "from scratch"
+    return f"{method.model_dump()['algorithm']['name']}, {start}"
+
+
+def _accuracy_rule(arms: Mapping[str, Any]) -> str:
+    """Says which evaluations an accuracy is the mean of; all methods are evaluated after the same rounds."""
+    rounds = [int(point[0]) for point in next(iter(arms.values()))["curve"]]
+    which = f"the last {LAST}" if len(rounds) >= LAST else f"all {len(rounds)}"
+    return f"the mean of {which} evaluations, of rounds {rounds[-LAST:][0]} to {rounds[-1]}"
+
+
+def _learning(summary: dict[str, Any], arms: Mapping[str, Any], look: Mapping[str, Look]) -> dict[str, Any]:
+    goal, alone = summary["target_accuracy"], text.mean(summary["methods"][SYNTHETIC_ONLY])
+    curves = {name: method["curve"] for name, method in arms.items()}
+    megabytes = {name: _per_round(method) / 1e6 for name, method in arms.items()}
+    by_bytes = None
+    if max(megabytes.values()) > 1.01 * min(megabytes.values()):  # else the two charts would look the same
+        scaled = {
+            name: [[megabytes[name] * number, mean, std] for number, mean, std in curve]
+            for name, curve in curves.items()
+        }
+        by_bytes = plots.learning(scaled, look, goal, alone, "MB sent and received", "learning-bytes")
+    return {
+        "learning": plots.learning(curves, look, goal, alone, "round", "learning-rounds"),
+        "learning_bytes": by_bytes,
+    }
+
+
+def _per_round(method: Mapping[str, Any]) -> float:
+    return float(method["uplink_bytes_per_round"] + method["downlink_bytes_per_round"])
+
+
+def _to_target(config: Config, summary: dict[str, Any], look: Mapping[str, Look]) -> dict[str, list[Bar]]:
+    """Returns bars of what each method took to the target, of the whole budget."""
+    methods = summary["methods"]
+    budget = config.federate.rounds
+    most_bytes = budget * max(_per_round(method) for method in methods.values())
+    charts = {}
+    for key, whole, write in (("rounds", budget, str), ("bytes", most_bytes, text.size)):
+        taken = {name: method[f"{key}_to_target"] for name, method in methods.items()}
+        charts[key] = [
+            Bar(name, "never", None)
+            if value is None
+            else Bar(name, write(value), min(1.0, value / max(whole, 1)), look[name].colour.name)
+            for name, value in taken.items()
+        ]
+    return charts
+
+
+def _diversity(config: Config, arms: Mapping[str, Any], look: Mapping[str, Look]) -> Markup | None:
+    curves = {name: method["diversity"] for name, method in arms.items() if method["diversity"]}
+    return plots.diversity(curves, look, config.federate.clients_per_round) if curves else None
+
+
+def _rows(run: Run) -> list[pictures.Row]:
+    data = data_set(run.config.data.name)
+    if data.modality != "image":
+        return []
+    return pictures.grid(data, run.folder / "synthetic", run.labels)
+
+
+def _holders(config: Config, found: dict[str, Any]) -> list[Bar]:
+    clients = config.data.partition.clients
+    return [Bar(name, str(held), held / clients) for name, held in found["holders"].items()]
+
+
+def _label_counts(run: Run) -> dict[str, Any]:
+    counts = private_data(run, run.config.seeds[0]).facts_table["label_counts"].numpy()
+    shown = counts[:MOST_CLIENTS]
+    return {
+        "label_counts": plots.label_counts(shown, run.labels),
+        "clients_shown": len(shown),
+        "labels_held": [int(held) for held in sorted((counts > 0).sum(1))],
+        "samples_held": [int(held) for held in sorted(counts.sum(1))],
+    }
+
+
+def _pretraining(run: Run) -> dict[str, Any]:
+    seeds = run.result("pretrain")["seeds"]
+    return {
+        "pretraining": [
+            plots.pretraining(seeds, "held_back_loss", "held-back loss", share=False),
+            plots.pretraining(seeds, "held_back_accuracy", "held-back accuracy", share=True),
+        ],
+        "best_epochs": [trained["best_epoch"] for trained in seeds.values()],
+    }
+
+
+def _time(summary: dict[str, Any]) -> list[Bar]:
+    seconds = {name: stage["seconds"] for name, stage in summary["stages"].items()}
+    total = max(sum(seconds.values()), 1e-9)
+    return [
+        Bar(name, f"{text.duration(took)} · {100 * took / total:.0f} %", took / total)
+        for name, took in seconds.items()
+    ]
+
+
+def _traffic(
+    config: Config, summary: dict[str, Any], arms: Mapping[str, Any]
+) -> list[tuple[str, float, float]]:
+    """Returns what is sent in all: what for, bytes up and bytes down."""
+    rounds, found = config.federate.rounds, summary["labels"]
+    discovery = ("label discovery", float(found["bytes_per_client"] * config.data.partition.clients), 0.0)
+    return [
+        discovery,
+        *(
+            (name, rounds * method["uplink_bytes_per_round"], rounds * method["downlink_bytes_per_round"])
+            for name, method in arms.items()
+        ),
+    ]

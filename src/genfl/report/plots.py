@@ -1,0 +1,244 @@
+"""Charts as inline SVG that takes its colours and its font from the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from genfl.report.style import ACCENT, COLOURS, INK, LINE, MUTED, SYNTHETIC, Look
+from genfl.stages.federate import SYNTHETIC_ONLY
+
+WIDTH, HEIGHT = 400, 250
+"""Of a chart, in units that are about a pixel of a phone's screen."""
+
+MOST_BANDS = 8
+"""With more methods than this, bands of standard deviations would only hide each other."""
+
+Curve = Sequence[Sequence[float]]
+"""Points of ``(x, mean, standard deviation)``."""
+
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it takes the page's font, can be searched, and is small
+    "svg.image_inline": True,
+    "text.parse_math": False,  # a label may hold a dollar sign
+    "font.size": 10,
+    "axes.edgecolor": MUTED.light,
+    "axes.labelcolor": INK.light,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "grid.color": LINE.light,
+    "grid.linewidth": 0.8,
+    "text.color": INK.light,
+    "xtick.color": MUTED.light,
+    "ytick.color": MUTED.light,
+    "xtick.labelcolor": INK.light,
+    "ytick.labelcolor": INK.light,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "path.simplify": False,
+}
+_VARIABLES = {colour.light: f"var(--{colour.name})" for colour in COLOURS}
+
+
+def learning(
+    curves: Mapping[str, Curve], looks: Mapping[str, Look], target: float, alone: float, x: str, name: str
+) -> Markup:
+    """Draws accuracy as the federation goes on.
+
+    Args:
+        curves: For each federated method, its accuracy; x is whatever `x` says.
+        looks: How each method looks.
+        target: The accuracy to reach.
+        alone: The accuracy of the model trained on generated data alone.
+        x: What the horizontal axis is.
+        name: The chart's name, unique on the page.
+    """
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(target, color=INK.light, linewidth=1, linestyle=(0, (5, 3)))
+        axes.axhline(alone, color=looks[SYNTHETIC_ONLY].colour.light, linewidth=1.6, linestyle=(0, (1, 1.6)))
+        _lines(axes, curves, looks, (0.0, 1.0))
+        lows = [mean - std for curve in curves.values() for _, mean, std in curve]
+        low = max(0.0, np.floor(10 * min([*lows, alone, target])) / 10)
+        axes.set_ylim(min(low, 0.9), 1.0)
+        axes.set_xlim(0, max(point[0] for curve in curves.values() for point in curve))
+        axes.set_xlabel(x)
+        axes.set_ylabel("accuracy")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+
+    names = ", ".join(curves)
+    return _draw(
+        name, f"Line chart of test accuracy against {x} for {names}; figures are in the table.", paint
+    )
+
+
+def diversity(curves: Mapping[str, Curve], looks: Mapping[str, Look], cohort: int) -> Markup:
+    """Draws gradient diversity against rounds, with its lower bound and the value of orthogonal changes."""
+
+    def paint(axes: Axes) -> None:
+        for value in (1 / cohort, 1.0):
+            axes.axhline(value, color=MUTED.light, linewidth=1, linestyle=(0, (5, 3)))
+        _lines(axes, curves, looks, (1 / cohort, np.inf))
+        means = [mean for curve in curves.values() for _, mean, _ in curve]
+        if max(means) / max(min(means), 1e-9) > 10:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlim(0, max(point[0] for curve in curves.values() for point in curve))
+        axes.set_xlabel("round")
+        axes.set_ylabel("gradient diversity")
+
+    return _draw("diversity", f"Line chart of gradient diversity per round for {', '.join(curves)}.", paint)
+
+
+def pretraining(seeds: Mapping[str, Mapping[str, Any]], figure: str, label: str, share: bool) -> Markup:
+    """Draws a figure of each seed's pre-training against epochs, the chosen epoch marked.
+
+    Args:
+        seeds: For each seed, what the pretrain stage recorded.
+        figure: A key of its history.
+        label: What the figure is.
+        share: Whether it is a share of 1.
+    """
+
+    def paint(axes: Axes) -> None:
+        for trained in seeds.values():
+            history = trained["history"]
+            points = {row["epoch"]: row[figure] for row in history}
+            axes.plot(list(points), list(points.values()), color=SYNTHETIC.light, linewidth=1.4)
+            best = trained["best_epoch"]
+            axes.plot([best], [points[best]], "o", color=INK.light, markersize=6)
+        if share:
+            axes.set_ylim(0, 1.03)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        else:
+            worst = max(row[figure] for trained in seeds.values() for row in trained["history"])
+            axes.set_ylim(0, 1.08 * worst or 1.0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+
+    chosen = ", ".join(f"{trained['best_epoch']} for seed {seed}" for seed, trained in seeds.items())
+    return _draw(figure, f"Line chart of {label} against epochs; the chosen epoch is {chosen}.", paint)
+
+
+def label_counts(counts: np.ndarray, labels: Sequence[str]) -> Markup:
+    """Draws how many samples of each label each client holds.
+
+    Args:
+        counts: [clients, classes].
+        labels: The names of the classes.
+    """
+    clients, classes = counts.shape
+    most = max(1, int(counts.max()))
+    cells = np.zeros((classes, clients, 4))
+    cells[..., :3] = matplotlib.colors.to_rgb(ACCENT.light)
+    # transparency, not a colour map, so that the chart fits light and dark ground; the root keeps small
+    # counts visible
+    cells[..., 3] = 0.75 * np.sqrt(counts.T / most)
+
+    def paint(axes: Axes) -> None:
+        axes.imshow(cells, aspect="auto", interpolation="none")
+        axes.set_xticks(np.arange(clients + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
+        axes.tick_params(which="both", length=0)
+        if counts.size <= 1000:
+            axes.grid(which="minor")
+        axes.grid(visible=False, which="major")
+        axes.spines[["left", "bottom"]].set_visible(False)
+        step = -(-classes // 40)
+        axes.set_yticks(range(0, classes, step), [_short(label) for label in labels[::step]])
+        axes.xaxis.set_major_locator(MaxNLocator(20, integer=True, steps=[1, 2, 5, 10]))
+        axes.set_xlim(-0.5, clients - 0.5)
+        axes.set_xlabel("client")
+        if counts.size <= 400:
+            for client, label in zip(*np.nonzero(counts), strict=True):
+                text = str(int(counts[client, label]))
+                axes.text(client, label, text, ha="center", va="center", fontsize=7.5)
+
+    height = min(600, 60 + 16 * min(classes, 40))
+    alt = f"Heat map of {clients} clients by {classes} labels; the darkest cell stands for {most} samples."
+    return _draw("label-counts", alt, paint, (720, height))
+
+
+def _lines(
+    axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Look], bounds: tuple[float, float]
+) -> None:
+    for name, curve in curves.items():
+        x, mean, std = np.array(curve).T
+        colour = looks[name].colour.light
+        if len(curves) <= MOST_BANDS and std.any():
+            low, high = (mean - std).clip(*bounds), (mean + std).clip(*bounds)
+            axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+        every = max(1, len(x) // 12)
+        axes.plot(x, mean, color=colour, marker=looks[name].marker, markevery=every, clip_on=False, zorder=3)
+
+
+def _draw(
+    name: str, alt: str, paint: Callable[[Axes], None], size: tuple[int, int] = (WIDTH, HEIGHT)
+) -> Markup:
+    file = io.BytesIO()
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings():
+        # the browser's fonts draw the text, so what the font used for measuring lacks does not matter
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+        paint(axes)
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(file.getvalue(), name, alt, size)
+
+
+def _inline(svg: bytes, name: str, alt: str, size: tuple[int, int]) -> Markup:
+    """Makes a stand-alone SVG file part of a page: no identifiers shared with its other charts."""
+    root = ET.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local(child.tag) in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        attributes = {_local(key): value for key, value in element.attrib.items()}
+        element.attrib.clear()
+        for key, value in attributes.items():
+            if key != "id" or element.tag != "g":  # nothing refers to groups
+                element.set(key, _adapt(key, value, name))
+    root.attrib.clear()
+    root.set("viewBox", f"0 0 {size[0]} {size[1]}")
+    root.set("role", "img")
+    root.set("aria-label", alt)
+    return Markup(ET.tostring(root, encoding="unicode"))  # our own drawing, escaped by the serialiser
+
+
+def _adapt(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href" and value.startswith("#"):
+        return f"#{name}-{value[1:]}"
+    value = value.replace("url(#", f"url(#{name}-")
+    if key == "style":
+        value = re.sub(r"#[0-9a-f]{6}", lambda found: _VARIABLES.get(found[0], found[0]), value)
+        value = re.sub(r"font-family: [^;]*;?|(?<=font: )([^;']*?) '[^;]*", r"\1", value)
+    return value
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _short(label: str, most: int = 20) -> str:
+    return label if len(label) <= most else f"{label[: most - 1]}…"

@@ -1,0 +1,82 @@
+import json
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from genfl.data.synthetic import SyntheticData
+from genfl.errors import GenflError
+from genfl.generators.base import Prompt, Sample
+
+
+def _samples(shard):
+    return [
+        Sample(
+            Prompt(label, f"a {label}", 1.5 + shard, 10 * shard + n),
+            Image.fromarray(np.full((4, 4, 3), 50 * shard + n, np.uint8)),
+        )
+        for n, label in enumerate(["cat", "dog", "cat"])
+    ]
+
+
+@pytest.fixture
+def data(tmp_path):
+    data = SyntheticData(tmp_path / "synthetic", ["cat", "dog"], shards=3)
+    for shard in range(3):
+        data.write(shard, _samples(shard), "a generator", seconds=0.5)
+    data.write_card("Cats and dogs", {"generator": "a generator"})
+    return data
+
+
+def test_hugging_face_datasets_opens_the_folder(data, tmp_path):
+    loaded = datasets.load_dataset(str(data.folder), cache_dir=str(tmp_path / "cache"))["train"]
+    assert len(loaded) == 9
+    row = loaded[4]
+    assert loaded.features["label"].names == ["cat", "dog"]
+    assert row["image"].getpixel((0, 0)) == (51, 51, 51)
+    assert (row["label"], row["prompt"], row["guidance_scale"], row["seed"]) == (1, "a dog", 2.5, 11)
+    assert (row["generator"], row["guided"]) == ("a generator", False)
+
+
+def test_it_reads_back_what_was_written(data):
+    images, labels = SyntheticData.open(data.folder).read()
+    assert labels == ["cat", "dog", "cat"] * 3
+    assert [image.getpixel((0, 0))[0] for image in images] == [0, 1, 2, 50, 51, 52, 100, 101, 102]
+
+
+def test_the_same_samples_give_the_same_bytes(data, tmp_path):
+    again = SyntheticData(tmp_path / "again", ["cat", "dog"], shards=3)
+    for shard in (2, 0, 1):
+        again.write(shard, _samples(shard), "a generator", seconds=9.0)
+    for shard in data.finished().values():
+        assert (data.folder / shard.file).read_bytes() == (again.folder / shard.file).read_bytes()
+
+
+@pytest.mark.parametrize("position", [0, 100, -1])
+def test_a_flipped_byte_is_named_and_only_that_shard_is_missing(data, position, caplog):
+    path = data.folder / data.finished()[1].file
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    assert list(data.damaged()) == [1]
+    assert data.missing() == [1]
+    assert path.name in caplog.text
+    with pytest.raises(GenflError, match="generate stage again"):
+        data.read()
+    data.write(1, _samples(1), "a generator", seconds=0.5)
+    assert data.missing() == []
+
+
+def test_a_shard_that_the_manifest_does_not_list_is_made_again(data):
+    """As after a kill between writing a shard and listing it."""
+    manifest = json.loads(data.manifest.read_text())
+    del manifest["shards"]["2"]
+    data.manifest.write_text(json.dumps(manifest))
+    assert data.missing() == [2]
+
+
+def test_the_card_says_what_it_is(data):
+    card = (data.folder / "README.md").read_text()
+    assert card.startswith("---\nconfigs:")
+    assert "9 generated samples of 2 classes (cat, dog)" in card

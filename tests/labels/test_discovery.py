@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+
+from genfl.engines.base import Outcome
+from genfl.engines.reductions import secure
+from genfl.engines.sequential import Sequential
+from genfl.errors import GenflError, InputError
+from genfl.labels.discovery import discover
+from genfl.labels.iblt import IBLT
+from genfl.rng import Key
+
+SETS = [{"cat", "dog"}, {"dog"}, {"dog", "Ökölögie", "new york"}, {"cat"}]
+
+
+def engine(key):
+    return Sequential(reduce=secure(key))
+
+
+def test_the_union_and_the_number_of_holders_are_found():
+    found = discover(SETS, engine, Key(0))
+    assert found.holders == {"cat": 2, "dog": 3, "new york": 1, "Ökölögie": 1}
+    assert (found.cells, found.attempts) == (80, 1)
+    assert found.bytes_per_client == IBLT(80).nbytes == 80 * 37 * 4
+
+
+def test_a_table_that_is_too_small_is_doubled_until_it_decodes():
+    names = {f"label {n}" for n in range(200)}
+    found = discover([names, names], engine, Key(0), cells=16)
+    assert found.holders == dict.fromkeys(sorted(names), 2)
+    assert found.attempts > 3
+    assert found.cells == 16 * 2 ** (found.attempts - 1)
+    assert found.bytes_per_client == sum(IBLT(16 * 2**a).nbytes for a in range(found.attempts))
+
+
+def test_it_gives_up_with_what_to_change():
+    names = {f"label {n}" for n in range(200)}
+    with pytest.raises(InputError, match=r"raise labels\.cells"):
+        discover([names, names], engine, Key(0), cells=8, attempts=3)
+
+
+def test_a_long_name_names_the_option():
+    with pytest.raises(InputError, match=r"labels\.max_bytes = 64"):
+        discover([{"x" * 65}, {"y"}], engine, Key(0))
+    assert discover([{"x" * 65}, {"y"}], engine, Key(0), max_bytes=65).holders == {"x" * 65: 1, "y": 1}
+
+
+def test_the_server_never_gets_a_client_table_in_the_clear(monkeypatch):
+    """What reaches the sum is masked: it equals no client's table, and is not mostly zeros as tables are."""
+    from genfl.privacy.secure_sum import SecureSum
+
+    received = {}
+    add = SecureSum.add
+    monkeypatch.setattr(SecureSum, "add", lambda self, masked: received.update(masked) or add(self, masked))
+    discover(SETS, engine, Key(0))
+    assert len(received) == len(SETS)
+    for table in received.values():
+        assert np.mean(table == 0) < 0.01
+        assert abs(np.mean(table) / 2**31 - 1) < 0.1
+
+
+def test_a_hostile_sum_is_an_error_and_never_a_union():
+    def hostile(key):
+        def run(program, message, work):
+            outcome = Sequential(reduce=secure(key))(program, message, work)
+            table = outcome.aggregate["table"].numpy().copy()
+            table[np.flatnonzero(table[:, 0])[0], 0] += 70_000  # more holders than clients
+            return Outcome({"table": torch.from_numpy(table)}, outcome.memories, {}, {})
+
+        return run
+
+    with pytest.raises(GenflError):
+        discover(SETS, hostile, Key(0), attempts=2)

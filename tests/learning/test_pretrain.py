@@ -1,0 +1,136 @@
+import pytest
+import torch
+
+from genfl import trees
+from genfl.learning.augment import Augment
+from genfl.learning.evaluate import evaluate, logits
+from genfl.learning.pretrain import Recipe, pretrain
+from genfl.learning.task import classification
+from genfl.models import CNN
+from genfl.rng import Key
+
+RECIPE = Recipe(
+    epochs=6, batch_size=16, lr=2e-3, weight_decay=0.3, holdout=0.2, patience=6, augment=Augment(0.1, 1)
+)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Which quarter of the image is bright?"""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.randint(4, (240,), generator=rng)
+    x = 0.3 * torch.rand(240, 1, 8, 8, generator=rng)
+    for row, label in enumerate(y.tolist()):
+        top, left = 4 * (label // 2), 4 * (label % 2)
+        x[row, :, top : top + 4, left : left + 4] += 0.4
+    return classification(lambda: CNN((1, 8, 8), 4, width=8, norm="batch")), x, y
+
+
+def _run(problem, recipe=RECIPE, **options):
+    task, x, y = problem
+    return pretrain(task, task.init(Key(1)), x, y, recipe, Key(0), **options)
+
+
+def _same(a, b):
+    assert a.history == b.history
+    assert a.epoch == b.epoch
+    return all(
+        torch.equal(x, y) for x, y in zip(trees.leaves(a.weights), trees.leaves(b.weights), strict=True)
+    )
+
+
+def test_it_learns(problem):
+    task, x, y = problem
+    assert evaluate(task, task.init(Key(1)), x, y)["accuracy"] < 0.5
+    assert evaluate(task, _run(problem).weights, x, y)["accuracy"] > 0.95
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_an_interrupted_run_ends_bit_identical(problem, tmp_path, after):
+    whole = _run(problem)
+    count = 0
+
+    def interrupt(epochs):
+        nonlocal count
+        count += epochs
+        if count == after:
+            raise Interrupted
+
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Interrupted):
+        _run(problem, checkpoint=checkpoint, on_epoch=interrupt)
+    finished = []
+    assert _same(whole, _run(problem, checkpoint=checkpoint, on_epoch=finished.append))
+    assert finished[0] == after
+    assert sum(finished) == RECIPE.epochs
+
+
+def test_it_stops_early_and_gives_the_best_epoch(problem):
+    """At an absurd learning rate the held-back loss gets worse soon."""
+    trained = _run(problem, RECIPE._replace(epochs=50, lr=0.5, patience=2, augment=Augment()))
+    losses = [row["held_back_loss"] for row in trained.history]
+    assert len(losses) < 50
+    assert trained.epoch == losses.index(min(losses)) + 1
+    assert len(losses) == trained.epoch + 2
+
+
+def test_the_given_model_is_the_one_whose_loss_is_recorded(problem):
+    task, x, y = problem
+    trained = _run(problem)
+    order = torch.from_numpy(Key(0).fold("holdout").numpy().permutation(len(x)))
+    held = order[: round(0.2 * len(x))]
+    recorded = trained.history[trained.epoch - 1]["held_back_loss"]
+    assert evaluate(task, trained.weights, x[held], y[held])["loss"] == pytest.approx(recorded, rel=1e-6)
+
+
+def test_it_equals_a_plain_adamw_loop(problem, float64):
+    """Full batches, nothing random: against torch.optim.AdamW on the module itself."""
+    from genfl.learning.task import load_weights, weights_of
+
+    _, x, y = problem
+    x = x.double()
+    task = classification(lambda: CNN((1, 8, 8), 4, width=8))
+    recipe = RECIPE._replace(epochs=3, batch_size=1000, augment=Augment())
+    trained = _run((task, x, y), recipe)
+    order = torch.from_numpy(Key(0).fold("holdout").numpy().permutation(len(x)))
+    rows = order[round(0.2 * len(x)) :]
+    model = CNN((1, 8, 8), 4, width=8).train()
+    load_weights(model, task.init(Key(1)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.3)
+    for _ in range(trained.epoch):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+    for name, value in weights_of(model)["params"].items():
+        torch.testing.assert_close(trained.weights["params"][name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_augmentation_shifts_by_whole_pixels_and_adds_noise():
+    x = torch.zeros(64, 1, 5, 5)
+    x[:, :, 2, 2] = 1.0
+    moved = Augment(shift=2)(x, torch.Generator().manual_seed(0))
+    assert torch.equal(moved.flatten(1).sum(1), torch.ones(64)), (
+        "one bright pixel each, moved and not blurred"
+    )
+    places = {int(place) for place in moved.flatten(1).argmax(1)}
+    assert len(places) > 15
+    assert places <= set(range(25))
+    noisy = Augment(noise=0.1)(torch.zeros(100, 1, 8, 8), torch.Generator().manual_seed(0))
+    assert noisy.std().item() == pytest.approx(0.1, rel=0.05)
+    assert torch.equal(Augment()(x, torch.Generator()), x)
+
+
+def test_scores_equal_scikit_learns(problem):
+    from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+    task, x, y = problem
+    weights = task.init(Key(3))
+    scores = logits(task, weights, x)
+    result = evaluate(task, weights, x, y)
+    assert result["accuracy"] == accuracy_score(y, scores.argmax(1))
+    assert result["macro_f1"] == f1_score(y, scores.argmax(1), average="macro")
+    assert result["loss"] == pytest.approx(log_loss(y, scores.double().softmax(1).numpy()), rel=1e-5)

@@ -1,0 +1,59 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from genfl.errors import InputError
+from genfl.prompts.plan import plan
+from genfl.prompts.templates import MULTIPLE, Templates
+from genfl.rng import Key
+
+FILL = Templates("fill", "a {look} handwritten {label}", {"look": ["thin", "bold slanted", ""]})
+
+
+def test_styles():
+    rng = np.random.default_rng(0)
+    assert Templates("label").draw("cat", rng) == "cat"
+    assert Templates("single").draw("cat", rng) == "a photo of a cat"
+    multiple = {Templates("multiple").draw("cat", rng) for _ in range(300)}
+    assert multiple == {template.format(label="cat") for template in MULTIPLE}
+    assert {FILL.draw("six", rng) for _ in range(100)} == {
+        "a thin handwritten six",
+        "a bold slanted handwritten six",
+        "a handwritten six",
+    }
+
+
+def test_braces_in_a_label_are_no_blanks():
+    assert FILL.draw("{look}", np.random.default_rng(0)).endswith("{look}")
+
+
+@pytest.mark.parametrize(
+    ("style", "template", "blanks", "message"),
+    [
+        ("fill", None, {}, r"prompts\.template: style 'fill' needs one"),
+        ("fill", "a {look} thing", {"look": ["x"]}, r"must name \{label\}"),
+        ("fill", "a {look} {label}", {}, r"blank \{look\} has no words"),
+        ("fill", "a {label}", {"look": ["x"]}, r"'look' is not named"),
+        ("fill", "a {look} {label}", {"look": []}, r"prompts\.blanks\.look: give at least one"),
+        ("fill", "a {label", {}, r"prompts\.template: "),
+        ("fill", "a {label}", {"label": ["x"]}, r"another name"),
+        ("single", "a {label}", {}, r"takes no template"),
+    ],
+)
+def test_templates_that_cannot_work_are_refused(style, template, blanks, message):
+    with pytest.raises(InputError, match=message):
+        Templates(style, template, blanks)
+
+
+def test_blocks_have_one_scale_uniform_labels_and_distinct_seeds():
+    labels = ["a", "b", "c"]
+    blocks = plan(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(0))
+    prompts = [prompt for block in blocks for prompt in block]
+    assert [len(block) for block in blocks] == [16] * 13 + [2]
+    assert Counter(prompt.label for prompt in prompts) == dict.fromkeys(labels, 70)
+    assert all(len({prompt.guidance_scale for prompt in block}) == 1 for block in blocks)
+    assert {prompt.guidance_scale for prompt in prompts} == {1.0, 2.0, 3.0}
+    assert len({prompt.seed for prompt in prompts}) == 210
+    assert blocks == plan(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(0))
+    assert blocks != plan(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(1))

@@ -1,0 +1,329 @@
+"""The page of a run, made from a small folder written by hand, and seen by a real browser."""
+
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from genfl import config
+from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, grey_image
+from genfl.data.synthetic import SyntheticData
+from genfl.generators.base import Prompt, Sample
+from genfl.report import page, plots, style, tables
+from genfl.report.summary import summarise
+from genfl.stages import report
+from genfl.stages.base import Run
+from genfl.storage import write_json
+
+NASTY = '<b>&"x'  # as a label, a method, a prompt and a name of a run
+LABELS = [NASTY, "plain", "$two$"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_data():
+    """A data set of three labels, one of which is no friend of HTML."""
+    generator = torch.Generator().manual_seed(0)
+    names = [LABELS[n % 3] for n in range(30)]
+    examples = Examples(torch.rand(30, 1, 4, 4, generator=generator), names)
+    entry = DataEntry(lambda: DataSet(examples, examples, "image", grey_image(4, 4)), "image", "")
+    DATASETS["tiny for pages"] = entry
+    yield
+    del DATASETS["tiny for pages"]
+
+
+def make(folder, methods=("fedavg", "gptfl", NASTY), seeds=(0, 1), accuracy=0.95, uplinks=(1000,), clients=5):
+    """Writes what the stages of a finished run leave, and returns the run."""
+    content = {
+        "name": f"run {NASTY}",
+        "seeds": list(seeds),
+        "data": {"name": "tiny for pages", "partition": {"kind": "iid", "clients": clients}},
+        "model": {"name": "cnn"},
+        "federate": {"rounds": 6, "clients_per_round": 3, "evaluate_every": 1},
+        "methods": {name: {"algorithm": "fedavg"} for name in methods},
+    }
+    for name in methods[1:]:
+        content["methods"][name]["start"] = "pretrained"
+    run = Run(config.validate(content), folder)
+
+    def trace(number, start):
+        evaluations = [
+            {"round": n, "accuracy": start + (accuracy - start) * n / 6, "macro_f1": 0.5, "loss": 1.0}
+            for n in range(7)
+        ]
+        rounds = [
+            {
+                "round": n + 1,
+                "uplink_bytes": uplinks[number % len(uplinks)],
+                "downlink_bytes": 1000,
+                "refused": 0,
+                "diversity": 0.5 + 0.1 * n,
+            }
+            for n in range(6)
+        ]
+        return {"evaluations": evaluations, "rounds": rounds}
+
+    alone = {"evaluations": [{"round": 0, "accuracy": 0.4, "macro_f1": 0.3, "loss": 1.0}], "rounds": []}
+    history = [
+        {"epoch": n, "loss": 1 / n, "held_back_loss": 1 / n, "held_back_accuracy": 1 - 1 / n}
+        for n in (1, 2, 3)
+    ]
+    results = {
+        "labels": {
+            "found": LABELS,
+            "cells": 80,
+            "bytes_per_client": 11840,
+            "attempts": 1,
+            "holders": dict.fromkeys(LABELS, clients),
+        },
+        "prompts": {"samples": 9, "blocks": 1, "distinct": 3, "examples": LABELS},
+        "generate": {"samples": 9, "seconds": 4.5, "samples_per_second": 2.0},
+        "pretrain": {"seeds": {str(seed): {"best_epoch": 2, "history": history} for seed in seeds}},
+        "federate": {
+            "methods": {
+                "synthetic_only": {str(seed): alone for seed in seeds},
+                **{
+                    name: {str(seed): trace(n, 0.4 if n else 0.1) for seed in seeds}
+                    for n, name in enumerate(methods)
+                },
+            }
+        },
+    }
+    for stage, result in results.items():
+        write_json(run.record(stage), {"seconds": 1.25, "result": result})
+    samples = [
+        Sample(Prompt(LABELS[n % 3], f"a {LABELS[n % 3]}", 2.0, n), Image.new("RGB", (8, 8), (10 * n, 0, 0)))
+        for n in range(9)
+    ]
+    SyntheticData(folder / "synthetic", LABELS, 1).write(0, samples, "test", 1.0)
+    return run
+
+
+def written(run):
+    report.STAGE.run(run)
+    return (run.folder / "report" / "index.html").read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """Collects a page's text, attributes and tags."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value) for key, value in attrs]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def values(self, *names):
+        return [value for _, key, value in self.attributes if key in names]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def source(run):
+    return written(run)
+
+
+def test_it_needs_nothing_from_outside(source):
+    found = Reader(source)
+    links = found.values("src", "href", "xlink:href", "srcset", "data", "poster", "action")
+    assert len([link for link in links if link.startswith("data:image/")]) > 20
+    others = {link for link in links if not link.startswith(("#", "data:"))}
+    assert others == {"methods.csv", "methods.tex"}  # links to follow, beside the page
+    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?(.)", source))
+    assert "@import" not in source
+    assert not {"script", "iframe", "object", "embed"} & set(found.tags)
+
+
+def test_names_are_escaped(source):
+    assert "<b>" not in source
+    found = Reader(source)
+    text = "".join(found.text)
+    assert text.count(NASTY) > 8
+    assert f"“a {NASTY}”, guidance scale 2" in found.values("title")
+    assert "$two$" in text  # nor is it a formula
+
+
+def test_every_method_is_in_the_table(source):
+    table = re.search(r'<table class="figures">.*?</table>', source, re.DOTALL)[0]
+    rows = re.findall(r"<tr>.*?</tr>", table, re.DOTALL)[1:]
+    names = ["synthetic_only", "fedavg", "gptfl", NASTY]
+    assert len(rows) == len(names)
+    for row, name in zip(rows, names, strict=True):
+        assert html.escape(name, quote=False).replace('"', "&#34;") in row
+    # rounds 2 to 6 of 0.1 … 0.95: the mean of the last five is that of round 4
+    assert f"{100 * (0.1 + 0.85 * 4 / 6):.1f} " in rows[1]
+    # 0.4 + 0.55 n/6 is 0.9 after 5.45 rounds, so at the sixth evaluation
+    assert "<td>6</td>" in rows[2]
+
+
+def test_identifiers_are_unique_and_references_lead_somewhere(source):
+    found = Reader(source)
+    ids = found.values("id")
+    assert len(ids) == len(set(ids))
+    references = {value[1:] for value in found.values("href", "xlink:href") if value.startswith("#")}
+    references |= set(re.findall(r"url\(#([^)]+)\)", source))
+    assert references
+    assert references <= set(ids)
+
+
+def test_pictures_and_charts_have_alternatives(source):
+    found = Reader(source)
+    assert found.tags.count("img") == len(
+        [v for tag, key, v in found.attributes if (tag, key) == ("img", "alt") and v]
+    )
+    charts = [value for tag, key, value in found.attributes if (tag, key) == ("svg", "aria-label")]
+    assert len(charts) == 5
+    assert found.tags.count("table") == found.tags.count("caption")
+
+
+def test_the_same_run_gives_the_same_page(run, source):
+    assert page.render(run, summarise(run, dict.fromkeys(report.NEEDS, False))) == source
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seeds": (7,), "methods": ("fedavg",)},
+        {"accuracy": 0.5},  # never at the target
+        {"accuracy": 0.4, "methods": ("a",), "seeds": (1,)},
+        {"uplinks": (1000, 5000)},
+        {"methods": tuple(f"method {n} {'of a long name ' * (n % 3)}" for n in range(20))},
+        {"clients": 30},
+    ],
+    ids=["one seed, one method", "never", "flat", "different uploads", "twenty methods", "many clients"],
+)
+def test_it_copes_with(tmp_path, options):
+    source = written(make(tmp_path, **options))
+    text = " ".join(Reader(source).text)
+    assert not re.search(r"\b(nan|inf|None|Undefined)\b", text)
+    arms = len(options.get("methods", ("fedavg", "gptfl", NASTY)))
+    never = 1 if options.get("accuracy", 0.95) >= 0.9 else 1 + arms  # the synthetic data alone never does
+    assert source.count('class="value never"') == 2 * never
+    assert ("learning-bytes-" in source) == ("uplinks" in options)
+    assert len(source) < 1_500_000
+
+
+def test_tables_for_spreadsheets_and_papers(run, source):
+    folder = run.folder / "report"
+    rows = list(csv.DictReader(io.StringIO((folder / "methods.csv").read_text(encoding="utf-8"))))
+    assert [row["method"] for row in rows] == ["synthetic_only", "fedavg", "gptfl", NASTY]
+    assert float(rows[1]["accuracy_mean"]) == pytest.approx(0.1 + 0.85 * 4 / 6)
+    assert rows[0]["rounds_to_target"] == ""
+    assert rows[2]["bytes_to_target"] == str(6 * 2000)
+    tex = (folder / "methods.tex").read_text(encoding="utf-8")
+    assert r"synthetic\_only & 40.0 $\pm$ 0.0 & 30.0 $\pm$ 0.0 & -- & -- & 0 & 0 \\" in tex
+    assert r'\textless{}b\textgreater{}\&"x & ' in tex
+    assert tex.count(" & ") == 6 * 5
+
+
+def test_latex_escapes_every_special_character():
+    assert tables.latex(r"\a~b^c&%$#_{}") == (
+        r"\textbackslash{}a\textasciitilde{}b\textasciicircum{}c\&\%\$\#\_\{\}"
+    )
+
+
+def test_accuracy_rule_names_the_rounds_it_is_the_mean_of():
+    assert page._accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in range(0, 35, 5)]}}) == (
+        "the mean of the last 5 evaluations, of rounds 10 to 30"
+    )
+    assert page._accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in (0, 5)]}}) == (
+        "the mean of all 2 evaluations, of rounds 0 to 5"
+    )
+
+
+def test_thirty_methods_look_different():
+    found = style.looks(["synthetic_only", *map(str, range(30))])
+    assert len(set(found.values())) == 31
+
+
+def contrast(one, other):
+    def luminance(colour):
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("ground", [style.PAGE, style.SURFACE], ids=lambda colour: colour.name)
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_contrast(ground, mode):
+    for colour in (style.INK, style.MUTED):  # text: WCAG 2, 1.4.3
+        assert contrast(getattr(colour, mode), getattr(ground, mode)) >= 4.5
+    for colour in (*style.SERIES, style.SYNTHETIC, style.ACCENT):  # graphics: 1.4.11
+        assert contrast(getattr(colour, mode), getattr(ground, mode)) >= 3
+
+
+def test_charts_take_their_colours_from_the_page():
+    curve = {"a": [[0, 0.1, 0.01], [5, 0.9, 0.02]]}
+    chart = plots.diversity(curve, style.looks(["a"]), 4)
+    assert "var(--series-0)" in chart
+    assert not re.search(r"#[0-9a-f]{6}", chart)
+
+
+# --- in a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WRAPPER = """<!DOCTYPE html><body><pre id="seen"></pre>
+<iframe srcdoc="{page}" style="width: 400px; border: 0"></iframe>
+<script>
+document.querySelector("iframe").onload = ({{target}}) => {{
+  const page = target.contentDocument, root = page.documentElement;
+  document.getElementById("seen").textContent = JSON.stringify({{
+    width: root.clientWidth,
+    overflow: root.scrollWidth - root.clientWidth,
+    broken: [...page.images].filter(image => !image.naturalWidth).length,
+    requests: target.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name),
+    headings: [...page.querySelectorAll("h2")].filter(h => h.getBoundingClientRect().height).length,
+  }});
+}};
+</script></body>"""
+
+
+def seen(source, folder):
+    """What a browser makes of a page on a phone, and what it complains of."""
+    wrapper = folder / "wrapper.html"
+    wrapper.write_text(WRAPPER.format(page=html.escape(source)), encoding="utf-8")
+    command = [
+        BROWSER,
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--hide-scrollbars", "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}"),
+        *("--virtual-time-budget=5000", "--dump-dom", wrapper.as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    return {**found, "console": [line for line in done.stderr.splitlines() if "CONSOLE" in line]}
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_phone_shows_it_whole_and_quietly(tmp_path, source):
+    found = seen(source, tmp_path)
+    assert found == {"width": 400, "overflow": 0, "broken": 0, "requests": [], "headings": 9, "console": []}
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_browser_would_notice(tmp_path, source):
+    bad = '<div style="width: 500px">x</div><img src="missing.png"><img src="data:,">'
+    found = seen(source.replace("<main>", f"<main>{bad}"), tmp_path)
+    assert found["overflow"] > 0
+    assert found["broken"] == 2
+    assert found["console"]

@@ -1,0 +1,236 @@
+"""The figures of a run and what is said of them, against sums done by hand."""
+
+import math
+
+import pytest
+
+from genfl import config
+from genfl.report import text
+from genfl.report.summary import summarise
+from genfl.stages.base import Run
+from genfl.storage import write_json
+
+CONFIG = """
+name: by hand
+seeds: {seeds}
+data: {{name: digits}}
+model: {{name: cnn}}
+methods: {{fedavg: {{algorithm: fedavg}}}}
+report: {{target_accuracy: {target}}}
+"""
+# Evaluated after every second of 12 rounds.
+FIRST = [0.1, 0.2, 0.5, 0.6, 0.7, 0.8, 0.9]  # last five: 3.5 / 5 = 0.7
+SECOND = [0.1, 0.4, 0.7, 0.8, 0.9, 0.8, 0.8]  # last five: 4.0 / 5 = 0.8
+
+
+def trace(accuracies, up, down, diversity, refused=0):
+    evaluations = [
+        {"round": 2 * n, "accuracy": value, "macro_f1": value - 0.1, "loss": 1.0}
+        for n, value in enumerate(accuracies)
+    ]
+    rounds = [
+        {
+            "round": n,
+            "uplink_bytes": up,
+            "downlink_bytes": down,
+            "refused": refused * (n == 1),
+            "diversity": value,
+        }
+        for n, value in enumerate(diversity, 1)
+    ]
+    return {"evaluations": evaluations, "rounds": rounds}
+
+
+def summarised(folder, traces, target=0.79):
+    run = Run(config.parse(CONFIG.format(seeds=[int(seed) for seed in traces], target=target)), folder)
+    results = {
+        "labels": {"found": ["a"]},
+        "generate": {"samples": 4, "seconds": 2.0, "samples_per_second": 2.0},
+        "federate": {
+            "methods": {
+                "synthetic_only": {seed: trace([0.25], 0, 0, []) for seed in traces},
+                "fedavg": traces,
+            }
+        },
+    }
+    for seconds, (stage, result) in enumerate(results.items()):
+        write_json(run.record(stage), {"seconds": seconds, "result": result})
+    return summarise(run, {"labels": True, "federate": False})
+
+
+@pytest.fixture
+def two_seeds(tmp_path):
+    traces = {
+        "3": trace(FIRST, 10, 20, [0.5, 0.6] + 10 * [1.0], refused=1),
+        "5": trace(SECOND, 30, 40, [0.7, None] + 10 * [1.0], refused=2),
+    }
+    return summarised(tmp_path, traces)
+
+
+def test_accuracy_is_the_mean_of_the_last_five_evaluations(two_seeds):
+    accuracy, f1 = (two_seeds["methods"]["fedavg"][name] for name in ("accuracy", "macro_f1"))
+    assert accuracy["per_seed"] == pytest.approx([0.7, 0.8])
+    assert accuracy["mean"] == pytest.approx(0.75)
+    assert accuracy["std"] == pytest.approx(math.sqrt(0.05**2 + 0.05**2))  # over n - 1 = 1
+    assert f1["mean"] == pytest.approx(0.65)
+
+
+def test_the_target_is_reached_when_the_mean_over_seeds_is_there(two_seeds):
+    # means: 0.1, 0.3, 0.6, 0.7, 0.8; the second seed alone would be there after 6 rounds
+    method = two_seeds["methods"]["fedavg"]
+    assert method["rounds_to_target"] == 8
+    assert method["bytes_to_target"] == (8 * (10 + 20) + 8 * (30 + 40)) / 2
+    assert (method["uplink_bytes_per_round"], method["downlink_bytes_per_round"]) == (20, 30)
+
+
+def test_curves_and_refusals(two_seeds):
+    method = two_seeds["methods"]["fedavg"]
+    assert [point[0] for point in method["curve"]] == [0, 2, 4, 6, 8, 10, 12]
+    assert method["curve"][1] == pytest.approx([2, 0.3, math.sqrt(0.02)])
+    assert method["diversity"][0] == pytest.approx([1, 0.6, math.sqrt(0.02)])
+    assert [point[0] for point in method["diversity"]] == [1, *range(3, 13)]  # one seed has no round 2
+    assert method["refused_uploads"] == 3
+
+
+def test_a_single_seed_has_no_deviation(tmp_path):
+    summary = summarised(tmp_path, {"0": trace(FIRST, 1, 1, 12 * [1.0])})
+    method = summary["methods"]["fedavg"]
+    assert method["accuracy"] == {"mean": pytest.approx(0.7), "std": 0.0, "per_seed": [pytest.approx(0.7)]}
+    assert {point[2] for point in method["curve"]} == {0.0}
+
+
+def test_a_target_out_of_reach_and_one_reached_at_once(tmp_path):
+    far = summarised(tmp_path, {"0": trace(FIRST, 1, 1, 12 * [1.0])}, target=0.95)["methods"]["fedavg"]
+    assert (far["rounds_to_target"], far["bytes_to_target"]) == (None, None)
+    near = summarised(tmp_path, {"0": trace(FIRST, 1, 1, 12 * [1.0])}, target=0.05)["methods"]["fedavg"]
+    assert (near["rounds_to_target"], near["bytes_to_target"]) == (0, 0)
+
+
+def test_stages_say_their_time_and_whether_they_were_skipped(two_seeds):
+    assert two_seeds["stages"] == {
+        "labels": {"seconds": 0, "skipped": True},
+        "federate": {"seconds": 2, "skipped": False},
+    }
+
+
+# --- the verdict
+
+
+def method(per_seed, rounds, start):
+    return {
+        "accuracy": {"mean": sum(per_seed) / len(per_seed), "std": 0.0, "per_seed": per_seed},
+        "rounds_to_target": rounds,
+        "curve": [[0, start, 0.0], [5, 0.9, 0.0]],
+    }
+
+
+def said(**methods):
+    alone = {"accuracy": {"mean": 0.8}, "curve": [[0, 0.8, 0.0]]}
+    return {
+        "methods": {"synthetic_only": alone, **methods},
+        "synthetic": {"samples": 2000, "seconds": 305.2},
+        "target_accuracy": 0.9,
+    }
+
+
+END = " The generated data alone gives 80.0 %; generating 2,000 samples took 5 min 05 s."
+
+
+@pytest.mark.parametrize(
+    ("warm", "cold", "sentence"),
+    [
+        (
+            ([0.95, 0.97], 1),
+            ([0.90, 0.94], 25),
+            "The generator helps: gptfl ends at 96.0 %, fedavg at 92.0 %"
+            " (+4.0 points, better in 2 of 2 seeds); it is at 90 % after 1 round, fedavg after 25 rounds.",
+        ),
+        (
+            ([0.99, 0.93], 0),
+            ([0.90, 0.94], None),
+            "The generator helps in some seeds only: gptfl ends at 96.0 %, fedavg at 92.0 %"
+            " (+4.0 points, better in 1 of 2 seeds); it is at 90 % before any round, fedavg never.",
+        ),
+        (
+            ([0.75], None),
+            ([0.80], None),
+            "The generator does not help: gptfl ends at 75.0 %, fedavg at 80.0 % (−5.0 points, in one seed);"
+            " neither reaches 90 %.",
+        ),
+        (
+            ([0.85], None),
+            ([0.91], 20),
+            "The generator does not help: gptfl ends at 85.0 %, fedavg at 91.0 % (−6.0 points, in one seed);"
+            " it never reaches 90 %, fedavg does after 20 rounds.",
+        ),
+        (
+            ([0.95], 20),
+            ([0.95], 20),
+            "The generator does not help: gptfl ends at 95.0 %, fedavg at 95.0 %"
+            " (no difference, in one seed); both are at 90 % after 20 rounds.",
+        ),
+        (
+            ([0.95], 5),
+            ([0.95], 20),
+            "With the generator training is faster but ends no higher: gptfl ends at 95.0 %, fedavg at 95.0 %"
+            " (no difference, in one seed); it is at 90 % after 5 rounds, fedavg after 20 rounds.",
+        ),
+        (
+            ([0.93], 5),
+            ([0.95], 20),
+            "With the generator training is faster but ends lower: gptfl ends at 93.0 %, fedavg at 95.0 %"
+            " (−2.0 points, in one seed); it is at 90 % after 5 rounds, fedavg after 20 rounds.",
+        ),
+    ],
+)
+def test_verdict_of_two_methods(warm, cold, sentence):
+    summary = said(fedavg=method(*cold, 0.1), gptfl=method(*warm, 0.8))
+    assert text.verdict(summary) == sentence + END
+
+
+def test_verdict_of_a_single_method():
+    assert text.verdict(said(fedavg=method([0.9], 5, 0.1))) == (
+        "fedavg ends at 90.0 %; no method starts from the generated data to compare with." + END
+    )
+    assert text.verdict(said(gptfl=method([0.9], 5, 0.8))) == (
+        "gptfl ends at 90.0 %; no method starts from scratch to compare with." + END
+    )
+
+
+def test_the_verdict_compares_the_best_that_uses_the_generator_with_the_baseline():
+    summary = said(
+        fedadam=method([0.99], 5, 0.1),  # best of all, but no merit of the generator
+        fedavg=method([0.90], 5, 0.1),
+        warm=method([0.95], 5, 0.8),
+        warmer=method([0.96], 5, 0.8),
+    )
+    assert text.contest(summary) == ("warmer", "fedavg")
+    del summary["methods"]["fedavg"]
+    assert text.contest(summary) == ("warmer", "fedadam")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (119.4, "119 s"),
+        (120, "2 min 00 s"),
+        (3599.6, "1 h 00 min"),
+    ],
+)
+def test_duration(seconds, written):
+    assert text.duration(seconds) == written
+
+
+@pytest.mark.parametrize(
+    ("number", "written"), [(0, "0 B"), (999, "999 B"), (1500, "2 kB"), (17_262_800, "17.3 MB")]
+)
+def test_size(number, written):
+    assert text.size(number) == written
+
+
+def test_percent_and_target():
+    assert [text.percent(share) for share in (0, 0.05, 0.9996, 1)] == ["0 %", "5.0 %", "100.0 %", "100 %"]
+    assert text.target({"target_accuracy": 0.29}) == "29 %"

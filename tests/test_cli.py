@@ -1,0 +1,360 @@
+"""The command line, run as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    "seeds=[0]",
+    "prompts.per_label=5",
+    "prompts.block_size=10",
+    "generator.steps=1",
+    "pretrain.epochs=2",
+    "federate.rounds=2",
+    "federate.evaluate_every=1",
+]
+EXAMPLE = str(Path(__file__).parents[1] / "examples" / "digits.yaml")
+
+
+def genfl(*args, code=0, cwd=None):
+    """Runs the command; returns its standard output and error."""
+    command = [sys.executable, "-m", "genfl", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_stable_diffusion):
+    """A small finished run, made with a tiny random generator."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    settings = [*SMALL, f"generator.model={tiny_stable_diffusion}"]
+    stdout, stderr = genfl("run", EXAMPLE, *settings, "--out", out)
+    return out, settings, stdout, stderr
+
+
+def test_version_help_and_completion():
+    import genfl as package
+
+    assert genfl("--version")[0] == f"genfl {package.__version__}\n"
+    text, _ = genfl("--help")
+    for command in ("demo", "run", "status", "list", "schema"):
+        assert command in text
+    assert "--seeds" in genfl("demo", "--help")[0]
+    assert (
+        "_GENFL_COMPLETE" in genfl("--show-completion", "bash")[0]
+        or "complete" in genfl("--show-completion", "bash")[0]
+    )
+
+
+def test_help_imports_nothing_heavy():
+    code = """
+import sys
+import genfl.cli
+
+sys.argv = ["genfl", "--help"]
+try:
+    genfl.cli.main()
+except SystemExit:
+    pass
+print([m for m in ("torch", "numpy", "pydantic", "datasets", "diffusers", "yaml") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("what", "keys"),
+    [
+        ("algorithms", {"name", "paper", "sees", "uplink", "downlink", "memory", "needs"}),
+        ("models", {"name", "parameters", "modality"}),
+        ("datasets", {"name", "modality", "summary"}),
+        ("generators", {"name", "modality", "models"}),
+    ],
+)
+def test_lists_as_table_and_json(what, keys):
+    rows = json.loads(genfl("list", what, "--json")[0])
+    assert rows
+    assert all(set(row) == keys for row in rows)
+    table = genfl("list", what)[0]
+    assert all(row["name"] in table for row in rows)
+
+
+def test_the_listed_costs_are_those_of_the_algorithms():
+    rows = {row["name"]: row for row in json.loads(genfl("list", "algorithms", "--json")[0])}
+    assert set(rows) == {"fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"}
+    assert all(
+        (r["sees"], r["uplink"], r["downlink"], r["memory"]) == ("sum", 1, 1, 0) for r in rows.values()
+    )
+
+
+def test_the_schema_is_json_schema_and_knows_the_algorithms():
+    schema = json.loads(genfl("schema")[0])
+    assert schema["additionalProperties"] is False
+    assert "server_lr" in schema["$defs"]["Algorithm_fedadam"]["properties"]
+
+
+def test_a_run_ends_with_verdict_table_and_report(finished):
+    out, _, stdout, stderr = finished
+    assert "fedavg" in stdout
+    assert "gptfl" in stdout
+    assert f"Report: {out / 'report' / 'index.html'}" in stdout
+    assert (out / "report" / "index.html").stat().st_size > 10_000
+    assert "Traceback" not in stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["schema"] == 1
+    assert list(summary["methods"]) == ["synthetic_only", "fedavg", "gptfl"]
+    assert [row[0] for row in summary["methods"]["fedavg"]["curve"]] == [0, 1, 2]
+    assert not any(stage["skipped"] for stage in summary["stages"].values())
+
+
+def test_a_second_run_skips_every_stage_and_prints_json(finished):
+    out, settings, *_ = finished
+    before = json.loads((out / "summary.json").read_text())
+    stdout, stderr = genfl("run", EXAMPLE, *settings, "--out", out, "--json")
+    summary = json.loads(stdout)
+    assert all(stage["skipped"] for stage in summary["stages"].values())
+    assert stderr.count("up to date") == 6
+    assert summary["methods"] == before["methods"]
+
+
+def test_status_of_a_finished_and_of_a_stopped_run(finished, tmp_path):
+    out, settings, *_ = finished
+    rows = json.loads(genfl("status", out, "--json")[0])
+    assert [row["name"] for row in rows] == [
+        "labels",
+        "prompts",
+        "generate",
+        "pretrain",
+        "federate",
+        "report",
+    ]
+    assert {row["state"] for row in rows} == {"done"}
+    stdout, _ = genfl(
+        "run", EXAMPLE, *settings, "--until", "prompts", "--out", tmp_path / "stopped", "--json"
+    )
+    assert [row["state"] for row in json.loads(stdout)["stages"]] == ["done", "done"] + ["missing"] * 4
+    assert "missing" in genfl("status", tmp_path / "stopped")[0]
+
+
+def test_a_folder_of_another_config_is_refused_updated_or_replaced(finished, tmp_path):
+    import shutil
+
+    source, settings, *_ = finished
+    out = tmp_path / "run"
+    shutil.copytree(source, out)
+    other = [*settings, "federate.rounds=3"]
+    _, stderr = genfl("run", EXAMPLE, *other, "--out", out, code=2)
+    assert stderr.strip() == (
+        f"error: --out: {out} holds a run of another config (federate.rounds: 2 there, 3 here); choose"
+        " another folder, or --update to redo what the changes touch, or --fresh to start over"
+    )
+    summary = json.loads(genfl("run", EXAMPLE, *other, "--out", out, "--update", "--json")[0])
+    skipped = {name: stage["skipped"] for name, stage in summary["stages"].items()}
+    assert skipped == {
+        "labels": True,
+        "prompts": True,
+        "generate": True,
+        "pretrain": True,
+        "federate": False,
+        "report": False,
+    }
+    assert [row[0] for row in summary["methods"]["fedavg"]["curve"]] == [0, 1, 2, 3]
+    stdout, _ = genfl("run", EXAMPLE, *settings, "--out", out, "--fresh", "--until", "labels", "--json")
+    assert [row["state"] for row in json.loads(stdout)["stages"]] == ["done"] + ["missing"] * 5
+
+
+BAD_INPUT = {
+    "unknown key": (["federate.round=3"], "federate.round: unknown key; did you mean 'rounds'?"),
+    "wrong type": (["federate.rounds=many"], "federate.rounds: should be a valid integer"),
+    "alpha": (["data.partition.alpha=0"], "data.partition.alpha: should be greater than 0, not 0"),
+    "cohort": (["federate.clients_per_round=21"], "federate.clients_per_round: 21 clients a round, but"),
+    "model id": (
+        ["generator.model=genfl-tests/absent"],
+        "generator.model: 'genfl-tests/absent' is not 'miniature'",
+    ),
+    "model name": (["model.name=vgg1900"], "model.name: there is no 'vgg1900'"),
+    "label": (["labels.max_bytes=4"], "over labels.max_bytes = 4"),
+    "template": (["prompts.template=seven"], "prompts.template: it must name {label}"),
+    "split": (["data.partition.min_size=400"], "lower data.partition.clients or min_size"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_clear_line_and_exit_code_2(name, tmp_path):
+    overrides, line = BAD_INPUT[name]
+    _, stderr = genfl("run", EXAMPLE, *overrides, "--out", tmp_path / "run", code=2)
+    errors = [text for text in stderr.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1
+    assert line in errors[0]
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("name", ["model id", "template", "split"])
+def test_what_can_be_checked_is_checked_before_any_work(name, tmp_path):
+    genfl("run", EXAMPLE, *BAD_INPUT[name][0], "--out", tmp_path / "run", code=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_files_and_folders(tmp_path):
+    assert "there is no file" in genfl("run", tmp_path / "absent.yaml", code=2)[1]
+    (tmp_path / "bad.yaml").write_text("name: [")
+    assert "not YAML" in genfl("run", tmp_path / "bad.yaml", code=2)[1]
+    assert "holds no run" in genfl("status", tmp_path, code=2)[1]
+    assert "holds no run" in genfl("run", EXAMPLE, "--out", tmp_path, code=2)[1]
+    assert "is a file" in genfl("run", EXAMPLE, "--out", tmp_path / "bad.yaml", code=2)[1]
+    assert (tmp_path / "bad.yaml").read_text() == "name: ["
+    genfl("run", EXAMPLE, "--out", tmp_path, "--fresh", code=2)  # --fresh deletes runs, nothing else
+    assert (tmp_path / "bad.yaml").exists()
+    genfl("run", code=2)
+    genfl("nonsense", code=2)
+
+
+def test_a_traceback_only_with_debug(tmp_path):
+    _, quiet = genfl("run", tmp_path / "absent.yaml", code=2)
+    _, loud = genfl("run", tmp_path / "absent.yaml", "--debug", code=2)
+    assert "Traceback" not in quiet
+    assert "Traceback" in loud
+
+
+def test_a_failure_that_is_not_the_users_is_exit_code_1(finished, tmp_path):
+    import shutil
+
+    source, settings, *_ = finished
+    out = tmp_path / "run"
+    shutil.copytree(source, out)
+    (out / "stages" / "federate.json").write_text("{")
+    _, stderr = genfl("run", EXAMPLE, *settings, "--out", out, code=1)
+    assert stderr.splitlines()[-1].startswith("failed: JSONDecodeError")
+
+
+def test_two_processes_do_not_share_a_folder(finished):
+    from filelock import FileLock
+
+    out, settings, *_ = finished
+    with FileLock(out / ".lock"):
+        _, stderr = genfl("run", EXAMPLE, *settings, "--out", out, code=2)
+    assert "another process is at work" in stderr
+
+
+def _without_times(out):
+    summary = json.loads((out / "summary.json").read_text())
+    del summary["stages"], summary["synthetic"]["seconds"], summary["synthetic"]["samples_per_second"]
+    return summary
+
+
+def _shards(out):
+    return {path.name: path.read_bytes() for path in (out / "synthetic" / "data").iterdir()}
+
+
+def _wait_for(condition, process, limit=300):
+    began = time.monotonic()
+    while not condition():
+        assert process.poll() is None, "it ended before it could be interrupted"
+        assert time.monotonic() - began < limit
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_every_stage_it_ends_as_if_it_had_not_been(tmp_path, tiny_stable_diffusion):
+    """kill -9 during generate, pretrain and federate of one run; then the same command again."""
+    settings = [
+        *SMALL,
+        f"generator.model={tiny_stable_diffusion}",
+        "prompts.per_label=60",
+        "pretrain.epochs=12",
+        "pretrain.patience=12",
+        "federate.rounds=30",
+        "federate.checkpoint_every=3",
+    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    genfl("run", EXAMPLE, *settings, "--out", whole)
+    conditions = {
+        "generate": lambda: len(list((killed / "synthetic" / "data").glob("train-*.parquet"))) >= 3,
+        "pretrain": lambda: (killed / "pretrain" / "seed-0" / "checkpoint.safetensors").exists(),
+        "federate": lambda: (killed / "federate" / "gptfl" / "seed-0" / "checkpoint.safetensors").exists(),
+    }
+    command = [sys.executable, "-m", "genfl", "run", EXAMPLE, *settings, "--out", str(killed)]
+    for stage, reached in conditions.items():
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _wait_for(reached, process)
+        process.kill()
+        process.wait()
+        states = {row["name"]: row for row in json.loads(genfl("status", killed, "--json")[0])}
+        assert states[stage]["state"] == "partial", f"{stage} was over before the kill"
+        if stage != "pretrain":
+            done, _, total, _ = states[stage]["progress"].split()
+            assert 0 < int(done) < int(total)
+    genfl("run", EXAMPLE, *settings, "--out", killed)
+    assert _without_times(killed) == _without_times(whole)
+    assert _shards(killed) == _shards(whole)
+    for model in ("pretrain/seed-0", "federate/fedavg/seed-0", "federate/gptfl/seed-0"):
+        file = Path(model) / "model.safetensors"
+        assert (killed / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_flipped_byte_in_a_finished_shard_is_named_and_made_again(finished, tmp_path):
+    import shutil
+
+    source, settings, *_ = finished
+    out = tmp_path / "run"
+    shutil.copytree(source, out)
+    shard = out / "synthetic" / "data" / "train-00002-of-00005.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    stdout, stderr = genfl("run", EXAMPLE, *settings, "--out", out, "--json")
+    assert f"{shard} is damaged" in stderr
+    skipped = {name: stage["skipped"] for name, stage in json.loads(stdout)["stages"].items()}
+    assert not skipped.pop("generate")
+    assert all(skipped.values())
+    assert _shards(out) == _shards(source)
+
+
+def test_no_progress_bar_where_there_is_no_terminal(finished):
+    *_, stdout, stderr = finished
+    assert "\x1b[" not in stdout + stderr
+    assert "it/s" not in stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal needs POSIX")
+def test_a_progress_bar_on_a_terminal(tmp_path, tiny_stable_diffusion):
+    import pty
+
+    parent, child = pty.openpty()
+    settings = [*SMALL, f"generator.model={tiny_stable_diffusion}"]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "genfl",
+            "run",
+            EXAMPLE,
+            *settings,
+            "--out",
+            str(tmp_path / "run"),
+            "--until",
+            "generate",
+        ],
+        stderr=child,
+        stdout=subprocess.DEVNULL,
+    )
+    os.close(child)
+    seen = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+    assert process.wait() == 0
+    os.close(parent)
+    assert b"samples" in seen
+    assert b"/s" in seen

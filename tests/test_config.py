@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from genfl import config
+from genfl.algorithms import ALGORITHMS
+from genfl.errors import InputError
+
+BASE = """
+name: test
+data: {name: digits}
+model: {name: cnn}
+methods:
+  fedavg: {algorithm: fedavg}
+  gptfl: {algorithm: {name: fedadam, server_lr: 0.3}, start: pretrained}
+"""
+
+
+def test_defaults_are_filled_in_and_the_resolved_config_reads_back_the_same():
+    resolved = config.parse(BASE)
+    assert resolved.federate.rounds == 100
+    assert resolved.methods["gptfl"].algorithm.server_lr == 0.3
+    assert config.parse(config.dump(resolved)) == resolved
+
+
+def test_the_packaged_config_is_the_example():
+    example = Path(__file__).parents[1] / "examples" / "digits.yaml"
+    packaged = Path(config.__file__).parent / "configs" / "digits.yaml"
+    assert example.read_text() == packaged.read_text()
+    assert config.load(example).name == "digits"
+
+
+def test_overrides_are_yaml_at_dotted_paths():
+    resolved = config.parse(
+        BASE,
+        [
+            "federate.rounds=7",
+            "seeds=[4, 5]",
+            "prompts.guidance_scale=3",
+            "methods.fedavg.algorithm=fedyogi",
+            "methods.fedavg.algorithm.tau=0.01",
+            "methods.other={algorithm: fedavgm}",
+        ],
+    )
+    assert resolved.federate.rounds == 7
+    assert resolved.seeds == [4, 5]
+    assert resolved.prompts.guidance_scale == [3.0]
+    assert (resolved.methods["fedavg"].algorithm.name, resolved.methods["fedavg"].algorithm.tau) == (
+        "fedyogi",
+        0.01,
+    )
+    assert list(resolved.methods) == ["fedavg", "gptfl", "other"]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("federate.round=3", "federate.round: unknown key; did you mean 'rounds'?"),
+        ("fedarate.rounds=3", "fedarate: unknown key; did you mean 'federate'?"),
+        (
+            "methods.gptfl.algorithm.betta1=0.5",
+            "methods.gptfl.algorithm.betta1: unknown key; did you mean 'beta1'?",
+        ),
+        (
+            "methods.fedavg.algorithm.server_lr=1",
+            "methods.fedavg.algorithm.server_lr: unknown key; did you mean",
+        ),
+        (
+            "methods.fedavg.algorithm=fedavgg",
+            "methods.fedavg.algorithm.name: there is no 'fedavgg'; did you mean",
+        ),
+        ("methods.new.start=random", "methods.new.algorithm: required, and not given"),
+        ("methods={}", "methods: "),
+        ("methods.synthetic_only={algorithm: fedavg}", "choose another name"),
+        ("federate.rounds=many", "federate.rounds: should be a valid integer"),
+        ("federate.rounds=2.5", "federate.rounds: should be a valid integer"),
+        ("data.partition.alpha=0", "data.partition.alpha: should be greater than 0, not 0"),
+        ("data.partition.alpha=-1", "data.partition.alpha: should be greater than 0, not -1"),
+        ("data.partition.alpha=.nan", "data.partition.alpha: should be"),
+        ("data.partition=3", "data.partition: should be a valid dictionary"),
+        ("federate.clients_per_round=30", "federate.clients_per_round: 30 clients a round, but"),
+        ("data.name=digit", "data.name: there is no 'digit'; did you mean 'digits'?"),
+        ("model.name=resnet", "model.name: there is no 'resnet'; known: cnn, mlp"),
+        ("seeds=[1, 1]", "seeds: give different non-negative integers"),
+        ("seeds=[-1]", "seeds: give different non-negative integers"),
+        ("seeds=[]", "seeds: "),
+        ("labels.max_bytes=2000", "labels.max_bytes: should be less than or equal to 1024"),
+        ("prompts.guidance_scale=much", "prompts.guidance_scale.0: should be a valid number"),
+        ("rounds", "'rounds': an override is key=value"),
+        ("=3", "'=3': an override is key=value"),
+        ("name.x=3", "name.x: 'name' holds no keys"),
+        ("federate.rounds=[", "federate.rounds: '[' is not a YAML value"),
+    ],
+)
+def test_mistakes_are_one_clear_line(override, line):
+    with pytest.raises(InputError) as caught:
+        config.parse(BASE, [override])
+    assert line in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_mistake_has_its_line():
+    with pytest.raises(InputError) as caught:
+        config.parse(BASE, ["federate.rounds=x", "labels.max_bytes=0", "oops=1"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("text", ["", "- a", "just words", "a: [", "{"])
+def test_what_is_no_mapping_is_refused(text):
+    with pytest.raises(InputError, match="config: "):
+        config.parse(text)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"there is no file .*absent\.yaml"):
+        config.load(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_every_algorithm_can_be_named_with_all_its_options(name):
+    options = {option: default for option, (_, default) in ALGORITHMS[name].options().items()}
+    content = yaml.safe_load(BASE)
+    content["methods"] = {"only": {"algorithm": {"name": name, **options}}}
+    assert config.validate(content).methods["only"].algorithm.model_dump() == {"name": name, **options}
+
+
+def test_differences_name_the_path_and_both_values():
+    old, new = config.parse(BASE), config.parse(BASE, ["federate.rounds=7", "methods.x={algorithm: fedavg}"])
+    lines = config.differences(yaml.safe_load(config.dump(old)), yaml.safe_load(config.dump(new)))
+    assert lines[0] == "federate.rounds: 100 there, 7 here"
+    assert lines[1].startswith("methods.x: None there, ")
+    assert len(lines) == 2

@@ -1,0 +1,105 @@
+"""Keys, trees and files."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genfl import storage, trees
+from genfl.rng import Key
+
+TREE = {"b": {"y": torch.arange(3.0), "x": torch.ones(2, 2)}, "a": torch.tensor(7), "empty": {}}
+
+
+def test_the_same_address_gives_the_same_numbers_and_another_other_ones():
+    a = Key(0).fold("plan", 3, 5)
+    assert a == Key(0).fold("plan").fold(3).fold(5)
+    assert a.numpy().random() == a.numpy().random()
+    assert torch.rand(3, generator=a.torch()).equal(torch.rand(3, generator=a.torch()))
+    others = [
+        Key(1).fold("plan", 3, 5),
+        Key(0).fold("plan", 5, 3),
+        Key(0).fold("plan", 3),
+        Key(0).fold("x", 3, 5),
+    ]
+    assert len({key.integer() for key in [a, *others]}) == 5
+
+
+def test_a_key_is_not_made_of_negative_numbers():
+    with pytest.raises(ValueError, match="non-negative"):
+        Key(0).fold(-1)
+
+
+@given(st.integers(0, 2**63), st.lists(st.integers(0, 2**40), max_size=4))
+def test_integers_are_63_bits(seed, path):
+    assert 0 <= Key(seed).fold(*path).integer() < 2**63
+
+
+def test_tree_arithmetic():
+    a = {"x": torch.tensor([1.0, 2.0]), "y": {"z": torch.tensor(3.0)}}
+    assert trees.dot(a, a) == trees.square_norm(a) == 14
+    assert trees.sub(trees.add(a, a, a), trees.scale(3, a))["y"]["z"] == 0
+    assert trees.num_bytes(a) == 12
+    assert trees.num_bytes(trees.zeros_like(a)) == 12
+    assert trees.is_finite(a)
+    assert not trees.is_finite({"x": torch.tensor([1.0, float("inf")])})
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"x": torch.ones(2), "z": torch.ones(())}, "structure"),
+        ({"x": torch.ones(2)}, "structure"),
+        ({"x": torch.ones(3), "y": torch.ones(())}, "shape"),
+        ({"x": torch.ones(2).double(), "y": torch.ones(())}, "dtype"),
+    ],
+)
+def test_mismatches_are_named(other, words):
+    like = {"x": torch.ones(2), "y": torch.ones(())}
+    assert trees.mismatch(like, like) is None
+    assert words in trees.mismatch(other, like)
+
+
+def test_tensors_come_back_in_order_with_their_meta(tmp_path):
+    path = tmp_path / "deep" / "tree.safetensors"
+    storage.save_tensors(path, TREE, {"round": 3, "loss": 0.1 + 0.2})
+    tree, meta = storage.load_tensors(path)
+    assert meta == {"round": 3, "loss": 0.1 + 0.2}
+    assert list(tree) == ["b", "a", "empty"]
+    assert list(tree["b"]) == ["y", "x"]
+    assert tree["empty"] == {}
+    assert trees.mismatch(tree, TREE) is None
+    for a, b in zip(trees.leaves(tree), trees.leaves(TREE), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_tensors_that_share_memory_can_be_saved(tmp_path):
+    shared = torch.ones(3)
+    storage.save_tensors(
+        tmp_path / "t", {"a": shared, "b": shared, "c": shared[1:], "d": shared.expand(2, 3)}
+    )
+    assert storage.load_tensors(tmp_path / "t")[0]["d"].equal(torch.ones(2, 3))
+
+
+def test_a_name_with_the_separator_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="may not hold"):
+        storage.save_tensors(tmp_path / "t", {"a/b": torch.ones(1)})
+
+
+def test_a_file_is_complete_or_as_it_was(tmp_path):
+    path = tmp_path / "f.json"
+    storage.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        storage.write_json(path, {"a": float("nan")})
+    with pytest.raises(RuntimeError), storage.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_digests_ignore_the_order_of_keys():
+    assert storage.digest({"a": 1, "b": [2]}) == storage.digest({"b": [2], "a": 1})
+    assert storage.digest({"a": 1}) != storage.digest({"a": 2})
