@@ -279,6 +279,11 @@ def test_charts_take_their_colours_from_the_page():
     assert not re.search(r"#[0-9a-f]{6}", chart)
 
 
+def test_a_label_in_a_chart_is_no_formula():
+    chart = plots.label_counts(torch.ones(2, 1).numpy(), ["$x_1$"])
+    assert ">$x_1$<" in chart
+
+
 # --- in a browser
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

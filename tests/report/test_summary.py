@@ -231,6 +231,13 @@ def test_size(number, written):
     assert text.size(number) == written
 
 
+@pytest.mark.parametrize(
+    ("number", "written"), [(0, "0"), (12_000, "0.012"), (999_999, "1"), (17_262_800, "17.3")]
+)
+def test_megabytes(number, written):
+    assert text.megabytes(number) == written
+
+
 def test_percent_and_target():
     assert [text.percent(share) for share in (0, 0.05, 0.9996, 1)] == ["0 %", "5.0 %", "100.0 %", "100 %"]
     assert text.target({"target_accuracy": 0.29}) == "29 %"

@@ -65,6 +65,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         "mean_std": text.mean_std,
         "duration": text.duration,
         "size": text.size,
+        "megabytes": text.megabytes,
         "count": text.count,
     }
     return environment.get_template("template.html.j2").render(_context(run, summary))
@@ -110,7 +111,7 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
     if best and baseline:
         gain = text.gains(arm, methods[baseline])
         its = text.percent(text.mean(methods[baseline]))
-        against = f"{text.signed(sum(gain) / len(gain))} to {baseline} ({its})"
+        against = f"{text.signed(sum(gain) / len(gain))} against {baseline} ({its})"
         slower = f"{baseline}: {_rounds(methods[baseline])}"
     else:
         against, slower = (

@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 from genfl.report.summary import LAST
-from genfl.report.text import mean_std, target
+from genfl.report.text import mean_std, megabytes, target
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -94,7 +94,7 @@ def _tex_row(name: str, method: dict[str, Any]) -> tuple[str, ...]:
         mean_std(method["accuracy"]).replace("±", r"$\pm$"),
         mean_std(method["macro_f1"]).replace("±", r"$\pm$"),
         "--" if rounds is None else str(rounds),
-        "--" if total is None else f"{total / 1e6:.1f}",
+        "--" if total is None else megabytes(total),
         f"{method['uplink_bytes_per_round'] / 1e3:.0f}",
         f"{method['downlink_bytes_per_round'] / 1e3:.0f}",
     )

@@ -94,7 +94,7 @@ def table(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...
                 mean_std(method["accuracy"]),
                 mean_std(method["macro_f1"]),
                 "never" if rounds is None else str(rounds),
-                "never" if total is None else f"{total / 1e6:.1f}",
+                "never" if total is None else megabytes(total),
                 f"{per_round / 1e3:.0f}",
             )
         )
@@ -150,6 +150,11 @@ def size(number: float) -> str:
         if number >= factor:
             return f"{number / factor:,.{digits}f} {unit}"
     return f"{number:.0f} B"
+
+
+def megabytes(number: float) -> str:
+    """Writes a number of bytes in MB, without a unit: ``17.3``, ``0.012``."""
+    return f"{number / 1e6:.1f}" if number >= 1e6 else f"{number / 1e6:.2g}"
 
 
 def _opening(summary: dict[str, Any], best: str, baseline: str) -> str:
