@@ -10,7 +10,7 @@ from genfl import trees
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.server_optimizers import sgd
-from genfl.learning.local import sgd_steps
+from genfl.learning.local import LocalSGD
 
 LR = 0.05
 EQUAL = [(1.0, -1.0, 10), (3.0, 2.0, 10)]
@@ -26,25 +26,25 @@ def fixed_point(clients, weights):
 
 @pytest.mark.parametrize("clients", [EQUAL, UNEQUAL, TEN])
 def test_fedavg_converges_to_its_own_biased_fixed_point(quadratics, clients):
-    trace = quadratics(fedavg(quadratics.task, sgd_steps(LR)), clients)
+    trace = quadratics(fedavg(quadratics.task, LocalSGD(LR)), clients)
     expected = fixed_point(clients, [steps for _, _, steps in clients])
     assert trace.weights["params"]["w"].item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_fedavg_is_biased_away_from_the_minimiser_of_the_mean_objective(quadratics):
-    trace = quadratics(fedavg(quadratics.task, sgd_steps(LR)), EQUAL)
+    trace = quadratics(fedavg(quadratics.task, LocalSGD(LR)), EQUAL)
     assert abs(trace.weights["params"]["w"].item() - 1.25) > 0.1
 
 
 def test_the_weight_decides_the_fixed_point(quadratics):
-    one = fedavg(quadratics.task, sgd_steps(LR), weight=lambda facts, message: torch.ones(()))
+    one = fedavg(quadratics.task, LocalSGD(LR), weight=lambda facts, message: torch.ones(()))
     trace = quadratics(one, UNEQUAL)
     assert trace.weights["params"]["w"].item() == pytest.approx(fixed_point(UNEQUAL, [1, 1]), abs=1e-9)
 
 
 def test_partial_participation_averages_over_the_cohort_alone(quadratics):
     """With one client a round, each round is one client's contraction, whoever it is."""
-    trace = quadratics(fedavg(quadratics.task, sgd_steps(LR)), UNEQUAL, rounds=30, cohort=1)
+    trace = quadratics(fedavg(quadratics.task, LocalSGD(LR)), UNEQUAL, rounds=30, cohort=1)
     path = [e["w"] for e in trace.evaluations]
     for before, after in itertools.pairwise(path):
         ends = [b + (1 - LR * a) ** k * (before - b) for a, b, k in UNEQUAL]
@@ -53,7 +53,7 @@ def test_partial_participation_averages_over_the_cohort_alone(quadratics):
 
 def test_one_full_batch_step_of_every_client_is_gradient_descent(quadratics):
     clients = [(1.0, -1.0, 1), (3.0, 2.0, 1)]
-    trace = quadratics(fedavg(quadratics.task, sgd_steps(LR)), clients, rounds=20)
+    trace = quadratics(fedavg(quadratics.task, LocalSGD(LR)), clients, rounds=20)
     w = 0.0
     for evaluation in trace.evaluations:
         assert evaluation["w"] == pytest.approx(w, abs=1e-12)
@@ -71,14 +71,14 @@ def test_one_full_batch_step_of_every_client_is_gradient_descent(quadratics):
 )
 def test_server_optimizers_share_fedavgs_fixed_point(quadratics, name, options, tolerance):
     """Any server optimizer stands still exactly where the mean change is zero."""
-    algorithm = ALGORITHMS[name].build(quadratics.task, sgd_steps(LR), **options)
+    algorithm = ALGORITHMS[name].build(quadratics.task, LocalSGD(LR), **options)
     trace = quadratics(algorithm, UNEQUAL, rounds=400)
     assert trace.weights["params"]["w"].item() == pytest.approx(fixed_point(UNEQUAL, [2, 10]), abs=tolerance)
 
 
 @pytest.mark.parametrize("name", ["fedavgm", "sgd"])
 def test_identities_with_fedavg(quadratics, name):
-    local = sgd_steps(LR, momentum=0.5)
+    local = LocalSGD(LR, momentum=0.5)
     same = {
         "fedavgm": lambda: ALGORITHMS["fedavgm"].build(quadratics.task, local, beta=0.0),
         "sgd": lambda: fedavg(quadratics.task, local, server_opt=sgd(1.0)),
@@ -101,7 +101,7 @@ def test_buffers_are_averaged_with_the_clients_weights_and_not_stepped():
         loss=lambda params, buffers, batch, key: (params["w"].sum(), Aux({"mean": batch["x"]})),
         predict=lambda weights, x: x,
     )
-    algorithm = ALGORITHMS["fedadam"].build(task, sgd_steps(LR), server_lr=0.1)
+    algorithm = ALGORITHMS["fedadam"].build(task, LocalSGD(LR), server_lr=0.1)
     weights = task.init(Key(0))
     state = algorithm.init(weights, {}, Key(0))
     uploads = []

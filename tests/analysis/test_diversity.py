@@ -2,7 +2,7 @@ import pytest
 
 from genfl.algorithms.fedavg import fedavg
 from genfl.analysis.diversity import NAME, gradient_diversity
-from genfl.learning.local import sgd_steps
+from genfl.learning.local import LocalSGD
 
 
 def _first(quadratics, clients):
@@ -21,7 +21,7 @@ def _first(quadratics, clients):
 
         return run
 
-    quadratics(fedavg(quadratics.task, sgd_steps(0.1)), clients, rounds=1, engine=engine)
+    quadratics(fedavg(quadratics.task, LocalSGD(0.1)), clients, rounds=1, engine=engine)
     return seen["value"]
 
 

@@ -12,7 +12,7 @@ from genfl.data.clients import ClientData
 from genfl.engines.base import Work
 from genfl.engines.rounds import Schedule, census, cohort, federate
 from genfl.engines.sequential import Sequential
-from genfl.learning.local import sgd_steps
+from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN, Classifier
 from genfl.rng import Key
@@ -49,7 +49,7 @@ def clients():
 
 def run(clients, tmp_path=None, *, name="fedadam", schedule=SCHEDULE, engine=None, task=None, **options):
     task = task or classification(Dropped)
-    algorithm = ALGORITHMS[name].build(task, sgd_steps(0.1, momentum=0.9))
+    algorithm = ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9))
     return federate(
         algorithm,
         task.init(Key(1)),
@@ -174,7 +174,7 @@ def test_a_bad_upload_is_refused_and_counted_and_the_rest_goes_on(float64, spoil
 
 def test_a_round_in_which_every_upload_is_refused_leaves_the_model_alone(clients, caplog):
     task = classification(lambda: CNN((1, 8, 8), 3))
-    algorithm = fedavg(task, sgd_steps(lr=float("inf")))
+    algorithm = fedavg(task, LocalSGD(lr=float("inf")))
     trace = federate(
         algorithm, task.init(Key(1)), clients, Sequential(clients), Schedule(2, 3, 4, 1), Key(0), lambda w: {}
     )
@@ -197,5 +197,5 @@ def test_cohorts_are_distinct_sorted_and_cover_everyone():
 
 
 def test_the_census_equals_a_loop_over_clients(clients):
-    program = fedavg(classification(Dropped), sgd_steps(0.1)).census
+    program = fedavg(classification(Dropped), LocalSGD(0.1)).census
     assert {k: v.item() for k, v in census(program, clients).items()} == {"clients": 6, "samples": 60}

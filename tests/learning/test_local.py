@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from genfl import trees
-from genfl.learning.local import Context, sgd_steps
+from genfl.learning.local import Context, LocalSGD
 from genfl.learning.task import classification, load_weights
 from genfl.models import CNN
 from genfl.rng import Key
@@ -40,7 +40,7 @@ def test_it_is_torchs_sgd(float64, norm, momentum, decay):
         optimizer.zero_grad()
         F.cross_entropy(model(batch["x"]), batch["y"]).backward()
         optimizer.step()
-    state = _train(task, sgd_steps(0.1, momentum, decay), weights, batches)
+    state = _train(task, LocalSGD(0.1, momentum, decay), weights, batches)
     for name, value in model.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue
@@ -54,7 +54,7 @@ def test_training_leaves_the_weights_it_was_given_alone():
     task = classification(lambda: CNN((1, 8, 8), 4, norm="batch"))
     weights = task.init(Key(0))
     before = trees.map(torch.clone, weights)
-    _train(task, sgd_steps(0.1, 0.9), weights, _batches())
+    _train(task, LocalSGD(0.1, 0.9), weights, _batches())
     assert all(torch.equal(a, b) for a, b in zip(trees.leaves(before), trees.leaves(weights), strict=True))
 
 
@@ -72,7 +72,7 @@ def _linear():
 def test_a_shift_is_added_to_every_gradient(float64):
     task = _linear()
     batches = [{"x": torch.tensor([1.0, 2.0])}] * 3
-    state = _train(task, sgd_steps(0.1), task.init(Key(0)), batches, shift={"w": torch.tensor([0.5, -0.5])})
+    state = _train(task, LocalSGD(0.1), task.init(Key(0)), batches, shift={"w": torch.tensor([0.5, -0.5])})
     torch.testing.assert_close(state["params"]["w"], -0.3 * torch.tensor([1.5, 1.5]))
 
 
@@ -83,7 +83,7 @@ def test_a_penalty_sees_the_message_and_is_differentiated(float64):
         return 0.5 * (params["w"] - context.message["target"]).square().sum()
 
     context = Context({"target": torch.tensor([10.0, 0.0])}, {}, {})
-    state = _train(task, sgd_steps(0.1, penalty=pull), task.init(Key(0)), [{"x": torch.zeros(2)}], context)
+    state = _train(task, LocalSGD(0.1, penalty=pull), task.init(Key(0)), [{"x": torch.zeros(2)}], context)
     torch.testing.assert_close(state["params"]["w"], torch.tensor([1.0, 0.0]))
 
 
@@ -105,6 +105,6 @@ def test_a_direction_may_ask_for_gradients_elsewhere(float64):
         slope, _ = gradient(trees.map(lambda w: w + 1, params))
         return slope, first
 
-    state = _train(task, sgd_steps(0.1, direction=ahead), task.init(Key(0)), [{"x": torch.zeros(1)}])
+    state = _train(task, LocalSGD(0.1, direction=ahead), task.init(Key(0)), [{"x": torch.zeros(1)}])
     torch.testing.assert_close(state["params"]["w"], torch.tensor([-0.1]))
     assert state["buffers"]["calls"] == 1, "buffers are those of the first forward pass, at the params"

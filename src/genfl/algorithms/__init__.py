@@ -11,7 +11,7 @@ import torch
 from genfl import trees
 from genfl.algorithms import fedavg as _fedavg
 from genfl.algorithms.base import Algorithm, Client
-from genfl.learning.local import sgd_steps
+from genfl.learning.local import LocalSGD
 from genfl.learning.task import Aux, Task
 from genfl.rng import Key
 from genfl.trees import Tree
@@ -75,7 +75,7 @@ def profile(entry: AlgorithmEntry) -> Profile:
         loss=lambda params, buffers, batch, key: (params["w"].square().sum(), Aux(buffers)),
         predict=lambda weights, x: x,
     )
-    algorithm = entry.build(task, sgd_steps(lr=0.1))
+    algorithm = entry.build(task, LocalSGD(lr=0.1))
     facts = {"samples": torch.ones(()), "label_counts": torch.ones(1)}
     weights = task.init(Key(0))
     census = run_once(algorithm.census, {}, {}, facts)[0]

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from genfl import trees
-from genfl.learning.local import Context, Local
+from genfl.learning.local import Context, LocalSGD
 from genfl.learning.task import Batch, Task, Weights
 from genfl.rng import Key
 from genfl.trees import Tree
@@ -89,7 +89,7 @@ def send_weights(state: Tree) -> Tree:
 
 def training_client(
     task: Task,
-    local: Local,
+    local: LocalSGD,
     upload: Callable[[Tree], Tree],
     reductions: dict[str, Reduction],
     *,
@@ -134,7 +134,7 @@ def training_client(
 
 
 def training_memory(
-    local: Local, method: Callable[[Weights], Tree] = lambda weights: {}
+    local: LocalSGD, method: Callable[[Weights], Tree] = lambda weights: {}
 ) -> Callable[[Weights], Tree]:
     """Returns the initial memory of a `training_client`, given that of the algorithm."""
     return lambda weights: {"method": method(weights), "local": local.memory(weights)}

@@ -18,7 +18,7 @@ from genfl.algorithms.base import (
     training_memory,
 )
 from genfl.algorithms.server_optimizers import ServerOptimizer
-from genfl.learning.local import Local
+from genfl.learning.local import LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
 from genfl.trees import Tree
@@ -35,7 +35,7 @@ def count(facts: Facts, message: Tree) -> Tensor:
 
 def fedavg(
     task: Task,
-    local: Local,
+    local: LocalSGD,
     *,
     server_opt: ServerOptimizer | None = None,
     weight: Weight = count,
@@ -77,7 +77,7 @@ def fedavg(
     )
 
 
-def fedavgm(task: Task, local: Local, *, server_lr: float = 1.0, beta: float = 0.9) -> Algorithm:
+def fedavgm(task: Task, local: LocalSGD, *, server_lr: float = 1.0, beta: float = 0.9) -> Algorithm:
     """FedAvg with server momentum: ``m ← β m + Δ``, ``x ← x + lr m``.
 
     Source: Hsu et al. 2019 (arXiv 1909.06335).
@@ -87,7 +87,7 @@ def fedavgm(task: Task, local: Local, *, server_lr: float = 1.0, beta: float = 0
 
 def fedadam(
     task: Task,
-    local: Local,
+    local: LocalSGD,
     *,
     server_lr: float = 0.1,
     beta1: float = 0.9,
@@ -102,7 +102,7 @@ def fedadam(
 
 def fedyogi(
     task: Task,
-    local: Local,
+    local: LocalSGD,
     *,
     server_lr: float = 0.1,
     beta1: float = 0.9,
@@ -113,6 +113,6 @@ def fedyogi(
     return fedavg(task, local, server_opt=server_optimizers.yogi(server_lr, beta1, beta2, tau))
 
 
-def fedadagrad(task: Task, local: Local, *, server_lr: float = 0.1, tau: float = 1e-3) -> Algorithm:
+def fedadagrad(task: Task, local: LocalSGD, *, server_lr: float = 0.1, tau: float = 1e-3) -> Algorithm:
     """FedOpt with Adagrad on the server. Source: Reddi et al., ICLR 2021 (arXiv 2003.00295), Algorithm 2."""
     return fedavg(task, local, server_opt=server_optimizers.adagrad(server_lr, tau=tau))

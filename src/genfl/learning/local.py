@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -41,30 +42,6 @@ Remember = Callable[[Tree, Context], Tree]
 """``(trained state, context) -> memory`` kept for this hook on the client."""
 
 
-class Local(NamedTuple):
-    """A local training program, as pure functions over a state.
-
-    The state is ``{"params", "buffers", "momentum", "steps"}``: the weights in training, the optimizer's
-    velocity, and how many steps were taken (a scalar tensor).
-
-    Attributes:
-        lr: The learning rate.
-        momentum: The momentum coefficient.
-        start: ``(weights) -> state``.
-        step: ``(task, state, batch, key, context, shift) -> state``; `shift` is a constant tree a method adds
-            to every gradient (control variates, linear terms), or None.
-        remember: What the hooks keep of this round on the client.
-        memory: ``(weights) -> memory`` of a client that never took part.
-    """
-
-    lr: float
-    momentum: float
-    start: Callable[[Weights], Tree]
-    step: Callable[[Task, Tree, Batch, Key, Context, Tree | None], Tree]
-    remember: Remember
-    memory: Callable[[Weights], Tree]
-
-
 def none(params: Tree, aux: Aux, batch: Batch, context: Context) -> float:
     """The penalty that is zero."""
     return 0.0
@@ -80,60 +57,76 @@ def nothing(state: Tree, context: Context) -> Tree:
     return {}
 
 
-def sgd_steps(
-    lr: float,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    *,
-    penalty: Penalty = none,
-    direction: Direction = plain,
-    remember: Remember = nothing,
-    memory: Callable[[Weights], Tree] = lambda weights: {},
-) -> Local:
-    """Returns SGD as PyTorch defines it: ``v ← momentum v + g + weight_decay w``, ``w ← w − lr v``.
+@dataclass(frozen=True)
+class LocalSGD:
+    """Local steps of SGD as PyTorch defines it: ``v ← momentum v + g + weight_decay w``, ``w ← w − lr v``.
 
-    Args:
+    Its state is ``{"params", "buffers", "momentum", "steps"}``: the weights in training, the velocity (which
+    starts at zero in every round), and how many steps were taken (a scalar tensor).
+
+    Attributes:
         lr: Learning rate, positive.
-        momentum: In [0, 1); the velocity starts at zero in every round.
+        momentum: In [0, 1).
         weight_decay: Non-negative, added to the gradient.
         penalty: Added to the task's loss (FedProx, MOON, FedDecorr).
         direction: Turns gradients into the direction to descend (FedSAM, DP-SGD).
         remember: What a client keeps for its next round (MOON's last model).
-        memory: What a client that never took part remembers.
+        memory: ``(weights) ->`` what a client that never took part remembers.
     """
 
-    def start(weights: Weights) -> Tree:
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    penalty: Penalty = none
+    direction: Direction = plain
+    remember: Remember = nothing
+    memory: Callable[[Weights], Tree] = lambda weights: {}
+
+    def start(self, weights: Weights) -> Tree:
+        """Returns the state before the first step."""
         return {
             "params": weights["params"],
             "buffers": weights["buffers"],
-            "momentum": trees.zeros_like(weights["params"]) if momentum else {},
+            "momentum": trees.zeros_like(weights["params"]) if self.momentum else {},
             "steps": torch.zeros(()),
         }
 
     def step(
-        task: Task, state: Tree, batch: Batch, key: Key, context: Context, shift: Tree | None = None
+        self, task: Task, state: Tree, batch: Batch, key: Key, context: Context, shift: Tree | None = None
     ) -> Tree:
+        """Takes one step.
+
+        Args:
+            task: What is learned.
+            state: The state before.
+            batch: The step's examples.
+            key: The step's random stream.
+            context: What the hooks may read.
+            shift: A constant tree that a method adds to every gradient (control variates, linear terms).
+
+        Returns:
+            The state after.
+        """
+
         def objective(params: Tree) -> tuple[Tensor, Aux]:
             loss, aux = task.loss(params, state["buffers"], batch, key)
-            return loss + penalty(params, aux, batch, context), aux
+            return loss + self.penalty(params, aux, batch, context), aux
 
         params = state["params"]
-        slope, aux = direction(lambda at: gradient(objective, at), params, context)
+        slope, aux = self.direction(lambda at: gradient(objective, at), params, context)
         if shift is not None:
             slope = trees.add(slope, shift)
-        if weight_decay:
-            slope = trees.map(lambda g, w: g + weight_decay * w, slope, params)
+        if self.weight_decay:
+            slope = trees.map(lambda g, w: g + self.weight_decay * w, slope, params)
         velocity = state["momentum"]
-        if momentum:
-            slope = velocity = trees.map(lambda v, g: momentum * v + g, velocity, slope)
+        if self.momentum:
+            slope = velocity = trees.map(lambda v, g: self.momentum * v + g, velocity, slope)
         return {
-            "params": trees.map(lambda w, g: w - lr * g, params, slope),
+            "params": trees.map(lambda w, g: w - self.lr * g, params, slope),
             "buffers": aux.buffers,
             "momentum": velocity,
             "steps": state["steps"] + 1,
         }
-
-    return Local(lr, momentum, start, step, remember, memory)
 
 
 def gradient(objective: Callable[[Tree], tuple[Tensor, Aux]], params: Tree) -> tuple[Tree, Aux]:

@@ -12,7 +12,7 @@ from genfl.config import Config, Method
 from genfl.engines.rounds import Schedule, federate
 from genfl.engines.sequential import Sequential
 from genfl.learning.evaluate import evaluate
-from genfl.learning.local import sgd_steps
+from genfl.learning.local import LocalSGD
 from genfl.learning.task import Task
 from genfl.rng import Key
 from genfl.stages import pretrain
@@ -61,7 +61,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 def _algorithm(config: Config, method: Method, task: Task) -> Algorithm:
     work = config.federate.local
-    local = sgd_steps(work.lr, work.momentum, work.weight_decay)
+    local = LocalSGD(work.lr, work.momentum, work.weight_decay)
     options = method.algorithm.model_dump()
     return ALGORITHMS[options.pop("name")].build(task, local, **options)
 
