@@ -11,6 +11,8 @@ import torch
 from genfl import trees
 from genfl.algorithms import fedavg as _fedavg
 from genfl.algorithms.base import Algorithm, Client
+from genfl.algorithms.fedprox import fedprox
+from genfl.algorithms.scaffold import scaffold
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Aux, Task
 from genfl.rng import Key
@@ -48,6 +50,8 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "fedadam": AlgorithmEntry(_fedavg.fedadam, "Reddi et al. 2021, arXiv 2003.00295"),
     "fedyogi": AlgorithmEntry(_fedavg.fedyogi, "Reddi et al. 2021, arXiv 2003.00295"),
     "fedadagrad": AlgorithmEntry(_fedavg.fedadagrad, "Reddi et al. 2021, arXiv 2003.00295"),
+    "fedprox": AlgorithmEntry(fedprox, "Li et al. 2020, arXiv 1812.06127"),
+    "scaffold": AlgorithmEntry(scaffold, "Karimireddy et al. 2020, arXiv 1910.06378"),
 }
 
 

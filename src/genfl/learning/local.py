@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,12 @@ def none(params: Tree, aux: Aux, batch: Batch, context: Context) -> float:
     return 0.0
 
 
+def _both(first: Penalty, second: Penalty) -> Penalty:
+    if first is none:
+        return second
+    return lambda *args: first(*args) + second(*args)
+
+
 def plain(gradient: Gradient, params: Tree, context: Context) -> tuple[Tree, Aux]:
     """The direction that is the gradient itself."""
     return gradient(params)
@@ -81,6 +87,32 @@ class LocalSGD:
     direction: Direction = plain
     remember: Remember = nothing
     memory: Callable[[Weights], Tree] = lambda weights: {}
+
+    def adding(
+        self,
+        *,
+        penalty: Penalty | None = None,
+        direction: Direction | None = None,
+        remember: Remember | None = None,
+        memory: Callable[[Weights], Tree] | None = None,
+    ) -> LocalSGD:
+        """Returns this local training with more hooks; penalties add up.
+
+        Raises:
+            ValueError: There is a direction, or a memory, already: two of them have no defined meaning.
+        """
+        changes: dict[str, Any] = {}
+        if penalty:
+            changes["penalty"] = _both(self.penalty, penalty)
+        if direction:
+            if self.direction is not plain:
+                raise ValueError("local training has one direction; two methods bring their own")
+            changes["direction"] = direction
+        if remember:
+            if self.remember is not nothing:
+                raise ValueError("local training has one memory; two methods bring their own")
+            changes |= {"remember": remember, "memory": memory}
+        return replace(self, **changes)
 
     def start(self, weights: Weights) -> Tree:
         """Returns the state before the first step."""

@@ -1,0 +1,70 @@
+"""SCAFFOLD: control variates correct the clients' drift."""
+
+from __future__ import annotations
+
+import torch
+
+from genfl import trees
+from genfl.algorithms.base import Algorithm, head_count, model_change, training_client, training_memory
+from genfl.learning.local import LocalSGD
+from genfl.learning.task import Task, Weights
+from genfl.rng import Key
+from genfl.trees import Tree
+
+
+def scaffold(task: Task, local: LocalSGD, *, server_lr: float = 1.0) -> Algorithm:
+    """Corrects every local gradient by ``c − c_k``, with control variates of the paper's option II.
+
+    ``c_k⁺ = c_k − c + (x − y_k) / (K lr)``, ``x ← x + η/|S| Σ (y_k − x)``, ``c ← c + 1/N Σ (c_k⁺ − c_k)``,
+
+    where y_k is client k's model after its K steps, S the cohort and N the number of clients. Clients count
+    alike, whatever their number of samples: it minimises the mean of the clients' objectives.
+
+    Source: Karimireddy et al., ICML 2020 (arXiv 1910.06378), Algorithm 1.
+
+    Args:
+        task: What is learned.
+        local: How a client trains.
+        server_lr: The server's learning rate η.
+    """
+
+    def init(weights: Weights, census: Tree, key: Key) -> Tree:
+        return {
+            "weights": weights,
+            "control": trees.zeros_like(weights["params"]),
+            "clients": census["clients"],
+        }
+
+    def send(state: Tree) -> Tree:
+        return {"weights": state["weights"], "control": state["control"]}
+
+    def new_control(carry: Tree) -> Tree:
+        own, server = carry["memory"]["method"], carry["message"]["control"]
+        steps = carry["local"]["steps"].clamp(min=1)  # a client without a step keeps what it can
+        moved = trees.scale(-1 / (steps * local.lr), model_change(carry)["params"])
+        return trees.add(trees.sub(own, server), moved)
+
+    def upload(carry: Tree) -> Tree:
+        change = trees.sub(new_control(carry), carry["memory"]["method"])
+        return {"clients": torch.ones(()), "delta": model_change(carry), "control": change}
+
+    def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
+        mean = trees.scale(1 / aggregate["clients"], aggregate["delta"])
+        mean["params"] = trees.scale(server_lr, mean["params"])
+        change = trees.scale(1 / state["clients"], aggregate["control"])
+        return {
+            "weights": trees.add(state["weights"], mean),
+            "control": trees.add(state["control"], change),
+            "clients": state["clients"],
+        }
+
+    client = training_client(
+        task,
+        local,
+        upload,
+        dict.fromkeys(("clients", "delta", "control"), "sum"),
+        shift=lambda message, own: trees.sub(message["control"], own),
+        remember=new_control,
+    )
+    memory = training_memory(local, lambda weights: trees.zeros_like(weights["params"]))
+    return Algorithm(head_count, init, send, client, server, memory)

@@ -1,0 +1,131 @@
+"""Methods against client drift, at their known optima."""
+
+import pytest
+import torch
+
+from genfl.algorithms import ALGORITHMS
+from genfl.algorithms.fedavg import fedavg
+from genfl.algorithms.fedprox import fedprox
+from genfl.algorithms.scaffold import scaffold
+from genfl.learning.local import LocalSGD
+
+LR = 0.05
+EQUAL = [(1.0, -1.0, 10), (3.0, 2.0, 10)]
+UNEQUAL = [(1.0, -1.0, 2), (3.0, 2.0, 10)]
+TEN = [(0.5 + 0.3 * k, (-1.0) ** k * k, 1 + k) for k in range(10)]
+SETTINGS = [(EQUAL, None), (UNEQUAL, None), (TEN, None), (TEN, 4)]
+
+
+def minimiser(clients):
+    """Where the mean of the clients' objectives is smallest: Σ a b / Σ a."""
+    return sum(a * b for a, b, _ in clients) / sum(a for a, _, _ in clients)
+
+
+@pytest.mark.parametrize(("clients", "cohort"), SETTINGS)
+def test_scaffold_converges_to_the_minimiser_of_the_mean_objective(quadratics, clients, cohort):
+    """Also with unequal steps, and with part of the clients in each round."""
+    rounds = 200 if cohort is None else 600
+    trace = quadratics(scaffold(quadratics.task, LocalSGD(LR)), clients, rounds, cohort)
+    tolerance = 1e-8 if cohort is None else 1e-4
+    assert trace.weights["params"]["w"].item() == pytest.approx(minimiser(clients), abs=tolerance)
+
+
+def test_the_minimiser_of_the_example_is_the_known_one():
+    assert minimiser(EQUAL) == 1.25
+
+
+def test_scaffolds_first_round_is_fedavgs(quadratics):
+    """From zero control variates, and with equal numbers of samples."""
+    first = [
+        quadratics(build(quadratics.task, LocalSGD(LR)), EQUAL, rounds=1).weights["params"]["w"].item()
+        for build in (scaffold, fedavg)
+    ]
+    assert first[0] == pytest.approx(first[1], abs=1e-15)
+
+
+def test_scaffold_on_identical_clients_is_fedavg(quadratics):
+    paths = [
+        [
+            e["w"]
+            for e in quadratics(build(quadratics.task, LocalSGD(LR)), [(2.0, 3.0, 4)] * 3, 10).evaluations
+        ]
+        for build in (scaffold, fedavg)
+    ]
+    assert paths[0] == pytest.approx(paths[1], abs=1e-12)
+
+
+def test_scaffolds_control_variate_is_the_mean_gradient_of_the_round(quadratics):
+    """Option II from zero controls: c_k = (x − y_k)/(K lr), the average of the K local gradients."""
+    from genfl import trees
+    from genfl.rng import Key
+
+    a, b, steps = 3.0, 2.0, 4
+    algorithm = scaffold(quadratics.task, LocalSGD(LR))
+    weights = {"params": {"w": torch.tensor([0.5])}, "buffers": {}}
+    state = algorithm.init(weights, {"clients": torch.tensor(2.0)}, Key(0))
+    carry = algorithm.client.start(algorithm.send(state), algorithm.memory(weights), {})
+    gradients = []
+    for _ in range(steps):
+        gradients.append(a * (carry["local"]["params"]["w"].item() - b))
+        carry = algorithm.client.step(carry, {"x": torch.tensor([[a, b]])}, Key(0))
+    upload, memory = algorithm.client.finish(carry)
+    assert memory["method"]["w"].item() == pytest.approx(sum(gradients) / steps)
+    after = algorithm.server(state, trees.map(torch.clone, upload), Key(0))
+    assert after["control"]["w"].item() == pytest.approx(sum(gradients) / steps / 2), "1/N, not 1/|S|"
+
+
+def fedprox_fixed_point(clients, mu):
+    """A client contracts towards b by 1 − lr(a+μ) a step, with the pull of x added: a linear map of x."""
+    total = pull = 0.0
+    for a, b, steps in clients:
+        rate = 1 - LR * (a + mu)
+        share = (1 - rate**steps) * a / (a + mu)  # y = x + share (b − x)
+        total += steps * share
+        pull += steps * share * b
+    return pull / total
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("clients", [EQUAL, UNEQUAL])
+def test_fedprox_converges_to_its_own_fixed_point(quadratics, clients, mu):
+    trace = quadratics(fedprox(quadratics.task, LocalSGD(LR), mu=mu), clients)
+    assert trace.weights["params"]["w"].item() == pytest.approx(fedprox_fixed_point(clients, mu), abs=1e-9)
+
+
+def test_fedprox_without_pull_is_fedavg(quadratics):
+    paths = [
+        quadratics(algorithm, UNEQUAL, 10, 1).evaluations
+        for algorithm in (
+            fedprox(quadratics.task, LocalSGD(LR), mu=0.0),
+            fedavg(quadratics.task, LocalSGD(LR)),
+        )
+    ]
+    assert paths[0] == paths[1]
+
+
+def test_hooks_compose_and_contradictions_are_refused(quadratics):
+    local = LocalSGD(LR).adding(penalty=lambda *_: 1.0).adding(penalty=lambda *_: 2.0)
+    assert local.penalty(None, None, None, None) == 3.0
+    turned = local.adding(direction=lambda gradient, params, context: gradient(params))
+    with pytest.raises(ValueError, match="one direction"):
+        turned.adding(direction=lambda gradient, params, context: gradient(params))
+    keeping = local.adding(remember=lambda state, context: {}, memory=lambda weights: {})
+    with pytest.raises(ValueError, match="one memory"):
+        keeping.adding(remember=lambda state, context: {}, memory=lambda weights: {})
+
+
+def test_scaffold_starts_from_fedproxs_local_training_too(quadratics):
+    """A penalty is a matter of local training: SCAFFOLD takes it, and ends elsewhere than without."""
+    pulled = LocalSGD(LR).adding(
+        penalty=lambda params, aux, batch, context: 0.5 * (params["w"] - 10.0).square().sum()
+    )
+    trace = quadratics(scaffold(quadratics.task, pulled), EQUAL)
+    # Every client's objective gains ½ (w − 10)²: Σ (a b + 10) / Σ (a + 1).
+    assert trace.weights["params"]["w"].item() == pytest.approx((5 + 20) / (4 + 2), abs=1e-8)
+
+
+def test_what_they_cost_is_computed_from_their_values():
+    from genfl.algorithms import profile
+
+    assert profile(ALGORITHMS["fedprox"]) == ("sum", 1.0, 1.0, 0.0)
+    assert profile(ALGORITHMS["scaffold"]) == ("sum", 2.0, 2.0, 1.0)
