@@ -14,7 +14,7 @@ from genfl.engines.rounds import Schedule, census, cohort, federate
 from genfl.engines.sequential import Sequential
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
-from genfl.models import CNN, Classifier
+from genfl.models import CNN, Stack
 from genfl.rng import Key
 
 SCHEDULE = Schedule(
@@ -22,21 +22,10 @@ SCHEDULE = Schedule(
 )
 
 
-class Dropped(Classifier):
-    """A model with everything that is hard to resume: batch norm and dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = torch.nn.Sequential(
-            torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5)
-        )
-        self.last = torch.nn.Linear(16, 3)
-
-    def features(self, x):
-        return self.body(x)
-
-    def head(self, z):
-        return self.last(z)
+def model():
+    """Has everything that is hard to resume: batch norm and dropout."""
+    body = [torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5)]
+    return Stack(torch.nn.Sequential(*body), torch.nn.Linear(16, 3))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +37,7 @@ def clients():
 
 
 def run(clients, tmp_path=None, *, name="fedadam", schedule=SCHEDULE, engine=None, task=None, **options):
-    task = task or classification(Dropped)
+    task = task or classification(model)
     algorithm = ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9))
     return federate(
         algorithm,
@@ -197,5 +186,5 @@ def test_cohorts_are_distinct_sorted_and_cover_everyone():
 
 
 def test_the_census_equals_a_loop_over_clients(clients):
-    program = fedavg(classification(Dropped), LocalSGD(0.1)).census
+    program = fedavg(classification(model), LocalSGD(0.1)).census
     assert {k: v.item() for k, v in census(program, clients).items()} == {"clients": 6, "samples": 60}

@@ -2,21 +2,12 @@ import torch
 from torch import nn
 
 from genfl.learning.task import classification, load_weights, weights_of
-from genfl.models import CNN, Classifier
+from genfl.models import CNN, Stack
 from genfl.rng import Key
 
 
-class Noisy(Classifier):
-    def __init__(self):
-        super().__init__()
-        self.drop = nn.Dropout(0.5)
-        self.last = nn.Linear(64, 3)
-
-    def features(self, x):
-        return self.drop(x.flatten(1))
-
-    def head(self, z):
-        return self.last(z)
+def noisy():
+    return Stack(nn.Sequential(nn.Flatten(), nn.Dropout(0.5)), nn.Linear(64, 3))
 
 
 def test_a_key_decides_the_initial_weights():
@@ -28,7 +19,7 @@ def test_a_key_decides_the_initial_weights():
 
 
 def test_dropout_is_decided_by_the_key_and_absent_in_prediction():
-    task = classification(Noisy)
+    task = classification(noisy)
     weights = task.init(Key(0))
     batch = {"x": torch.ones(4, 1, 8, 8), "y": torch.zeros(4, dtype=torch.long)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from genfl.models.base import Classifier
+from genfl.models.base import Classifier, Stack
 from genfl.models.cnn import CNN, MLP
 
 
@@ -30,4 +30,4 @@ MODELS: dict[str, ModelEntry] = {
     "mlp": ModelEntry(MLP, "image", (1, 8, 8), 10),
 }
 
-__all__ = ["CNN", "MLP", "MODELS", "Classifier", "ModelEntry"]
+__all__ = ["CNN", "MLP", "MODELS", "Classifier", "ModelEntry", "Stack"]

@@ -25,3 +25,27 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits, [n, classes]."""
         return self.head(self.features(x))
+
+
+class Stack(Classifier):
+    """A classifier made of two modules, one for each half.
+
+    Args:
+        body: Maps inputs [n, ...] to features [n, d].
+        classifier: Maps features to logits [n, classes].
+    """
+
+    def __init__(self, body: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.classifier = classifier
+
+    def features(self, x: Tensor) -> Tensor:
+        """Returns the body's output, [n, d]."""
+        z: Tensor = self.body(x)
+        return z
+
+    def head(self, z: Tensor) -> Tensor:
+        """Returns the logits, [n, classes]."""
+        logits: Tensor = self.classifier(z)
+        return logits
