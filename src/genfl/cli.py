@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from enum import StrEnum
@@ -222,6 +223,8 @@ def main() -> NoReturn:
     """Runs the command line: exit code 0 done, 2 bad input, 1 failure."""
     from genfl.errors import InputError
 
+    # Threads that wait by spinning make a run several times slower as soon as anything else wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
     try:
         app(prog_name="genfl")

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 
 from genfl.errors import InputError
 from genfl.generators.base import Prompt
-from genfl.generators.image import StableDiffusion, locate
+from genfl.generators.image import StableDiffusion, fingerprint, locate
 
 
 def _prompts(*seeds: int, scale: float = 3.0) -> list[Prompt]:
@@ -76,6 +77,21 @@ def test_each_distinct_text_is_encoded_once(generator, monkeypatch):
 def test_a_block_of_two_scales_is_refused(generator):
     with pytest.raises(ValueError, match="one guidance scale"):
         list(generator.generate([*_prompts(1, scale=1.0), *_prompts(2, scale=2.0)]))
+
+
+def test_a_retrained_folder_has_another_fingerprint(tiny_stable_diffusion, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_stable_diffusion, copy)
+    before = fingerprint(str(copy))
+    assert before == fingerprint(str(tiny_stable_diffusion)), "a copy is the same model"
+    (copy / "README.md").write_text("words do not matter")
+    assert fingerprint(str(copy)) == before
+    weights = next((copy / "unet").glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert fingerprint(str(copy)) != before
+    assert fingerprint("miniature") != fingerprint("some/id") == "some/id"
 
 
 def test_models_that_do_not_exist_are_named(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 from genfl import progress
 from genfl.config import Config
 from genfl.data.synthetic import SyntheticData
-from genfl.generators.image import StableDiffusion, locate
+from genfl.generators.image import StableDiffusion, fingerprint, locate
 from genfl.stages import prompts
 from genfl.stages.base import Run, Stage
 
@@ -53,7 +53,7 @@ def _check(config: Config) -> None:
 
 
 def _inputs(config: Config) -> Any:
-    return config.generator.model_dump()
+    return [config.generator.model_dump(), fingerprint(config.generator.model)]
 
 
 STAGE = Stage("generate", "synthetic", 1, _inputs, ("labels", "prompts"), _run, _progress, _check)
