@@ -103,7 +103,8 @@ class Pretraining(Section):
 
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(64, ge=1)
-    lr: float = Field(1e-3, gt=0, description="AdamW's learning rate.")
+    lr: float = Field(1e-3, gt=0, description="AdamW's learning rate at the start.")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="cosine lowers it to zero.")
     weight_decay: float = Field(0.3, ge=0, description="AdamW's decoupled weight decay.")
     holdout: float = Field(0.1, gt=0, lt=1, description="Share of synthetic data that decides when to stop.")
     patience: int = Field(5, ge=1, description="Epochs without a better held-back loss before stopping.")

@@ -10,7 +10,14 @@ from genfl.models import CNN
 from genfl.rng import Key
 
 RECIPE = Recipe(
-    epochs=6, batch_size=16, lr=2e-3, weight_decay=0.3, holdout=0.2, patience=6, augment=Augment(0.1, 1)
+    epochs=6,
+    batch_size=16,
+    lr=2e-3,
+    schedule="cosine",
+    weight_decay=0.3,
+    holdout=0.2,
+    patience=6,
+    augment=Augment(0.1, 1),
 )
 
 
@@ -94,7 +101,7 @@ def test_it_equals_a_plain_adamw_loop(problem, float64):
     _, x, y = problem
     x = x.double()
     task = classification(lambda: CNN((1, 8, 8), 4, width=8))
-    recipe = RECIPE._replace(epochs=3, batch_size=1000, augment=Augment())
+    recipe = RECIPE._replace(epochs=3, batch_size=1000, schedule="constant", augment=Augment())
     trained = _run((task, x, y), recipe)
     order = torch.from_numpy(Key(0).fold("holdout").numpy().permutation(len(x)))
     rows = order[round(0.2 * len(x)) :]
@@ -134,3 +141,13 @@ def test_scores_equal_scikit_learns(problem):
     assert result["accuracy"] == accuracy_score(y, scores.argmax(1))
     assert result["macro_f1"] == f1_score(y, scores.argmax(1), average="macro")
     assert result["loss"] == pytest.approx(log_loss(y, scores.double().softmax(1).numpy()), rel=1e-5)
+
+
+def test_the_cosine_schedule_lowers_the_learning_rate_to_zero(problem):
+    from genfl.learning.pretrain import _lr
+
+    rates = [_lr(RECIPE, epochs) for epochs in (0, 3, 6)]
+    assert rates == pytest.approx([2e-3, 1e-3, 0.0])
+    assert _lr(RECIPE._replace(schedule="constant"), 5.5) == 2e-3
+    constant = _run(problem, RECIPE._replace(schedule="constant"))
+    assert constant.history[0] != _run(problem).history[0]

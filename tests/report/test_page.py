@@ -248,6 +248,15 @@ def test_accuracy_rule_names_the_rounds_it_is_the_mean_of():
     )
 
 
+def test_time_of_generation_counts_all_of_its_starts():
+    stages = {name: {"seconds": 1.0} for name in ("labels", "generate")}
+    rows = page._time({"stages": stages, "synthetic": {"seconds": 3.0}})
+    assert [(bar.name, bar.value, bar.share) for bar in rows] == [
+        ("labels", "1.0 s · 25 %", 0.25),
+        ("generate", "3.0 s · 75 %", 0.75),
+    ]
+
+
 def test_thirty_methods_look_different():
     found = style.looks(["synthetic_only", *map(str, range(30))])
     assert len(set(found.values())) == 31

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from genfl.rng import Key
 from genfl.storage import load_tensors, save_tensors
 from genfl.trees import Tree
 
+Schedule = Literal["constant", "cosine"]
+
 
 class Recipe(NamedTuple):
     """How to train on synthetic data, which is easily overfitted: decay the weights, and stop early.
@@ -24,7 +27,8 @@ class Recipe(NamedTuple):
     Attributes:
         epochs: Passes over the data at most.
         batch_size: Samples in a step.
-        lr: AdamW's learning rate.
+        lr: AdamW's learning rate at the start.
+        schedule: ``cosine`` lowers the learning rate to zero over all epochs; ``constant`` keeps it.
         weight_decay: AdamW's decoupled weight decay.
         holdout: Share of the synthetic data held back to decide when to stop, in (0, 1).
         patience: Stop after so many epochs without a better held-back loss.
@@ -34,6 +38,7 @@ class Recipe(NamedTuple):
     epochs: int
     batch_size: int
     lr: float
+    schedule: Schedule
     weight_decay: float
     holdout: float
     patience: int
@@ -98,7 +103,10 @@ def pretrain(
         shuffled = train[torch.from_numpy(drawn.numpy().permutation(len(train)))]
         noise = drawn.fold("augment").torch()
         total = 0.0
-        for step, rows in enumerate(shuffled.split(recipe.batch_size)):
+        batches = shuffled.split(recipe.batch_size)
+        for step, rows in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = _lr(recipe, epoch - 1 + step / len(batches))
             batch = {"x": recipe.augment(x[rows], noise), "y": y[rows]}
             loss, aux = task.loss(params, buffers, batch, drawn.fold("step", step))
             optimizer.zero_grad()
@@ -123,6 +131,13 @@ def pretrain(
             save_tensors(checkpoint, tree, {"best_epoch": best_epoch, "history": history})
         on_epoch(1)
     return Pretrained(best, best_epoch, history)
+
+
+def _lr(recipe: Recipe, epochs: float) -> float:
+    """Returns the learning rate after so many epochs, a function of the place alone: nothing to resume."""
+    if recipe.schedule == "constant":
+        return recipe.lr
+    return recipe.lr * (1 + math.cos(math.pi * epochs / recipe.epochs)) / 2
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> Tree:

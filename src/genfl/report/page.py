@@ -235,6 +235,8 @@ def _pretraining(run: Run) -> dict[str, Any]:
 
 def _time(summary: dict[str, Any]) -> list[Bar]:
     seconds = {name: stage["seconds"] for name, stage in summary["stages"].items()}
+    # The generate stage's own sum goes on over interruptions; the record knows only the last start.
+    seconds["generate"] = max(seconds["generate"], summary["synthetic"]["seconds"])
     total = max(sum(seconds.values()), 1e-9)
     return [
         Bar(name, f"{text.duration(took)} · {100 * took / total:.0f} %", took / total)

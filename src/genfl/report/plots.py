@@ -46,7 +46,6 @@ _SETTINGS: dict[Any, Any] = {
     "ytick.color": MUTED.light,
     "xtick.labelcolor": INK.light,
     "ytick.labelcolor": INK.light,
-    "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
     "path.simplify": False,
 }
@@ -183,8 +182,14 @@ def _lines(
         if len(curves) <= MOST_BANDS and std.any():
             low, high = (mean - std).clip(*bounds), (mean + std).clip(*bounds)
             axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-        every = max(1, len(x) // 12)
-        axes.plot(x, mean, color=colour, marker=looks[name].marker, markevery=every, clip_on=False, zorder=3)
+        every, width = max(1, len(x) // 12), 1.1 if len(x) > 60 else 1.8
+        style: dict[str, Any] = {
+            "color": colour,
+            "marker": looks[name].marker,
+            "markevery": every,
+            "linewidth": width,
+        }
+        axes.plot(x, mean, clip_on=False, zorder=3, **style)
 
 
 def _draw(
