@@ -17,8 +17,9 @@ from genfl import config as configs
 from genfl.config import Config
 from genfl.errors import InputError
 from genfl.report.summary import summarise
+from genfl.run import Run
 from genfl.stages import federate, generate, labels, pretrain, prompts, report
-from genfl.stages.base import Run, Stage
+from genfl.stages.base import Stage
 from genfl.storage import digest, read_json, sha256, write_json, write_text
 
 log = logging.getLogger(__name__)

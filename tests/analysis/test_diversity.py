@@ -29,6 +29,10 @@ def test_clients_that_move_alike_give_one_over_their_number(quadratics):
     assert _first(quadratics, [(1.0, 2.0, 3)] * 4) == pytest.approx(1 / 4)
 
 
+def test_clients_that_cancel_out_have_no_diversity(quadratics):
+    assert _first(quadratics, [(1.0, 1.0, 1), (1.0, -1.0, 1)]) is None
+
+
 def test_opposite_clients_cancel_out(quadratics):
     """Changes 0.1·a·b: 0.3 and −0.1 give (0.09 + 0.01) / 0.2² = 2.5."""
     assert _first(quadratics, [(1.0, 3.0, 1), (1.0, -1.0, 1)]) == pytest.approx(2.5)

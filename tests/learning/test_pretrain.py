@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from genfl import trees
+from genfl.errors import InputError
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate, logits
 from genfl.learning.pretrain import Recipe, pretrain
@@ -83,6 +84,11 @@ def test_it_stops_early_and_gives_the_best_epoch(problem):
     assert len(losses) < 50
     assert trained.epoch == losses.index(min(losses)) + 1
     assert len(losses) == trained.epoch + 2
+
+
+def test_training_that_diverges_says_what_to_lower(problem):
+    with pytest.raises(InputError, match=r"pretrain\.lr: training diverged in epoch 1 at 1e\+30"):
+        _run(problem, RECIPE._replace(lr=1e30))
 
 
 def test_the_given_model_is_the_one_whose_loss_is_recorded(problem):

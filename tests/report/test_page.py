@@ -19,8 +19,8 @@ from genfl.data.synthetic import SyntheticData
 from genfl.generators.base import Prompt, Sample
 from genfl.report import page, plots, style, tables
 from genfl.report.summary import summarise
+from genfl.run import Run
 from genfl.stages import report
-from genfl.stages.base import Run
 from genfl.storage import write_json
 
 NASTY = '<b>&"x'  # as a label, a method, a prompt and a name of a run
@@ -243,8 +243,8 @@ def test_accuracy_rule_names_the_rounds_it_is_the_mean_of():
     assert page._accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in range(0, 35, 5)]}}) == (
         "the mean of the last 5 evaluations, of rounds 10 to 30"
     )
-    assert page._accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in (0, 5)]}}) == (
-        "the mean of all 2 evaluations, of rounds 0 to 5"
+    assert page._accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in (0, 5, 10)]}}) == (
+        "the mean of all 2 evaluations, of rounds 5 to 10"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from genfl import config
 from genfl.report import text
 from genfl.report.summary import summarise
-from genfl.stages.base import Run
+from genfl.run import Run
 from genfl.storage import write_json
 
 CONFIG = """
@@ -75,6 +75,12 @@ def test_accuracy_is_the_mean_of_the_last_five_evaluations(two_seeds):
     assert f1["mean"] == pytest.approx(0.65)
 
 
+def test_a_short_run_does_not_count_the_model_before_the_first_round(tmp_path):
+    short = summarised(tmp_path, {"0": trace([0.0, 0.4, 0.6], 1, 1, 4 * [1.0])})["methods"]
+    assert short["fedavg"]["accuracy"]["mean"] == pytest.approx(0.5)
+    assert short["synthetic_only"]["accuracy"]["mean"] == 0.25
+
+
 def test_the_target_is_reached_when_the_mean_over_seeds_is_there(two_seeds):
     # means: 0.1, 0.3, 0.6, 0.7, 0.8; the second seed alone would be there after 6 rounds
     method = two_seeds["methods"]["fedavg"]
@@ -118,6 +124,7 @@ def test_stages_say_their_time_and_whether_they_were_skipped(two_seeds):
 
 def method(per_seed, rounds, start):
     return {
+        "uses_generator": start == 0.8,
         "accuracy": {"mean": sum(per_seed) / len(per_seed), "std": 0.0, "per_seed": per_seed},
         "rounds_to_target": rounds,
         "curve": [[0, start, 0.0], [5, 0.9, 0.0]],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from genfl import trees
 from genfl.algorithms.base import Client, model_change
 from genfl.engines.rounds import Measure
@@ -14,7 +16,8 @@ def gradient_diversity() -> Measure:
     """Measures ``Σ_k ‖Δ_k‖² / ‖Σ_k Δ_k‖²`` over a cohort's model changes Δ_k.
 
     It lies between 1/m, when all m clients move alike, and infinity, when they cancel out; m orthogonal
-    changes give 1. Both sums are sums over clients, so that measuring it would not defeat a secure sum.
+    changes give 1. It is None in a round in which they cancel out exactly, or nobody moves. Both sums are
+    sums over clients, so that measuring it would not defeat a secure sum.
 
     Source: Yin et al., AISTATS 2018 (arXiv 1706.05699), Definition 1; GPT-FL (arXiv 2306.02210), Equation 1.
     """
@@ -28,7 +31,8 @@ def gradient_diversity() -> Measure:
 
         return client._replace(finish=finish, reductions={**client.reductions, NAME: "sum"})
 
-    def value(aggregate: Tree) -> float:
-        return float(aggregate["square_norm"] / trees.square_norm(aggregate["change"]))
+    def value(aggregate: Tree) -> float | None:
+        ratio = float(aggregate["square_norm"] / trees.square_norm(aggregate["change"]))
+        return ratio if math.isfinite(ratio) else None
 
     return Measure(wrap, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,11 +51,11 @@ class Measure(NamedTuple):
 
     Attributes:
         wrap: Adds the measure's upload, under the measure's name, to a client program.
-        value: Turns the aggregate of that upload into a number.
+        value: Turns the aggregate of that upload into a number, or None where it has none.
     """
 
     wrap: Callable[[Client], Client]
-    value: Callable[[Tree], float]
+    value: Callable[[Tree], float | None]
 
 
 class Trace(NamedTuple):
@@ -81,7 +81,7 @@ def federate(
     engine: Engine,
     schedule: Schedule,
     key: Key,
-    evaluate: Callable[[Weights], dict[str, float]],
+    evaluate: Callable[[Weights], Mapping[str, object]],
     *,
     checkpoint: Path | None = None,
     measures: dict[str, Measure] | None = None,

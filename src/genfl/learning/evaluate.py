@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import TypedDict
+
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
@@ -10,12 +13,27 @@ from torch import Tensor
 from genfl.learning.task import Task, Weights
 
 
+class Scores(TypedDict):
+    """How good a classifier is.
+
+    Attributes:
+        accuracy: In [0, 1].
+        macro_f1: The mean of the classes' F1 scores, over the classes that occur in the labels or the
+            predictions, in [0, 1].
+        loss: The mean cross-entropy in nats.
+    """
+
+    accuracy: float
+    macro_f1: float
+    loss: float | None
+
+
 def logits(task: Task, weights: Weights, x: Tensor, batch_size: int = 512) -> Tensor:
     """Returns the model's logits on all inputs, [n, classes]."""
     return torch.cat([task.predict(weights, part) for part in x.split(batch_size)])
 
 
-def evaluate(task: Task, weights: Weights, x: Tensor, y: Tensor) -> dict[str, float]:
+def evaluate(task: Task, weights: Weights, x: Tensor, y: Tensor) -> Scores:
     """Scores a classifier.
 
     Args:
@@ -25,13 +43,13 @@ def evaluate(task: Task, weights: Weights, x: Tensor, y: Tensor) -> dict[str, fl
         y: True class indices [n].
 
     Returns:
-        ``accuracy`` and ``macro_f1`` (the mean of the classes' F1 scores, over the classes that occur in the
-        labels or the predictions), both in [0, 1], and ``loss``, the mean cross-entropy in nats.
+        The scores; ``loss`` is None where a diverged model's overflows.
     """
     scores = logits(task, weights, x)
     predicted = scores.argmax(1)
+    loss = float(F.cross_entropy(scores, y))
     return {
         "accuracy": float((predicted == y).double().mean()),
         "macro_f1": float(f1_score(y.numpy(), predicted.numpy(), average="macro", zero_division=0)),
-        "loss": float(F.cross_entropy(scores, y)),
+        "loss": loss if math.isfinite(loss) else None,
     }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from genfl import trees
+from genfl.errors import InputError
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
 from genfl.learning.task import Task, Weights
@@ -79,6 +80,9 @@ def pretrain(
         key: The random stream.
         checkpoint: The file to resume from and to keep the state in after each epoch.
         on_epoch: Told how many epochs were just finished.
+
+    Raises:
+        InputError: The loss became NaN or infinite.
     """
     order = torch.from_numpy(key.fold("holdout").numpy().permutation(len(x)))
     held = order[: max(1, round(recipe.holdout * len(x)))]
@@ -116,6 +120,8 @@ def pretrain(
             total += loss.item() * len(rows)
         now: Weights = {"params": trees.map(lambda p: p.detach().clone(), params), "buffers": buffers}
         scores = evaluate(task, now, x[held], y[held])
+        if scores["loss"] is None or not math.isfinite(total):
+            raise InputError(f"pretrain.lr: training diverged in epoch {epoch} at {recipe.lr:g}; lower it")
         if not history or scores["loss"] < history[best_epoch - 1]["held_back_loss"]:
             best, best_epoch = now, epoch
         history.append(

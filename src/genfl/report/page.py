@@ -15,7 +15,7 @@ from genfl.config import Config
 from genfl.report import pictures, plots, text
 from genfl.report.style import COLOURS, MARKERS, Look, looks
 from genfl.report.summary import LAST
-from genfl.stages.base import Run, data_set, private_data
+from genfl.run import Run, data_set, private_data
 from genfl.stages.federate import SYNTHETIC_ONLY
 
 MOST_CLIENTS = 200
@@ -151,7 +151,7 @@ def _note(config: Config, name: str) -> str:
 
 def _accuracy_rule(arms: Mapping[str, Any]) -> str:
     """Says which evaluations an accuracy is the mean of; all methods are evaluated after the same rounds."""
-    rounds = [int(point[0]) for point in next(iter(arms.values()))["curve"]]
+    rounds = [int(point[0]) for point in next(iter(arms.values()))["curve"]][1:]
     which = f"the last {LAST}" if len(rounds) >= LAST else f"all {len(rounds)}"
     return f"the mean of {which} evaluations, of rounds {rounds[-LAST:][0]} to {rounds[-1]}"
 

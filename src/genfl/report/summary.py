@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 import genfl
-from genfl.stages.base import Run
+from genfl.run import Run
+from genfl.stages.federate import SYNTHETIC_ONLY
 from genfl.storage import read_json
 
 SCHEMA = 1
@@ -47,7 +48,11 @@ def methods(run: Run) -> dict[str, Any]:
     traces = run.result("federate")["methods"]
     target = run.config.report.target_accuracy
     return {
-        name: _method([trace[str(s)] for s in run.config.seeds], target) for name, trace in traces.items()
+        name: {
+            "uses_generator": _uses_generator(run, name),
+            **_method([trace[str(seed)] for seed in run.config.seeds], target),
+        }
+        for name, trace in traces.items()
     }
 
 
@@ -63,7 +68,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _uses_generator(run: Run, name: str) -> bool:
+    return name == SYNTHETIC_ONLY or run.config.methods[name].start == "pretrained"
+
+
 def _method(traces: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
+    # The model before the first round is no result of a federation: it counts only where there is no other.
+    last = min(LAST, max(1, len(traces[0]["evaluations"]) - 1))
     evaluated = [evaluation["round"] for evaluation in traces[0]["evaluations"]]
     accuracy = np.array([[e["accuracy"] for e in trace["evaluations"]] for trace in traces])
     f1 = np.array([[e["macro_f1"] for e in trace["evaluations"]] for trace in traces])
@@ -74,8 +85,8 @@ def _method(traces: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
     reached = [number for number, a in zip(evaluated, accuracy.mean(0), strict=True) if a >= target]
     first = reached[0] if reached else None
     return {
-        "accuracy": _over_seeds(accuracy[:, -LAST:].mean(1)),
-        "macro_f1": _over_seeds(f1[:, -LAST:].mean(1)),
+        "accuracy": _over_seeds(accuracy[:, -last:].mean(1)),
+        "macro_f1": _over_seeds(f1[:, -last:].mean(1)),
         "curve": _curve(evaluated, accuracy),
         "rounds_to_target": first,
         "bytes_to_target": None if first is None else int((up + down)[:, :first].sum(1).mean()),

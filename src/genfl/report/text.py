@@ -51,9 +51,7 @@ def verdict(summary: dict[str, Any]) -> str:
 def contest(summary: dict[str, Any]) -> Contest:
     """Picks the methods to compare."""
     arms = {name: method for name, method in summary["methods"].items() if name != SYNTHETIC_ONLY}
-    # A method that starts from the generated data is, before its first round, the model trained on them.
-    start = summary["methods"][SYNTHETIC_ONLY]["curve"][0]
-    warm = [name for name, method in arms.items() if method["curve"][0] == start and name != BASELINE]
+    warm = [name for name, method in arms.items() if method["uses_generator"]]
     cold = [name for name in arms if name not in warm]
     return Contest(
         max(warm, key=lambda name: mean(arms[name]), default=None),

@@ -1,46 +1,12 @@
-"""What the stages of the pipeline have in common."""
+"""What a stage of the pipeline is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from genfl.config import Config
-from genfl.data.clients import ClientData
-from genfl.data.partition import partition
-from genfl.data.sources import DATASETS, DataSet, Examples
-from genfl.learning.task import Task, classification
-from genfl.models import MODELS, Classifier
-from genfl.rng import Key
-from genfl.storage import read_json
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of the pipeline: its resolved config and its folder."""
-
-    config: Config
-    folder: Path
-
-    def record(self, stage: str) -> Path:
-        """The file that says what a finished stage gave."""
-        return self.folder / "stages" / f"{stage}.json"
-
-    def result(self, stage: str) -> dict[str, Any]:
-        """Returns what a finished stage gave."""
-        result: dict[str, Any] = read_json(self.record(stage))["result"]
-        return result
-
-    @property
-    def labels(self) -> list[str]:
-        """The discovered label names; a class's index is its place in this list."""
-        found: list[str] = self.result("labels")["found"]
-        return found
+from genfl.run import Run
 
 
 class Stage(NamedTuple):
@@ -67,49 +33,3 @@ class Stage(NamedTuple):
     run: Callable[[Run], dict[str, Any]]
     progress: Callable[[Run], tuple[int, int, str]] | None = None
     check: Callable[[Config], object] = lambda config: None
-
-
-@lru_cache(maxsize=2)
-def data_set(name: str) -> DataSet:
-    """Loads a data set once for all stages."""
-    return DATASETS[name].load()
-
-
-def parts(config: Config, seed: int) -> list[Any]:
-    """Returns the rows of the training set that are each client's own."""
-    split = config.data.partition
-    return partition(
-        data_set(config.data.name).train.labels,
-        split.kind,
-        split.clients,
-        alpha=split.alpha,
-        min_size=split.min_size,
-        seed=Key(seed).fold("partition").integer() % 2**32,
-    )
-
-
-def private_data(run: Run, seed: int) -> ClientData:
-    """Returns the clients' data for a seed, with classes numbered as discovered."""
-    train = data_set(run.config.data.name).train
-    return ClientData(train.x, indices(train, run.labels), parts(run.config, seed), len(run.labels))
-
-
-def indices(examples: Examples, labels: list[str]) -> torch.Tensor:
-    """Returns the class index of each example, int64."""
-    number = {name: index for index, name in enumerate(labels)}
-    return torch.tensor([number[name] for name in examples.labels])
-
-
-def task_of(run: Run) -> Task:
-    """Returns the learning task of a run: its downstream model on the discovered classes."""
-    shape, classes = data_set(run.config.data.name).shape, len(run.labels)
-
-    def build() -> Classifier:
-        return MODELS[run.config.model.name].build(shape, classes)
-
-    return classification(build)
-
-
-def initial_key(seed: int) -> Key:
-    """Where a seed's randomly initialised model comes from: the same for every method."""
-    return Key(seed).fold("model")

@@ -15,8 +15,9 @@ from genfl.learning.evaluate import evaluate
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Task
 from genfl.rng import Key
+from genfl.run import Run, data_set, indices, initial_key, private_data, task_of
 from genfl.stages import pretrain
-from genfl.stages.base import Run, Stage, data_set, indices, initial_key, private_data, task_of
+from genfl.stages.base import Stage
 from genfl.storage import load_tensors, save_tensors, write_json
 
 SYNTHETIC_ONLY = "synthetic_only"

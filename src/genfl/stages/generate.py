@@ -9,8 +9,9 @@ from genfl import progress
 from genfl.config import Config
 from genfl.data.synthetic import SyntheticData
 from genfl.generators.image import StableDiffusion, fingerprint, locate
+from genfl.run import Run
 from genfl.stages import prompts
-from genfl.stages.base import Run, Stage
+from genfl.stages.base import Stage
 
 
 def _run(run: Run) -> dict[str, Any]:

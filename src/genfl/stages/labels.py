@@ -11,7 +11,8 @@ from genfl.engines.reductions import secure
 from genfl.engines.sequential import Sequential
 from genfl.labels.discovery import discover
 from genfl.rng import Key
-from genfl.stages.base import Run, Stage, data_set, parts
+from genfl.run import Run, data_set, parts
+from genfl.stages.base import Stage
 from genfl.storage import write_json
 
 

@@ -14,8 +14,9 @@ from genfl.learning.augment import Augment
 from genfl.learning.pretrain import Recipe, pretrain
 from genfl.learning.task import Weights
 from genfl.rng import Key
+from genfl.run import Run, data_set, initial_key, task_of
 from genfl.stages import generate
-from genfl.stages.base import Run, Stage, data_set, initial_key, task_of
+from genfl.stages.base import Stage
 from genfl.storage import load_tensors, save_tensors
 
 

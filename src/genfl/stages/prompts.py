@@ -10,7 +10,8 @@ from genfl.generators.base import Prompt
 from genfl.prompts.plan import plan
 from genfl.prompts.templates import Templates
 from genfl.rng import Key
-from genfl.stages.base import Run, Stage
+from genfl.run import Run
+from genfl.stages.base import Stage
 from genfl.storage import write_text
 
 FILE = "prompts.jsonl"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from genfl.config import Config
-from genfl.stages.base import Run, Stage
+from genfl.run import Run
+from genfl.stages.base import Stage
 from genfl.storage import write_text
 
 NEEDS = ("labels", "prompts", "generate", "pretrain", "federate")
