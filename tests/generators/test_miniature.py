@@ -1,0 +1,144 @@
+"""The embedded model: complete, small, and it does what it is told."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from genfl.data.sources import DATASETS, DIGIT_NAMES
+from genfl.generators.base import Prompt
+from genfl.generators.image import StableDiffusion, locate
+from genfl.models import CNN
+
+FOLDER = Path(locate("miniature"))
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return StableDiffusion("miniature", steps=15)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A classifier trained on real handwriting: the judge of what a generated image shows."""
+    data = DATASETS["digits"].load()
+    y = torch.tensor([DIGIT_NAMES.index(name) for name in data.train.labels])
+    torch.manual_seed(0)
+    model = CNN((1, 8, 8), 10)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    for _ in range(12):
+        for rows in torch.randperm(len(y)).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(data.train.x[rows]), y[rows]).backward()
+            optimizer.step()
+    model.eval()
+
+    def read(images):
+        with torch.no_grad():
+            return model(torch.stack([data.encode(image) for image in images])).argmax(1).numpy()
+
+    y_test = np.array([DIGIT_NAMES.index(name) for name in data.test.labels])
+    with torch.no_grad():
+        assert (model(data.test.x).argmax(1).numpy() == y_test).mean() > 0.95
+    return read
+
+
+def _draw(generator, texts, scale, first_seed=0):
+    prompts = [Prompt("", text, scale, first_seed + n) for n, text in enumerate(texts)]
+    return [sample.content for sample in generator.generate(prompts)]
+
+
+def test_it_is_complete_and_at_most_8_mb():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 8_000_000
+    assert {path.name for path in FOLDER.iterdir()} == {
+        "README.md",
+        "model_index.json",
+        "scheduler",
+        "text_encoder",
+        "tokenizer",
+        "unet",
+        "vae",
+    }
+    assert not [path for path in FOLDER.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt", ".py")]
+
+
+def test_it_draws_what_it_is_told_and_better_at_a_higher_guidance_scale(generator, reader):
+    labels = np.arange(100) % 10
+    texts = [f"a handwritten {DIGIT_NAMES[label]}" for label in labels]
+    fidelity = {scale: (reader(_draw(generator, texts, scale)) == labels).mean() for scale in (1.0, 2.0, 4.0)}
+    assert fidelity[1.0] < fidelity[2.0] < fidelity[4.0]
+    assert fidelity[4.0] > 0.85
+
+
+def test_words_change_the_style(generator):
+    def ink(look):
+        texts = [f"a {look} handwritten {name}" for name in DIGIT_NAMES] * 2
+        return np.mean([np.asarray(image) for image in _draw(generator, texts, 3.0)])
+
+    assert ink("bold") > 1.5 * ink("thin")
+
+
+def test_images_of_one_prompt_differ(generator):
+    images = [np.asarray(image).astype(float) for image in _draw(generator, ["a handwritten eight"] * 8, 3.0)]
+    distances = [np.abs(a - b).mean() for n, a in enumerate(images) for b in images[:n]]
+    assert min(distances) > 5
+
+
+def test_every_prompt_of_the_demo_fits_the_tokenizer(generator):
+    from itertools import product
+
+    from genfl import config
+
+    prompts = config.load(Path(config.__file__).parent / "configs" / "digits.yaml").prompts
+    tokenizer = generator.pipeline.tokenizer
+    for words in product(*prompts.blanks.values(), DIGIT_NAMES):
+        text = prompts.template.format(**dict(zip((*prompts.blanks, "label"), words, strict=True)))
+        assert len(tokenizer(" ".join(text.split())).input_ids) <= tokenizer.model_max_length
+
+
+def test_the_image_to_image_pipeline_loads_it_and_follows_its_guide(reader):
+    from diffusers import AutoPipelineForImage2Image
+    from PIL import Image
+
+    pipe = AutoPipelineForImage2Image.from_pretrained(FOLDER)
+    pipe.set_progress_bar_config(disable=True)
+    real = DATASETS["digits"].load().train
+    chosen = [real.labels.index(name) for name in DIGIT_NAMES]
+    guides = [
+        Image.fromarray((real.x[row, 0] * 255).byte().numpy()).resize((32, 32)).convert("RGB")
+        for row in chosen
+    ]
+    distances = []
+    for strength in (0.2, 0.5, 0.9):
+        images = pipe(
+            [f"a handwritten {name}" for name in DIGIT_NAMES],
+            image=guides,
+            strength=strength,
+            guidance_scale=2.0,
+            num_inference_steps=20,
+            generator=[torch.Generator().manual_seed(n) for n in range(10)],
+        ).images
+        pairs = zip(images, guides, strict=True)
+        distances.append(
+            np.mean([np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean() for a, b in pairs])
+        )
+        if strength == 0.2:
+            assert (reader(images) == np.arange(10)).mean() >= 0.9
+    assert distances == sorted(distances)
+
+
+def test_the_model_card_lists_every_font_with_its_licence():
+    import yaml
+
+    card = (FOLDER / "README.md").read_text()
+    fonts = yaml.safe_load((Path(__file__).parents[2] / "tools" / "miniature_fonts.yaml").read_text())
+    families = fonts["fonts"] if isinstance(fonts, dict) else fonts
+    assert len(families) > 80
+    licences = Counter()
+    for font in families:
+        assert font["family"].removeprefix("@fontsource/") in card.lower().replace(" ", "-")
+        licences[font["licence"]] += 1
+    assert set(licences) <= {"OFL-1.1", "Apache-2.0"}
