@@ -25,7 +25,6 @@ Usage::
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import math
@@ -35,7 +34,7 @@ import string
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -47,6 +46,8 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor, nn
+
+from genfl.storage import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("fonts", "render", "vae", "unet", "export", "evaluate")
@@ -64,18 +65,6 @@ GLYPH_HEIGHT = 56
 def log(message: str) -> None:
     """Print a line with the time of day, at once."""
     print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to ``path`` and rename it to ``path`` on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------- fonts
