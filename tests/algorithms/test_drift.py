@@ -1,14 +1,26 @@
 """Methods against client drift, at their known optima."""
 
+import numpy as np
 import pytest
 import torch
 
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.fedavg import fedavg
+from genfl.algorithms.feddisco import feddisco
+from genfl.algorithms.feddyn import feddyn
+from genfl.algorithms.fednova import fednova
 from genfl.algorithms.fedprox import fedprox
+from genfl.algorithms.fedsam import fedsam
 from genfl.algorithms.scaffold import scaffold
 from genfl.learning.local import LocalSGD
+from genfl.learning.task import Aux, Task
+from genfl.rng import Key
 
+ONE = Task(
+    init=lambda key: {"params": {"w": torch.zeros(1)}, "buffers": {}},
+    loss=lambda params, buffers, batch, key: (params["w"].sum(), Aux(buffers)),
+    predict=lambda weights, x: x,
+)
 LR = 0.05
 EQUAL = [(1.0, -1.0, 10), (3.0, 2.0, 10)]
 UNEQUAL = [(1.0, -1.0, 2), (3.0, 2.0, 10)]
@@ -72,6 +84,122 @@ def test_scaffolds_control_variate_is_the_mean_gradient_of_the_round(quadratics)
     assert memory["method"]["w"].item() == pytest.approx(sum(gradients) / steps)
     after = algorithm.server(state, trees.map(torch.clone, upload), Key(0))
     assert after["control"]["w"].item() == pytest.approx(sum(gradients) / steps / 2), "1/N, not 1/|S|"
+
+
+@pytest.mark.parametrize(("clients", "cohort"), SETTINGS)
+def test_feddyn_converges_to_the_minimiser_of_the_mean_objective(quadratics, clients, cohort):
+    """Also with unequal steps, and with part of the clients in each round."""
+    algorithm = feddyn(quadratics.task, LocalSGD(LR), alpha=1.0)
+    trace = quadratics(algorithm, clients, 400 if cohort is None else 1500, cohort)
+    tolerance = 1e-8 if cohort is None else 2e-3
+    assert trace.weights["params"]["w"].item() == pytest.approx(minimiser(clients), abs=tolerance)
+
+
+def test_feddyns_first_round_is_fedprox_plus_an_extrapolation(quadratics):
+    """From zero state h becomes −α mean(y − x), so that the mean model moves twice as far."""
+    alpha = 0.7
+    dyn = quadratics(feddyn(quadratics.task, LocalSGD(LR), alpha=alpha), EQUAL, rounds=1)
+    prox = quadratics(fedprox(quadratics.task, LocalSGD(LR), mu=alpha), EQUAL, rounds=1)
+    assert dyn.evaluations[1]["w"] == pytest.approx(2 * prox.evaluations[1]["w"], abs=1e-14)
+
+
+def weighted_minimiser(clients):
+    """Where the mean over samples is smallest, a client having one sample a step."""
+    weights = [steps * a for a, _, steps in clients]
+    return sum(w * b for w, (_, b, _) in zip(weights, clients, strict=True)) / sum(weights)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_fednova_nears_the_minimiser_as_the_learning_rate_falls_and_fedavg_does_not(quadratics, momentum):
+    errors = {}
+    for lr in (2e-2, 5e-3):
+        for build in (fednova, fedavg):
+            algorithm = build(quadratics.task, LocalSGD(lr, momentum))
+            trace = quadratics(algorithm, UNEQUAL, rounds=int(4 / lr), evaluate_every=10**9)
+            errors[build, lr] = abs(trace.weights["params"]["w"].item() - weighted_minimiser(UNEQUAL))
+    assert errors[fednova, 5e-3] < 0.35 * errors[fednova, 2e-2]
+    assert errors[fednova, 5e-3] < 0.2 * errors[fedavg, 5e-3]
+
+
+def test_fednova_equals_the_papers_equation_in_numpy(quadratics):
+    """One round: x + τ Σ p_k (y_k − x)/‖a_k‖₁, with the weights a_k of the gradients written out."""
+    rho = 0.8
+    trace = quadratics(fednova(quadratics.task, LocalSGD(LR, rho)), UNEQUAL, rounds=1)
+    norms, changes = [], []
+    for a, b, steps in UNEQUAL:
+        w = v = 0.0
+        for _ in range(steps):
+            v = rho * v + a * (w - b)
+            w -= LR * v
+        changes.append(w)
+        # The gradient of step s is added in every later step, ρ times weaker each time.
+        norms.append(sum(rho**later for s in range(steps) for later in range(steps - s)))
+    p = np.array([2, 10]) / 12
+    expected = (p @ norms) * (p @ (np.array(changes) / norms))
+    assert trace.evaluations[1]["w"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_fednova_with_equal_steps_is_fedavg(quadratics):
+    paths = [
+        [e["w"] for e in quadratics(build(quadratics.task, LocalSGD(LR, 0.5)), EQUAL, 10).evaluations]
+        for build in (fednova, fedavg)
+    ]
+    assert paths[0] == pytest.approx(paths[1], abs=1e-12)
+
+
+def test_fedsam_descends_along_the_gradient_ahead(quadratics):
+    """On ½ a (w − b)² the gradient at w + ρ sign(w − b) is a (w − b) + a ρ sign(w − b)."""
+    rho = 0.3
+    trace = quadratics(fedsam(quadratics.task, LocalSGD(LR), rho=rho), UNEQUAL, rounds=1)
+    ends = []
+    for a, b, steps in UNEQUAL:
+        w = 0.0
+        for _ in range(steps):
+            w -= LR * a * (w - b + rho * np.sign(w - b))
+        ends.append(w)
+    assert trace.evaluations[1]["w"] == pytest.approx(np.average(ends, weights=[2, 10]), rel=1e-9)
+
+
+def test_fedsam_without_radius_is_fedavg(quadratics):
+    paths = [
+        quadratics(algorithm, UNEQUAL, 10, 1).evaluations
+        for algorithm in (
+            fedsam(quadratics.task, LocalSGD(LR), rho=0.0),
+            fedavg(quadratics.task, LocalSGD(LR)),
+        )
+    ]
+    assert paths[0] == paths[1]
+
+
+def test_feddisco_without_terms_is_fedavg(quadratics):
+    disco = feddisco(quadratics.task, LocalSGD(LR), a=0.0, b=0.0)
+    paths = [
+        [e["w"] for e in quadratics(algorithm, UNEQUAL, 10).evaluations]
+        for algorithm in (disco, fedavg(quadratics.task, LocalSGD(LR)))
+    ]
+    assert paths[0] == pytest.approx(paths[1], abs=1e-12)
+
+
+def test_feddiscos_weights_equal_the_papers_equation(float64):
+    counts = np.array([[30.0, 0, 0], [10, 10, 10], [1, 0, 4]])
+    share = counts.sum(1) / counts.sum()
+    distance = np.sqrt(((counts / counts.sum(1, keepdims=True) - 1 / 3) ** 2).sum(1))
+    expected = np.maximum(share - 0.5 * distance + 0.1, 0)
+    assert expected.min() == 0 < expected.max(), "the example has a client that is cut off"
+    algorithm = feddisco(ONE, LocalSGD(LR))
+    weights = ONE.init(Key(0))
+    state = algorithm.init(weights, {"samples": torch.tensor(counts.sum())}, Key(0))
+    for row, value in zip(counts, expected, strict=True):
+        facts = {"samples": torch.tensor(row.sum()), "label_counts": torch.tensor(row)}
+        carry = algorithm.client.start(algorithm.send(state), algorithm.memory(weights), facts)
+        assert algorithm.client.finish(carry)[0]["weight"].item() == pytest.approx(value, abs=1e-12)
+
+
+def test_feddisco_stands_still_when_every_client_is_cut_off(quadratics):
+    """One label among two: the discrepancy √½ and a = 10 leave nobody a weight."""
+    algorithm = feddisco(quadratics.task, LocalSGD(LR), a=10.0, b=-10.0)
+    trace = quadratics(algorithm, EQUAL, rounds=3)
+    assert [e["w"] for e in trace.evaluations] == [0.0] * 4
 
 
 def fedprox_fixed_point(clients, mu):

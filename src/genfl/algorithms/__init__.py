@@ -11,7 +11,11 @@ import torch
 from genfl import trees
 from genfl.algorithms import fedavg as _fedavg
 from genfl.algorithms.base import Algorithm, Client
+from genfl.algorithms.feddisco import feddisco
+from genfl.algorithms.feddyn import feddyn
+from genfl.algorithms.fednova import fednova
 from genfl.algorithms.fedprox import fedprox
+from genfl.algorithms.fedsam import fedsam
 from genfl.algorithms.scaffold import scaffold
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Aux, Task
@@ -52,6 +56,10 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "fedadagrad": AlgorithmEntry(_fedavg.fedadagrad, "Reddi et al. 2021, arXiv 2003.00295"),
     "fedprox": AlgorithmEntry(fedprox, "Li et al. 2020, arXiv 1812.06127"),
     "scaffold": AlgorithmEntry(scaffold, "Karimireddy et al. 2020, arXiv 1910.06378"),
+    "fednova": AlgorithmEntry(fednova, "Wang et al. 2020, arXiv 2007.07481"),
+    "feddyn": AlgorithmEntry(feddyn, "Acar et al. 2021, arXiv 2111.04263"),
+    "fedsam": AlgorithmEntry(fedsam, "Qu et al. 2022, arXiv 2206.02618"),
+    "feddisco": AlgorithmEntry(feddisco, "Ye et al. 2023, arXiv 2305.19229"),
 }
 
 

@@ -1,0 +1,67 @@
+"""FedDyn: dynamic regularisation aligns the clients' stationary points with the global one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genfl import trees
+from genfl.algorithms.base import (
+    Algorithm,
+    head_count,
+    model_change,
+    send_weights,
+    training_client,
+    training_memory,
+)
+from genfl.learning.local import Context, LocalSGD
+from genfl.learning.task import Aux, Batch, Task, Weights
+from genfl.rng import Key
+from genfl.trees import Tree
+
+
+def feddyn(task: Task, local: LocalSGD, *, alpha: float = 0.01) -> Algorithm:
+    """Clients minimise ``F_k(w) − ⟨g_k, w⟩ + α/2 ‖w − x‖²``, then ``g_k ← g_k − α (y_k − x)``.
+
+    The server keeps ``h ← h − α/N Σ (y_k − x)`` over the cohort of all N clients, and the global model is the
+    cohort's mean model minus ``h/α``. Clients count alike, whatever their number of samples: it minimises the
+    mean of the clients' objectives.
+
+    Source: Acar et al., ICLR 2021 (arXiv 2111.04263), Algorithm 1.
+
+    Args:
+        task: What is learned.
+        local: How a client trains.
+        alpha: Strength α of the regularisation, positive.
+    """
+
+    def pull(params: Tree, aux: Aux, batch: Batch, context: Context) -> Tensor:
+        return alpha / 2 * trees.square_norm(trees.sub(params, context.message["weights"]["params"]))
+
+    def init(weights: Weights, census: Tree, key: Key) -> Tree:
+        return {"weights": weights, "h": trees.zeros_like(weights["params"]), "clients": census["clients"]}
+
+    def upload(carry: Tree) -> Tree:
+        return {"clients": torch.ones(()), "delta": model_change(carry)}
+
+    def remember(carry: Tree) -> Tree:
+        moved = trees.scale(-alpha, model_change(carry)["params"])
+        return trees.add(carry["memory"]["method"], moved)
+
+    def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
+        share = trees.scale(-alpha / state["clients"], aggregate["delta"]["params"])
+        h = trees.add(state["h"], share)
+        mean = trees.add(state["weights"], trees.scale(1 / aggregate["clients"], aggregate["delta"]))
+        params = trees.add(mean["params"], trees.scale(-1 / alpha, h))
+        return {**state, "weights": {"params": params, "buffers": mean["buffers"]}, "h": h}
+
+    client = training_client(
+        task,
+        local.adding(penalty=pull),
+        upload,
+        {"clients": "sum", "delta": "sum"},
+        shift=lambda message, own: trees.scale(-1.0, own),
+        remember=remember,
+    )
+    memory = training_memory(local, lambda weights: trees.zeros_like(weights["params"]))
+    return Algorithm(head_count, init, send_weights, client, server, memory)

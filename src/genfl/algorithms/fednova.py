@@ -1,0 +1,65 @@
+"""FedNova: clients' changes are normalised by how far their steps could take them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from genfl import trees
+from genfl.algorithms.base import (
+    Algorithm,
+    Reduction,
+    head_count,
+    model_change,
+    send_weights,
+    training_client,
+    training_memory,
+)
+from genfl.learning.local import LocalSGD
+from genfl.learning.task import Task, Weights
+from genfl.rng import Key
+from genfl.trees import Tree
+
+
+def fednova(task: Task, local: LocalSGD) -> Algorithm:
+    """Averages normalised changes, and scales the mean by the mean number of effective steps.
+
+    ``x ← x + τ Σ p_k (y_k − x) / ‖a_k‖₁`` with ``τ = Σ p_k ‖a_k‖₁``, p_k being the client's share of the
+    cohort's samples and ‖a_k‖₁ its effective steps: their number without local momentum, and
+    ``Σ_s (1 − ρ^s) / (1 − ρ)`` over its steps s with momentum ρ.
+
+    Source: Wang et al., NeurIPS 2020 (arXiv 2007.07481), Equations 7 and 12, Section 4.
+
+    Args:
+        task: What is learned.
+        local: How a client trains; weight decay counts as part of its objective.
+    """
+
+    def init(weights: Weights, census: Tree, key: Key) -> Tree:
+        return {"weights": weights}
+
+    def upload(carry: Tree) -> Tree:
+        samples, change = carry["facts"]["samples"], model_change(carry)
+        effective = effective_steps(carry["local"]["steps"].clamp(min=1), local.momentum)
+        return {
+            "samples": samples,
+            "steps": samples * effective,
+            "direction": trees.scale(samples / effective, change["params"]),
+            "buffers": trees.scale(samples, change["buffers"]),
+        }
+
+    def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
+        samples, weights = aggregate["samples"], state["weights"]
+        tau = aggregate["steps"] / samples
+        params = trees.add(weights["params"], trees.scale(tau / samples, aggregate["direction"]))
+        buffers = trees.add(weights["buffers"], trees.scale(1 / samples, aggregate["buffers"]))
+        return {"weights": {"params": params, "buffers": buffers}}
+
+    uploads: dict[str, Reduction] = dict.fromkeys(("samples", "steps", "direction", "buffers"), "sum")
+    client = training_client(task, local, upload, uploads)
+    return Algorithm(head_count, init, send_weights, client, server, training_memory(local))
+
+
+def effective_steps(steps: Tensor, momentum: float) -> Tensor:
+    """Returns ‖a‖₁, the sum of the weights with which SGD with momentum adds up the steps' gradients."""
+    remaining = momentum * (1 - momentum**steps) / (1 - momentum)
+    return (steps - remaining) / (1 - momentum)
