@@ -229,7 +229,8 @@ def test_a_failure_that_is_not_the_users_is_exit_code_1(finished, tmp_path):
     shutil.copytree(source, out)
     (out / "stages" / "federate.json").write_text("{")
     _, stderr = genfl("run", EXAMPLE, *settings, "--out", out, code=1)
-    assert stderr.splitlines()[-1].startswith("failed: JSONDecodeError")
+    assert stderr.splitlines()[-1].startswith("failed: ")
+    assert f"{out / 'stages' / 'federate.json'} is damaged" in stderr
 
 
 def test_two_processes_do_not_share_a_folder(finished):

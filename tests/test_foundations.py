@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genfl import storage, trees
+from genfl.errors import GenflError
 from genfl.rng import Key
 
 TREE = {"b": {"y": torch.arange(3.0), "x": torch.ones(2, 2)}, "a": torch.tensor(7), "empty": {}}
@@ -73,6 +74,28 @@ def test_tensors_come_back_in_order_with_their_meta(tmp_path):
     assert trees.mismatch(tree, TREE) is None
     for a, b in zip(trees.leaves(tree), trees.leaves(TREE), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("position", [0, 20, 60, -1])
+def test_a_flipped_bit_is_noticed_and_a_damaged_checkpoint_starts_over(tmp_path, caplog, position):
+    path = tmp_path / "checkpoint.safetensors"
+    assert storage.load_checkpoint(path) is storage.load_checkpoint(None) is None
+    storage.save_tensors(path, TREE)
+    assert storage.load_checkpoint(path) is not None
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(GenflError, match=r"checkpoint\.safetensors is damaged"):
+        storage.load_tensors(path)
+    assert storage.load_checkpoint(path) is None
+    assert "checkpoint.safetensors is damaged" in caplog.text
+    assert not path.exists()
+
+
+def test_damaged_json_names_the_file(tmp_path):
+    (tmp_path / "f.json").write_text("{")
+    with pytest.raises(GenflError, match=r"f\.json is damaged .*delete it"):
+        storage.read_json(tmp_path / "f.json")
 
 
 def test_tensors_that_share_memory_can_be_saved(tmp_path):

@@ -221,7 +221,7 @@ def _cell(value: Any) -> str:
 
 def main() -> NoReturn:
     """Runs the command line: exit code 0 done, 2 bad input, 1 failure."""
-    from genfl.errors import InputError
+    from genfl.errors import GenflError, InputError
 
     # Threads that wait by spinning make a run several times slower as soon as anything else wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -230,6 +230,8 @@ def main() -> NoReturn:
         app(prog_name="genfl")
     except InputError as error:
         _fail(error, 2, debug, [f"error: {line}" for line in str(error).splitlines()])
+    except GenflError as error:
+        _fail(error, 1, debug, [f"failed: {line}" for line in str(error).splitlines()])
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on where it stopped\n")
         sys.exit(130)

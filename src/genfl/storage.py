@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from genfl.errors import GenflError
 from genfl.trees import Tree
+
+log = logging.getLogger(__name__)
 
 SEPARATOR = "/"
 
@@ -52,8 +57,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Reads a JSON file.
+
+    Raises:
+        GenflError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GenflError(f"{path} is damaged ({error}); delete it, and it is made again") from error
 
 
 def sha256(path: Path) -> str:
@@ -79,9 +91,11 @@ def save_tensors(path: Path, tree: Tree, meta: dict[str, Any] | None = None) -> 
     flat = dict(_flatten(tree))
     # safetensors refuses tensors that share memory, as two names of one model's weights do
     tensors = {name: leaf.detach().clone() for name, leaf in flat.items() if isinstance(leaf, Tensor)}
-    header = {"meta": meta or {}, "names": list(flat)}  # safetensors keeps neither order nor empty dicts
+    # safetensors keeps neither order nor empty dicts, and has no checksum
+    header = json.dumps({"meta": meta or {}, "names": list(flat)})
+    metadata = {"genfl": header, "sha256": _checksum(header, tensors)}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"genfl": json.dumps(header)})
+        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
 
 
 def load_tensors(path: Path) -> tuple[Tree, dict[str, Any]]:
@@ -89,18 +103,55 @@ def load_tensors(path: Path) -> tuple[Tree, dict[str, Any]]:
 
     Returns:
         The tree, with its keys in the order they were written (sums over leaves depend on it), and its meta.
+
+    Raises:
+        GenflError: The file is damaged.
     """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if metadata["sha256"] != _checksum(metadata["genfl"], flat):
+            raise ValueError("its checksum differs")
+        header = json.loads(metadata["genfl"])
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise GenflError(f"{path} is damaged: {error}") from error
     tree: dict[str, Any] = {}
-    with safetensors.safe_open(path, framework="pt") as file:
-        header = json.loads((file.metadata() or {})["genfl"])
-        stored = set(file.keys())
-        for name in header["names"]:
-            *parents, last = name.split(SEPARATOR)
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = file.get_tensor(name) if name in stored else {}
+    for name in header["names"]:
+        *parents, last = name.split(SEPARATOR)
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = flat.get(name, {})
     return tree, header["meta"]
+
+
+def load_checkpoint(path: Path | None) -> tuple[Tree, dict[str, Any]] | None:
+    """Reads where an interrupted work stood.
+
+    Args:
+        path: What `save_tensors` wrote, if it did.
+
+    Returns:
+        The tree and its meta; None where there is none, or where it is damaged: it is named in the log, and
+        the work starts over.
+    """
+    if path is None or not path.exists():
+        return None
+    try:
+        return load_tensors(path)
+    except GenflError as error:
+        log.warning("%s; starting over", error)
+        path.unlink()
+        return None
+
+
+def _checksum(header: str, tensors: dict[str, Tensor]) -> str:
+    content = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        content.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
 
 
 def _flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Tree]]:

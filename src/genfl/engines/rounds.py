@@ -17,7 +17,7 @@ from genfl.data.plans import plan
 from genfl.engines.base import Engine, Work
 from genfl.learning.task import Weights
 from genfl.rng import Key
-from genfl.storage import load_tensors, save_tensors
+from genfl.storage import load_checkpoint, save_tensors
 from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
@@ -107,12 +107,14 @@ def federate(
     for measure in measures.values():
         program = measure.wrap(program)
 
-    if checkpoint and checkpoint.exists():
-        tree, meta = load_tensors(checkpoint)
+    before = load_checkpoint(checkpoint)
+    if before:
+        tree, meta = before
         state = tree["state"]
         memories = {int(client): memory for client, memory in tree["memories"].items()}
         evaluations, rounds = meta["evaluations"], meta["rounds"]
-        log.info("resumed after round %d from %s", len(rounds), checkpoint.name)
+        if len(rounds) < schedule.rounds:
+            log.info("going on after round %d", len(rounds))
         on_round(len(rounds))
     else:
         state = algorithm.init(weights, census(algorithm.census, clients), key.fold("init"))

@@ -16,7 +16,7 @@ from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
-from genfl.storage import load_tensors, save_tensors
+from genfl.storage import load_checkpoint, save_tensors
 from genfl.trees import Tree
 
 Schedule = Literal["constant", "cosine"]
@@ -89,8 +89,9 @@ def pretrain(
     train = order[len(held) :]
     best, best_epoch, history = weights, 0, []
     start: Tree = {"weights": weights, "optimizer": {}}
-    if checkpoint and checkpoint.exists():
-        tree, meta = load_tensors(checkpoint)
+    before = load_checkpoint(checkpoint)
+    if before:
+        tree, meta = before
         start, best = tree["now"], tree["best"]
         best_epoch, history = meta["best_epoch"], meta["history"]
         on_epoch(len(history))
