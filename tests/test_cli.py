@@ -112,6 +112,22 @@ def test_a_run_ends_with_verdict_table_and_report(finished):
     assert not any(stage["skipped"] for stage in summary["stages"].values())
 
 
+def test_the_models_are_ordinary_safetensors_state_dicts(finished):
+    from safetensors.torch import load_file
+
+    from genfl.data.sources import DATASETS
+    from genfl.models import CNN
+
+    out, *_ = finished
+    model = CNN((1, 8, 8), 10).eval()
+    model.load_state_dict(load_file(out / "federate" / "gptfl" / "seed-0" / "model.safetensors"))
+    found = json.loads((out / "labels" / "labels.json").read_text())["found"]
+    test = DATASETS["digits"].load().test
+    right = [found[guess] == name for guess, name in zip(model(test.x).argmax(1), test.labels, strict=True)]
+    summary = json.loads((out / "summary.json").read_text())
+    assert sum(right) / len(right) == pytest.approx(summary["methods"]["gptfl"]["curve"][-1][1])
+
+
 def test_a_second_run_skips_every_stage_and_prints_json(finished):
     out, settings, *_ = finished
     before = json.loads((out / "summary.json").read_text())

@@ -109,9 +109,19 @@ def weights_of(model: nn.Module) -> Weights:
     }
 
 
+def state_dict(weights: Weights) -> dict[str, Tensor]:
+    """Returns weights as PyTorch's ``load_state_dict`` takes them (with ``strict=False`` for batch norm)."""
+    return weights["params"] | weights["buffers"]
+
+
+def from_state_dict(tensors: dict[str, Tensor], like: Weights) -> Weights:
+    """Returns the weights that `state_dict` made `tensors` from, in the form of `like`."""
+    return {part: {name: tensors[name] for name in names} for part, names in like.items()}
+
+
 def load_weights(model: nn.Module, weights: Weights) -> None:
     """Copies weights into a model made by the same builder."""
-    model.load_state_dict(weights["params"] | weights["buffers"], strict=False)
+    model.load_state_dict(state_dict(weights), strict=False)
 
 
 class _global_generator:

@@ -13,7 +13,7 @@ from genfl.engines.rounds import Schedule, federate
 from genfl.engines.sequential import Sequential
 from genfl.learning.evaluate import evaluate
 from genfl.learning.local import LocalSGD
-from genfl.learning.task import Task
+from genfl.learning.task import Task, state_dict
 from genfl.rng import Key
 from genfl.run import Run, data_set, indices, initial_key, private_data, task_of
 from genfl.stages import pretrain
@@ -33,7 +33,7 @@ def _run(run: Run) -> dict[str, Any]:
     rounds = config.federate.rounds * len(config.methods) * len(config.seeds)
     with progress.bar("federate", rounds, "rounds") as advance:
         for seed in config.seeds:
-            warm = pretrain.weights(run, seed)
+            warm = pretrain.weights(run, task, seed)
             results[SYNTHETIC_ONLY][str(seed)] = {
                 "evaluations": [{"round": 0, **score(weights=warm)}],
                 "rounds": [],
@@ -53,7 +53,7 @@ def _run(run: Run) -> dict[str, Any]:
                     measures={diversity.NAME: diversity.gradient_diversity()},
                     on_round=advance,
                 )
-                save_tensors(folder / "model.safetensors", trace.weights)
+                save_tensors(folder / "model.safetensors", state_dict(trace.weights))
                 result = {"evaluations": trace.evaluations, "rounds": trace.rounds}
                 write_json(folder / "trace.json", result)
                 results[name][str(seed)] = result
@@ -92,4 +92,4 @@ def _inputs(config: Config) -> Any:
     return [config.data.model_dump(), config.federate.model_dump(), methods, config.seeds]
 
 
-STAGE = Stage("federate", "federate", 1, _inputs, ("labels", "pretrain"), _run, _progress)
+STAGE = Stage("federate", "federate", 2, _inputs, ("labels", "pretrain"), _run, _progress)

@@ -12,7 +12,7 @@ from genfl.config import Config
 from genfl.data.synthetic import SyntheticData
 from genfl.learning.augment import Augment
 from genfl.learning.pretrain import Recipe, pretrain
-from genfl.learning.task import Weights
+from genfl.learning.task import Task, Weights, from_state_dict, state_dict
 from genfl.rng import Key
 from genfl.run import Run, data_set, initial_key, task_of
 from genfl.stages import generate
@@ -42,15 +42,15 @@ def _run(run: Run) -> dict[str, Any]:
                 checkpoint=_folder(run, seed) / "checkpoint.safetensors",
                 on_epoch=advance,
             )
-            save_tensors(_folder(run, seed) / "model.safetensors", trained.weights)
+            save_tensors(_folder(run, seed) / "model.safetensors", state_dict(trained.weights))
             results[str(seed)] = {"best_epoch": trained.epoch, "history": trained.history}
     return {"seeds": results}
 
 
-def weights(run: Run, seed: int) -> Weights:
+def weights(run: Run, task: Task, seed: int) -> Weights:
     """Returns the model that this stage trained for a seed."""
-    model: Weights = load_tensors(_folder(run, seed) / "model.safetensors")[0]
-    return model
+    tensors, _ = load_tensors(_folder(run, seed) / "model.safetensors")
+    return from_state_dict(tensors, like=task.init(initial_key(seed)))
 
 
 def _folder(run: Run, seed: int) -> Path:
@@ -61,4 +61,4 @@ def _inputs(config: Config) -> Any:
     return [config.pretrain.model_dump(), config.model.model_dump(), config.data.name, config.seeds]
 
 
-STAGE = Stage("pretrain", "pretrain", 1, _inputs, ("labels", "generate"), _run)
+STAGE = Stage("pretrain", "pretrain", 2, _inputs, ("labels", "generate"), _run)
