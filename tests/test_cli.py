@@ -109,6 +109,11 @@ def test_a_run_ends_with_verdict_table_and_report(finished):
     assert summary["schema"] == 1
     assert list(summary["methods"]) == ["synthetic_only", "fedavg", "gptfl"]
     assert [row[0] for row in summary["methods"]["fedavg"]["curve"]] == [0, 1, 2]
+    # one method starts from the generated data, the other does not
+    starts = {name: method["curve"][0][1] for name, method in summary["methods"].items()}
+    assert starts["gptfl"] == starts["synthetic_only"]
+    models = [out / "federate" / name / "seed-0" / "model.safetensors" for name in ("fedavg", "gptfl")]
+    assert models[0].read_bytes() != models[1].read_bytes()
     assert not any(stage["skipped"] for stage in summary["stages"].values())
 
 
@@ -167,7 +172,7 @@ def test_a_folder_of_another_config_is_refused_updated_or_replaced(finished, tmp
     _, stderr = genfl("run", EXAMPLE, *other, "--out", out, code=2)
     assert stderr.strip() == (
         f"error: --out: {out} holds a run of another config (federate.rounds: 2 there, 3 here); choose"
-        " another folder, or --update to redo what the changes touch, or --fresh to start over"
+        " another folder, or --update to redo the stages that the changes touch, or --fresh to start over"
     )
     summary = json.loads(genfl("run", EXAMPLE, *other, "--out", out, "--update", "--json")[0])
     skipped = {name: stage["skipped"] for name, stage in summary["stages"].items()}
@@ -194,6 +199,7 @@ BAD_INPUT = {
         "generator.model: 'genfl-tests/absent' is not 'miniature'",
     ),
     "model name": (["model.name=vgg1900"], "model.name: there is no 'vgg1900'"),
+    "device": (["generator.device=cuda:7"], "generator.device: 'cuda:7', but torch sees no GPU"),
     "label": (["labels.max_bytes=4"], "over labels.max_bytes = 4"),
     "template": (["prompts.template=seven"], "prompts.template: it must name {label}"),
     "split": (["data.partition.min_size=400"], "lower data.partition.clients or min_size"),
@@ -210,7 +216,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(name, tmp_path):
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize("name", ["model id", "template", "split"])
+@pytest.mark.parametrize("name", ["model id", "template", "split", "label", "device"])
 def test_what_can_be_checked_is_checked_before_any_work(name, tmp_path):
     genfl("run", EXAMPLE, *BAD_INPUT[name][0], "--out", tmp_path / "run", code=2)
     assert not (tmp_path / "run").exists()
@@ -237,16 +243,67 @@ def test_a_traceback_only_with_debug(tmp_path):
     assert "Traceback" in loud
 
 
+@pytest.mark.parametrize("how", ["{", "edited"])
+def test_a_record_that_is_not_as_it_was_written_is_not_believed(finished, tmp_path, how):
+    import shutil
+
+    source, settings, *_ = finished
+    out = tmp_path / "run"
+    shutil.copytree(source, out)
+    record = out / "stages" / "federate.json"
+    record.write_text("{" if how == "{" else record.read_text().replace('"accuracy": 0.', '"accuracy": 0.9'))
+    before = json.loads((out / "summary.json").read_text())["methods"]
+    stdout, stderr = genfl("run", EXAMPLE, *settings, "--out", out, "--json")
+    assert f"{record} is damaged" in stderr
+    summary = json.loads(stdout)
+    assert not summary["stages"]["federate"]["skipped"]
+    assert summary["stages"]["pretrain"]["skipped"]
+    assert summary["methods"] == before
+
+
+def test_fresh_and_update_touch_nothing_that_is_no_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("title: a site of mine")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "annotations.csv").write_text("precious")
+    for option in ("--fresh", "--update"):
+        _, stderr = genfl("run", EXAMPLE, "--out", tmp_path, option, code=2)
+        assert "holds no run" in stderr
+    assert (tmp_path / "labels" / "annotations.csv").read_text() == "precious"
+    assert (tmp_path / "config.yaml").read_text() == "title: a site of mine"
+
+
+def test_fresh_leaves_files_that_the_run_did_not_write(finished, tmp_path):
+    import shutil
+
+    source, settings, *_ = finished
+    out = tmp_path / "run"
+    shutil.copytree(source, out)
+    (out / "notes.txt").write_text("mine")
+    genfl("run", EXAMPLE, *settings, "--out", out, "--fresh", "--until", "labels")
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not (out / "federate").exists()
+
+
+def test_a_folder_with_nothing_but_the_beginnings_of_a_run_can_be_used(finished, tmp_path):
+    """As a kill -9 in the first milliseconds leaves it."""
+    _, settings, *_ = finished
+    (tmp_path / ".lock").touch()
+    (tmp_path / "..genfl.tmp").touch()
+    genfl("run", EXAMPLE, *settings, "--out", tmp_path, "--until", "labels")
+
+
 def test_a_failure_that_is_not_the_users_is_exit_code_1(finished, tmp_path):
     import shutil
 
     source, settings, *_ = finished
     out = tmp_path / "run"
     shutil.copytree(source, out)
-    (out / "stages" / "federate.json").write_text("{")
+    (out / "stages" / "report.json").unlink()
+    (out / "report").rename(out / "old")
+    (out / "report").write_text("a file in the way of a folder")
     _, stderr = genfl("run", EXAMPLE, *settings, "--out", out, code=1)
-    assert stderr.splitlines()[-1].startswith("failed: ")
-    assert f"{out / 'stages' / 'federate.json'} is damaged" in stderr
+    assert stderr.splitlines()[-1].startswith("failed: NotADirectoryError")
+    assert "Traceback" not in stderr
 
 
 def test_two_processes_do_not_share_a_folder(finished):
@@ -254,8 +311,11 @@ def test_two_processes_do_not_share_a_folder(finished):
 
     out, settings, *_ = finished
     with FileLock(out / ".lock"):
-        _, stderr = genfl("run", EXAMPLE, *settings, "--out", out, code=2)
-    assert "another process is at work" in stderr
+        for options in ([], ["--fresh"], ["--update", "federate.rounds=3"]):
+            _, stderr = genfl("run", EXAMPLE, *settings, "--out", out, *options, code=2)
+            assert "another process is at work" in stderr
+    assert "rounds: 2" in (out / "config.yaml").read_text()
+    assert (out / "summary.json").exists()
 
 
 def _without_times(out):
@@ -374,3 +434,17 @@ def test_a_progress_bar_on_a_terminal(tmp_path, tiny_stable_diffusion):
     os.close(parent)
     assert b"samples" in seen
     assert b"/s" in seen
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path, tiny_stable_diffusion):
+    import signal
+
+    settings = [*SMALL, f"generator.model={tiny_stable_diffusion}", "prompts.per_label=200"]
+    command = [sys.executable, "-m", "genfl", "run", EXAMPLE, *settings, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    _wait_for((tmp_path / "run" / "synthetic" / "manifest.json").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert json.loads(genfl("status", tmp_path / "run", "--json")[0])[2]["state"] == "partial"

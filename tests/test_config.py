@@ -82,6 +82,14 @@ def test_overrides_are_yaml_at_dotted_paths():
         ("federate.clients_per_round=30", "federate.clients_per_round: 30 clients a round, but"),
         ("data.name=digit", "data.name: there is no 'digit'; did you mean 'digits'?"),
         ("model.name=resnet", "model.name: there is no 'resnet'; known: cnn, mlp"),
+        ("name=../x", "name: becomes the name of a folder"),
+        ("methods={a/b: {algorithm: fedavg}}", "methods.a/b.[key]: becomes the name of a folder"),
+        ("methods.fedavg.algorithm={name: fedadam, server_lr: -1}", "server_lr: should be greater than 0"),
+        ("methods.fedavg.algorithm={name: feddyn, alpha: 0}", "alpha: should be greater than 0"),
+        ("federate.rounds=true", "federate.rounds: should be a valid integer"),
+        ("generator.device=gpu", "generator.device: "),
+        ("prompts.guidance_scale=-3", "prompts.guidance_scale.0: should be greater than or equal to 0"),
+        ("labels.cells=1000000000", "labels.cells: should be less than"),
         ("seeds=[1, 1]", "seeds: give different non-negative integers"),
         ("seeds=[-1]", "seeds: give different non-negative integers"),
         ("seeds=[]", "seeds: "),
@@ -110,6 +118,14 @@ def test_every_mistake_has_its_line():
 def test_what_is_no_mapping_is_refused(text):
     with pytest.raises(InputError, match="config: "):
         config.parse(text)
+
+
+def test_a_key_given_twice_and_what_is_no_text_are_refused(tmp_path):
+    with pytest.raises(InputError, match="'seeds' is given twice"):
+        config.parse(BASE + "seeds: [1]\nseeds: [2]\n")
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(InputError, match=r"latin\.yaml: not UTF-8"):
+        config.load(tmp_path / "latin.yaml")
 
 
 def test_a_missing_file_is_named(tmp_path):

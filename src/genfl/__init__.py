@@ -1,3 +1,3 @@
-"""genfl: federated learning with generative content (GPT-FL and FedGC), end to end."""
+"""genfl: federated learning with generative content (GPT-FL), end to end."""
 
 __version__ = "0.1.0"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="genfl",
-    help="Federated learning with generative content: GPT-FL and FedGC, end to end.",
+    help="Federated learning with generative content: GPT-FL, end to end.",
     epilog="Start with `genfl demo`.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: rich's would double the time it takes to appear
@@ -48,7 +48,9 @@ class Catalogue(StrEnum):
     models = "models"
 
 
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.  [default: runs/NAME]")]
+INTERRUPTED = 130
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete an earlier run in the folder and start over.")]
 Update = Annotated[
     bool,
@@ -76,7 +78,7 @@ def _main(
 
 @app.command()
 def demo(
-    out: Out = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds to average over.")] = 3,
     fresh: Fresh = False,
     update: Update = False,
@@ -232,9 +234,10 @@ def main() -> NoReturn:
         _fail(error, 2, debug, [f"error: {line}" for line in str(error).splitlines()])
     except GenflError as error:
         _fail(error, 1, debug, [f"failed: {line}" for line in str(error).splitlines()])
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
-        sys.exit(130)
+    except SystemExit as end:  # how typer ends a command; an interrupt as 130, without a word
+        if end.code == INTERRUPTED:
+            sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+        raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         _fail(error, 1, debug, [f"failed: {type(error).__name__}: {first} (--debug shows the traceback)"])

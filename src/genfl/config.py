@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,10 +26,19 @@ from genfl.errors import InputError
 from genfl.models import MODELS
 
 
+def _folder_name(value: str) -> str:
+    if not value or value[0] == "." or any(c in "/\\" or ord(c) < 32 for c in value):
+        raise ValueError("becomes the name of a folder: no slash, no dot in front, and not empty")
+    return value
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
 class Section(BaseModel):
     """A part of the config: unknown keys are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class Partition(Section):
@@ -51,9 +61,23 @@ class Labels(Section):
     """Private label discovery."""
 
     max_bytes: int = Field(64, ge=1, le=1024, description="Longest label name, in UTF-8 bytes.")
-    cells: int = Field(80, ge=4, description="Cells of the first table; doubled when it does not decode.")
+    cells: int = Field(
+        80, ge=8, le=2**20, description="Cells of the first table; doubled when it does not decode."
+    )
     hashes: int = Field(4, ge=2, le=8, description="Cells each name is put in.")
     attempts: int = Field(8, ge=1, le=16, description="Tables tried before giving up.")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, of which YAML would silently keep the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.YAMLError(f"{key_node.value!r} is given twice, {key_node.start_mark}")
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
 
 
 def _as_list(value: Any) -> Any:
@@ -68,7 +92,7 @@ class Prompts(Section):
     template: str | None = Field(None, description="For style fill: 'a {look} {label}'.")
     blanks: dict[str, list[str]] = Field({}, description="For style fill: the words for each blank.")
     per_label: int = Field(200, ge=1, description="Samples of each label.")
-    guidance_scale: Annotated[list[float], BeforeValidator(_as_list)] = Field(
+    guidance_scale: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_as_list)] = Field(
         [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0],
         min_length=1,
         description="One scale, or those to draw from.",
@@ -82,7 +106,7 @@ class ImageGenerator(Section):
     kind: Literal["image"] = "image"
     model: str = Field("miniature", description="miniature, a folder, or a Hugging Face model id.")
     steps: int = Field(15, ge=1, le=1000, description="Denoising steps.")
-    device: str = Field("cpu", description="cpu or cuda.")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:1.")
 
 
 class Model(Section):
@@ -172,7 +196,7 @@ class Report(Section):
 class Config(Section):
     """A run: the private data, the generator, the methods to compare, and the seeds to average over."""
 
-    name: str = Field(min_length=1)
+    name: FolderName
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     data: Data
     labels: Labels = Labels()
@@ -181,7 +205,7 @@ class Config(Section):
     model: Model
     pretrain: Pretraining = Pretraining()
     federate: Federation = Federation()
-    methods: dict[str, Method] = Field(min_length=1)
+    methods: dict[FolderName, Method] = Field(min_length=1)
     report: Report = Report()
 
     @model_validator(mode="after")
@@ -219,13 +243,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     if not path.is_file():
         raise InputError(f"config: there is no file {path}")
-    return parse(path.read_text(encoding="utf-8"), overrides, str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    return parse(text, overrides, str(path))
 
 
 def parse(text: str, overrides: Sequence[str] = (), source: str = "config") -> Config:
     """Reads a config from YAML text; see `load`."""
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import filelock
 import yaml
 
+import genfl
 from genfl import config as configs
 from genfl.config import Config
-from genfl.errors import InputError
-from genfl.report.summary import summarise
+from genfl.errors import GenflError, InputError
+from genfl.report.summary import environment, summarise
 from genfl.run import Run
 from genfl.stages import federate, generate, labels, pretrain, prompts, report
 from genfl.stages.base import Stage
@@ -33,6 +34,10 @@ STAGES: tuple[Stage, ...] = (
     report.STAGE,
 )
 CONFIG = "config.yaml"
+LOCK = ".lock"
+MARKER = ".genfl"
+"""What a folder of a run is known by."""
+
 SUMMARY = "summary.json"
 
 
@@ -58,33 +63,67 @@ def execute(
     stages = STAGES[: [stage.name for stage in STAGES].index(until) + 1]
     for stage in stages:
         stage.check(config)
-    claim(config, folder, fresh=fresh, update=update)
+    _refuse_foreign(folder)
     try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: {folder} cannot be made ({error.strerror})") from error
+    try:
+        with filelock.FileLock(folder / LOCK, timeout=0):
+            claim(config, folder, fresh=fresh, update=update)
             return _execute(config, folder, len(stages))
     except filelock.Timeout:
         raise InputError(f"--out: another process is at work in {folder}") from None
+    except PermissionError as error:
+        raise InputError(f"--out: {error.filename} cannot be written") from error
 
 
 def claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
-    """Makes sure that a folder is, or becomes, that of a run of this config; see `execute`."""
+    """Makes a folder that of a run of this config; see `execute`. The caller holds the folder's lock."""
     existing = folder / CONFIG
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out: {folder} is a file; name a folder")
-    if folder.exists() and any(folder.iterdir()) and not existing.exists():
-        raise InputError(f"--out: {folder} is not empty and holds no run; choose another folder")
-    if existing.exists() and fresh:
-        shutil.rmtree(folder)
-    elif existing.exists() and not update:
-        old = yaml.safe_load(existing.read_text(encoding="utf-8"))
+    if fresh:
+        _delete_run(folder)
+    elif existing.exists():
+        try:
+            old = yaml.safe_load(existing.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise InputError(f"--out: {existing} is damaged; --fresh starts over") from None
         changes = configs.differences(old, yaml.safe_load(configs.dump(config)))
-        if changes:
+        if changes and not update:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             raise InputError(
                 f"--out: {folder} holds a run of another config ({changes[0]}{more}); choose another folder,"
-                " or --update to redo what the changes touch, or --fresh to start over"
+                " or --update to redo the stages that the changes touch, or --fresh to start over"
             )
+        if changes:
+            (folder / SUMMARY).unlink(missing_ok=True)
+    write_text(folder / MARKER, f"A run of genfl {genfl.__version__}.\n")
     write_text(folder / CONFIG, configs.dump(config))
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuses a folder with anything in it that is not a run: not even --fresh touches it."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out: {folder} is a file; name a folder")
+    if folder.exists() and not (folder / MARKER).exists():
+        # a run killed at its very beginning leaves only these
+        others = [path for path in folder.iterdir() if path.name not in (LOCK, f".{MARKER}.tmp")]
+        if others:
+            raise InputError(f"--out: {folder} is not empty and holds no run; choose another folder")
+
+
+def _delete_run(folder: Path) -> None:
+    """Deletes what a run wrote, and nothing else; the marker stays, so that a kill leaves a run's folder."""
+    for name in ("stages", *(stage.folder for stage in STAGES)):
+        _remove(folder / name)
+    for name in (SUMMARY, CONFIG):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a folder, if it is there; fails rather than leave something stale in it."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _execute(config: Config, folder: Path, stages: int) -> dict[str, Any] | None:
@@ -111,9 +150,8 @@ def keyed(config: Config) -> Iterator[tuple[Stage, str]]:
 def _bring_up_to_date(stage: Stage, key: str, run: Run) -> bool:
     """Runs a stage unless its output is there and intact; returns whether it was skipped."""
     record, folder = run.record(stage.name), run.folder / stage.folder
-    old = read_json(record) if record.exists() else None
+    old = _read_record(record)
     if old and old["key"] != key:
-        shutil.rmtree(folder, ignore_errors=True)
         old = None
     if old and old["done"]:
         damaged = [path for path, checksum in old["files"].items() if not _intact(folder / path, checksum)]
@@ -124,8 +162,8 @@ def _bring_up_to_date(stage: Stage, key: str, run: Run) -> bool:
             log.warning("%s: %s is damaged and will be made again", stage.name, folder / path)
             (folder / path).unlink(missing_ok=True)
     elif old is None:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it had a record
-    write_json(record, {"stage": stage.name, "key": key, "done": False})
+        _remove(folder)
+    _write_record(record, {"stage": stage.name, "key": key, "done": False})
     log.info("%s: running", stage.name)
     began = time.perf_counter()
     result = stage.run(run)
@@ -135,19 +173,38 @@ def _bring_up_to_date(stage: Stage, key: str, run: Run) -> bool:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(".")
     }
-    write_json(
+    _write_record(
         record,
         {
             "stage": stage.name,
             "key": key,
             "done": True,
             "seconds": round(seconds, 3),
+            "environment": environment(),
             "result": result,
             "files": files,
         },
     )
     log.info("%s: done in %.1f s", stage.name, seconds)
     return False
+
+
+def _write_record(path: Path, content: dict[str, Any]) -> None:
+    write_json(path, {**content, "sha256": digest(content)})
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """Reads a stage's record; None where there is none, or where it is not as it was written."""
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = read_json(path)
+        if content.pop("sha256") == digest(content):
+            return content
+    except (GenflError, KeyError, AttributeError):
+        pass
+    log.warning("%s is damaged; its stage is done again", path)
+    return None
 
 
 def _intact(path: Path, checksum: str) -> bool:
@@ -181,10 +238,10 @@ def status(folder: Path) -> list[StageStatus]:
     run = Run(configs.load(folder / CONFIG), folder)
     rows = []
     for stage, key in keyed(run.config):
-        record = read_json(run.record(stage.name)) if run.record(stage.name).exists() else None
+        record = _read_record(run.record(stage.name))
         if record is None or record["key"] != key:
             rows.append(StageStatus(stage.name, "missing", None, ""))
-        elif record["done"]:
+        elif record["done"] and all((folder / stage.folder / path).is_file() for path in record["files"]):
             rows.append(StageStatus(stage.name, "done", record["seconds"], ""))
         else:
             progress = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,8 +70,8 @@ def private_data(run: Run, seed: int) -> ClientData:
 
 def indices(examples: Examples, labels: list[str]) -> torch.Tensor:
     """Returns the class index of each example, int64."""
-    number = {name: index for index, name in enumerate(labels)}
-    return torch.tensor([number[name] for name in examples.labels])
+    number = {name: index for index, name in enumerate(labels)}  # discovery brings names to NFC
+    return torch.tensor([number[unicodedata.normalize("NFC", name)] for name in examples.labels])
 
 
 def task_of(run: Run) -> Task:

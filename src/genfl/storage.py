@@ -89,8 +89,15 @@ def save_tensors(path: Path, tree: Tree, meta: dict[str, Any] | None = None) -> 
         meta: Anything JSON can hold, written in the file's header: tensors and meta change together.
     """
     flat = dict(_flatten(tree))
-    # safetensors refuses tensors that share memory, as two names of one model's weights do
-    tensors = {name: leaf.detach().clone() for name, leaf in flat.items() if isinstance(leaf, Tensor)}
+    for name, leaf in flat.items():
+        if not isinstance(leaf, Tensor) and leaf != {}:
+            raise TypeError(f"{name} is a {type(leaf).__name__}; a tree holds tensors")
+    # safetensors refuses tensors that share memory (two names of one model's weights do) or are strided
+    tensors = {
+        name: leaf.detach().clone(memory_format=torch.contiguous_format)
+        for name, leaf in flat.items()
+        if isinstance(leaf, Tensor)
+    }
     # safetensors keeps neither order nor empty dicts, and has no checksum
     header = json.dumps({"meta": meta or {}, "names": list(flat)})
     metadata = {"genfl": header, "sha256": _checksum(header, tensors)}

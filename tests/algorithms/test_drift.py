@@ -6,21 +6,13 @@ import torch
 
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.fedavg import fedavg
-from genfl.algorithms.feddisco import feddisco
 from genfl.algorithms.feddyn import feddyn
 from genfl.algorithms.fednova import fednova
 from genfl.algorithms.fedprox import fedprox
 from genfl.algorithms.fedsam import fedsam
 from genfl.algorithms.scaffold import scaffold
 from genfl.learning.local import LocalSGD
-from genfl.learning.task import Aux, Task
-from genfl.rng import Key
 
-ONE = Task(
-    init=lambda key: {"params": {"w": torch.zeros(1)}, "buffers": {}},
-    loss=lambda params, buffers, batch, key: (params["w"].sum(), Aux(buffers)),
-    predict=lambda weights, x: x,
-)
 LR = 0.05
 EQUAL = [(1.0, -1.0, 10), (3.0, 2.0, 10)]
 UNEQUAL = [(1.0, -1.0, 2), (3.0, 2.0, 10)]
@@ -33,11 +25,13 @@ def minimiser(clients):
     return sum(a * b for a, b, _ in clients) / sum(a for a, _, _ in clients)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
 @pytest.mark.parametrize(("clients", "cohort"), SETTINGS)
-def test_scaffold_converges_to_the_minimiser_of_the_mean_objective(quadratics, clients, cohort):
-    """Also with unequal steps, and with part of the clients in each round."""
+def test_scaffold_converges_to_the_minimiser_of_the_mean_objective(quadratics, clients, cohort, momentum):
+    """Also with unequal steps, with part of the clients in each round, and with local momentum."""
     rounds = 200 if cohort is None else 600
-    trace = quadratics(scaffold(quadratics.task, LocalSGD(LR)), clients, rounds, cohort)
+    local = LocalSGD(LR * (1 - momentum), momentum)
+    trace = quadratics(scaffold(quadratics.task, local), clients, rounds, cohort)
     tolerance = 1e-8 if cohort is None else 1e-4
     assert trace.weights["params"]["w"].item() == pytest.approx(minimiser(clients), abs=tolerance)
 
@@ -169,37 +163,6 @@ def test_fedsam_without_radius_is_fedavg(quadratics):
         )
     ]
     assert paths[0] == paths[1]
-
-
-def test_feddisco_without_terms_is_fedavg(quadratics):
-    disco = feddisco(quadratics.task, LocalSGD(LR), a=0.0, b=0.0)
-    paths = [
-        [e["w"] for e in quadratics(algorithm, UNEQUAL, 10).evaluations]
-        for algorithm in (disco, fedavg(quadratics.task, LocalSGD(LR)))
-    ]
-    assert paths[0] == pytest.approx(paths[1], abs=1e-12)
-
-
-def test_feddiscos_weights_equal_the_papers_equation(float64):
-    counts = np.array([[30.0, 0, 0], [10, 10, 10], [1, 0, 4]])
-    share = counts.sum(1) / counts.sum()
-    distance = np.sqrt(((counts / counts.sum(1, keepdims=True) - 1 / 3) ** 2).sum(1))
-    expected = np.maximum(share - 0.5 * distance + 0.1, 0)
-    assert expected.min() == 0 < expected.max(), "the example has a client that is cut off"
-    algorithm = feddisco(ONE, LocalSGD(LR))
-    weights = ONE.init(Key(0))
-    state = algorithm.init(weights, {"samples": torch.tensor(counts.sum())}, Key(0))
-    for row, value in zip(counts, expected, strict=True):
-        facts = {"samples": torch.tensor(row.sum()), "label_counts": torch.tensor(row)}
-        carry = algorithm.client.start(algorithm.send(state), algorithm.memory(weights), facts)
-        assert algorithm.client.finish(carry)[0]["weight"].item() == pytest.approx(value, abs=1e-12)
-
-
-def test_feddisco_stands_still_when_every_client_is_cut_off(quadratics):
-    """One label among two: the discrepancy √½ and a = 10 leave nobody a weight."""
-    algorithm = feddisco(quadratics.task, LocalSGD(LR), a=10.0, b=-10.0)
-    trace = quadratics(algorithm, EQUAL, rounds=3)
-    assert [e["w"] for e in trace.evaluations] == [0.0] * 4
 
 
 def fedprox_fixed_point(clients, mu):

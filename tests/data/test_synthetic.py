@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -37,6 +38,25 @@ def test_hugging_face_datasets_opens_the_folder(data, tmp_path):
     assert row["image"].getpixel((0, 0)) == (51, 51, 51)
     assert (row["label"], row["prompt"], row["guidance_scale"], row["seed"]) == (1, "a dog", 2.5, 11)
     assert (row["generator"], row["guided"]) == ("a generator", False)
+
+
+def test_two_sets_and_one_made_anew_are_not_taken_for_each_other_by_the_cache(data, tmp_path):
+    def rows(folder):
+        loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"]
+        return [row["seed"] for row in loaded]
+
+    def make(folder, shards):
+        made = SyntheticData(folder, ["cat", "dog"], len(shards))
+        for number, shard in enumerate(shards):
+            made.write(number, _samples(shard), "a generator", seconds=0.5)
+        made.write_card("Cats and dogs", {"generator": "a generator"})
+
+    other = tmp_path / "other" / "synthetic"
+    make(other, [4])
+    assert (len(rows(data.folder)), rows(other)) == (9, [40, 41, 42])
+    shutil.rmtree(other)
+    make(other, [3])
+    assert rows(other) == [30, 31, 32]
 
 
 def test_it_reads_back_what_was_written(data):
@@ -78,5 +98,6 @@ def test_a_shard_that_the_manifest_does_not_list_is_made_again(data):
 
 def test_the_card_says_what_it_is(data):
     card = (data.folder / "README.md").read_text()
-    assert card.startswith("---\nconfigs:")
+    assert card.startswith("---\ntags:")
+    assert "configs" not in card
     assert "9 generated samples of 2 classes (cat, dog)" in card

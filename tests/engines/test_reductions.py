@@ -59,3 +59,24 @@ def test_a_plain_sum_adds_in_the_order_of_clients():
     for value in values:
         expected = expected + np.float32(value)
     assert outcome.aggregate["tables"]["a"].item() == expected
+
+
+def test_no_mask_is_used_twice():
+    """Two sums with one reduction have secrets of their own."""
+    seen = []
+    reduce = secure(Key(0))
+
+    class Watched:
+        def __init__(self, reductions):
+            self.inner = reduce(reductions)
+
+        def add(self, client, upload):
+            self.inner.add(client, upload)
+
+        def result(self):
+            seen.append(self.inner.key)
+            return self.inner.result()
+
+    for _ in range(2):
+        _run(_program(_table), Watched)
+    assert len(set(seen)) == 2

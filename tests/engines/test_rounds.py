@@ -188,3 +188,30 @@ def test_cohorts_are_distinct_sorted_and_cover_everyone():
 def test_the_census_equals_a_loop_over_clients(clients):
     program = fedavg(classification(model), LocalSGD(0.1)).census
     assert {k: v.item() for k, v in census(program, clients).items()} == {"clients": 6, "samples": 60}
+
+
+def test_batches_and_random_streams_differ_over_rounds_clients_and_steps(clients):
+    seen = []
+
+    def engine(program, message, work):
+        for job in work:
+            seen.append((job.client, str([rows.tolist() for rows in job.plan]), job.key))
+        return Sequential(clients)(program, message, work)
+
+    run(clients, engine=engine, schedule=Schedule(4, 6, 4, local_steps=3))
+    assert len(seen) == 24
+    assert len({plan for _, plan, _ in seen}) == 24
+    assert len({key for _, _, key in seen}) == 24
+
+
+def test_each_step_has_its_own_random_stream(clients):
+    keys = []
+    program = Client(
+        start=lambda message, memory, facts: {},
+        step=lambda carry, batch, key: keys.append(key) or carry,
+        finish=lambda carry: ({"one": torch.ones(())}, {}),
+        reductions={"one": "sum"},
+    )
+    plan = [torch.tensor([0])] * 3
+    Sequential(clients)(program, {}, [Work(k, clients.facts(k), {}, plan, Key(0).fold(k)) for k in range(2)])
+    assert len(set(keys)) == 6

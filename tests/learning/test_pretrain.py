@@ -157,3 +157,12 @@ def test_the_cosine_schedule_lowers_the_learning_rate_to_zero(problem):
     assert _lr(RECIPE._replace(schedule="constant"), 5.5) == 2e-3
     constant = _run(problem, RECIPE._replace(schedule="constant"))
     assert constant.history[0] != _run(problem).history[0]
+
+
+def test_a_resumed_run_remembers_the_best_epoch_before_the_interruption(problem, tmp_path):
+    recipe = RECIPE._replace(lr=0.3, patience=6, schedule="constant", augment=Augment())
+    whole = _run(problem, recipe)
+    assert whole.epoch < len(whole.history), "the example's best epoch must not be its last"
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    _run(problem, recipe, checkpoint=checkpoint)
+    assert _same(whole, _run(problem, recipe, checkpoint=checkpoint))

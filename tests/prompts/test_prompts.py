@@ -38,6 +38,8 @@ def test_braces_in_a_label_are_no_blanks():
         ("fill", "a {look} {label}", {"look": []}, r"prompts\.blanks\.look: give at least one"),
         ("fill", "a {label", {}, r"prompts\.template: "),
         ("fill", "a {label}", {"label": ["x"]}, r"another name"),
+        ("fill", "a {label:d}", {}, r"a blank is \{name\}"),
+        ("fill", "a {label!x}", {}, r"prompts\.template: "),
         ("single", "a {label}", {}, r"takes no template"),
     ],
 )

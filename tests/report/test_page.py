@@ -18,7 +18,7 @@ from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, grey_imag
 from genfl.data.synthetic import SyntheticData
 from genfl.generators.base import Prompt, Sample
 from genfl.report import page, plots, style, tables
-from genfl.report.summary import summarise
+from genfl.report.summary import environment, summarise
 from genfl.run import Run
 from genfl.stages import report
 from genfl.storage import write_json
@@ -97,7 +97,8 @@ def make(folder, methods=("fedavg", "gptfl", NASTY), seeds=(0, 1), accuracy=0.95
         },
     }
     for stage, result in results.items():
-        write_json(run.record(stage), {"seconds": 1.25, "result": result})
+        record = {"seconds": 1.25, "environment": environment(), "result": result}
+        write_json(run.record(stage), record)
     samples = [
         Sample(Prompt(LABELS[n % 3], f"a {LABELS[n % 3]}", 2.0, n), Image.new("RGB", (8, 8), (10 * n, 0, 0)))
         for n in range(9)
@@ -226,7 +227,7 @@ def test_tables_for_spreadsheets_and_papers(run, source):
     assert [row["method"] for row in rows] == ["synthetic_only", "fedavg", "gptfl", NASTY]
     assert float(rows[1]["accuracy_mean"]) == pytest.approx(0.1 + 0.85 * 4 / 6)
     assert rows[0]["rounds_to_target"] == ""
-    assert rows[2]["bytes_to_target"] == str(6 * 2000)
+    assert rows[2]["bytes_to_target"] == str(6 * 2000 + 20 * 2960)  # and a table from each client
     tex = (folder / "methods.tex").read_text(encoding="utf-8")
     assert r"synthetic\_only & 40.0 $\pm$ 0.0 & 30.0 $\pm$ 0.0 & -- & -- & 0 & 0 \\" in tex
     assert r'\textless{}b\textgreater{}\&"x & ' in tex

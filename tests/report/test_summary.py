@@ -44,7 +44,7 @@ def trace(accuracies, up, down, diversity, refused=0):
 def summarised(folder, traces, target=0.79):
     run = Run(config.parse(CONFIG.format(seeds=[int(seed) for seed in traces], target=target)), folder)
     results = {
-        "labels": {"found": ["a"]},
+        "labels": {"found": ["a"], "bytes_per_client": 100},
         "generate": {"samples": 4, "seconds": 2.0, "samples_per_second": 2.0},
         "federate": {
             "methods": {
@@ -54,7 +54,8 @@ def summarised(folder, traces, target=0.79):
         },
     }
     for seconds, (stage, result) in enumerate(results.items()):
-        write_json(run.record(stage), {"seconds": seconds, "result": result})
+        record = {"seconds": seconds, "environment": {"genfl": "0"}, "result": result}
+        write_json(run.record(stage), record)
     return summarise(run, {"labels": True, "federate": False})
 
 
@@ -124,6 +125,7 @@ def test_stages_say_their_time_and_whether_they_were_skipped(two_seeds):
 
 def method(per_seed, rounds, start):
     return {
+        "algorithm": {"name": "fedavg"},
         "uses_generator": start == 0.8,
         "accuracy": {"mean": sum(per_seed) / len(per_seed), "std": 0.0, "per_seed": per_seed},
         "rounds_to_target": rounds,
@@ -195,25 +197,48 @@ def test_verdict_of_two_methods(warm, cold, sentence):
     assert text.verdict(summary) == sentence + END
 
 
+def test_the_verdict_says_when_there_is_one_seed_and_when_uploads_were_refused():
+    summary = said(fedavg=method([0.90], 20, 0.1), gptfl={**method([0.95], 5, 0.8), "refused_uploads": 7})
+    verdict = text.verdict(summary)
+    assert verdict.startswith("The generator helps in the one seed tried: ")
+    assert verdict.endswith("Of these methods 7 uploads were refused.")
+
+
 def test_verdict_of_a_single_method():
     assert text.verdict(said(fedavg=method([0.9], 5, 0.1))) == (
-        "fedavg ends at 90.0 %; no method starts from the generated data to compare with." + END
+        "fedavg ends at 90.0 %; no method with the same algorithm starts from the generated data to compare"
+        " with." + END
     )
     assert text.verdict(said(gptfl=method([0.9], 5, 0.8))) == (
-        "gptfl ends at 90.0 %; no method starts from scratch to compare with." + END
+        "gptfl ends at 90.0 %; no method with the same algorithm starts from scratch to compare with." + END
     )
 
 
-def test_the_verdict_compares_the_best_that_uses_the_generator_with_the_baseline():
+def test_the_verdict_compares_what_differs_in_the_generator_alone():
+    adam = {"algorithm": {"name": "fedadam"}}
     summary = said(
-        fedadam=method([0.99], 5, 0.1),  # best of all, but no merit of the generator
+        fedadam={**method([0.97], 5, 0.1), **adam},
         fedavg=method([0.90], 5, 0.1),
-        warm=method([0.95], 5, 0.8),
-        warmer=method([0.96], 5, 0.8),
+        warm_adam={**method([0.95], 5, 0.8), **adam},
+        warm=method([0.93], 5, 0.8),
+        warmer=method([0.94], 5, 0.8),
     )
+    assert text.contest(summary) == ("warm_adam", "fedadam")
+    assert "does not help" in text.verdict(summary)
+    del summary["methods"]["fedadam"]
     assert text.contest(summary) == ("warmer", "fedavg")
     del summary["methods"]["fedavg"]
-    assert text.contest(summary) == ("warmer", "fedadam")
+    assert text.contest(summary) == ("warm_adam", None)
+
+
+def test_finding_the_labels_is_paid_for_by_those_who_use_the_generator(tmp_path):
+    """100 bytes for each of 20 clients."""
+    methods = summarised(tmp_path, {"0": trace(FIRST, 1, 1, 12 * [1.0])}, target=0.2)["methods"]
+    assert (methods["fedavg"]["setup_bytes"], methods["fedavg"]["bytes_to_target"]) == (0, 4)
+    assert (methods["synthetic_only"]["setup_bytes"], methods["synthetic_only"]["bytes_to_target"]) == (
+        2000,
+        2000,
+    )
 
 
 @pytest.mark.parametrize(

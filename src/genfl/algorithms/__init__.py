@@ -11,7 +11,6 @@ import torch
 from genfl import trees
 from genfl.algorithms import fedavg as _fedavg
 from genfl.algorithms.base import Algorithm, Client
-from genfl.algorithms.feddisco import feddisco
 from genfl.algorithms.feddyn import feddyn
 from genfl.algorithms.fednova import fednova
 from genfl.algorithms.fedprox import fedprox
@@ -37,14 +36,15 @@ class AlgorithmEntry(NamedTuple):
     paper: str
     needs: str = ""
 
-    def options(self) -> dict[str, tuple[type, Any]]:
-        """Returns each option's type and default."""
-        hints = get_type_hints(self.build)
+    def options(self) -> dict[str, tuple[Any, Any]]:
+        """Returns each option's type, with its range, and its default."""
+        hints = get_type_hints(self.build, include_extras=True)  # with the ranges that annotations give
         parameters = inspect.signature(self.build).parameters.values()
         return {
             p.name: (hints[p.name], p.default)
             for p in parameters
-            if p.kind is p.KEYWORD_ONLY and hints[p.name] in (int, float, bool, str)
+            if p.kind is p.KEYWORD_ONLY
+            and getattr(hints[p.name], "__origin__", hints[p.name]) in (int, float, bool, str)
         }
 
 
@@ -59,7 +59,6 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     "fednova": AlgorithmEntry(fednova, "Wang et al. 2020, arXiv 2007.07481"),
     "feddyn": AlgorithmEntry(feddyn, "Acar et al. 2021, arXiv 2111.04263"),
     "fedsam": AlgorithmEntry(fedsam, "Qu et al. 2022, arXiv 2206.02618"),
-    "feddisco": AlgorithmEntry(feddisco, "Ye et al. 2023, arXiv 2305.19229"),
 }
 
 

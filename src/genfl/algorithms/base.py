@@ -7,9 +7,10 @@ the work runs and adds the uploads up. Hyper-parameters are closed over by the b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt, Lt
 
 from genfl import trees
 from genfl.learning.local import Context, LocalSGD
@@ -19,6 +20,10 @@ from genfl.trees import Tree
 
 Facts = dict[str, Any]
 """What a client knows of its own data before round 0: ``samples`` (scalar), ``label_counts`` [classes]."""
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Decay = Annotated[float, Ge(0), Lt(1)]
 
 Reduction = Literal["sum", "each"]
 """What the server may see of an upload: its sum over the cohort, or every client's own."""

@@ -10,7 +10,9 @@ from genfl import trees
 from genfl.algorithms import server_optimizers
 from genfl.algorithms.base import (
     Algorithm,
+    Decay,
     Facts,
+    Positive,
     head_count,
     model_change,
     send_weights,
@@ -77,7 +79,7 @@ def fedavg(
     )
 
 
-def fedavgm(task: Task, local: LocalSGD, *, server_lr: float = 1.0, beta: float = 0.9) -> Algorithm:
+def fedavgm(task: Task, local: LocalSGD, *, server_lr: Positive = 1.0, beta: Decay = 0.9) -> Algorithm:
     """FedAvg with server momentum: ``m ← β m + Δ``, ``x ← x + lr m``.
 
     Source: Hsu et al. 2019 (arXiv 1909.06335).
@@ -89,10 +91,10 @@ def fedadam(
     task: Task,
     local: LocalSGD,
     *,
-    server_lr: float = 0.1,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
-    tau: float = 1e-3,
+    server_lr: Positive = 0.1,
+    beta1: Decay = 0.9,
+    beta2: Decay = 0.99,
+    tau: Positive = 1e-3,
     bias_correction: bool = False,
 ) -> Algorithm:
     """FedOpt with Adam on the server. Source: Reddi et al., ICLR 2021 (arXiv 2003.00295), Algorithm 2."""
@@ -104,15 +106,15 @@ def fedyogi(
     task: Task,
     local: LocalSGD,
     *,
-    server_lr: float = 0.1,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
-    tau: float = 1e-3,
+    server_lr: Positive = 0.1,
+    beta1: Decay = 0.9,
+    beta2: Decay = 0.99,
+    tau: Positive = 1e-3,
 ) -> Algorithm:
     """FedOpt with Yogi on the server. Source: Reddi et al., ICLR 2021 (arXiv 2003.00295), Algorithm 2."""
     return fedavg(task, local, server_opt=server_optimizers.yogi(server_lr, beta1, beta2, tau))
 
 
-def fedadagrad(task: Task, local: LocalSGD, *, server_lr: float = 0.1, tau: float = 1e-3) -> Algorithm:
+def fedadagrad(task: Task, local: LocalSGD, *, server_lr: Positive = 0.1, tau: Positive = 1e-3) -> Algorithm:
     """FedOpt with Adagrad on the server. Source: Reddi et al., ICLR 2021 (arXiv 2003.00295), Algorithm 2."""
     return fedavg(task, local, server_opt=server_optimizers.adagrad(server_lr, tau=tau))

@@ -8,6 +8,7 @@ from torch import Tensor
 from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
+    Positive,
     head_count,
     model_change,
     send_weights,
@@ -20,7 +21,7 @@ from genfl.rng import Key
 from genfl.trees import Tree
 
 
-def feddyn(task: Task, local: LocalSGD, *, alpha: float = 0.01) -> Algorithm:
+def feddyn(task: Task, local: LocalSGD, *, alpha: Positive = 0.01) -> Algorithm:
     """Clients minimise ``F_k(w) − ⟨g_k, w⟩ + α/2 ‖w − x‖²``, then ``g_k ← g_k − α (y_k − x)``.
 
     The server keeps ``h ← h − α/N Σ (y_k − x)`` over the cohort of all N clients, and the global model is the

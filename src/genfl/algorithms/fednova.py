@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
@@ -39,7 +37,7 @@ def fednova(task: Task, local: LocalSGD) -> Algorithm:
 
     def upload(carry: Tree) -> Tree:
         samples, change = carry["facts"]["samples"], model_change(carry)
-        effective = effective_steps(carry["local"]["steps"].clamp(min=1), local.momentum)
+        effective = local.effective_steps(carry["local"])
         return {
             "samples": samples,
             "steps": samples * effective,
@@ -57,9 +55,3 @@ def fednova(task: Task, local: LocalSGD) -> Algorithm:
     uploads: dict[str, Reduction] = dict.fromkeys(("samples", "steps", "direction", "buffers"), "sum")
     client = training_client(task, local, upload, uploads)
     return Algorithm(head_count, init, send_weights, client, server, training_memory(local))
-
-
-def effective_steps(steps: Tensor, momentum: float) -> Tensor:
-    """Returns ‖a‖₁, the sum of the weights with which SGD with momentum adds up the steps' gradients."""
-    remaining = momentum * (1 - momentum**steps) / (1 - momentum)
-    return (steps - remaining) / (1 - momentum)

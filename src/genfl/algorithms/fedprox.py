@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from genfl import trees
-from genfl.algorithms.base import Algorithm
+from genfl.algorithms.base import Algorithm, NonNegative
 from genfl.algorithms.fedavg import fedavg
 from genfl.learning.local import Context, LocalSGD
 from genfl.learning.task import Aux, Batch, Task
 from genfl.trees import Tree
 
 
-def fedprox(task: Task, local: LocalSGD, *, mu: float = 0.01) -> Algorithm:
+def fedprox(task: Task, local: LocalSGD, *, mu: NonNegative = 0.01) -> Algorithm:
     """FedAvg whose clients minimise ``F_k(w) + μ/2 ‖w − x‖²``, x being the global model.
 
     Source: Li et al., MLSys 2020 (arXiv 1812.06127), Equation 2.

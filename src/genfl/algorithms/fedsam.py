@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from genfl import trees
-from genfl.algorithms.base import Algorithm
+from genfl.algorithms.base import Algorithm, NonNegative
 from genfl.algorithms.fedavg import fedavg
 from genfl.learning.local import Context, Gradient, LocalSGD
 from genfl.learning.task import Aux, Task
 from genfl.trees import Tree
 
 
-def fedsam(task: Task, local: LocalSGD, *, rho: float = 0.05) -> Algorithm:
+def fedsam(task: Task, local: LocalSGD, *, rho: NonNegative = 0.05) -> Algorithm:
     """FedAvg whose clients descend along the gradient at ``w + ρ g/‖g‖``, g being the gradient at w.
 
     Source: Qu et al., ICML 2022 (arXiv 2206.02618), Algorithm 1; Caldarola et al., ECCV 2022

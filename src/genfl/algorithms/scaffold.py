@@ -5,20 +5,28 @@ from __future__ import annotations
 import torch
 
 from genfl import trees
-from genfl.algorithms.base import Algorithm, head_count, model_change, training_client, training_memory
+from genfl.algorithms.base import (
+    Algorithm,
+    Positive,
+    head_count,
+    model_change,
+    training_client,
+    training_memory,
+)
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
-def scaffold(task: Task, local: LocalSGD, *, server_lr: float = 1.0) -> Algorithm:
+def scaffold(task: Task, local: LocalSGD, *, server_lr: Positive = 1.0) -> Algorithm:
     """Corrects every local gradient by ``c − c_k``, with control variates of the paper's option II.
 
     ``c_k⁺ = c_k − c + (x − y_k) / (K lr)``, ``x ← x + η/|S| Σ (y_k − x)``, ``c ← c + 1/N Σ (c_k⁺ − c_k)``,
 
-    where y_k is client k's model after its K steps, S the cohort and N the number of clients. Clients count
-    alike, whatever their number of samples: it minimises the mean of the clients' objectives.
+    where y_k is client k's model after its K steps (effective ones, with local momentum), S the cohort and N
+    the number of clients. Clients count alike, whatever their number of samples: it minimises the mean of the
+    clients' objectives.
 
     Source: Karimireddy et al., ICML 2020 (arXiv 1910.06378), Algorithm 1.
 
@@ -40,7 +48,7 @@ def scaffold(task: Task, local: LocalSGD, *, server_lr: float = 1.0) -> Algorith
 
     def new_control(carry: Tree) -> Tree:
         own, server = carry["memory"]["method"], carry["message"]["control"]
-        steps = carry["local"]["steps"].clamp(min=1)  # a client without a step keeps what it can
+        steps = local.effective_steps(carry["local"])
         moved = trees.scale(-1 / (steps * local.lr), model_change(carry)["params"])
         return trees.add(trees.sub(own, server), moved)
 

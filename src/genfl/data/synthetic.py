@@ -126,8 +126,8 @@ class SyntheticData:
         lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
         write_text(
             self.folder / "README.md",
-            "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
-            f"    path: data/train-*.parquet\ntags:\n- synthetic\n---\n# {title}\n\n"
+            # No `configs:` here: datasets would take every folder with the same one for the same cached data.
+            f"---\ntags:\n- synthetic\n---\n# {title}\n\n"
             f"{rows} generated samples of {len(self.label_names)} classes"
             f" ({', '.join(self.label_names)}). Nothing in it was recorded from the world.\n\n{lines}\n\n"
             "Columns: `image`, `label`, `prompt`, `guidance_scale`, `seed`, `generator`, and `guided`"

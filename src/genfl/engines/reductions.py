@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -71,9 +72,13 @@ class Secure:
         return trees.map(add_masked, *self.uploads.values())
 
 
-def secure(key: Key) -> functools.partial[Secure]:
-    """Returns the reduction that adds by pairwise masking, with secrets derived from `key`."""
-    return functools.partial(Secure, key=key)
+def secure(key: Key) -> Callable[[dict[str, str]], Secure]:
+    """Returns the reduction that adds by pairwise masking, with secrets derived from `key`.
+
+    Every sum gets secrets of its own: two uploads under one mask would tell their difference.
+    """
+    sums = itertools.count()
+    return lambda reductions: Secure(reductions, key.fold("sum", next(sums)))
 
 
 def _unsigned(value: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from genfl.errors import InputError
 from genfl.generators.base import Prompt, Sample
+from genfl.storage import digest, sha256
 
 log = logging.getLogger(__name__)
 
 MINIATURE = "miniature"
 _CACHED_PROMPTS = 4096
-_EDGE = 2**16
 
 
 class StableDiffusion:
@@ -123,25 +123,19 @@ def locate(model: str) -> str:
     )
 
 
+@lru_cache
 def fingerprint(model: str) -> str:
     """Returns what changes when a local model changes, so that data made with the old one is made again.
 
-    A folder's files count by name, size, and their first and last 64 KiB: reading all of a model of many
-    gigabytes would cost more than it tells. A Hugging Face id stands for itself.
+    It is a digest of the names and contents of a folder's weights and settings. A Hugging Face id stands for
+    itself: pin a revision by downloading it to a folder.
     """
     folder = Path(__file__).parent / MINIATURE if model == MINIATURE else Path(model)
     if not folder.is_dir():
         return model
-    content = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".json", ".txt", ".model", ".safetensors"):
-            size = path.stat().st_size
-            content.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-            with path.open("rb") as file:
-                content.update(file.read(_EDGE))
-                file.seek(max(0, size - _EDGE))
-                content.update(file.read(_EDGE))
-    return content.hexdigest()
+    kinds = (".json", ".txt", ".model", ".safetensors")
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in kinds]
+    return digest([[path.relative_to(folder).as_posix(), sha256(path)] for path in paths])
 
 
 def _import_diffusers() -> Any:

@@ -160,6 +160,16 @@ class LocalSGD:
             "steps": state["steps"] + 1,
         }
 
+    def effective_steps(self, state: Tree) -> Tensor:
+        """Returns the sum of the weights with which the steps so far added up their gradients.
+
+        It is their number without momentum, and ``Σ_s (1 − ρ^s) / (1 − ρ)`` over steps s with momentum ρ; 1
+        before the first step, so that one may divide by it.
+        """
+        steps, rho = state["steps"].clamp(min=1), self.momentum
+        effective: Tensor = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
+        return effective
+
 
 def gradient(objective: Callable[[Tree], tuple[Tensor, Aux]], params: Tree) -> tuple[Tree, Aux]:
     """Differentiates a scalar objective.

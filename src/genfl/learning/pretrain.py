@@ -87,6 +87,8 @@ def pretrain(
     order = torch.from_numpy(key.fold("holdout").numpy().permutation(len(x)))
     held = order[: max(1, round(recipe.holdout * len(x)))]
     train = order[len(held) :]
+    if len(train) == 0:
+        raise InputError("pretrain.holdout: nothing is left to train on; lower it or generate more samples")
     best, best_epoch, history = weights, 0, []
     start: Tree = {"weights": weights, "optimizer": {}}
     before = load_checkpoint(checkpoint)

@@ -82,6 +82,10 @@ def _checked(template: str | None, blanks: Mapping[str, Sequence[str]]) -> str:
         raise InputError(f"prompts.blanks: the template's blank {{{blank}}} has no words")
     for blank in sorted(set(blanks) - named):
         raise InputError(f"prompts.blanks: {blank!r} is not named in the template")
+    try:
+        template.format(**dict.fromkeys(named, "word"))
+    except (ValueError, LookupError, AttributeError) as error:
+        raise InputError(f"prompts.template: a blank is {{name}} and nothing more ({error})") from error
     for blank, words in blanks.items():
         if not words:
             raise InputError(f"prompts.blanks.{blank}: give at least one word")

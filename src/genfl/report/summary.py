@@ -39,7 +39,7 @@ def summarise(run: Run, skipped: dict[str, bool]) -> dict[str, Any]:
             name: {"seconds": read_json(run.record(name))["seconds"], "skipped": skipped[name]}
             for name in skipped
         },
-        "environment": environment(),
+        "environment": read_json(run.record("federate"))["environment"],
     }
 
 
@@ -47,13 +47,16 @@ def methods(run: Run) -> dict[str, Any]:
     """Returns each method's figures over the seeds."""
     traces = run.result("federate")["methods"]
     target = run.config.report.target_accuracy
-    return {
-        name: {
-            "uses_generator": _uses_generator(run, name),
-            **_method([trace[str(seed)] for seed in run.config.seeds], target),
-        }
-        for name, trace in traces.items()
-    }
+    # Methods that use the generator pay for finding the labels once, before any round.
+    discovery = run.result("labels")["bytes_per_client"] * run.config.data.partition.clients
+    found = {}
+    for name in (SYNTHETIC_ONLY, *run.config.methods):
+        uses_generator = _uses_generator(run, name)
+        setup = discovery if uses_generator else 0
+        figures = _method([traces[name][str(seed)] for seed in run.config.seeds], target, setup)
+        algorithm = None if name == SYNTHETIC_ONLY else run.config.methods[name].algorithm.model_dump()
+        found[name] = {"algorithm": algorithm, "uses_generator": uses_generator, **figures}
+    return found
 
 
 def environment() -> dict[str, Any]:
@@ -72,7 +75,7 @@ def _uses_generator(run: Run, name: str) -> bool:
     return name == SYNTHETIC_ONLY or run.config.methods[name].start == "pretrained"
 
 
-def _method(traces: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
+def _method(traces: Sequence[dict[str, Any]], target: float, setup_bytes: int) -> dict[str, Any]:
     # The model before the first round is no result of a federation: it counts only where there is no other.
     last = min(LAST, max(1, len(traces[0]["evaluations"]) - 1))
     evaluated = [evaluation["round"] for evaluation in traces[0]["evaluations"]]
@@ -89,7 +92,8 @@ def _method(traces: Sequence[dict[str, Any]], target: float) -> dict[str, Any]:
         "macro_f1": _over_seeds(f1[:, -last:].mean(1)),
         "curve": _curve(evaluated, accuracy),
         "rounds_to_target": first,
-        "bytes_to_target": None if first is None else int((up + down)[:, :first].sum(1).mean()),
+        "bytes_to_target": None if first is None else setup_bytes + int((up + down)[:, :first].sum(1).mean()),
+        "setup_bytes": setup_bytes,
         "uplink_bytes_per_round": float(up.mean()) if up.size else 0.0,
         "downlink_bytes_per_round": float(down.mean()) if down.size else 0.0,
         "diversity": _diversity(traces),

@@ -6,19 +6,16 @@ from typing import Any, NamedTuple
 
 from genfl.stages.federate import SYNTHETIC_ONLY
 
-BASELINE = "fedavg"
-"""The method the verdict compares with, where the run has it and it starts from scratch."""
-
 SAME = 0.05
 """Differences in accuracy below this many points are none: the tables would not show them."""
 
 
 class Contest(NamedTuple):
-    """The methods a verdict compares; either is None where the run has no such method.
+    """The methods a verdict compares; either is None where the run has no such pair.
 
     Attributes:
-        best: The most accurate one that starts from the generated data.
-        baseline: One that starts from scratch.
+        best: The most accurate one that starts from the generated data, of those with a baseline.
+        baseline: The same algorithm from scratch.
     """
 
     best: str | None
@@ -39,24 +36,28 @@ def verdict(summary: dict[str, Any]) -> str:
     else:
         only, missing = best or baseline, "scratch" if best else "the generated data"
         first = (
-            f"{only} ends at {percent(mean(methods[only]))}; no method starts from {missing} to compare with."
+            f"{only} ends at {percent(mean(methods[only]))}; no method with the same algorithm starts from"
+            f" {missing} to compare with."
         )
     samples, seconds = summary["synthetic"]["samples"], summary["synthetic"]["seconds"]
+    refused = sum(methods[name].get("refused_uploads", 0) for name in (best, baseline) if name is not None)
+    warning = f" Of these methods {count(refused, 'upload')} were refused." if refused else ""
     return (
         f"{first} The generated data alone gives {percent(mean(methods[SYNTHETIC_ONLY]))};"
-        f" generating {count(samples, 'sample')} took {duration(seconds)}."
+        f" generating {count(samples, 'sample')} took {duration(seconds)}.{warning}"
     )
 
 
 def contest(summary: dict[str, Any]) -> Contest:
     """Picks the methods to compare."""
     arms = {name: method for name, method in summary["methods"].items() if name != SYNTHETIC_ONLY}
-    warm = [name for name, method in arms.items() if method["uses_generator"]]
+    warm = sorted((n for n in arms if arms[n]["uses_generator"]), key=lambda n: mean(arms[n]), reverse=True)
     cold = [name for name in arms if name not in warm]
-    return Contest(
-        max(warm, key=lambda name: mean(arms[name]), default=None),
-        BASELINE if BASELINE in cold else next(iter(cold), None),
-    )
+    for best in warm:  # what differs between the two must be the generator, not the algorithm
+        for baseline in cold:
+            if arms[best]["algorithm"] == arms[baseline]["algorithm"]:
+                return Contest(best, baseline)
+    return Contest(warm[0], None) if warm else Contest(None, cold[0])
 
 
 def gains(method: dict[str, Any], baseline: dict[str, Any]) -> list[float]:
@@ -116,7 +117,9 @@ def percent(share: float) -> str:
 
 
 def mean_std(figure: dict[str, Any]) -> str:
-    """Writes a figure over seeds as mean ± standard deviation, in per cent."""
+    """Writes a figure over seeds as mean ± standard deviation, in per cent; of one seed, the figure alone."""
+    if len(figure["per_seed"]) == 1:
+        return f"{100 * figure['mean']:.1f}"
     return f"{100 * figure['mean']:.1f} ± {100 * figure['std']:.1f}"
 
 
@@ -161,6 +164,8 @@ def _opening(summary: dict[str, Any], best: str, baseline: str) -> str:
     average, better = sum(gain) / len(gain), sum(value > 0 for value in gain)
     mine, its = (methods[name]["rounds_to_target"] for name in (best, baseline))
     sooner = mine is not None and (its is None or mine < its)
+    if average >= SAME and len(gain) == 1:
+        return "The generator helps in the one seed tried"
     if average >= SAME:
         return "The generator helps" if better == len(gain) else "The generator helps in some seeds only"
     if sooner and average <= -SAME:

@@ -89,7 +89,8 @@ def _progress(run: Run) -> tuple[int, int, str]:
 
 def _inputs(config: Config) -> Any:
     methods = {name: method.model_dump() for name, method in config.methods.items()}
-    return [config.data.model_dump(), config.federate.model_dump(), methods, config.seeds]
+    federation = config.federate.model_dump(exclude={"checkpoint_every"})
+    return [config.data.model_dump(), federation, methods, config.seeds]
 
 
 STAGE = Stage("federate", "federate", 2, _inputs, ("labels", "pretrain"), _run, _progress)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
+
 from genfl import progress
 from genfl.config import Config
 from genfl.data.synthetic import SyntheticData
+from genfl.errors import InputError
 from genfl.generators.image import StableDiffusion, fingerprint, locate
 from genfl.run import Run
 from genfl.stages import prompts
@@ -35,7 +38,7 @@ def _run(run: Run) -> dict[str, Any]:
         "guidance scales": ", ".join(f"{scale:g}" for scale in run.config.prompts.guidance_scale),
         "prompts, for example": "; ".join(run.result("prompts")["examples"]),
     }
-    data.write_card(f"Synthetic data of {run.config.name}", facts)
+    data.write_card("Synthetic data", facts)
     # The shards' own times add up over interruptions; this call's clock would not.
     seconds = sum(shard.seconds for shard in data.finished().values())
     return {"samples": total, "seconds": round(seconds, 3), "samples_per_second": round(total / seconds, 2)}
@@ -51,6 +54,8 @@ def _progress(run: Run) -> tuple[int, int, str]:
 
 def _check(config: Config) -> None:
     locate(config.generator.model)
+    if config.generator.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"generator.device: {config.generator.device!r}, but torch sees no GPU; use cpu")
 
 
 def _inputs(config: Config) -> Any:

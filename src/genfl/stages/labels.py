@@ -9,7 +9,9 @@ from genfl.config import Config
 from genfl.engines.base import Engine
 from genfl.engines.reductions import secure
 from genfl.engines.sequential import Sequential
+from genfl.errors import InputError
 from genfl.labels.discovery import discover
+from genfl.labels.iblt import IBLT
 from genfl.rng import Key
 from genfl.run import Run, data_set, parts
 from genfl.stages.base import Stage
@@ -41,6 +43,12 @@ def _inputs(config: Config) -> Any:
 def _check(config: Config) -> None:
     for seed in config.seeds:
         parts(config, seed)
+    options = config.labels
+    try:
+        table = IBLT(options.cells, options.hashes, options.max_bytes)
+        table.encode(data_set(config.data.name).train.labels)
+    except ValueError as error:
+        raise InputError(f"labels: {error}") from error
 
 
 STAGE = Stage("labels", "labels", 1, _inputs, (), _run, check=_check)
