@@ -229,6 +229,7 @@ def test_bad_files_and_folders(tmp_path):
     assert "holds no run" in genfl("status", tmp_path, code=2)[1]
     assert "holds no run" in genfl("run", EXAMPLE, "--out", tmp_path, code=2)[1]
     assert "is a file" in genfl("run", EXAMPLE, "--out", tmp_path / "bad.yaml", code=2)[1]
+    assert "cannot be used" in genfl("run", EXAMPLE, "--out", tmp_path / "bad.yaml" / "x", code=2)[1]
     assert (tmp_path / "bad.yaml").read_text() == "name: ["
     genfl("run", EXAMPLE, "--out", tmp_path, "--fresh", code=2)  # --fresh deletes runs, nothing else
     assert (tmp_path / "bad.yaml").exists()

@@ -64,18 +64,19 @@ def execute(
     for stage in stages:
         stage.check(config)
     _refuse_foreign(folder)
+    lock = filelock.FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: {folder} cannot be made ({error.strerror})") from error
-    try:
-        with filelock.FileLock(folder / LOCK, timeout=0):
-            claim(config, folder, fresh=fresh, update=update)
-            return _execute(config, folder, len(stages))
+        lock.acquire(timeout=0)
     except filelock.Timeout:
         raise InputError(f"--out: another process is at work in {folder}") from None
-    except PermissionError as error:
-        raise InputError(f"--out: {error.filename} cannot be written") from error
+    except OSError as error:
+        raise InputError(f"--out: {folder} cannot be used ({error.strerror})") from error
+    try:
+        claim(config, folder, fresh=fresh, update=update)
+        return _execute(config, folder, len(stages))
+    finally:
+        lock.release()
 
 
 def claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
