@@ -76,6 +76,12 @@ def test_tensors_come_back_in_order_with_their_meta(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_the_same_tree_gives_the_same_bytes(tmp_path):
+    for n in range(20):  # whatever order a hash map has today
+        storage.save_tensors(tmp_path / str(n), TREE, {"b": 1, "a": 2})
+    assert len({(tmp_path / str(n)).read_bytes() for n in range(20)}) == 1
+
+
 @pytest.mark.parametrize("position", [0, 20, 60, -1])
 def test_a_flipped_bit_is_noticed_and_a_damaged_checkpoint_starts_over(tmp_path, caplog, position):
     path = tmp_path / "checkpoint.safetensors"

@@ -100,9 +100,10 @@ def save_tensors(path: Path, tree: Tree, meta: dict[str, Any] | None = None) -> 
     }
     # safetensors keeps neither order nor empty dicts, and has no checksum
     header = json.dumps({"meta": meta or {}, "names": list(flat)})
-    metadata = {"genfl": header, "sha256": _checksum(header, tensors)}
+    # one entry: safetensors writes several in any order, and the same tree must give the same bytes
+    entry = json.dumps({"header": header, "sha256": _checksum(header, tensors)})
     with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+        safetensors.torch.save_file(tensors, temporary, metadata={"genfl": entry})
 
 
 def load_tensors(path: Path) -> tuple[Tree, dict[str, Any]]:
@@ -116,11 +117,11 @@ def load_tensors(path: Path) -> tuple[Tree, dict[str, Any]]:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            entry = json.loads((file.metadata() or {})["genfl"])
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if metadata["sha256"] != _checksum(metadata["genfl"], flat):
+        if entry["sha256"] != _checksum(entry["header"], flat):
             raise ValueError("its checksum differs")
-        header = json.loads(metadata["genfl"])
+        header = json.loads(entry["header"])
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise GenflError(f"{path} is damaged: {error}") from error
     tree: dict[str, Any] = {}
