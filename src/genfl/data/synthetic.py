@@ -70,7 +70,8 @@ class SyntheticData:
             log.warning(
                 "%s is damaged (its checksum differs) and will be made again", self.folder / shard.file
             )
-        return [n for n in range(self.shards) if n in damaged or n not in self.finished()]
+        intact = self.finished().keys() - damaged.keys()
+        return [number for number in range(self.shards) if number not in intact]
 
     def write(self, number: int, samples: Iterable[Sample], generator: str, seconds: float) -> None:
         """Writes one shard, then lists it in the manifest.

@@ -61,7 +61,7 @@ class Secure:
     def result(self) -> Tree:
         """Masks every client's upload, adds the masked ones, and returns the sum that appears."""
         clients = tuple(self.uploads)
-        counter = iter(range(2**31))
+        counter = itertools.count()
 
         def add_masked(*values: Tensor) -> Tensor:
             context = f"leaf {next(counter)}"  # no mask is ever used twice
