@@ -23,8 +23,9 @@ from genfl.learning.task import classification
 from genfl.models import Stack
 from genfl.rng import Key
 from genfl.run import Run, generated_data, mixed_data, private_data
+from genfl.stages import arms, classified
 from genfl.stages import federate as stage
-from genfl.stages.federate import uses_generator
+from genfl.stages.arms import uses_generator
 from genfl.storage import write_json
 
 SIZES = (3, 9, 20)
@@ -310,7 +311,7 @@ def test_folders_of_clients_that_are_no_more_are_deleted(run, monkeypatch):
 )
 def test_only_what_reads_the_output_of_a_stage_is_redone_with_it(run, changed, redone):
     def keys():
-        return {name: stage._arm_key(run, method, 0) for name, method in run.config.methods.items()}
+        return {name: arms.key(run, method, 0) for name, method in run.config.methods.items()}
 
     before = keys()
     write_json(run.record(changed), {"key": "another", "result": {}})
@@ -475,7 +476,7 @@ def test_the_stage_scores_the_generator_once_for_each_seed_and_goes_on_where_it_
     digits = DATASETS["digits"].load()
     few = digits._replace(test=digits.test._replace(x=digits.test.x[:20], labels=digits.test.labels[:20]))
     monkeypatch.setitem(DATASETS, "few digits", DATASETS["digits"]._replace(load=lambda: few))
-    monkeypatch.setattr(stage, "BLOCK", 8)
+    monkeypatch.setattr(classified, "BLOCK", 8)
     settings = [
         "data.name=few digits",
         f"generator.model={tiny_stable_diffusion}",
@@ -492,7 +493,7 @@ def test_the_stage_scores_the_generator_once_for_each_seed_and_goes_on_where_it_
             raise Interrupted
         return label_scores(generator, images, prompts, key, **options)
 
-    monkeypatch.setattr(stage, "label_scores", watched)
+    monkeypatch.setattr(classified, "label_scores", watched)
     cut = True
     whole = stage.STAGE.run(a_run(tmp_path / "whole", *settings))["methods"]["g"]
     assert sizes == [8, 8, 4] * 2

@@ -8,6 +8,7 @@ import torch
 
 from genfl.algorithms import ALGORITHMS, profile
 from genfl.data.sources import DATASETS
+from genfl.generators.registry import GENERATORS
 from genfl.models import MODELS
 
 
@@ -47,9 +48,6 @@ def datasets() -> list[dict[str, Any]]:
 def generators() -> list[dict[str, Any]]:
     """Returns the kinds of generators and the models each can load."""
     return [
-        {
-            "name": "image",
-            "modality": "image",
-            "models": "miniature (embedded), or any Stable Diffusion folder or Hugging Face id",
-        }
+        {"name": name, "modality": ", ".join(entry.modalities), "models": entry.models}
+        for name, entry in GENERATORS.items()
     ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
 
 import yaml
 from pydantic import (
@@ -24,6 +25,7 @@ from genfl.algorithms import ALGORITHMS
 from genfl.data.sources import DATASETS
 from genfl.engines.choice import Name as EngineName
 from genfl.errors import InputError
+from genfl.learning.task import Precision
 from genfl.models import MODELS
 from genfl.options import options
 from genfl.references import GENERATOR, REFERENCES
@@ -63,9 +65,18 @@ class Partition(Section):
     clients: int = Field(20, ge=2, le=65_537, description="Number of clients.")
     alpha: float = Field(0.1, gt=0, description="Dirichlet concentration: smaller is less IID.")
     min_size: int = Field(1, ge=1, description="Samples every client has at least.")
+    samples: int | None = Field(
+        None,
+        ge=1,
+        description="Training samples that are split: drawn at random, classes as frequent as in all of them,"
+        " the same for every seed. Without it, all are.",
+    )
 
 
 Pixels = Annotated[int, Field(ge=1, le=1024)]
+
+FORM_OPTIONS = ("size", "channels")
+"""The fields of `Data` that are fields of some form of examples."""
 
 
 class Data(Section):
@@ -87,7 +98,7 @@ class Data(Section):
     partition: Partition = Partition()
 
     def options(self) -> dict[str, Any]:
-        """Returns what `genfl.data.sources.read_images` takes: all that is set but the name and the split."""
+        """Returns what `genfl.data.sources.read` takes: all that is set but the name and the split."""
         given = self.model_dump(exclude={"name", "partition"}, exclude_none=True)
         return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
@@ -96,13 +107,15 @@ class Data(Section):
         if self.name not in DATASETS:
             return f"name: there is no {self.name!r}; {_suggest(self.name, list(DATASETS))}"
         recipe, given = DATASETS[self.name].recipe, self.options()
-        if recipe is None and given:
-            return f"{next(iter(given))}: {self.name} is always the same; leave it out"
-        if recipe and not recipe.hub and "path" not in given:
+        if recipe is None:
+            return f"{next(iter(given))}: {self.name} is always the same; leave it out" if given else None
+        if not recipe.hub and "path" not in given:
             return f"path: {self.name} needs the folder it is in"
-        if recipe and not recipe.size and "size" not in given:
-            return f"size: {self.name} needs a height and width, as in [32, 32]"
-        return None
+        for name in FORM_OPTIONS:
+            if name in given and name not in recipe.form.options:
+                return f"{name}: {self.name} has none, it is {recipe.form.modality}; leave it out"
+        chosen = {name: given[name] for name in recipe.form.options if name in given}
+        return replace(recipe.form, **chosen).missing()  # type: ignore[type-var]  # all are dataclasses
 
 
 class Labels(Section):
@@ -155,6 +168,26 @@ class ImageGenerator(Section):
     model: str = Field("miniature", description="miniature, a folder, or a Hugging Face model id.")
     steps: int = Field(15, ge=1, le=1000, description="Denoising steps.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:1.")
+
+
+class FileGenerator(Section):
+    """Samples that exist already."""
+
+    kind: Literal["files"]
+    path: str = Field(
+        description="A folder of generated samples: Parquet files, or one folder of files for each class."
+    )
+    input: str | None = Field(None, description="The column of the samples; image, audio or text if not set.")
+    label: str = Field("label", description="The column of the classes.")
+
+
+def _kind(value: Any) -> Any:
+    """Reads a generator without a kind as one of images."""
+    return {"kind": "image", **value} if isinstance(value, dict) else value
+
+
+GENERATOR_SECTIONS = (ImageGenerator, FileGenerator)
+Generator = Annotated[ImageGenerator | FileGenerator, Discriminator("kind"), BeforeValidator(_kind)]
 
 
 def _named(value: Any) -> Any:
@@ -287,10 +320,15 @@ class Config(Section):
     data: Data
     labels: Labels = Labels()
     prompts: Prompts = Prompts()
-    generator: ImageGenerator = ImageGenerator()
+    generator: Generator = ImageGenerator()
     model: Model = Field(description="The downstream model: a name of `genfl list models`, and its options.")
     client_models: list[Model] = Field(
         [], description="The models of clients, in turn, for methods whose clients differ (Fed-ET)."
+    )
+    precision: Precision = Field(
+        "fp32",
+        description="bf16 runs models in bfloat16 (torch.autocast), which processors with AVX512-BF16, AMX or"
+        " a GPU do several times faster; weights and sums stay in fp32.",
     )
     pretrain: Pretraining = Pretraining()
     federate: Federation = Federation()
@@ -321,6 +359,18 @@ class Config(Section):
         if problem := self.data.problem():
             raise ValueError(f"data.{problem}")
         return self
+
+
+UNIONS: dict[Any, tuple[str, Collection[str]]] = {
+    "algorithm": ("name", [*ALGORITHMS, *REFERENCES]),
+    "model": ("name", MODELS),
+    "client_models": ("name", MODELS),
+    "generator": (
+        "kind",
+        [get_args(section.model_fields["kind"].annotation)[0] for section in GENERATOR_SECTIONS],
+    ),
+}
+"""The fields that hold one of several sections, by the key that says which, and its values."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -413,16 +463,19 @@ def _explain(problem: Any) -> str:
         case "missing":
             return f"{field}: required, and not given"
         case "union_tag_invalid":
-            given = problem["ctx"]["tag"]
-            known = [*ALGORITHMS, *REFERENCES] if "algorithm" in location else list(MODELS)
-            return f"{field}.name: there is no {given!r}; {_suggest(given, known)}"
+            given, (tag, known) = problem["ctx"]["tag"], _union(location)
+            return f"{field}.{tag}: there is no {given!r}; {_suggest(given, list(known))}"
         case "union_tag_not_found":
-            return f"{field}.name: required, and not given"
+            return f"{field}.{_union(location)[0]}: required, and not given"
         case "value_error" if not field:
             return str(problem["ctx"]["error"])
         case _:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
             return f"{field}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+
+
+def _union(location: Sequence[Any]) -> tuple[str, Collection[str]]:
+    return next(UNIONS[part] for part in reversed(location) if part in UNIONS)
 
 
 def _as_written(parts: Sequence[Any]) -> list[Any]:
@@ -435,8 +488,7 @@ def _as_written(parts: Sequence[Any]) -> list[Any]:
     for part in parts:
         in_list = bool(location) and isinstance(location[-1], int)
         holder = location[-2 if in_list else -1] if location else None
-        named = part in ALGORITHMS or part in REFERENCES or part in MODELS
-        if holder in ("algorithm", "model", "client_models") and named:
+        if holder in UNIONS and part in UNIONS[holder][1]:
             if location[-1] == 0 and holder == "algorithm":
                 location.pop()
             continue
@@ -460,7 +512,7 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
                 found.append(node["properties"][part])
             elif isinstance(node.get("additionalProperties"), dict):
                 found.append(node["additionalProperties"])
-            elif node.get("properties", {}).get("name", {}).get("const") == part:
+            elif part in (node.get("properties", {}).get(tag, {}).get("const") for tag in ("name", "kind")):
                 found.append(node)  # the member of a union
         nodes = found
     for node in _resolved(nodes, schema):

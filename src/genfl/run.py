@@ -13,7 +13,7 @@ import torch
 
 from genfl.config import Config, Data, Model
 from genfl.data.clients import ClientData
-from genfl.data.partition import partition
+from genfl.data.partition import partition, subset
 from genfl.data.sources import DATASETS, DataSet, Examples
 from genfl.learning.task import Task, classification
 from genfl.models import MODELS
@@ -67,15 +67,17 @@ def data_key(data: Data) -> list[Any]:
 def parts(config: Config, seed: int) -> list[Any]:
     """Returns the rows of the training set that are each client's own."""
     split, train = config.data.partition, data_set(config.data).train
-    return partition(
-        train.labels,
+    rows = subset(train.labels, split.samples)
+    found = partition(
+        [train.labels[row] for row in rows],
         split.kind,
         split.clients,
         alpha=split.alpha,
         min_size=split.min_size,
         seed=Key(seed).fold("partition").integer() % 2**32,
-        keys=train.keys,
+        keys=[train.keys[row] for row in rows] if train.keys else None,
     )
+    return [rows[part] for part in found]
 
 
 def private_data(run: Run, seed: int) -> ClientData:
@@ -106,7 +108,7 @@ def indices(examples: Examples, labels: list[str]) -> torch.Tensor:
 
 def task_of(run: Run) -> Task:
     """Returns the learning task of a run: its downstream model on the discovered classes."""
-    return classify(run.config.model, data_set(run.config.data).shape, len(run.labels))
+    return classify(run.config, run.config.model, len(run.labels))
 
 
 def prepared(task: Task, data: DataSet) -> Task:
@@ -114,10 +116,11 @@ def prepared(task: Task, data: DataSet) -> Task:
     return task._replace(forward=lambda weights, x: task.forward(weights, data.prepare(x)))
 
 
-def classify(model: Model, shape: tuple[int, ...], classes: int) -> Task:
-    """Returns the task of classifying with a model of the config."""
+def classify(config: Config, model: Model, classes: int) -> Task:
+    """Returns the task of classifying a config's data with one of its models."""
+    shape = data_set(config.data).shape
     build = partial(MODELS[model.name].build, shape, classes, **model.options())
-    return classification(build, shape)
+    return classification(build, shape, config.precision)
 
 
 def initial_key(seed: int) -> Key:

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from genfl import config
-from genfl.data import decode
+from genfl.data import decode, folders
+from genfl.data.forms import pixels
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
 
@@ -179,14 +180,12 @@ def test_any_size_and_mode_becomes_the_same_form(tmp_path):
     palette = Image.fromarray(PIXELS[1]).quantize(8)
     deep = Image.fromarray(grey.astype(np.uint16) * 256 + 7)
     assert deep.mode == "I;16"
-    rgb = lambda array: decode.pixels(Image.fromarray(array), (4, 6), 3)  # noqa: E731
+    rgb = lambda array: pixels(Image.fromarray(array), (4, 6), 3)  # noqa: E731
     assert np.array_equal(rgb(grey), np.stack([grey] * 3))
     assert (rgb(half) == 255).all(), "what cannot be seen is white"
-    assert np.array_equal(
-        decode.pixels(palette, (4, 6), 3), np.asarray(palette.convert("RGB")).transpose(2, 0, 1)
-    )
-    assert np.array_equal(decode.pixels(deep, (4, 6), 1)[0], grey)
-    assert decode.pixels(Image.new("CMYK", (9, 9)), (4, 6), 3).shape == (3, 4, 6)
+    assert np.array_equal(pixels(palette, (4, 6), 3), np.asarray(palette.convert("RGB")).transpose(2, 0, 1))
+    assert np.array_equal(pixels(deep, (4, 6), 1)[0], grey)
+    assert pixels(Image.new("CMYK", (9, 9)), (4, 6), 3).shape == (3, 4, 6)
     large = np.zeros((40, 60, 3), np.uint8)
     large[:20] = 200
     small = rgb(large)
@@ -318,7 +317,7 @@ def test_paths_that_lead_nowhere(tmp_path, parquet):
     refused("data.path", "is a file", folder=file)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("no images")
-    refused("data.path", "no Parquet files and no folders of images", folder=tmp_path / "texts")
+    refused("data.path", "no Parquet files and no files of images", folder=tmp_path / "texts")
 
 
 def test_missing_columns_are_named_with_those_there_are(parquet):
@@ -349,7 +348,7 @@ def test_a_damaged_parquet_file_is_named(parquet, where):
 
 @pytest.mark.parametrize("batch", [3, 100])
 def test_unreadable_images_are_left_out_and_counted_each_time(tmp_path, caplog, monkeypatch, batch):
-    monkeypatch.setattr(decode, "BATCH", batch)
+    monkeypatch.setattr(folders, "BATCH", batch)
     monkeypatch.setattr(decode, "TASK", 2)
     rows = hub_rows(range(9))
     cells = rows.data.table.to_pylist()
@@ -396,7 +395,7 @@ def test_too_little_of_anything(tmp_path):
     one = write(tmp_path / "one", train=hub_rows([0, 3, 6, 9]))
     refused("data.label", "one class", folder=one)
     few = write(tmp_path / "few", train=hub_rows([0, 3, 1]))
-    refused("data.path", "a single image", folder=few)
+    refused("data.path", "a single example", folder=few)
     none = write(tmp_path / "none", train=hub_rows(range(9)), test=hub_rows([0]).data.table[:0])
     refused("data.path", "test-00000-of-00001.parquet is empty", folder=none)
     odd = write(tmp_path / "odd", test=hub_rows(range(9)))
@@ -405,7 +404,12 @@ def test_too_little_of_anything(tmp_path):
 
 def test_a_column_that_holds_no_images(tmp_path):
     folder = write(tmp_path / "d", train=hub_rows(range(9), text=["some words"] * 12))
-    refused("data.input", "none of the 9 cells of column 'text' is an image", folder=folder, input="text")
+    refused(
+        "data.input",
+        "none of the 9 cells of column 'text' can be read as images",
+        folder=folder,
+        input="text",
+    )
 
 
 def test_two_classes_with_one_name(tmp_path):
@@ -431,7 +435,7 @@ BASE = "{name: t, model: cnn, methods: {a: {algorithm: fedavg}}, data: {name: NA
     ("name", "overrides", "line"),
     [
         ("images", [], "data.path: images needs the folder it is in"),
-        ("images", ["data.path=x"], "data.size: images needs a height and width, as in [32, 32]"),
+        ("images", ["data.path=x"], "data.size: give the images' height and width, as in [32, 32]"),
         ("digits", ["data.path=x"], "data.path: digits is always the same; leave it out"),
         ("mnist", ["data.size=[32]"], "data.size: list should have at least 2 items"),
         ("mnist", ["data.size=[32, 0]"], "data.size.1: should be greater than or equal to 1"),

@@ -68,7 +68,7 @@ def test_models_are_given_standard_inputs_that_turn_back_into_the_pixels(
     assert x.dtype == torch.float32
     assert x.mean((0, 2, 3)).abs().max() < 0.03
     assert (x.std((0, 2, 3)) - 1).abs().max() < 0.05
-    mean, std = (torch.tensor(v)[:, None, None] for v in (RECIPES[name].mean, RECIPES[name].std))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (RECIPES[name].form.mean, RECIPES[name].form.std))
     assert torch.equal((255 * (x * std + mean)).round().to(torch.uint8), data.train.x[:6000])
 
 

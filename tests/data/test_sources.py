@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from genfl.data.forms import Pixels
 from genfl.data.recipes import RECIPES
-from genfl.data.sources import DATASETS, DIGIT_NAMES, grey_image, normalised
+from genfl.data.sources import DATASETS, DIGIT_NAMES, grey_image
 from genfl.learning.task import Task
 from genfl.run import prepared
 
@@ -42,7 +43,7 @@ def test_digits_are_given_to_models_as_they_are_stored():
 
 def test_pixels_are_normalised_channel_by_channel():
     x = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(2, 3, 3).unsqueeze(3)
-    found = normalised((0.2, 0.5, 1.0), (0.1, 0.5, 2.0), 3)(x)
+    found = Pixels((3, 1), 3, (0.2, 0.5, 1.0), (0.1, 0.5, 2.0)).prepare(x)
     expected = [[-2, 0, 8], [-1, -0.6, 1], [-0.5, -0.4, 0]]
     assert torch.allclose(found[1, :, :, 0], torch.tensor(expected), atol=1e-6)
 
@@ -63,8 +64,16 @@ def test_what_is_learned_and_scored_is_prepared():
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_recipe_is_of_one_piece(name):
     recipe = RECIPES[name]
-    assert len(recipe.mean) == len(recipe.std) == recipe.channels
-    assert all(0 <= mean <= 1 and 0 < std <= 0.5 for mean, std in zip(recipe.mean, recipe.std, strict=True))
     assert recipe.hub is None or recipe.hub.count("/") == 1
-    assert (recipe.hub is None) == (recipe.size is None) == (name == "images")
+    assert (recipe.hub is None) == (name in ("images",))
     assert not any("_" in word for word in recipe.words.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, recipe.form) for name, recipe in RECIPES.items() if isinstance(recipe.form, Pixels)],
+)
+def test_images_have_a_mean_and_deviation_for_each_channel(name, form):
+    assert len(form.mean) == len(form.std) == form.channels
+    assert all(0 <= mean <= 1 and 0 < std <= 0.5 for mean, std in zip(form.mean, form.std, strict=True))
+    assert (form.size is None) == (name == "images")

@@ -39,6 +39,9 @@ RESOURCES: dict[str, str] = {
 inputs that server and clients hold, ``unlabelled`` the same for the server alone, ``client_tasks`` the tasks
 of clients whose models differ, by name."""
 
+UNLABELLED = {name for name, what in RESOURCES.items() if what == "synthetic data"}
+"""The resources that are synthetic inputs."""
+
 
 class AlgorithmEntry(NamedTuple):
     """A method a config can name.

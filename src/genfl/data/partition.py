@@ -71,6 +71,38 @@ def partition(
         ) from error
 
 
+def subset(labels: Sequence[str], size: int | None) -> np.ndarray:
+    """Draws rows of a training set, classes as frequent as in all of it; always the same ones.
+
+    Args:
+        labels: The label of every sample.
+        size: How many; None for all.
+
+    Returns:
+        The rows, ascending.
+
+    Raises:
+        InputError: There are not so many, or so few that a class would have none.
+    """
+    if size is None or size == len(labels):
+        return np.arange(len(labels))
+    classes = len(set(labels))
+    if not classes <= size < len(labels):
+        raise InputError(
+            f"data.partition.samples: {size}, but it must be from {classes}, the number of classes, to"
+            f" {len(labels)}, the number of samples"
+        )
+    from sklearn.model_selection import train_test_split
+
+    rest = len(labels) - size
+    if rest < classes:  # as scikit-learn wants of both parts
+        chosen = np.random.default_rng(0).choice(len(labels), size, replace=False)
+    else:
+        rows = np.arange(len(labels))
+        chosen, _ = train_test_split(rows, train_size=size, stratify=list(labels), random_state=0)
+    return np.sort(chosen)
+
+
 def _natural(keys: Sequence[str] | None, clients: int, min_size: int) -> list[np.ndarray]:
     if keys is None:
         raise InputError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from genfl.data.decode import Split, Wanted, fetch, load, pixels
+from genfl.data.decode import Split, Wanted, load
+from genfl.data.folders import fetch
+from genfl.data.media import Modality
 from genfl.data.recipes import DIGIT_NAMES, RECIPES, Recipe
 from genfl.errors import InputError
 
@@ -22,7 +24,7 @@ class Examples(NamedTuple):
     """Labelled examples.
 
     Attributes:
-        x: Inputs as they are stored, [n, ...]: uint8 images [n, channels, height, width], memory-mapped, or
+        x: Inputs as they are stored, [n, ...]: memory-mapped arrays of their `genfl.data.forms.Form`, or
             floats as models are given them.
         labels: The label *name* of each; what number a name gets is for the label discovery to say.
         keys: Whose each is; None where the data does not say.
@@ -45,8 +47,8 @@ class DataSet(NamedTuple):
         train: What is split over the clients as their private data.
         test: What global models are scored on.
         modality: image, audio or text.
-        encode: Turns a generated sample (for images a PIL image of any size and mode) into an input like
-            those of `train`.
+        encode: Turns the content of a generated sample (a PIL image of any size and mode, a
+            `genfl.data.media.Clip`, a text) into an input like those of `train`.
         decode: Turns an input into a PIL image of the same pixels; None where inputs are no images.
         prepare: Turns inputs as they are stored, [n, ...], into what models are given: floats. It is called
             on what is about to be used, not on the whole data.
@@ -55,8 +57,8 @@ class DataSet(NamedTuple):
 
     train: Examples
     test: Examples
-    modality: str
-    encode: Callable[[Image.Image], Tensor]
+    modality: Modality
+    encode: Callable[[Any], Tensor]
     decode: Callable[[Tensor], Image.Image] | None = None
     prepare: Callable[[Tensor], Tensor] = as_stored
     digest: str = ""
@@ -71,14 +73,14 @@ class DataEntry(NamedTuple):
     """A data set a config can name.
 
     Attributes:
-        load: Gives the data set; where there is a recipe, it takes what `read_images` does.
+        load: Gives the data set; where there is a recipe, it takes what `read` does.
         modality: image, audio or text.
         summary: One line on what it is.
         recipe: How it is read; None for data that comes with genfl's requirements.
     """
 
     load: Callable[..., DataSet]
-    modality: str
+    modality: Modality
     summary: str
     recipe: Recipe | None = None
 
@@ -119,7 +121,7 @@ def to_image(x: Tensor) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-def read_images(
+def read(
     name: str,
     recipe: Recipe,
     *,
@@ -127,10 +129,9 @@ def read_images(
     input: str | None = None,
     label: str | None = None,
     key: str | None = None,
-    size: tuple[int, int] | None = None,
-    channels: int | None = None,
+    **form_options: Any,
 ) -> DataSet:
-    """Reads an image data set; what is given replaces what the recipe says.
+    """Reads a data set; what is given replaces what the recipe says.
 
     Labels are prompt-ready: the recipe's words for the data's own names, or these names with spaces for
     underscores.
@@ -139,23 +140,22 @@ def read_images(
         name: What a config calls it.
         recipe: How it is read.
         path: A folder with a copy of it, see `genfl.data.decode.load`; without it, the Hub's copy is read.
-        input: The column of the images.
+        input: The column of the examples.
         label: The column of the classes.
         key: The column that says whose an example is.
-        size: Height and width that images are resized to.
-        channels: 1 for grey, 3 for RGB.
+        form_options: Fields of the recipe's form.
 
     Raises:
         InputError: It cannot be had, or is not as it must be.
     """
-    size, channels = size or recipe.size, channels or recipe.channels
-    if size is None:
-        raise InputError(f"data.size: {name} needs the size of its images, as in [32, 32]")
     if path is None and recipe.hub is None:
         raise InputError(f"data.path: {name} needs the folder it is in")
+    form = replace(recipe.form, **form_options)  # type: ignore[type-var]  # all forms are dataclasses
+    if missing := form.missing():
+        raise InputError(f"data.{missing}")
     folder = Path(path).expanduser() if path is not None else fetch(name, str(recipe.hub))
     columns = ((input,) if input else recipe.input, (label,) if label else recipe.label)
-    found = load(folder, Wanted(*columns, key or recipe.key, size, channels))
+    found = load(folder, Wanted(*columns, key or recipe.key, form))
     if key and found.train.keys is None:
         raise InputError(f"data.key: no column {key!r} in {folder}")
     words = [recipe.words.get(name, name.replace("_", " ")) for name in found.names]
@@ -164,44 +164,23 @@ def read_images(
         raise InputError(f"data.label: two classes are both called {twice!r}; rename one of them")
 
     def examples(split: Split) -> Examples:
-        return Examples(torch.from_numpy(split.images), [words[label] for label in split.labels], split.keys)
-
-    def encode(image: Image.Image) -> Tensor:
-        return torch.from_numpy(pixels(image, size, channels).copy())
+        return Examples(torch.from_numpy(split.inputs), [words[label] for label in split.labels], split.keys)
 
     return DataSet(
         examples(found.train),
         examples(found.test),
-        recipe.modality,
-        encode,
-        to_image,
-        normalised(recipe.mean, recipe.std, channels),
+        form.modality,
+        lambda content: torch.from_numpy(np.array(form.encode(content))),
+        to_image if form.modality == "image" else None,
+        form.prepare,
         found.digest,
     )
-
-
-def normalised(mean: Sequence[float], std: Sequence[float], channels: int) -> Callable[[Tensor], Tensor]:
-    """Returns a function of uint8 images that gives ``(x / 255 − mean) / std`` for each channel.
-
-    Args:
-        mean: Of each channel, in [0, 1].
-        std: The standard deviation of each channel.
-        channels: Of the images; where it is not as many as `mean` has, all get the average.
-    """
-    if len(mean) != channels:
-        mean, std = [fmean(mean)] * channels, [fmean(std)] * channels
-    centre, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
-
-    def prepare(x: Tensor) -> Tensor:
-        return (x.to(torch.get_default_dtype()) / 255 - centre) / scale
-
-    return prepare
 
 
 DATASETS: dict[str, DataEntry] = {
     "digits": DataEntry(digits, "image", "UCI handwritten digits, 1,797 of 8×8, bundled with scikit-learn"),
     **{
-        name: DataEntry(partial(read_images, name, recipe), recipe.modality, recipe.summary, recipe)
+        name: DataEntry(partial(read, name, recipe), recipe.form.modality, recipe.summary, recipe)
         for name, recipe in RECIPES.items()
     },
 }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet
-from PIL import Image
 
+from genfl.data.media import MEDIA, Modality
 from genfl.errors import GenflError
 from genfl.generators.base import Sample
 from genfl.storage import read_json, replacing, sha256, write_json, write_text
@@ -28,29 +27,35 @@ class Shard(NamedTuple):
 
 
 class SyntheticData:
-    """A synthetic data set of images that is written shard by shard and can be gone on with.
+    """A synthetic data set that is written shard by shard and can be gone on with.
 
-    ``datasets.load_dataset(folder)`` opens it. Each row holds the image, its label, and how it was made:
-    prompt, guidance scale, seed, generator, and whether real data guided it. ``manifest.json`` lists the
+    ``datasets.load_dataset(folder)`` opens it. Each row holds the image, clip or text, its label, and
+    how it was made: prompt, guidance scale, seed, generator, and whether real data guided it.
+    ``manifest.json`` lists the
     finished shards; a shard it does not list, or whose checksum differs, counts as absent.
 
     Args:
         folder: Where it is.
         label_names: The names of the classes, in order.
         shards: How many shards it has when complete.
+        modality: What a sample is.
     """
 
-    def __init__(self, folder: Path, label_names: Sequence[str], shards: int) -> None:
+    def __init__(
+        self, folder: Path, label_names: Sequence[str], shards: int, modality: Modality = "image"
+    ) -> None:
         self.folder = folder
         self.label_names = list(label_names)
         self.shards = shards
+        self.modality = modality
+        self.medium = MEDIA[modality]
         self.manifest = folder / "manifest.json"
 
     @classmethod
     def open(cls, folder: Path) -> SyntheticData:
         """Opens a data set that was written before."""
         content = read_json(folder / "manifest.json")
-        return cls(folder, content["labels"], content["of"])
+        return cls(folder, content["labels"], content["of"], content["modality"])
 
     def finished(self) -> dict[int, Shard]:
         """Returns the shards the manifest lists, by number, whether intact or not."""
@@ -86,7 +91,7 @@ class SyntheticData:
 
         features = datasets.Features(
             {
-                "image": datasets.Image(),
+                self.medium.column: self.medium.feature(),
                 "label": datasets.ClassLabel(names=self.label_names),
                 "prompt": datasets.Value("string"),
                 "guidance_scale": datasets.Value("float32"),
@@ -97,7 +102,7 @@ class SyntheticData:
         )
         rows = [
             {
-                "image": {"bytes": _png(sample.content), "path": None},
+                self.medium.column: self.medium.write(sample.content),
                 "label": sample.prompt.label,
                 "prompt": sample.prompt.text,
                 "guidance_scale": sample.prompt.guidance_scale,
@@ -114,7 +119,8 @@ class SyntheticData:
         shard = Shard(file, len(rows), sha256(self.folder / file), round(seconds, 3))
         listed = {**self.finished(), number: shard}
         shards = {str(n): s._asdict() for n, s in sorted(listed.items())}
-        write_json(self.manifest, {"labels": self.label_names, "of": self.shards, "shards": shards})
+        content = {"modality": self.modality, "labels": self.label_names, "of": self.shards}
+        write_json(self.manifest, {**content, "shards": shards})
 
     def write_card(self, title: str, facts: dict[str, Any]) -> None:
         """Writes the data card, README.md.
@@ -131,12 +137,12 @@ class SyntheticData:
             f"---\ntags:\n- synthetic\n---\n# {title}\n\n"
             f"{rows} generated samples of {len(self.label_names)} classes"
             f" ({', '.join(self.label_names)}). Nothing in it was recorded from the world.\n\n{lines}\n\n"
-            "Columns: `image`, `label`, `prompt`, `guidance_scale`, `seed`, `generator`, and `guided`"
-            " (whether a real example guided the sample). Checksums: `manifest.json`.\n",
+            f"Columns: `{self.medium.column}`, `label`, `prompt`, `guidance_scale`, `seed`, `generator`, and"
+            " `guided` (whether a real example guided the sample). Checksums: `manifest.json`.\n",
         )
 
-    def read(self) -> tuple[list[Image.Image], list[str]]:
-        """Reads all images and the names of their labels, in order.
+    def read(self) -> tuple[list[Any], list[str]]:
+        """Reads the content of all samples and the names of their labels, in order.
 
         Raises:
             GenflError: A shard is missing or damaged.
@@ -144,20 +150,16 @@ class SyntheticData:
         bad = self.missing()
         if bad:
             raise GenflError(f"{self.folder} lacks intact shards {bad}; run the generate stage again")
-        images: list[Image.Image] = []
+        contents: list[Any] = []
         labels: list[str] = []
         for _, shard in sorted(self.finished().items()):
-            table = pyarrow.parquet.read_table(self.folder / shard.file, columns=["image", "label"])
-            images += [Image.open(io.BytesIO(cell["bytes"])) for cell in table["image"].to_pylist()]
+            table = pyarrow.parquet.read_table(
+                self.folder / shard.file, columns=[self.medium.column, "label"]
+            )
+            contents += map(self.medium.read, table[self.medium.column].to_pylist())
             labels += [self.label_names[index] for index in table["label"].to_pylist()]
-        return images, labels
+        return contents, labels
 
     def _intact(self, shard: Shard) -> bool:
         path = self.folder / shard.file
         return path.exists() and sha256(path) == shard.sha256
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

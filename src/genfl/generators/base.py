@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
-
-from PIL import Image
+from typing import Any, NamedTuple, Protocol
 
 
 class Prompt(NamedTuple):
@@ -16,19 +14,26 @@ class Prompt(NamedTuple):
         text: What the generator is told.
         guidance_scale: Weight of the prompt in classifier-free guidance; at 1 or below there is none.
         seed: Decides the sample's noise, whatever else is in its block.
+        nth: Its place among the samples of its label, from 0.
     """
 
     label: str
     text: str
     guidance_scale: float
     seed: int
+    nth: int = 0
 
 
 class Sample(NamedTuple):
-    """A generated sample and what it was made from."""
+    """A generated sample and what it was made from.
+
+    Attributes:
+        prompt: What it was made from.
+        content: A PIL image, a `genfl.data.media.Clip` or a text, as the generator's modality says.
+    """
 
     prompt: Prompt
-    content: Image.Image
+    content: Any
 
 
 class Generator(Protocol):

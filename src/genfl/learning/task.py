@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -130,12 +130,19 @@ class _Head(nn.Module):
         return self.model.head(z)
 
 
-def classification(build: Callable[[], Classifier], shape: Sequence[int]) -> Task:
+Precision = Literal["fp32", "bf16"]
+
+
+def classification(
+    build: Callable[[], Classifier], shape: Sequence[int], precision: Precision = "fp32"
+) -> Task:
     """Returns the task of classifying with cross-entropy.
 
     Args:
         build: Makes a freshly initialised model, drawing from torch's global generator.
         shape: The shape of one input.
+        precision: ``bf16`` computes in bfloat16 what `torch.autocast` does; weights, losses and what the
+            model gives stay fp32.
 
     Integer buffers (batch norm's count of batches) are no part of the weights: they cannot be averaged and
     nothing that genfl supports reads them.
@@ -151,7 +158,11 @@ def classification(build: Callable[[], Classifier], shape: Sequence[int]) -> Tas
 
     def forward(module: nn.Module, params: Tree, buffers: Tree, x: Tensor) -> Any:
         tree = {f"model.{name}": value for name, value in (params | buffers).items()}
-        return functional_call(module, tree, (x,))
+        if precision == "fp32":
+            return functional_call(module, tree, (x,))
+        with torch.autocast(x.device.type, torch.bfloat16):
+            outputs = functional_call(module, tree, (x,))
+        return tuple(output.float() for output in outputs)
 
     def loss(params: Tree, buffers: Tree, batch: Batch, key: Key) -> tuple[Tensor, Aux]:
         buffers = trees.map(torch.clone, buffers)  # batch norm writes into what it is given

@@ -43,6 +43,8 @@ def plan(
         for sample in range(first, min(first + block_size, total)):
             label = labels[sample % len(labels)]
             text = templates.draw(label, rng)
-            block.append(Prompt(label, text, scale, key.fold("sample", sample).integer()))
+            block.append(
+                Prompt(label, text, scale, key.fold("sample", sample).integer(), sample // len(labels))
+            )
         blocks.append(block)
     return blocks

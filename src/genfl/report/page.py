@@ -18,6 +18,7 @@ from genfl.report.style import COLOURS, MARKERS, MOST_DRAWN, REST, Look, looks
 from genfl.report.summary import LAST
 from genfl.run import Run, data_set, private_data
 from genfl.stages.federate import SYNTHETIC_ONLY
+from genfl.stages.generate import generator_facts
 
 MOST_CLIENTS = 200
 """More columns than this could not be told apart."""
@@ -82,6 +83,7 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "name": config.name,
         "config": configs.dump(config),
         "settings": config,
+        "generator": generator_facts(config),
         "summary": summary,
         "verdict": _firm(text.verdict(summary)),
         "target": _firm(text.target(summary)),

@@ -13,7 +13,8 @@ import torch
 import genfl
 from genfl.config import Method
 from genfl.run import Run
-from genfl.stages.federate import SYNTHETIC_ONLY, sent_to_clients, uses_generator
+from genfl.stages.arms import sent_to_clients, uses_generator
+from genfl.stages.federate import SYNTHETIC_ONLY
 from genfl.storage import read_json
 
 SCHEMA = 1

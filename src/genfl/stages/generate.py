@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from genfl import progress
 from genfl.config import Config
+from genfl.data.media import MEDIA
+from genfl.data.sources import DATASETS
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.generators.image import StableDiffusion, fingerprint, locate
+from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
 from genfl.run import Run, data_set
 from genfl.stages import prompts
 from genfl.stages.base import Stage
 
 
 def _run(run: Run) -> dict[str, Any]:
-    config = run.config.generator
+    entry, options = _entry(run.config)
+    purpose = _purpose(run.config, run.labels)
     blocks = prompts.read(run)
-    data = SyntheticData(run.folder / STAGE.folder, run.labels, shards=len(blocks))
+    data = SyntheticData(run.folder / STAGE.folder, run.labels, len(blocks), purpose.modality)
     missing = data.missing()
     total = sum(map(len, blocks))
     done = total - sum(len(blocks[number]) for number in missing)
     if missing:
-        generator = StableDiffusion(config.model, config.steps, config.device)
+        generator = entry.make(options, purpose)
         with progress.bar("generate", total, "samples", done) as advance:
             for number in missing:
                 began = time.perf_counter()
@@ -33,8 +37,7 @@ def _run(run: Run) -> dict[str, Any]:
                 data.write(number, samples, generator.id, time.perf_counter() - began)
                 advance(len(samples))
     facts = {
-        "generator": config.model,
-        "denoising steps": config.steps,
+        **generator_facts(run.config),
         "guidance scales": ", ".join(f"{scale:g}" for scale in run.config.prompts.guidance_scale),
         "prompts, for example": "; ".join(run.result("prompts")["examples"]),
     }
@@ -51,9 +54,9 @@ def _run(run: Run) -> dict[str, Any]:
 
 def read(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads the synthetic data as inputs [m, ...] stored like the private ones, and class indices [m]."""
-    images, names = SyntheticData.open(run.folder / STAGE.folder).read()
+    contents, names = SyntheticData.open(run.folder / STAGE.folder).read()
     encode = data_set(run.config.data).encode
-    x = torch.stack([encode(image) for image in images])
+    x = torch.stack([encode(content) for content in contents])
     return x, torch.tensor([run.labels.index(name) for name in names])
 
 
@@ -66,13 +69,37 @@ def _progress(run: Run) -> tuple[int, int, str]:
 
 
 def _check(config: Config) -> None:
-    locate(config.generator.model)
-    if config.generator.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"generator.device: {config.generator.device!r}, but torch sees no GPU; use cpu")
+    (entry, options), modality = _entry(config), DATASETS[config.data.name].modality
+    if modality not in entry.modalities:
+        kinds = ", ".join(kind for kind, other in GENERATORS.items() if modality in other.modalities)
+        raise InputError(
+            f"generator.kind: {config.generator.kind} makes no {MEDIA[modality].what}, which"
+            f" {config.data.name} consists of; use one of: {kinds}"
+        )
+    entry.check(options, _purpose(config, sorted(set(data_set(config.data).train.labels))))
 
 
-def _inputs(config: Config) -> Any:
-    return [config.generator.model_dump(), fingerprint(config.generator.model)]
+def inputs(config: Config) -> Any:
+    """Returns what decides the generator."""
+    entry, options = _entry(config)
+    return [config.generator.model_dump(exclude={"path"}), entry.fingerprint(options, _purpose(config, []))]
 
 
-STAGE = Stage("generate", "synthetic", 2, _inputs, ("labels", "prompts"), _run, _progress, _check)
+def generator_facts(config: Config) -> dict[str, Any]:
+    """Returns what a data card and a report say of the generator."""
+    entry, options = _entry(config)
+    return entry.facts(options)
+
+
+def _entry(config: Config) -> tuple[GeneratorEntry, dict[str, Any]]:
+    """Returns the config's kind of generator, and its options."""
+    return GENERATORS[config.generator.kind], config.generator.model_dump(exclude={"kind"})
+
+
+def _purpose(config: Config, labels: Sequence[str]) -> Purpose:
+    data = DATASETS[config.data.name]
+    words = data.recipe.words if data.recipe else {}
+    return Purpose(data.modality, labels, words, config.prompts.per_label)
+
+
+STAGE = Stage("generate", "synthetic", 3, inputs, ("labels", "prompts"), _run, _progress, _check)

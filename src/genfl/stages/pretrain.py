@@ -53,7 +53,8 @@ def _folder(run: Run, seed: int) -> Path:
 
 
 def _inputs(config: Config) -> Any:
-    return [config.pretrain.model_dump(), config.model.model_dump(), data_key(config.data), config.seeds]
+    model = [config.precision, config.model.model_dump()]
+    return [config.pretrain.model_dump(), model, data_key(config.data), config.seeds]
 
 
 STAGE = Stage("pretrain", "pretrain", 2, _inputs, ("labels", "generate"), _run)

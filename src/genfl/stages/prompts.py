@@ -50,4 +50,4 @@ def _inputs(config: Config) -> Any:
     return [config.prompts.model_dump(), config.seeds[0]]
 
 
-STAGE = Stage("prompts", "prompts", 1, _inputs, ("labels",), _run, check=_templates)
+STAGE = Stage("prompts", "prompts", 2, _inputs, ("labels",), _run, check=_templates)

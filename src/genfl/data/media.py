@@ -1,0 +1,121 @@
+"""What examples are before a model sees them, recorded and generated ones alike: pictures, sounds, texts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+Modality = Literal["image", "audio", "text"]
+
+
+class Clip(NamedTuple):
+    """A sound.
+
+    Attributes:
+        samples: float32 [n], one channel, in [−1, 1].
+        rate: Samples a second.
+    """
+
+    samples: np.ndarray
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return len(self.samples) / self.rate
+
+
+class Medium(NamedTuple):
+    """How a kind of content is kept in a cell of a table, in the Hugging Face layout.
+
+    Attributes:
+        column: What a table's column of it is called.
+        what: What messages call it, in the plural.
+        read: Turns a cell into the content; raises anything on one that is damaged.
+        write: Turns content into a cell.
+        feature: Gives the column's type in a `datasets` table.
+        suffixes: Gives the suffixes of files that hold it, with their dots; empty where files hold tables.
+    """
+
+    column: str
+    what: str
+    read: Callable[[Any], Any]
+    write: Callable[[Any], Any]
+    feature: Callable[[], Any]
+    suffixes: Callable[[], Collection[str]]
+
+
+def _open(cell: Any) -> Any:
+    """Returns what Pillow and soundfile open: a file in memory, or a path."""
+    content = (cell.get("bytes") or cell["path"]) if isinstance(cell, dict) else cell
+    return io.BytesIO(content) if isinstance(content, bytes) else content
+
+
+def _read_image(cell: Any) -> Image.Image:
+    with Image.open(_open(cell)) as image:
+        image.load()
+        return image
+
+
+def _write_image(image: Image.Image) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _image_feature() -> Any:
+    import datasets
+
+    return datasets.Image()
+
+
+def _read_audio(cell: Any) -> Clip:
+    import soundfile
+
+    samples, rate = soundfile.read(_open(cell), dtype="float32", always_2d=True)
+    return Clip(samples.mean(1), rate)
+
+
+def _write_audio(clip: Clip) -> dict[str, Any]:
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, clip.samples, clip.rate, format="WAV", subtype="PCM_16")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _audio_feature() -> Any:
+    import datasets
+
+    return datasets.Audio(decode=False)  # decoding would need torchcodec and FFmpeg
+
+
+def _read_text(cell: Any) -> str:
+    if not isinstance(cell, str) or not cell.strip():
+        raise ValueError("no text")
+    return cell
+
+
+def _text_feature() -> Any:
+    import datasets
+
+    return datasets.Value("string")
+
+
+def _same(text: str) -> str:
+    return text
+
+
+MEDIA: dict[Modality, Medium] = {
+    "image": Medium(
+        "image", "images", _read_image, _write_image, _image_feature, Image.registered_extensions
+    ),
+    "audio": Medium(
+        "audio", "clips", _read_audio, _write_audio, _audio_feature, lambda: (".wav", ".flac", ".ogg", ".mp3")
+    ),
+    "text": Medium("text", "texts", _read_text, _same, _text_feature, lambda: (".csv", ".jsonl", ".json")),
+}

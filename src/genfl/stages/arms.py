@@ -1,0 +1,126 @@
+"""Arms: what each method of a config, with each seed, reads, runs and depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from genfl.algorithms import ALGORITHMS, Algorithm, combine
+from genfl.algorithms.fedavg import fedavg
+from genfl.algorithms.registry import UNLABELLED
+from genfl.config import Config, Method
+from genfl.data.clients import ClientData
+from genfl.engines.rounds import Schedule
+from genfl.learning.local import LocalSGD
+from genfl.learning.task import Task
+from genfl.references import GENERATOR, LOCAL, TRAINED, Federation
+from genfl.rng import Key
+from genfl.run import Run, classify, data_key
+from genfl.stages import generate, pretrain
+from genfl.storage import digest
+
+FOLDER, VERSION = "federate", 3
+"""Of the stage that runs them."""
+
+
+def federations(config: Config, method: Method, clients: ClientData, seed: int) -> list[Federation]:
+    """Returns what a method runs: one federation, or a reference's federations of one."""
+    key = Key(seed).fold("federate")  # not the method's: all methods see the same cohorts
+    if method.reference:
+        return TRAINED[method.reference](clients, schedule(config), key)
+    return [Federation(clients, schedule(config), key)]
+
+
+def places(config: Config, method: Method, seed: int) -> list[str]:
+    """Returns the names of the folders of a method's federations."""
+    if method.reference != LOCAL:
+        return [f"seed-{seed}"]
+    return [f"seed-{seed}-client-{client}" for client in range(config.data.partition.clients)]
+
+
+def trained(config: Config) -> dict[str, Method]:
+    """Returns the methods that train in rounds."""
+    return {name: method for name, method in config.methods.items() if method.reference != GENERATOR}
+
+
+def key(run: Run, method: Method, seed: int) -> str:
+    """Returns a digest of all that a method's training with one seed depends on, and of nothing else."""
+    config = run.config
+    if method.reference == GENERATOR:
+        texts = [run.labels, config.prompts.style, config.prompts.template, config.prompts.blanks]
+        model = generate.inputs(config)
+        return digest([VERSION, data_key(config.data), texts, model, method.model_dump(), seed])
+    upstream = ["labels"]
+    if method.start == "pretrained":
+        upstream.append(pretrain.STAGE.name)
+    if reads_generated(method):
+        upstream.append(generate.STAGE.name)
+    models = [config.precision, config.model.model_dump()]
+    if "client_tasks" in asked_for(method):
+        models += [model.model_dump() for model in config.client_models]
+    federation = config.federate.model_dump(exclude={"checkpoint_every", "engine"})
+    keys = {name: run.key(name) for name in upstream}
+    data = [data_key(config.data), config.data.partition.model_dump()]
+    return digest([VERSION, data, models, federation, method.model_dump(), seed, keys])
+
+
+def uses_generator(method: Method) -> bool:
+    """Returns whether a method would not be what it is without the generator."""
+    return method.start == "pretrained" or method.reference == GENERATOR or reads_generated(method)
+
+
+def reads_generated(method: Method) -> bool:
+    """Returns whether a method's training needs the synthetic data itself."""
+    return method.data != "private" or bool(asked_for(method) & UNLABELLED)
+
+
+def asked_for(method: Method) -> set[str]:
+    """Returns the names of the resources that a method's builders ask for."""
+    parts = [] if method.reference else method.algorithm
+    return {resource for part in parts for resource in ALGORITHMS[part.name].resources}
+
+
+def resources(config: Config, classes: int) -> dict[str, Any]:
+    """Returns what builders may ask for, but for the synthetic data."""
+    tasks = {
+        f"{index}-{model.name}": classify(config, model, classes)
+        for index, model in enumerate(config.client_models)
+    }
+    return {
+        "cohort": config.federate.clients_per_round,
+        "rounds": config.federate.rounds,
+        "client_tasks": tasks or None,
+    }
+
+
+def algorithm(config: Config, method: Method, task: Task, resources: Mapping[str, Any]) -> Algorithm:
+    """Returns what clients and server of a method compute; of a reference, how its one client trains."""
+    work = config.federate.local
+    local = LocalSGD(work.lr, work.momentum, work.weight_decay)
+    if method.reference:
+        return fedavg(task, local)  # of a single client: its own training
+    parts = [(ALGORITHMS[part.name], part.options()) for part in method.algorithm]
+    return combine(task, local, parts, resources)
+
+
+def schedule(config: Config) -> Schedule:
+    """Returns the rounds, cohorts and local work that all methods have."""
+    federation = config.federate
+    return Schedule(
+        rounds=federation.rounds,
+        clients_per_round=federation.clients_per_round,
+        batch_size=federation.local.batch_size,
+        local_steps=federation.local.steps,
+        local_epochs=federation.local.epochs,
+        evaluate_every=federation.evaluate_every,
+        checkpoint_every=federation.checkpoint_every,
+    )
+
+
+def sent_to_clients(run: Run, method: Method) -> int:
+    """Returns the bytes of synthetic data, as on disk, that all clients of a method get together, once."""
+    copies = run.config.data.partition.clients * ("shared" in asked_for(method))
+    if method.data != "private" and method.reference is None:
+        copies += 1  # every client gets its own share
+    size: int = run.result(generate.STAGE.name)["bytes"]
+    return copies * size

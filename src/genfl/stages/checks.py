@@ -1,0 +1,69 @@
+"""Whether every method of a config can be, tried on the real models before any stage works."""
+
+from __future__ import annotations
+
+import torch
+
+from genfl.algorithms.profile import take_a_step
+from genfl.config import Config, ImageGenerator, Model
+from genfl.data.sources import DataSet
+from genfl.engines.parallel import refusal
+from genfl.errors import InputError
+from genfl.generators.classify import refuse
+from genfl.learning.task import MissingPart, Task
+from genfl.references import GENERATOR
+from genfl.run import classify, data_set
+from genfl.stages import arms
+
+
+def check(config: Config) -> None:
+    """Refuses methods that cannot be: tried on the real models, with as many classes as names in the data."""
+    data = data_set(config.data)
+    classes = len(set(data.train.labels))
+    task = _fitting("model", config, config.model, classes)
+    for index, model in enumerate(config.client_models):
+        _fitting(f"client_models.{index}", config, model, classes)
+    nothing_yet = torch.zeros(2, *data.shape)
+    resources = arms.resources(config, classes) | {"shared": nothing_yet, "unlabelled": nothing_yet}
+    why_not = refusal() if config.federate.engine == "parallel" else None
+    if why_not:
+        raise InputError(f"federate.engine: parallel, but {why_not}; use auto or sequential")
+    for name, method in config.methods.items():
+        made, clients = config.prompts.per_label * classes, config.data.partition.clients
+        if method.data != "private" and made < clients:
+            raise InputError(
+                f"methods.{name}.data: {made} generated samples are too few to give each of {clients} clients"
+                " a share; raise prompts.per_label"
+            )
+        try:
+            if method.reference == GENERATOR:
+                _check_classifier(config, data)
+                continue
+            algorithm = arms.algorithm(config, method, task, resources)
+            for client in range(max(1, len(config.client_models))):  # models may differ between clients
+                take_a_step(algorithm, task, client)
+        except ValueError as error:
+            raise InputError(f"methods.{name}.algorithm: {error}") from error
+        except MissingPart as error:
+            raise InputError(
+                f"methods.{name}.algorithm: it needs a model with {error}, which"
+                f" {config.model.name} does not offer"
+            ) from error
+
+
+def _fitting(field: str, config: Config, model: Model, classes: int) -> Task:
+    """Returns the task with a model, which is refused if it does not fit the inputs."""
+    try:
+        return classify(config, model, classes)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{field}: {model.name} does not fit inputs of shape {data_set(config.data).shape}: {error}"
+        ) from error
+
+
+def _check_classifier(config: Config, data: DataSet) -> None:
+    if not isinstance(config.generator, ImageGenerator):
+        raise InputError(f"generator classifies with a diffusion model, which {config.generator.kind} is not")
+    if data.decode is None:
+        raise InputError(f"generator classifies images, and the examples of {config.data.name} are none")
+    refuse(config.generator.model)
