@@ -1,7 +1,8 @@
 """One FedAvg task on genfl's engines and on a bare PyTorch loop, side by side in one run.
 
 100 clients of 64 samples, 10 clients a round, one local epoch, batches of 32. ``--side 8 --width 16`` is a
-CNN for digits, bound by overhead; ``--side 32 --width 32`` one for CIFAR-sized images, bound by arithmetic.
+CNN for digits, bound by overhead; ``--side 32 --width 32`` one for CIFAR-sized images, bound by arithmetic;
+``--model logistic --cohort 100`` and ``--model mlp --cohort 100`` are models whose clients it pays to batch.
 The repetitions of all contestants alternate, so that a machine's drift hits all, and medians are printed.
 """
 
@@ -16,27 +17,31 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from genfl import trees
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
 from genfl.engines.choice import engine
 from genfl.engines.rounds import Schedule, cohort, federate
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
-from genfl.models import CNN
+from genfl.models import CNN, MLP, Classifier, Stack
 from genfl.rng import Key
 
-CLIENTS, SAMPLES, COHORT, BATCH, LR, CLASSES = 100, 64, 10, 32, 0.05, 10
+CLIENTS, SAMPLES, BATCH, LR, CLASSES = 100, 64, 32, 0.05, 10
 
 
-def bare_loop(build: Callable[[], CNN], x: torch.Tensor, y: torch.Tensor, rounds: int) -> None:
+def bare_loop(
+    build: Callable[[], Classifier], x: torch.Tensor, y: torch.Tensor, size: int, rounds: int
+) -> None:
     """Federated averaging as one would write it without a library."""
     model = build()
     weights = copy.deepcopy(model.state_dict())
     rng = np.random.default_rng(0)
     for number in range(rounds):
         total = {name: torch.zeros_like(value) for name, value in weights.items()}
-        for client in cohort(CLIENTS, COHORT, Key(0).fold("cohort", number)):
+        for client in cohort(CLIENTS, size, Key(0).fold("cohort", number)):
             model.load_state_dict(weights)
             optimizer = torch.optim.SGD(model.parameters(), LR)
             for rows in np.split(rng.permutation(SAMPLES), SAMPLES // BATCH):
@@ -44,7 +49,7 @@ def bare_loop(build: Callable[[], CNN], x: torch.Tensor, y: torch.Tensor, rounds
                 F.cross_entropy(model(x[client, rows]), y[client, rows]).backward()
                 optimizer.step()
             for name, value in model.state_dict().items():
-                total[name] += value / COHORT
+                total[name] += value / size
         weights = total
 
 
@@ -53,6 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=8)
     parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--model", choices=["cnn", "mlp", "logistic"], default="cnn")
+    parser.add_argument("--cohort", type=int, default=10, help="clients a round, at most 100")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repetitions", type=int, default=5)
     chosen = parser.parse_args()
@@ -62,13 +69,17 @@ def main() -> None:
     y = torch.randint(CLASSES, (CLIENTS * SAMPLES,), generator=rng)
     data = ClientData(x, y, np.arange(len(x)).reshape(CLIENTS, SAMPLES), CLASSES)
 
-    def build() -> CNN:
-        return CNN(shape, CLASSES, width=chosen.width)
+    def build() -> Classifier:
+        if chosen.model == "logistic":
+            return Stack(nn.Flatten(), nn.Linear(x[0].numel(), CLASSES))
+        return (CNN if chosen.model == "cnn" else MLP)(shape, CLASSES, width=chosen.width)
 
     task = classification(build, shape)
     algorithm = fedavg(task, LocalSGD(LR))
     weights = task.init(Key(0))
     by_client = x.view(CLIENTS, SAMPLES, *shape), y.view(CLIENTS, SAMPLES)
+
+    ended: dict[int, torch.Tensor] = {}
 
     def seconds(run: Callable[[int], object]) -> float:
         began = time.perf_counter()
@@ -77,18 +88,21 @@ def main() -> None:
 
     def bare(threads: int) -> float:
         torch.set_num_threads(threads)
-        return seconds(lambda rounds: bare_loop(build, *by_client, rounds))
+        return seconds(lambda rounds: bare_loop(build, *by_client, chosen.cohort, rounds))
 
     with (
-        engine("sequential", data, COHORT) as sequential,
-        engine("parallel", data, COHORT) as parallel,
-        engine("auto", data, COHORT) as auto,
+        engine("sequential", data, chosen.cohort) as sequential,
+        engine("parallel", data, chosen.cohort) as parallel,
+        engine("auto", data, chosen.cohort) as auto,
+        engine("vectorised", data, chosen.cohort) as vectorised,
     ):
 
         def ours(runner) -> float:  # type: ignore[no-untyped-def]
             def run(rounds: int) -> object:
-                schedule = Schedule(rounds, COHORT, BATCH, evaluate_every=10**9)
-                return federate(algorithm, weights, data, runner, schedule, Key(0), lambda weights: {})
+                schedule = Schedule(rounds, chosen.cohort, BATCH, evaluate_every=10**9)
+                trace = federate(algorithm, weights, data, runner, schedule, Key(0), lambda weights: {})
+                ended[id(runner)] = torch.cat([leaf.flatten() for leaf in trees.leaves(trace.weights)])
+                return trace
 
             return seconds(run)
 
@@ -97,11 +111,15 @@ def main() -> None:
             "bare loop, 2 threads": lambda: bare(2),
             "sequential": lambda: ours(sequential),
             "parallel": lambda: ours(parallel),
+            "vectorised": lambda: ours(vectorised),
             "auto": lambda: ours(auto),
         }
         for run in contestants.values():
             run()  # forks, first allocations
         runs = [{name: run() for name, run in contestants.items()} for _ in range(chosen.repetitions)]
+    for name, runner in {"parallel": parallel, "vectorised": vectorised, "auto": auto}.items():
+        far = (ended[id(runner)] - ended[id(sequential)]).abs().max().item()
+        print(f"{name} ends at most {far:.1e} from sequential, in a weight")
     reference = [row["bare loop, 1 thread"] for row in runs]
     for name in contestants:
         times = [row[name] for row in runs]

@@ -73,7 +73,7 @@ print([m for m in ("torch", "numpy", "pydantic", "datasets", "diffusers", "yaml"
     [
         ("algorithms", {"name", "paper", "sees", "secure_sum", "uplink", "downlink", "memory", "needs"}),
         ("models", {"name", "parameters", "modality"}),
-        ("datasets", {"name", "modality", "summary", "hub", "verified"}),
+        ("datasets", {"name", "modality", "summary", "hub", "metric", "verified"}),
         ("generators", {"name", "modality", "models"}),
     ],
 )

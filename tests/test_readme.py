@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from genfl import config
 from genfl.algorithms import ALGORITHMS
@@ -16,14 +17,20 @@ def _blocks(language):
 
 
 def test_the_config_is_valid_and_takes_the_methods_shown():
-    whole, data, methods = _blocks("yaml")
+    whole, data, splits, methods, changes = _blocks("yaml")
     before, after = whole[: whole.index("data:")], whole[whole.index("prompts:") :]
     for line in data.splitlines():
         assert config.parse(f"{before}{line}\n{after}").data.name in line
+    for line in splits.splitlines():
+        kind = yaml.safe_load(line)["partition"]["kind"]
+        assert config.parse(whole, [f"data.{line.replace(': ', '=', 1)}"]).data.partition.kind == kind
     assert list(config.parse(whole).methods) == ["fedavg", "gptfl", "gptfl_adam"]
     shown = config.parse(whole[: whole.index("methods:")] + methods)
     assert shown.methods["prox_adam"].algorithm[0].mu == 0.1
     assert shown.methods["moon_mixed"].data == "mixed"
+    for line in changes.splitlines():
+        ((section, content),) = yaml.safe_load(line).items()
+        assert config.parse(whole, [f"{section}={content}"]) != config.parse(whole)
 
 
 def test_every_method_is_named():

@@ -206,8 +206,8 @@ def test_no_reference_trains_on_a_test_sample_nor_on_data_it_was_not_given(run, 
     seen = {}
     batch = ClientData.batch
 
-    def watched(data, client, of):
-        found = batch(data, client, of)
+    def watched(data, client, of, key=None):
+        found = batch(data, client, of, key)
         seen[name] = seen.get(name, set()) | rows(found["x"])
         return found
 

@@ -32,13 +32,14 @@ def models() -> list[dict[str, Any]]:
 
 
 def datasets() -> list[dict[str, Any]]:
-    """Returns the data sets, their ids on the Hugging Face Hub, and whether a real copy was ever read."""
+    """Returns the data sets: ids on the Hub, what is usually reported, whether a real copy was ever read."""
     return [
         {
             "name": name,
             "modality": entry.modality,
             "summary": entry.summary,
             "hub": entry.recipe.hub if entry.recipe else None,
+            "metric": entry.metric,
             "verified": entry.recipe.verified if entry.recipe else True,
         }
         for name, entry in DATASETS.items()

@@ -122,6 +122,38 @@ def run(
 
 
 @app.command()
+def sweep(
+    config_file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run, with a grid.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's: federate.rounds=20"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the runs; runs/NAME if not given.")
+    ] = None,
+    update: Update = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a config at every point of its grid, or go on where it stopped.
+
+    The grid maps fields to lists of values: `grid: {data.partition.alpha: [0.05, 0.1, 1.0]}`. Stages that are
+    the same at several points are done once.
+    """
+    from genfl import config, progress
+    from genfl import sweep as sweeps
+
+    _configure_logging()
+    progress.enabled.set(not as_json)
+    content = config.read(config_file, overrides or [])
+    results = sweeps.sweep(content, out or Path("runs") / str(content.get("name")), update=update)
+    if as_json:
+        _print_json(results)
+    else:
+        _print_table(*sweeps.overview(results))
+
+
+@app.command()
 def status(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")],
     as_json: Json = False,

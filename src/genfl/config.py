@@ -22,9 +22,11 @@ from pydantic import (
 )
 
 from genfl.algorithms import ALGORITHMS
+from genfl.data.partition import OWN, Kind, Within
 from genfl.data.sources import DATASETS
 from genfl.engines.choice import Name as EngineName
 from genfl.errors import InputError
+from genfl.learning.augment import Augment, Padding
 from genfl.learning.task import Precision
 from genfl.models import MODELS
 from genfl.options import options
@@ -59,12 +61,35 @@ class Choice(Section):
 class Partition(Section):
     """How the training data is split over clients."""
 
-    kind: Literal["dirichlet", "iid", "natural"] = Field(
-        "dirichlet", description="natural: the clients the data has of its own, such as PACS's four domains."
+    kind: Kind = Field(
+        "dirichlet",
+        description="iid: all alike. dirichlet: every label is dealt out in Dirichlet(alpha) shares. shards:"
+        " every client gets pieces of the data sorted by label. quantity: labels alike, sizes in"
+        " Dirichlet(alpha) shares. natural: the clients the data has of its own. domain: a client holds data"
+        " of one domain, such as PACS's sketches.",
     )
-    clients: int = Field(20, ge=2, le=65_537, description="Number of clients.")
+    clients: int = Field(
+        20,
+        ge=2,
+        le=65_537,
+        description="Number of clients; not needed for the kinds natural and domain, where the data says it.",
+    )
     alpha: float = Field(0.1, gt=0, description="Dirichlet concentration: smaller is less IID.")
-    min_size: int = Field(1, ge=1, description="Samples every client has at least.")
+    min_size: int = Field(
+        1,
+        ge=1,
+        description="Samples every client has at least; of kind natural, those with fewer are left out.",
+    )
+    shards_per_client: int = Field(2, ge=1, description="Of kind shards: how many every client gets.")
+    clients_per_domain: int = Field(5, ge=1, description="Of kind domain: how many share a domain's data.")
+    within: Within = Field("iid", description="Of kind domain: how a domain is split over its clients.")
+    test: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of every client's own samples, rounded down, that it holds back from training and"
+        " tests the final models on.",
+    )
     samples: int | None = Field(
         None,
         ge=1,
@@ -72,21 +97,28 @@ class Partition(Section):
         " the same for every seed. Without it, all are.",
     )
 
+    @property
+    def known(self) -> int | None:
+        """The number of clients; None where the data has yet to say it."""
+        return None if self.kind in OWN and "clients" not in self.model_fields_set else self.clients
+
 
 Pixels = Annotated[int, Field(ge=1, le=1024)]
 
-FORM_OPTIONS = ("size", "channels")
+FORM_OPTIONS = ("size", "channels", "seconds", "length", "tokenizer")
 """The fields of `Data` that are fields of some form of examples."""
 
 
 class Data(Section):
     """The private data."""
 
-    name: str = Field(description="A name of `genfl list datasets`; images is data of your own.")
+    name: str = Field(
+        description="A name of `genfl list datasets`; images, sounds and texts are data of your own."
+    )
     path: str | None = Field(
         None,
-        description="A folder with a copy: Parquet files, one folder of images for each class, or what"
-        " save_to_disk wrote. Without it, the data comes from the Hugging Face Hub.",
+        description="A folder with a copy: Parquet files, CSV or JSONL files of texts, one folder of files"
+        " for each class, or what save_to_disk wrote. Without it, the data comes from the Hugging Face Hub.",
     )
     input: str | None = Field(None, description="The column of the inputs, where it has another name.")
     label: str | None = Field(None, description="The column of the classes, where it has another name.")
@@ -95,6 +127,18 @@ class Data(Section):
         None, description="Height and width that images are resized to."
     )
     channels: Literal[1, 3] | None = Field(None, description="1 for grey, 3 for RGB images.")
+    length: int | None = Field(
+        None, ge=1, le=4096, description="Tokens that texts are cut to, or filled up to with padding."
+    )
+    tokenizer: str | None = Field(
+        None,
+        min_length=1,
+        description="What splits texts into tokens: hashed (words, by a hash), a tokenizer.json, a folder"
+        " with one, or a Hugging Face id.",
+    )
+    seconds: float | None = Field(
+        None, ge=0.1, le=60, description="How long sounds are: longer ones are cut, shorter ones filled up."
+    )
     partition: Partition = Partition()
 
     def options(self) -> dict[str, Any]:
@@ -146,6 +190,9 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+NO_GUIDANCE = [1.0]
+
+
 class Prompts(Section):
     """What the generator is told."""
 
@@ -175,10 +222,41 @@ class FileGenerator(Section):
 
     kind: Literal["files"]
     path: str = Field(
-        description="A folder of generated samples: Parquet files, or one folder of files for each class."
+        description="A folder of generated samples: Parquet, CSV or JSONL files, or one folder of files for"
+        " each class."
     )
     input: str | None = Field(None, description="The column of the samples; image, audio or text if not set.")
     label: str = Field("label", description="The column of the classes.")
+
+
+def _ascending(value: list[float]) -> list[float]:
+    if value != sorted(value):
+        raise ValueError("the least comes first")
+    return value
+
+
+Decibels = Annotated[float, Field(ge=-20, le=100)]
+Span = Annotated[list[Decibels], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+
+
+class SpeechGenerator(Section):
+    """Text to speech."""
+
+    kind: Literal["speech"]
+    model: Literal["espeak"] = Field("espeak", description="espeak: espeak-ng, in hundreds of voices.")
+    language: str = Field(
+        "en",
+        description="A language as espeak-ng calls it, with all its accents (en, de, cmn), or one of these"
+        " (en-us).",
+    )
+    seconds: float = Field(
+        1.0, ge=0, le=60, description="How long a clip is at least; what is said is at a random place in it."
+    )
+    snr: Span | None = Field(
+        [0.0, 40.0],
+        description="Least and greatest signal-to-noise ratio, in dB, of the noise that is added to a clip;"
+        " null for none.",
+    )
 
 
 def _kind(value: Any) -> Any:
@@ -186,8 +264,10 @@ def _kind(value: Any) -> Any:
     return {"kind": "image", **value} if isinstance(value, dict) else value
 
 
-GENERATOR_SECTIONS = (ImageGenerator, FileGenerator)
-Generator = Annotated[ImageGenerator | FileGenerator, Discriminator("kind"), BeforeValidator(_kind)]
+GENERATOR_SECTIONS = (ImageGenerator, SpeechGenerator, FileGenerator)
+Generator = Annotated[
+    ImageGenerator | SpeechGenerator | FileGenerator, Discriminator("kind"), BeforeValidator(_kind)
+]
 
 
 def _named(value: Any) -> Any:
@@ -228,10 +308,48 @@ else:  # unions computed from the registries, which no type checker can follow
 
 
 class Augmentation(Section):
-    """Random changes of inputs."""
+    """Random changes of inputs during training, drawn anew for each sample in each step."""
 
-    noise: float = Field(0.0, ge=0, description="Standard deviation of pixel noise.")
-    shift: int = Field(0, ge=0, description="Largest shift in pixels.")
+    crop: int = Field(
+        0,
+        ge=0,
+        description="Images: padded by so many pixels and cropped at a random place, so that they move.",
+    )
+    padding: Padding = Field(
+        "zeros",
+        description="What a crop moves in: zeros, in normalised images the mean colour, or the mirror image.",
+    )
+    flip: bool = Field(False, description="Images: every second one, at random, is mirrored left to right.")
+    cutout: int = Field(0, ge=0, description="Images: side of a square of zeros, in pixels.")
+    time_shift: int = Field(0, ge=0, description="Sounds: moved by up to so many frames of 10 ms.")
+    time_mask: int = Field(0, ge=0, description="Sounds: most frames that a mask hides (SpecAugment).")
+    frequency_mask: int = Field(
+        0, ge=0, description="Sounds: most mel bands that a mask hides (SpecAugment)."
+    )
+    masks: int = Field(1, ge=1, description="Sounds: how many masks of each kind.")
+    noise: float = Field(
+        0.0, ge=0, description="Standard deviation of noise, on the scale of what models are given."
+    )
+
+    def augment(self) -> Augment:
+        """Returns the changes."""
+        return Augment(**self.model_dump(exclude={"data"}))
+
+
+Source = Literal["private", "generated"]
+
+
+class LocalAugmentation(Augmentation):
+    """Random changes of the inputs that clients train on."""
+
+    data: Annotated[list[Source], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+        ["private", "generated"], description="Which of a client's data are changed."
+    )
+
+    def of(self, source: Source) -> Augment | None:
+        """Returns the changes of a part of clients' data; None where there are none."""
+        augment = self.augment()
+        return augment if source in self.data and augment != Augment() else None
 
 
 class Pretraining(Section):
@@ -244,6 +362,11 @@ class Pretraining(Section):
     weight_decay: float = Field(0.3, ge=0, description="AdamW's decoupled weight decay.")
     holdout: float = Field(0.1, gt=0, lt=1, description="Share of synthetic data that decides when to stop.")
     patience: int = Field(5, ge=1, description="Epochs without a better held-back loss before stopping.")
+    init: str | None = Field(
+        None,
+        description="An existing model to start from: a file of weights (.safetensors, or torchvision's"
+        " .pth), or imagenet, torchvision's in the folder of torch.hub. Without it, random weights.",
+    )
     augment: Augmentation = Augmentation()
 
 
@@ -256,6 +379,7 @@ class LocalTraining(Section):
     lr: float = Field(0.05, gt=0)
     momentum: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
+    augment: LocalAugmentation = LocalAugmentation()
 
 
 class Federation(Section):
@@ -267,7 +391,9 @@ class Federation(Section):
     evaluate_every: int = Field(5, ge=1, description="Rounds between evaluations.")
     checkpoint_every: int = Field(5, ge=1, description="Rounds between checkpoints.")
     engine: EngineName = Field(
-        "auto", description="What executes the clients' work; the results are the same, bit for bit."
+        "auto",
+        description="What executes the work. auto is parallel or sequential, which give the same bits;"
+        " vectorised batches clients, for small dense models, and gives the same up to rounding.",
     )
 
 
@@ -279,8 +405,10 @@ class Method(Section):
         " or a reference, which is not federated: local (every client alone), centralised (all data in one"
         " place), generator (the generator as a classifier)."
     )
-    start: Literal["random", "pretrained"] = Field(
-        "random", description="The initial global model: pretrained is GPT-FL's warm start."
+    start: Literal["random", "init", "pretrained"] = Field(
+        "random",
+        description="The initial global model: pretrained is GPT-FL's warm start, init is pretrain.init as it"
+        " is, without generated data.",
     )
     data: Literal["private", "mixed", "generated"] = Field(
         "private",
@@ -335,10 +463,21 @@ class Config(Section):
     methods: dict[FolderName, Method] = Field(min_length=1)
     report: Report = Report()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spoken(cls, content: Any) -> Any:
+        """Has speech say labels alone, where nothing else is asked for: it makes no photos."""
+        kind, prompts = (content.get(name) or {} for name in ("generator", "prompts"))
+        if isinstance(kind, dict) and kind.get("kind") == "speech" and isinstance(prompts, dict):
+            return {**content, "prompts": {"style": "label", "guidance_scale": NO_GUIDANCE, **prompts}}
+        return content
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        clients, cohort = self.data.partition.clients, self.federate.clients_per_round
-        if cohort > clients:
+        if self.generator.kind == "speech" and self.prompts.guidance_scale != NO_GUIDANCE:
+            raise ValueError("prompts.guidance_scale: speech is not guided; leave it out")
+        clients, cohort = self.data.partition.known, self.federate.clients_per_round
+        if clients is not None and cohort > clients:
             raise ValueError(
                 f"federate.clients_per_round: {cohort} clients a round, but data.partition.clients is"
                 f" {clients}; lower the one or raise the other"
@@ -352,6 +491,10 @@ class Config(Section):
         for name, method in self.methods.items():
             if problem := method.problem():
                 raise ValueError(f"methods.{name}.{problem}")
+            if method.start == "init" and self.pretrain.init is None:
+                raise ValueError(
+                    f"methods.{name}.start: init, but pretrain.init names no model; give a file or imagenet"
+                )
         if all(method.reference for method in self.methods.values()):
             raise ValueError(
                 "methods: all of them are references; name a federated algorithm for them to be compared with"
@@ -383,17 +526,26 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: One line for each mistake, naming the field.
     """
+    return validate(read(path, overrides))
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the content of a config file as plain values, unchecked; see `load`."""
     if not path.is_file():
         raise InputError(f"config: there is no file {path}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    return parse(text, overrides, str(path))
+    return _parse(text, overrides, str(path))
 
 
-def parse(text: str, overrides: Sequence[str] = (), source: str = "config") -> Config:
+def parse(text: str, overrides: Sequence[str] = ()) -> Config:
     """Reads a config from YAML text; see `load`."""
+    return validate(_parse(text, overrides, "config"))
+
+
+def _parse(text: str, overrides: Sequence[str], source: str) -> dict[str, Any]:
     try:
         content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -402,11 +554,13 @@ def parse(text: str, overrides: Sequence[str] = (), source: str = "config") -> C
         raise InputError(f"{source}: a config is a mapping of keys to values")
     for override in overrides:
         _apply(content, override)
-    return validate(content)
+    return content
 
 
 def validate(content: dict[str, Any]) -> Config:
     """Checks a config given as plain values; see `load`."""
+    if "grid" in content:
+        raise InputError("grid: many runs in one config are for `genfl sweep`; leave it out for one run")
     try:
         return Config.model_validate(content)
     except ValidationError as error:
@@ -432,14 +586,28 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def _apply(content: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
-    *parents, last = path.strip().split(".")
-    if not equals or not all((*parents, last)):
+    if not equals or not all(path.strip().split(".")):
         raise InputError(f"{override!r}: an override is key=value, for example federate.rounds=20")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: {value!r} is not a YAML value") from error
-    node = content
+    put(content, path.strip(), parsed)
+
+
+def put(content: dict[str, Any], path: str, value: Any) -> None:
+    """Sets one field of a config given as plain values.
+
+    Args:
+        content: The config; it is changed.
+        path: The field, as in ``federate.rounds`` or ``methods.gptfl.algorithm.0.mu``.
+        value: Its value.
+
+    Raises:
+        InputError: There can be no such field.
+    """
+    *parents, last = path.split(".")
+    node: Any = content
     for parent in parents:
         if isinstance(node, dict) and parent in ("algorithm", "model"):
             node[parent] = _named(node.get(parent, {}))  # algorithm: fedavgm, then algorithm.beta=0.5
@@ -451,7 +619,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
             raise InputError(f"{path}: {parent!r} holds no keys")
     if not isinstance(node, dict):
         raise InputError(f"{path}: it is a list; name the place in it, as in {'.'.join(parents)}.0.{last}")
-    node[last] = parsed
+    node[last] = value
 
 
 def _explain(problem: Any) -> str:

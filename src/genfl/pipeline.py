@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from genfl import config as configs
 from genfl.config import Config
 from genfl.errors import GenflError, InputError
 from genfl.report.summary import environment, summarise
-from genfl.run import Run
+from genfl.run import Run, resolved
 from genfl.stages import federate, generate, labels, pretrain, prompts, report
 from genfl.stages.base import Stage
 from genfl.storage import digest, read_json, sha256, write_json, write_text
@@ -42,7 +43,13 @@ SUMMARY = "summary.json"
 
 
 def execute(
-    config: Config, folder: Path, *, until: str = STAGES[-1].name, fresh: bool = False, update: bool = False
+    config: Config,
+    folder: Path,
+    *,
+    until: str = STAGES[-1].name,
+    fresh: bool = False,
+    update: bool = False,
+    others: Sequence[Path] = (),
 ) -> dict[str, Any] | None:
     """Runs the pipeline in a folder, doing only what is not done yet.
 
@@ -53,6 +60,7 @@ def execute(
         fresh: Delete an earlier run in the folder and start over.
         update: Take over a folder that was made with another config: what does not depend on the changes is
             kept.
+        others: Folders of runs whose finished stages are taken over where they are the same.
 
     Returns:
         The summary, also written to ``summary.json``; None if the report was not reached.
@@ -61,6 +69,7 @@ def execute(
         InputError: The folder holds something else, or is in use.
     """
     stages = STAGES[: [stage.name for stage in STAGES].index(until) + 1]
+    config = resolved(config)
     for stage in stages:
         stage.check(config)
     _refuse_foreign(folder)
@@ -74,7 +83,7 @@ def execute(
         raise InputError(f"--out: {folder} cannot be used ({error.strerror})") from error
     try:
         claim(config, folder, fresh=fresh, update=update)
-        return _execute(config, folder, len(stages))
+        return _execute(config, folder, len(stages), others)
     finally:
         lock.release()
 
@@ -127,11 +136,11 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _execute(config: Config, folder: Path, stages: int) -> dict[str, Any] | None:
+def _execute(config: Config, folder: Path, stages: int, others: Sequence[Path]) -> dict[str, Any] | None:
     run = Run(config, folder)
     skipped: dict[str, bool] = {}
     for stage, key in itertools.islice(keyed(config), stages):
-        skipped[stage.name] = _bring_up_to_date(stage, key, run)
+        skipped[stage.name] = _bring_up_to_date(stage, key, run, others)
     if stages < len(STAGES):
         return None
     summary = summarise(run, skipped)
@@ -148,7 +157,7 @@ def keyed(config: Config) -> Iterator[tuple[Stage, str]]:
         yield stage, keys[stage.name]
 
 
-def _bring_up_to_date(stage: Stage, key: str, run: Run) -> bool:
+def _bring_up_to_date(stage: Stage, key: str, run: Run, others: Sequence[Path]) -> bool:
     """Runs a stage unless its output is there and intact; returns whether it was skipped."""
     record, folder = run.record(stage.name), run.folder / stage.folder
     old = _read_record(record)
@@ -164,6 +173,8 @@ def _bring_up_to_date(stage: Stage, key: str, run: Run) -> bool:
             (folder / path).unlink(missing_ok=True)
     elif old is None and not stage.keeps:
         _remove(folder)
+        if any(_take_over(stage, key, run, Run(run.config, other)) for other in others):
+            return True
     _write_record(record, {"stage": stage.name, "key": key, "done": False})
     log.info("%s: running", stage.name)
     began = time.perf_counter()
@@ -188,6 +199,25 @@ def _bring_up_to_date(stage: Stage, key: str, run: Run) -> bool:
     )
     log.info("%s: done in %.1f s", stage.name, seconds)
     return False
+
+
+def _take_over(stage: Stage, key: str, run: Run, other: Run) -> bool:
+    """Links a stage's files from another run, if they are the same there and intact.
+
+    No file is ever written to once it has its name, so two runs may share it.
+    """
+    record = _read_record(other.record(stage.name))
+    if not record or record["key"] != key or not record["done"]:
+        return False
+    source, target = other.folder / stage.folder, run.folder / stage.folder
+    if not all(_intact(source / path, checksum) for path, checksum in record["files"].items()):
+        return False
+    for path in record["files"]:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        os.link(source / path, target / path)
+    _write_record(run.record(stage.name), record)
+    log.info("%s: taken over from %s", stage.name, other.folder)
+    return True
 
 
 def _write_record(path: Path, content: dict[str, Any]) -> None:

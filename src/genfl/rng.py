@@ -8,10 +8,28 @@ address always gives the same numbers, whoever asks first, in which process, bef
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
+
+Sampler = Callable[..., Any]
+"""``(generator, *tensors) -> tensor, or tuple of them``: something drawn, from what is given."""
+
+
+class Stream(Protocol):
+    """What a client program may do with its random stream, whether it runs alone or batched with others."""
+
+    def fold(self, *address: int | str) -> Stream:
+        """Returns the stream of a place below this one."""
+        ...
+
+    def draw(self, sampler: Sampler, *given: Tensor) -> Any:
+        """Returns ``sampler(generator, *given)`` with a CPU generator at the start of this stream."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +64,61 @@ class Key:
         """Returns the stream's first 63 bits: a seed for whoever wants a plain integer."""
         return int(self._sequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
 
+    def draw(self, sampler: Sampler, *given: Tensor) -> Any:
+        """Returns ``sampler(generator, *given)`` with a CPU generator at the start of this stream."""
+        return sampler(self.torch(), *given)
+
     def _sequence(self) -> np.random.SeedSequence:
         return np.random.SeedSequence(self.seed, spawn_key=self.path)
+
+
+class Keys:
+    """The keys of clients that `torch.vmap` runs together: each draws what it would draw alone.
+
+    Args:
+        keys: Of all clients of the batch.
+        index: Inside vmap, the client's place among them: a scalar.
+    """
+
+    def __init__(self, keys: Sequence[Key], index: Tensor) -> None:
+        self.keys = keys
+        self.index = index
+
+    def fold(self, *address: int | str) -> Keys:
+        """Returns the keys of a place below these; see `Key.fold`."""
+        return Keys([key.fold(*address) for key in self.keys], self.index)
+
+    def draw(self, sampler: Sampler, *given: Tensor) -> Any:
+        """Returns what each client draws from its own stream; see `Key.draw`."""
+        return _Draw.apply(self.index, self.keys, sampler, *given)  # type: ignore[no-untyped-call]
+
+
+class _Draw(torch.autograd.Function):
+    """Draws client by client under vmap, which knows no generator but the global one."""
+
+    @staticmethod
+    def forward(index: Tensor, keys: Sequence[Key], sampler: Sampler, *given: Tensor) -> Any:
+        return keys[int(index)].draw(sampler, *given)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, index: Tensor, keys: Sequence[Key], sampler: Sampler, *given: Tensor
+    ) -> Any:
+        drawn = []
+        for place in range(info.batch_size):
+            own = [
+                tensor if dim is None else tensor.select(dim, place)
+                for tensor, dim in zip(given, in_dims[3:], strict=True)
+            ]
+            drawn.append(keys[int(index[place])].draw(sampler, *own))
+        if isinstance(drawn[0], tuple):
+            together = tuple(torch.stack(parts) for parts in zip(*drawn, strict=True))
+            return together, (0,) * len(together)
+        return torch.stack(drawn), 0
 
 
 def _word(part: int | str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -11,14 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from genfl.config import Config, Data, Model
+from genfl.config import Config, Data, Model, validate
 from genfl.data.clients import ClientData
-from genfl.data.partition import partition, subset
+from genfl.data.partition import OWN, hold_back, partition, subset
 from genfl.data.sources import DATASETS, DataSet, Examples
+from genfl.errors import InputError
 from genfl.learning.task import Task, classification
 from genfl.models import MODELS
 from genfl.rng import Key
 from genfl.storage import read_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,51 @@ def _load(name: str, **options: Any) -> DataSet:
 
 def data_key(data: Data) -> list[Any]:
     """Returns what decides the examples: their content and form, wherever they are."""
-    return [data.model_dump(exclude={"path", "partition"}), data_set(data).digest]
+    return [data.model_dump(exclude={"path", "partition", "tokenizer"}), data_set(data).digest]
+
+
+def resolved(config: Config) -> Config:
+    """Returns a config that says how many clients and tokens there are, where it left that to the data.
+
+    It warns of samples that the split gives to nobody.
+
+    Raises:
+        InputError: There is no such split, or too few clients for a cohort.
+    """
+    models = [_reading(config.data, model) for model in (config.model, *config.client_models)]
+    config = config.model_copy(update={"model": models[0], "client_models": models[1:]})
+    split = config.data.partition
+    if split.kind not in OWN:
+        return config
+    train = data_set(config.data).train
+    rows, found = subset(train.labels, split.samples), parts(config, config.seeds[0])
+    if len(found) < 2:
+        raise InputError(
+            f"data.partition.kind: {split.kind}, but the data has a single client of its own; use another"
+            " kind, or lower min_size"
+        )
+    spare = len(rows) - sum(map(len, found))
+    if spare:
+        owners = len({train.keys[row] for row in rows} if train.keys else ())
+        log.warning(
+            "data.partition.min_size: %d of %d clients have fewer than %d samples and are left out, with %d"
+            " samples in all",
+            owners - len(found),
+            owners,
+            split.min_size,
+            spare,
+        )
+    content = config.model_dump(mode="json")
+    content["data"]["partition"]["clients"] = len(found)
+    return validate(content)
+
+
+def _reading(data: Data, model: Model) -> Model:
+    """Returns a model whose vocabulary is, unless it is set, that of the data's tokenizer."""
+    if "vocabulary" not in model.options().keys() - model.model_fields_set:
+        return model
+    tokens = data_set(data).vocabulary
+    return model.model_copy(update={"vocabulary": tokens}) if tokens else model
 
 
 def parts(config: Config, seed: int) -> list[Any]:
@@ -70,21 +118,41 @@ def parts(config: Config, seed: int) -> list[Any]:
     rows = subset(train.labels, split.samples)
     found = partition(
         [train.labels[row] for row in rows],
-        split.kind,
-        split.clients,
-        alpha=split.alpha,
-        min_size=split.min_size,
+        clients=split.known,
         seed=Key(seed).fold("partition").integer() % 2**32,
         keys=[train.keys[row] for row in rows] if train.keys else None,
+        **split.model_dump(exclude={"clients", "test", "samples"}),
     )
     return [rows[part] for part in found]
 
 
+def kept_and_held(config: Config, seed: int) -> tuple[list[Any], list[Any]]:
+    """Returns the rows that each client trains on, and those that it holds back for testing."""
+    return hold_back(parts(config, seed), config.data.partition.test, Key(seed).fold("client test"))
+
+
 def private_data(run: Run, seed: int) -> ClientData:
-    """Returns the clients' data for a seed, with classes numbered as discovered."""
+    """Returns what clients train on for a seed, with classes numbered as discovered."""
     data = data_set(run.config.data)
     y = indices(data.train, run.labels)
-    return ClientData(data.train.x, y, parts(run.config, seed), len(run.labels), data.prepare)
+    augment = run.config.federate.local.augment.of("private")
+    kept, _ = kept_and_held(run.config, seed)
+    return ClientData(data.train.x, y, kept, len(run.labels), data.prepare, augment)
+
+
+def held_back_data(run: Run, seed: int) -> tuple[list[int], ClientData] | None:
+    """Returns the clients that hold samples back, and these samples; None where nobody does.
+
+    The data of the n-th of these clients has the number n.
+    """
+    if not run.config.data.partition.test:
+        return None
+    _, held = kept_and_held(run.config, seed)
+    testing = [client for client, rows in enumerate(held) if len(rows)]
+    rows, data = [held[client] for client in testing], data_set(run.config.data)
+    return testing, ClientData(
+        data.train.x, indices(data.train, run.labels), rows, len(run.labels), data.prepare
+    )
 
 
 def generated_data(run: Run, seed: int, synthetic: tuple[torch.Tensor, torch.Tensor]) -> ClientData:
@@ -92,7 +160,8 @@ def generated_data(run: Run, seed: int, synthetic: tuple[torch.Tensor, torch.Ten
     x, y = synthetic
     order = Key(seed).fold("mixed").numpy().permutation(len(x))
     shares = np.array_split(order, run.config.data.partition.clients)
-    return ClientData(x, y, shares, len(run.labels), data_set(run.config.data).prepare)
+    prepare, augment = data_set(run.config.data).prepare, run.config.federate.local.augment.of("generated")
+    return ClientData(x, y, shares, len(run.labels), prepare, augment)
 
 
 def mixed_data(run: Run, seed: int, synthetic: tuple[torch.Tensor, torch.Tensor]) -> ClientData:
@@ -117,10 +186,21 @@ def prepared(task: Task, data: DataSet) -> Task:
 
 
 def classify(config: Config, model: Model, classes: int) -> Task:
-    """Returns the task of classifying a config's data with one of its models."""
-    shape = data_set(config.data).shape
-    build = partial(MODELS[model.name].build, shape, classes, **model.options())
-    return classification(build, shape, config.precision)
+    """Returns the task of classifying a config's data with one of its models.
+
+    Raises:
+        ValueError: The model does not fit the data.
+    """
+    data, options = data_set(config.data), model.options()
+    if data.vocabulary and "vocabulary" not in options:
+        raise ValueError("token ids are names, not numbers to compute with; use lstm")
+    if data.vocabulary > options.get("vocabulary", 0):
+        raise ValueError(
+            f"its vocabulary has {options['vocabulary']} tokens, and the tokenizer {data.vocabulary}; leave"
+            " vocabulary out"
+        )
+    build = partial(MODELS[model.name].build, data.shape, classes, **options)
+    return classification(build, data.shape, config.precision)
 
 
 def initial_key(seed: int) -> Key:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +115,11 @@ def load_tensors(path: Path) -> tuple[Tree, dict[str, Any]]:
     Raises:
         GenflError: The file is damaged.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            entry = json.loads((file.metadata() or {})["genfl"])
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    with _opened(path) as (file, entry):
+        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if entry["sha256"] != _checksum(entry["header"], flat):
             raise ValueError("its checksum differs")
         header = json.loads(entry["header"])
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise GenflError(f"{path} is damaged: {error}") from error
     tree: dict[str, Any] = {}
     for name in header["names"]:
         *parents, last = name.split(SEPARATOR)
@@ -132,6 +128,17 @@ def load_tensors(path: Path) -> tuple[Tree, dict[str, Any]]:
             node = node.setdefault(parent, {})
         node[last] = flat.get(name, {})
     return tree, header["meta"]
+
+
+def load_part(path: Path, names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads some of the tensors that `save_tensors` wrote, and the meta, without checking its checksum.
+
+    Raises:
+        GenflError: The file is missing or damaged so that it cannot be read.
+    """
+    with _opened(path) as (file, entry):
+        meta: dict[str, Any] = json.loads(entry["header"])["meta"]
+        return {name: file.get_tensor(name) for name in names}, meta
 
 
 def load_checkpoint(path: Path | None, key: str = "") -> tuple[Tree, dict[str, Any]] | None:
@@ -154,6 +161,16 @@ def load_checkpoint(path: Path | None, key: str = "") -> tuple[Tree, dict[str, A
         path.unlink()
         return None
     return (tree, meta) if meta.get("key", "") == key else None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Gives an open safetensors file and its entry; what goes wrong in the block is the file's damage."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file, json.loads((file.metadata() or {})["genfl"])
+    except (safetensors.SafetensorError, FileNotFoundError, KeyError, ValueError) as error:
+        raise GenflError(f"{path} is damaged: {error}") from error
 
 
 def _checksum(header: str, tensors: dict[str, Tensor]) -> str:

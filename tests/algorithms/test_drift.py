@@ -9,6 +9,7 @@ from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.feddyn import feddyn
 from genfl.algorithms.fednova import fednova
 from genfl.algorithms.scaffold import scaffold
+from genfl.engines.rounds import cohort as drawn
 from genfl.learning.local import LocalSGD, Memory
 from genfl.rng import Key
 
@@ -101,6 +102,51 @@ def test_feddyn_converges_to_the_minimiser_of_the_mean_objective(quadratics, cli
     trace = quadratics(algorithm, clients, 400 if cohort is None else 1500, cohort)
     tolerance = 1e-8 if cohort is None else 2e-3
     assert trace.weights["params"]["w"].item() == pytest.approx(minimiser(clients), abs=tolerance)
+
+
+def descend(w, clients, k, shift):
+    """A client's local steps on ½ a (w − b)² with something added to every gradient."""
+    a, b, steps = clients[k]
+    for _ in range(steps):
+        w = w - LR * (a * (w - b) + shift(w))
+    return w
+
+
+def test_feddyn_follows_its_algorithm_round_by_round(quadratics):
+    """Not only to its fixed point, which a client's linear term reaches at any scale."""
+    alpha, rounds = 0.7, 12
+    x, h, g = 0.0, 0.0, [0.0] * len(TEN)
+    path = [x]
+    for number in range(1, rounds + 1):
+        chosen = drawn(len(TEN), 4, Key(0).fold("cohort", number))
+        ended = {k: descend(x, TEN, k, lambda w, k=k, x=x: alpha * (w - x) - g[k]) for k in chosen}
+        for k, y in ended.items():
+            g[k] -= alpha * (y - x)
+        h -= alpha * sum(y - x for y in ended.values()) / len(TEN)
+        x = np.mean(list(ended.values())) - h / alpha
+        path.append(x)
+    trace = quadratics(feddyn(quadratics.task, LocalSGD(LR), alpha=alpha), TEN, rounds, 4)
+    assert [e["w"] for e in trace.evaluations] == pytest.approx(path, abs=1e-10)
+
+
+@pytest.mark.parametrize("option", ["I", "II"])
+def test_scaffold_follows_its_algorithm_round_by_round(quadratics, option):
+    server_lr, rounds = 0.6, 12
+    x, c, own = 0.0, 0.0, [0.0] * len(TEN)
+    path = [x]
+    for number in range(1, rounds + 1):
+        chosen = drawn(len(TEN), 4, Key(0).fold("cohort", number))
+        ended = {k: descend(x, TEN, k, lambda w, k=k, c=c: c - own[k]) for k in chosen}
+        before = list(own)
+        for k, y in ended.items():
+            a, b, steps = TEN[k]
+            own[k] = a * (x - b) if option == "I" else own[k] - c + (x - y) / (steps * LR)
+        x += server_lr * np.mean([y - x for y in ended.values()])
+        c += sum(own[k] - before[k] for k in chosen) / len(TEN)
+        path.append(x)
+    algorithm = scaffold(quadratics.task, LocalSGD(LR), option=option, server_lr=server_lr)
+    trace = quadratics(algorithm, TEN, rounds, 4)
+    assert [e["w"] for e in trace.evaluations] == pytest.approx(path, abs=1e-10)
 
 
 def test_feddyns_first_round_is_fedprox_plus_an_extrapolation(quadratics):

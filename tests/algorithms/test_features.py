@@ -141,7 +141,7 @@ def test_feddecorr_survives_constant_features_and_single_samples(float64):
     value = penalty({}, Aux({}, z), {}, None)
     assert value.item() == pytest.approx(varying, rel=1e-6)
     assert torch.autograd.grad(value, z)[0].isfinite().all()
-    one = torch.ones(1, 3, requires_grad=True)
+    one = torch.tensor([[1.0, -1.0, 0.0]], requires_grad=True)
     assert torch.autograd.grad(penalty({}, Aux({}, one), {}, None), one)[0].abs().max() == 0
 
 

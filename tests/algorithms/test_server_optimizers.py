@@ -51,3 +51,14 @@ def test_momentum_sums_a_geometric_series(float64):
     for _ in range(3):
         state, params = optimizer.step(state, params, {"w": torch.ones(1)})
     assert params["w"].item() == pytest.approx(0.5 * (1 + 1.9 + 2.71))
+
+
+def test_yogi_leaves_a_second_moment_that_fits_as_it_is(float64):
+    """Where v = Δ², and where both are zero, the sign is 0."""
+    optimizer = so.fedyogi(tau=0.5)
+    params = {"w": torch.zeros(2)}
+    state, _ = optimizer.step(optimizer.init(params), params, {"w": torch.tensor([0.5, -0.5])})
+    assert state["v"]["w"].tolist() == [0.25, 0.25]
+    optimizer = so.fedyogi(initial=0.0)
+    state, moved = optimizer.step(optimizer.init(params), params, {"w": torch.zeros(2)})
+    assert state["v"]["w"].tolist() == moved["w"].tolist() == [0.0, 0.0]

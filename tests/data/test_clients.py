@@ -4,6 +4,7 @@ import torch
 
 from genfl.data.clients import ClientData
 from genfl.errors import InputError
+from genfl.rng import Key
 
 X = torch.arange(10.0)[:, None]
 Y = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
@@ -72,3 +73,56 @@ def test_inputs_are_prepared_when_they_become_a_batch_and_not_before():
     assert both.batch(0, torch.tensor([0, 2]))["x"].flatten().tolist() == [3.5, 3.5]
     assert asked == [[3, 0], [5], [7, 7]], "only what is in the batch"
     assert data.x.data_ptr() == stored.data_ptr()
+
+
+# --- random changes of inputs
+
+
+def plus(amount):
+    """Adds a number, and a draw below 1 that is another for each sample."""
+    return lambda x, generator: x + amount + torch.rand(len(x), 1, generator=generator)
+
+
+def changed(data, client, key):
+    """Which whole numbers were added to a client's inputs, and what was drawn besides."""
+    rows = torch.arange(data.samples(client))
+    added = data.batch(client, rows, key)["x"] - data.batch(client, rows)["x"]
+    return added.floor().flatten().tolist(), (added - added.floor()).flatten().tolist()
+
+
+def test_each_part_of_a_client_keeps_its_own_changes():
+    mine = ClientData(X, Y, PARTS, 3, augment=plus(10))
+    theirs = ClientData(100 + X, Y, [np.array([2]), np.array([8, 0]), np.array([4])], 3, augment=plus(20))
+    plain = ClientData(X, Y, PARTS, 3)
+    key = Key(0)
+    assert changed(mine.beside(theirs), 1, key)[0] == [10, 10, 10, 20, 20]
+    assert changed(mine.beside(plain), 1, key)[0] == [10, 10, 10, 0, 0, 0]
+    assert changed(plain.beside(theirs), 1, key)[0] == [0, 0, 0, 20, 20]
+    assert changed(mine.beside(theirs).as_one([2, 1]), 0, key)[0] == [10, 20, 10, 10, 10, 20, 20]
+    assert changed(theirs.beside(mine).beside(theirs), 2, key)[0] == [20, 10, 20]
+    assert changed(plain.beside(plain), 1, key) == ([0] * 6, [0] * 6)
+
+
+def test_changes_are_drawn_from_the_key_and_each_part_has_a_stream_of_its_own():
+    mine = ClientData(X, Y, PARTS, 3, augment=plus(10))
+    both = mine.beside(ClientData(X, Y, PARTS, 3, augment=plus(20)))
+    _, drawn = changed(both, 1, Key(0))
+    assert drawn == changed(both, 1, Key(0))[1] != changed(both, 1, Key(1))[1]
+    assert len(set(drawn)) == 6
+    alone = mine.beside(ClientData(X, Y, PARTS, 3))
+    assert changed(alone, 1, Key(0))[1][:3] == drawn[:3], "whatever the other part does"
+    assert held(both, 1)[0] == [0, 9, 3, 0, 9, 3], "without a key inputs stay as they are"
+    assert torch.equal(both.x[:10], X), "and the stored ones always do"
+
+
+def test_changes_are_of_what_is_prepared():
+    seen = []
+
+    def augment(x, generator):
+        seen.append(x.dtype)
+        return -x
+
+    stored = torch.arange(10, dtype=torch.uint8)[:, None]
+    data = ClientData(stored, Y, PARTS, 3, lambda x: x.float() / 2, augment)
+    assert data.batch(0, torch.tensor([0, 1]), Key(0))["x"].flatten().tolist() == [-3.5, -0.5]
+    assert seen == [torch.float32]

@@ -65,7 +65,6 @@ def test_what_is_learned_and_scored_is_prepared():
 def test_every_recipe_is_of_one_piece(name):
     recipe = RECIPES[name]
     assert recipe.hub is None or recipe.hub.count("/") == 1
-    assert (recipe.hub is None) == (name in ("images",))
     assert not any("_" in word for word in recipe.words.values())
 
 

@@ -1,19 +1,21 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
-from genfl.algorithms.base import Client
+from genfl.algorithms.base import Client, statistics
 from genfl.algorithms.fedavg import fedavg
 from genfl.analysis.diversity import NAME, gradient_diversity
-from genfl.data.clients import ClientData
+from genfl.data.clients import ClientData, Ranges
 from genfl.data.plans import Batches
 from genfl.engines.base import Work
 from genfl.engines.rounds import Schedule, census, cohort, federate
 from genfl.engines.sequential import Sequential
+from genfl.errors import InputError
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN, MLP, Stack
@@ -197,6 +199,64 @@ def test_cohorts_are_distinct_sorted_and_cover_everyone():
 def test_the_census_equals_a_loop_over_clients(clients):
     program = fedavg(classification(model, (1, 8, 8)), LocalSGD(0.1)).census
     assert {k: v.item() for k, v in census(program, clients).items()} == {"clients": 6, "samples": 60}
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 6, 7])
+def test_the_census_in_parts_is_that_of_the_whole(clients, monkeypatch, chunk):
+    program = statistics({"labels": lambda facts: facts["label_counts"], "samples": lambda f: f["samples"]})
+    monkeypatch.setattr("genfl.engines.rounds.CHUNK", chunk)
+    sums = census(program, clients)
+    assert sums["labels"].tolist() == clients.y.bincount(minlength=3).tolist()
+    assert sums["samples"].item() == 60
+
+
+def test_a_million_clients_are_ranges_of_rows(clients):
+    """Clients of one and of two samples in turn."""
+    many = 10**6
+    ends = np.arange(many) + 1 + (np.arange(many) + 1) // 2
+    x = torch.zeros(1, 1, 8, 8).expand(int(ends[-1]), 1, 8, 8)
+    y = torch.arange(int(ends[-1])) % 3
+    data = ClientData(x, y, Ranges(ends), 3)
+    assert data.rows is None, "it keeps nothing for each row"
+    assert [data.samples(k) for k in (0, 1, many - 2, many - 1)] == [1, 2, 1, 2]
+    assert data.labels(many - 1).tolist() == y[-2:].tolist()
+    assert data.facts(1)["label_counts"].tolist() == [0, 1, 1]
+    assert data.as_one([0, 1]).labels(0).tolist() == [0, 1, 2]
+    program = fedavg(classification(model, (1, 8, 8)), LocalSGD(0.1)).census
+    assert {k: v.item() for k, v in census(program, data).items()} == {"clients": many, "samples": 1.5 * many}
+    seen = []
+
+    def engine(program, work):
+        seen.extend(job.client for job in work)
+        return Sequential(data)(program, work)
+
+    task = classification(lambda: MLP((1, 8, 8), 3), (1, 8, 8))
+    run(data, engine=engine, task=task, schedule=Schedule(2, 50, 2, local_steps=1))
+    assert len(set(seen)) > 90
+    assert min(seen) < many / 10 < many * 9 / 10 < max(seen)
+
+
+def test_ranges_are_the_same_clients_as_lists_of_their_rows(clients):
+    ends = np.array([3, 10, 13, 30, 44, 60])
+    lists = ClientData(clients.x, clients.y, np.split(np.arange(60), ends[:-1]), 3)
+    ranges = ClientData(clients.x, clients.y, Ranges(ends), 3)
+    assert_same(run(lists), run(ranges))
+    for name, column in lists.facts_table.items():
+        assert torch.equal(column, ranges.facts_table[name])
+
+
+@pytest.mark.parametrize(
+    ("ends", "why"),
+    [([3, 3, 60], "client 1 has no samples"), ([0, 60], "client 0 has no"), ([3, 61], "row 61 of 60")],
+)
+def test_ranges_that_are_none_are_refused(clients, ends, why):
+    with pytest.raises(InputError, match=why):
+        ClientData(clients.x, clients.y, Ranges(np.array(ends)), 3)
+
+
+def test_a_label_that_is_no_class_is_noticed(clients):
+    with pytest.raises(ValueError, match="class 2 of 2"):
+        ClientData(clients.x, clients.y, Ranges(np.array([30, 60])), 2).facts(0)
 
 
 def test_batches_and_random_streams_differ_over_rounds_clients_and_steps(clients):

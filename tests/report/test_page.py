@@ -39,12 +39,27 @@ def tiny_data():
     del DATASETS["tiny for pages"]
 
 
-def make(folder, methods=("fedavg", "gptfl", NASTY), seeds=(0, 1), accuracy=0.95, uplinks=(1000,), clients=5):
+OTHERS = {"loss": 1.0, "calibration_error": 0.125, "recall": [0.25, 1.0, None]}
+"""Scores besides accuracy and macro-F1."""
+
+
+def make(
+    folder,
+    methods=("fedavg", "gptfl", NASTY),
+    seeds=(0, 1),
+    accuracy=0.95,
+    uplinks=(1000,),
+    clients=5,
+    test=0.0,
+):
     """Writes what the stages of a finished run leave, and returns the run."""
+    quantiles = [0.3 + 0.03 * n for n in range(21)]
+    tested = {"clients": clients, "samples": 7, "accuracy": 0.75, "loss": 1.0, "quantiles": quantiles}
+    tested = tested if test else None
     content = {
         "name": f"run {NASTY}",
         "seeds": list(seeds),
-        "data": {"name": "tiny for pages", "partition": {"kind": "iid", "clients": clients}},
+        "data": {"name": "tiny for pages", "partition": {"kind": "iid", "clients": clients, "test": test}},
         "model": {"name": "cnn"},
         "federate": {"rounds": 6, "clients_per_round": 3, "evaluate_every": 1},
         "methods": {name: {"algorithm": "fedavg"} for name in methods},
@@ -55,7 +70,7 @@ def make(folder, methods=("fedavg", "gptfl", NASTY), seeds=(0, 1), accuracy=0.95
 
     def trace(number, start):
         evaluations = [
-            {"round": n, "accuracy": start + (accuracy - start) * n / 6, "macro_f1": 0.5, "loss": 1.0}
+            {"round": n, "accuracy": start + (accuracy - start) * n / 6, "macro_f1": 0.5, **OTHERS}
             for n in range(7)
         ]
         rounds = [
@@ -68,9 +83,10 @@ def make(folder, methods=("fedavg", "gptfl", NASTY), seeds=(0, 1), accuracy=0.95
             }
             for n in range(6)
         ]
-        return {"evaluations": evaluations, "rounds": rounds}
+        return {"evaluations": evaluations, "rounds": rounds, "clients": tested}
 
-    alone = {"evaluations": [{"round": 0, "accuracy": 0.4, "macro_f1": 0.3, "loss": 1.0}], "rounds": []}
+    evaluated = {"round": 0, "accuracy": 0.4, "macro_f1": 0.3, **OTHERS}
+    alone = {"evaluations": [evaluated], "rounds": [], "clients": tested}
     history = [
         {"epoch": n, "loss": 1 / n, "held_back_loss": 1 / n, "held_back_accuracy": 1 - 1 / n}
         for n in (1, 2, 3)
@@ -146,7 +162,7 @@ def test_it_needs_nothing_from_outside(source):
     links = found.values("src", "href", "xlink:href", "srcset", "data", "poster", "action")
     assert len([link for link in links if link.startswith("data:image/")]) > 20
     others = {link for link in links if not link.startswith(("#", "data:"))}
-    assert others == {"methods.csv", "methods.tex"}  # links to follow, beside the page
+    assert others == {"methods.csv", "methods.tex", "recall.csv"}  # links to follow, beside the page
     assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?(.)", source))
     assert "@import" not in source
     assert not {"script", "iframe", "object", "embed"} & set(found.tags)
@@ -190,7 +206,7 @@ def test_pictures_and_charts_have_alternatives(source):
         [v for tag, key, v in found.attributes if (tag, key) == ("img", "alt") and v]
     )
     charts = [value for tag, key, value in found.attributes if (tag, key) == ("svg", "aria-label")]
-    assert len(charts) == 5
+    assert len(charts) == 6
     assert found.tags.count("table") == found.tags.count("caption")
 
 
@@ -207,8 +223,19 @@ def test_the_same_run_gives_the_same_page(run, source):
         {"uplinks": (1000, 5000)},
         {"methods": tuple(f"method {n} {'of a long name ' * (n % 3)}" for n in range(20))},
         {"clients": 30},
+        {"test": 0.5},
+        {"test": 0.5, "seeds": (7,), "methods": tuple(f"method {n}" for n in range(20))},
     ],
-    ids=["one seed, one method", "never", "flat", "different uploads", "twenty methods", "many clients"],
+    ids=[
+        "one seed, one method",
+        "never",
+        "flat",
+        "different uploads",
+        "twenty methods",
+        "many clients",
+        "tests on clients",
+        "tests of twenty methods on clients",
+    ],
 )
 def test_it_copes_with(tmp_path, options):
     source = written(make(tmp_path, **options))
@@ -238,7 +265,8 @@ def crowd(folder, methods):
 
     def trace(accuracy, sends, last=6):
         rows = [{"uplink_bytes": sends, "downlink_bytes": sends, "refused": 0} for _ in range(last)]
-        evaluations = [{"round": n, "accuracy": accuracy, "macro_f1": 0.5} for n in range(last + 1)]
+        scores = {"accuracy": accuracy, "macro_f1": 0.5, **OTHERS}
+        evaluations = [{"round": n, **scores} for n in range(last + 1)]
         rounds = [{"round": n, "diversity": 0.5 if sends else None, **row} for n, row in enumerate(rows, 1)]
         return {str(seed): {"evaluations": evaluations, "rounds": rounds} for seed in run.config.seeds}
 
@@ -308,9 +336,9 @@ def test_tables_for_spreadsheets_and_papers(run, source):
     assert rows[0]["rounds_to_target"] == ""
     assert rows[2]["bytes_to_target"] == str(6 * 2000 + 20 * 2960)  # and a table from each client
     tex = (folder / "methods.tex").read_text(encoding="utf-8")
-    assert r"synthetic\_only & 40.0 $\pm$ 0.0 & 30.0 $\pm$ 0.0 & -- & -- & 0 & 0 \\" in tex
+    assert r"synthetic\_only & 40.0 $\pm$ 0.0 & 30.0 $\pm$ 0.0 & -- & -- & 0 & 0 & 12.5 $\pm$ 0.0 \\" in tex
     assert r'\textless{}b\textgreater{}\&"x & ' in tex
-    assert tex.count(" & ") == 6 * 5
+    assert tex.count(" & ") == 7 * 5
 
 
 def test_latex_escapes_every_special_character():
@@ -377,6 +405,36 @@ def test_charts_take_their_colours_from_the_page():
     assert not re.search(r"#[0-9a-f]{6}", chart)
 
 
+def test_recall_is_shown_for_each_class_and_method(source):
+    chart = re.search(r'<svg[^>]*aria-label="Heat map of the recall.*?</svg>', source, re.DOTALL)[0]
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", chart)
+    assert texts.count("25") == texts.count("100") == texts.count("–") == 4
+    assert {"synthetic_only", "gptfl", "plain", "$two$"} <= set(texts)
+
+
+def test_the_accuracy_on_clients_is_shown_where_they_are_tested(tmp_path, source):
+    assert "client-accuracy" not in source
+    tested = written(make(tmp_path, test=0.5))
+    section = re.search(r'<section id="client-accuracy">.*?</section>', tested, re.DOTALL)[0]
+    assert "Tested are 5 clients with 7 samples in all, for seed 0" in section
+    assert "<td>75.0 ± 0.0</td><td>30.0 ± 0.0</td><td>60.0</td>" in section
+    found = Reader(tested)
+    ids = found.values("id")
+    assert len(ids) == len(set(ids))
+    assert found.tags.count("table") == found.tags.count("caption")
+    assert '<a href="#client-accuracy">' in tested
+
+
+def test_statistics_of_the_split_are_told(source):
+    """30 samples of three labels, 10 of each, dealt out evenly to five clients."""
+    text = "".join(Reader(source).text)
+    assert re.search(r"A client holds 6 to 6 \(median 6\) samples of \d to 3 \(median \d\) labels", text)
+
+
+def test_a_spread_is_the_least_the_most_and_the_middle():
+    assert page._spread(torch.tensor([4, 1, 2000, 3]).numpy()) == "1 to 2,000 (median 3.5)"
+
+
 def test_a_label_in_a_chart_is_no_formula():
     chart = plots.label_counts(torch.ones(2, 1).numpy(), ["$x_1$"])
     assert ">$x_1$<" in chart
@@ -420,7 +478,7 @@ def seen(source, folder):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_phone_shows_it_whole_and_quietly(tmp_path, source):
     found = seen(source, tmp_path)
-    assert found == {"width": 400, "overflow": 0, "broken": 0, "requests": [], "headings": 9, "console": []}
+    assert found == {"width": 400, "overflow": 0, "broken": 0, "requests": [], "headings": 10, "console": []}
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")

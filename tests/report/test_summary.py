@@ -1,5 +1,7 @@
 """The figures of a run and what is said of them, against sums done by hand."""
 
+import csv
+import io
 import math
 
 import pytest
@@ -23,9 +25,16 @@ FIRST = [0.1, 0.2, 0.5, 0.6, 0.7, 0.8, 0.9]  # last five: 3.5 / 5 = 0.7
 SECOND = [0.1, 0.4, 0.7, 0.8, 0.9, 0.8, 0.8]  # last five: 4.0 / 5 = 0.8
 
 
-def trace(accuracies, up, down, diversity, refused=0):
+def trace(accuracies, up, down, diversity, refused=0, clients=None):
     evaluations = [
-        {"round": 2 * n, "accuracy": value, "macro_f1": value - 0.1, "loss": 1.0}
+        {
+            "round": 2 * n,
+            "accuracy": value,
+            "macro_f1": value - 0.1,
+            "loss": 1.0,
+            "calibration_error": value / 10,
+            "recall": [value / 2, None],
+        }
         for n, value in enumerate(accuracies)
     ]
     rounds = [
@@ -38,13 +47,13 @@ def trace(accuracies, up, down, diversity, refused=0):
         }
         for n, value in enumerate(diversity, 1)
     ]
-    return {"evaluations": evaluations, "rounds": rounds}
+    return {"evaluations": evaluations, "rounds": rounds, "clients": clients}
 
 
 def summarised(folder, traces, target=0.79):
     run = Run(config.parse(CONFIG.format(seeds=[int(seed) for seed in traces], target=target)), folder)
     results = {
-        "labels": {"found": ["a"], "bytes_per_client": 100},
+        "labels": {"found": ["a", "b"], "bytes_per_client": 100},
         "generate": {"samples": 4, "bytes": 1000, "seconds": 2.0, "samples_per_second": 2.0},
         "federate": {
             "methods": {
@@ -104,6 +113,69 @@ def test_a_single_seed_has_no_deviation(tmp_path):
     method = summary["methods"]["fedavg"]
     assert method["accuracy"] == {"mean": pytest.approx(0.7), "std": 0.0, "per_seed": [pytest.approx(0.7)]}
     assert {point[2] for point in method["curve"]} == {0.0}
+
+
+def test_calibration_is_of_the_same_evaluations_as_accuracy_and_recall_is_of_the_last(two_seeds):
+    method = two_seeds["methods"]["fedavg"]
+    assert method["calibration_error"]["per_seed"] == pytest.approx([0.07, 0.08])
+    assert method["recall"] == [pytest.approx((0.9 + 0.8) / 4), None]
+    header, alone, fedavg = tables.recall_csv(two_seeds).splitlines()
+    assert header == "method,a,b"
+    assert alone == "synthetic_only,0.125,"
+    assert fedavg.split(",")[0::2] == ["fedavg", ""]
+
+
+def test_a_method_that_diverged_has_no_calibration(tmp_path):
+    broken = trace(FIRST, 1, 1, 12 * [1.0])
+    broken["evaluations"][-1]["calibration_error"] = None
+    summary = summarised(tmp_path, {"0": trace(FIRST, 1, 1, 12 * [1.0]), "1": broken})
+    assert summary["methods"]["fedavg"]["calibration_error"] is None
+    assert summary["methods"]["fedavg"]["accuracy"]["mean"] == pytest.approx(0.7)
+    assert tables.methods_csv(summary).splitlines()[2].endswith(",0,,,,,,")
+    assert tables.methods_tex(summary).count("& -- \\\\") == 1
+
+
+def on_clients(accuracy, quantiles, clients=5):
+    return {
+        "clients": clients,
+        "samples": 10 * clients,
+        "accuracy": accuracy,
+        "loss": None,
+        "quantiles": quantiles,
+    }
+
+
+def test_figures_of_clients_are_means_over_seeds_and_in_every_table(tmp_path):
+    traces = {
+        "3": trace(FIRST, 1, 1, 12 * [1.0], clients=on_clients(0.7, [0.1, 0.6, 0.9])),
+        "5": trace(SECOND, 1, 1, 12 * [1.0], clients=on_clients(0.8, [0.3, 0.8, 0.9], clients=4)),
+    }
+    summary = summarised(tmp_path, traces)
+    alone, method = summary["methods"].values()
+    assert alone["clients"] is None
+    clients = method["clients"]
+    assert (clients["tested"], clients["samples"]) == ([5, 4], [50, 40])
+    assert clients["accuracy"]["per_seed"] == [0.7, 0.8]
+    assert clients["worst"]["mean"] == pytest.approx(0.2)
+    assert clients["worst"]["std"] == pytest.approx(math.sqrt(0.02))
+    assert clients["quantiles"][1] == pytest.approx([0.5, 0.7, math.sqrt(0.02)])
+    header, rows = text.table(summary)
+    assert header[-2:] == ("on clients", "worst client")
+    assert [row[-2:] for row in rows] == [("–", "–"), ("75.0 ± 7.1", "20.0 ± 14.1")]
+    written = list(csv.DictReader(io.StringIO(tables.methods_csv(summary))))
+    assert written[0]["worst_client_accuracy_mean"] == ""
+    assert float(written[1]["client_accuracy_mean"]) == pytest.approx(0.75)
+    assert float(written[1]["worst_client_accuracy_std"]) == pytest.approx(math.sqrt(0.02))
+    lines = tables.methods_tex(summary).splitlines()
+    columns = next(line for line in lines if "tabular}{" in line).split("{")[-1].count("r")
+    assert {line.count(" & ") for line in lines if line.endswith("\\\\")} == {columns}
+    assert lines[-4].endswith("7.5 $\\pm$ 0.7 & 75.0 $\\pm$ 7.1 & 20.0 $\\pm$ 14.1 \\\\")
+
+
+def test_without_tests_on_clients_the_tables_do_not_mention_them(two_seeds):
+    assert two_seeds["methods"]["fedavg"]["clients"] is None
+    assert "worst client" not in text.table(two_seeds)[0]
+    assert "Worst" not in tables.methods_tex(two_seeds)
 
 
 def test_a_target_out_of_reach_and_one_reached_at_once(tmp_path):

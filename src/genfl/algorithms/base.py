@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Lt
 from genfl import trees
 from genfl.learning.local import Context, LocalSGD
 from genfl.learning.task import Batch, Task, Weights
-from genfl.rng import Key
+from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
 Facts = dict[str, Any]
@@ -36,13 +36,13 @@ class Client(NamedTuple):
 
     Attributes:
         start: ``(message, memory, facts, key) -> carry``.
-        step: ``(carry, batch, key) -> carry``.
+        step: ``(carry, batch, key) -> carry``; where clients are batched, under `torch.vmap`.
         finish: ``(carry) -> (upload, memory)``; the memory never leaves the client.
         reductions: For each name of the upload, what the server may see of it.
     """
 
     start: Callable[[Tree, Tree, Facts, Key], Tree]
-    step: Callable[[Tree, Batch, Key], Tree]
+    step: Callable[[Tree, Batch, Stream], Tree]
     finish: Callable[[Tree], tuple[Tree, Tree]]
     reductions: dict[str, Reduction]
 
@@ -136,7 +136,7 @@ def training_client(
             "shift": shift(message, memory["method"]) if shift else None,
         }
 
-    def step(carry: Tree, batch: Batch, key: Key) -> Tree:
+    def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
         state = local.step(carry["local"], batch, context(task, carry, key), carry["shift"])
         return {**carry, "local": state}
 
@@ -153,7 +153,7 @@ def training_memory(
     return lambda weights: {"method": method(weights), "local": local.memory.initial(weights)}
 
 
-def context(task: Task, carry: Tree, key: Key) -> Context:
+def context(task: Task, carry: Tree, key: Stream) -> Context:
     """Returns what the hooks may read in a step of a `training_client`."""
     return Context(task, carry["message"], carry["memory"]["local"], carry["facts"], key)
 

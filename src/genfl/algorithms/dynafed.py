@@ -75,6 +75,7 @@ def dynafed(
             " lower trajectory (and span)"
         )
     form = task.shapes()
+    shape = form.learnable_input()
     average = fedavg(task, local)
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
@@ -84,7 +85,7 @@ def dynafed(
             "round": torch.zeros((), dtype=torch.int64),
             "trajectory": trees.map(lambda w: torch.stack([w] * (trajectory + 1)), weights),
             "data": {
-                "x": torch.randn(m, *form.input, generator=key.fold("dynafed").torch()),
+                "x": torch.randn(m, *shape, generator=key.fold("dynafed").torch()),
                 "y": 3 * torch.eye(form.classes).repeat(per_class, 1),
                 "log_lr": torch.tensor(math.log(inner_lr)),
             },

@@ -25,7 +25,7 @@ from genfl.algorithms.base import (
 from genfl.learning.distil import distil
 from genfl.learning.local import LocalSGD, nothing
 from genfl.learning.task import Batch, Task, Weights
-from genfl.rng import Key
+from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
 
@@ -87,7 +87,7 @@ def fedet(
         ((name, weights),) = message["models"].items()
         return {name: programs[name].start({"weights": weights}, memory, facts, key)}
 
-    def step(carry: Tree, batch: Batch, key: Key) -> Tree:
+    def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
         ((name, training),) = carry.items()
         return {name: programs[name].step(training, batch, key)}
 

@@ -63,7 +63,7 @@ def fedftg(
         batch_size: Inputs in a step.
     """
     form = task.shapes()
-    generator = Generator(form.input, form.classes, noise)
+    generator = Generator(form.learnable_input(), form.classes, noise)
     average = fedavg(task, local)
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:

@@ -59,7 +59,9 @@ def fedgen(
 
     def knowledge(params: Tree, aux: Aux, batch: Batch, context: Context) -> Tensor:
         sent = context.message
-        y, eps = generator.conditions(sent["shares"], batch_size, context.key.fold("fedgen").torch())
+        y, eps = context.key.fold("fedgen").draw(
+            lambda rng, shares: generator.conditions(shares, batch_size, rng), sent["shares"]
+        )
         logits = task.head(params, generator(sent["generator"], y, eps))
         return torch.mul(sent["strength"], F.cross_entropy(logits, y))
 

@@ -20,7 +20,7 @@ from genfl.algorithms.base import (
 )
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Batch, Task, Weights
-from genfl.rng import Key
+from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
 
@@ -100,7 +100,7 @@ def _summing_gradients(client: Client, task: Task, local: LocalSGD) -> Client:
         zero = trees.zeros_like(message["weights"]["params"])
         return {**client.start(message, memory, facts, key), "at_global": zero}
 
-    def step(carry: Tree, batch: Batch, key: Key) -> Tree:
+    def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
         x = carry["message"]["weights"]
         slope, _ = local.slope(x["params"], x["buffers"], batch, context(task, carry, key))
         return {**client.step(carry, batch, key), "at_global": trees.add(carry["at_global"], slope)}

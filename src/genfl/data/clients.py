@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from genfl.errors import InputError
+from genfl.rng import Key
 from genfl.trees import Tree
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Random changes of prepared inputs; see `genfl.learning.augment`."""
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Parts of consecutive rows: a million of them are one array.
+
+    Attributes:
+        ends: Where each client's rows end, and the next one's begin; ascending, [clients] int64.
+    """
+
+    ends: np.ndarray
 
 
 class ClientData:
     """All clients' examples, held once and addressed by client.
 
+    It keeps a number for each client besides, and one for each row where they are not `Ranges`.
+
     Args:
         x: Inputs of all clients, [N, ...], which may be memory-mapped: it is not copied.
-        y: Class indices, [N] int64.
-        parts: For each client, the rows of `x` and `y` that are its own; disjoint.
+        y: Class indices, [N] int64, which may be memory-mapped.
+        parts: For each client, the rows of `x` and `y` that are its own; disjoint. Or `Ranges`.
         classes: The number of classes.
         prepare: Turns some of `x` into what models are given; see `genfl.data.sources.DataSet`.
+        augment: Random changes of what is prepared, in batches.
 
     Raises:
         InputError: A client has no data, or a row belongs to two clients.
@@ -30,23 +49,26 @@ class ClientData:
         self,
         x: Tensor,
         y: Tensor,
-        parts: Sequence[np.ndarray],
+        parts: Sequence[np.ndarray] | Ranges,
         classes: int,
         prepare: Callable[[Tensor], Tensor] = lambda x: x,
+        augment: Augment | None = None,
     ) -> None:
-        empty = [client for client, part in enumerate(parts) if len(part) == 0]
-        if empty:
+        self.ends = parts.ends if isinstance(parts, Ranges) else np.cumsum([len(part) for part in parts])
+        empty = np.flatnonzero(np.diff(self.ends, prepend=0) <= 0)
+        if len(empty):
             raise InputError(f"data.partition: client {empty[0]} has no samples; raise min_size or use fewer")
-        self.rows = torch.from_numpy(np.concatenate(list(parts)).astype(np.int64))
-        if len(self.rows.unique()) != len(self.rows):
-            raise InputError("data.partition: a sample belongs to two clients")
+        self.rows: Tensor | None = None  # of consecutive ones the ends say enough
+        if not isinstance(parts, Ranges):
+            self.rows = torch.from_numpy(np.concatenate(list(parts)).astype(np.int64, copy=False))
+            taken = torch.zeros(len(x), dtype=torch.bool)
+            taken[self.rows] = True
+            if int(taken.sum()) != len(self.rows):
+                raise InputError("data.partition: a sample belongs to two clients")
+        elif self.ends[-1] > len(x):
+            raise InputError(f"data.partition: the last client ends at row {self.ends[-1]} of {len(x)}")
         self.x, self.y, self.classes, self.prepare = x, y, classes, prepare
-        self.ends = np.cumsum([len(part) for part in parts])
-        counts = torch.stack([self.labels(k).bincount(minlength=classes) for k in range(len(parts))])
-        self.facts_table: Tree = {
-            "samples": counts.sum(1).to(torch.get_default_dtype()),
-            "label_counts": counts.to(torch.get_default_dtype()),
-        }
+        self.augments = [(range(len(x)), augment)]  # by the rows of x they are for
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -61,31 +83,74 @@ class ClientData:
 
     def facts(self, client: int) -> Tree:
         """Returns what a client knows of its data: ``samples`` (scalar) and ``label_counts`` [classes]."""
-        return {name: column[client] for name, column in self.facts_table.items()}
+        labels, kind = self.labels(client), torch.get_default_dtype()
+        counts = labels.bincount(minlength=self.classes)
+        self._refuse(len(counts) - 1)
+        return {"samples": torch.tensor(len(labels), dtype=kind), "label_counts": counts.to(kind)}
 
-    def batch(self, client: int, rows: Tensor) -> dict[str, Tensor]:
+    @property
+    def facts_table(self) -> Tree:
+        """What all clients know: ``samples`` [clients], ``label_counts`` [clients, classes]."""
+        return self.table(0, len(self))
+
+    def table(self, first: int, last: int) -> Tree:
+        """Returns what the clients from `first` up to `last` know, in rows; beyond the end there are none."""
+        ends = self.ends[first:last]
+        start = self._start(first)
+        sizes = torch.from_numpy(np.diff(ends, prepend=start))
+        labels = self.y[self._between(start, int(ends[-1]))]
+        self._refuse(int(labels.max()))
+        cells = torch.arange(len(ends)).repeat_interleave(sizes) * self.classes + labels
+        counts = cells.bincount(minlength=len(ends) * self.classes).view(-1, self.classes)
+        kind = torch.get_default_dtype()
+        return {"samples": sizes.to(kind), "label_counts": counts.to(kind)}
+
+    def _refuse(self, label: int) -> None:
+        if label >= self.classes:
+            raise ValueError(f"class {label} of {self.classes} classes")
+
+    def batch(self, client: int, rows: Tensor, key: Key | None = None) -> dict[str, Tensor]:
         """Returns some of a client's examples: ``x`` and ``y``.
 
         Args:
             client: Its number.
             rows: Which of the client's own samples, int64.
+            key: The random stream of the inputs' changes; None leaves them as they are.
         """
         index = self._rows(client)[rows]
-        return {"x": self.prepare(self.x[index]), "y": self.y[index]}
+        x = self.prepare(self.x[index])
+        for number, (part, augment) in enumerate(self.augments):
+            if key is not None and augment is not None:
+                chosen = (part.start <= index) & (index < part.stop)
+                x[chosen] = augment(x[chosen], key.fold(number).torch())
+        return {"x": x, "y": self.y[index]}
 
     def as_one(self, clients: Iterable[int]) -> ClientData:
         """Returns the data of one client that holds what these clients hold, and nothing else."""
         rows = np.concatenate([self._rows(client).numpy() for client in clients])
-        return ClientData(self.x, self.y, [rows], self.classes, self.prepare)
+        one = ClientData(self.x, self.y, [rows], self.classes, self.prepare)
+        one.augments = self.augments
+        return one
 
     def beside(self, other: ClientData) -> ClientData:
-        """Returns clients each of which holds what it holds here and what it holds in `other`."""
+        """Returns clients each of which holds what it holds here and what it holds in `other`.
+
+        Each part keeps its own changes of inputs; `other`'s inputs are prepared like those here.
+        """
         rows = [np.append(self._rows(k), len(self.x) + other._rows(k)) for k in range(len(self))]
         x, y = torch.cat([self.x, other.x]), torch.cat([self.y, other.y])
-        return ClientData(x, y, rows, self.classes, self.prepare)
+        both = ClientData(x, y, rows, self.classes, self.prepare)
+        first = len(self.x)
+        both.augments = self.augments + [
+            (range(first + part.start, first + part.stop), augment) for part, augment in other.augments
+        ]
+        return both
 
     def _rows(self, client: int) -> Tensor:
-        return self.rows[self._start(client) : int(self.ends[client])]
+        return self._between(self._start(client), int(self.ends[client]))
+
+    def _between(self, start: int, end: int) -> Tensor:
+        return torch.arange(start, end) if self.rows is None else self.rows[start:end]
 
     def _start(self, client: int) -> int:
         return int(self.ends[client - 1]) if client else 0

@@ -44,12 +44,17 @@ class Wanted(NamedTuple):
         label: Names that the column of the classes may have.
         key: The column that says whose an example is, if there.
         form: What the examples are turned into.
+        test_key: Where there is no test split, whose examples are the test set: clips of one recording, for
+            example, do not belong on both sides. None for a fifth of each class.
+        without: The numbers of classes that are left out.
     """
 
     input: tuple[str, ...]
     label: tuple[str, ...]
     key: str | None
     form: Form
+    test_key: str | None = None
+    without: tuple[str, ...] = ()
 
 
 class Split(NamedTuple):
@@ -97,7 +102,8 @@ def load(path: Path, wanted: Wanted) -> Decoded:
     """
     folder = Folder(path)
     form = [wanted.form.modality, *wanted.form.identity()]
-    key = digest([VERSION, folder.identity(MEDIA[wanted.form.modality]), *wanted[:-1], form])
+    apart = [part for part in wanted[4:] if part]
+    key = digest([VERSION, folder.identity(MEDIA[wanted.form.modality]), *wanted[:3], form, *apart])
     place = _cache() / key[:32]
     with FileLock(f"{place}.lock"):
         facts = _intact(place)
@@ -166,8 +172,7 @@ def _decode(folder: Folder, wanted: Wanted, place: Path) -> None:
     if len(set(splits["train"]["labels"])) < 2:
         raise InputError("data.label: all examples of train are of one class; name a column with several")
     if "test" not in splits:
-        log.info("no test split in %s: a fifth of each class is the test set", folder.path)
-        splits["test"] = _set_apart(place, splits["train"])
+        splits["test"] = _set_apart(place, splits["train"], folder, wanted)
     for split, facts in splits.items():
         facts["sha256"] = sha256(place / f"{split}.npy")
     content = {"names": list(names), "splits": splits}
@@ -212,10 +217,11 @@ def _write(
             cells = batch[given]
             tasks = (cells[first : first + TASK] for first in range(0, len(cells), TASK))
             good = []
-            for array in itertools.chain.from_iterable(pool.map(partial(_arrays, wanted.form), tasks)):
+            arrays = itertools.chain.from_iterable(pool.map(partial(_arrays, wanted.form), tasks))
+            for array, value in zip(arrays, batch[label], strict=True):
                 if array is None:
                     unreadable.append(seen)
-                else:
+                elif str(value) not in wanted.without:
                     good.append(seen - start)
                     file.write(array.tobytes())
                 seen += 1
@@ -248,6 +254,8 @@ def _arrays(form: Form, cells: Sequence[Any]) -> list[np.ndarray | None]:
     for cell in cells:
         try:
             found.append(form.encode(read(cell)))
+        except InputError:  # a library that is not installed
+            raise
         except Exception:  # decoders raise what they like on damaged files
             found.append(None)
     return found
@@ -267,19 +275,17 @@ def _facts(rows: _Rows, names: Sequence[Any]) -> dict[str, Any]:
     return {"labels": labels, "keys": rows.keys, "unreadable": rows.unreadable}
 
 
-def _set_apart(place: Path, train: dict[str, Any]) -> dict[str, Any]:
-    """Makes a fifth of each class of the training set the test set, and returns what the cache says of it."""
-    from sklearn.model_selection import train_test_split
-
-    labels = np.asarray(train["labels"])
-    if np.bincount(labels)[labels].min() < 2:
-        raise InputError(
-            "data.path: there is no test split, and none can be set apart because a class has a single"
-            " example; add a folder test, or files named so"
-        )
-    size = max(len(np.unique(labels)), round(len(labels) / 5))
-    kept, tested = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=0)
-    inputs, keys = np.load(place / "train.npy", mmap_mode="r"), train["keys"]
+def _set_apart(place: Path, train: dict[str, Any], folder: Folder, wanted: Wanted) -> dict[str, Any]:
+    """Makes a part of the training set the test set, and returns what the cache says of it."""
+    labels, keys = np.asarray(train["labels"]), train["keys"]
+    theirs = np.asarray(keys) == wanted.test_key if keys and wanted.test_key else np.zeros(0, bool)
+    if theirs.any() and not theirs.all():
+        log.info("no test split in %s: %s %s is the test set", folder.path, wanted.key, wanted.test_key)
+        kept, tested = np.flatnonzero(~theirs), np.flatnonzero(theirs)
+    else:
+        log.info("no test split in %s: a fifth of each class is the test set", folder.path)
+        kept, tested = _fifth(labels)
+    inputs = np.load(place / "train.npy", mmap_mode="r")
     facts = {}
     for split, rows in (("test", np.sort(tested)), ("train", np.sort(kept))):
         with replacing(place / f"{split}.npy") as temporary, temporary.open("wb") as file:
@@ -288,6 +294,20 @@ def _set_apart(place: Path, train: dict[str, Any]) -> dict[str, Any]:
         facts[split] = {"labels": labels[rows].tolist(), "keys": chosen, "unreadable": []}
     train |= {**facts["train"], "unreadable": train["unreadable"]}
     return facts["test"]
+
+
+def _fifth(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Splits rows into four fifths and one of each class."""
+    from sklearn.model_selection import train_test_split
+
+    if np.bincount(labels)[labels].min() < 2:
+        raise InputError(
+            "data.path: there is no test split, and none can be set apart because a class has a single"
+            " example; add a folder test, or files named so"
+        )
+    size = max(len(np.unique(labels)), round(len(labels) / 5))
+    kept, tested = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=0)
+    return kept, tested
 
 
 def _warn_of_unreadable(split: str, facts: dict[str, Any], what: str) -> None:

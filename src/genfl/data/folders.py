@@ -1,4 +1,4 @@
-"""Data sets in folders as Hugging Face lays them out: Parquet files, a folder of files for each class, ..."""
+"""Data sets in folders as Hugging Face lays them out: Parquet, a folder of files for each class, CSV, ..."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class Folder:
             tables = list(self.path.rglob("*.parquet"))
             rows = (pyarrow.parquet.read_metadata(path).num_rows for path in tables)
             total = sum(rows) if tables else sum(path.is_file() for path in self.path.rglob("*"))
-            return dict(datasets.load_dataset(str(self.path), streaming=True)), total
+            found = datasets.load_dataset(str(self.path), streaming=True)
+            return {name: _typed(stream) for name, stream in found.items()}, total
         except Exception as error:  # of datasets, pyarrow, fsspec, ...
             raise InputError(self._damage(error)) from error
 
@@ -112,6 +113,16 @@ class Folder:
                 why = first_line(wrong)
                 return f"{self.section}.path: {path} is damaged ({why}); put a whole copy in its place"
         return f"{self.section}.path: {self.path} cannot be read as a data set ({first_line(error)})"
+
+
+def _typed(stream: Any) -> Any:
+    """Returns a split whose columns have types: those of its first rows where its files, as CSV, say none."""
+    import datasets
+
+    if stream.features is not None:
+        return stream
+    first = next(iter(stream.with_format("arrow").iter(batch_size=BATCH)))
+    return stream.cast(datasets.Features.from_arrow_schema(first.schema))
 
 
 def fetch(name: str, hub: str) -> Path:

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from genfl.errors import InputError
+
 Modality = Literal["image", "audio", "text"]
 
 
@@ -73,18 +75,22 @@ def _image_feature() -> Any:
     return datasets.Image()
 
 
-def _read_audio(cell: Any) -> Clip:
-    import soundfile
+def _soundfile() -> Any:
+    try:
+        import soundfile
+    except ImportError as error:
+        raise InputError("data.name: sounds need soundfile: pip install 'genfl[audio]'") from error
+    return soundfile
 
-    samples, rate = soundfile.read(_open(cell), dtype="float32", always_2d=True)
+
+def _read_audio(cell: Any) -> Clip:
+    samples, rate = _soundfile().read(_open(cell), dtype="float32", always_2d=True)
     return Clip(samples.mean(1), rate)
 
 
 def _write_audio(clip: Clip) -> dict[str, Any]:
-    import soundfile
-
     buffer = io.BytesIO()
-    soundfile.write(buffer, clip.samples, clip.rate, format="WAV", subtype="PCM_16")
+    _soundfile().write(buffer, clip.samples, clip.rate, format="WAV", subtype="PCM_16")
     return {"bytes": buffer.getvalue(), "path": None}
 
 

@@ -9,66 +9,119 @@ from typing import Literal
 import numpy as np
 
 from genfl.errors import InputError
+from genfl.rng import Key
 
-Kind = Literal["dirichlet", "iid", "natural"]
+Kind = Literal["dirichlet", "iid", "shards", "quantity", "natural", "domain"]
+Within = Literal["iid", "dirichlet"]
+
+OWN: tuple[Kind, ...] = ("natural", "domain")
+"""The splits by a key of the data, which decides how many clients there are."""
 
 
 def partition(
     labels: Sequence[str],
     kind: Kind,
-    clients: int,
+    clients: int | None,
     *,
     alpha: float,
     min_size: int,
     seed: int,
+    shards_per_client: int = 2,
+    clients_per_domain: int = 5,
+    within: Within = "iid",
     keys: Sequence[str] | None = None,
 ) -> list[np.ndarray]:
-    """Splits samples over clients: by whose they are, or with the partitioners of flwr-datasets.
+    """Splits samples over clients: by whose they are, or so that labels or sizes are skewed.
 
     Args:
         labels: The label of every sample.
-        kind: ``dirichlet``: each label's samples are dealt out in Dirichlet(alpha) shares; ``iid``: evenly;
-            ``natural``: each key is a client, in alphabetical order.
-        clients: Number of clients.
-        alpha: Dirichlet concentration, positive: the smaller, the fewer labels a client holds.
-        min_size: Samples every client has at least.
+        kind: ``iid``: evenly. ``dirichlet``: each label's samples are dealt out in Dirichlet(alpha) shares
+            (Hsu et al. 2019, arXiv 1909.06335). ``shards``: the samples, sorted by label, are cut into equal
+            shards of which each client gets `shards_per_client` (McMahan et al. 2017, arXiv 1602.05629,
+            Section 3). ``quantity``: labels alike, sizes in Dirichlet(alpha) shares (Li et al. 2022, arXiv
+            2102.02079, Section IV). ``natural``: each key is a client, in alphabetical order. ``domain``:
+            each key is a domain, in alphabetical order, with clients of its own.
+        clients: Number of clients; None where that is for the keys to say.
+        alpha: Dirichlet concentration, positive: the smaller, the more clients differ.
+        min_size: Samples every client has at least. For ``quantity`` it is what every client has beforehand;
+            keys with fewer are left out of ``natural``.
         seed: Decides the split.
+        shards_per_client: For ``shards``.
+        clients_per_domain: For ``domain``.
+        within: How ``domain`` splits a domain over its clients.
         keys: Whose each sample is, if the data says so.
 
     Returns:
-        For each client the rows that are its own; together they are all rows.
+        For each client the rows that are its own. Together they are all rows, but for those of keys that
+        ``natural`` leaves out.
 
     Raises:
         InputError: No such split was found.
     """
     if kind == "natural":
-        return _natural(keys, clients, min_size)
-    from datasets import Dataset
-    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
-
-    if clients * min_size > len(labels):
-        raise InputError(
-            f"data.partition: {clients} clients of at least {min_size} samples need more than the"
-            f" {len(labels)} there are; lower data.partition.clients or min_size"
-        )
-    rows = Dataset.from_dict({"label": list(labels), "row": range(len(labels))})
-    if kind == "iid":
-        partitioner = IidPartitioner(clients)
-        rows = rows.shuffle(seed=seed)
+        found = list(_natural(labels, keys, min_size).values())
+    elif kind == "domain":
+        found = []
+        for number, (name, rows) in enumerate(_by_key(keys).items()):
+            if clients_per_domain * min_size > len(rows):
+                raise InputError(
+                    f"data.partition.clients_per_domain: '{name}' has {len(rows)} samples, too few for"
+                    f" {clients_per_domain} clients of at least {min_size}; lower it or min_size"
+                )
+            own = [labels[row] for row in rows]
+            parts = _dealt(own, within, clients_per_domain, alpha, min_size, (seed + number) % 2**32)
+            found += [rows[part] for part in parts]
     else:
-        partitioner = DirichletPartitioner(
-            clients, "label", alpha=float(alpha), min_partition_size=min_size, self_balancing=False, seed=seed
-        )
-    partitioner.dataset = rows
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of every attempt; what counts is whether one succeeds
-            return [np.asarray(partitioner.load_partition(k)["row"]) for k in range(clients)]
-    except ValueError as error:
+        assert clients is not None
+        if clients * min_size > len(labels):
+            raise InputError(
+                f"data.partition: {clients} clients of at least {min_size} samples need more than the"
+                f" {len(labels)} there are; lower data.partition.clients or min_size"
+            )
+        if kind == "shards":
+            return _shards(labels, clients, shards_per_client, min_size, seed)
+        if kind == "quantity":
+            return _quantity(len(labels), clients, alpha, min_size, seed)
+        return _dealt(labels, kind, clients, alpha, min_size, seed)
+    if clients not in (None, len(found)):
         raise InputError(
-            f"data.partition: no Dirichlet({alpha}) split into {clients} clients of at least {min_size}"
-            " samples was found; raise alpha, or lower clients or min_size"
-        ) from error
+            f"data.partition.clients: {clients}, but the data has {len(found)} of its own; leave it out"
+        )
+    return found
+
+
+def hold_back(
+    parts: Sequence[np.ndarray], share: float, key: Key
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Holds a share of each client's rows back for testing, drawn at random.
+
+    A client holds back `share` of its rows, rounded down: one with fewer than 1 / `share` rows holds back
+    none, so that nobody is left without training data.
+
+    Args:
+        parts: For each client, its rows.
+        share: In [0, 1).
+        key: The random stream.
+
+    Returns:
+        For each client the rows it keeps for training, and for each client those it holds back.
+
+    Raises:
+        InputError: A share is asked for, and no client has enough rows for one.
+    """
+    rng, kept, held = key.numpy(), [], []
+    for rows in parts:
+        chosen = np.zeros(len(rows), dtype=bool)
+        chosen[rng.permutation(len(rows))[: int(share * len(rows))]] = True
+        kept.append(rows[~chosen])
+        held.append(rows[chosen])
+    if share > 0 and not any(map(len, held)):
+        most = max(map(len, parts))
+        raise InputError(
+            f"data.partition.test: {share:g} of the most that a client has, {most}, is less than a sample;"
+            " raise it"
+        )
+    return kept, held
 
 
 def subset(labels: Sequence[str], size: int | None) -> np.ndarray:
@@ -99,23 +152,88 @@ def subset(labels: Sequence[str], size: int | None) -> np.ndarray:
         chosen = np.random.default_rng(0).choice(len(labels), size, replace=False)
     else:
         rows = np.arange(len(labels))
-        chosen, _ = train_test_split(rows, train_size=size, stratify=list(labels), random_state=0)
+        try:
+            chosen, _ = train_test_split(rows, train_size=size, stratify=list(labels), random_state=0)
+        except ValueError as error:  # a class of one
+            raise InputError(f"data.partition.samples: {error}; leave it out") from error
+    lost = set(labels) - {labels[row] for row in chosen}
+    if lost:
+        raise InputError(
+            f"data.partition.samples: {size} are so few that none is left of '{min(lost)}'; raise it"
+        )
     return np.sort(chosen)
 
 
-def _natural(keys: Sequence[str] | None, clients: int, min_size: int) -> list[np.ndarray]:
+def _dealt(
+    labels: Sequence[str], kind: Within, clients: int, alpha: float, min_size: int, seed: int
+) -> list[np.ndarray]:
+    """Splits with the partitioners of flwr-datasets."""
+    from datasets import Dataset
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+
+    rows = Dataset.from_dict({"label": list(labels), "row": range(len(labels))})
+    if kind == "iid":
+        partitioner = IidPartitioner(clients)
+        rows = rows.shuffle(seed=seed)
+    else:
+        partitioner = DirichletPartitioner(
+            clients, "label", alpha=float(alpha), min_partition_size=min_size, self_balancing=False, seed=seed
+        )
+    partitioner.dataset = rows
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of every attempt; what counts is whether one succeeds
+            return [np.asarray(partitioner.load_partition(k)["row"][:]) for k in range(clients)]
+    except ValueError as error:
+        raise InputError(
+            f"data.partition: no Dirichlet({alpha}) split into {clients} clients of at least {min_size}"
+            " samples was found; raise alpha, or lower the number of clients or min_size"
+        ) from error
+
+
+def _shards(labels: Sequence[str], clients: int, shards: int, min_size: int, seed: int) -> list[np.ndarray]:
+    # flwr-datasets's ShardPartitioner makes shards of one size, and leaves out what remains: samples of the
+    # last label only, of which none may be left.
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(labels))
+    by_label = rows[np.argsort(np.asarray(labels)[rows], kind="stable")]
+    cut = np.array_split(by_label, clients * shards)
+    dealt = rng.permutation(len(cut)).reshape(clients, shards)
+    parts = [np.concatenate([cut[shard] for shard in own]) for own in dealt]
+    if len(cut) > len(labels) or min(map(len, parts)) < min_size:
+        raise InputError(
+            f"data.partition.shards_per_client: {clients} clients with {shards} shards each, and {min_size}"
+            f" samples at least, need more than the {len(labels)} there are; lower it, clients or min_size"
+        )
+    return parts
+
+
+def _quantity(samples: int, clients: int, alpha: float, min_size: int, seed: int) -> list[np.ndarray]:
+    # What every client has beforehand is taken out first: drawing until nobody has less may take for ever.
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.full(clients, alpha)).cumsum()
+    ends = min_size * np.arange(1, clients) + np.rint(shares[:-1] * (samples - clients * min_size)).astype(
+        int
+    )
+    return np.split(rng.permutation(samples), ends)
+
+
+def _natural(labels: Sequence[str], keys: Sequence[str] | None, min_size: int) -> dict[str, np.ndarray]:
+    found = {name: rows for name, rows in _by_key(keys).items() if len(rows) >= min_size}
+    lost = set(labels) - {labels[row] for rows in found.values() for row in rows}
+    if lost:
+        raise InputError(
+            f"data.partition.min_size: nobody with {min_size} samples or more holds '{min(lost)}'; lower it"
+        )
+    return found
+
+
+def _by_key(keys: Sequence[str] | None) -> dict[str, np.ndarray]:
     if keys is None:
         raise InputError(
             "data.partition.kind: the data has no clients of its own; use dirichlet or iid, or name their"
             " column as data.key"
         )
     names, owner, sizes = np.unique(list(keys), return_inverse=True, return_counts=True)
-    if len(names) != clients:
-        raise InputError(
-            f"data.partition.clients: {clients}, but the data has {len(names)} clients of its own; say so"
-        )
-    if sizes.min() < min_size:
-        raise InputError(
-            f"data.partition.min_size: client '{names[sizes.argmin()]}' has {sizes.min()} samples; lower it"
-        )
-    return np.split(np.argsort(owner, kind="stable"), np.cumsum(sizes)[:-1])
+    rows = np.split(np.argsort(owner, kind="stable"), np.cumsum(sizes)[:-1])
+    return dict(zip(names.tolist(), rows, strict=True))

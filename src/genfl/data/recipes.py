@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from genfl.data.forms import Form, Pixels
+from genfl.data.sounds import LogMel
+from genfl.data.texts import Tokens
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
+
+Metric = Literal["accuracy", "macro_f1"]
 
 
 class Recipe(NamedTuple):
@@ -22,8 +26,10 @@ class Recipe(NamedTuple):
         label: Names of the column with the classes.
         key: The column that says whose an example is, where the data has clients of its own.
         words: What prompts call the classes whose own names are codes.
-        metric: What is usually reported of it.
+        without: The numbers of classes that are left out.
+        metric: What is usually reported of it, as summaries call it.
         verified: Whether genfl's tests have read a real copy of it.
+        test_key: Whose examples are the test set, where there is no test split; None for a fifth of all.
     """
 
     summary: str
@@ -33,22 +39,29 @@ class Recipe(NamedTuple):
     label: tuple[str, ...] = ("label",)
     key: str | None = None
     words: Mapping[str, str] = NOTHING
-    metric: str = "accuracy"
+    without: tuple[str, ...] = ()
+    metric: Metric = "accuracy"
     verified: bool = False
+    test_key: str | None = None
 
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 _DIGITS = {str(digit): name for digit, name in enumerate(DIGIT_NAMES)}
-_EUROSAT = {
+_EUROSAT = {  # the archive's names, and the Hub's where they differ
     "AnnualCrop": "annual crop",
+    "Annual Crop": "annual crop",
     "Forest": "forest",
     "HerbaceousVegetation": "herbaceous vegetation",
+    "Herbaceous Vegetation": "herbaceous vegetation",
     "Highway": "highway",
     "Industrial": "industrial buildings",
+    "Industrial Buildings": "industrial buildings",
     "Pasture": "pasture",
     "PermanentCrop": "permanent crop",
+    "Permanent Crop": "permanent crop",
     "Residential": "residential buildings",
+    "Residential Buildings": "residential buildings",
     "River": "river",
     "SeaLake": "sea or lake",
 }
@@ -62,9 +75,54 @@ _LESIONS = {
     "nv": "melanocytic nevi",
     "vasc": "vascular lesions",
 }
+_NEWS = {
+    "World": "world news",
+    "Sports": "sports",
+    "Business": "business",
+    "Sci/Tech": "science and technology",
+}
+_SENTIMENTS = {"0": "negative", "4": "positive"}
+_ANSWERS = {
+    "Society & Culture": "society and culture",
+    "Science & Mathematics": "science and mathematics",
+    "Health": "health",
+    "Education & Reference": "education and reference",
+    "Computers & Internet": "computers and the internet",
+    "Sports": "sports",
+    "Business & Finance": "business and finance",
+    "Entertainment & Music": "entertainment and music",
+    "Family & Relationships": "family and relationships",
+    "Politics & Government": "politics and government",
+}
+_NEWSGROUPS = {
+    "alt.atheism": "atheism",
+    "comp.graphics": "computer graphics",
+    "comp.os.ms-windows.misc": "Microsoft Windows",
+    "comp.sys.ibm.pc.hardware": "PC hardware",
+    "comp.sys.mac.hardware": "Apple Macintosh hardware",
+    "comp.windows.x": "the X Window System",
+    "misc.forsale": "things for sale",
+    "rec.autos": "cars",
+    "rec.motorcycles": "motorcycles",
+    "rec.sport.baseball": "baseball",
+    "rec.sport.hockey": "ice hockey",
+    "sci.crypt": "cryptography",
+    "sci.electronics": "electronics",
+    "sci.med": "medicine",
+    "sci.space": "space flight and astronomy",
+    "soc.religion.christian": "Christianity",
+    "talk.politics.guns": "gun politics",
+    "talk.politics.mideast": "Middle East politics",
+    "talk.politics.misc": "politics in general",
+    "talk.religion.misc": "religion in general",
+}
 _CLOTHES = {"T - shirt / top": "t-shirt", "T-shirt/top": "t-shirt"}
 
+_NOT_WORDS = {"_silence_": "silence", "_unknown_": "unknown"}
+
 _IMAGE = ("image",)
+_TEXT = ("text",)
+_AUDIO = ("audio",)
 
 _PHOTOS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Of ImageNet, in use for photographs whatever the data set."""
@@ -99,7 +157,8 @@ RECIPES: dict[str, Recipe] = {
         verified=True,
     ),
     "ham10000": Recipe(
-        "HAM10000: 10,015 dermatoscopic images of seven kinds of skin lesions, RGB, at 64×64",
+        # most test images of the Hub's copy are in its training set, too
+        "HAM10000: 10,015 images of seven kinds of skin lesions, RGB, at 64×64; the Hub's splits overlap",
         "marmal88/skin_cancer",
         Pixels((64, 64), 3, *_PHOTOS),
         _IMAGE,
@@ -114,6 +173,13 @@ RECIPES: dict[str, Recipe] = {
         _IMAGE,
         key="domain",
         verified=True,
+    ),
+    "vlcs": Recipe(
+        "VLCS: 10,729 photos of five things from four collections, RGB, at 64×64",
+        None,
+        Pixels((64, 64), 3, *_PHOTOS),
+        _IMAGE,
+        key="domain",
     ),
     "food101": Recipe(
         "Food-101: 101,000 photos of 101 dishes, RGB, at 64×64",
@@ -141,6 +207,115 @@ RECIPES: dict[str, Recipe] = {
         None,
         Pixels(None, 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         _IMAGE,
+        verified=True,
+    ),
+    "speech_commands": Recipe(
+        "Speech Commands v2: 105,829 recordings of 35 words by 2,618 people, 1 s",
+        "danjacobellis/speech_commands_v2",
+        LogMel(1.0),
+        _AUDIO,
+        key="speaker_id",
+        words=_NOT_WORDS,
+    ),
+    "speech_commands_v1": Recipe(
+        "Speech Commands v1: 64,727 recordings of 30 words by 1,881 people, 1 s",
+        None,
+        LogMel(1.0),
+        _AUDIO,
+        key="speaker_id",
+        words=_NOT_WORDS,
+    ),
+    "speech_commands_9": Recipe(
+        "Speech Commands: 3,211 recordings of nine words by 170 people, 1 s",
+        None,
+        LogMel(1.0),
+        _AUDIO,
+        key="speaker",
+        verified=True,
+    ),
+    "spoken_digits": Recipe(
+        "Free Spoken Digit Dataset: 3,000 recordings of the digits by six people, at 1 s",
+        "mteb/free-spoken-digit-dataset",
+        LogMel(1.0),
+        _AUDIO,
+        key="speaker",
+        words=_DIGITS,
+        verified=True,
+    ),
+    "esc50": Recipe(
+        "ESC-50: 2,000 recordings of 50 kinds of sounds around us, 5 s",
+        "ashraq/esc50",
+        LogMel(5.0),
+        _AUDIO,
+        label=("category", "label"),
+        key="fold",
+        test_key="5",
+    ),
+    "esc10": Recipe(
+        "ESC-10: 400 recordings of ten kinds of sounds around us, 5 s",
+        None,
+        LogMel(5.0),
+        _AUDIO,
+        key="fold",
+        verified=True,
+        test_key="5",
+    ),
+    "sounds": Recipe(
+        "Your own sounds: a folder of Parquet files, or one folder of sound files for each class",
+        None,
+        LogMel(None),
+        _AUDIO,
+        verified=True,
+    ),
+    "ag_news": Recipe(
+        "AG News: 127,600 news items on four topics, 96 tokens",
+        "fancyzhx/ag_news",
+        Tokens(96),
+        _TEXT,
+        words=_NEWS,
+        verified=True,
+    ),
+    "sentiment140": Recipe(
+        "Sentiment140: 1.6 million tweets, negative or positive, by user, 48 tokens",
+        "stanfordnlp/sentiment140",
+        Tokens(48),
+        _TEXT,
+        label=("sentiment", "label"),
+        key="user",
+        words=_SENTIMENTS,
+        without=("2",),  # neutral, which only the test split has
+    ),
+    "yahoo_answers": Recipe(
+        "Yahoo! Answers: the titles of 1.46 million questions on ten topics, 32 tokens",
+        "community-datasets/yahoo_answers_topics",
+        Tokens(32),
+        ("question_title", "text"),
+        label=("topic", "label"),
+        words=_ANSWERS,
+    ),
+    "newsgroups20": Recipe(
+        "20 Newsgroups (bydate): 18,846 posts to twenty newsgroups, by author, 256 tokens",
+        None,
+        Tokens(256),
+        _TEXT,
+        key="author",
+        words=_NEWSGROUPS,
+        verified=True,
+    ),
+    "airline_tweets": Recipe(
+        "Twitter US Airline Sentiment: 14,482 tweets, negative, neutral or positive, by user, 48 tokens",
+        None,
+        Tokens(48),
+        _TEXT,
+        key="user",
+        metric="macro_f1",
+        verified=True,
+    ),
+    "texts": Recipe(
+        "Your own texts: a folder of CSV, JSONL or Parquet files with columns text and label, 128 tokens",
+        None,
+        Tokens(128),
+        _TEXT,
         verified=True,
     ),
 }

@@ -16,7 +16,8 @@ from torch import Tensor
 from genfl.data.decode import Split, Wanted, load
 from genfl.data.folders import fetch
 from genfl.data.media import Modality
-from genfl.data.recipes import DIGIT_NAMES, RECIPES, Recipe
+from genfl.data.recipes import DIGIT_NAMES, RECIPES, Metric, Recipe
+from genfl.data.texts import Tokens
 from genfl.errors import InputError
 
 
@@ -53,6 +54,7 @@ class DataSet(NamedTuple):
         prepare: Turns inputs as they are stored, [n, ...], into what models are given: floats. It is called
             on what is about to be used, not on the whole data.
         digest: Of the content, for data that is not genfl's own.
+        vocabulary: Of texts, the number of tokens there can be, padding included; 0 for everything else.
     """
 
     train: Examples
@@ -62,6 +64,7 @@ class DataSet(NamedTuple):
     decode: Callable[[Tensor], Image.Image] | None = None
     prepare: Callable[[Tensor], Tensor] = as_stored
     digest: str = ""
+    vocabulary: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,6 +86,11 @@ class DataEntry(NamedTuple):
     modality: Modality
     summary: str
     recipe: Recipe | None = None
+
+    @property
+    def metric(self) -> Metric:
+        """What is usually reported of it, as summaries call it."""
+        return self.recipe.metric if self.recipe else "accuracy"
 
 
 def digits() -> DataSet:
@@ -155,7 +163,8 @@ def read(
         raise InputError(f"data.{missing}")
     folder = Path(path).expanduser() if path is not None else fetch(name, str(recipe.hub))
     columns = ((input,) if input else recipe.input, (label,) if label else recipe.label)
-    found = load(folder, Wanted(*columns, key or recipe.key, form))
+    test_key = None if key else recipe.test_key
+    found = load(folder, Wanted(*columns, key or recipe.key, form, test_key, recipe.without))
     if key and found.train.keys is None:
         raise InputError(f"data.key: no column {key!r} in {folder}")
     words = [recipe.words.get(name, name.replace("_", " ")) for name in found.names]
@@ -174,6 +183,7 @@ def read(
         to_image if form.modality == "image" else None,
         form.prepare,
         found.digest,
+        form.vocabulary() if isinstance(form, Tokens) else 0,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow
 import pyarrow.parquet
 
 from genfl.data.media import MEDIA, Modality
@@ -103,7 +104,7 @@ class SyntheticData:
         rows = [
             {
                 self.medium.column: self.medium.write(sample.content),
-                "label": sample.prompt.label,
+                "label": self.label_names.index(sample.prompt.label),
                 "prompt": sample.prompt.text,
                 "guidance_scale": sample.prompt.guidance_scale,
                 "seed": sample.prompt.seed,
@@ -113,9 +114,11 @@ class SyntheticData:
             for sample in samples
         ]
         file = f"data/train-{number:05d}-of-{self.shards:05d}.parquet"
+        # not Dataset.from_list, which wants torchcodec for sounds even where they are encoded already
+        table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
         datasets.disable_progress_bars()
         with replacing(self.folder / file) as temporary:
-            datasets.Dataset.from_list(rows, features=features).to_parquet(temporary)
+            datasets.Dataset(datasets.table.InMemoryTable(table)).to_parquet(temporary)
         shard = Shard(file, len(rows), sha256(self.folder / file), round(seconds, 3))
         listed = {**self.finished(), number: shard}
         shards = {str(n): s._asdict() for n, s in sorted(listed.items())}

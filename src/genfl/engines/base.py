@@ -28,8 +28,8 @@ class Data(Protocol):
         """Returns how many samples a client has."""
         ...
 
-    def batch(self, client: int, rows: Tensor) -> Batch:
-        """Returns some of a client's examples."""
+    def batch(self, client: int, rows: Tensor, key: Key | None = None) -> Batch:
+        """Returns some of a client's examples, with random changes of the inputs drawn from the key."""
         ...
 
 
@@ -60,7 +60,8 @@ def run_client(program: Client, data: Data, job: Work) -> tuple[Tree, Tree]:
     carry = program.start(job.message, job.memory, data.facts(job.client), job.key.fold("start"))
     rows = job.batches.draw(data.samples(job.client)) if job.batches else []
     for step, chosen in enumerate(rows):
-        carry = program.step(carry, data.batch(job.client, chosen), job.key.fold(step))
+        key = job.key.fold(step)
+        carry = program.step(carry, data.batch(job.client, chosen, key.fold("augment")), key)
     return program.finish(carry)
 
 
@@ -161,6 +162,9 @@ class Tally:
         return Outcome(aggregate, self.memories, self.refused, self.uplink)
 
 
+NOT_FINITE = "it holds NaN or infinite values"
+
+
 def problem(upload: Tree, memory: Tree, like: tuple[Tree, Tree]) -> str | None:
     """Says why a client's work must not be counted: a form is wrong, or something is not finite.
 
@@ -174,7 +178,7 @@ def problem(upload: Tree, memory: Tree, like: tuple[Tree, Tree]) -> str | None:
         if wrong is not None:
             return wrong
         if not trees.is_finite(tree):
-            return "it holds NaN or infinite values"
+            return NOT_FINITE
     return None
 
 

@@ -10,25 +10,30 @@ from typing import Literal
 from genfl.engines.base import Data, Engine
 from genfl.engines.parallel import Parallel, cores, refusal
 from genfl.engines.sequential import Sequential
+from genfl.engines.vectorised import Vectorised
 
-Name = Literal["auto", "parallel", "sequential"]
+Name = Literal["auto", "parallel", "sequential", "vectorised"]
+
+EXACT = {"auto", "parallel", "sequential"}
+"""Engines that give the same bits; those of `vectorised` agree with them to rounding."""
 
 
 @contextlib.contextmanager
 def engine(name: Name, data: Data, cohort: int) -> Iterator[Engine]:
-    """Opens an engine for the length of a federation. All engines give the same bits.
+    """Opens an engine for the length of a federation.
 
     Args:
         name: ``auto`` is ``parallel`` where there are several cores, several clients in a round, and Linux
-            without an accelerator, whose processes fork safely; ``sequential`` elsewhere.
+            without an accelerator, whose processes fork safely; ``sequential`` elsewhere. Both give the same
+            bits. ``vectorised`` must be asked for.
         data: What the clients hold.
         cohort: Clients in a round.
     """
     if name == "auto":
         forks = sys.platform == "linux" and refusal() is None and cores() > 1 and cohort > 1
         name = "parallel" if forks else "sequential"
-    if name == "sequential":
-        yield Sequential(data)
+    if name != "parallel":
+        yield Sequential(data) if name == "sequential" else Vectorised(data)
         return
     with contextlib.closing(Parallel(data)) as parallel:
         yield parallel

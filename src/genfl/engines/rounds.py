@@ -15,12 +15,17 @@ from genfl.algorithms.base import Algorithm, Client, run_once
 from genfl.data.clients import ClientData
 from genfl.data.plans import Batches
 from genfl.engines.base import Engine, Work, one_thread
+from genfl.engines.memory import Memories
+from genfl.errors import GenflError
 from genfl.learning.task import Weights
 from genfl.rng import Key
 from genfl.storage import load_checkpoint, save_tensors
 from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
+
+CHUNK = 10_000
+"""Clients whose facts are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +118,17 @@ def federate(
     for measure in measures.values():
         program = measure.wrap(program)
 
-    before = load_checkpoint(checkpoint, checkpoint_key)
+    before, memories = _resume(checkpoint, checkpoint_key, algorithm.memory(weights))
     if before:
         tree, meta = before
-        state = tree["state"]
-        memories = {int(client): memory for client, memory in tree["memories"].items()}
-        evaluations, rounds = meta["evaluations"], meta["rounds"]
+        state, evaluations, rounds = tree["state"], meta["evaluations"], meta["rounds"]
         if len(rounds) < schedule.rounds:
             log.info("going on after round %d", len(rounds))
         on_round(len(rounds))
     else:
         with one_thread():
             state = algorithm.init(weights, census(algorithm.census, clients), key.fold("init"))
-        memories, rounds = {}, []
+        rounds = []
         evaluations = [{"round": 0, **evaluate(state["weights"])}]
 
     for number in range(len(rounds) + 1, schedule.rounds + 1):
@@ -134,7 +137,7 @@ def federate(
             Work(
                 client,
                 algorithm.address(message, client),
-                memories[client] if client in memories else algorithm.memory(weights),
+                memories[client],
                 schedule.batches(key.fold("plan", number, client)),
                 key.fold("client", number, client),
             )
@@ -144,7 +147,7 @@ def federate(
         for client, why in outcome.refused.items():
             log.warning("round %d: the upload of client %d was refused: %s", number, client, why)
         if outcome.aggregate is not None:
-            memories |= outcome.memories
+            memories.update(outcome.memories)
             aggregate = {name: outcome.aggregate[name] for name in algorithm.client.reductions}
             with one_thread():
                 state = algorithm.server(state, aggregate, key.fold("server", number))
@@ -164,11 +167,26 @@ def federate(
         if last or number % schedule.evaluate_every == 0:
             evaluations.append({"round": number, **evaluate(state["weights"])})
         if checkpoint and (last or number % schedule.checkpoint_every == 0):
-            tree = {"state": state, "memories": {str(k): memory for k, memory in memories.items()}}
-            meta = {"key": checkpoint_key, "evaluations": evaluations, "rounds": rounds}
-            save_tensors(checkpoint, tree, meta)
+            history = {"evaluations": evaluations, "rounds": rounds}
+            meta = {"key": checkpoint_key, "memories": memories.flush(), **history}
+            save_tensors(checkpoint, {"state": state}, meta)
+            memories.clean()
         on_round(1)
     return Trace(state["weights"], evaluations, rounds)
+
+
+def _resume(
+    checkpoint: Path | None, key: str, initial: Tree
+) -> tuple[tuple[Tree, dict[str, Any]] | None, Memories]:
+    """Returns where an interrupted federation stood, if anywhere, and what its clients remember."""
+    folder = checkpoint.with_suffix(".memories") if checkpoint else None
+    before = load_checkpoint(checkpoint, key)
+    if before and "memories" in before[1]:  # an earlier version had them among the tensors
+        try:
+            return before, Memories(folder, initial, before[1]["memories"])
+        except GenflError as error:
+            log.warning("%s; starting over", error)
+    return None, Memories(folder, initial)
 
 
 def cohort(clients: int, size: int, key: Key) -> Sequence[int]:
@@ -183,5 +201,8 @@ def census(program: Client, clients: ClientData) -> Tree:
     def contribute(facts: Tree) -> Tree:
         return run_once(program, {}, {}, facts)[0]
 
-    uploads = torch.vmap(contribute)(clients.facts_table)
-    return trees.map(lambda values: values.sum(0), uploads)
+    sums = [
+        trees.map(lambda values: values.sum(0), torch.vmap(contribute)(clients.table(first, first + CHUNK)))
+        for first in range(0, len(clients), CHUNK)
+    ]
+    return trees.add(*sums)

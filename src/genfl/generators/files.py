@@ -95,6 +95,8 @@ def _cells(place: Path, modality: Modality, input: str, label: str) -> dict[str,
             for cell, value in zip(batch[sample], batch[classes], strict=True):
                 try:
                     medium.read(cell)
+                except InputError:  # a library that is not installed
+                    raise
                 except Exception:  # decoders raise what they like on damaged files
                     unreadable += 1
                 else:

@@ -9,7 +9,7 @@ import torch
 
 from genfl.data.media import MEDIA, Modality
 from genfl.errors import InputError
-from genfl.generators import files, image
+from genfl.generators import espeak, files, image
 from genfl.generators.base import Generator
 
 Options = Mapping[str, Any]
@@ -68,7 +68,12 @@ def _files(options: Options, purpose: Purpose) -> files.Files:
     )
 
 
+def _speech(options: Options, purpose: Purpose) -> espeak.Espeak:
+    return espeak.Espeak(options["language"], options["seconds"], options["snr"])
+
+
 IMAGE: tuple[Modality, ...] = ("image",)
+AUDIO: tuple[Modality, ...] = ("audio",)
 
 GENERATORS: dict[str, GeneratorEntry] = {
     "image": GeneratorEntry(
@@ -78,6 +83,14 @@ GENERATORS: dict[str, GeneratorEntry] = {
         lambda options, purpose: image.fingerprint(options["model"]),
         _check_image,
         lambda options: {"generator": options["model"], "denoising steps": options["steps"]},
+    ),
+    "speech": GeneratorEntry(
+        AUDIO,
+        "espeak (espeak-ng: hundreds of voices, a hundred languages)",
+        _speech,
+        lambda options, purpose: espeak.fingerprint(),
+        lambda options, purpose: _speech(options, purpose).check(purpose.labels),
+        lambda options: {"generator": espeak.Espeak.id, "language": options["language"]},
     ),
     "files": GeneratorEntry(
         tuple(MEDIA),

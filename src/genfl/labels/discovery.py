@@ -51,7 +51,7 @@ class LabelSets(NamedTuple):
         """Returns 0."""
         return 0
 
-    def batch(self, client: int, rows: Tensor) -> Batch:
+    def batch(self, client: int, rows: Tensor, key: Key | None = None) -> Batch:
         """There is none."""
         raise IndexError("label discovery has no batches")
 

@@ -2,36 +2,127 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genfl.data.media import Modality
 
-class Augment(NamedTuple):
-    """Random changes of a batch of images.
+Padding = Literal["zeros", "reflect"]
+
+OPTIONS: dict[Modality, tuple[str, ...]] = {
+    "image": ("crop", "padding", "flip", "cutout", "noise"),
+    "audio": ("time_shift", "time_mask", "frequency_mask", "masks", "noise"),
+    "text": (),
+}
+"""Which changes there are for what kind of examples."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of inputs, drawn for each sample of a batch alone. All are off by default.
+
+    Inputs are changed as models are given them, after normalisation: the zeros that move in or mask are the
+    data set's mean colour, and of a standardised spectrogram the clip's own mean. What a sample becomes
+    depends on the random stream and on its place in the batch.
+
+    Source: masks in time and frequency: SpecAugment (Park et al. 2019, arXiv 1904.08779), without its time
+    warping; cutout: DeVries and Taylor 2017 (arXiv 1708.04552).
 
     Attributes:
-        noise: Standard deviation of Gaussian noise added to each pixel.
-        shift: Largest shift in pixels, each way, with zeros moving in.
+        crop: Images are padded by so many pixels on each side and cropped to their size, at a random place:
+            they move by up to so many pixels each way. Less than height and width.
+        padding: What moves in: ``zeros``, or the mirror image (``reflect``).
+        flip: Images are mirrored left to right, each with probability ½.
+        cutout: The side of a square of zeros, its centre anywhere in the image. Less than height and width.
+        time_shift: Spectrograms move by up to so many frames each way, zeros moving in.
+        time_mask: The most frames a mask hides, with zeros; how many is uniform from 0, and so is where.
+        frequency_mask: The most mel bands a mask hides.
+        masks: How many masks of each of the two kinds.
+        noise: Standard deviation of Gaussian noise added to each number.
     """
 
+    crop: int = 0
+    padding: Padding = "zeros"
+    flip: bool = False
+    cutout: int = 0
+    time_shift: int = 0
+    time_mask: int = 0
+    frequency_mask: int = 0
+    masks: int = 1
     noise: float = 0.0
-    shift: int = 0
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Returns a changed copy of images [n, channels, height, width]."""
-        if self.shift:
-            n, _, height, width = x.shape
-            padded = F.pad(x, [self.shift] * 4)
-            span = 2 * self.shift + 1
-            down, right = torch.randint(span, (2, n, 1), generator=generator)
-            rows = down + torch.arange(height)
-            columns = right + torch.arange(width)
-            x = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(
-                -1, 1
+        """Returns changed inputs: images [n, channels, height, width] or spectrograms [n, time, mels]."""
+        n, height, width = len(x), x.shape[-2], x.shape[-1]
+        if self.crop:
+            x = _moved(x, self.crop, self.crop, self.padding, generator)
+        if self.flip:
+            flipped = torch.rand(n, generator=generator) < 0.5
+            x = torch.where(flipped[:, None, None, None], x.flip(-1), x)
+        if self.cutout:
+            top, left = (
+                torch.randint(side, (n,), generator=generator) - self.cutout // 2 for side in (height, width)
             )
+            rows, columns = _span(top, self.cutout, height), _span(left, self.cutout, width)
+            x = torch.where(rows[:, None, :, None] & columns[:, None, None, :], 0.0, x)
+        if self.time_shift:
+            x = _moved(x[:, None], self.time_shift, 0, "zeros", generator)[:, 0]
+        if self.time_mask or self.frequency_mask:
+            frames = _masked(n, height, self.time_mask, self.masks, generator)
+            bands = _masked(n, width, self.frequency_mask, self.masks, generator)
+            x = torch.where(frames[:, :, None] | bands[:, None, :], 0.0, x)
         if self.noise:
             x = x + self.noise * torch.randn(x.shape, generator=generator)
         return x
+
+    def problem(self, modality: Modality, shape: tuple[int, ...]) -> str | None:
+        """Says which option cannot be, and why; None where all can.
+
+        Args:
+            modality: What the examples are.
+            shape: The shape of one input.
+        """
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        known = OPTIONS[modality]
+        for name in given:
+            if name not in known:
+                there = f"known there: {', '.join(known)}" if known else "there is none; leave augment out"
+                return f"{name}: not for {modality}; {there}"
+        if not given:
+            return None
+        height, width = shape[-2:]
+        sides = {"crop": min(height, width), "cutout": min(height, width), "frequency_mask": width}
+        sides |= {"time_shift": height, "time_mask": height}
+        for name, side in sides.items():
+            if given.get(name, 0) >= side:
+                return f"{name}: {given[name]} of {side} leaves nothing to learn from; lower it"
+        return None
+
+
+def _moved(x: Tensor, down: int, right: int, padding: Padding, generator: torch.Generator) -> Tensor:
+    """Returns images, each moved by up to so many pixels each way."""
+    mode = "constant" if padding == "zeros" else padding
+    padded = F.pad(x, (right, right, down, down), mode)
+    windows = padded.unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+    rows, columns = (torch.randint(2 * most + 1, (len(x),), generator=generator) for most in (down, right))
+    return windows[torch.arange(len(x)), :, rows, columns]
+
+
+def _masked(n: int, size: int, widest: int, masks: int, generator: torch.Generator) -> Tensor:
+    """Draws masks for n samples, and returns which of 0 ... size − 1 they hide, [n, size]."""
+    hidden = torch.zeros(n, size, dtype=torch.bool)
+    for _ in range(masks if widest else 0):
+        length = torch.randint(widest + 1, (n,), generator=generator)
+        first = (torch.rand(n, generator=generator) * (size - length + 1)).long()
+        hidden |= _span(first, length, size)
+    return hidden
+
+
+def _span(first: Tensor, length: Tensor | int, size: int) -> Tensor:
+    """Returns which of 0 ... size − 1 lie in each sample's span, [n, size]."""
+    place = torch.arange(size)
+    return (first[:, None] <= place) & (place < (first + length)[:, None])

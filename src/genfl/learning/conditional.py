@@ -44,7 +44,8 @@ class Generator:
 
     def __call__(self, params: Tree, y: Tensor, eps: Tensor) -> Tensor:
         """Returns samples [n, *shape] of classes y [n] from noise [n, noise]; their range is unlimited."""
-        given = torch.cat([F.one_hot(y, self.classes), eps], 1)
+        one_hot = (y[:, None] == torch.arange(self.classes)).to(eps)  # F.one_hot has no batching rule
+        given = torch.cat([one_hot, eps], 1)
         hidden = F.relu(F.linear(given, **params["hidden"]))
         samples: Tensor = F.linear(hidden, **params["output"]).unflatten(1, self.shape)
         return samples

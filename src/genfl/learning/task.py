@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.func import functional_call
 
 from genfl import trees
 from genfl.models import Classifier
-from genfl.rng import Key
+from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
 Weights = dict[str, dict[str, Tensor]]
@@ -59,11 +60,23 @@ class Form(NamedTuple):
         input: Shape of one input.
         features: How many numbers the head sees.
         classes: How many classes there are.
+        differentiable: Whether gradients reach inputs, which they do not where these are token ids.
     """
 
     input: tuple[int, ...]
     features: int
     classes: int
+    differentiable: bool = True
+
+    def learnable_input(self) -> tuple[int, ...]:
+        """Returns the shape of one input, for methods that learn inputs.
+
+        Raises:
+            MissingPart: There is nothing to learn them by.
+        """
+        if not self.differentiable:
+            raise MissingPart("inputs that gradients reach")
+        return self.input
 
 
 def _missing(part: str) -> Callable[..., Any]:
@@ -86,7 +99,7 @@ class Task(NamedTuple):
     """
 
     init: Callable[[Key], Weights]
-    loss: Callable[[Tree, Tree, Batch, Key], tuple[Tensor, Aux]]
+    loss: Callable[[Tree, Tree, Batch, Stream], tuple[Tensor, Aux]]
     forward: Callable[[Weights, Tensor], tuple[Tensor, Tensor]] = _missing("features")
     head: Callable[[Tree, Tensor], Tensor] = _missing("linear head")
     form: Form | None = None
@@ -150,6 +163,13 @@ def classification(
     with _global_generator(Key(0)):  # only the model's form matters here; leave the caller's stream alone
         training = _Forward(build()).train().requires_grad_(False)
     evaluation = copy.deepcopy(training).eval()
+    noise = _Noise()
+    _replace_dropout(training, noise)
+    for module in training.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.num_batches_tracked = (
+                None  # not counted, see below; nor may a batch of clients write to it
+            )
     head_of = _Head(evaluation.model)
 
     def init(key: Key) -> Weights:
@@ -164,9 +184,9 @@ def classification(
             outputs = functional_call(module, tree, (x,))
         return tuple(output.float() for output in outputs)
 
-    def loss(params: Tree, buffers: Tree, batch: Batch, key: Key) -> tuple[Tensor, Aux]:
+    def loss(params: Tree, buffers: Tree, batch: Batch, key: Stream) -> tuple[Tensor, Aux]:
         buffers = trees.map(torch.clone, buffers)  # batch norm writes into what it is given
-        with _global_generator(key) if draws else nullcontext():
+        with noise.of(key), _global_generator(key) if draws else nullcontext():
             features, logits = forward(training, params, buffers, batch["x"])
         return F.cross_entropy(logits, batch["y"]), Aux(buffers, features, logits)
 
@@ -180,14 +200,17 @@ def classification(
 
     with torch.no_grad(), _global_generator(Key(0)):
         before = torch.get_rng_state()
-        copy.deepcopy(training)(torch.zeros(2, *shape))  # which kinds of modules draw is for them to say
+        with noise.of(Key(0)):
+            copy.deepcopy(training)(torch.zeros(2, *shape))  # which kinds of modules draw is for them to say
         draws = not torch.equal(before, torch.get_rng_state())
         features, logits = evaluation(torch.zeros(1, *shape))
         # Averaging models averages their heads' outputs only where a head is linear (or affine).
         z = features.new_tensor(range(3 * features.shape[1])).sin().reshape(3, -1)
         a, b, zero = head_of(z[:1]), head_of(z[1:2]), head_of(0 * z[:1])
         linear = torch.allclose(head_of(z[:1] + z[1:2]), a + b - zero, atol=1e-4)
-    form = Form(tuple(shape), features.shape[1], logits.shape[1])
+    with torch.enable_grad(), _global_generator(Key(0)):
+        reached = evaluation(torch.zeros(1, *shape, requires_grad=True))[1].requires_grad
+    form = Form(tuple(shape), features.shape[1], logits.shape[1], reached)
     return Task(init, loss, evaluated, head if linear else _missing("linear head"), form)
 
 
@@ -214,13 +237,61 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
     model.load_state_dict(state_dict(weights), strict=False)
 
 
+class _Noise:
+    """Where a model's dropout layers find the stream of the step they are in."""
+
+    def __init__(self) -> None:
+        self.stream: Stream = Key(0)
+        self.drawn = 0
+
+    @contextlib.contextmanager
+    def of(self, stream: Stream) -> Iterator[None]:
+        """Makes the layers draw from a stream, each time they are called from another place of it."""
+        before = self.stream, self.drawn
+        self.stream, self.drawn = stream, 0
+        try:
+            yield
+        finally:
+            self.stream, self.drawn = before
+
+    def __deepcopy__(self, memo: Any) -> _Noise:
+        return self  # a copy of the model draws from the same step
+
+
+class _Dropout(nn.Module):
+    """Dropout that draws from a step's stream, client by client where clients are batched."""
+
+    def __init__(self, p: float, noise: _Noise) -> None:
+        super().__init__()
+        self.p = p
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, shape = 1 - self.p, x.shape
+        stream = self.noise.stream.fold("dropout", self.noise.drawn)
+        self.noise.drawn += 1
+        mask = stream.draw(lambda rng: torch.empty(shape).bernoulli_(kept, generator=rng))
+        scaled: Tensor = x * (mask / kept if kept else mask).to(x)
+        return scaled
+
+
+def _replace_dropout(module: nn.Module, noise: _Noise) -> None:
+    for name, child in module.named_children():
+        if type(child) is nn.Dropout:
+            setattr(module, name, _Dropout(child.p, noise) if child.p else nn.Identity())
+        else:
+            _replace_dropout(child, noise)
+
+
 class _global_generator:
     """Seeds torch's global CPU generator from a key for the length of a block, then puts it back.
 
-    Module initialisation and dropout know no other generator.
+    Module initialisation, and the dropout inside recurrent layers, know no other generator.
     """
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Stream) -> None:
+        if not isinstance(key, Key):
+            raise ValueError("the model draws from torch's global generator, which clients cannot share")
         self.key = key
 
     def __enter__(self) -> None:

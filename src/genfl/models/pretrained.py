@@ -12,6 +12,38 @@ from torch import Tensor
 from genfl.models.base import Classifier
 from genfl.models.wrapped import last_layer
 
+IMAGENET = {
+    "resnet18": ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"),
+    "resnet50": ("resnet50-11ad3fa6.pth", "resnet50-0676ba61.pth", "resnet50-19c8e357.pth"),
+}
+"""The names of torchvision's files of weights trained on ImageNet, the newest first, by model."""
+
+
+def locate(init: str, model: str) -> Path:
+    """Returns the file of an existing model. Nothing is downloaded.
+
+    Args:
+        init: A path; or ``imagenet``, torchvision's file in the folder where `torch.hub` keeps it.
+        model: The model that is to be initialised, by its name in `MODELS`.
+
+    Raises:
+        ValueError: There is none; it says which file to put where.
+    """
+    if init != "imagenet":
+        path = Path(init).expanduser()
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        return path
+    if model not in IMAGENET:
+        known = " and ".join(IMAGENET)
+        raise ValueError(f"imagenet is there for {known}, not for {model}; give a file of weights")
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    for name in IMAGENET[model]:
+        if (folder / name).is_file():
+            return folder / name
+    name = IMAGENET[model][0]
+    raise ValueError(f"imagenet needs https://download.pytorch.org/models/{name} in the folder {folder}")
+
 
 def load_pretrained(model: Classifier, path: Path) -> list[str]:
     """Copies a state dict into a model, but for a head of other classes.

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from genfl import config as configs
 from genfl.config import Config
+from genfl.data.sources import DATASETS
 from genfl.references import CENTRALISED, GENERATOR, LOCAL
 from genfl.report import pictures, plots, text
 from genfl.report.style import COLOURS, MARKERS, MOST_DRAWN, REST, Look, looks
@@ -100,11 +102,14 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "marks": {name: text.mark(method) for name, method in methods.items()},
         "notes": {name: _note(config, name) for name in methods},
         "accuracy_rule": _accuracy_rule(arms),
+        "usual_metric": DATASETS[config.data.name].metric,
         "test_size": len(data_set(config.data).test.labels),
         "refused": any(method["refused_uploads"] for method in methods.values()),
         **_learning(summary, arms, look),
         "to_target": _to_target(config, summary, look),
         "diversity": _diversity(config, arms, look),
+        "recall": plots.recall({n: m["recall"] for n, m in _ordered(methods).items()}, run.labels),
+        "client_accuracy": _client_accuracy(methods, look),
         "rows": _rows(run),
         "holders": _holders(config, summary["labels"]),
         **_label_counts(run),
@@ -179,12 +184,17 @@ def _rounds(method: Mapping[str, Any]) -> str:
 
 def _note(config: Config, name: str) -> str:
     """Says in short what a method is."""
+    again = "an existing model, " if config.pretrain.init else ""
     if name == SYNTHETIC_ONLY:
-        return "trained on generated data, not federated"
+        return f"{again}trained on generated data, not federated"
     method = config.methods[name]
     if method.reference == GENERATOR:
         return "the generator as a classifier, of the label whose prompt explains an image best"
-    start = "from the generated data" if method.start == "pretrained" else "from scratch"
+    start = {
+        "random": "from scratch",
+        "init": "from an existing model",
+        "pretrained": f"from {again}trained on generated data" if again else "from the generated data",
+    }[method.start]
     data = {
         "private": "",
         "mixed": ", private and generated data mixed",
@@ -250,9 +260,14 @@ def _diversity(config: Config, arms: Mapping[str, Any], look: Mapping[str, Look]
     return plots.diversity(curves, look, config.federate.clients_per_round) if curves else None
 
 
+def _client_accuracy(methods: Mapping[str, Any], look: Mapping[str, Look]) -> Markup | None:
+    tested = {name: method["clients"]["quantiles"] for name, method in methods.items() if method["clients"]}
+    return plots.clients(tested, look) if tested else None
+
+
 def _rows(run: Run) -> list[pictures.Row]:
     data = data_set(run.config.data)
-    if data.modality != "image":
+    if data.modality not in pictures.VIEWS:
         return []
     return pictures.grid(data, run.folder / "synthetic", run.labels)
 
@@ -263,14 +278,19 @@ def _holders(config: Config, found: dict[str, Any]) -> list[Bar]:
 
 
 def _label_counts(run: Run) -> dict[str, Any]:
-    counts = private_data(run, run.config.seeds[0]).facts_table["label_counts"].numpy()
+    counts = private_data(run, run.config.seeds[0]).facts_table["label_counts"].numpy().astype(int)
     shown = counts[:MOST_CLIENTS]
     return {
         "label_counts": plots.label_counts(shown, run.labels),
         "clients_shown": len(shown),
-        "labels_held": [int(held) for held in sorted((counts > 0).sum(1))],
-        "samples_held": [int(held) for held in sorted(counts.sum(1))],
+        "held": {"labels": _spread((counts > 0).sum(1)), "samples": _spread(counts.sum(1))},
     }
+
+
+def _spread(counts: np.ndarray) -> str:
+    """Writes the least, the middle and the most of some counts."""
+    least, middle, most = np.quantile(counts, (0, 0.5, 1))
+    return f"{least:,.0f} to {most:,.0f} (median {middle:,.10g})"
 
 
 def _pretraining(run: Run) -> dict[str, Any]:

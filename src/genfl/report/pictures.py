@@ -1,17 +1,19 @@
-"""Real beside generated examples, as images inside the page."""
+"""Real beside generated examples, as images, sounds and texts inside the page."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.parquet
 from PIL import Image
 from torch import Tensor
 
+from genfl.data.media import Clip, Modality
+from genfl.data.sounds import RATE, resampled
 from genfl.data.sources import DataSet, to_image
 from genfl.data.synthetic import SyntheticData
 
@@ -24,19 +26,29 @@ PIXELS = 32
 
 THUMBNAIL = 96
 
+LETTERS = 240
+"""Of a text; the rest is left out."""
+
+LEVELS = (-2.0, 3.0)
+"""What is black and what is white in a spectrogram, in standard deviations from its mean."""
+
 
 class Picture(NamedTuple):
-    """An image inside the page.
+    """An image, a sound or a text inside the page.
 
     Attributes:
-        source: Its data URI.
+        source: Its data URI, or the text itself.
         title: What is said of it.
         pixels: Whether its pixels are its content, to be enlarged without smoothing.
+        sound: Whether it is one.
+        text: Whether it is one.
     """
 
     source: str
     title: str
-    pixels: bool
+    pixels: bool = False
+    sound: bool = False
+    text: bool = False
 
 
 class Row(NamedTuple):
@@ -44,7 +56,7 @@ class Row(NamedTuple):
 
     Attributes:
         label: Its name.
-        real: Real examples.
+        real: Real examples; none where the run keeps nothing of them that can be read.
         generated: Generated ones as they were made.
         encoded: The same as the downstream model sees them.
     """
@@ -58,9 +70,23 @@ class Row(NamedTuple):
 class Generated(NamedTuple):
     """A generated sample, with what the generator was told."""
 
-    image: Image.Image
+    content: Any
     prompt: str
     guidance_scale: float
+
+
+class View(NamedTuple):
+    """How examples are shown.
+
+    Attributes:
+        encoded: ``(input, title) -> what the model sees``; None where no reader could tell anything from it.
+        made: ``(content, title) -> what the generator made``.
+        told: What is said of a generated sample.
+    """
+
+    encoded: Callable[[Tensor, str], Picture] | None
+    made: Callable[[Any, str], Picture]
+    told: Callable[[Generated], str]
 
 
 def grid(data: DataSet, folder: Path, labels: Sequence[str]) -> list[Row]:
@@ -73,18 +99,17 @@ def grid(data: DataSet, folder: Path, labels: Sequence[str]) -> list[Row]:
     """
     shown = list(labels[:MOST_LABELS])
     generated = samples(folder, shown)
-    return [
-        Row(
-            label,
-            [
-                _encoded(data.train.x[row], f"real: {label}")
-                for row in _spaced(_rows(data.train.labels, label))
-            ],
-            [_picture(sample.image, _told(sample)) for sample in generated[label]],
-            [_encoded(data.encode(sample.image), _told(sample)) for sample in generated[label]],
-        )
-        for label in shown
-    ]
+    view = VIEWS[data.modality]
+    rows = []
+    for label in shown:
+        made = [view.made(sample.content, view.told(sample)) for sample in generated[label]]
+        real, encoded = [], []
+        if view.encoded:
+            own = _spaced(_rows(data.train.labels, label))
+            real = [view.encoded(data.train.x[row], f"real: {label}") for row in own]
+            encoded = [view.encoded(data.encode(s.content), view.told(s)) for s in generated[label]]
+        rows.append(Row(label, real, made, encoded))
+    return rows
 
 
 def samples(folder: Path, labels: Sequence[str]) -> dict[str, list[Generated]]:
@@ -98,12 +123,12 @@ def samples(folder: Path, labels: Sequence[str]) -> dict[str, list[Generated]]:
     found: dict[tuple[int, int], Generated] = {}
     for number, file in enumerate(files):
         rows = sorted(row for wanted in chosen.values() for shard, row in wanted if shard == number)
-        if rows:  # images can be large: only the shards that hold one are read
-            wanted = ["image", "prompt", "guidance_scale"]
+        if rows:  # samples can be large: only the shards that hold one are read
+            wanted = [data.medium.column, "prompt", "guidance_scale"]
             cells = pyarrow.parquet.read_table(file, columns=wanted).take(rows).to_pylist()
             for row, cell in zip(rows, cells, strict=True):
-                image = Image.open(io.BytesIO(cell["image"]["bytes"]))
-                found[number, row] = Generated(image, cell["prompt"], cell["guidance_scale"])
+                content = data.medium.read(cell[data.medium.column])
+                found[number, row] = Generated(content, cell["prompt"], cell["guidance_scale"])
     return {label: [found[place] for place in wanted] for label, wanted in chosen.items()}
 
 
@@ -115,12 +140,32 @@ def _spaced(rows: Sequence[int], count: int = PER_LABEL) -> list[int]:
     return [rows[len(rows) * n // count] for n in range(count)] if len(rows) > count else list(rows)
 
 
-def _told(sample: Generated) -> str:
+def _guided(sample: Generated) -> str:
     return f"“{sample.prompt}”, guidance scale {sample.guidance_scale:g}"
 
 
-def _encoded(x: Tensor, title: str) -> Picture:
-    return _picture(to_image(x), title)
+def _spectrogram(x: Tensor, title: str) -> Picture:
+    """Returns a picture of [time, mels], time to the right and high sounds above."""
+    least, most = LEVELS
+    return _picture(to_image(((x.float().mT.flip(0) - least) / (most - least))[None]), title)
+
+
+def _sound(clip: Clip, title: str) -> Picture:
+    """Returns an MP3, which every browser plays, at a rate that it knows."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, resampled(clip, RATE).samples, RATE, format="MP3")
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(f"data:audio/mpeg;base64,{content}", title, sound=True)
+
+
+def _text(content: str, title: str) -> Picture:
+    return Picture(content if len(content) <= LETTERS else content[:LETTERS] + " …", title, text=True)
+
+
+def _told(sample: Generated) -> str:
+    return f"“{sample.prompt}”"
 
 
 def _picture(image: Image.Image, title: str) -> Picture:
@@ -134,3 +179,11 @@ def _picture(image: Image.Image, title: str) -> Picture:
         small.save(buffer, "JPEG", quality=82)
     content = base64.b64encode(buffer.getvalue()).decode()
     return Picture(f"data:image/{'png' if pixels else 'jpeg'};base64,{content}", title, pixels)
+
+
+VIEWS: dict[Modality, View] = {
+    "image": View(lambda x, title: _picture(to_image(x), title), _picture, _guided),
+    "audio": View(_spectrogram, _sound, _told),
+    "text": View(None, _text, _told),
+}
+"""The views of what can be shown."""

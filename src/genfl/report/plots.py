@@ -140,34 +140,78 @@ def label_counts(counts: np.ndarray, labels: Sequence[str]) -> Markup:
     """
     clients, classes = counts.shape
     most = max(1, int(counts.max()))
-    cells = np.zeros((classes, clients, 4))
-    cells[..., :3] = matplotlib.colors.to_rgb(ACCENT.light)
-    # transparency, not a colour map, so that the chart fits light and dark ground; the root keeps small
-    # counts visible
-    cells[..., 3] = 0.75 * np.sqrt(counts.T / most)
+    texts = [[str(count) if count else "" for count in row] for row in counts.T.tolist()]
 
     def paint(axes: Axes) -> None:
-        axes.imshow(cells, aspect="auto", interpolation="none")
-        axes.set_xticks(np.arange(clients + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
-        axes.tick_params(which="both", length=0)
-        if counts.size <= 1000:
-            axes.grid(which="minor")
-        axes.grid(visible=False, which="major")
-        axes.spines[["left", "bottom"]].set_visible(False)
-        step = -(-classes // 40)
-        axes.set_yticks(range(0, classes, step), [_short(label) for label in labels[::step]])
+        _heat_map(axes, np.sqrt(counts.T / most), texts, labels)  # the root keeps small counts visible
         axes.xaxis.set_major_locator(MaxNLocator(20, integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlim(-0.5, clients - 0.5)
         axes.set_xlabel("client")
-        if counts.size <= 400:
-            for client, label in zip(*np.nonzero(counts), strict=True):
-                text = str(int(counts[client, label]))
-                axes.text(client, label, text, ha="center", va="center", fontsize=7.5)
 
     height = min(600, 60 + 16 * min(classes, 40))
     alt = f"Heat map of {clients} clients by {classes} labels; the darkest cell stands for {most} samples."
     return _draw("label-counts", alt, paint, (720, height))
+
+
+def recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[str]) -> Markup:
+    """Draws how much of each class each method recognises.
+
+    Args:
+        methods: For each method, the recall of each class; None where there are no examples.
+        labels: The names of the classes.
+    """
+    values = np.array(list(methods.values()), dtype=float).T
+    texts = [["–" if np.isnan(value) else f"{100 * value:.0f}" for value in row] for row in values]
+    names = [_short(name) for name in methods]
+    upright = max(map(len, names)) * len(names) > 80
+
+    def paint(axes: Axes) -> None:
+        _heat_map(axes, np.nan_to_num(values), texts, labels)
+        axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0)
+
+    height = min(600, 60 + 16 * min(len(labels), 40)) + (110 if upright else 0)
+    alt = f"Heat map of the recall, in per cent, of {len(labels)} labels by {len(names)} methods."
+    return _draw("recall", alt, paint, (720, height))
+
+
+def clients(curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> Markup:
+    """Draws the clients' accuracies in ascending order: x is the share of the clients."""
+
+    def paint(axes: Axes) -> None:
+        _lines(axes, curves, looks, (0.0, 1.0))
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("share of the clients, the worst first")
+        axes.set_ylabel("accuracy up to")
+        percent = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(percent)
+        axes.yaxis.set_major_formatter(percent)
+
+    who = _names(curves, looks)
+    alt = f"Line chart of the clients' accuracies in ascending order for {who}; figures are in the table."
+    return _draw("client-accuracy", alt, paint)
+
+
+def _heat_map(axes: Axes, shares: np.ndarray, texts: Sequence[Sequence[str]], labels: Sequence[str]) -> None:
+    """Paints a row of cells for each label, the darker the larger its share, with texts if there is room."""
+    rows, columns = shares.shape
+    cells = np.zeros((rows, columns, 4))
+    cells[..., :3] = matplotlib.colors.to_rgb(ACCENT.light)
+    cells[..., 3] = 0.75 * shares  # transparency, not a colour map, so that it fits light and dark ground
+    axes.imshow(cells, aspect="auto", interpolation="none")
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.tick_params(which="both", length=0)
+    if shares.size <= 1000:
+        axes.grid(which="minor")
+    axes.grid(visible=False, which="major")
+    axes.spines[["left", "bottom"]].set_visible(False)
+    step = -(-rows // 40)
+    axes.set_yticks(range(0, rows, step), [_short(label) for label in labels[::step]])
+    if shares.size <= 400:
+        for row, column in np.ndindex(rows, columns):
+            axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=7.5)
 
 
 def _lines(

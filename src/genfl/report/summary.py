@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 
 import genfl
-from genfl.config import Method
+from genfl.config import Config, Method
 from genfl.run import Run
 from genfl.stages.arms import sent_to_clients, uses_generator
 from genfl.stages.federate import SYNTHETIC_ONLY
@@ -55,7 +56,7 @@ def methods(run: Run) -> dict[str, Any]:
     found = {}
     chosen = sorted(run.config.methods, key=lambda name: run.config.methods[name].reference is not None)
     for name in (SYNTHETIC_ONLY, *chosen):
-        what = _what(run.config.methods.get(name))
+        what = _what(run.config, run.config.methods.get(name))
         method = run.config.methods.get(name)
         setup = discovery if what["uses_generator"] else 0
         setup += sent_to_clients(run, method) if method else 0
@@ -76,16 +77,23 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _what(method: Method | None) -> dict[str, Any]:
+def _what(config: Config, method: Method | None) -> dict[str, Any]:
     """What the config says of a method; None is the pre-trained model itself."""
     if method is None:
-        return {"algorithm": None, "data": None, "reference": True, "uses_generator": True}
+        return {
+            "algorithm": None,
+            "data": None,
+            "reference": True,
+            "uses_generator": True,
+            "existing_model": config.pretrain.init is not None,
+        }
     parts = [part.model_dump() for part in method.algorithm]
     return {
         "algorithm": parts[0] if len(parts) == 1 else parts,
         "data": method.data,
         "reference": method.reference is not None,
         "uses_generator": uses_generator(method),
+        "existing_model": config.pretrain.init is not None and method.start != "random",
     }
 
 
@@ -95,6 +103,7 @@ def _method(traces: Sequence[dict[str, Any]], target: float, setup_bytes: int) -
     evaluated = [evaluation["round"] for evaluation in traces[0]["evaluations"]]
     accuracy = np.array([[e["accuracy"] for e in trace["evaluations"]] for trace in traces])
     f1 = np.array([[e["macro_f1"] for e in trace["evaluations"]] for trace in traces])
+    gaps = np.array([[e["calibration_error"] for e in t["evaluations"][-last:]] for t in traces], dtype=float)
     up, down = (
         np.array([[r[name] for r in trace["rounds"]] for trace in traces]).reshape(len(traces), -1)
         for name in ("uplink_bytes", "downlink_bytes")
@@ -104,6 +113,9 @@ def _method(traces: Sequence[dict[str, Any]], target: float, setup_bytes: int) -
     return {
         "accuracy": _over_seeds(accuracy[:, -last:].mean(1)),
         "macro_f1": _over_seeds(f1[:, -last:].mean(1)),
+        "calibration_error": _over_seeds(gaps.mean(1)) if np.isfinite(gaps).all() else None,
+        "recall": _recall(traces),
+        "clients": _clients(traces),
         "curve": _curve(evaluated, accuracy),
         "rounds_to_target": first,
         "bytes_to_target": None if first is None else setup_bytes + int((up + down)[:, :first].sum(1).mean()),
@@ -112,6 +124,28 @@ def _method(traces: Sequence[dict[str, Any]], target: float, setup_bytes: int) -
         "downlink_bytes_per_round": float(down.mean()) if down.size else 0.0,
         "diversity": _diversity(traces),
         "refused_uploads": sum(r["refused"] for trace in traces for r in trace["rounds"]),
+    }
+
+
+def _recall(traces: Sequence[dict[str, Any]]) -> list[float | None]:
+    """Mean over the seeds of each class's recall at the last evaluation; None if it has no test examples."""
+    classes = zip(*(trace["evaluations"][-1]["recall"] for trace in traces), strict=True)
+    return [None if None in values else fmean(values) for values in classes]
+
+
+def _clients(traces: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """How good the last models are for the clients; None where these hold nothing back to test them on."""
+    tested = [trace["clients"] for trace in traces if trace.get("clients")]
+    if len(tested) < len(traces):
+        return None
+    quantiles = np.array([scores["quantiles"] for scores in tested])
+    shares = np.linspace(0, 1, quantiles.shape[1]).tolist()
+    return {
+        "tested": [scores["clients"] for scores in tested],
+        "samples": [scores["samples"] for scores in tested],
+        "accuracy": _over_seeds(np.array([scores["accuracy"] for scores in tested])),
+        "worst": _over_seeds(quantiles[:, 0]),
+        "quantiles": _curve(shares, quantiles),
     }
 
 
@@ -128,8 +162,8 @@ def _over_seeds(values: np.ndarray) -> dict[str, Any]:
     return {"mean": float(values.mean()), "std": _std(values), "per_seed": [float(value) for value in values]}
 
 
-def _curve(rounds: Sequence[int], values: np.ndarray) -> list[list[float]]:
-    columns = zip(rounds, values.T, strict=True)
+def _curve(places: Sequence[float], values: np.ndarray) -> list[list[float]]:
+    columns = zip(places, values.T, strict=True)
     return [[number, float(column.mean()), _std(column)] for number, column in columns]
 
 

@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 from genfl.report.summary import LAST
-from genfl.report.text import mark, mean_std, megabytes, target
+from genfl.report.text import clients, mark, mean_std, megabytes, target
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -38,6 +38,12 @@ def methods_csv(summary: dict[str, Any]) -> str:
             "uplink_bytes_per_round",
             "downlink_bytes_per_round",
             "refused_uploads",
+            "calibration_error_mean",
+            "calibration_error_std",
+            "client_accuracy_mean",
+            "client_accuracy_std",
+            "worst_client_accuracy_mean",
+            "worst_client_accuracy_std",
         )
     )
     for name, method in summary["methods"].items():
@@ -56,8 +62,20 @@ def methods_csv(summary: dict[str, Any]) -> str:
                 method["uplink_bytes_per_round"],
                 method["downlink_bytes_per_round"],
                 method["refused_uploads"],
+                *_mean_and_std(method["calibration_error"]),
+                *_mean_and_std(method["clients"] and method["clients"]["accuracy"]),
+                *_mean_and_std(method["clients"] and method["clients"]["worst"]),
             )
         )
+    return file.getvalue()
+
+
+def recall_csv(summary: dict[str, Any]) -> str:
+    """Returns each method's recall of each class, unrounded; of a class without test examples it is empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("method", *summary["labels"]["found"]))
+    writer.writerows((name, *method["recall"]) for name, method in summary["methods"].items())
     return file.getvalue()
 
 
@@ -66,17 +84,21 @@ def methods_tex(summary: dict[str, Any]) -> str:
     goal = latex(target(summary))
     seeds = len(summary["seeds"])
     head = f"Method & Accuracy (\\%) & Macro-F1 (\\%) & Rounds to {goal} & MB to {goal} & kB/round up & down"
+    head += " & ECE (\\%)"
+    tested = any(method["clients"] for method in summary["methods"].values())
+    if tested:
+        head += " & Clients (\\%) & Worst client (\\%)"
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "  \\centering",
         f"  \\caption{{{latex(summary['name'])}: mean $\\pm$ sample standard deviation over {seeds}"
         f" {'seed' if seeds == 1 else 'seeds'}; accuracy is the mean of the last {LAST} evaluations.}}",
-        "  \\begin{tabular}{lrrrrrr}",
+        f"  \\begin{{tabular}}{{l{'r' * head.count('&')}}}",
         "    \\toprule",
         f"    {head} \\\\",
         "    \\midrule",
-        *(f"    {' & '.join(_tex_row(name, m))} \\\\" for name, m in summary["methods"].items()),
+        *(f"    {' & '.join(_tex_row(name, m, tested))} \\\\" for name, m in summary["methods"].items()),
         "    \\bottomrule",
         "  \\end{tabular}",
         "\\end{table}",
@@ -89,15 +111,23 @@ def latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _tex_row(name: str, method: dict[str, Any]) -> tuple[str, ...]:
+def _mean_and_std(figure: dict[str, Any] | None) -> tuple[float | None, float | None]:
+    return (figure["mean"], figure["std"]) if figure else (None, None)
+
+
+def _tex_row(name: str, method: dict[str, Any], tested: bool) -> tuple[str, ...]:
     rounds, total = method["rounds_to_target"], method["bytes_to_target"]
     per_round = (method["uplink_bytes_per_round"], method["downlink_bytes_per_round"])
     note = mark(method)
     sent = ("--" if total is None else megabytes(total), *(f"{bytes_ / 1e3:.0f}" for bytes_ in per_round))
-    return (
+    gap = method["calibration_error"]
+    figures = (
         latex(f"{name} ({note})" if note else name),
-        mean_std(method["accuracy"]).replace("±", r"$\pm$"),
-        mean_std(method["macro_f1"]).replace("±", r"$\pm$"),
+        mean_std(method["accuracy"]),
+        mean_std(method["macro_f1"]),
         "--" if rounds is None else str(rounds),
         *(("--",) * 3 if note else sent),
+        mean_std(gap) if gap else "--",
+        *(clients(method) if tested else ()),
     )
+    return tuple(figure.replace("±", r"$\pm$").replace("–", "--") for figure in figures)

@@ -36,15 +36,20 @@ def verdict(summary: dict[str, Any]) -> str:
         )
     else:
         only, missing = best or baseline, "without" if best else "with"
+        same = "algorithm and existing model" if from_existing(methods[only]) else "algorithm"
         first = (
-            f"{only} ends at {percent(mean(methods[only]))}; no method has the same algorithm {missing} the"
+            f"{only} ends at {percent(mean(methods[only]))}; no method has the same {same} {missing} the"
             " generator to compare with."
         )
     samples, seconds = summary["synthetic"]["samples"], summary["synthetic"]["seconds"]
     refused = sum(methods[name].get("refused_uploads", 0) for name in (best, baseline) if name is not None)
     warning = f" Of these methods {count(refused, 'upload')} were refused." if refused else ""
+    alone = methods[SYNTHETIC_ONLY]
+    what = (
+        "existing model, trained on generated data alone," if from_existing(alone) else "generated data alone"
+    )
     return (
-        f"{first} The generated data alone gives {percent(mean(methods[SYNTHETIC_ONLY]))};"
+        f"{first} The {what} gives {percent(mean(alone))};"
         f" generating {count(samples, 'sample')} took {duration(seconds)}.{warning}"
     )
 
@@ -54,11 +59,18 @@ def contest(summary: dict[str, Any]) -> Contest:
     arms = {name: method for name, method in summary["methods"].items() if not method["reference"]}
     warm = sorted((n for n in arms if arms[n]["uses_generator"]), key=lambda n: mean(arms[n]), reverse=True)
     cold = [name for name in arms if name not in warm]
-    for best in warm:  # what differs between the two must be the generator, not the algorithm
+    for best in warm:  # what differs between the two must be the generator and nothing else
+        mine = arms[best]
         for baseline in cold:
-            if arms[best]["algorithm"] == arms[baseline]["algorithm"]:
+            its = arms[baseline]
+            if mine["algorithm"] == its["algorithm"] and from_existing(mine) == from_existing(its):
                 return Contest(best, baseline)
     return Contest(warm[0], None) if warm else Contest(None, cold[0])
+
+
+def from_existing(method: dict[str, Any]) -> bool:
+    """Returns whether a method began with an existing model, or its pre-training did."""
+    return bool(method.get("existing_model"))
 
 
 def gains(method: dict[str, Any], baseline: dict[str, Any]) -> list[float]:
@@ -84,18 +96,26 @@ def table(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...
     """Returns the header and rows of the table of methods."""
     goal = target(summary)
     header = ("method", "accuracy", "macro-F1", f"rounds to {goal}", f"MB to {goal}", "kB/round up+down")
+    tested = any(method["clients"] for method in summary["methods"].values())
     rows: list[tuple[str, ...]] = []
     for name, method in summary["methods"].items():
         per_round = method["uplink_bytes_per_round"] + method["downlink_bytes_per_round"]
         rounds, total = method["rounds_to_target"], method["bytes_to_target"]
         figures = (mean_std(method["accuracy"]), mean_std(method["macro_f1"]))
         reached = "never" if rounds is None else str(rounds)
+        theirs = clients(method) if tested else ()
         if note := mark(method):
-            rows.append((f"{name} ({note})", *figures, reached, "–", "–"))
+            rows.append((f"{name} ({note})", *figures, reached, "–", "–", *theirs))
         else:
             sent = "never" if total is None else megabytes(total)
-            rows.append((name, *figures, reached, sent, f"{per_round / 1e3:.0f}"))
-    return header, rows
+            rows.append((name, *figures, reached, sent, f"{per_round / 1e3:.0f}", *theirs))
+    return (*header, "on clients", "worst client") if tested else header, rows
+
+
+def clients(method: dict[str, Any]) -> tuple[str, str]:
+    """Writes the accuracy on what clients hold back: over all of it, and the worst client's."""
+    scores = method["clients"]
+    return (mean_std(scores["accuracy"]), mean_std(scores["worst"])) if scores else ("–", "–")
 
 
 def mark(method: dict[str, Any]) -> str:

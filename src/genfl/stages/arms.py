@@ -10,6 +10,7 @@ from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Config, Method
 from genfl.data.clients import ClientData
+from genfl.engines.choice import EXACT
 from genfl.engines.rounds import Schedule
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Task
@@ -19,7 +20,7 @@ from genfl.run import Run, classify, data_key
 from genfl.stages import generate, pretrain
 from genfl.storage import digest
 
-FOLDER, VERSION = "federate", 3
+FOLDER, VERSION = "federate", 4
 """Of the stage that runs them."""
 
 
@@ -58,10 +59,18 @@ def key(run: Run, method: Method, seed: int) -> str:
     models = [config.precision, config.model.model_dump()]
     if "client_tasks" in asked_for(method):
         models += [model.model_dump() for model in config.client_models]
-    federation = config.federate.model_dump(exclude={"checkpoint_every", "engine"})
+    federation = training(config)
     keys = {name: run.key(name) for name in upstream}
+    if method.start == "init":
+        keys["init"] = str(pretrain.initial_digest(config))
     data = [data_key(config.data), config.data.partition.model_dump()]
     return digest([VERSION, data, models, federation, method.model_dump(), seed, keys])
+
+
+def training(config: Config) -> dict[str, Any]:
+    """Returns what decides the results of federated training: engines only as far as their bits differ."""
+    exact = {"engine"} if config.federate.engine in EXACT else set()
+    return config.federate.model_dump(exclude={"checkpoint_every"} | exact)
 
 
 def uses_generator(method: Method) -> bool:

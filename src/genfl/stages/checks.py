@@ -5,29 +5,37 @@ from __future__ import annotations
 import torch
 
 from genfl.algorithms.profile import take_a_step
-from genfl.config import Config, ImageGenerator, Model
+from genfl.config import Config, ImageGenerator
 from genfl.data.sources import DataSet
 from genfl.engines.parallel import refusal
 from genfl.errors import InputError
 from genfl.generators.classify import refuse
-from genfl.learning.task import MissingPart, Task
+from genfl.learning.task import MissingPart
+from genfl.models import MODELS
 from genfl.references import GENERATOR
-from genfl.run import classify, data_set
+from genfl.run import data_set
 from genfl.stages import arms
+from genfl.stages.pretrain import fitting
 
 
 def check(config: Config) -> None:
     """Refuses methods that cannot be: tried on the real models, with as many classes as names in the data."""
     data = data_set(config.data)
     classes = len(set(data.train.labels))
-    task = _fitting("model", config, config.model, classes)
+    task = fitting("model", config, config.model, classes)
     for index, model in enumerate(config.client_models):
-        _fitting(f"client_models.{index}", config, model, classes)
+        fitting(f"client_models.{index}", config, model, classes)
+    if problem := config.federate.local.augment.augment().problem(data.modality, data.shape):
+        raise InputError(f"federate.local.augment.{problem}")
     nothing_yet = torch.zeros(2, *data.shape)
     resources = arms.resources(config, classes) | {"shared": nothing_yet, "unlabelled": nothing_yet}
     why_not = refusal() if config.federate.engine == "parallel" else None
     if why_not:
         raise InputError(f"federate.engine: parallel, but {why_not}; use auto or sequential")
+    if config.federate.engine == "vectorised":
+        for model in (config.model, *config.client_models):
+            if not MODELS[model.name].vmap:
+                raise InputError(f"federate.engine: vectorised, but {model.name} cannot be batched; use auto")
     for name, method in config.methods.items():
         made, clients = config.prompts.per_label * classes, config.data.partition.clients
         if method.data != "private" and made < clients:
@@ -49,16 +57,6 @@ def check(config: Config) -> None:
                 f"methods.{name}.algorithm: it needs a model with {error}, which"
                 f" {config.model.name} does not offer"
             ) from error
-
-
-def _fitting(field: str, config: Config, model: Model, classes: int) -> Task:
-    """Returns the task with a model, which is refused if it does not fit the inputs."""
-    try:
-        return classify(config, model, classes)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{field}: {model.name} does not fit inputs of shape {data_set(config.data).shape}: {error}"
-        ) from error
 
 
 def _check_classifier(config: Config, data: DataSet) -> None:

@@ -12,18 +12,21 @@ import torch
 from genfl import progress
 from genfl.algorithms.registry import UNLABELLED
 from genfl.analysis import diversity
-from genfl.config import Config
+from genfl.config import Config, Method
 from genfl.data.clients import ClientData
 from genfl.engines.choice import engine
+from genfl.engines.evaluation import ClientScores, evaluate_clients
 from genfl.engines.rounds import Trace, federate
+from genfl.engines.sequential import Sequential
 from genfl.learning.evaluate import evaluate
-from genfl.learning.task import state_dict
+from genfl.learning.task import Task, Weights, state_dict
 from genfl.references import GENERATOR, mean
 from genfl.run import (
     Run,
     data_key,
     data_set,
     generated_data,
+    held_back_data,
     indices,
     initial_key,
     mixed_data,
@@ -55,10 +58,11 @@ def _run(run: Run) -> dict[str, Any]:
             results[name] = classified(run, name, method, task)
     with progress.bar("federate", _rounds(config), "rounds") as advance:
         for seed in config.seeds:
-            warm = pretrain.weights(run, task, seed)
+            warm, held = pretrain.weights(run, task, seed), held_back_data(run, seed)
             results[SYNTHETIC_ONLY][str(seed)] = {
                 "evaluations": [{"round": 0, **score(weights=warm)}],
                 "rounds": [],
+                "clients": _tested(task, [warm], held),
             }
             clients = cache(partial(_clients, run, seed, synthetic))
             for name, method in arms.trained(config).items():
@@ -75,7 +79,7 @@ def _run(run: Run) -> dict[str, Any]:
                     with engine(config.federate.engine, federation.clients, cohort) as run_cohort:
                         trace = federate(
                             algorithm,
-                            warm if method.start == "pretrained" else task.init(initial_key(seed)),
+                            _start(run, task, method, seed),
                             federation.clients,
                             run_cohort,
                             federation.schedule,
@@ -89,12 +93,35 @@ def _run(run: Run) -> dict[str, Any]:
                     save_tensors(arm / "model.safetensors", state_dict(trace.weights))
                     write_json(arm / "trace.json", _plain(trace))
                     traces.append(trace)
-                results[name][str(seed)] = mean(traces) if method.reference else _plain(traces[0])
+                results[name][str(seed)] = {
+                    **(mean(traces) if method.reference else _plain(traces[0])),
+                    "clients": _tested(task, [trace.weights for trace in traces], held),
+                }
     return {"methods": results}
+
+
+def _start(run: Run, task: Task, method: Method, seed: int) -> Weights:
+    """Returns the global model that a method starts from."""
+    if method.start == "pretrained":
+        return pretrain.weights(run, task, seed)
+    if method.start == "init":
+        return pretrain.initial(run.config, task, seed)
+    return task.init(initial_key(seed))
 
 
 def _plain(trace: Trace) -> dict[str, Any]:
     return {"evaluations": trace.evaluations, "rounds": trace.rounds}
+
+
+def _tested(
+    task: Task, models: list[Weights], held: tuple[list[int], ClientData] | None
+) -> ClientScores | None:
+    """Returns how good the final models are for the clients: one for all, or each client's own."""
+    if held is None:
+        return None
+    testing, data = held
+    own = [models[client if len(models) > 1 else 0] for client in testing]
+    return evaluate_clients(task, own, data, Sequential(data))
 
 
 def _clients(
@@ -143,7 +170,7 @@ def _progress(run: Run) -> tuple[int, int, str]:
 
 def _inputs(config: Config) -> Any:
     methods = {name: method.model_dump() for name, method in config.methods.items()}
-    federation = config.federate.model_dump(exclude={"checkpoint_every", "engine"})
+    federation = arms.training(config)
     models = [config.precision, *(model.model_dump() for model in config.client_models)]
     data = [data_key(config.data), config.data.partition.model_dump()]
     return [data, federation, methods, models, config.seeds]

@@ -48,7 +48,7 @@ def _run(run: Run) -> dict[str, Any]:
         "samples": total,
         "bytes": sum((data.folder / shard.file).stat().st_size for shard in data.finished().values()),
         "seconds": round(seconds, 3),
-        "samples_per_second": round(total / seconds, 2),
+        "samples_per_second": round(total / max(seconds, 0.001), 2),
     }
 
 

@@ -12,7 +12,7 @@ from genfl.errors import InputError
 from genfl.labels.discovery import discover
 from genfl.labels.iblt import IBLT
 from genfl.rng import Key
-from genfl.run import Run, data_key, data_set, parts
+from genfl.run import Run, data_key, data_set, kept_and_held, parts
 from genfl.stages.base import Stage
 from genfl.storage import write_json
 
@@ -41,7 +41,7 @@ def _engine(data: Data, key: Key) -> Engine:
 def _inputs(config: Config) -> Any:
     return [
         data_key(config.data),
-        config.data.partition.model_dump(),
+        config.data.partition.model_dump(exclude={"test"}),  # a client knows its labels, tested or not
         config.labels.model_dump(),
         config.seeds[0],
     ]
@@ -49,7 +49,7 @@ def _inputs(config: Config) -> Any:
 
 def _check(config: Config) -> None:
     for seed in config.seeds:
-        parts(config, seed)
+        kept_and_held(config, seed)
     options = config.labels
     try:
         table = IBLT(options.cells, options.hashes, options.max_bytes)

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from genfl import progress
-from genfl.config import Config
-from genfl.learning.augment import Augment
+from genfl.config import Config, Model
+from genfl.errors import InputError
 from genfl.learning.pretrain import Recipe, pretrain
-from genfl.learning.task import Task, Weights, from_state_dict, state_dict
+from genfl.learning.task import Task, Weights, from_state_dict, load_weights, state_dict, weights_of
+from genfl.models import MODELS
+from genfl.models.pretrained import load_pretrained, locate
 from genfl.rng import Key
-from genfl.run import Run, data_key, data_set, initial_key, task_of
+from genfl.run import Run, classify, data_key, data_set, initial_key, task_of
 from genfl.stages import generate
 from genfl.stages.base import Stage
-from genfl.storage import load_tensors, save_tensors
+from genfl.storage import load_tensors, save_tensors, sha256
+
+log = logging.getLogger(__name__)
 
 
 def _run(run: Run) -> dict[str, Any]:
     config = run.config
     x, y = generate.read(run)
     x = data_set(config.data).prepare(x)
-    options = config.pretrain.model_dump()
-    recipe = Recipe(**{**options, "augment": Augment(**options["augment"])})
+    options = config.pretrain.model_dump(exclude={"init"})
+    recipe = Recipe(**{**options, "augment": config.pretrain.augment.augment()})
     task = task_of(run)
     results = {}
     with progress.bar("pretrain", config.pretrain.epochs * len(config.seeds), "epochs") as advance:
         for seed in config.seeds:
             trained = pretrain(
                 task,
-                task.init(initial_key(seed)),
+                initial(config, task, seed),
                 x,
                 y,
                 recipe,
@@ -48,13 +56,87 @@ def weights(run: Run, task: Task, seed: int) -> Weights:
     return from_state_dict(tensors, like=task.init(initial_key(seed)))
 
 
+def initial(config: Config, task: Task, seed: int) -> Weights:
+    """Returns where pre-training starts: the existing model, if there is one, else random weights.
+
+    Its head stays random where the existing model has none, or one of another number of classes.
+
+    Raises:
+        InputError: The existing model is not there, or not one of the config's.
+    """
+    return _initial(config, task, seed)[0]
+
+
+def _initial(config: Config, task: Task, seed: int) -> tuple[Weights, list[str]]:
+    """Returns where pre-training starts, and the names of what an existing model did not give."""
+    weights = task.init(initial_key(seed))
+    path = _existing(config)
+    if path is None:
+        return weights, list(state_dict(weights))
+    form = task.shapes()
+    with torch.random.fork_rng(devices=[]):  # what building draws is overwritten
+        model = MODELS[config.model.name].build(form.input, form.classes, **config.model.options())
+    load_weights(model, weights)
+    try:
+        fresh = load_pretrained(model, path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"pretrain.init: {error}") from error
+    return weights_of(model), fresh
+
+
+def initial_digest(config: Config) -> str | None:
+    """Returns a digest of the existing model; None where there is none."""
+    path = _existing(config)
+    return _checksum(path, path.stat().st_mtime_ns) if path else None
+
+
+def _existing(config: Config) -> Path | None:
+    if config.pretrain.init is None:
+        return None
+    try:
+        return locate(config.pretrain.init, config.model.name)
+    except ValueError as error:
+        raise InputError(f"pretrain.init: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _checksum(path: Path, modified: int) -> str:
+    return sha256(path)
+
+
+def fitting(field: str, config: Config, model: Model, classes: int) -> Task:
+    """Returns the task with a model.
+
+    Raises:
+        InputError: The model does not fit the inputs.
+    """
+    try:
+        return classify(config, model, classes)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{field}: {model.name} does not fit inputs of shape {data_set(config.data).shape}: {error}"
+        ) from error
+
+
+def _check(config: Config) -> None:
+    data = data_set(config.data)
+    if problem := config.pretrain.augment.augment().problem(data.modality, data.shape):
+        raise InputError(f"pretrain.augment.{problem}")
+    task = fitting("model", config, config.model, len(set(data.train.labels)))
+    if config.pretrain.init is not None:
+        _, fresh = _initial(config, task, config.seeds[0])
+        but = f", but for a new head ({', '.join(fresh)})" if fresh else ""
+        log.info("pretrain.init: the weights of %s%s", _existing(config), but)
+
+
 def _folder(run: Run, seed: int) -> Path:
     return run.folder / STAGE.folder / f"seed-{seed}"
 
 
 def _inputs(config: Config) -> Any:
     model = [config.precision, config.model.model_dump()]
-    return [config.pretrain.model_dump(), model, data_key(config.data), config.seeds]
+    recipe = [config.pretrain.model_dump(exclude={"init"}), initial_digest(config)]
+    return [recipe, model, data_key(config.data), config.seeds]
 
 
-STAGE = Stage("pretrain", "pretrain", 2, _inputs, ("labels", "generate"), _run)
+STAGE = Stage("pretrain", "pretrain", 2, _inputs, ("labels", "generate"), _run, check=_check)

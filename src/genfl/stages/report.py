@@ -21,6 +21,7 @@ def _run(run: Run) -> dict[str, Any]:
     folder = run.folder / STAGE.folder
     write_text(folder / "methods.csv", tables.methods_csv(summary))
     write_text(folder / "methods.tex", tables.methods_tex(summary))
+    write_text(folder / "recall.csv", tables.recall_csv(summary))
     write_text(folder / "index.html", page.render(run, summary))
     return {}
 
@@ -29,4 +30,4 @@ def _inputs(config: Config) -> Any:
     return config.model_dump()
 
 
-STAGE = Stage("report", "report", 2, _inputs, NEEDS, _run)
+STAGE = Stage("report", "report", 3, _inputs, NEEDS, _run)

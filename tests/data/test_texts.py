@@ -1,0 +1,498 @@
+import hashlib
+import json
+import re
+import sys
+import unicodedata
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+import pytest
+import tokenizers
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import genfl.run
+from genfl import config, pipeline
+from genfl.algorithms import ALGORITHMS
+from genfl.data.recipes import RECIPES
+from genfl.data.sources import DATASETS
+from genfl.data.texts import BUCKETS, HASHED, Tokens, hashed, tokenizer, vocabulary
+from genfl.errors import InputError
+from genfl.generators.base import Prompt
+from genfl.generators.files import Files
+from genfl.models import LSTM
+from genfl.stages import checks
+
+from .conftest import find
+
+TEXTS = [
+    "The cat sat.",
+    "A dog barked at the cat!",
+    "Cats and dogs",
+    "it rains, again",
+    "the sun",
+    "Sun, sea",
+]
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A tokenizer.json that knows the words of `TEXTS`."""
+    vocabulary(TEXTS, 100, tmp_path / "tokenizer.json")
+    return tmp_path / "tokenizer.json"
+
+
+def ids(form, text):
+    return [int(token) for token in form.encode(text) if token]
+
+
+class TestHashing:
+    def test_words_have_the_same_buckets_everywhere_and_always(self):
+        assert hashed("the cat, don't!", 9) == [6789, 6903, 2795, 3496, 9230, 1486, 7198]
+
+    @given(st.text(max_size=60), st.integers(1, 40))
+    def test_it_is_what_its_description_says(self, text, length):
+        found = re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFC", text).lower())
+        expected = [
+            int(hashlib.blake2b(word.encode(), digest_size=8).hexdigest(), 16) % BUCKETS for word in found
+        ]
+        assert hashed(text, length) == expected[:length]
+
+    def test_letters_of_any_case_and_composition_are_one(self):
+        assert hashed("Café AU lait", 9) == hashed("cafe\u0301 au\tlait", 9)
+
+    @given(st.text(min_size=1).filter(str.strip))
+    def test_a_text_that_is_not_blank_has_tokens(self, text):
+        assert hashed(text, 1)
+
+    def test_all_buckets_are_used_alike(self):
+        counts = np.bincount([hashed(f"word{n}", 1)[0] for n in range(10 * BUCKETS)], minlength=BUCKETS)
+        # Poisson with mean 10: variance 10, and P(0) = 4.5e-5
+        assert abs(counts.var() - 10) < 0.6
+        assert (counts == 0).sum() < 5
+
+
+class TestTokens:
+    def test_texts_are_cut_at_the_length_and_padded_behind_their_end(self):
+        short, long = Tokens(4).encode("one two"), Tokens(4).encode("one two three four five six")
+        assert (short.shape, short.dtype) == ((4,), np.int32) == (Tokens(4).shape(), Tokens(4).dtype())
+        assert short[2:].tolist() == [0, 0]
+        assert (long > 0).all()
+        assert long[:2].tolist() == short[:2].tolist()
+
+    def test_no_token_is_padding_and_none_is_outside_the_vocabulary(self):
+        tokens = {token for n in range(60_000) for token in ids(Tokens(2), f"w{n}")}
+        assert min(tokens) == 1
+        assert max(tokens) == Tokens(2).vocabulary() - 1 == 9_999
+
+    def test_models_read_the_very_ids(self):
+        stored = torch.tensor([[0, 1, 9_999, 2**24]], dtype=torch.int32)
+        given = Tokens(4).prepare(stored)
+        assert given.dtype == torch.float32
+        assert torch.equal(given.long(), stored.long())
+
+    def test_the_length_changes_nothing_for_a_text_that_fits(self):
+        torch.manual_seed(0)
+        model = LSTM((8,), 3, vocabulary=10_000).eval()
+        logits = [
+            model(Tokens(n).prepare(torch.from_numpy(Tokens(n).encode("one two three"))[None]))
+            for n in (3, 8, 30)
+        ]
+        assert torch.allclose(logits[0], logits[1], atol=1e-6)
+        assert torch.allclose(logits[0], logits[2], atol=1e-6)
+
+    def test_its_defaults_fit_the_lstm(self):
+        assert Tokens(8).vocabulary() == config.parse(BASE).model.options()["vocabulary"]
+
+
+class TestTokenizer:
+    def test_ids_are_the_tokenizers_own_after_padding(self, words):
+        form, own = Tokens(8, str(words)), tokenizers.Tokenizer.from_file(str(words))
+        assert ids(form, "The CAT flew.") == [
+            1 + own.token_to_id(token) for token in ("the", "cat", "[UNK]", ".")
+        ]
+        assert form.vocabulary() == 1 + own.get_vocab_size()
+        assert max(ids(Tokens(40, str(words)), " ".join(own.get_vocab()))) < form.vocabulary()
+
+    def test_a_folder_stands_for_its_file(self, words):
+        assert (
+            Tokens(8, str(words.parent)).encode("a dog").tolist()
+            == Tokens(8, str(words)).encode("a dog").tolist()
+        )
+
+    def test_marks_padding_and_cuts_of_the_file_are_left_aside(self, words, tmp_path):
+        own = tokenizers.Tokenizer.from_file(str(words))
+        own.add_special_tokens(["[CLS]"])
+        own.post_processor = tokenizers.processors.TemplateProcessing(
+            single="[CLS] $A", special_tokens=[("[CLS]", own.token_to_id("[CLS]"))]
+        )
+        own.enable_padding(length=20)
+        own.enable_truncation(2)
+        own.save(str(tmp_path / "marked.json"))
+        assert len(own.encode("the cat sat.").ids) == 20
+        assert ids(Tokens(8, str(tmp_path / "marked.json")), "The cat sat.") == ids(
+            Tokens(8, str(words)), "The cat sat."
+        )
+
+    def test_gaps_in_its_ids_are_no_danger(self, tmp_path):
+        own = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 7}, unk_token="a"))
+        own.save(str(tmp_path / "gaps.json"))
+        form = Tokens(1, str(tmp_path / "gaps.json"))
+        assert (ids(form, "b"), form.vocabulary()) == ([8], 9)
+
+    def test_a_text_without_tokens_is_padding(self, tmp_path):
+        own = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+        own.normalizer = tokenizers.normalizers.Replace("z", "")
+        own.save(str(tmp_path / "deaf.json"))
+        assert Tokens(3, str(tmp_path / "deaf.json")).encode("zzz").tolist() == [0, 0, 0]
+
+    def test_one_that_gives_up_on_unknown_words_is_refused(self, tmp_path):
+        tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0})).save(str(tmp_path / "poor.json"))
+        folder = tables(tmp_path / "d", train=ROWS, test=TEST)
+        with pytest.raises(InputError, match=r"data.tokenizer: \S*poor.json cannot read a text .*unknown"):
+            texts(folder, tokenizer=str(tmp_path / "poor.json"))
+
+    def test_what_it_is_counts_and_where_it_is_does_not(self, words, tmp_path):
+        (tmp_path / "b").mkdir()
+        copy = tmp_path / "b" / "tokenizer.json"
+        copy.write_bytes(words.read_bytes())
+        vocabulary(TEXTS, 5, tmp_path / "small.json")
+        one, same, other, plain = (
+            Tokens(8, str(path)).identity() for path in (words, copy, tmp_path / "small.json", HASHED)
+        )
+        assert one == same
+        assert len({json.dumps(identity) for identity in (one, other, plain)}) == 3
+
+    @pytest.mark.parametrize(
+        ("name", "line"),
+        [
+            (
+                "no/such/place/tokenizer.json",
+                "there is no file no/such/place/tokenizer.json; give another, or hashed",
+            ),
+            ("./nowhere", "there is no file nowhere"),
+            ("FOLDER", "tokenizer.json; give another, or hashed"),
+            ("FOLDER/broken.json", "broken.json cannot be read as a tokenizer"),
+            ("FOLDER/empty.json", "empty.json cannot be read as a tokenizer (it knows no tokens)"),
+            ("someone/some-model", "cannot be had from the Hugging Face Hub now (no route)"),
+        ],
+    )
+    def test_what_cannot_be_read(self, tmp_path, monkeypatch, name, line):
+        def download(*_):
+            raise OSError("no route\nto host")
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        (tmp_path / "broken.json").write_text('{"model": 1}')
+        tokenizers.Tokenizer(tokenizers.models.WordLevel({})).save(str(tmp_path / "empty.json"))
+        with pytest.raises(InputError) as caught:
+            tokenizer(name.replace("FOLDER", str(tmp_path)))
+        assert str(caught.value).startswith("data.tokenizer: ")
+        assert line in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_without_the_library_hashing_goes_on(self, words, monkeypatch):
+        tokenizer.cache_clear()
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+        assert ids(Tokens(4), "a cat")
+        with pytest.raises(InputError, match=r"pip install 'genfl\[text\]', or use hashed"):
+            Tokens(4, str(words)).encode("a cat")
+
+
+class TestVocabulary:
+    def test_the_most_frequent_words_stay_and_the_rest_is_unknown(self, tmp_path):
+        vocabulary(["b b b a a c", "B, a"], 3, tmp_path / "v" / "t.json")
+        known = tokenizers.Tokenizer.from_file(str(tmp_path / "v" / "t.json")).get_vocab()
+        assert known == {"[UNK]": 0, "b": 1, "a": 2}
+
+    def test_the_same_texts_give_the_same_file(self, tmp_path):
+        texts = [f"w{n % 97} w{n % 89} w{n}" for n in range(500)]  # with many ties
+        for name in ("a", "b"):
+            vocabulary(texts, 150, tmp_path / name)
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+ROWS = [
+    {"text": text, "label": label, "who": who}
+    for n in range(6)
+    for text, label, who in (
+        (f'good, "{n}"\nday', "like_new", f"u{n % 3}"),
+        (f"bad bad day {n}", "broken", f"u{n % 2}"),
+    )
+]
+TEST = [{"text": "good", "label": "like_new", "who": "u9"}, {"text": "bad", "label": "broken", "who": "u9"}]
+
+
+def tables(folder, kind="parquet", **splits):
+    folder.mkdir()
+    for name, rows in splits.items():
+        table = pd.DataFrame(rows)
+        path = folder / f"{name}.{kind}"
+        match kind:
+            case "csv":
+                table.to_csv(path, index=False)
+            case "jsonl":
+                table.to_json(path, orient="records", lines=True)
+            case "parquet":
+                table.to_parquet(path)
+    return folder
+
+
+def texts(folder, **options):
+    return DATASETS["texts"].load(path=str(folder), **options)
+
+
+class TestOnesOwn:
+    @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+    def test_tables_of_any_kind_are_the_same_examples(self, tmp_path, kind):
+        data = texts(tables(tmp_path / "d", kind, train=ROWS, test=TEST), key="who", length=6)
+        assert data.train.x.tolist() == [Tokens(6).encode(row["text"]).tolist() for row in ROWS]
+        assert data.train.labels == [row["label"].replace("_", " ") for row in ROWS]
+        assert data.train.keys == [row["who"] for row in ROWS]
+        assert data.test.labels == ["like new", "broken"]
+        assert (data.modality, data.vocabulary, data.decode) == ("text", 10_000, None)
+        assert data.encode("good day").tolist() == Tokens(6).encode("good day").tolist()
+
+    @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+    def test_empty_texts_are_left_out_and_counted(self, tmp_path, caplog, kind):
+        rows = [
+            *ROWS,
+            {"text": " \n", "label": "broken", "who": "a"},
+            {"text": None, "label": "broken", "who": "a"},
+        ]
+        data = texts(tables(tmp_path / "d", kind, train=rows, test=TEST))
+        assert len(data.train.x) == len(data.train.labels) == len(ROWS)
+        assert "2 texts of train cannot be read and are left out: rows 12, 13" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("options", "line"),
+        [
+            ({"input": "body"}, "data.input: no column 'body' in"),
+            ({"label": "topic"}, "data.label: no column 'topic' in"),
+            ({"key": "author"}, "data.key: no column 'author' in"),
+            ({"input": "label", "label": "text"}, "data.label: split test has the label 'good'"),
+        ],
+    )
+    def test_wrong_columns(self, tmp_path, options, line):
+        with pytest.raises(InputError, match=line):
+            texts(tables(tmp_path / "d", train=ROWS, test=TEST), **options)
+
+    def test_numbers_are_no_texts(self, tmp_path):
+        rows = [{"text": n, "label": "ab"[n % 2]} for n in range(4)]
+        with pytest.raises(InputError, match=r"data.input: none of the 4 cells .* can be read as texts"):
+            texts(tables(tmp_path / "d", train=rows))
+
+    @pytest.mark.parametrize("label", ["unheard of", None])
+    def test_a_label_that_train_has_not(self, tmp_path, label):
+        folder = tables(
+            tmp_path / "d", "jsonl", train=ROWS, test=[*TEST, {"text": "x", "label": label, "who": "u"}]
+        )
+        with pytest.raises(InputError, match=rf"split test has the label {label!r}, which is none of the 2"):
+            texts(folder)
+
+    def test_a_label_outside_the_names_of_the_file(self, tmp_path):
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])}
+        )
+        table = datasets.Dataset.from_dict({"text": ["x", "y", "z"], "label": [0, 1, -1]}, features=features)
+        (tmp_path / "d").mkdir()
+        table.to_parquet(str(tmp_path / "d" / "train.parquet"))
+        with pytest.raises(InputError, match=r"the label -1, which is none of the 2 classes \(a, b\)"):
+            texts(tmp_path / "d")
+
+    def test_another_tokenizer_is_another_reading(self, tmp_path, words):
+        folder = tables(tmp_path / "d", train=ROWS, test=TEST)
+        plain, own = texts(folder), texts(folder, tokenizer=str(words))
+        assert plain.digest != own.digest
+        assert own.vocabulary == Tokens(1, str(words)).vocabulary()
+        assert own.train.x.max() < own.vocabulary
+
+
+def test_the_neutral_tweets_of_sentiment140_which_only_its_test_split_has_are_left_out(tmp_path):
+    def rows(*labels):
+        return [{"text": f"t{n}", "user": f"u{n}", "sentiment": label} for n, label in enumerate(labels)]
+
+    folder = tables(tmp_path / "d", train=rows(0, 4, 4, 0), test=rows(2, 4, 2, 0))
+    data = DATASETS["sentiment140"].load(path=str(folder))
+    assert data.train.labels == ["negative", "positive", "positive", "negative"]
+    assert (data.test.labels, data.test.keys) == (["positive", "negative"], ["u1", "u3"])
+    assert data.test.x[0].tolist() == Tokens(48).encode("t1").tolist()
+
+
+BASE = """
+{name: t, model: lstm, methods: {a: {algorithm: fedavg}}, data: {name: texts, path: x},
+ generator: {kind: files, path: x}, federate: {clients_per_round: 2}}
+"""
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("overrides", "line"),
+        [
+            (["data.size=[8, 8]"], "data.size: texts has none, it is text; leave it out"),
+            (["data.name=mnist", "data.length=8"], "data.length: mnist has none, it is image; leave it out"),
+            (["data.name=mnist", "data.tokenizer=hashed"], "data.tokenizer: mnist has none"),
+            (["data.length=0"], "data.length: should be greater than or equal to 1, not 0"),
+            (["data.tokenizer=''"], "data.tokenizer: string should have at least 1 character"),
+            (["data={name: texts}"], "data.path: texts needs the folder it is in"),
+        ],
+    )
+    def test_mistakes(self, overrides, line):
+        with pytest.raises(InputError) as caught:
+            config.parse(BASE, overrides)
+        assert line in str(caught.value)
+
+    @pytest.fixture
+    def mine(self, tmp_path):
+        folder = tables(tmp_path / "d", train=ROWS, test=TEST)
+        genfl.run._load.cache_clear()
+        yield lambda *overrides: config.parse(
+            BASE, [f"data.path={folder}", "data.partition={kind: iid, clients: 3}", *overrides]
+        )
+        genfl.run._load.cache_clear()
+
+    def test_the_vocabulary_follows_the_tokenizer(self, mine, words):
+        found = genfl.run.resolved(
+            mine(f"data.tokenizer={words}", "client_models=[lstm, {name: lstm, width: 8}]")
+        )
+        size = Tokens(1, str(words)).vocabulary()
+        assert found.model.options()["vocabulary"] == size
+        assert [model.options()["vocabulary"] for model in found.client_models] == [size, size]
+        again = config.parse(config.dump(found))
+        assert again == genfl.run.resolved(again) == found
+
+    def test_a_vocabulary_that_is_set_stays(self, mine):
+        assert (
+            genfl.run.resolved(mine("model={name: lstm, vocabulary: 12345}")).model.options()["vocabulary"]
+            == 12345
+        )
+
+    @pytest.mark.parametrize(
+        ("model", "line"),
+        [
+            ("{name: lstm, vocabulary: 500}", "its vocabulary has 500 tokens, and the tokenizer 10000"),
+            ("mlp", "token ids are names, not numbers to compute with; use lstm"),
+        ],
+    )
+    def test_models_that_cannot_read_the_tokens(self, mine, model, line):
+        with pytest.raises(InputError) as caught:
+            checks.check(mine(f"model={model}"))
+        assert str(caught.value).startswith(f"model: {'mlp' if model == 'mlp' else 'lstm'} does not fit")
+        assert line in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["dynafed", "fedftg"])
+    def test_methods_that_learn_inputs_are_refused(self, mine, name):
+        with pytest.raises(InputError) as caught:
+            checks.check(mine(f"methods={{m: {{algorithm: {name}}}}}"))
+        assert str(caught.value) == (
+            "methods.m.algorithm: it needs a model with inputs that gradients reach,"
+            " which lstm does not offer"
+        )
+
+    def test_every_other_method_is_not(self, mine):
+        others = [name for name in ALGORITHMS if name not in ("dynafed", "fedftg")]
+        methods = {name: {"algorithm": name} for name in others}
+        checks.check(mine(f"methods={json.dumps(methods)}", "client_models=[{name: lstm, width: 8}]"))
+
+
+GENERATED = [
+    {"text": f"<i>{word}</i> {extra} & day", "topic": label}
+    for label, word in (("like_new", "good"), ("broken", "bad"))
+    for extra in ("fine", "very", "quite", "so", "how", "too")
+]
+RUN = """
+{name: t, model: {name: lstm, embedding: 4, width: 4}, seeds: [0], report: {target_accuracy: 0.5},
+ data: {name: texts, length: 6, partition: {kind: iid, clients: 3}},
+ generator: {kind: files, label: topic}, prompts: {style: label, per_label: 5},
+ pretrain: {epochs: 2, batch_size: 4},
+ federate: {rounds: 2, clients_per_round: 2, local: {steps: 1, batch_size: 2}, evaluate_every: 1,
+            engine: sequential},
+ methods: {vanilla: {algorithm: fedavg}, gptfl: {algorithm: fedavg, start: pretrained},
+           mixed: {algorithm: fedavg, data: mixed}, distilled: {algorithm: feddf}}}
+"""
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_generated_texts_are_taken_from_tables_of_any_kind(tmp_path, kind):
+    rows = [*GENERATED, {"text": " ", "topic": "broken"}]
+    made = Files(str(tables(tmp_path / "made", kind, train=rows)), "text", label="topic")
+    found = [sample.content for sample in made.generate([Prompt("broken", "p", 1.0, n, n) for n in range(6)])]
+    assert sorted(found) == sorted(row["text"] for row in GENERATED if row["topic"] == "broken")
+
+
+def test_generated_texts_go_through_the_whole_pipeline(tmp_path, words):
+    genfl.run._load.cache_clear()
+    own = tables(tmp_path / "own", "jsonl", train=ROWS, test=TEST)
+    made = tables(tmp_path / "made", "csv", train=GENERATED)
+    read = config.parse(RUN, [f"data.path={own}", f"generator.path={made}", f"data.tokenizer={words}"])
+    summary = pipeline.execute(read, tmp_path / "run")
+    assert set(summary["methods"]) >= {"vanilla", "gptfl", "mixed", "distilled"}
+    shards = datasets.load_dataset(str(tmp_path / "run" / "synthetic"), split="train")
+    assert len(shards) == 10
+    assert set(shards["text"]) < {row["text"] for row in GENERATED}
+    label = shards.features["label"].int2str
+    assert {(label(row["label"]), "good" in row["text"]) for row in shards} == {
+        ("like new", True),
+        ("broken", False),
+    }
+    page = next((tmp_path / "run").rglob("*.html")).read_text()
+    assert "&lt;i&gt;good&lt;/i&gt;" in page
+    assert "<i>good</i>" not in page
+    assert "good, &#34;" not in page, "private texts are no part of it"
+    # stopped on the way and gone on with
+    pipeline.execute(read, tmp_path / "again", until="generate")
+    genfl.run._load.cache_clear()
+    again = pipeline.execute(read, tmp_path / "again")
+    assert again["methods"] == summary["methods"]
+    genfl.run._load.cache_clear()
+
+
+SETS = [
+    pytest.param("ag_news", "ag_news_7600", 6_080, 1_520, None, 0, id="ag_news"),
+    pytest.param("airline_tweets", "airline_tweets", 11_517, 2_965, "user", 0, id="airline_tweets"),
+    pytest.param("newsgroups20", "newsgroups20", 11_314, 7_532, "author", 18, id="newsgroups20"),
+]
+
+
+@pytest.mark.parametrize(("name", "folder", "train", "test", "key", "empty"), SETS)
+def test_real_texts_and_labels_are_those_of_the_files(real, name, folder, train, test, key, empty):
+    data = real(name, folder)
+    read = pyarrow.parquet.read_table(next(find(folder).glob("data/train-*.parquet"))).to_pydict()
+    names = datasets.load_dataset(str(find(folder)), split="train", streaming=True).features["label"].names
+    rows = [row for row, text in enumerate(read["text"]) if text.strip()]
+    assert len(read["text"]) == train
+    assert len(rows) == len(data.train.x) == len(data.train.labels) == train - empty
+    assert len(data.test.x) <= test
+    form = RECIPES[name].form
+    for at in np.random.default_rng(0).integers(len(rows), size=100).tolist():
+        assert data.train.x[at].tolist() == form.encode(read["text"][rows[at]]).tolist()
+    own = [names[label] for label in read["label"]]
+    known = RECIPES[name].words
+    assert data.train.labels == [known.get(own[row], own[row]) for row in rows]
+    assert not known or set(known) == set(names)
+    assert data.train.keys == ([read[key][row] for row in rows] if key else None)
+
+
+def test_clients_are_the_people_with_five_tweets_or_more(real, session_cache, caplog):
+    folder = find("airline_tweets")
+    data = real("airline_tweets", "airline_tweets")
+    read = config.parse(
+        BASE, [f"data={{name: airline_tweets, path: {folder}, partition: {{kind: natural, min_size: 5}}}}"]
+    )
+    genfl.run._load.cache_clear()
+    found = genfl.run.resolved(read)
+    assert found.data.partition.clients == 367
+    assert "5793 of 6160 clients have fewer than 5 samples and are left out, with 8808 samples" in caplog.text
+    parts = genfl.run.parts(found, 0)
+    assert [{len({data.train.keys[row] for row in rows}) for rows in parts}, sum(map(len, parts))] == [
+        {1},
+        2_709,
+    ]
+    by_airline = config.parse(
+        BASE, [f"data={{name: airline_tweets, path: {folder}, key: airline, partition: {{kind: natural}}}}"]
+    )
+    assert genfl.run.resolved(by_airline).data.partition.clients == 6
+    genfl.run._load.cache_clear()

@@ -1,0 +1,120 @@
+"""Random changes of clients' inputs: the same whoever runs the client, and after whatever interruption."""
+
+import itertools
+
+import pytest
+import torch
+
+from genfl import trees
+from genfl.algorithms import ALGORITHMS
+from genfl.algorithms.base import Client
+from genfl.data.clients import ClientData
+from genfl.data.plans import Batches
+from genfl.engines.base import Work, run_client
+from genfl.engines.parallel import Parallel
+from genfl.engines.rounds import Schedule, federate
+from genfl.engines.sequential import Sequential
+from genfl.learning.augment import Augment
+from genfl.learning.local import LocalSGD
+from genfl.learning.task import classification
+from genfl.models import CNN
+from genfl.rng import Key
+
+SHAPE = (1, 8, 8)
+PRIVATE = Augment(crop=2, flip=True, noise=0.1)
+GENERATED = Augment(crop=1, padding="reflect", cutout=3)
+
+
+def part(seed, augment):
+    rng = Key(seed).torch()
+    x, y = torch.randn(60, *SHAPE, generator=rng), torch.randint(3, (60,), generator=rng)
+    ends = [0, 9, 30, 34, 60]
+    return ClientData(
+        x, y, [torch.arange(a, b).numpy() for a, b in itertools.pairwise(ends)], 3, augment=augment
+    )
+
+
+def mixed(private=PRIVATE, generated=GENERATED):
+    return part(0, private).beside(part(1, generated))
+
+
+def run(clients, engine, rounds=4, **options):
+    task = classification(lambda: CNN(SHAPE, 3, width=4), SHAPE)
+    return federate(
+        ALGORITHMS["scaffold"].build(task, LocalSGD(0.1, momentum=0.9), {}),
+        task.init(Key(1)),
+        clients,
+        engine,
+        Schedule(rounds, 3, batch_size=8, local_epochs=2),
+        Key(5),
+        lambda weights: {"norm": trees.square_norm(weights["params"]).item()},
+        **options,
+    )
+
+
+def sequential(clients, **options):
+    return run(clients, Sequential(clients), **options)
+
+
+def same(a, b):
+    pairs = zip(trees.leaves(a.weights), trees.leaves(b.weights), strict=True)
+    return a.evaluations == b.evaluations and all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_both_engines_give_the_same_bits(workers):
+    clients = mixed()
+    engine = Parallel(clients, workers=workers)
+    try:
+        assert same(run(clients, engine), sequential(mixed()))
+    finally:
+        engine.close()
+
+
+def test_what_is_changed_matters_and_nothing_changed_is_as_without():
+    plain = sequential(mixed(None, None))
+    assert same(sequential(mixed(Augment(), Augment())), plain)
+    traces = [
+        plain,
+        *(sequential(mixed(*on)) for on in ((PRIVATE, None), (None, GENERATED), (PRIVATE, GENERATED))),
+    ]
+    assert not any(same(a, b) for a, b in itertools.combinations(traces, 2))
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interrupted_run_ends_bit_identical(tmp_path, after):
+    done = []
+
+    def interrupt(rounds):
+        done.append(rounds)
+        if sum(done) == after:
+            raise Interrupted
+
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Interrupted):
+        sequential(mixed(), checkpoint=checkpoint, on_round=interrupt)
+    assert same(sequential(mixed(), checkpoint=checkpoint), sequential(mixed()))
+
+
+def test_round_client_and_step_each_have_changes_of_their_own():
+    """A client that holds one image sees it changed differently every time."""
+    x = torch.rand(2, *SHAPE, generator=Key(3).torch())
+    one = ClientData(x[:1].repeat(2, 1, 1, 1), torch.zeros(2).long(), [[0], [1]], 1, augment=PRIVATE)
+    watch = Client(
+        start=lambda message, memory, facts, key: [],
+        step=lambda carry, batch, key: [*carry, batch["x"]],
+        finish=lambda carry: ({"seen": torch.cat(carry)}, {}),
+        reductions={"seen": "each"},
+    )
+
+    def seen(client, number):
+        key = Key(5).fold("client", number, client)
+        return run_client(watch, one, Work(client, {}, {}, Batches(1, 3, 1, key), key))[0]["seen"]
+
+    found = torch.cat([seen(client, number) for client in (0, 1) for number in (1, 2)])
+    assert len({image.numpy().tobytes() for image in found}) == 2 * 2 * 3
+    assert torch.equal(seen(1, 2), seen(1, 2))

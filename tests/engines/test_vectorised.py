@@ -1,0 +1,245 @@
+"""The vectorised engine: what the sequential one gives, to rounding, whatever is batched with what."""
+
+import itertools
+from functools import partial
+
+import pytest
+import torch
+
+from genfl import trees
+from genfl.algorithms import ALGORITHMS
+from genfl.algorithms.base import Client
+from genfl.data.clients import ClientData
+from genfl.data.plans import Batches
+from genfl.engines.base import Work
+from genfl.engines.rounds import Schedule, federate
+from genfl.engines.sequential import Sequential
+from genfl.engines.vectorised import Vectorised
+from genfl.learning.local import LocalSGD
+from genfl.learning.task import classification
+from genfl.models import MLP, Stack
+from genfl.rng import Key, Keys
+
+SHAPE, CLASSES = (4,), 3
+ENDS = [0, 5, 20, 24, 27, 40, 70]  # unequal clients: unequal steps, and one with less than a batch
+
+
+def model():
+    """Has what differs between clients in a batch: batch norm, and dropout in two places."""
+    body = [torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Dropout(0.2)]
+    return Stack(torch.nn.Sequential(*body), torch.nn.Linear(8, CLASSES))
+
+
+@pytest.fixture
+def clients(float64):
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(70, *SHAPE, generator=rng), torch.randint(CLASSES, (70,), generator=rng)
+    return ClientData(x, y, [torch.arange(70)[a:b].numpy() for a, b in itertools.pairwise(ENDS)], CLASSES)
+
+
+def algorithm(name):
+    shared = torch.linspace(-1, 1, 48).reshape(12, 4)
+    resources = {
+        "cohort": 4,
+        "shared": shared,
+        "unlabelled": shared,
+        "client_tasks": {str(w): classification(partial(MLP, SHAPE, CLASSES, w), SHAPE) for w in (4, 6)},
+    }
+    task = classification(model, SHAPE)
+    return task, ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9, weight_decay=0.01), resources)
+
+
+def recording(engine):
+    """An engine that keeps what every round came to."""
+    outcomes = []
+
+    def run(program, work):
+        outcomes.append(engine(program, work))
+        return outcomes[-1]
+
+    return run, outcomes
+
+
+def play(name, clients, engine, rounds):
+    task, method = algorithm(name)
+    run, outcomes = recording(engine)
+    schedule = Schedule(rounds, 4, batch_size=4)
+    federate(method, task.init(Key(1)), clients, run, schedule, Key(5), lambda weights: {})
+    return outcomes
+
+
+def assert_close(a, b, tolerance):
+    assert trees.structure(a) == trees.structure(b)
+    for x, y in zip(trees.leaves(a), trees.leaves(b), strict=True):
+        assert x.shape == y.shape
+        assert x.dtype == y.dtype
+        torch.testing.assert_close(x, y, atol=tolerance, rtol=0)
+
+
+def aggregated(outcome):
+    """An aggregate as a tree: what the server sees of each client is a list."""
+    return {
+        name: dict(enumerate(value)) if isinstance(value, list) else value
+        for name, value in outcome.aggregate.items()
+    }
+
+
+@pytest.mark.parametrize("chunk", [100, 2])
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_every_algorithm_gives_what_the_sequential_engine_gives(clients, name, chunk):
+    """In the first round; a second and a third go on from the same states, but for rounding."""
+    reference = play(name, clients, Sequential(clients), 3)
+    outcomes = play(name, clients, Vectorised(clients, chunk=chunk), 3)
+    for number, (mine, other) in enumerate(zip(outcomes, reference, strict=True)):
+        tolerance = 1e-9 if number == 0 else 1e-5  # servers that distil with Adam magnify rounding
+        assert_close(aggregated(mine), aggregated(other), tolerance)
+        assert mine.memories.keys() == other.memories.keys()
+        for client, memory in other.memories.items():
+            assert_close(mine.memories[client], memory, tolerance)
+        assert mine.uplink_bytes == other.uplink_bytes
+        assert mine.refused == other.refused == {}
+
+
+def jobs(message, steps=2):
+    return [Work(k, message, {}, Batches(4, steps, 1, Key(k)), Key(9).fold(k)) for k in range(len(ENDS) - 1)]
+
+
+def test_what_is_drawn_does_not_depend_on_what_it_is_batched_with(clients):
+    """Dropout's masks, and tuples of draws from what is given."""
+
+    def start(message, memory, facts, key):
+        return {"drawn": torch.zeros(3), "pair": torch.zeros(2), "share": facts["label_counts"]}
+
+    def step(carry, batch, key):
+        drawn = key.fold("a").draw(lambda rng: torch.randn(3, generator=rng))
+        y, z = key.fold("b", 1).draw(
+            lambda rng, share: (torch.multinomial(share, 1, generator=rng)[0], torch.rand((), generator=rng)),
+            carry["share"],
+        )
+        return {**carry, "drawn": carry["drawn"] + drawn, "pair": carry["pair"] + torch.stack([y.to(z), z])}
+
+    program = Client(
+        start, step, lambda carry: (dict(carry), {}), dict.fromkeys(("drawn", "pair", "share"), "each")
+    )
+    work = jobs({})
+    alone, together = Sequential(clients)(program, work), Vectorised(clients)(program, work)
+    for name in program.reductions:
+        for mine, other in zip(together.aggregate[name], alone.aggregate[name], strict=True):
+            assert torch.equal(mine, other)
+    drawn = torch.stack(together.aggregate["drawn"])
+    assert len(drawn.unique(dim=0)) == len(drawn), "every client has its own"
+
+
+def test_keys_outside_of_a_batch_are_of_no_use_and_inside_each_clients_own():
+    keys = [Key(3).fold(k) for k in range(4)]
+
+    def draw(index):
+        return Keys(keys, index).fold("x", 2).draw(lambda rng: torch.rand(2, generator=rng))
+
+    drawn = torch.vmap(draw)(torch.arange(4))
+    expected = torch.stack([torch.rand(2, generator=key.fold("x", 2).torch()) for key in keys])
+    assert torch.equal(drawn, expected)
+
+
+def test_a_client_whose_work_is_not_finite_is_refused_alone(clients):
+    def step(carry, batch, key):
+        return {"w": carry["w"] / (carry["samples"] - 4), "samples": carry["samples"]}  # client 2 has 4
+
+    program = Client(
+        lambda message, memory, facts, key: {"w": torch.ones(2), "samples": facts["samples"]},
+        step,
+        lambda carry: ({"w": carry["w"]}, {"w": carry["w"]}),
+        {"w": "sum"},
+    )
+    work = jobs({})
+    mine, other = Vectorised(clients)(program, work), Sequential(clients)(program, work)
+    assert mine.refused == other.refused == {2: "it holds NaN or infinite values"}
+    assert mine.memories.keys() == other.memories.keys() == {0, 1, 3, 4, 5}
+    assert_close(mine.aggregate, other.aggregate, 1e-12)
+
+
+def test_memories_do_not_keep_the_whole_batch_alive(clients):
+    outcome = play("scaffold", clients, Vectorised(clients), 1)[0]
+    for memory in outcome.memories.values():
+        for leaf in trees.leaves(memory):
+            assert leaf.untyped_storage().nbytes() == leaf.numel() * leaf.element_size()
+
+
+def test_what_all_clients_share_is_there_once(clients):
+    """The message is not stacked, however many clients read it."""
+    seen = []
+
+    def step(carry, batch, key):
+        seen.append([torch._C._functorch.is_batchedtensor(carry[name]) for name in ("message", "own", "w")])
+        return {**carry, "w": carry["w"] + carry["message"] * carry["own"] * batch["x"].mean()}
+
+    program = Client(
+        lambda message, memory, facts, key: {
+            "message": message["m"],
+            "own": facts["samples"],
+            "w": torch.ones(()),
+        },
+        step,
+        lambda carry: ({"w": carry["w"]}, {}),
+        {"w": "each"},
+    )
+    work = jobs({"m": torch.tensor(2.0)}, steps=1)
+    mine, other = Vectorised(clients)(program, work), Sequential(clients)(program, work)
+    assert [False, True, True] in seen
+    assert_close(dict(enumerate(mine.aggregate["w"])), dict(enumerate(other.aggregate["w"])), 1e-12)
+
+
+def test_when_memory_runs_out_the_batch_is_halved_and_the_work_done_again(clients, caplog):
+    batches = []
+
+    def step(carry, batch, key):
+        if torch._C._functorch.is_batchedtensor(batch["x"]):
+            size = torch._C._functorch.get_unwrapped(batch["x"]).shape[0]
+            batches.append(size)
+            if size > 2:
+                raise torch.OutOfMemoryError("out of memory")
+        return {"w": carry["w"] + batch["x"].sum()}
+
+    program = Client(
+        lambda message, memory, facts, key: {"w": torch.zeros(())},
+        step,
+        lambda carry: ({"w": carry["w"]}, {}),
+        {"w": "sum"},
+    )
+    engine = Vectorised(clients)
+    work = jobs({}, steps=1)
+    mine, other = engine(program, work), Sequential(clients)(program, work)
+    assert_close(mine.aggregate, other.aggregate, 1e-9)
+    assert engine.chunk <= 2
+    assert "memory does not suffice for" in caplog.text
+    batches.clear()
+    engine(program, work)
+    assert max(batches) <= 2, "it is not tried again in the next round"
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(clients):
+    def step(carry, batch, key):
+        raise RuntimeError("shapes do not match")
+
+    program = Client(lambda *_: {"w": torch.zeros(())}, step, lambda carry: (carry, {}), {"w": "sum"})
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        Vectorised(clients)(program, jobs({}))
+
+
+def test_a_model_that_draws_from_the_global_generator_is_refused(clients):
+    class Noisy(Stack):
+        def features(self, x):
+            return super().features(x) + (torch.rand(()) if self.training else 0)
+
+    task = classification(lambda: Noisy(torch.nn.Linear(4, 5), torch.nn.Linear(5, CLASSES)), SHAPE)
+    method = ALGORITHMS["fedavg"].build(task, LocalSGD(0.1), {})
+    with pytest.raises(ValueError, match="draws from torch's global generator"):
+        federate(
+            method,
+            task.init(Key(0)),
+            clients,
+            Vectorised(clients),
+            Schedule(1, 4, 4),
+            Key(0),
+            lambda weights: {},
+        )

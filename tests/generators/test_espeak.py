@@ -1,0 +1,178 @@
+import sys
+
+import datasets
+import numpy as np
+import pytest
+
+from genfl import config, pipeline
+from genfl.data.sounds import RATE
+from genfl.errors import InputError
+from genfl.generators import espeak
+from genfl.generators.base import Prompt
+from genfl.generators.espeak import Espeak, accents, noise, trimmed, utter
+from genfl.rng import Key
+
+from ..data.test_sounds import labelled
+
+WORDS = ["yes", "stop", "happy"]
+
+
+def ask(count, text=None):
+    seeds = (Key(0).fold("test", n).integer() for n in range(count))
+    return [Prompt(WORDS[n % 3], text or WORDS[n % 3], 1.0, seed, n // 3) for n, seed in enumerate(seeds)]
+
+
+def spoken(speaker, prompts):
+    return [sample.content.samples.tobytes() for sample in speaker.generate(prompts)]
+
+
+def test_a_clip_depends_on_its_prompt_alone():
+    prompts = ask(24)
+    alone = [spoken(Espeak(), [prompt])[0] for prompt in prompts]
+    speaker = Espeak()
+    assert spoken(speaker, prompts) == alone
+    assert spoken(speaker, prompts[::-1]) == alone[::-1]
+    assert len(set(alone)) == len(alone)
+
+
+def test_nothing_leaks_from_one_utterance_to_the_next():
+    voices = [f"gmw/en+{speaker}" for speaker in espeak.SPEAKERS]
+    there = [utter("happy", voice, {}, 7).samples.tobytes() for voice in voices]
+    utter("something else", "roa/fr+whisper", {"rate": 300, "pitch": 99, "range": 99}, 3)
+    back = [utter("happy", voice, {}, 7).samples.tobytes() for voice in voices[::-1]]
+    assert back[::-1] == there
+
+
+def test_clips_are_of_16_khz_as_long_as_asked_and_hold_the_word_somewhere():
+    starts = []
+    for sample in Espeak(seconds=1.5, snr=None).generate(ask(12)):
+        samples, rate = sample.content
+        assert (samples.dtype, rate, len(samples)) == (np.float32, 16_000, 24_000)
+        assert 0.09 < np.abs(samples).max() < 0.91
+        heard = np.flatnonzero(samples)
+        starts.append(heard[0])
+        assert 0.15 < (heard[-1] - heard[0]) / rate < 1.0
+    assert len(set(starts)) > 10
+
+
+def test_words_fit_into_a_second_and_long_texts_are_whole():
+    bare = Espeak(seconds=0, snr=None)
+    assert max(sample.content.seconds for sample in bare.generate(ask(60))) < 1
+    (long,) = bare.generate(ask(1, "one two three four five six seven eight nine ten"))
+    assert long.content.seconds > 2
+
+
+def test_noise_has_the_drawn_power():
+    clean, noisy = (Espeak(snr=snr).speak(ask(1)[0]).samples for snr in (None, (20.0, 20.0)))
+    heard = np.flatnonzero(clean)
+    said = clean[heard[0] : heard[-1] + 1]
+    scale = noisy @ clean / (clean @ clean)
+    left = noisy - scale * clean
+    assert 10 * np.log10(np.square(scale * said).mean() / np.square(left).mean()) == pytest.approx(
+        20, abs=0.3
+    )
+    for seed in range(3):
+        assert np.square(noise(RATE, np.random.default_rng(seed))).mean() == pytest.approx(1)
+
+
+def test_there_are_far_more_than_forty_voices_that_differ():
+    speaker = Espeak()
+    assert len(accents("en")) == 7
+    assert len(set(speaker.voices)) == len(speaker.voices) >= 400
+    assert accents("en-us") == ["gmw/en-US"]
+    heard = {utter("happy", f"gmw/en-US+{name}", {}, 0).samples.tobytes() for name in espeak.SPEAKERS}
+    assert len(heard) >= 40  # espeak-ng takes an unknown variant without a word: as the plain voice
+    assert utter("happy", "gmw/en-US", {}, 0).samples.tobytes() not in heard
+
+
+def test_trimming_keeps_all_that_is_heard():
+    sound = np.concatenate([np.zeros(50), [0.5, 0.0, -0.5], np.full(20, 0.001)])
+    assert trimmed(sound).tolist() == [0.5, 0.0, -0.5]
+    assert len(trimmed(np.zeros(10))) == 0
+
+
+def test_what_cannot_be_heard_is_counted_and_refused():
+    prompts = [*ask(2), *ask(2, "..."), *ask(1, " ")]
+    with pytest.raises(
+        InputError, match=r"^prompts: 3 of 5 cannot be heard in espeak-ng's 'en', such as '...'"
+    ):
+        list(Espeak().generate(prompts))
+    Espeak().check(WORDS)
+    with pytest.raises(InputError, match=r"^generator.language: .* has no sound for the label '---'; rename"):
+        Espeak().check([*WORDS, "---"])
+
+
+def test_an_unknown_language_and_a_missing_extra_are_named(monkeypatch):
+    with pytest.raises(InputError, match=r"^generator.language: espeak-ng does not speak 'klingon'; .* de, "):
+        Espeak("klingon")
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    accents.cache_clear()
+    for ask_for in (lambda: Espeak(), espeak.fingerprint):
+        with pytest.raises(InputError, match=r"speech needs espeak-ng: pip install 'genfl\[speech\]'$"):
+            ask_for()
+
+
+# --- in a run
+
+
+@pytest.fixture
+def content(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    path = labelled(tmp_path / "private", [0, 1] * 10, ["yes", "no"])
+    return {
+        "name": "speech",
+        "seeds": [0],
+        "data": {
+            "name": "sounds",
+            "path": str(path),
+            "seconds": 1.0,
+            "partition": {"clients": 2, "kind": "iid"},
+        },
+        "prompts": {"per_label": 6, "block_size": 5},
+        "generator": {"kind": "speech"},
+        "model": "fedaudio",
+        "federate": {"clients_per_round": 2},
+        "methods": {"a": {"algorithm": "fedavg"}},
+    }
+
+
+def test_speech_says_labels_alone_and_is_not_guided(content):
+    prompts = config.validate(content).prompts
+    assert (prompts.style, prompts.guidance_scale, prompts.per_label) == ("label", [1.0], 6)
+    del content["prompts"]
+    assert config.validate(content).prompts.style == "label"
+    content["prompts"] = {"style": "fill", "template": "{label}!"}
+    assert config.validate(content).prompts.style == "fill"
+    content["prompts"] = {"guidance_scale": 3.0}
+    with pytest.raises(InputError, match=r"^prompts.guidance_scale: speech is not guided; leave it out$"):
+        config.validate(content)
+
+
+def test_wrong_settings_are_named(content):
+    for field, value in (("snr", [40.0, 0.0]), ("snr", [1.0]), ("seconds", -1.0), ("model", "nobody")):
+        content["generator"] = {"kind": "speech", field: value}
+        with pytest.raises(InputError, match=rf"^generator.{field}: "):
+            config.validate(content)
+
+
+def test_images_are_not_spoken_and_sounds_not_painted(content, tmp_path):
+    with pytest.raises(
+        InputError, match=r"^generator.kind: image makes no clips, .* use one of: speech, files"
+    ):
+        pipeline.execute(config.validate(content | {"generator": {"kind": "image"}}), tmp_path / "run")
+
+
+def test_a_run_that_is_gone_on_with_ends_with_the_same_bytes(content, tmp_path):
+    wanted = config.validate(content)
+    for name in ("whole", "damaged"):
+        pipeline.execute(wanted, tmp_path / name, until="generate")
+    shards = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.parquet"))
+    assert len(shards) == 3
+    (tmp_path / "damaged" / shards[1]).write_bytes(b"half")
+    (tmp_path / "damaged" / shards[2]).unlink()
+    pipeline.execute(wanted, tmp_path / "damaged", until="generate")
+    for shard in shards:
+        assert (tmp_path / "whole" / shard).read_bytes() == (tmp_path / "damaged" / shard).read_bytes()
+    rows = datasets.load_dataset(str(tmp_path / "whole" / "synthetic"), split="train")
+    assert rows.column_names[0] == "audio"
+    assert set(rows["prompt"]) == {"yes", "no"}

@@ -1,0 +1,317 @@
+"""Pre-training that starts from an existing model, and methods that start from it as it is."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+import genfl.run
+from genfl import config, pipeline
+from genfl.errors import InputError
+from genfl.learning.evaluate import evaluate
+from genfl.models import MODELS
+from genfl.models.resnet import resnet18, resnet20
+from genfl.report import text
+from genfl.run import Run, initial_key, task_of
+from genfl.stages import arms, pretrain
+from genfl.storage import load_tensors
+
+CONFIG = """
+name: warm
+seeds: [0, 1]
+data: {name: images, size: [8, 8], partition: {kind: iid, clients: 3}}
+generator: {kind: files}
+prompts: {per_label: 6}
+model: {name: resnet20}
+pretrain: {epochs: 1, batch_size: 4, lr: 1.0e-12, schedule: constant}
+federate: {rounds: 1, clients_per_round: 2, engine: sequential, local: {steps: 1, batch_size: 4, lr: 0.01}}
+methods:
+  scratch: {algorithm: fedavg}
+  existing: {algorithm: fedavg, start: init}
+  gptfl: {algorithm: fedavg, start: pretrained}
+"""
+LABELS = ["black", "white"]
+
+
+def draw(folder, per_class, seed):
+    """Writes noise that is dark or bright."""
+    rng = np.random.default_rng(seed)
+    for number, name in enumerate(LABELS):
+        (folder / "train" / name).mkdir(parents=True, exist_ok=True)
+        for n in range(per_class):
+            pixels = rng.integers(100, size=(8, 8, 3), dtype=np.uint8) + np.uint8(150 * number)
+            Image.fromarray(pixels).save(folder / "train" / name / f"{n}.bmp")
+    return folder
+
+
+@pytest.fixture
+def parse(tmp_path, monkeypatch):
+    """Reads the config, with data to train on and no caches but the test's own."""
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    genfl.run._load.cache_clear()
+    own, made = draw(tmp_path / "own", 12, seed=0), draw(tmp_path / "made", 6, seed=1)
+
+    def parse(*overrides):
+        return config.parse(CONFIG, [f"data.path={own}", f"generator.path={made}", *overrides])
+
+    yield parse
+    genfl.run._load.cache_clear()
+
+
+def trained(model):
+    """Gives a model weights and statistics that no fresh one has, and its counts of batches are integers."""
+    rng = torch.Generator().manual_seed(5)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(value + 0.01 * torch.rand(value.shape, generator=rng))
+    return model
+
+
+def saved(model, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    """Weights of the config's model, trained on seven other classes."""
+    torch.manual_seed(1)
+    return saved(trained(resnet20((3, 8, 8), 7)), tmp_path / "existing.pth")
+
+
+def flat(weights):
+    return weights["params"] | weights["buffers"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_all_but_a_head_of_other_classes_is_the_existing_models(parse, tmp_path, caplog, suffix):
+    source = trained(resnet20((3, 8, 8), 7))
+    path = saved(source, tmp_path / f"existing{suffix}")
+    settings = parse(f"pretrain.init={path}")
+    task = pretrain.fitting("model", settings, settings.model, 2)
+    before = torch.get_rng_state()
+    found = flat(pretrain.initial(settings, task, seed=3))
+    assert torch.equal(torch.get_rng_state(), before)
+    with caplog.at_level(logging.INFO, "genfl"):
+        pretrain.STAGE.check(settings)
+    assert f"the weights of {path}, but for a new head (fc.weight, fc.bias)" in caplog.text
+    fresh, theirs = flat(task.init(initial_key(3))), source.state_dict()
+    assert list(found) == list(fresh), "in the model's own order"
+    for name, value in found.items():
+        assert torch.equal(value, fresh[name] if name.startswith("fc.") else theirs[name]), name
+    other = flat(pretrain.initial(settings, task, seed=4))
+    assert not torch.equal(other["fc.weight"], found["fc.weight"]), "the head is the seed's"
+
+
+def test_a_head_of_as_many_classes_is_kept(parse, tmp_path, caplog):
+    source = trained(resnet20((3, 8, 8), 2))
+    settings = parse(f"pretrain.init={saved(source, tmp_path / 'existing.pth')}")
+    task = pretrain.fitting("model", settings, settings.model, 2)
+    with caplog.at_level(logging.INFO, "genfl"):
+        pretrain.STAGE.check(settings)
+    found = flat(pretrain.initial(settings, task, seed=3))
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in found.items())
+    assert caplog.messages == [f"pretrain.init: the weights of {tmp_path / 'existing.pth'}"]
+
+
+def test_methods_and_pretraining_start_from_it(parse, tmp_path, weights_file):
+    settings = parse(f"pretrain.init={weights_file}")
+    summary = pipeline.execute(settings, tmp_path / "run")
+    run, data = Run(settings, tmp_path / "run"), genfl.run.data_set(settings.data)
+    task = task_of(run)
+    y = genfl.run.indices(data.test, run.labels)
+    traces = run.result("federate")["methods"]
+    for seed in settings.seeds:
+        start = pretrain.initial(settings, task, seed)
+        trained_on, _ = load_tensors(run.folder / "pretrain" / f"seed-{seed}" / "model.safetensors")
+        for name, value in start["params"].items():  # its learning rate is as good as nothing
+            torch.testing.assert_close(trained_on[name], value, rtol=1e-6, atol=1e-6)
+        for name, weights in {"existing": start, "scratch": task.init(initial_key(seed))}.items():
+            scores = evaluate(genfl.run.prepared(task, data), weights, data.test.x, y)
+            first = traces[name][str(seed)]["evaluations"][0]
+            assert {key: first[key] for key in scores} == scores
+    methods = summary["methods"]
+    assert {name: m["uses_generator"] for name, m in methods.items() if name in settings.methods} == {
+        "scratch": False,
+        "existing": False,
+        "gptfl": True,
+    }
+    assert [name for name in methods if methods[name]["existing_model"]] == [
+        "synthetic_only",
+        "existing",
+        "gptfl",
+    ]
+    assert methods["existing"]["setup_bytes"] == 0
+    assert text.contest(summary) == ("gptfl", "existing"), "only the generated data tells them apart"
+    assert "The existing model, trained on generated data alone, gives" in text.verdict(summary)
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    for note in (
+        "fedavg, from scratch",
+        "fedavg, from an existing model",
+        "from an existing model, trained on",
+    ):
+        assert note in page
+
+
+def test_without_the_like_nothing_is_compared(parse, tmp_path, weights_file):
+    settings = parse(f"pretrain.init={weights_file}", "seeds=[0]")
+    methods = {name: method for name, method in settings.methods.items() if name != "existing"}
+    summary = pipeline.execute(settings.model_copy(update={"methods": methods}), tmp_path / "run")
+    assert text.contest(summary) == ("gptfl", None)
+    assert "no method has the same algorithm and existing model without the generator" in text.verdict(
+        summary
+    )
+
+
+def test_its_content_counts_and_not_its_place(parse, tmp_path, weights_file):
+    settings = parse(f"pretrain.init={weights_file}", "seeds=[0]")
+    pipeline.execute(settings, tmp_path / "run", until="pretrain")
+    copy = tmp_path / "elsewhere" / "weights.pth"
+    copy.parent.mkdir()
+    copy.write_bytes(weights_file.read_bytes())
+    moved = parse(f"pretrain.init={copy}", "seeds=[0]")
+
+    def key(settings, method):
+        return arms.key(Run(settings, tmp_path / "run"), settings.methods[method], 0)
+
+    def state(settings):
+        pipeline.execute(settings, tmp_path / "run", until="labels", update=True)
+        return {row.name: row.state for row in pipeline.status(tmp_path / "run")}["pretrain"]
+
+    before = {method: key(settings, method) for method in settings.methods}
+    assert state(moved) == "done"
+    assert {method: key(moved, method) for method in moved.methods} == before
+    torch.manual_seed(2)
+    saved(resnet20((3, 8, 8), 7), copy)
+    assert state(moved) == "missing"
+    after = {method: key(moved, method) for method in moved.methods}
+    assert after["existing"] != before["existing"]
+    assert after["scratch"] == before["scratch"]
+
+
+@pytest.mark.parametrize("file", ["resnet18-f37072fd.pth", "resnet18-5c106cde.pth"])
+def test_imagenet_is_torchvisions_file_where_torch_hub_keeps_it(parse, tmp_path, file):
+    torch.manual_seed(3)
+    source = resnet18((3, 224, 224), 1000)
+    saved(source, tmp_path / "torch" / "hub" / "checkpoints" / file)
+    settings = parse("model.name=resnet18", "data.size=[32, 32]", "pretrain.init=imagenet")
+    task = pretrain.fitting("model", settings, settings.model, 2)
+    found = flat(pretrain.initial(settings, task, seed=0))
+    assert all(torch.equal(v, source.state_dict()[n]) for n, v in found.items() if not n.startswith("fc."))
+    assert pretrain.initial_digest(settings) is not None
+
+
+def refused(settings, line, folder):
+    with pytest.raises(InputError) as caught:
+        pipeline.execute(settings, folder, until="pretrain")
+    assert line in str(caught.value), caught.value
+    assert "\n" not in str(caught.value)
+    assert not folder.exists(), "before any work"
+
+
+def test_what_cannot_be_started_from_is_said_before_any_work(parse, tmp_path, weights_file):
+    folder = tmp_path / "run"
+    refused(parse("pretrain.init=absent.pth"), "pretrain.init: there is no file absent.pth", folder)
+    refused(parse(f"pretrain.init={tmp_path}"), "pretrain.init: there is no file", folder)
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    refused(parse(f"pretrain.init={tmp_path / 'bad.pth'}"), "bad.pth is damaged", folder)
+    wrong = parse(f"pretrain.init={weights_file}", "model.norm=group")
+    refused(wrong, "does not fit the model: bn1.running_mean: not in the model", folder)
+    grey = parse(f"pretrain.init={weights_file}", "data.channels=1")
+    refused(grey, "conv1.weight: (16, 3, 3, 3) in the file, (16, 1, 3, 3) in the model", folder)
+    refused(
+        parse("pretrain.init=imagenet"),
+        "imagenet is there for resnet18 and resnet50, not for resnet20",
+        folder,
+    )
+    nowhere = parse("pretrain.init=imagenet", "model.name=resnet18", "data.size=[32, 32]")
+    refused(
+        nowhere,
+        "pretrain.init: imagenet needs https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        folder,
+    )
+    refused(nowhere, str(tmp_path / "torch" / "hub" / "checkpoints"), folder)
+    refused(
+        parse("data.size=[2, 2]", "methods.existing.start=random"), "model: resnet20 does not fit", folder
+    )
+
+
+def test_a_method_cannot_start_from_no_model(parse):
+    with pytest.raises(
+        InputError, match=r"^methods\.existing\.start: init, but pretrain\.init names no model; give"
+    ):
+        parse()
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("pretrain.augment.time_mask=3", "pretrain.augment.time_mask: not for image; known there: crop, "),
+        ("pretrain.augment.crop=8", "pretrain.augment.crop: 8 of 8 leaves nothing"),
+        ("pretrain.augment.shift=1", "pretrain.augment.shift: unknown key"),
+        ("pretrain.augment.data=private", "pretrain.augment.data: unknown key"),
+        ("pretrain.augment.noise=-1", "pretrain.augment.noise: should be greater than or equal to 0"),
+        ("federate.local.augment.masks=2", "federate.local.augment.masks: not for image"),
+        ("federate.local.augment.cutout=9", "federate.local.augment.cutout: 9 of 8 leaves nothing"),
+        ("federate.local.augment.data=[]", "federate.local.augment.data: "),
+        (
+            "federate.local.augment.data=public",
+            "federate.local.augment.data.0: should be 'private' or 'generated'",
+        ),
+    ],
+)
+def test_augmentations_that_cannot_be(parse, tmp_path, override, line):
+    with pytest.raises(InputError) as caught:
+        pipeline.execute(parse("methods.existing.start=random", override), tmp_path / "run")
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "private", "generated"),
+    [("private", True, False), ("[generated]", False, True), ("[private, generated]", True, True)],
+)
+def test_clients_change_what_the_config_says(parse, tmp_path, data, private, generated):
+    settings = parse("methods.existing.start=random", "federate.local.augment.flip=true")
+    settings = config.validate(config.yaml.safe_load(config.dump(settings)))  # as from a run's folder
+    assert settings.federate.local.augment.data == ["private", "generated"]
+    settings = parse("methods.existing.start=random", f"federate.local.augment={{flip: true, data: {data}}}")
+    run = Run(settings, tmp_path / "run")
+    pipeline.execute(settings, run.folder, until="generate")
+    held = genfl.run.mixed_data(run, 0, genfl.stages.generate.read(run))
+    assert [augment is not None for _, augment in held.augments] == [private, generated]
+    off = parse("methods.existing.start=random", f"federate.local.augment={{data: {data}}}")
+    held = genfl.run.private_data(Run(off, run.folder), 0)
+    assert [augment for _, augment in held.augments] == [None]
+
+
+def test_augmentation_changes_what_is_learned_and_a_run_can_be_repeated(parse, tmp_path):
+    def accuracies(name, *overrides):
+        settings = parse("methods={a: {algorithm: fedavg, data: mixed}}", "seeds=[0]", *overrides)
+        pipeline.execute(settings, tmp_path / name)
+        found, _ = load_tensors(tmp_path / name / "federate" / "a" / "seed-0" / "model.safetensors")
+        return found["conv1.weight"]
+
+    change = "federate.local.augment={crop: 2, flip: true, data: private}"
+    first = accuracies("one", change)
+    assert torch.equal(first, accuracies("two", change))
+    assert not torch.equal(first, accuracies("three"))
+    assert json.loads((tmp_path / "one" / "summary.json").read_text())["schema"] == 1
+
+
+def test_every_file_for_imagenet_is_of_a_model_there_is():
+    from genfl.models.pretrained import IMAGENET
+
+    for name, files in IMAGENET.items():
+        assert name in MODELS
+        assert all(file.startswith(f"{name}-") and file.endswith(".pth") for file in files)
