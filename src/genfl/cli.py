@@ -131,6 +131,9 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the runs; runs/NAME if not given.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete earlier runs at the grid's points and start over.")
+    ] = False,
     update: Update = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -142,11 +145,15 @@ def sweep(
     """
     from genfl import config, progress
     from genfl import sweep as sweeps
+    from genfl.errors import InputError
 
     _configure_logging()
     progress.enabled.set(not as_json)
     content = config.read(config_file, overrides or [])
-    results = sweeps.sweep(content, out or Path("runs") / str(content.get("name")), update=update)
+    name = content.get("name")
+    if out is None and not isinstance(name, str):
+        raise InputError("name: give the config one, which the folder of all runs is called by, or use --out")
+    results = sweeps.sweep(content, out or Path("runs") / str(name), fresh=fresh, update=update)
     if as_json:
         _print_json(results)
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -608,7 +610,9 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
     """
     *parents, last = path.split(".")
     node: Any = content
-    for parent in parents:
+    for above, parent in itertools.pairwise(("", *parents)):
+        if above == "algorithm" and parent == "0" and isinstance(node, dict):
+            continue  # what was given alone is read as a list of one
         if isinstance(node, dict) and parent in ("algorithm", "model"):
             node[parent] = _named(node.get(parent, {}))  # algorithm: fedavgm, then algorithm.beta=0.5
         if isinstance(node, list) and parent.isdigit() and int(parent) < len(node):
@@ -619,7 +623,7 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
             raise InputError(f"{path}: {parent!r} holds no keys")
     if not isinstance(node, dict):
         raise InputError(f"{path}: it is a list; name the place in it, as in {'.'.join(parents)}.0.{last}")
-    node[last] = value
+    node[last] = copy.deepcopy(value)  # the next field may be put into it, and the caller's stays as it is
 
 
 def _explain(problem: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -22,7 +23,7 @@ from genfl.report.summary import environment, summarise
 from genfl.run import Run, resolved
 from genfl.stages import federate, generate, labels, pretrain, prompts, report
 from genfl.stages.base import Stage
-from genfl.storage import digest, read_json, sha256, write_json, write_text
+from genfl.storage import digest, read_json, replacing, sha256, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +70,37 @@ def execute(
         InputError: The folder holds something else, or is in use.
     """
     stages = STAGES[: [stage.name for stage in STAGES].index(until) + 1]
+    config = checked(config, stages)
+    with holding(folder, "run", MARKER):
+        _claim(config, folder, fresh=fresh, update=update)
+        return _execute(config, folder, len(stages), others)
+
+
+def checked(config: Config, stages: Sequence[Stage] = STAGES) -> Config:
+    """Returns a config as `resolved` does, after all checks of the stages, which the schema cannot make.
+
+    Raises:
+        InputError: The config is not as it must be.
+    """
     config = resolved(config)
     for stage in stages:
         stage.check(config)
-    _refuse_foreign(folder)
+    return config
+
+
+@contextlib.contextmanager
+def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
+    """Holds a folder, made if absent, for this process alone.
+
+    Args:
+        folder: The folder.
+        what: It is of: a ``run`` or a ``sweep``.
+        marker: The file that it is known by; written if absent.
+
+    Raises:
+        InputError: The folder holds something else, or is in use.
+    """
+    _refuse_foreign(folder, what, marker)
     lock = filelock.FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,14 +110,15 @@ def execute(
     except OSError as error:
         raise InputError(f"--out: {folder} cannot be used ({error.strerror})") from error
     try:
-        claim(config, folder, fresh=fresh, update=update)
-        return _execute(config, folder, len(stages), others)
+        if not (folder / marker).exists():
+            write_text(folder / marker, f"A {what} of genfl {genfl.__version__}.\n")
+        yield
     finally:
         lock.release()
 
 
-def claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
-    """Makes a folder that of a run of this config; see `execute`. The caller holds the folder's lock."""
+def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
+    """Makes a folder that of a run of this config; see `execute`. The caller holds the folder."""
     existing = folder / CONFIG
     if fresh:
         _delete_run(folder)
@@ -107,19 +136,18 @@ def claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
             )
         if changes:
             (folder / SUMMARY).unlink(missing_ok=True)
-    write_text(folder / MARKER, f"A run of genfl {genfl.__version__}.\n")
     write_text(folder / CONFIG, configs.dump(config))
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Refuses a folder with anything in it that is not a run: not even --fresh touches it."""
+def _refuse_foreign(folder: Path, what: str, marker: str) -> None:
+    """Refuses a folder with anything in it but a run, or a sweep: not even --fresh touches it."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out: {folder} is a file; name a folder")
-    if folder.exists() and not (folder / MARKER).exists():
-        # a run killed at its very beginning leaves only these
-        others = [path for path in folder.iterdir() if path.name not in (LOCK, f".{MARKER}.tmp")]
+    if folder.exists() and not (folder / marker).exists():
+        # a kill at the very beginning leaves only these
+        others = [path for path in folder.iterdir() if path.name not in (LOCK, f".{marker}.tmp")]
         if others:
-            raise InputError(f"--out: {folder} is not empty and holds no run; choose another folder")
+            raise InputError(f"--out: {folder} is not empty and holds no {what}; choose another folder")
 
 
 def _delete_run(folder: Path) -> None:
@@ -171,8 +199,9 @@ def _bring_up_to_date(stage: Stage, key: str, run: Run, others: Sequence[Path]) 
         for path in damaged:
             log.warning("%s: %s is damaged and will be made again", stage.name, folder / path)
             (folder / path).unlink(missing_ok=True)
-    elif old is None and not stage.keeps:
-        _remove(folder)
+    elif old is None:
+        if not stage.keeps:
+            _remove(folder)
         if any(_take_over(stage, key, run, Run(run.config, other)) for other in others):
             return True
     _write_record(record, {"stage": stage.name, "key": key, "done": False})
@@ -213,8 +242,11 @@ def _take_over(stage: Stage, key: str, run: Run, other: Run) -> bool:
     if not all(_intact(source / path, checksum) for path, checksum in record["files"].items()):
         return False
     for path in record["files"]:
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        os.link(source / path, target / path)
+        with replacing(target / path) as temporary:
+            try:
+                os.link(source / path, temporary)
+            except OSError:  # not every file system has links, and none has them across file systems
+                shutil.copy2(source / path, temporary)
     _write_record(run.record(stage.name), record)
     log.info("%s: taken over from %s", stage.name, other.folder)
     return True

@@ -17,6 +17,7 @@ from genfl.data.clients import ClientData
 from genfl.data.partition import OWN, hold_back, partition, subset
 from genfl.data.sources import DATASETS, DataSet, Examples
 from genfl.errors import InputError
+from genfl.labels.iblt import MAX_CLIENTS
 from genfl.learning.task import Task, classification
 from genfl.models import MODELS
 from genfl.rng import Key
@@ -98,6 +99,11 @@ def resolved(config: Config) -> Config:
             owners,
             split.min_size,
             spare,
+        )
+    if len(found) > MAX_CLIENTS:
+        raise InputError(
+            f"data.partition.min_size: {len(found)} clients have so many samples, and label discovery counts"
+            f" {MAX_CLIENTS} at most; raise it"
         )
     content = config.model_dump(mode="json")
     content["data"]["partition"]["clients"] = len(found)

@@ -31,6 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # a kill may have left a link to a file that others share
     try:
         yield temporary
         with temporary.open("rb") as file:

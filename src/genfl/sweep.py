@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import io
 import itertools
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +18,14 @@ from genfl import config as configs
 from genfl import pipeline
 from genfl.config import Config
 from genfl.errors import InputError
-from genfl.storage import write_json, write_text
+from genfl.storage import digest, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 GRID = "grid"
+MARKER = ".genfl-sweep"
+"""What a folder of a sweep is known by."""
+
 TABLE, SUMMARY = "sweep.csv", "sweep.json"
 
 
@@ -52,6 +57,8 @@ def points(content: Mapping[str, Any]) -> list[Point]:
     if not isinstance(grid, dict) or not grid:
         raise InputError("grid: name fields with lists of values, as in grid: {federate.rounds: [10, 20]}")
     for field, values in grid.items():
+        if not isinstance(field, str) or not all(field.split(".")):
+            raise InputError(f"grid.{field}: name a field of the config, as in federate.rounds")
         if not isinstance(values, list) or not values:
             raise InputError(f"grid.{field}: give a list of values, not {values!r}")
     found = []
@@ -61,22 +68,40 @@ def points(content: Mapping[str, Any]) -> list[Point]:
         for field, value in settings.items():
             configs.put(plain, field, value)
         name = ",".join(f"{field}={_short(value)}" for field, value in settings.items())
-        try:
+        with _located(name):
             found.append(Point(name, settings, configs.validate(plain)))
-        except InputError as error:
-            lines = str(error).splitlines()
-            raise InputError("\n".join(f"{line} (in the grid at {name})" for line in lines)) from error
     if len({point.name for point in found}) < len(found):
         raise InputError("grid: a value is given twice")
     return found
 
 
+@contextlib.contextmanager
+def _located(name: str) -> Iterator[None]:
+    """Says at which point of the grid a mistake is."""
+    try:
+        yield
+    except InputError as error:
+        lines = str(error).splitlines()
+        raise InputError("\n".join(f"{line} (in the grid at {name})" for line in lines)) from error
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    # YAML has values that JSON has not (dates); the schema refuses them by name
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    return text.replace("/", "_").replace("\\", "_")[:60]
+    """Returns a value as a part of a folder's name: another one for each value."""
+    text = _text(value)
+    short = re.sub(r"[/\\]", "_", text)[:60]
+    return short if short == text else f"{short}-{digest(text)[:8]}"
 
 
-def sweep(content: Mapping[str, Any], folder: Path, *, update: bool = False) -> list[dict[str, Any]]:
+def sweep(
+    content: Mapping[str, Any], folder: Path, *, fresh: bool = False, update: bool = False
+) -> list[dict[str, Any]]:
     """Runs a grid, or goes on with one that was interrupted.
 
     Every point is a run in a folder of its own. Stages that are the same at several points are done once.
@@ -84,21 +109,32 @@ def sweep(content: Mapping[str, Any], folder: Path, *, update: bool = False) -> 
     Args:
         content: See `points`.
         folder: Where the runs' folders, ``sweep.csv`` and ``sweep.json`` go.
+        fresh: Delete earlier runs at the grid's points, and nothing else, and start over.
         update: Take over runs of other configs; see `genfl.pipeline.execute`.
 
     Returns:
         For each point its ``settings``, ``run`` (the folder's name) and ``methods``, as in ``summary.json``.
 
     Raises:
-        InputError: The config is not as it must be; found out before the first run.
+        InputError: The config is not as it must be, found out before the first run; or the folder holds
+            something else, or is in use.
     """
     grid = points(content)
+    # by data set, of which only a few are held in memory: each is read once
+    for point in sorted(grid, key=lambda point: repr(point.config.data.options())):
+        with _located(point.name):
+            pipeline.checked(point.config)
+    with pipeline.holding(folder, "sweep", MARKER):
+        return _sweep(grid, folder, fresh=fresh, update=update)
+
+
+def _sweep(grid: list[Point], folder: Path, *, fresh: bool, update: bool) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     done: list[Path] = []
     for number, point in enumerate(grid, start=1):
         log.info("run %d of %d: %s", number, len(grid), point.name)
         place = folder / point.name
-        summary = pipeline.execute(point.config, place, update=update, others=done)
+        summary = pipeline.execute(point.config, place, fresh=fresh, update=update, others=done)
         assert summary is not None
         done.append(place)
         results.append({"settings": point.settings, "run": point.name, "methods": summary["methods"]})
@@ -115,7 +151,7 @@ def table(results: list[dict[str, Any]]) -> str:
     figures = ("accuracy_mean", "accuracy_std", "macro_f1_mean", "macro_f1_std", "rounds_to_target")
     writer.writerow((*fields, "method", *figures))
     for result in results:
-        values = [_short(result["settings"][field]) for field in fields]
+        values = [_text(result["settings"][field]) for field in fields]
         for name, method in result["methods"].items():
             scores = [method[score][part] for score in ("accuracy", "macro_f1") for part in ("mean", "std")]
             writer.writerow((*values, name, *scores, method["rounds_to_target"]))
@@ -131,5 +167,5 @@ def overview(results: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple
     for result in results:
         methods = result["methods"]
         scores = (mean_std(methods[name]["accuracy"]) if name in methods else "–" for name in names)
-        rows.append((*map(_short, result["settings"].values()), *scores))
+        rows.append((*map(_text, result["settings"].values()), *scores))
     return (*results[0]["settings"], *names), rows

@@ -171,6 +171,35 @@ def test_keys_are_kept_for_the_natural_split(tmp_path):
     refused("data.key", "'whom'", folder=tmp_path / "d", key="whom")
 
 
+@pytest.mark.parametrize("kind", ["numbers", "names"])
+def test_each_split_says_what_its_numbers_mean(tmp_path, kind):
+    train = hub_rows(range(9))
+    if kind == "names":
+        train = train.cast_column("label", datasets.Value("string"))
+        train = train.map(lambda row: {"label": NAMES[int(row["label"])]})
+    test = hub_rows(range(9, 12), names=["dog", "cat", "sea_lion"], labels=[1, 2, 0] * 4)
+    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(tmp_path / "saved")
+    assert same(cifar(tmp_path / "saved"))
+
+
+def test_parquet_files_that_number_classes_differently_are_refused(tmp_path):
+    test = hub_rows(range(9, 12), names=["dog", "cat", "sea_lion"], labels=[1, 2, 0] * 4)
+    folder = write(tmp_path / "d", train=hub_rows(range(9)), test=test)
+    refused("data.label", "train-", "test-", "'label' differently", folder=folder)
+
+
+def test_examples_to_train_on_that_are_nobodys_are_left_out_and_counted(tmp_path, caplog):
+    owners = ["ann", "bob", None, "ann", "bob", "ann", None, "bob", "ann", None, None, None]
+    write(tmp_path / "d", train=hub_rows(range(9), who=owners), test=hub_rows(range(9, 12), who=owners))
+    data = cifar(tmp_path / "d", key="who")
+    assert data.train.keys == ["ann", "bob", "ann", "bob", "ann", "bob", "ann"]
+    assert torch.equal(data.train.x, as_stored([0, 1, 3, 4, 5, 7, 8]))
+    assert len(data.test.labels) == 3
+    assert "2 images of train have no who and are left out: rows 2, 6" in caplog.text
+    write(tmp_path / "none", train=hub_rows(range(9), who=[None] * 12))
+    refused("data.key", "'who'", "is empty", folder=tmp_path / "none", key="who")
+
+
 # --- forms of images
 
 
@@ -389,6 +418,15 @@ def test_a_class_that_only_the_test_set_has(tmp_path):
     table = {"image": [png(image) for image in PIXELS[:3]], "label": ["a", "b", None]}
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "d" / "train.parquet")
     refused("data.label", "split train has the label None", read=own, folder=tmp_path / "d")
+
+
+def test_a_class_of_which_there_is_nothing_to_train_on(tmp_path):
+    names = [*NAMES, "nothing"]
+    train = hub_rows([0, 2, 3, 5], names=names)
+    folder = write(tmp_path / "d", train=train, test=hub_rows(range(9, 12), names=names))
+    refused("data.label", "train has no example", "(sea_lion)", folder=folder)
+    folder = write(tmp_path / "e", train=train, test=hub_rows([9, 11], names=names))
+    assert cifar(folder).test.labels == ["cat", "dog"], "what neither has is no matter"
 
 
 def test_too_little_of_anything(tmp_path):

@@ -274,7 +274,14 @@ def test_nobody_trains_on_what_is_held_back_and_everybody_trains(sizes, share, s
     for mine, training, testing in zip(own, kept, held, strict=True):
         assert sorted([*training, *testing]) == sorted(mine)
         assert len(training) >= 1
-        assert share * len(mine) - 1 < len(testing) <= share * len(mine)
+        assert share * len(mine) - 1 < len(testing) + 1e-6
+        assert len(testing) <= share * len(mine) + 1e-6
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.29, 29), (0.57, 57), (0.1, 10)])
+def test_a_share_of_a_hundred_is_its_percentage(share, held):
+    """Though 0.29 · 100 is 28.999999999999996."""
+    assert len(hold_back([np.arange(100)], share, Key(0))[1][0]) == held
 
 
 def test_without_a_share_the_rows_are_as_they_were():

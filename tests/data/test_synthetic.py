@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genfl.data.media import MEDIA
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import GenflError
 from genfl.generators.base import Prompt, Sample
@@ -100,4 +101,19 @@ def test_the_card_says_what_it_is(data):
     card = (data.folder / "README.md").read_text()
     assert card.startswith("---\ntags:")
     assert "configs" not in card
-    assert "9 generated samples of 2 classes (cat, dog)" in card
+    assert "9 samples of 2 classes (cat, dog)" in card
+
+
+def test_what_nobody_knows_is_null(tmp_path):
+    data = SyntheticData(tmp_path / "synthetic", ["cat", "dog"], shards=1)
+    data.write(0, _samples(0), "a folder", seconds=0.5, prompted=False)
+    rows = datasets.load_dataset(str(data.folder), split="train", cache_dir=str(tmp_path / "cache"))
+    known = rows.remove_columns("image")[0]
+    unknown = dict.fromkeys(["prompt", "guidance_scale", "seed", "guided"])
+    assert known == {"label": 0, "generator": "a folder", **unknown}
+
+
+def test_an_image_of_a_mode_that_png_has_not_is_written_as_rgb():
+    cell = MEDIA["image"].write(Image.new("CMYK", (2, 2), (0, 255, 255, 0)))
+    image = MEDIA["image"].read(cell)
+    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 0, 0))

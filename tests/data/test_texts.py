@@ -311,7 +311,7 @@ class TestOnesOwn:
         assert own.train.x.max() < own.vocabulary
 
 
-def test_the_neutral_tweets_of_sentiment140_which_only_its_test_split_has_are_left_out(tmp_path):
+def test_the_neutral_tweets_of_sentiment140_which_only_its_test_split_has_are_left_out(tmp_path, caplog):
     def rows(*labels):
         return [{"text": f"t{n}", "user": f"u{n}", "sentiment": label} for n, label in enumerate(labels)]
 
@@ -320,6 +320,7 @@ def test_the_neutral_tweets_of_sentiment140_which_only_its_test_split_has_are_le
     assert data.train.labels == ["negative", "positive", "positive", "negative"]
     assert (data.test.labels, data.test.keys) == (["positive", "negative"], ["u1", "u3"])
     assert data.test.x[0].tolist() == Tokens(48).encode("t1").tolist()
+    assert "2 texts of test are of classes that are not wanted and are left out: rows 0, 2" in caplog.text
 
 
 BASE = """

@@ -243,3 +243,17 @@ def test_a_model_that_draws_from_the_global_generator_is_refused(clients):
             Key(0),
             lambda weights: {},
         )
+
+
+def test_a_program_that_only_sums_what_clients_know_needs_no_batch(clients):
+    program = Client(
+        lambda message, memory, facts, key: {"samples": facts["samples"]},
+        lambda carry, batch, key: carry,
+        lambda carry: (carry, {}),
+        {"samples": "sum"},
+    )
+    for chosen in (jobs({}), jobs({})[:1]):
+        work = [job._replace(batches=None) for job in chosen]
+        assert Vectorised(clients)(program, work).aggregate["samples"] == sum(
+            clients.samples(job.client) for job in work
+        )

@@ -115,6 +115,14 @@ def test_an_unknown_language_and_a_missing_extra_are_named(monkeypatch):
 # --- in a run
 
 
+@pytest.mark.parametrize("data", ["speech_commands", "sounds"])
+def test_classes_of_no_word_are_not_spoken(content, tmp_path, data):
+    path = labelled(tmp_path / "words", [0, 1] * 10, ["_silence_", "yes"])
+    content["data"] |= {"name": data, "path": str(path)}
+    with pytest.raises(InputError, match=r"^generator.kind: speech cannot make the class '_silence_', "):
+        pipeline.execute(config.validate(content), tmp_path / "run")
+
+
 @pytest.fixture
 def content(tmp_path, monkeypatch):
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))

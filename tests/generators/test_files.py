@@ -1,12 +1,18 @@
+import shutil
+import unicodedata
+
+import datasets
 import numpy as np
 import pytest
+import soundfile
 import yaml
 from PIL import Image
 
 from genfl import config, pipeline
 from genfl.errors import InputError
 from genfl.generators.base import Prompt
-from genfl.generators.files import Files, fingerprint
+from genfl.generators.files import Files, check_apart, fingerprint
+from genfl.report.pictures import VIEWS, Generated
 from genfl.run import Run, data_set
 from genfl.stages import generate
 
@@ -65,6 +71,49 @@ def test_it_says_which_label_has_too_few(folder, caplog):
         files.check(["dog", "black cat"], 6)
 
 
+def test_what_the_form_cannot_encode_counts_as_unreadable(folder, caplog):
+    def encode(image):
+        if image.size != (4, 4):
+            raise ValueError("too small")
+
+    draw(folder, "dog", 200, size=1)
+    files = Files(str(folder), "image", encode=encode)
+    assert "1 images of" in caplog.text
+    files.check(["dog"], 6)
+    with pytest.raises(InputError, match=r"has 6 of 'dog'"):
+        files.check(["dog"], 7)
+
+
+def test_two_labels_of_one_word_are_refused(folder):
+    draw(folder, "black cat", 1)
+    with pytest.raises(
+        InputError, match=r"^generator.label: two labels of made are both called 'black cat'; rename"
+    ):
+        Files(str(folder), "image")
+
+
+def test_private_examples_are_not_taken_for_generated_ones(folder, tmp_path):
+    with pytest.raises(InputError, match=r"^generator.path: .* is data.path, whose examples are private; "):
+        check_apart(str(folder), f"{folder}/../made", "image")
+    other = tmp_path / "other"
+    draw(other, "dog", 50)
+    (folder / "LICENSE").write_text("free")
+    shutil.copy(folder / "LICENSE", other)
+    check_apart(str(folder), str(other), "image")
+    shutil.copy(folder / "dog" / "103.png", other / "dog" / "private.png")
+    with pytest.raises(InputError, match=r"^generator.path: its file dog/103.png is one of data.path, too, "):
+        check_apart(str(folder), str(other), "image")
+
+
+def test_what_save_to_disk_writes_beside_texts_is_no_example(tmp_path):
+    for name, words in (("made", ["good", "bad"]), ("own", ["fine", "poor"])):
+        rows = datasets.Dataset.from_dict({"text": words, "label": [0, 1]})
+        datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / name)
+    check_apart(str(tmp_path / "made"), str(tmp_path / "own"), "text")
+    with pytest.raises(InputError, match=r"one of data.path, too"):
+        check_apart(str(tmp_path / "made" / "train"), str(tmp_path / "made"), "text")
+
+
 def test_the_fingerprint_follows_the_content_not_the_place(folder, tmp_path):
     before = fingerprint(str(folder), "image")
     moved = folder.rename(tmp_path / "elsewhere")
@@ -111,6 +160,65 @@ def test_the_pipeline_takes_them_as_synthetic_data(tmp_path):
     assert ((x[:, 0, 0, 0] >= 100) == (y == 1)).all()
     assert x.shape == (10, *data_set(run.config.data).shape)
     assert len(x.unique(dim=0)) == 10
+    card = (run.folder / "synthetic" / "README.md").read_text()
+    assert f"- taken from: {tmp_path / 'made'}" in card
+    assert "- recorded from the world: not known" in card
+    assert "guidance scales:" not in card
+    rows = datasets.load_dataset(str(run.folder / "synthetic"), split="train")
+    for column in ("prompt", "guidance_scale", "seed", "guided"):
+        assert set(rows[column]) == {None}
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_cannot_be_is_refused_before_any_work(tmp_path):
+    filled = {"style": "fill", "template": "a {label}", "per_label": 5}
+    with pytest.raises(InputError, match=r"^prompts.style: files takes samples as they are, "):
+        pipeline.execute(settings(tmp_path, prompts=filled), tmp_path / "run")
+    private = {"kind": "files", "path": str(tmp_path / "private")}
+    with pytest.raises(InputError, match=r"^generator.path: .* is data.path, "):
+        pipeline.execute(settings(tmp_path, generator=private), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("folder")
+def test_clips_too_short_for_a_spectrogram_are_not_taken(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("private", 6), ("clips", 2)):
+        for label in ("yes", "no"):
+            (tmp_path / name / "train" / label).mkdir(parents=True)
+            for number in range(count + 1):
+                samples = rng.uniform(-0.5, 0.5, 8_000 if number < count else 800)
+                soundfile.write(tmp_path / name / "train" / label / f"{number}.wav", samples, 16_000)
+    sounds = {
+        "data": {
+            "name": "sounds",
+            "path": str(tmp_path / "private"),
+            "seconds": 0.5,
+            "partition": {"clients": 2, "kind": "iid"},
+        },
+        "generator": {"kind": "files", "path": str(tmp_path / "clips")},
+        "model": "fedaudio",
+    }
+    many = settings(tmp_path / "images", prompts={"per_label": 3}, **sounds)
+    with pytest.raises(InputError, match=r"^prompts.per_label: 3, but clips has 2 of "):
+        pipeline.execute(many, tmp_path / "run")
+    run = Run(settings(tmp_path / "images", prompts={"per_label": 2}, **sounds), tmp_path / "run")
+    pipeline.execute(run.config, run.folder, until="generate")
+    assert len(generate.read(run)[0]) == 4
+
+
+def test_a_sample_of_unknown_making_is_shown_as_such():
+    for view in VIEWS.values():
+        assert view.told(Generated(None, None, None)) == "taken from a folder"
+
+
+@pytest.mark.usefixtures("folder")
+def test_folders_named_in_another_form_of_unicode_are_found(tmp_path):
+    wanted, name = settings(tmp_path), unicodedata.normalize("NFD", "Käse")
+    (tmp_path / "made" / "dog").rename(tmp_path / "made" / name)
+    for split in ("train", "test"):
+        (tmp_path / "private" / split / "dog").rename(tmp_path / "private" / split / name)
+    pipeline.execute(wanted, tmp_path / "run", until="generate")
+    assert Run(wanted, tmp_path / "run").labels == ["Käse", "black cat"]
 
 
 @pytest.mark.usefixtures("folder")

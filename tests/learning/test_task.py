@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -8,6 +9,13 @@ from genfl.rng import Key
 
 def noisy():
     return Stack(nn.Sequential(nn.Flatten(), nn.Dropout(0.5)), nn.Linear(64, 3))
+
+
+def test_batch_norm_that_counts_its_batches_is_refused():
+    """Its count is no part of the weights, so that its average would never move."""
+    body = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, momentum=None))
+    with pytest.raises(ValueError, match="give it a momentum"):
+        classification(lambda: Stack(body, nn.Linear(64, 3)), (1, 8, 8))
 
 
 def test_a_key_decides_the_initial_weights():

@@ -125,6 +125,17 @@ class ClientData:
                 x[chosen] = augment(x[chosen], key.fold(number).torch())
         return {"x": x, "y": self.y[index]}
 
+    def batches(
+        self, clients: Sequence[int], rows: Sequence[Tensor], keys: Sequence[Key]
+    ) -> dict[str, Tensor]:
+        """Returns what `batch` gives for each of several clients, stacked; they take equally many rows."""
+        if any(augment is not None for _, augment in self.augments):
+            each = [self.batch(*asked) for asked in zip(clients, rows, keys, strict=True)]
+            return {name: torch.stack([batch[name] for batch in each]) for name in each[0]}
+        index = torch.cat([self._rows(k)[own] for k, own in zip(clients, rows, strict=True)])
+        found = {"x": self.prepare(self.x[index]), "y": self.y[index]}
+        return {name: value.unflatten(0, (len(clients), -1)) for name, value in found.items()}
+
     def as_one(self, clients: Iterable[int]) -> ClientData:
         """Returns the data of one client that holds what these clients hold, and nothing else."""
         rows = np.concatenate([self._rows(client).numpy() for client in clients])

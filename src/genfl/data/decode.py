@@ -24,7 +24,7 @@ from genfl.storage import digest, read_json, replacing, sha256, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of what the cache holds: a change of the code below that changes arrays raises it."""
 
 TESTS = ("test", "validation")
@@ -63,7 +63,7 @@ class Split(NamedTuple):
     Attributes:
         inputs: Of the form's shape and dtype, [n, ...], memory-mapped; a write to it reaches no file.
         labels: The class of each, a place in the names.
-        keys: Whose each is; None where the data does not say.
+        keys: Whose each is, of train's always somebody's; None where the data does not say of any.
     """
 
     inputs: np.ndarray
@@ -90,7 +90,8 @@ class Decoded(NamedTuple):
 def load(path: Path, wanted: Wanted) -> Decoded:
     """Reads a local data set, from the cache if it was read before.
 
-    An example that cannot be read is left out, with a warning that counts them.
+    What cannot be read is left out, with a warning that counts it; so are examples of classes that are not
+    wanted, and examples to train on that are nobody's where others are somebody's.
 
     Args:
         path: A folder with Parquet files in the Hugging Face layout, with one folder of image or sound files
@@ -101,9 +102,9 @@ def load(path: Path, wanted: Wanted) -> Decoded:
         InputError: Any of it is not there or not as it must be.
     """
     folder = Folder(path)
+    medium = MEDIA[wanted.form.modality]
     form = [wanted.form.modality, *wanted.form.identity()]
-    apart = [part for part in wanted[4:] if part]
-    key = digest([VERSION, folder.identity(MEDIA[wanted.form.modality]), *wanted[:3], form, *apart])
+    key = digest([VERSION, folder.identity(medium), {**wanted._asdict(), "form": form}])
     place = _cache() / key[:32]
     with FileLock(f"{place}.lock"):
         facts = _intact(place)
@@ -117,7 +118,7 @@ def load(path: Path, wanted: Wanted) -> Decoded:
     if facts is None:
         raise GenflError(f"{place} is damaged while it is written; is the disk in order?")
     for name, split in facts["splits"].items():
-        _warn_of_unreadable(name, split, MEDIA[wanted.form.modality].what)
+        _warn_of_left_out(name, split, medium.what)
     train, test = (
         # "c": torch has no read-only tensors
         Split(np.load(place / f"{name}.npy", mmap_mode="c"), split["labels"], split["keys"])
@@ -167,12 +168,18 @@ def _decode(folder: Folder, wanted: Wanted, place: Path) -> None:
             split: _write(folder, streams[name], name, wanted, place / f"{split}.npy", advance)
             for split, name in zip(("train", "test"), (train, *tests), strict=False)
         }
-    names = rows["train"].names or sorted({label for label in rows["train"].labels if label is not None})
+    names = rows["train"].classes or sorted({label for label in rows["train"].labels if label is not None})
     splits = {split: _facts(read, names) for split, read in rows.items()}
     if len(set(splits["train"]["labels"])) < 2:
         raise InputError("data.label: all examples of train are of one class; name a column with several")
     if "test" not in splits:
         splits["test"] = _set_apart(place, splits["train"], folder, wanted)
+    untaught = sorted({*splits["test"]["labels"]} - {*splits["train"]["labels"]})
+    if untaught:
+        raise InputError(
+            "data.label: train has no example of classes of the test set"
+            f" ({_some([names[number] for number in untaught])}); add some, or take these classes out of it"
+        )
     for split, facts in splits.items():
         facts["sha256"] = sha256(place / f"{split}.npy")
     content = {"names": list(names), "splits": splits}
@@ -184,17 +191,17 @@ class _Rows(NamedTuple):
 
     Attributes:
         split: What the data calls it.
-        labels: Of each example that could be read: a place in `names`, or where there are none, a name.
+        labels: Of each example that is kept: a place in `classes`, or where there are none, a name.
         keys: Whose each is; None where the data does not say.
-        names: What the data calls its classes, if it does.
-        unreadable: The rows that could not be read.
+        classes: What the split calls its classes, if it does; another split may number them differently.
+        left_out: The rows that are not kept, by what they are or do.
     """
 
     split: str
     labels: list[Any]
-    keys: list[str] | None
-    names: list[str]
-    unreadable: list[int]
+    keys: list[str | None] | None
+    classes: list[str]
+    left_out: dict[str, list[int]]
 
 
 def _write(
@@ -204,11 +211,12 @@ def _write(
     features, medium = stream.features, MEDIA[wanted.form.modality]
     given = folder.column(features, wanted.input, "input")
     label = folder.column(features, wanted.label, "label")
+    folder.check_names(label)
     key = wanted.key if wanted.key in features else None
     columns = [given, label, *([key] if key else [])]
     labels: list[Any] = []
-    keys: list[str] = []
-    unreadable: list[int] = []
+    keys: list[str | None] = []
+    unreadable, unwanted, nobodys = list[int](), list[int](), list[int]()
     seen = 0
     with replacing(path) as temporary, ThreadPoolExecutor() as pool, temporary.open("wb") as file:
         _write_header(file, 0, wanted.form)
@@ -218,16 +226,24 @@ def _write(
             tasks = (cells[first : first + TASK] for first in range(0, len(cells), TASK))
             good = []
             arrays = itertools.chain.from_iterable(pool.map(partial(_arrays, wanted.form), tasks))
-            for array, value in zip(arrays, batch[label], strict=True):
+            given_keys = batch[key] if key else [""] * len(cells)
+            owners = [None if owner is None else str(owner) for owner in given_keys]
+            for array, value, owner in zip(arrays, batch[label], owners, strict=True):
                 if array is None:
                     unreadable.append(seen)
-                elif str(value) not in wanted.without:
+                elif str(value) in wanted.without:
+                    unwanted.append(seen)
+                elif owner is None and split == "train":  # of a test set, nobody asks whose it is
+                    nobodys.append(seen)
+                else:
                     good.append(seen - start)
                     file.write(array.tobytes())
                 seen += 1
             labels += map(batch[label].__getitem__, good)
-            keys += map(str, map(batch[key].__getitem__, good)) if key else []
+            keys += map(owners.__getitem__, good)
             advance(len(cells))
+        if nobodys and not labels:
+            raise InputError(f"data.key: column {key!r} of {folder.path} is empty; fill it, or take it away")
         if not labels:
             raise InputError(
                 f"data.input: none of the {seen} cells of column {given!r} can be read as {medium.what}"
@@ -235,10 +251,15 @@ def _write(
             )
         file.seek(0)
         _write_header(file, len(labels), wanted.form)
-    names = getattr(features[label], "names", None) or []
-    if not names:
+    classes = getattr(features[label], "names", None) or []
+    if not classes:
         labels = [value if value is None else str(value) for value in labels]
-    return _Rows(split, labels, keys if key else None, names, unreadable)
+    left_out = {
+        "cannot be read": unreadable,
+        "are of classes that are not wanted": unwanted,
+        f"have no {key}": nobodys,
+    }
+    return _Rows(split, labels, keys if key else None, classes, left_out)
 
 
 def _write_header(file: BinaryIO, rows: int, form: Form) -> None:
@@ -263,16 +284,16 @@ def _arrays(form: Form, cells: Sequence[Any]) -> list[np.ndarray | None]:
 
 def _facts(rows: _Rows, names: Sequence[Any]) -> dict[str, Any]:
     """Returns what the cache says of a split, with labels as places in the names."""
-    known = range(len(names)) if rows.names else names
-    number = {value: place for place, value in enumerate(known)}
+    place = {name: number for number, name in enumerate(names)}
+    called = dict(enumerate(rows.classes)) if rows.classes else {name: name for name in rows.labels}
     for value in rows.labels:
-        if value not in number:
+        if called.get(value) not in place:
             raise InputError(
-                f"data.label: split {rows.split} has the label {value!r}, which is none of the {len(names)}"
-                f" classes ({_some(names)}); correct it, or name another column"
+                f"data.label: split {rows.split} has the label {called.get(value, value)!r}, which is none of"
+                f" the {len(names)} classes ({_some(names)}); correct it, or name another column"
             )
-    labels = [number[value] for value in rows.labels]
-    return {"labels": labels, "keys": rows.keys, "unreadable": rows.unreadable}
+    labels = [place[called[value]] for value in rows.labels]
+    return {"labels": labels, "keys": rows.keys, "left_out": rows.left_out}
 
 
 def _set_apart(place: Path, train: dict[str, Any], folder: Folder, wanted: Wanted) -> dict[str, Any]:
@@ -291,8 +312,8 @@ def _set_apart(place: Path, train: dict[str, Any], folder: Folder, wanted: Wante
         with replacing(place / f"{split}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, inputs[rows])
         chosen = [keys[row] for row in rows] if keys else None
-        facts[split] = {"labels": labels[rows].tolist(), "keys": chosen, "unreadable": []}
-    train |= {**facts["train"], "unreadable": train["unreadable"]}
+        facts[split] = {"labels": labels[rows].tolist(), "keys": chosen, "left_out": {}}
+    train |= {**facts["train"], "left_out": train["left_out"]}
     return facts["test"]
 
 
@@ -310,12 +331,10 @@ def _fifth(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return kept, tested
 
 
-def _warn_of_unreadable(split: str, facts: dict[str, Any], what: str) -> None:
-    rows = facts["unreadable"]
-    if rows:
-        log.warning(
-            "%d %s of %s cannot be read and are left out: rows %s", len(rows), what, split, _some(rows)
-        )
+def _warn_of_left_out(split: str, facts: dict[str, Any], what: str) -> None:
+    for why, rows in facts["left_out"].items():
+        if rows:
+            log.warning("%d %s of %s %s and are left out: rows %s", len(rows), what, split, why, _some(rows))
 
 
 def _some(values: Sequence[Any]) -> str:

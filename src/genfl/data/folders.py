@@ -103,6 +103,26 @@ class Folder:
         there = ", ".join(features)
         raise InputError(f"{self.section}.{field}: no column {wanted} in {self.path}; there are: {there}")
 
+    def check_names(self, label: str) -> None:
+        """Refuses Parquet files that number the classes differently: datasets reads all as it does the first.
+
+        Raises:
+            InputError: There are such files.
+        """
+        import datasets
+
+        known: dict[tuple[str, ...], Path] = {}
+        for path in sorted(self.path.rglob("*.parquet")):
+            features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+            if names := getattr(features.get(label), "names", None):
+                known.setdefault(tuple(names), path)
+        if len(known) > 1:
+            one, other, *_ = known.values()
+            raise InputError(
+                f"{self.section}.label: {one} and {other} number the classes of {label!r} differently; write"
+                " both with the same names in the same order"
+            )
+
     def _damage(self, error: Exception) -> str:
         """Says which file cannot be read, or if all can, what datasets said of the folder."""
         for path in sorted(self.path.rglob("*.parquet")):

@@ -63,9 +63,12 @@ def _read_image(cell: Any) -> Image.Image:
         return image
 
 
+PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
+
+
 def _write_image(image: Image.Image) -> dict[str, Any]:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    (image if image.mode in PNG_MODES else image.convert("RGB")).save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": None}
 
 

@@ -112,7 +112,7 @@ def hold_back(
     rng, kept, held = key.numpy(), [], []
     for rows in parts:
         chosen = np.zeros(len(rows), dtype=bool)
-        chosen[rng.permutation(len(rows))[: int(share * len(rows))]] = True
+        chosen[rng.permutation(len(rows))[: int(share * len(rows) + 1e-9)]] = True
         kept.append(rows[~chosen])
         held.append(rows[chosen])
     if share > 0 and not any(map(len, held)):

@@ -118,7 +118,8 @@ _NEWSGROUPS = {
 }
 _CLOTHES = {"T - shirt / top": "t-shirt", "T-shirt/top": "t-shirt"}
 
-_NOT_WORDS = {"_silence_": "silence", "_unknown_": "unknown"}
+NOT_WORDS = {"_silence_": "silence", "_unknown_": "unknown"}
+"""Classes of recordings of no word, or of any: to speak their names would be wrong."""
 
 _IMAGE = ("image",)
 _TEXT = ("text",)
@@ -215,7 +216,7 @@ RECIPES: dict[str, Recipe] = {
         LogMel(1.0),
         _AUDIO,
         key="speaker_id",
-        words=_NOT_WORDS,
+        words=NOT_WORDS,
     ),
     "speech_commands_v1": Recipe(
         "Speech Commands v1: 64,727 recordings of 30 words by 1,881 people, 1 s",
@@ -223,7 +224,7 @@ RECIPES: dict[str, Recipe] = {
         LogMel(1.0),
         _AUDIO,
         key="speaker_id",
-        words=_NOT_WORDS,
+        words=NOT_WORDS,
     ),
     "speech_commands_9": Recipe(
         "Speech Commands: 3,211 recordings of nine words by 170 people, 1 s",

@@ -31,9 +31,9 @@ class SyntheticData:
     """A synthetic data set that is written shard by shard and can be gone on with.
 
     ``datasets.load_dataset(folder)`` opens it. Each row holds the image, clip or text, its label, and
-    how it was made: prompt, guidance scale, seed, generator, and whether real data guided it.
-    ``manifest.json`` lists the
-    finished shards; a shard it does not list, or whose checksum differs, counts as absent.
+    how it was made: prompt, guidance scale, seed, generator, and whether real data guided it; null where
+    nobody knows. ``manifest.json`` lists the finished shards; a shard it does not list, or whose checksum
+    differs, counts as absent.
 
     Args:
         folder: Where it is.
@@ -79,7 +79,9 @@ class SyntheticData:
         intact = self.finished().keys() - damaged.keys()
         return [number for number in range(self.shards) if number not in intact]
 
-    def write(self, number: int, samples: Iterable[Sample], generator: str, seconds: float) -> None:
+    def write(
+        self, number: int, samples: Iterable[Sample], generator: str, seconds: float, prompted: bool = True
+    ) -> None:
         """Writes one shard, then lists it in the manifest.
 
         Args:
@@ -87,6 +89,7 @@ class SyntheticData:
             samples: Its samples.
             generator: What made them.
             seconds: How long that took.
+            prompted: Whether their prompts made them; where not, nobody knows what did.
         """
         import datasets
 
@@ -105,11 +108,11 @@ class SyntheticData:
             {
                 self.medium.column: self.medium.write(sample.content),
                 "label": self.label_names.index(sample.prompt.label),
-                "prompt": sample.prompt.text,
-                "guidance_scale": sample.prompt.guidance_scale,
-                "seed": sample.prompt.seed,
+                "prompt": sample.prompt.text if prompted else None,
+                "guidance_scale": sample.prompt.guidance_scale if prompted else None,
+                "seed": sample.prompt.seed if prompted else None,
                 "generator": generator,
-                "guided": False,
+                "guided": False if prompted else None,
             }
             for sample in samples
         ]
@@ -138,10 +141,11 @@ class SyntheticData:
             self.folder / "README.md",
             # No `configs:` here: datasets would take every folder with the same one for the same cached data.
             f"---\ntags:\n- synthetic\n---\n# {title}\n\n"
-            f"{rows} generated samples of {len(self.label_names)} classes"
-            f" ({', '.join(self.label_names)}). Nothing in it was recorded from the world.\n\n{lines}\n\n"
+            f"{rows} samples of {len(self.label_names)} classes ({', '.join(self.label_names)}).\n\n"
+            f"{lines}\n\n"
             f"Columns: `{self.medium.column}`, `label`, `prompt`, `guidance_scale`, `seed`, `generator`, and"
-            " `guided` (whether a real example guided the sample). Checksums: `manifest.json`.\n",
+            " `guided` (whether a real example guided the sample); null where nobody knows. Checksums:"
+            " `manifest.json`.\n",
         )
 
     def read(self) -> tuple[list[Any], list[str]]:

@@ -33,6 +33,14 @@ class Data(Protocol):
         ...
 
 
+class ManyData(Data, Protocol):
+    """What an engine that batches clients asks for."""
+
+    def batches(self, clients: Sequence[int], rows: Sequence[Tensor], keys: Sequence[Key]) -> Batch:
+        """Returns what `batch` gives for each client, stacked."""
+        ...
+
+
 class Work(NamedTuple):
     """One client's part of a round. What a client holds is not in it: that is for the client to look up.
 

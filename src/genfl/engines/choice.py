@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Literal
 
-from genfl.engines.base import Data, Engine
+from genfl.engines.base import Engine, ManyData
 from genfl.engines.parallel import Parallel, cores, refusal
 from genfl.engines.sequential import Sequential
 from genfl.engines.vectorised import Vectorised
@@ -19,7 +19,7 @@ EXACT = {"auto", "parallel", "sequential"}
 
 
 @contextlib.contextmanager
-def engine(name: Name, data: Data, cohort: int) -> Iterator[Engine]:
+def engine(name: Name, data: ManyData, cohort: int) -> Iterator[Engine]:
     """Opens an engine for the length of a federation.
 
     Args:

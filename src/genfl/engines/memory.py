@@ -70,7 +70,9 @@ class Memories:
         self._place: dict[int, str] = {}
         self._files: dict[str, _File] = {}  # in the order they were written
         for name in files:
-            self._add(name, [int(client) for client in self._load(name)[1]["memories"]])
+            clients = [int(client) for client in self._load(name)[1]["memories"]]
+            self._read(name, clients)  # now, while the caller can start over: later it would be in a round
+            self._add(name, clients)
         self._committed = set(self._files)
         if folder and folder.exists():
             for path in folder.iterdir():

@@ -118,7 +118,7 @@ def federate(
     for measure in measures.values():
         program = measure.wrap(program)
 
-    before, memories = _resume(checkpoint, checkpoint_key, algorithm.memory(weights))
+    before, memories = _resume(checkpoint, checkpoint_key, algorithm.memory(weights), schedule.rounds)
     if before:
         tree, meta = before
         state, evaluations, rounds = tree["state"], meta["evaluations"], meta["rounds"]
@@ -176,11 +176,13 @@ def federate(
 
 
 def _resume(
-    checkpoint: Path | None, key: str, initial: Tree
+    checkpoint: Path | None, key: str, initial: Tree, rounds: int
 ) -> tuple[tuple[Tree, dict[str, Any]] | None, Memories]:
     """Returns where an interrupted federation stood, if anywhere, and what its clients remember."""
     folder = checkpoint.with_suffix(".memories") if checkpoint else None
     before = load_checkpoint(checkpoint, key)
+    if before and len(before[1]["rounds"]) >= rounds:
+        return before, Memories(None, initial)  # nobody will ask
     if before and "memories" in before[1]:  # an earlier version had them among the tensors
         try:
             return before, Memories(folder, initial, before[1]["memories"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import Client
-from genfl.engines.base import NOT_FINITE, Data, Forms, Outcome, Reduce, Tally, Work, kind, one_thread
+from genfl.engines.base import NOT_FINITE, Forms, ManyData, Outcome, Reduce, Tally, Work, kind, one_thread
 from genfl.engines.reductions import Plain
 from genfl.learning.local import batched
 from genfl.rng import Key, Keys
@@ -59,7 +59,7 @@ class Vectorised:
         chunk: Clients that are batched at most; halved, and the work done again, when memory runs out.
     """
 
-    def __init__(self, data: Data, reduce: Reduce = Plain, *, chunk: int = CHUNK) -> None:
+    def __init__(self, data: ManyData, reduce: Reduce = Plain, *, chunk: int = CHUNK) -> None:
         self.data = data
         self.reduce = reduce
         self.chunk = chunk
@@ -87,9 +87,13 @@ class Vectorised:
     def _groups(self, work: Sequence[Work]) -> Iterator[list[_Job]]:
         """Yields jobs that can be batched, those with the most steps first."""
         groups: dict[tuple[str, int], list[_Job]] = {}
+        kinds: dict[tuple[int, int], str] = {}  # most jobs have the same message and memory
         for job in work:
             rows = job.batches.draw(self.data.samples(job.client)) if job.batches else []
-            groups.setdefault((kind(job), len(rows[0]) if rows else 0), []).append(_Job(job, rows))
+            same = (id(job.message), id(job.memory))
+            if same not in kinds:
+                kinds[same] = kind(job)
+            groups.setdefault((kinds[same], len(rows[0]) if rows else 0), []).append(_Job(job, rows))
         for jobs in groups.values():
             yield sorted(jobs, key=lambda job: (-len(job.rows), job.work.client))
 
@@ -134,12 +138,19 @@ class Vectorised:
         for number in itertools.count():
             still = sum(len(job.rows) > number for job in jobs)
             if still < len(jobs):
-                yield jobs[still:], *torch.vmap(finish, in_dims=(dims,))(part(still, len(jobs)))
+                yield jobs[still:], *self._finish(finish, part(still, len(jobs)), dims, len(jobs) - still)
                 jobs, stacked = jobs[:still], part(0, still)
             if not jobs:
                 return
             moved = self._step(program, jobs, number, like, stacked, dims, changing)
             stacked = [next(moved) if moves else leaf for leaf, moves in zip(stacked, changing, strict=True)]
+
+    def _finish(
+        self, finish: Callable[[list[Any]], Any], leaves: list[Any], dims: list[int | None], count: int
+    ) -> Any:
+        if any(dim == 0 for dim in dims):
+            return torch.vmap(finish, in_dims=(dims,))(leaves)
+        return [trees.map(lambda leaf: leaf.expand(count, *leaf.shape), tree) for tree in finish(leaves)]
 
     def _checked(self, finished: _Finished) -> dict[int, _Result]:
         """Takes stacked results apart, with what is wrong with each; see `genfl.engines.base.problem`."""
@@ -170,11 +181,11 @@ class Vectorised:
     ) -> Iterator[Tensor]:
         """Takes a step of all jobs; returns the leaves of their carries that change."""
         keys = [job.key.fold(number) for job, _ in jobs]
-        batches = [
-            self.data.batch(job.client, rows[number], key.fold("augment"))
-            for (job, rows), key in zip(jobs, keys, strict=True)
-        ]
-        batch = trees.map(lambda *parts: torch.stack(parts), *batches)
+        batch = self.data.batches(
+            [job.client for job, _ in jobs],
+            [rows[number] for _, rows in jobs],
+            [key.fold("augment") for key in keys],
+        )
 
         def step(leaves: list[Any], batch: Tree, index: Tensor) -> list[Tensor]:
             after = trees.leaves(program.step(_tree(like, leaves), batch, Keys(keys, index)))

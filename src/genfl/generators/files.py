@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ from genfl.storage import digest
 
 log = logging.getLogger(__name__)
 
+ABOUT = ("dataset_dict.json", "dataset_info.json", "state.json")
+"""Files that ``save_to_disk`` writes beside the examples; those of different ones may be the same."""
+
+
+def unchanged(content: Any) -> Any:
+    """Returns a sample as it is."""
+    return content
+
 
 class Files:
     """Takes samples of each label from a folder, each at most once, in an order drawn at random.
@@ -28,9 +37,10 @@ class Files:
         input: The column of the samples; None for what Hugging Face calls it.
         label: The column of the classes.
         words: What labels are called whose names in the folder are others.
+        encode: What samples are turned into later; one that it raises anything on counts as unreadable.
 
     Raises:
-        InputError: The folder cannot be read, or has no such columns.
+        InputError: The folder cannot be read, has no such columns, or calls two labels the same.
     """
 
     def __init__(
@@ -40,15 +50,24 @@ class Files:
         input: str | None = None,
         label: str = "label",
         words: Mapping[str, str] | None = None,
+        encode: Callable[[Any], Any] = unchanged,
     ) -> None:
         place = Path(path).expanduser()
         medium = MEDIA[modality]
         self.id = place.resolve().name
         self.modality = modality
         self.read = medium.read
-        self.cells = _cells(place, modality, input or medium.column, label)
+        self.cells: dict[str, list[Any]] = {}
         known = words or {}
-        self.cells = {known.get(name, name.replace("_", " ")): cells for name, cells in self.cells.items()}
+        for name, cells in _cells(place, modality, input or medium.column, label, encode).items():
+            # as label discovery does: macOS writes folder names in NFD
+            name = unicodedata.normalize("NFC", name)
+            word = known.get(name, name.replace("_", " "))
+            if word in self.cells:
+                raise InputError(
+                    f"generator.label: two labels of {self.id} are both called {word!r}; rename one of them"
+                )
+            self.cells[word] = cells
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
         """Gives the sample of each prompt's label that its place says.
@@ -81,8 +100,10 @@ class Files:
 
 
 @lru_cache(maxsize=1)
-def _cells(place: Path, modality: Modality, input: str, label: str) -> dict[str, list[Any]]:
-    """Reads a folder: for each label, as the folder calls it, the cells of its samples that can be read."""
+def _cells(
+    place: Path, modality: Modality, input: str, label: str, encode: Callable[[Any], Any]
+) -> dict[str, list[Any]]:
+    """Reads a folder: for each label, as the folder calls it, the cells of its samples that can be used."""
     folder, medium = Folder(place, "generator"), MEDIA[modality]
     folder.identity(medium)
     found: dict[str, list[Any]] = {}
@@ -90,11 +111,12 @@ def _cells(place: Path, modality: Modality, input: str, label: str) -> dict[str,
     for stream in folder.splits()[0].values():
         sample = folder.column(stream.features, [input], "input")
         classes = folder.column(stream.features, [label], "label")
+        folder.check_names(classes)
         names = getattr(stream.features[classes], "names", None)
         for batch in folder.batches(stream, [sample, classes]):
             for cell, value in zip(batch[sample], batch[classes], strict=True):
                 try:
-                    medium.read(cell)
+                    encode(medium.read(cell))
                 except InputError:  # a library that is not installed
                     raise
                 except Exception:  # decoders raise what they like on damaged files
@@ -104,6 +126,30 @@ def _cells(place: Path, modality: Modality, input: str, label: str) -> dict[str,
     if unreadable:
         log.warning("%d %s of %s cannot be read and are left out", unreadable, medium.what, place)
     return found
+
+
+def check_apart(path: str, private: str, modality: Modality) -> None:
+    """Refuses a folder that shares examples with the private data.
+
+    Args:
+        path: The folder of samples.
+        private: The folder of the private data.
+        modality: What both hold.
+
+    Raises:
+        InputError: It is the same folder, or a file of samples is a file of private data, too.
+    """
+    ours, theirs = Path(path).expanduser(), Path(private).expanduser()
+    advice = "whose examples are private; name a folder of generated samples"
+    if ours.resolve() == theirs.resolve():
+        raise InputError(f"generator.path: {path} is data.path, {advice}")
+    medium = MEDIA[modality]
+    kinds = {".parquet", ".arrow", *medium.suffixes()}
+    known = {checksum for _, _, checksum in Folder(theirs).identity(medium)}
+    for name, _, checksum in Folder(ours, "generator").identity(medium):
+        file = Path(name)
+        if checksum in known and file.suffix.lower() in kinds and file.name not in ABOUT:
+            raise InputError(f"generator.path: its file {name} is one of data.path, too, {advice}")
 
 
 @lru_cache

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from genfl.data.media import MEDIA, Modality
+from genfl.data.recipes import NOT_WORDS
 from genfl.errors import InputError
 from genfl.generators import espeak, files, image
 from genfl.generators.base import Generator
@@ -24,12 +25,16 @@ class Purpose(NamedTuple):
         labels: The names of their classes.
         words: What prompts call classes whose own names in data sets are codes.
         per_label: How many samples of each label are wanted.
+        encode: Turns a sample into what models are trained on.
+        private: The folder of the private examples, if a config names one.
     """
 
     modality: Modality
     labels: Sequence[str]
     words: Mapping[str, str]
     per_label: int
+    encode: Callable[[Any], Any]
+    private: str | None
 
 
 class GeneratorEntry(NamedTuple):
@@ -42,14 +47,16 @@ class GeneratorEntry(NamedTuple):
         fingerprint: Returns what changes when what it loads changes.
         check: Refuses options that cannot work, without generating.
         facts: Returns what a data card says of it.
+        prompted: Whether samples are made from prompts.
     """
 
     modalities: Collection[Modality]
     models: str
     make: Callable[[Options, Purpose], Generator]
-    fingerprint: Callable[[Options, Purpose], Any]
+    fingerprint: Callable[[Options, Modality], Any]
     check: Callable[[Options, Purpose], None]
     facts: Callable[[Options], dict[str, Any]]
+    prompted: bool = True
 
 
 def _image(options: Options, purpose: Purpose) -> Generator:
@@ -64,13 +71,36 @@ def _check_image(options: Options, purpose: Purpose) -> None:
 
 def _files(options: Options, purpose: Purpose) -> files.Files:
     return files.Files(
-        options["path"], purpose.modality, options["input"], options["label"], words=purpose.words
+        options["path"],
+        purpose.modality,
+        options["input"],
+        options["label"],
+        words=purpose.words,
+        encode=purpose.encode,
     )
+
+
+def _check_files(options: Options, purpose: Purpose) -> None:
+    if purpose.private:
+        files.check_apart(options["path"], purpose.private, purpose.modality)
+    _files(options, purpose).check(purpose.labels, purpose.per_label)
 
 
 def _speech(options: Options, purpose: Purpose) -> espeak.Espeak:
     return espeak.Espeak(options["language"], options["seconds"], options["snr"])
 
+
+def _check_speech(options: Options, purpose: Purpose) -> None:
+    for name in NOT_WORDS:
+        if purpose.words.get(name, name.replace("_", " ")) in purpose.labels:
+            raise InputError(
+                f"generator.kind: speech cannot make the class {name!r}, which is no word; use files, or a"
+                " data.path without it"
+            )
+    _speech(options, purpose).check(purpose.labels)
+
+
+NOTHING_RECORDED = {"recorded from the world": "nothing"}
 
 IMAGE: tuple[Modality, ...] = ("image",)
 AUDIO: tuple[Modality, ...] = ("audio",)
@@ -80,24 +110,36 @@ GENERATORS: dict[str, GeneratorEntry] = {
         IMAGE,
         "miniature (embedded), or any Stable Diffusion folder or Hugging Face id",
         _image,
-        lambda options, purpose: image.fingerprint(options["model"]),
+        lambda options, modality: image.fingerprint(options["model"]),
         _check_image,
-        lambda options: {"generator": options["model"], "denoising steps": options["steps"]},
+        lambda options: {
+            "generator": options["model"],
+            "denoising steps": options["steps"],
+            **NOTHING_RECORDED,
+        },
     ),
     "speech": GeneratorEntry(
         AUDIO,
         "espeak (espeak-ng: hundreds of voices, a hundred languages)",
         _speech,
-        lambda options, purpose: espeak.fingerprint(),
-        lambda options, purpose: _speech(options, purpose).check(purpose.labels),
-        lambda options: {"generator": espeak.Espeak.id, "language": options["language"]},
+        lambda options, modality: espeak.fingerprint(),
+        _check_speech,
+        lambda options: {
+            "generator": espeak.Espeak.id,
+            "language": options["language"],
+            **NOTHING_RECORDED,
+        },
     ),
     "files": GeneratorEntry(
         tuple(MEDIA),
         "a folder of samples that exist already: Parquet files, or one folder of files for each class",
         _files,
-        lambda options, purpose: files.fingerprint(options["path"], purpose.modality),
-        lambda options, purpose: _files(options, purpose).check(purpose.labels, purpose.per_label),
-        lambda options: {"taken from": options["path"]},
+        lambda options, modality: files.fingerprint(options["path"], modality),
+        _check_files,
+        lambda options: {
+            "taken from": options["path"],
+            "recorded from the world": "not known: genfl took the samples as they were",
+        },
+        prompted=False,
     ),
 }

@@ -167,6 +167,8 @@ def classification(
     _replace_dropout(training, noise)
     for module in training.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module.momentum is None:
+                raise ValueError("batch norm with momentum=None counts its batches; give it a momentum")
             module.num_batches_tracked = (
                 None  # not counted, see below; nor may a batch of clients write to it
             )

@@ -68,11 +68,11 @@ class Row(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """A generated sample, with what the generator was told."""
+    """A generated sample, with what the generator was told; None where nobody knows."""
 
     content: Any
-    prompt: str
-    guidance_scale: float
+    prompt: str | None
+    guidance_scale: float | None
 
 
 class View(NamedTuple):
@@ -141,6 +141,8 @@ def _spaced(rows: Sequence[int], count: int = PER_LABEL) -> list[int]:
 
 
 def _guided(sample: Generated) -> str:
+    if sample.guidance_scale is None:
+        return _told(sample)
     return f"“{sample.prompt}”, guidance scale {sample.guidance_scale:g}"
 
 
@@ -165,7 +167,7 @@ def _text(content: str, title: str) -> Picture:
 
 
 def _told(sample: Generated) -> str:
-    return f"“{sample.prompt}”"
+    return "taken from a folder" if sample.prompt is None else f"“{sample.prompt}”"
 
 
 def _picture(image: Image.Image, title: str) -> Picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from genfl import progress
 from genfl.config import Config
-from genfl.data.media import MEDIA
+from genfl.data.media import MEDIA, Modality
 from genfl.data.sources import DATASETS
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
@@ -34,13 +35,12 @@ def _run(run: Run) -> dict[str, Any]:
             for number in missing:
                 began = time.perf_counter()
                 samples = list(generator.generate(blocks[number]))
-                data.write(number, samples, generator.id, time.perf_counter() - began)
+                data.write(number, samples, generator.id, time.perf_counter() - began, entry.prompted)
                 advance(len(samples))
-    facts = {
-        **generator_facts(run.config),
-        "guidance scales": ", ".join(f"{scale:g}" for scale in run.config.prompts.guidance_scale),
-        "prompts, for example": "; ".join(run.result("prompts")["examples"]),
-    }
+    facts = generator_facts(run.config)
+    if entry.prompted:
+        facts["guidance scales"] = ", ".join(f"{scale:g}" for scale in run.config.prompts.guidance_scale)
+        facts["prompts, for example"] = "; ".join(run.result("prompts")["examples"])
     data.write_card("Synthetic data", facts)
     # The shards' own times add up over interruptions; this call's clock would not.
     seconds = sum(shard.seconds for shard in data.finished().values())
@@ -69,12 +69,17 @@ def _progress(run: Run) -> tuple[int, int, str]:
 
 
 def _check(config: Config) -> None:
-    (entry, options), modality = _entry(config), DATASETS[config.data.name].modality
+    (entry, options), modality = _entry(config), _modality(config)
     if modality not in entry.modalities:
         kinds = ", ".join(kind for kind, other in GENERATORS.items() if modality in other.modalities)
         raise InputError(
             f"generator.kind: {config.generator.kind} makes no {MEDIA[modality].what}, which"
             f" {config.data.name} consists of; use one of: {kinds}"
+        )
+    if not entry.prompted and config.prompts.style == "fill":
+        raise InputError(
+            f"prompts.style: {config.generator.kind} takes samples as they are, and no prompt says what is in"
+            " them; leave style, template and blanks out"
         )
     entry.check(options, _purpose(config, sorted(set(data_set(config.data).train.labels))))
 
@@ -82,7 +87,7 @@ def _check(config: Config) -> None:
 def inputs(config: Config) -> Any:
     """Returns what decides the generator."""
     entry, options = _entry(config)
-    return [config.generator.model_dump(exclude={"path"}), entry.fingerprint(options, _purpose(config, []))]
+    return [config.generator.model_dump(exclude={"path"}), entry.fingerprint(options, _modality(config))]
 
 
 def generator_facts(config: Config) -> dict[str, Any]:
@@ -97,9 +102,19 @@ def _entry(config: Config) -> tuple[GeneratorEntry, dict[str, Any]]:
 
 
 def _purpose(config: Config, labels: Sequence[str]) -> Purpose:
-    data = DATASETS[config.data.name]
-    words = data.recipe.words if data.recipe else {}
-    return Purpose(data.modality, labels, words, config.prompts.per_label)
+    recipe = DATASETS[config.data.name].recipe
+    return Purpose(
+        modality=_modality(config),
+        labels=[unicodedata.normalize("NFC", label) for label in labels],
+        words=recipe.words if recipe else {},
+        per_label=config.prompts.per_label,
+        encode=data_set(config.data).encode,
+        private=config.data.path,
+    )
 
 
-STAGE = Stage("generate", "synthetic", 3, inputs, ("labels", "prompts"), _run, _progress, _check)
+def _modality(config: Config) -> Modality:
+    return DATASETS[config.data.name].modality
+
+
+STAGE = Stage("generate", "synthetic", 4, inputs, ("labels", "prompts"), _run, _progress, _check)
