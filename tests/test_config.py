@@ -99,6 +99,7 @@ def test_overrides_are_yaml_at_dotted_paths():
         ("methods.fedavg.algorithm={name: feddyn, alpha: 0}", "alpha: should be greater than 0"),
         ("federate.rounds=true", "federate.rounds: should be a valid integer"),
         ("generator.device=gpu", "generator.device: "),
+        ("federate.local={steps: 3, epochs: 2}", "federate.local: give steps or epochs, not both"),
         ("generator.kind=sd", "generator.kind: there is no 'sd'; known: image, speech, files"),
         ("generator={kind: files}", "generator.path: required, and not given"),
         ("generator.path=x", "generator.path: unknown key; known: device, kind, model, steps"),

@@ -267,3 +267,10 @@ def test_a_damaged_stage_is_not_taken_over(swept, tmp_path):
     made = tmp_path / "run" / "synthetic" / "data" / shard.name
     assert made.read_bytes() == whole, "made again"
     assert not made.samefile(shard)
+
+
+def test_a_mistake_for_a_later_stage_is_found_though_the_run_is_to_stop_before(tmp_path):
+    content = {**CONTENT, "methods": {"a": {"algorithm": "fedet"}}}  # it needs client_models
+    with pytest.raises(InputError, match=r"methods.a.algorithm: .*client_models"):
+        pipeline.execute(config.validate(content), tmp_path / "run", until="labels")
+    assert not (tmp_path / "run").exists()

@@ -383,6 +383,12 @@ class LocalTraining(Section):
     weight_decay: float = Field(0.0, ge=0)
     augment: LocalAugmentation = LocalAugmentation()
 
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if self.steps is not None and self.epochs != 1:
+            raise ValueError("give steps or epochs, not both")
+        return self
+
 
 class Federation(Section):
     """The federated rounds, the same for every method."""

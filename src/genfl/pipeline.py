@@ -70,20 +70,20 @@ def execute(
         InputError: The folder holds something else, or is in use.
     """
     stages = STAGES[: [stage.name for stage in STAGES].index(until) + 1]
-    config = checked(config, stages)
+    config = checked(config)  # all of it, also what comes after `until`: mistakes are cheapest now
     with holding(folder, "run", MARKER):
         _claim(config, folder, fresh=fresh, update=update)
         return _execute(config, folder, len(stages), others)
 
 
-def checked(config: Config, stages: Sequence[Stage] = STAGES) -> Config:
+def checked(config: Config) -> Config:
     """Returns a config as `resolved` does, after all checks of the stages, which the schema cannot make.
 
     Raises:
         InputError: The config is not as it must be.
     """
     config = resolved(config)
-    for stage in stages:
+    for stage in STAGES:
         stage.check(config)
     return config
 

@@ -146,6 +146,11 @@ def _ordered(methods: Mapping[str, Any]) -> dict[str, Any]:
     return {name: methods[name] for name in sorted(methods, key=place)}
 
 
+def _over_seeds(figure: dict[str, Any], over: str = " over the seeds") -> str:
+    """Says how far the seeds are apart; nothing where there is one."""
+    return f"± {100 * figure['std']:.1f} points{over}" if len(figure["per_seed"]) > 1 else ""
+
+
 def _tiles(summary: dict[str, Any]) -> list[Tile]:
     methods, goal = summary["methods"], text.target(summary)
     best, baseline = text.contest(summary)
@@ -157,11 +162,11 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
         slower = f"{baseline}: {_rounds(methods[baseline])}"
     else:
         against, slower = (
-            f"± {100 * arm['accuracy']['std']:.1f} points over the seeds",
+            _over_seeds(arm["accuracy"]) or "in the one seed tried",
             "nothing to compare with",
         )
     alone, made = methods[SYNTHETIC_ONLY]["accuracy"], summary["synthetic"]
-    spread = f"accuracy, ± {100 * alone['std']:.1f} points, before any round"
+    spread = ", ".join(filter(None, ["accuracy", _over_seeds(alone, ""), "before any round"]))
     speed = f"for {text.count(made['samples'], 'sample')}, {made['samples_per_second']:g} a second"
     tiles = (
         Tile(f"accuracy of {best or baseline}", text.percent(text.mean(arm)), against),
