@@ -18,7 +18,7 @@ demo: $(READY)          ## GPT-FL on real handwriting: runs/demo/report/index.ht
 	$(BIN)/genfl demo
 
 test: $(READY)          ## every test, slow ones included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(READY)
 	$(BIN)/ruff check .
