@@ -50,6 +50,11 @@ class Catalogue(StrEnum):
 
 INTERRUPTED = 130
 
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's: federate.rounds=20"),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete an earlier run in the folder and start over.")]
 Update = Annotated[
@@ -100,11 +105,8 @@ def demo(
 
 @app.command()
 def run(
-    config_file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's: federate.rounds=20"),
-    ] = None,
+    config_file: ConfigFile,
+    overrides: Overrides = None,
     out: Out = None,
     until: Annotated[Until, typer.Option(help="The last stage to run.")] = Until.report,
     fresh: Fresh = False,
@@ -123,11 +125,8 @@ def run(
 
 @app.command()
 def sweep(
-    config_file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run, with a grid.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's: federate.rounds=20"),
-    ] = None,
+    config_file: ConfigFile,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the runs; runs/NAME if not given.")
     ] = None,

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 import yaml
 from pydantic import (
@@ -25,9 +25,11 @@ from pydantic import (
 
 from genfl.algorithms import ALGORITHMS
 from genfl.data.partition import OWN, Kind, Within
+from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
 from genfl.engines.choice import Name as EngineName
 from genfl.errors import InputError
+from genfl.generators.registry import GENERATORS
 from genfl.learning.augment import Augment, Padding
 from genfl.learning.task import Precision
 from genfl.models import MODELS
@@ -107,7 +109,7 @@ class Partition(Section):
 
 Pixels = Annotated[int, Field(ge=1, le=1024)]
 
-FORM_OPTIONS = ("size", "channels", "seconds", "length", "tokenizer")
+FORM_OPTIONS = list(dict.fromkeys(name for recipe in RECIPES.values() for name in recipe.form.options))
 """The fields of `Data` that are fields of some form of examples."""
 
 
@@ -266,7 +268,6 @@ def _kind(value: Any) -> Any:
     return {"kind": "image", **value} if isinstance(value, dict) else value
 
 
-GENERATOR_SECTIONS = (ImageGenerator, SpeechGenerator, FileGenerator)
 Generator = Annotated[
     ImageGenerator | SpeechGenerator | FileGenerator, Discriminator("kind"), BeforeValidator(_kind)
 ]
@@ -516,10 +517,7 @@ UNIONS: dict[Any, tuple[str, Collection[str]]] = {
     "algorithm": ("name", [*ALGORITHMS, *REFERENCES]),
     "model": ("name", MODELS),
     "client_models": ("name", MODELS),
-    "generator": (
-        "kind",
-        [get_args(section.model_fields["kind"].annotation)[0] for section in GENERATOR_SECTIONS],
-    ),
+    "generator": ("kind", GENERATORS),
 }
 """The fields that hold one of several sections, by the key that says which, and its values."""
 

@@ -162,11 +162,11 @@ def _decode(folder: Folder, wanted: Wanted, place: Path) -> None:
     if "train" not in streams:
         raise InputError(f"data.path: no train split in {folder.path}; there are: {', '.join(streams)}")
     (place / "about.json").unlink(missing_ok=True)
-    train, *tests = ["train", *(name for name in TESTS if name in streams)]
+    tests = [name for name in TESTS if name in streams]
     with progress.bar("decode", total, MEDIA[wanted.form.modality].what) as advance:
         rows = {
             split: _write(folder, streams[name], name, wanted, place / f"{split}.npy", advance)
-            for split, name in zip(("train", "test"), (train, *tests), strict=False)
+            for split, name in zip(("train", "test"), ("train", *tests), strict=False)
         }
     names = rows["train"].classes or sorted({label for label in rows["train"].labels if label is not None})
     splits = {split: _facts(read, names) for split, read in rows.items()}

@@ -44,6 +44,10 @@ class Form(Protocol):
         """Returns what decides the stored arrays, as plain values."""
         ...
 
+    def vocabulary(self) -> int:
+        """Returns the number of tokens there can be, padding included; 0 where inputs are no tokens."""
+        ...
+
     def encode(self, content: Any) -> np.ndarray:
         """Turns content into what is stored, of this form's shape and dtype."""
         ...
@@ -89,6 +93,10 @@ class Pixels:
     def identity(self) -> list[Any]:
         """Returns size and channels: the normalisation comes later."""
         return [self.size, self.channels]
+
+    def vocabulary(self) -> int:
+        """Returns 0: pixels are no tokens."""
+        return 0
 
     def encode(self, content: Image.Image) -> np.ndarray:
         """Returns an image's pixels; see `pixels`."""

@@ -128,6 +128,12 @@ _AUDIO = ("audio",)
 _PHOTOS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Of ImageNet, in use for photographs whatever the data set."""
 
+
+def in_words(name: str, words: Mapping[str, str]) -> str:
+    """Returns what prompts call a class: the word for its name, or the name with spaces for underscores."""
+    return words.get(name, name.replace("_", " "))
+
+
 RECIPES: dict[str, Recipe] = {
     "cifar10": Recipe(
         "CIFAR-10: 60,000 photos of ten kinds of animals and vehicles, RGB 32×32",

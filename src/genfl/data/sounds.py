@@ -67,6 +67,10 @@ class LogMel:
         """Returns the length and what a spectrogram is made with."""
         return [self.seconds, RATE, WINDOW, HOP, MELS, FLOOR, RANGE]
 
+    def vocabulary(self) -> int:
+        """Returns 0: spectrograms are no tokens."""
+        return 0
+
     def encode(self, content: Clip) -> np.ndarray:
         """Returns a clip's standardised log-mel spectrogram.
 
@@ -78,9 +82,8 @@ class LogMel:
             raise ValueError("too short, or not finite")
         samples = samples[: self._samples()]
         x = log_mel(np.pad(samples, (0, self._samples() - len(samples))))
-        standardised: np.ndarray = (x - x.mean()) / max(
-            x.std(), 1e-6
-        )  # that of constant sound is not quite 0
+        deviation = max(x.std(), 1e-6)  # that of constant sound is not quite 0
+        standardised: np.ndarray = (x - x.mean()) / deviation
         return standardised.astype(np.float16)
 
     def prepare(self, x: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from torch import Tensor
 from genfl.data.decode import Split, Wanted, load
 from genfl.data.folders import fetch
 from genfl.data.media import Modality
-from genfl.data.recipes import DIGIT_NAMES, RECIPES, Metric, Recipe
-from genfl.data.texts import Tokens
+from genfl.data.recipes import DIGIT_NAMES, RECIPES, Metric, Recipe, in_words
 from genfl.errors import InputError
 
 
@@ -167,7 +166,7 @@ def read(
     found = load(folder, Wanted(*columns, key or recipe.key, form, test_key, recipe.without))
     if key and found.train.keys is None:
         raise InputError(f"data.key: no column {key!r} in {folder}")
-    words = [recipe.words.get(name, name.replace("_", " ")) for name in found.names]
+    words = [in_words(name, recipe.words) for name in found.names]
     if len(set(words)) < len(words):
         twice = next(word for word in words if words.count(word) > 1)
         raise InputError(f"data.label: two classes are both called {twice!r}; rename one of them")
@@ -183,7 +182,7 @@ def read(
         to_image if form.modality == "image" else None,
         form.prepare,
         found.digest,
-        form.vocabulary() if isinstance(form, Tokens) else 0,
+        form.vocabulary(),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from genfl.data.folders import Folder
 from genfl.data.media import MEDIA, Modality
+from genfl.data.recipes import in_words
 from genfl.errors import InputError
 from genfl.generators.base import Prompt, Sample
 from genfl.rng import Key
@@ -62,12 +63,13 @@ class Files:
         for name, cells in _cells(place, modality, input or medium.column, label, encode).items():
             # as label discovery does: macOS writes folder names in NFD
             name = unicodedata.normalize("NFC", name)
-            word = known.get(name, name.replace("_", " "))
+            word = in_words(name, known)
             if word in self.cells:
                 raise InputError(
                     f"generator.label: two labels of {self.id} are both called {word!r}; rename one of them"
                 )
-            self.cells[word] = cells
+            order = Key(0).fold("files", word).numpy().permutation(len(cells))
+            self.cells[word] = [cells[place] for place in order]
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
         """Gives the sample of each prompt's label that its place says.
@@ -77,9 +79,7 @@ class Files:
         """
         for prompt in prompts:
             self.check([prompt.label], prompt.nth + 1)
-            cells = self.cells[prompt.label]
-            order = Key(0).fold("files", prompt.label).numpy().permutation(len(cells))
-            yield Sample(prompt, self.read(cells[order[prompt.nth]]))
+            yield Sample(prompt, self.read(self.cells[prompt.label][prompt.nth]))
 
     def check(self, labels: Sequence[str], per_label: int) -> None:
         """Refuses to be asked for more than there is.

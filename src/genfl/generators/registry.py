@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from genfl.data.media import MEDIA, Modality
-from genfl.data.recipes import NOT_WORDS
+from genfl.data.recipes import NOT_WORDS, in_words
 from genfl.errors import InputError
 from genfl.generators import espeak, files, image
 from genfl.generators.base import Generator
@@ -92,7 +92,7 @@ def _speech(options: Options, purpose: Purpose) -> espeak.Espeak:
 
 def _check_speech(options: Options, purpose: Purpose) -> None:
     for name in NOT_WORDS:
-        if purpose.words.get(name, name.replace("_", " ")) in purpose.labels:
+        if in_words(name, purpose.words) in purpose.labels:
             raise InputError(
                 f"generator.kind: speech cannot make the class {name!r}, which is no word; use files, or a"
                 " data.path without it"

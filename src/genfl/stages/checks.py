@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from genfl.algorithms.profile import take_a_step
+from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Config, ImageGenerator
 from genfl.data.sources import DataSet
 from genfl.engines.parallel import refusal
@@ -28,7 +29,7 @@ def check(config: Config) -> None:
     if problem := config.federate.local.augment.augment().problem(data.modality, data.shape):
         raise InputError(f"federate.local.augment.{problem}")
     nothing_yet = torch.zeros(2, *data.shape)
-    resources = arms.resources(config, classes) | {"shared": nothing_yet, "unlabelled": nothing_yet}
+    resources = arms.resources(config, classes) | dict.fromkeys(UNLABELLED, nothing_yet)
     why_not = refusal() if config.federate.engine == "parallel" else None
     if why_not:
         raise InputError(f"federate.engine: parallel, but {why_not}; use auto or sequential")

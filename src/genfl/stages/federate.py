@@ -51,6 +51,8 @@ def _run(run: Run) -> dict[str, Any]:
     test_y = indices(data.test, run.labels)
     score = partial(evaluate, prepared(task, data), x=data.test.x, y=test_y)
     synthetic = cache(partial(generate.read, run))  # read only if a method wants it
+    unlabelled = cache(lambda: data.prepare(synthetic()[0]))
+    resources = arms.resources(config, len(run.labels))
     results: dict[str, dict[str, Any]] = {name: {} for name in (SYNTHETIC_ONLY, *config.methods)}
     _discard(run)
     for name, method in config.methods.items():
@@ -66,10 +68,8 @@ def _run(run: Run) -> dict[str, Any]:
             }
             clients = cache(partial(_clients, run, seed, synthetic))
             for name, method in arms.trained(config).items():
-                resources = arms.resources(config, len(run.labels))
-                for resource in arms.asked_for(method) & UNLABELLED:
-                    resources[resource] = data.prepare(synthetic()[0])
-                algorithm = arms.algorithm(config, method, task, resources)
+                inputs = {name: unlabelled() for name in arms.asked_for(method) & UNLABELLED}
+                algorithm = arms.algorithm(config, method, task, resources | inputs)
                 compared = algorithm.same_form and method.reference is None
                 federations = arms.federations(config, method, clients(method.data), seed)
                 traces = []
