@@ -15,6 +15,8 @@ class Prompt(NamedTuple):
         guidance_scale: Weight of the prompt in classifier-free guidance; at 1 or below there is none.
         seed: Decides the sample's noise, whatever else is in its block.
         nth: Its place among the samples of its label, from 0.
+        guides: Real examples of its class that guide the sample (FedGC), as contents of the sample's own kind:
+            an image starts from one, a text is written in the manner of several. Empty for the prompt alone.
     """
 
     label: str
@@ -22,6 +24,7 @@ class Prompt(NamedTuple):
     guidance_scale: float
     seed: int
     nth: int = 0
+    guides: tuple[Any, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -49,6 +52,7 @@ class Generator(Protocol):
         """Makes one sample for each prompt of a block, in order.
 
         Args:
-            prompts: A block: all of one guidance scale, made in one call of the model.
+            prompts: A block: all of one guidance scale and all with equally many guides, made in one call of
+                the model.
         """
         ...

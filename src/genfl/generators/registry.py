@@ -48,6 +48,7 @@ class GeneratorEntry(NamedTuple):
         check: Refuses options that cannot work, without generating.
         facts: Returns what a data card says of it.
         prompted: Whether samples are made from prompts.
+        guided: Whether real examples can guide it.
     """
 
     modalities: Collection[Modality]
@@ -57,6 +58,7 @@ class GeneratorEntry(NamedTuple):
     check: Callable[[Options, Purpose], None]
     facts: Callable[[Options], dict[str, Any]]
     prompted: bool = True
+    guided: bool = False
 
 
 def _image(options: Options, purpose: Purpose) -> Generator:

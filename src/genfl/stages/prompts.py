@@ -22,7 +22,7 @@ def _run(run: Run) -> dict[str, Any]:
     templates = _templates(run.config)
     key = Key(run.config.seeds[0]).fold("prompts")
     blocks = plan(run.labels, config.per_label, templates, config.guidance_scale, config.block_size, key)
-    lines = [json.dumps({"block": n, **p._asdict()}) for n, block in enumerate(blocks) for p in block]
+    lines = [json.dumps({"block": n, **_row(p)}) for n, block in enumerate(blocks) for p in block]
     write_text(run.folder / STAGE.folder / FILE, "\n".join(lines) + "\n")
     texts = {prompt.text for block in blocks for prompt in block}
     return {
@@ -31,6 +31,12 @@ def _run(run: Run) -> dict[str, Any]:
         "distinct": len(texts),
         "examples": sorted(texts)[:5],
     }
+
+
+def _row(prompt: Prompt) -> dict[str, Any]:
+    row = prompt._asdict()
+    del row["guides"]  # real examples never leave their client
+    return row
 
 
 def read(run: Run) -> list[list[Prompt]]:
