@@ -1,0 +1,65 @@
+"""How much generated content each client gets: a number of samples for every client and class."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["equal", "inverse", "water_filling"]
+
+
+def budget(kind: Kind, samples: int, label_counts: np.ndarray) -> np.ndarray:
+    """Divides a number of generated samples over clients and classes, to the last one.
+
+    Source: "Federated Learning with Generative Content" (NeurIPS 2024 submission 6501), Section 3.
+
+    Args:
+        kind: ``equal``: the same for every client and class, ``M / (K C)``. ``inverse``: the less a client
+            has of its own the more, ``M (N_max - N_k) / (C sum_i (N_max - N_i))``; equal where all have as
+            much. ``water_filling``: ``M / K`` for each client, poured over its classes so that those it has
+            least of rise to one level.
+        samples: The number of samples M, at least 0.
+        label_counts: What each client has of its own, [clients, classes].
+
+    Returns:
+        The numbers, [clients, classes] int64; their sum is `samples`. What does not divide evenly goes to
+        the first clients, and to classes in turn, from one client to the next, so that none is favoured.
+    """
+    own = np.asarray(label_counts, dtype=np.int64)
+    clients, _ = own.shape
+    sizes = own.sum(1)
+    missing = sizes.max() - sizes
+    by_size = kind == "inverse" and missing.any()
+    totals = _apportion(samples, missing if by_size else np.ones(clients, dtype=np.int64))
+    pour = _pour if kind == "water_filling" else _spread
+    before = totals.cumsum() - totals
+    return np.stack([pour(*client) for client in zip(totals, own, before, strict=True)])
+
+
+def _apportion(total: int, weights: np.ndarray) -> np.ndarray:
+    """Divides a total in proportion to integer weights, by largest remainders, the first first."""
+    whole, rest = np.divmod(total * weights, weights.sum())
+    whole[np.argsort(-rest, kind="stable")[: total - whole.sum()]] += 1
+    return whole
+
+
+def _spread(total: int, own: np.ndarray, turn: int) -> np.ndarray:
+    """Divides a total evenly over classes."""
+    return _extra(np.full_like(own, total // len(own)), total % len(own), np.arange(len(own)), turn)
+
+
+def _pour(total: int, own: np.ndarray, turn: int) -> np.ndarray:
+    """Adds a total where there is least, so that what is lowest ends level."""
+    below = np.sort(own)
+    # to raise the n lowest to the (n+1)-th takes so much
+    needed = np.append(below[1:] * np.arange(1, len(own)) - below[:-1].cumsum(), np.inf)
+    wet = int(np.argmax(needed >= total)) + 1
+    level, rest = divmod(total + int(below[:wet].sum()), wet)
+    return _extra(np.maximum(level - own, 0), rest, np.flatnonzero(own <= level), turn)
+
+
+def _extra(counts: np.ndarray, rest: int, classes: np.ndarray, turn: int) -> np.ndarray:
+    """Gives one more to each of `rest` of the classes, beginning with the one whose turn it is."""
+    counts[np.roll(classes, -turn)[:rest]] += 1
+    return counts
