@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -125,3 +126,130 @@ def quadratics(float64):
 
     run.task = task
     return run
+
+
+class ChatServer:
+    """An OpenAI-compatible server on this machine that does as a test says.
+
+    Attributes:
+        url: Its address.
+        asked: What it was sent, in order: (headers, JSON).
+        behave: ``(query, seed, number of the request) -> answer``; or (status, headers, body) in its place.
+    """
+
+    def __init__(self):
+        import threading
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+        outer = self
+        self.asked, self.behave, lock = [], lambda query, seed, number: "yes", threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    number = len(outer.asked)
+                    outer.asked.append((dict(self.headers), {**request, "path": self.path}))
+                reply = outer.behave(request["messages"][-1]["content"], request["seed"], number)
+                if isinstance(reply, str):
+                    reply = 200, {}, json.dumps({"choices": [{"message": {"content": reply}}]})
+                status, headers, body = reply
+                body = body.encode() if isinstance(body, str) else body
+                self.send_response(status)
+                for name, value in {"Content-Length": len(body), **headers}.items():
+                    self.send_header(name, str(value))
+                self.end_headers()
+                with contextlib.suppress(OSError):  # the client may be gone
+                    self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+
+@pytest.fixture
+def chat_server():
+    server = ChatServer()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+CHAT_TEXTS = {
+    "good": ["the staff was kind and fast", "great flight thank you", "what a lovely crew today"],
+    "bad": ["my bag is lost again", "three hours late and no news", "the worst line i ever saw"],
+}
+
+
+@pytest.fixture
+def chat_texts():
+    """What `tiny_chat_model` has learnt to say, by class."""
+    return CHAT_TEXTS
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers with a chat template, over-fitted to answer queries for texts of two classes."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from genfl.generators.base import Prompt
+    from genfl.generators.text import ChatTexts
+
+    folder = tmp_path_factory.mktemp("tiny-chat") / "model"
+    words = sorted({word for texts in CHAT_TEXTS.values() for text in texts for word in text.split()})
+    special = ["<pad>", "<unk>", "<s>", "</s>", "<user>", "<assistant>"]
+    vocabulary = {word: index for index, word in enumerate([*special, "good", "bad", *words])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<user>", "<assistant>"]})
+    tokenizer.chat_template = (
+        "{% for message in messages %}<user> {{ message['content'] }}{% endfor %}<assistant>"
+    )
+    asking = ChatTexts.__new__(ChatTexts)  # its queries alone
+    asking.labels, asking.words = ["bad", "good"], 6
+    rows = []
+    for label, texts in CHAT_TEXTS.items():
+        query = asking.query(Prompt(label, f"a text about {label}", 1.0, 0))
+        asked = tokenizer.apply_chat_template([{"role": "user", "content": query}], tokenize=False)
+        rows += [(tokenizer.encode(asked), tokenizer.encode(f"{text} </s>")) for text in texts]
+    length = max(len(asked) + len(told) for asked, told in rows)
+    x = torch.zeros(len(rows), length, dtype=torch.long)
+    y = torch.full_like(x, -100)
+    for row, (asked, told) in enumerate(rows):
+        x[row, : len(asked) + len(told)] = torch.tensor(asked + told)
+        y[row, len(asked) : len(asked) + len(told)] = torch.tensor(told)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=512,
+                pad_token_id=0,
+                bos_token_id=2,
+                eos_token_id=3,
+            )
+        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        for _ in range(250):
+            loss = model(input_ids=x, labels=y, attention_mask=(x != 0).long()).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.generation_config.do_sample = True  # as those of chat models do
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

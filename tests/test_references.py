@@ -22,10 +22,11 @@ from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import Stack
 from genfl.rng import Key
-from genfl.run import Run, generated_data, mixed_data, private_data
+from genfl.run import Run
 from genfl.stages import arms, classified
 from genfl.stages import federate as stage
 from genfl.stages.arms import uses_generator
+from genfl.stages.content import holdings
 from genfl.storage import write_json
 
 SIZES = (3, 9, 20)
@@ -170,9 +171,7 @@ def synthetic():
 def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
     x, y = synthetic()
     private, made, mixed = (
-        private_data(run, 0),
-        generated_data(run, 0, (x, y)),
-        mixed_data(run, 0, (x, y)),
+        holdings(run, name, 0, synthetic, None) for name in ("local", "centralised_synthetic", "local+generated")
     )
     assert len(private) == len(made) == len(mixed) == 4
     assert rows(made.x) == rows(x)
@@ -188,7 +187,7 @@ def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
     assert all(
         label[tuple(row)] == int(of) for row, of in zip(made.x.flatten(1).tolist(), made.y, strict=True)
     )
-    other = generated_data(run, 1, (x, y))
+    other = holdings(run, "centralised_synthetic", 1, synthetic, None)
     assert not torch.equal(made.rows, other.rows), "another seed deals them out otherwise"
 
 
@@ -338,7 +337,7 @@ def test_only_what_reads_the_output_of_a_stage_is_redone_with_it(run, changed, r
         ("methods.x={algorithm: {name: local, mu: 1}}", "methods.x.algorithm.mu: unknown key; known: name"),
         ("methods.x={algorithm: centralized}", "there is no 'centralized'; did you mean 'centralised'?"),
         ("methods.x={algorithm: fedavgg}", "there is no 'fedavgg'; did you mean 'fedavg'?"),
-        ("methods.x={algorithm: fedavg, data: synthetic}", "methods.x.data: should be 'private', 'mixed' or"),
+        ("methods.x={algorithm: fedavg, data: synthetic}", "methods.x.data: should be 'private', 'generated',"),
         ("methods={local: {algorithm: local}}", "methods: all of them are references; name a federated"),
     ],
 )
@@ -358,7 +357,7 @@ def test_the_check_refuses_what_the_schema_cannot_see(monkeypatch, tmp_path):
             stage.STAGE.check(config.parse(CONFIG, overrides))
         return str(caught.value)
 
-    few = "methods.local+generated.data: 10 generated samples are too few to give each of 40 clients a share"
+    few = "methods.centralised_synthetic.data: with seed 0, client 10 gets no generated sample"
     assert few in refused("prompts.per_label=1", "data.partition.clients=40")
     generator = "methods.g={algorithm: generator}"
     stage.STAGE.check(config.parse(CONFIG, [generator]))

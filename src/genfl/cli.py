@@ -109,6 +109,13 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     until: Annotated[Until, typer.Option(help="The last stage to run.")] = Until.report,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="With --until generate: make the I-th of N shards, counted from 0, for a later run without.",
+        ),
+    ] = None,
     fresh: Fresh = False,
     update: Update = False,
     as_json: Json = False,
@@ -120,7 +127,7 @@ def run(
     """
     from genfl import config
 
-    _execute(config.load(config_file, overrides or []), out, until, fresh, update, as_json)
+    _execute(config.load(config_file, overrides or []), out, until, fresh, update, as_json, shard)
 
 
 @app.command()
@@ -204,16 +211,24 @@ def schema(debug: Debug = False) -> None:
 
 
 def _execute(
-    config: Config, out: Path | None, until: Until, fresh: bool, update: bool, as_json: bool
+    config: Config,
+    out: Path | None,
+    until: Until,
+    fresh: bool,
+    update: bool,
+    as_json: bool,
+    shard: str | None = None,
 ) -> None:
     from genfl import pipeline, progress
+    from genfl.run import Share
 
     _configure_logging()
     progress.enabled.set(not as_json)
     folder = out or Path("runs") / config.name
-    summary = pipeline.execute(config, folder, until=until.value, fresh=fresh, update=update)
+    share = Share.parse(shard) if shard else None
+    summary = pipeline.execute(config, folder, until=until.value, fresh=fresh, update=update, share=share)
     if as_json:
-        rows = [row._asdict() for row in pipeline.status(folder)]
+        rows = [row._asdict() for row in pipeline.status(share.folder(folder) if share else folder)]
         _print_json(summary if summary is not None else {"stages": rows})
     elif summary is not None:
         from genfl.report.text import table, verdict

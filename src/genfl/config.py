@@ -24,16 +24,20 @@ from pydantic import (
 )
 
 from genfl.algorithms import ALGORITHMS
+from genfl.data.budget import Guidance
+from genfl.data.budget import Kind as Budget
 from genfl.data.partition import OWN, Kind, Within
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
 from genfl.engines.choice import Name as EngineName
 from genfl.errors import InputError
-from genfl.generators.registry import GENERATORS
+from genfl.generators.registry import ESPEAK, GENERATORS
+from genfl.generators.speech import VOCODER
 from genfl.learning.augment import Augment, Padding
 from genfl.learning.task import Precision
 from genfl.models import MODELS
 from genfl.options import options
+from genfl.prompts.llm import ASKED
 from genfl.references import GENERATOR, REFERENCES
 
 
@@ -195,12 +199,66 @@ def _as_list(value: Any) -> Any:
 
 
 NO_GUIDANCE = [1.0]
+UNGUIDED = ("speech", "text")
+"""Kinds of generators without classifier-free guidance."""
+
+
+Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+
+
+class ChatModel(Section):
+    """A language model to ask: one that transformers runs here, or one behind an OpenAI-compatible server."""
+
+    model: str = Field(
+        min_length=1,
+        description="A folder or a Hugging Face id of a chat model; with base_url, what the server calls it.",
+    )
+    base_url: str | None = Field(
+        None,
+        description="The server's address, as in http://127.0.0.1:8000/v1. Without it, the model runs here.",
+    )
+    api_key_env: str = Field(
+        "OPENAI_API_KEY",
+        description="The environment variable that holds the server's key, where it wants one. The key is"
+        " written nowhere.",
+    )
+    device: Device = Field("cpu", description="cpu, cuda or cuda:1; without base_url.")
+    temperature: float = Field(1.0, gt=0, le=2, description="Of sampling.")
+    max_tokens: int = Field(500, ge=1, description="The longest answer.")
+    timeout: float = Field(
+        120.0, gt=0, description="The longest that a server may take to answer, or ask to wait, in seconds."
+    )
+    parallel: int = Field(4, ge=1, le=256, description="Queries that a server gets at the same time.")
+    attempts: int = Field(
+        5, ge=1, description="Queries for one sample, or for the prompts of one label, until they are usable."
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Returns what `genfl.llm.chat.connect` takes."""
+        return {name: getattr(self, name) for name in ChatModel.model_fields}
+
+
+class PromptModel(ChatModel):
+    """The language model that writes prompts."""
+
+    distinct: int = Field(20, ge=1, description="Different prompts of each label.")
+    fallback: Literal["multiple"] | None = Field(
+        None,
+        description="multiple fills up too few usable prompts with that style's; without it, it is an error.",
+    )
 
 
 class Prompts(Section):
     """What the generator is told."""
 
-    style: Literal["label", "single", "multiple", "fill"] = "single"
+    style: Literal["label", "single", "multiple", "fill", "llm", "scenes"] = Field(
+        "single",
+        description="label: its name alone. single: one sentence, such as 'a photo of a {label}', or for"
+        " sounds or texts. multiple: one of several such. fill: your own template. llm: a language model fills"
+        " in a sentence around the label (GPT-FL). scenes: it describes scenes with this label and no other"
+        " (FedGC).",
+    )
+    llm: PromptModel | None = Field(None, description="For styles llm and scenes: who writes the prompts.")
     template: str | None = Field(None, description="For style fill: 'a {look} {label}'.")
     blanks: dict[str, list[str]] = Field({}, description="For style fill: the words for each blank.")
     per_label: int = Field(200, ge=1, description="Samples of each label.")
@@ -211,6 +269,17 @@ class Prompts(Section):
     )
     block_size: int = Field(50, ge=1, description="Samples generated in one call, all of one scale.")
 
+    def problem(self) -> str | None:
+        """Says what does not fit together: field and fix; None where there is nothing."""
+        if self.style in ASKED and self.llm is None:
+            return f"llm: style {self.style} needs a language model, as in llm: {{model: FOLDER}}"
+        if self.style not in ASKED and self.llm is not None:
+            return f"llm: style {self.style} asks no language model; use style llm or scenes, or leave it out"
+        return None
+
+
+Side = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
+
 
 class ImageGenerator(Section):
     """A text-to-image model."""
@@ -218,7 +287,17 @@ class ImageGenerator(Section):
     kind: Literal["image"] = "image"
     model: str = Field("miniature", description="miniature, a folder, or a Hugging Face model id.")
     steps: int = Field(15, ge=1, le=1000, description="Denoising steps.")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:1.")
+    device: Device = Field("cpu", description="cpu, cuda or cuda:1.")
+    size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Height and width to draw at, in pixels. Without it, the model's own."
+    )
+    strength: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="How far an image may go from the real one that guides it, where one does; at 1 hardly"
+        " anything is left of it.",
+    )
 
 
 class FileGenerator(Section):
@@ -247,20 +326,62 @@ class SpeechGenerator(Section):
     """Text to speech."""
 
     kind: Literal["speech"]
-    model: Literal["espeak"] = Field("espeak", description="espeak: espeak-ng, in hundreds of voices.")
+    model: str = Field(
+        ESPEAK,
+        min_length=1,
+        description="espeak: espeak-ng, in hundreds of voices. Or a folder or a Hugging Face id of a"
+        " text-to-speech model of transformers, such as microsoft/speecht5_tts or facebook/mms-tts-eng.",
+    )
     language: str = Field(
         "en",
-        description="A language as espeak-ng calls it, with all its accents (en, de, cmn), or one of these"
-        " (en-us).",
+        description="Of espeak: a language as espeak-ng calls it, with all its accents (en, de, cmn), or one"
+        " of these (en-us).",
     )
     seconds: float = Field(
-        1.0, ge=0, le=60, description="How long a clip is at least; what is said is at a random place in it."
+        1.0,
+        ge=0,
+        le=60,
+        description="Of espeak: how long a clip is at least; what is said is at a random place in it.",
     )
     snr: Span | None = Field(
         [0.0, 40.0],
-        description="Least and greatest signal-to-noise ratio, in dB, of the noise that is added to a clip;"
-        " null for none.",
+        description="Of espeak: least and greatest signal-to-noise ratio, in dB, of the noise that is added"
+        " to a clip; null for none.",
     )
+    vocoder: str = Field(
+        VOCODER,
+        min_length=1,
+        description="Of SpeechT5: a folder or a Hugging Face id of its HiFi-GAN, which makes sound.",
+    )
+    speakers: str | None = Field(
+        None,
+        description="Of SpeechT5: a file or folder of x-vectors (.npy, .safetensors, .parquet), of which one"
+        " is drawn for each clip.",
+    )
+    device: Device = Field("cpu", description="Of models: cpu, cuda or cuda:1.")
+
+    def problem(self) -> str | None:
+        """Says what does not fit together: field and fix; None where there is nothing."""
+        of_espeak, of_models = ("language", "seconds", "snr"), ("vocoder", "speakers", "device")
+        for name in of_models if self.model == ESPEAK else of_espeak:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                what = "for espeak alone" if name in of_espeak else "not for espeak"
+                return f"{name}: it is {what}; leave it out, or take another model"
+        return None
+
+
+class SoundGenerator(Section):
+    """Text to sound."""
+
+    kind: Literal["sound"]
+    model: str = Field(
+        min_length=1,
+        description="A folder or a Hugging Face id of AudioLDM or AudioLDM 2, such as"
+        " cvssp/audioldm-s-full-v2.",
+    )
+    steps: int = Field(100, ge=1, le=1000, description="Denoising steps.")
+    seconds: float = Field(5.0, ge=0.1, le=60, description="How long clips are.")
+    device: Device = Field("cpu", description="cpu, cuda or cuda:1.")
 
 
 def _kind(value: Any) -> Any:
@@ -268,8 +389,25 @@ def _kind(value: Any) -> Any:
     return {"kind": "image", **value} if isinstance(value, dict) else value
 
 
+class TextGenerator(ChatModel):
+    """Texts by a language model."""
+
+    kind: Literal["text"]
+    words: int = Field(
+        30, ge=1, le=2000, description="How long texts are, about: a quarter to three times as long is taken."
+    )
+    shots: int = Field(
+        3, ge=0, description="Real examples shown with a query, where clients generate guided by them."
+    )
+    trusted: bool = Field(
+        False, description="Whether the server may be shown real examples, because it is the clients' own."
+    )
+
+
 Generator = Annotated[
-    ImageGenerator | SpeechGenerator | FileGenerator, Discriminator("kind"), BeforeValidator(_kind)
+    ImageGenerator | SpeechGenerator | SoundGenerator | TextGenerator | FileGenerator,
+    Discriminator("kind"),
+    BeforeValidator(_kind),
 ]
 
 
@@ -406,6 +544,62 @@ class Federation(Section):
     )
 
 
+class Filter(Section):
+    """Which generated samples clients train on: those of least loss under the global model (FedGC)."""
+
+    share: float = Field(0.9, gt=0, le=1, description="The share of them that a client keeps.")
+    from_round: int = Field(1, ge=1, description="The first round that filters: early models judge badly.")
+    by_class: bool = Field(False, description="Whether that share of each class is kept, or of all together.")
+
+
+class Content(Section):
+    """Generated content in the clients (FedGC): how much each gets, of what kind, and how it counts."""
+
+    samples: int | None = Field(
+        None, ge=1, description="Generated samples of all clients together; without it, all there are."
+    )
+    budget: Budget = Field(
+        "equal",
+        description="How they are divided. equal: the same for every client and class. inverse: the fewer"
+        " samples a client has, the more. water_filling: the same for every client, poured over its classes"
+        " so that those it has least of rise to one level.",
+    )
+    clients: float = Field(
+        1.0, gt=0, le=1, description="Share of the clients that get any; which ones is drawn for each seed."
+    )
+    guidance: Guidance = Field(
+        "prompt",
+        description="What a client's samples are made from. prompt: prompts alone. real: prompts and examples"
+        " of its own, so that it gets samples of its own classes only. mixed: of a class that it has, half of"
+        " them with an example; of the others, prompts alone.",
+    )
+    by: Literal["clients", "server"] = Field(
+        "clients",
+        description="Who generates: clients, for themselves, so that nothing is sent; or the server, which"
+        " sends every client its own, and their bytes count.",
+    )
+    weight: Literal["merged", "private"] = Field(
+        "merged",
+        description="What counts as a client's samples when models are averaged: merged, private and"
+        " generated ones; or private ones alone.",
+    )
+    filter: Filter | None = Field(None, description="Has clients choose among their generated samples.")
+
+    def problem(self) -> str | None:
+        """Says what cannot be combined: field and fix; None where there is nothing."""
+        if self.guidance == "prompt":
+            return None
+        if self.by == "server":
+            return "by: the server has no real examples; use clients, or guidance prompt"
+        if self.samples is None:
+            return "samples: say how many, where real examples guide them"
+        return None
+
+    def given(self) -> dict[str, Any]:
+        """Returns what was set, by name."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
 class Method(Section):
     """One arm of the comparison."""
 
@@ -419,10 +613,15 @@ class Method(Section):
         description="The initial global model: pretrained is GPT-FL's warm start, init is pretrain.init as it"
         " is, without generated data.",
     )
-    data: Literal["private", "mixed", "generated"] = Field(
+    data: Literal["private", "generated", "mixed", "p2g", "g2p"] = Field(
         "private",
-        description="What clients train on: mixed adds an equal share of the synthetic data to their own,"
-        " generated is that share alone.",
+        description="What clients train on: private, generated, or both: mixed together; p2g, private samples"
+        " first in every round, then generated ones; g2p, the other way round.",
+    )
+    content: Content | None = Field(
+        None,
+        description="The generated samples of clients that train on any; what is not set here is as in the"
+        " section content.",
     )
 
     @property
@@ -440,6 +639,10 @@ class Method(Section):
             return "start: generator trains nothing, so there is nothing to start from; leave it out"
         if self.reference == GENERATOR and self.data != "private":
             return "data: generator trains on nothing; leave it out"
+        if self.content and self.data == "private":
+            return "content: clients train on private data alone; set data to mixed, or leave it out"
+        if self.content and (problem := self.content.problem()):
+            return f"content.{problem}"
         return None
 
 
@@ -469,22 +672,37 @@ class Config(Section):
     )
     pretrain: Pretraining = Pretraining()
     federate: Federation = Federation()
+    content: Content = Content()
     methods: dict[FolderName, Method] = Field(min_length=1)
     report: Report = Report()
 
     @model_validator(mode="before")
     @classmethod
-    def _spoken(cls, content: Any) -> Any:
-        """Has speech say labels alone, where nothing else is asked for: it makes no photos."""
+    def _unguided(cls, content: Any) -> Any:
+        """Has speech say labels alone, and no scale guide what none can, where nothing else is asked for."""
         kind, prompts = (content.get(name) or {} for name in ("generator", "prompts"))
-        if isinstance(kind, dict) and kind.get("kind") == "speech" and isinstance(prompts, dict):
-            return {**content, "prompts": {"style": "label", "guidance_scale": NO_GUIDANCE, **prompts}}
+        if isinstance(kind, dict) and kind.get("kind") in UNGUIDED and isinstance(prompts, dict):
+            style = {"style": "label"} if kind["kind"] == "speech" else {}
+            return {**content, "prompts": {**style, "guidance_scale": NO_GUIDANCE, **prompts}}
         return content
 
     @model_validator(mode="after")
+    def _content_of_methods(self) -> Self:
+        """Gives methods whose clients hold generated content what the section says and they do not."""
+        shared = dict(self.content)
+        filled = {
+            name: method.model_copy(
+                update={"content": Content(**shared | (method.content or Content()).given())}
+            )
+            for name, method in self.methods.items()
+            if method.data != "private"
+        }
+        return self.model_copy(update={"methods": self.methods | filled})
+
+    @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.generator.kind == "speech" and self.prompts.guidance_scale != NO_GUIDANCE:
-            raise ValueError("prompts.guidance_scale: speech is not guided; leave it out")
+        if self.generator.kind in UNGUIDED and self.prompts.guidance_scale != NO_GUIDANCE:
+            raise ValueError(f"prompts.guidance_scale: {self.generator.kind} is not guided; leave it out")
         clients, cohort = self.data.partition.known, self.federate.clients_per_round
         if clients is not None and cohort > clients:
             raise ValueError(
@@ -510,6 +728,10 @@ class Config(Section):
             )
         if problem := self.data.problem():
             raise ValueError(f"data.{problem}")
+        if problem := self.prompts.problem():
+            raise ValueError(f"prompts.{problem}")
+        if isinstance(self.generator, SpeechGenerator) and (problem := self.generator.problem()):
+            raise ValueError(f"generator.{problem}")
         return self
 
 

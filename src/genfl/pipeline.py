@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -20,10 +18,10 @@ from genfl import config as configs
 from genfl.config import Config
 from genfl.errors import GenflError, InputError
 from genfl.report.summary import environment, summarise
-from genfl.run import Run, resolved
-from genfl.stages import federate, generate, labels, pretrain, prompts, report
+from genfl.run import ANSWERS, Run, Share, resolved, share_folders
+from genfl.stages import federate, generate, guided, labels, pretrain, prompts, report
 from genfl.stages.base import Stage
-from genfl.storage import digest, read_json, replacing, sha256, write_json, write_text
+from genfl.storage import digest, link, read_json, sha256, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +29,7 @@ STAGES: tuple[Stage, ...] = (
     labels.STAGE,
     prompts.STAGE,
     generate.STAGE,
+    guided.STAGE,
     pretrain.STAGE,
     federate.STAGE,
     report.STAGE,
@@ -51,6 +50,7 @@ def execute(
     fresh: bool = False,
     update: bool = False,
     others: Sequence[Path] = (),
+    share: Share | None = None,
 ) -> dict[str, Any] | None:
     """Runs the pipeline in a folder, doing only what is not done yet.
 
@@ -62,18 +62,29 @@ def execute(
         update: Take over a folder that was made with another config: what does not depend on the changes is
             kept.
         others: Folders of runs whose finished stages are taken over where they are the same.
+        share: Generate this share alone, in a folder beside that of the run, which takes over what it finds
+            in such folders.
 
     Returns:
         The summary, also written to ``summary.json``; None if the report was not reached.
 
     Raises:
-        InputError: The folder holds something else, or is in use.
+        InputError: The folder holds something else, or is in use; or a share is to be more than generated.
     """
-    stages = STAGES[: [stage.name for stage in STAGES].index(until) + 1]
+    if share and until != generate.STAGE.name:
+        raise InputError("--shard: several processes share the generating alone; add --until generate")
     config = checked(config)  # all of it, also what comes after `until`: mistakes are cheapest now
-    with holding(folder, "run", MARKER):
-        _claim(config, folder, fresh=fresh, update=update)
-        return _execute(config, folder, len(stages), others)
+    made = [path for path in share_folders(folder) if (path / MARKER).exists()]
+    if share:
+        run = Run(config, share.folder(folder), share)
+    else:
+        run = Run(config, folder, shares=tuple(made))
+    with contextlib.ExitStack() as held:
+        for place in (run.folder, *run.shares):
+            held.enter_context(holding(place, "run", MARKER))
+        _claim(config, run.folder, fresh=fresh, update=update)
+        beside = [place for place in (folder, *made) if place != run.folder]
+        return _execute(run, until, [*others, *beside])
 
 
 def checked(config: Config) -> Config:
@@ -152,7 +163,7 @@ def _refuse_foreign(folder: Path, what: str, marker: str) -> None:
 
 def _delete_run(folder: Path) -> None:
     """Deletes what a run wrote, and nothing else; the marker stays, so that a kill leaves a run's folder."""
-    for name in ("stages", *(stage.folder for stage in STAGES)):
+    for name in ("stages", ANSWERS, *(stage.folder for stage in STAGES)):
         _remove(folder / name)
     for name in (SUMMARY, CONFIG):
         (folder / name).unlink(missing_ok=True)
@@ -164,23 +175,26 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _execute(config: Config, folder: Path, stages: int, others: Sequence[Path]) -> dict[str, Any] | None:
-    run = Run(config, folder)
+def _execute(run: Run, until: str, others: Sequence[Path]) -> dict[str, Any] | None:
     skipped: dict[str, bool] = {}
-    for stage, key in itertools.islice(keyed(config), stages):
-        skipped[stage.name] = _bring_up_to_date(stage, key, run, others)
-    if stages < len(STAGES):
+    last = [stage.name for stage in STAGES].index(until)
+    for stage, key in keyed(run.config):
+        if stage in STAGES[: last + 1]:
+            skipped[stage.name] = _bring_up_to_date(stage, key, run, others)
+    if STAGES[last] is not STAGES[-1]:
         return None
     summary = summarise(run, skipped)
-    write_json(folder / SUMMARY, summary)
+    write_json(run.folder / SUMMARY, summary)
     return summary
 
 
 def keyed(config: Config) -> Iterator[tuple[Stage, str]]:
-    """Yields each stage with the key of its output: a digest of all that decides what it is."""
+    """Yields each stage the config wants with the key of its output: a digest of all that decides it."""
     keys: dict[str, str] = {}
     for stage in STAGES:
-        upstream = {name: keys[name] for name in stage.needs}
+        if not stage.wanted(config):
+            continue
+        upstream = {name: keys[name] for name in stage.needs if name in keys}
         keys[stage.name] = digest([stage.name, stage.version, stage.inputs(config), upstream])
         yield stage, keys[stage.name]
 
@@ -209,6 +223,8 @@ def _bring_up_to_date(stage: Stage, key: str, run: Run, others: Sequence[Path]) 
     began = time.perf_counter()
     result = stage.run(run)
     seconds = time.perf_counter() - began
+    if result is None:
+        return False
     files = {
         path.relative_to(folder).as_posix(): sha256(path)
         for path in sorted(folder.rglob("*"))
@@ -231,10 +247,7 @@ def _bring_up_to_date(stage: Stage, key: str, run: Run, others: Sequence[Path]) 
 
 
 def _take_over(stage: Stage, key: str, run: Run, other: Run) -> bool:
-    """Links a stage's files from another run, if they are the same there and intact.
-
-    No file is ever written to once it has its name, so two runs may share it.
-    """
+    """Links a stage's files from another run, if they are the same there and intact."""
     record = _read_record(other.record(stage.name))
     if not record or record["key"] != key or not record["done"]:
         return False
@@ -242,11 +255,7 @@ def _take_over(stage: Stage, key: str, run: Run, other: Run) -> bool:
     if not all(_intact(source / path, checksum) for path, checksum in record["files"].items()):
         return False
     for path in record["files"]:
-        with replacing(target / path) as temporary:
-            try:
-                os.link(source / path, temporary)
-            except OSError:  # not every file system has links, and none has them across file systems
-                shutil.copy2(source / path, temporary)
+        link(source / path, target / path)
     _write_record(run.record(stage.name), record)
     log.info("%s: taken over from %s", stage.name, other.folder)
     return True

@@ -40,8 +40,12 @@ def bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # rich forgets what is older: the time between two units must be shorter for there to be a rate
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, speed_estimate_period=3600
+    ) as progress:
         task = progress.add_task(what, total=total, completed=done, rate="")
+        progress.advance(task, 0)  # the rate counts from here
 
         def advance(amount: int) -> None:
             progress.advance(task, amount)

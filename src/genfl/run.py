@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from genfl.config import Config, Data, Model, validate
@@ -26,12 +26,55 @@ from genfl.storage import read_json
 log = logging.getLogger(__name__)
 
 
+ANSWERS = "answers"
+
+
+class Share(NamedTuple):
+    """What one of several processes generates: blocks ``number``, ``number + of``, ``number + 2 of``, ..."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Reads ``0/4``.
+
+        Raises:
+            InputError: It is something else.
+        """
+        match text.split("/"):
+            case [number, of] if number.isdecimal() and of.isdecimal() and int(number) < int(of):
+                return cls(int(number), int(of))
+        raise InputError(f"--shard: say which of how many, counted from 0, as in 0/4 to 3/4; not {text!r}")
+
+    def folder(self, run: Path) -> Path:
+        """Returns where it is made: beside the folder of the run that it is for."""
+        return run.with_name(f"{run.name}.shard-{self.number}-of-{self.of}")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def share_folders(run: Path) -> list[Path]:
+    """Returns the folders of the shares that were made for a run, or begun."""
+    return [path for path in sorted(run.parent.glob("*")) if path.name.startswith(f"{run.name}.shard-")]
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run of the pipeline: its resolved config and its folder."""
+    """A run of the pipeline.
+
+    Attributes:
+        config: Its resolved config.
+        folder: Its folder.
+        share: What it generates, if not everything.
+        shares: Folders of runs that generated shares for it.
+    """
 
     config: Config
     folder: Path
+    share: Share | None = None
+    shares: tuple[Path, ...] = ()
 
     def record(self, stage: str) -> Path:
         """The file that says what a finished stage gave."""
@@ -52,6 +95,11 @@ class Run:
         """The discovered label names; a class's index is its place in this list."""
         found: list[str] = self.result("labels")["found"]
         return found
+
+    @property
+    def answers(self) -> Path:
+        """Where the answers of language models are kept, so that nothing is asked twice."""
+        return self.folder / ANSWERS
 
 
 def data_set(data: Data) -> DataSet:
@@ -161,21 +209,7 @@ def held_back_data(run: Run, seed: int) -> tuple[list[int], ClientData] | None:
     )
 
 
-def generated_data(run: Run, seed: int, synthetic: tuple[torch.Tensor, torch.Tensor]) -> ClientData:
-    """Returns clients that hold an equal share of the synthetic inputs and labels each, and nothing else."""
-    x, y = synthetic
-    order = Key(seed).fold("mixed").numpy().permutation(len(x))
-    shares = np.array_split(order, run.config.data.partition.clients)
-    prepare, augment = data_set(run.config.data).prepare, run.config.federate.local.augment.of("generated")
-    return ClientData(x, y, shares, len(run.labels), prepare, augment)
-
-
-def mixed_data(run: Run, seed: int, synthetic: tuple[torch.Tensor, torch.Tensor]) -> ClientData:
-    """Returns clients that hold their private data and what `generated_data` gives them."""
-    return private_data(run, seed).beside(generated_data(run, seed, synthetic))
-
-
-def indices(examples: Examples, labels: list[str]) -> torch.Tensor:
+def indices(examples: Examples, labels: Sequence[str]) -> torch.Tensor:
     """Returns the class index of each example, int64."""
     number = {name: index for index, name in enumerate(labels)}  # discovery brings names to NFC
     return torch.tensor([number[unicodedata.normalize("NFC", name)] for name in examples.labels])

@@ -28,17 +28,16 @@ def test_the_sum_is_exact_and_nothing_is_negative(kind, samples, own):
 def test_equal_is_m_over_k_c_up_to_rounding(samples, own):
     clients, classes = own.shape
     found = budget("equal", samples, own)
-    assert np.abs(found - samples / (clients * classes)).max() < 2  # a client's share is rounded, then a class's
+    assert np.abs(found - samples / (clients * classes)).max() < 2  # rounded for clients, then for classes
     assert np.ptp(found.sum(1)) <= 1
     assert np.ptp(found, axis=1).max() <= 1
 
 
 @given(samples=st.integers(0, 20_000), own=COUNTS)
 def test_inverse_is_its_closed_form_up_to_rounding(samples, own):
-    clients, classes = own.shape
     sizes = own.sum(1)
     missing = sizes.max() - sizes
-    share = missing / missing.sum() if missing.any() else np.full(clients, 1 / clients)
+    share = missing / missing.sum() if missing.any() else np.full(len(own), 1 / len(own))
     found = budget("inverse", samples, own)
     assert np.abs(found.sum(1) - samples * share).max() < 1
     assert np.ptp(found, axis=1).max() <= 1

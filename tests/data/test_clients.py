@@ -48,13 +48,41 @@ def test_clients_made_of_clients_hold_what_these_hold():
     assert one.x is data.x, "nothing is copied"
 
 
-def test_clients_beside_others_hold_both():
-    other = ClientData(100 + X, (Y + 1) % 3, [np.array([2]), np.array([8, 0]), np.array([4])], 3)
-    both = ClientData(X, Y, PARTS, 3).beside(other)
-    assert [held(both, k)[0] for k in range(3)] == [[7, 1, 102], [0, 9, 3, 108, 100], [5, 104]]
-    assert [held(both, k)[1] for k in range(3)] == [[1, 1, 0], [0, 0, 0, 0, 1], [2, 2]]
-    assert both.labels(1).tolist() == [0, 0, 0, 0, 1]
-    assert both.facts_table["samples"].tolist() == [3, 5, 2]
+EXTRA = [np.array([2]), np.array([], dtype=int), np.array([4, 0])]
+
+
+def enriched(data=None, **options):
+    return (data or ClientData(X, Y, PARTS, 3)).enriched(100 + X, (Y + 1) % 3, EXTRA, **options)
+
+
+def test_enriched_clients_hold_their_own_and_what_they_are_given():
+    both = enriched()
+    assert [held(both, k)[0] for k in range(3)] == [[7, 1, 102], [0, 9, 3], [5, 104, 100]]
+    assert [held(both, k)[1] for k in range(3)] == [[1, 1, 0], [0, 0, 0], [2, 2, 1]]
+    assert both.labels(2).tolist() == [2, 2, 1]
+    assert [both.sizes(k) for k in range(3)] == [(2, 1), (3, 0), (1, 2)]
+    assert [both.samples(k) for k in range(3)] == [3, 3, 3]
+
+
+def test_generated_data_alone_is_told_from_private_data():
+    assert ClientData(X, Y, PARTS, 3).sizes(1) == (3, 0)
+    assert ClientData(X, Y, PARTS, 3, generated=True).sizes(1) == (0, 3)
+
+
+def test_private_samples_alone_may_decide_a_clients_weight():
+    both, own = enriched(), enriched(weigh=False)
+    assert both.facts_table["samples"].tolist() == [3, 3, 3]
+    assert own.facts_table["samples"].tolist() == [own.facts(k)["samples"] for k in range(3)] == [2, 3, 1]
+    labels = [[1, 2, 0], [3, 0, 0], [0, 1, 2]]  # trained on in either case
+    assert own.facts_table["label_counts"].tolist() == both.facts_table["label_counts"].tolist() == labels
+    assert own.table(1, 3)["samples"].tolist() == [3, 1]
+
+
+def test_one_client_made_of_enriched_ones_has_private_samples_first():
+    one = enriched(weigh=False).as_one([2, 0])
+    assert held(one, 0)[0] == [5, 7, 1, 104, 100, 102]
+    assert one.sizes(0) == (3, 3)
+    assert one.facts(0)["samples"].item() == 3
 
 
 def test_inputs_are_prepared_when_they_become_a_batch_and_not_before():
@@ -66,7 +94,7 @@ def test_inputs_are_prepared_when_they_become_a_batch_and_not_before():
 
     stored = torch.arange(10, dtype=torch.uint8)[:, None]
     data = ClientData(stored, Y, PARTS, 3, prepare)
-    both = data.beside(ClientData(stored, Y, PARTS, 3))
+    both = data.enriched(stored, Y, PARTS)
     assert asked == []
     assert data.batch(1, torch.tensor([2, 0]))["x"].flatten().tolist() == [1.5, 0]
     assert data.as_one([1, 2]).batch(0, torch.tensor([3]))["x"].flatten().tolist() == [2.5]
@@ -91,25 +119,21 @@ def changed(data, client, key):
 
 
 def test_each_part_of_a_client_keeps_its_own_changes():
-    mine = ClientData(X, Y, PARTS, 3, augment=plus(10))
-    theirs = ClientData(100 + X, Y, [np.array([2]), np.array([8, 0]), np.array([4])], 3, augment=plus(20))
-    plain = ClientData(X, Y, PARTS, 3)
-    key = Key(0)
-    assert changed(mine.beside(theirs), 1, key)[0] == [10, 10, 10, 20, 20]
-    assert changed(mine.beside(plain), 1, key)[0] == [10, 10, 10, 0, 0, 0]
-    assert changed(plain.beside(theirs), 1, key)[0] == [0, 0, 0, 20, 20]
-    assert changed(mine.beside(theirs).as_one([2, 1]), 0, key)[0] == [10, 20, 10, 10, 10, 20, 20]
-    assert changed(theirs.beside(mine).beside(theirs), 2, key)[0] == [20, 10, 20]
-    assert changed(plain.beside(plain), 1, key) == ([0] * 6, [0] * 6)
+    mine, plain, key = ClientData(X, Y, PARTS, 3, augment=plus(10)), ClientData(X, Y, PARTS, 3), Key(0)
+    assert changed(enriched(mine, augment=plus(20)), 2, key)[0] == [10, 20, 20]
+    assert changed(enriched(mine), 2, key)[0] == [10, 0, 0]
+    assert changed(enriched(plain, augment=plus(20)), 2, key)[0] == [0, 20, 20]
+    assert changed(enriched(mine, augment=plus(20)).as_one([2, 1]), 0, key)[0] == [10] * 4 + [20] * 2
+    assert changed(enriched(plain), 2, key) == ([0] * 3, [0] * 3)
 
 
 def test_changes_are_drawn_from_the_key_and_each_part_has_a_stream_of_its_own():
     mine = ClientData(X, Y, PARTS, 3, augment=plus(10))
-    both = mine.beside(ClientData(X, Y, PARTS, 3, augment=plus(20)))
+    both = mine.enriched(X, Y, PARTS, plus(20))
     _, drawn = changed(both, 1, Key(0))
     assert drawn == changed(both, 1, Key(0))[1] != changed(both, 1, Key(1))[1]
     assert len(set(drawn)) == 6
-    alone = mine.beside(ClientData(X, Y, PARTS, 3))
+    alone = mine.enriched(X, Y, PARTS)
     assert changed(alone, 1, Key(0))[1][:3] == drawn[:3], "whatever the other part does"
     assert held(both, 1)[0] == [0, 9, 3, 0, 9, 3], "without a key inputs stay as they are"
     assert torch.equal(both.x[:10], X), "and the stored ones always do"

@@ -9,8 +9,9 @@ from PIL import Image
 
 import genfl.run
 from genfl import config
-from genfl.run import Run, generated_data, mixed_data, private_data
+from genfl.run import Run
 from genfl.stages import federate, labels, pretrain
+from genfl.stages.content import holdings
 from genfl.storage import write_json
 
 CONFIG = """
@@ -96,7 +97,8 @@ def test_pretraining_is_not_given_bytes(run, seen):
 
 def test_private_and_generated_examples_are_stored_and_given_alike(run):
     x, y = genfl.run.data_set(run.config.data).train.x[:6], torch.tensor([0, 1] * 3)
-    for data in (private_data(run, 0), generated_data(run, 0, (x, y)), mixed_data(run, 0, (x, y))):
+    for name in ("private", "generated", "mixed"):
+        data = holdings(run, name, 0, lambda: (x, y), None)
         assert data.x.dtype == torch.uint8
         found = data.batch(0, torch.arange(2))["x"]
         assert of_normal_range([found])

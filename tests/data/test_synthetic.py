@@ -61,7 +61,7 @@ def test_two_sets_and_one_made_anew_are_not_taken_for_each_other_by_the_cache(da
 
 
 def test_it_reads_back_what_was_written(data):
-    images, labels = SyntheticData.open(data.folder).read()
+    images, labels = SyntheticData.open(data.folder).read(MEDIA["image"].read)
     assert labels == ["cat", "dog", "cat"] * 3
     assert [image.getpixel((0, 0))[0] for image in images] == [0, 1, 2, 50, 51, 52, 100, 101, 102]
 
@@ -84,7 +84,7 @@ def test_a_flipped_byte_is_named_and_only_that_shard_is_missing(data, position, 
     assert data.missing() == [1]
     assert path.name in caplog.text
     with pytest.raises(GenflError, match="generate stage again"):
-        data.read()
+        data.read(MEDIA["image"].read)
     data.write(1, _samples(1), "a generator", seconds=0.5)
     assert data.missing() == []
 

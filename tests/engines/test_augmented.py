@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,17 +26,18 @@ PRIVATE = Augment(crop=2, flip=True, noise=0.1)
 GENERATED = Augment(crop=1, padding="reflect", cutout=3)
 
 
+ROWS = [np.arange(a, b) for a, b in itertools.pairwise([0, 9, 30, 34, 60])]
+
+
 def part(seed, augment):
     rng = Key(seed).torch()
     x, y = torch.randn(60, *SHAPE, generator=rng), torch.randint(3, (60,), generator=rng)
-    ends = [0, 9, 30, 34, 60]
-    return ClientData(
-        x, y, [torch.arange(a, b).numpy() for a, b in itertools.pairwise(ends)], 3, augment=augment
-    )
+    return ClientData(x, y, ROWS, 3, augment=augment)
 
 
 def mixed(private=PRIVATE, generated=GENERATED):
-    return part(0, private).beside(part(1, generated))
+    made = part(1, None)
+    return part(0, private).enriched(made.x, made.y, ROWS, generated)
 
 
 def run(clients, engine, rounds=4, **options):

@@ -12,7 +12,7 @@ from genfl.algorithms.fedavg import fedavg
 from genfl.analysis.diversity import NAME, gradient_diversity
 from genfl.data.clients import ClientData, Ranges
 from genfl.data.plans import Batches
-from genfl.engines.base import Work
+from genfl.engines.base import Work, drawn
 from genfl.engines.rounds import Schedule, census, cohort, federate
 from genfl.engines.sequential import Sequential
 from genfl.errors import InputError
@@ -264,7 +264,7 @@ def test_batches_and_random_streams_differ_over_rounds_clients_and_steps(clients
 
     def engine(program, work):
         for job in work:
-            rows = job.batches.draw(clients.samples(job.client))
+            rows = drawn(program, clients, job)
             seen.append((job.client, str([row.tolist() for row in rows]), job.key))
         return Sequential(clients)(program, work)
 

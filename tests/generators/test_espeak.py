@@ -157,7 +157,7 @@ def test_speech_says_labels_alone_and_is_not_guided(content):
 
 
 def test_wrong_settings_are_named(content):
-    for field, value in (("snr", [40.0, 0.0]), ("snr", [1.0]), ("seconds", -1.0), ("model", "nobody")):
+    for field, value in (("snr", [40.0, 0.0]), ("snr", [1.0]), ("seconds", -1.0), ("model", "")):
         content["generator"] = {"kind": "speech", field: value}
         with pytest.raises(InputError, match=rf"^generator.{field}: "):
             config.validate(content)
@@ -165,7 +165,7 @@ def test_wrong_settings_are_named(content):
 
 def test_images_are_not_spoken_and_sounds_not_painted(content, tmp_path):
     with pytest.raises(
-        InputError, match=r"^generator.kind: image makes no clips, .* use one of: speech, files"
+        InputError, match=r"^generator.kind: image makes no clips, .* use one of: speech, sound, files"
     ):
         pipeline.execute(config.validate(content | {"generator": {"kind": "image"}}), tmp_path / "run")
 

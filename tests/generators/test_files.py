@@ -20,7 +20,9 @@ from genfl.stages import generate
 def draw(folder, label, number, size=4):
     """Writes an image whose pixels say which it is."""
     (folder / label).mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((size, size, 3), number, np.uint8)).save(folder / label / f"{number}.png")
+    pixels = np.full((size, size, 3), number, np.uint8)
+    pixels[-1, -1] = 255  # a blank image is left out
+    Image.fromarray(pixels).save(folder / label / f"{number}.png")
 
 
 @pytest.fixture

@@ -16,12 +16,23 @@ def test_styles():
     assert Templates("label").draw("cat", rng) == "cat"
     assert Templates("single").draw("cat", rng) == "a photo of a cat"
     multiple = {Templates("multiple").draw("cat", rng) for _ in range(300)}
-    assert multiple == {template.format(label="cat") for template in MULTIPLE}
+    assert multiple == {template.format(label="cat") for template in MULTIPLE["image"]}
     assert {FILL.draw("six", rng) for _ in range(100)} == {
         "a thin handwritten six",
         "a bold slanted handwritten six",
         "a handwritten six",
     }
+
+
+def test_sentences_are_about_what_is_made():
+    rng = np.random.default_rng(0)
+    assert Templates("single", modality="audio").draw("rain", rng) == "a sound of rain"
+    assert Templates("single", modality="text").draw("sports", rng) == "a text about sports"
+    several = {
+        modality: Templates("multiple", modality=modality).all("x") for modality in ("image", "audio", "text")
+    }
+    assert all(len(set(texts)) == 10 for texts in several.values())
+    assert not set(several["image"]) & set(several["audio"]) | set(several["audio"]) & set(several["text"])
 
 
 def test_braces_in_a_label_are_no_blanks():

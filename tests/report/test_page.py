@@ -100,7 +100,24 @@ def make(
             "holders": dict.fromkeys(LABELS, clients),
         },
         "prompts": {"samples": 9, "blocks": 1, "distinct": 3, "examples": LABELS},
-        "generate": {"samples": 9, "bytes": 1000, "seconds": 4.5, "samples_per_second": 2.0},
+        "generate": {
+            "samples": 9,
+            "removed": 2,
+            "duplicates": 1,
+            "near_duplicates": 3,
+            "bytes": 1000,
+            "seconds": 4.5,
+            "samples_per_second": 2.0,
+            "labels": {
+                label: {
+                    "samples": 3,
+                    "removed": {"blank": 2} if label == NASTY else {},
+                    "duplicates": 0,
+                    "near_duplicates": 1,
+                }
+                for label in LABELS
+            },
+        },
         "pretrain": {"seeds": {str(seed): {"best_epoch": 2, "history": history} for seed in seeds}},
         "federate": {
             "methods": {
@@ -175,6 +192,21 @@ def test_names_are_escaped(source):
     assert text.count(NASTY) > 8
     assert f"“a {NASTY}”, guidance scale 2" in found.values("title")
     assert "$two$" in text  # nor is it a formula
+
+
+def test_what_was_left_out_and_what_repeats_is_beside_the_samples(source):
+    samples = re.search(r'<section id="samples">.*?</section>', source, re.DOTALL)[0]
+    text = "".join(Reader(samples).text)
+    assert "2 samples of 11 could not be learnt from and were left out" in text
+    assert "1 repeats one before byte by byte, and 3 (33.3 %) are so near" in text
+    rows = re.findall(r"<tr><th.*?</tr>", samples)[1:]
+    assert len(rows) == len(LABELS)
+    assert [row.count("<td>2 blank</td>") for row in rows] == [int(label == NASTY) for label in LABELS]
+
+
+def test_the_cost_of_generating_is_told_in_terms_of_training(source):
+    text = "".join(Reader(source).text)
+    assert "Generation made 9 samples (1 kB) in 4.5 s, 2 a second, once for all seeds: 3.6 times" in text
 
 
 def test_every_method_is_in_the_table(source):

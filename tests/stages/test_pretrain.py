@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from genfl.learning.evaluate import evaluate
 from genfl.models import MODELS
 from genfl.models.resnet import resnet18, resnet20
 from genfl.report import text
-from genfl.run import Run, initial_key, task_of
+from genfl.run import Run, initial_key, private_data, task_of
 from genfl.stages import arms, pretrain
+from genfl.stages.content import holdings
 from genfl.storage import load_tensors
 
 CONFIG = """
@@ -285,13 +287,14 @@ def test_clients_change_what_the_config_says(parse, tmp_path, data, private, gen
     settings = parse("methods.existing.start=random", "federate.local.augment.flip=true")
     settings = config.validate(config.yaml.safe_load(config.dump(settings)))  # as from a run's folder
     assert settings.federate.local.augment.data == ["private", "generated"]
-    settings = parse("methods.existing.start=random", f"federate.local.augment={{flip: true, data: {data}}}")
+    mixed = ("methods.existing.start=random", "methods.mixed={algorithm: fedavg, data: mixed}")
+    settings = parse(*mixed, f"federate.local.augment={{flip: true, data: {data}}}")
     run = Run(settings, tmp_path / "run")
     pipeline.execute(settings, run.folder, until="generate")
-    held = genfl.run.mixed_data(run, 0, genfl.stages.generate.read(run))
+    held = holdings(run, "mixed", 0, partial(genfl.stages.generate.read, run), None)
     assert [augment is not None for _, augment in held.augments] == [private, generated]
     off = parse("methods.existing.start=random", f"federate.local.augment={{data: {data}}}")
-    held = genfl.run.private_data(Run(off, run.folder), 0)
+    held = private_data(Run(off, run.folder), 0)
     assert [augment for _, augment in held.augments] == [None]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 
 from genfl import trees
@@ -31,6 +32,11 @@ Reduction = Literal["sum", "each"]
 """What the server may see of an upload: its sum over the cohort, or every client's own."""
 
 
+def no_losses(message: Tree, examples: Batch) -> torch.Tensor:
+    """What programs have that cannot judge examples: it refuses."""
+    raise ValueError("the program cannot choose among generated samples: nothing in its message says how")
+
+
 class Client(NamedTuple):
     """A program that runs on a client. The engine owns the loop over batches.
 
@@ -39,12 +45,15 @@ class Client(NamedTuple):
         step: ``(carry, batch, key) -> carry``; where clients are batched, under `torch.vmap`.
         finish: ``(carry) -> (upload, memory)``; the memory never leaves the client.
         reductions: For each name of the upload, what the server may see of it.
+        losses: ``(message, examples) -> loss`` of each under the global model, [n]; by it clients choose
+            among their generated samples.
     """
 
     start: Callable[[Tree, Tree, Facts, Key], Tree]
     step: Callable[[Tree, Batch, Stream], Tree]
     finish: Callable[[Tree], tuple[Tree, Tree]]
     reductions: dict[str, Reduction]
+    losses: Callable[[Tree, Batch], torch.Tensor] = no_losses
 
 
 class Algorithm(NamedTuple):
@@ -143,7 +152,11 @@ def training_client(
     def finish(carry: Tree) -> tuple[Tree, Tree]:
         return upload(carry), {"method": remember(carry), "local": local.memory.remember(carry["local"])}
 
-    return Client(start, step, finish, reductions)
+    def losses(message: Tree, examples: Batch) -> torch.Tensor:
+        logits = task.predict(message["weights"], examples["x"])
+        return F.cross_entropy(logits, examples["y"], reduction="none")
+
+    return Client(start, step, finish, reductions, losses)
 
 
 def training_memory(

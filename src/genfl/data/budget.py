@@ -7,12 +7,13 @@ from typing import Literal
 import numpy as np
 
 Kind = Literal["equal", "inverse", "water_filling"]
+Guidance = Literal["prompt", "real", "mixed"]
 
 
 def budget(kind: Kind, samples: int, label_counts: np.ndarray) -> np.ndarray:
     """Divides a number of generated samples over clients and classes, to the last one.
 
-    Source: "Federated Learning with Generative Content" (NeurIPS 2024 submission 6501), Section 3.
+    Source: Ye et al., "Federated Learning with Generative Content" (arXiv 2312.05807), Section 3.
 
     Args:
         kind: ``equal``: the same for every client and class, ``M / (K C)``. ``inverse``: the less a client
@@ -35,6 +36,35 @@ def budget(kind: Kind, samples: int, label_counts: np.ndarray) -> np.ndarray:
     pour = _pour if kind == "water_filling" else _spread
     before = totals.cumsum() - totals
     return np.stack([pour(*client) for client in zip(totals, own, before, strict=True)])
+
+
+def guided(kind: Guidance, shares: np.ndarray, label_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divides clients' generated samples into those that prompts alone make and those that real ones guide.
+
+    Source: as `budget`.
+
+    Args:
+        kind: ``prompt``: prompts alone. ``real``: each is guided by one of the client's own examples, so that
+            what it would get of classes it has nothing of goes to those it has. ``mixed``: of a class that it
+            has, half of them are guided (of an odd number the larger half).
+        shares: What `budget` gives each client, [clients, classes].
+        label_counts: What it has of its own, [clients, classes].
+
+    Returns:
+        Both numbers, [clients, classes] each; a client's sum is that of its shares.
+    """
+    own = label_counts > 0
+    if kind == "prompt":
+        return shares, np.zeros_like(shares)
+    if kind == "mixed":
+        by_example = np.where(own, (shares + 1) // 2, 0)
+        return shares - by_example, by_example
+    by_example = np.where(own, shares, 0)
+    for number, (mine, spare) in enumerate(zip(by_example, (shares - by_example).sum(1), strict=True)):
+        classes = np.flatnonzero(own[number])
+        mine[classes] += spare // len(classes)
+        _extra(mine, spare % len(classes), classes, number)
+    return np.zeros_like(shares), by_example
 
 
 def _apportion(total: int, weights: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The clients' private data: rows of arrays that all of them share."""
+"""What clients hold: rows of arrays that all of them share."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class ClientData:
         classes: The number of classes.
         prepare: Turns some of `x` into what models are given; see `genfl.data.sources.DataSet`.
         augment: Random changes of what is prepared, in batches.
+        generated: Whether the examples are generated ones, and not the clients' own.
 
     Raises:
         InputError: A client has no data, or a row belongs to two clients.
@@ -53,6 +54,8 @@ class ClientData:
         classes: int,
         prepare: Callable[[Tensor], Tensor] = lambda x: x,
         augment: Augment | None = None,
+        *,
+        generated: bool = False,
     ) -> None:
         self.ends = parts.ends if isinstance(parts, Ranges) else np.cumsum([len(part) for part in parts])
         empty = np.flatnonzero(np.diff(self.ends, prepend=0) <= 0)
@@ -69,6 +72,8 @@ class ClientData:
             raise InputError(f"data.partition: the last client ends at row {self.ends[-1]} of {len(x)}")
         self.x, self.y, self.classes, self.prepare = x, y, classes, prepare
         self.augments = [(range(len(x)), augment)]  # by the rows of x they are for
+        self.first_generated = 0 if generated else len(x)  # the row of x: private ones come first
+        self.weighs_generated = True
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -77,16 +82,31 @@ class ClientData:
         """Returns how many samples a client has."""
         return int(self.ends[client]) - self._start(client)
 
+    def sizes(self, client: int) -> tuple[int, int]:
+        """Returns how many private and generated samples a client has; it numbers them in this order."""
+        samples = self.samples(client)
+        if self.first_generated == len(self.x):
+            return samples, 0
+        private = int((self._rows(client) < self.first_generated).sum())
+        return private, samples - private
+
+    def generated(self) -> int:
+        """Returns how many generated samples all clients hold together."""
+        if self.first_generated == len(self.x):
+            return 0
+        rows = self._between(0, int(self.ends[-1]))
+        return int((rows >= self.first_generated).sum())
+
     def labels(self, client: int) -> Tensor:
         """Returns a client's class indices."""
         return self.y[self._rows(client)]
 
     def facts(self, client: int) -> Tree:
-        """Returns what a client knows of its data: ``samples`` (scalar) and ``label_counts`` [classes]."""
-        labels, kind = self.labels(client), torch.get_default_dtype()
-        counts = labels.bincount(minlength=self.classes)
-        self._refuse(len(counts) - 1)
-        return {"samples": torch.tensor(len(labels), dtype=kind), "label_counts": counts.to(kind)}
+        """Returns what a client knows of its data: ``samples`` (scalar) and ``label_counts`` [classes].
+
+        Its samples are its weight in averages. The labels are those of all that it trains on.
+        """
+        return {name: value[0] for name, value in self.table(client, client + 1).items()}
 
     @property
     def facts_table(self) -> Tree:
@@ -98,12 +118,15 @@ class ClientData:
         ends = self.ends[first:last]
         start = self._start(first)
         sizes = torch.from_numpy(np.diff(ends, prepend=start))
-        labels = self.y[self._between(start, int(ends[-1]))]
+        rows = self._between(start, int(ends[-1]))
+        labels = self.y[rows]
         self._refuse(int(labels.max()))
-        cells = torch.arange(len(ends)).repeat_interleave(sizes) * self.classes + labels
-        counts = cells.bincount(minlength=len(ends) * self.classes).view(-1, self.classes)
+        owners = torch.arange(len(ends)).repeat_interleave(sizes)
+        counts = (owners * self.classes + labels).bincount(minlength=len(ends) * self.classes)
+        if not self.weighs_generated:
+            sizes = owners[rows < self.first_generated].bincount(minlength=len(ends))
         kind = torch.get_default_dtype()
-        return {"samples": sizes.to(kind), "label_counts": counts.to(kind)}
+        return {"samples": sizes.to(kind), "label_counts": counts.view(-1, self.classes).to(kind)}
 
     def _refuse(self, label: int) -> None:
         if label >= self.classes:
@@ -139,23 +162,37 @@ class ClientData:
     def as_one(self, clients: Iterable[int]) -> ClientData:
         """Returns the data of one client that holds what these clients hold, and nothing else."""
         rows = np.concatenate([self._rows(client).numpy() for client in clients])
-        one = ClientData(self.x, self.y, [rows], self.classes, self.prepare)
-        one.augments = self.augments
-        return one
+        rows = np.concatenate([rows[rows < self.first_generated], rows[rows >= self.first_generated]])
+        return self._like_this(ClientData(self.x, self.y, [rows], self.classes, self.prepare))
 
-    def beside(self, other: ClientData) -> ClientData:
-        """Returns clients each of which holds what it holds here and what it holds in `other`.
+    def enriched(
+        self,
+        x: Tensor,
+        y: Tensor,
+        parts: Sequence[np.ndarray],
+        augment: Augment | None = None,
+        *,
+        weigh: bool = True,
+    ) -> ClientData:
+        """Returns clients each of which holds generated examples besides its own.
 
-        Each part keeps its own changes of inputs; `other`'s inputs are prepared like those here.
+        Args:
+            x: Generated inputs, [M, ...], prepared like those here.
+            y: Their class indices, [M] int64.
+            parts: For each client, the rows of `x` and `y` that it gets, if any; disjoint.
+            augment: Random changes of generated inputs, in batches.
+            weigh: Whether they add to a client's weight in averages (FedGC's p_k), or not.
         """
-        rows = [np.append(self._rows(k), len(self.x) + other._rows(k)) for k in range(len(self))]
-        x, y = torch.cat([self.x, other.x]), torch.cat([self.y, other.y])
-        both = ClientData(x, y, rows, self.classes, self.prepare)
-        first = len(self.x)
-        both.augments = self.augments + [
-            (range(first + part.start, first + part.stop), augment) for part, augment in other.augments
-        ]
+        rows = [np.append(self._rows(k), len(self.x) + part) for k, part in enumerate(parts)]
+        both = ClientData(torch.cat([self.x, x]), torch.cat([self.y, y]), rows, self.classes, self.prepare)
+        both.augments = [*self.augments, (range(len(self.x), len(both.x)), augment)]
+        both.first_generated, both.weighs_generated = len(self.x), weigh
         return both
+
+    def _like_this(self, other: ClientData) -> ClientData:
+        other.augments, other.first_generated = self.augments, self.first_generated
+        other.weighs_generated = self.weighs_generated
+        return other
 
     def _rows(self, client: int) -> Tensor:
         return self._between(self._start(client), int(self.ends[client]))

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from genfl.rng import Key
+
+Order = Literal["mixed", "p2g", "g2p"]
+"""How private and generated samples take turns in a round: together, or one after the other."""
+
+ORDERS: tuple[Order, ...] = get_args(Order)
+
+
+class Keep(NamedTuple):
+    """Which of its generated samples a client trains on: those that the global model finds most plausible.
+
+    Source: "Federated Learning with Generative Content" (NeurIPS 2024 submission 6501), Appendix L.
+
+    Attributes:
+        share: The share of them that is kept, those of least loss; in (0, 1].
+        by_class: Whether of each class so many are kept, or of all together.
+    """
+
+    share: float
+    by_class: bool
+
+    def choose(self, losses: Tensor, labels: Tensor) -> Tensor:
+        """Returns the places of the samples that are kept, ascending, given each one's loss and class."""
+        groups = labels if self.by_class else torch.zeros_like(labels)
+        kept = []
+        for group in groups.unique():
+            places = torch.nonzero(groups == group)[:, 0]
+            best = losses[places].argsort(stable=True)
+            kept.append(places[best[: int(self.share * len(places) + 0.5)]])
+        return torch.cat(kept).sort().values
 
 
 class Batches(NamedTuple):
@@ -19,20 +48,47 @@ class Batches(NamedTuple):
         steps: How many batches; None to count in epochs.
         epochs: How many passes over the data, where `steps` is None.
         key: The random stream.
+        order: How private and generated samples take turns. One after the other, each gets all the epochs, or
+            its half of the steps.
+        keep: Which generated samples are trained on; None for all.
     """
 
     batch_size: int
     steps: int | None
     epochs: int
     key: Key
+    order: Order = "mixed"
+    keep: Keep | None = None
 
-    def draw(self, samples: int) -> list[Tensor]:
-        """Returns each step's rows of a client's own data; see `plan`."""
-        return plan(samples, self.batch_size, self.steps, self.epochs, self.key.numpy())
+    def draw(self, private: Tensor, generated: Tensor) -> list[Tensor]:
+        """Returns each step's rows, drawn from the rows of a client's private and generated samples."""
+        rng, rows = self.key.numpy(), torch.cat([private, generated])
+        drawn = []
+        for (first, last), steps in self._phases(len(private), len(generated)):
+            part = rows[first:last]
+            chosen = plan(len(part), self.batch_size, steps, self.epochs, rng)
+            drawn += [part[batch] for batch in chosen]
+        return drawn
 
-    def count(self, samples: int) -> int:
+    def length(self, private: int, generated: int) -> int:
         """Returns how many steps a client with so many samples takes."""
-        return self.epochs * (samples // min(self.batch_size, samples)) if self.steps is None else self.steps
+        return sum(
+            self.epochs * ((last - first) // min(self.batch_size, last - first)) if steps is None else steps
+            for (first, last), steps in self._phases(private, generated)
+        )
+
+    def _phases(self, private: int, generated: int) -> list[tuple[tuple[int, int], int | None]]:
+        """Returns what is trained on in turn, as a range of places, and for how many steps."""
+        total = private + generated
+        parts = [(0, private), (private, total)] if self.order != "mixed" else [(0, total)]
+        parts = [part for part in parts if part[0] < part[1]]
+        if self.order == "g2p":
+            parts.reverse()
+        n = len(parts)
+        return [
+            (part, None if self.steps is None else (self.steps + n - 1 - place) // n)
+            for place, part in enumerate(parts)
+        ]
 
 
 def plan(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow
 import pyarrow.parquet
@@ -13,18 +14,37 @@ import pyarrow.parquet
 from genfl.data.media import MEDIA, Modality
 from genfl.errors import GenflError
 from genfl.generators.base import Sample
-from genfl.storage import read_json, replacing, sha256, write_json, write_text
+from genfl.storage import link, read_json, replacing, sha256, write_json, write_text
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+Removed = dict[str, dict[str, int]]
+"""For each label, how many samples were left out for which reason."""
+
 
 class Shard(NamedTuple):
-    """A finished shard: its file below the data set's folder, rows, SHA-256, and seconds to generate."""
+    """A finished shard.
 
-    file: str
+    Attributes:
+        rows: The samples in it.
+        removed: What was made and is not in it.
+        seconds: How long making it took.
+        file: Its file, below the data set's folder; None where it holds no sample.
+        sha256: The file's.
+    """
+
     rows: int
-    sha256: str
+    removed: Removed
     seconds: float
+    file: str | None
+    sha256: str | None
+
+    @property
+    def made(self) -> int:
+        """How many samples were made, those left out included."""
+        return self.rows + sum(sum(counts.values()) for counts in self.removed.values())
 
 
 class SyntheticData:
@@ -65,6 +85,10 @@ class SyntheticData:
         listed = read_json(self.manifest)["shards"]
         return {int(number): Shard(**shard) for number, shard in listed.items()}
 
+    def files(self) -> list[Path]:
+        """Returns the files that hold the finished shards' samples, in order."""
+        return [self.folder / shard.file for _, shard in sorted(self.finished().items()) if shard.file]
+
     def damaged(self) -> dict[int, Shard]:
         """Returns the listed shards whose file is missing or has another checksum."""
         return {number: shard for number, shard in self.finished().items() if not self._intact(shard)}
@@ -74,13 +98,42 @@ class SyntheticData:
         damaged = self.damaged()
         for shard in damaged.values():
             log.warning(
-                "%s is damaged (its checksum differs) and will be made again", self.folder / shard.file
+                "%s is damaged (its checksum differs) and will be made again",
+                self.folder / str(shard.file),
             )
         intact = self.finished().keys() - damaged.keys()
         return [number for number in range(self.shards) if number not in intact]
 
+    def removed(self) -> Removed:
+        """Returns what was left out of all finished shards."""
+        total: Removed = {}
+        for shard in self.finished().values():
+            for label, counts in shard.removed.items():
+                own = total.setdefault(label, {})
+                for reason, count in counts.items():
+                    own[reason] = own.get(reason, 0) + count
+        return total
+
+    def adopt(self, other: SyntheticData) -> None:
+        """Takes over the shards that are missing here and intact in another copy of the same data set."""
+        there = other.finished()
+        for number in other.damaged():
+            log.warning("%s is damaged, and not taken over", other.folder / str(there.pop(number).file))
+        taken = {number: there[number] for number in self.missing() if number in there}
+        for shard in taken.values():
+            if shard.file:
+                link(other.folder / shard.file, self.folder / shard.file)
+        if taken:
+            self._list(taken)
+
     def write(
-        self, number: int, samples: Iterable[Sample], generator: str, seconds: float, prompted: bool = True
+        self,
+        number: int,
+        samples: Sequence[Sample],
+        generator: str,
+        seconds: float,
+        prompted: bool = True,
+        removed: Removed | None = None,
     ) -> None:
         """Writes one shard, then lists it in the manifest.
 
@@ -90,7 +143,15 @@ class SyntheticData:
             generator: What made them.
             seconds: How long that took.
             prompted: Whether their prompts made them; where not, nobody knows what did.
+            removed: What was made with them and left out.
         """
+        # datasets opens no folder with an empty file in it
+        file = self._save(number, samples, generator, prompted) if samples else None
+        checksum = sha256(self.folder / file) if file else None
+        self._list({number: Shard(len(samples), removed or {}, round(seconds, 3), file, checksum)})
+
+    def _save(self, number: int, samples: Sequence[Sample], generator: str, prompted: bool) -> str:
+        """Writes a shard's file, and returns its place below the folder."""
         import datasets
 
         features = datasets.Features(
@@ -112,19 +173,20 @@ class SyntheticData:
                 "guidance_scale": sample.prompt.guidance_scale if prompted else None,
                 "seed": sample.prompt.seed if prompted else None,
                 "generator": generator,
-                "guided": False if prompted else None,
+                "guided": bool(sample.prompt.guides) if prompted else None,
             }
             for sample in samples
         ]
         file = f"data/train-{number:05d}-of-{self.shards:05d}.parquet"
-        # not Dataset.from_list, which wants torchcodec for sounds even where they are encoded already
+        # not a Dataset's to_parquet, which wants torchcodec for sounds, and rows
         table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
-        datasets.disable_progress_bars()
         with replacing(self.folder / file) as temporary:
-            datasets.Dataset(datasets.table.InMemoryTable(table)).to_parquet(temporary)
-        shard = Shard(file, len(rows), sha256(self.folder / file), round(seconds, 3))
-        listed = {**self.finished(), number: shard}
-        shards = {str(n): s._asdict() for n, s in sorted(listed.items())}
+            pyarrow.parquet.write_table(table, temporary)
+        return file
+
+    def _list(self, new: Mapping[int, Shard]) -> None:
+        """Lists shards in the manifest."""
+        shards = {str(n): s._asdict() for n, s in sorted({**self.finished(), **new}.items())}
         content = {"modality": self.modality, "labels": self.label_names, "of": self.shards}
         write_json(self.manifest, {**content, "shards": shards})
 
@@ -148,8 +210,12 @@ class SyntheticData:
             " `manifest.json`.\n",
         )
 
-    def read(self) -> tuple[list[Any], list[str]]:
-        """Reads the content of all samples and the names of their labels, in order.
+    def read(self, see: Callable[[Any], T]) -> tuple[list[T], list[str]]:
+        """Reads all samples, several at a time, and the names of their labels, in order.
+
+        Args:
+            see: ``(cell) -> what is wanted of a sample``, whose content is ``self.medium.read(cell)``. Cells
+                are held in memory a shard at a time.
 
         Raises:
             GenflError: A shard is missing or damaged.
@@ -157,16 +223,17 @@ class SyntheticData:
         bad = self.missing()
         if bad:
             raise GenflError(f"{self.folder} lacks intact shards {bad}; run the generate stage again")
-        contents: list[Any] = []
+        found: list[T] = []
         labels: list[str] = []
-        for _, shard in sorted(self.finished().items()):
-            table = pyarrow.parquet.read_table(
-                self.folder / shard.file, columns=[self.medium.column, "label"]
-            )
-            contents += map(self.medium.read, table[self.medium.column].to_pylist())
-            labels += [self.label_names[index] for index in table["label"].to_pylist()]
-        return contents, labels
+        with ThreadPoolExecutor() as pool:
+            for file in self.files():
+                table = pyarrow.parquet.read_table(file, columns=[self.medium.column, "label"])
+                found += pool.map(see, table[self.medium.column].to_pylist())
+                labels += [self.label_names[index] for index in table["label"].to_pylist()]
+        return found, labels
 
     def _intact(self, shard: Shard) -> bool:
+        if shard.file is None:
+            return True
         path = self.folder / shard.file
         return path.exists() and sha256(path) == shard.sha256

@@ -24,8 +24,8 @@ class Data(Protocol):
         """Returns what a program may know of a client's data."""
         ...
 
-    def samples(self, client: int) -> int:
-        """Returns how many samples a client has."""
+    def sizes(self, client: int) -> tuple[int, int]:
+        """Returns how many private and generated samples a client has; it numbers them in this order."""
         ...
 
     def batch(self, client: int, rows: Tensor, key: Key | None = None) -> Batch:
@@ -66,11 +66,22 @@ def run_client(program: Client, data: Data, job: Work) -> tuple[Tree, Tree]:
         The upload, and the client's new memory.
     """
     carry = program.start(job.message, job.memory, data.facts(job.client), job.key.fold("start"))
-    rows = job.batches.draw(data.samples(job.client)) if job.batches else []
-    for step, chosen in enumerate(rows):
+    for step, chosen in enumerate(drawn(program, data, job)):
         key = job.key.fold(step)
         carry = program.step(carry, data.batch(job.client, chosen, key.fold("augment")), key)
     return program.finish(carry)
+
+
+def drawn(program: Client, data: Data, job: Work) -> list[Tensor]:
+    """Returns the rows, of what a client holds, of each of its steps in a round."""
+    if job.batches is None:
+        return []
+    private, generated = data.sizes(job.client)
+    made = torch.arange(private, private + generated)
+    if job.batches.keep and generated:
+        examples = data.batch(job.client, made)
+        made = made[job.batches.keep.choose(program.losses(job.message, examples), examples["y"])]
+    return job.batches.draw(torch.arange(private), made)
 
 
 def kind(job: Work) -> str:

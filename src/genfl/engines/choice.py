@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Literal
 
+from genfl.engines.allocator import keeping_memory
 from genfl.engines.base import Engine, ManyData
 from genfl.engines.parallel import Parallel, cores, refusal
 from genfl.engines.sequential import Sequential
@@ -32,8 +33,9 @@ def engine(name: Name, data: ManyData, cohort: int) -> Iterator[Engine]:
     if name == "auto":
         forks = sys.platform == "linux" and refusal() is None and cores() > 1 and cohort > 1
         name = "parallel" if forks else "sequential"
-    if name != "parallel":
-        yield Sequential(data) if name == "sequential" else Vectorised(data)
-        return
-    with contextlib.closing(Parallel(data)) as parallel:
-        yield parallel
+    with keeping_memory():
+        if name != "parallel":
+            yield Sequential(data) if name == "sequential" else Vectorised(data)
+            return
+        with contextlib.closing(Parallel(data)) as parallel:
+            yield parallel

@@ -315,7 +315,7 @@ class _Pool:
 
 
 def _length(job: Work, data: Data) -> int:
-    return job.batches.count(data.samples(job.client)) if job.batches else 0
+    return job.batches.length(*data.sizes(job.client)) if job.batches else 0
 
 
 def _identity(message: Tree) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import torch
 from genfl import trees
 from genfl.algorithms.base import Algorithm, Client, run_once
 from genfl.data.clients import ClientData
-from genfl.data.plans import Batches
+from genfl.data.plans import Batches, Keep, Order
 from genfl.engines.base import Engine, Work, one_thread
 from genfl.engines.memory import Memories
 from genfl.errors import GenflError
@@ -40,6 +40,9 @@ class Schedule:
         local_epochs: Passes over the client's data in a round, where `local_steps` is None.
         evaluate_every: Evaluate after every so many rounds, besides round 0 and the last.
         checkpoint_every: Keep the state on disk after every so many rounds.
+        order: How private and generated samples take turns in a client's round.
+        keep: Which generated samples clients train on; None for all.
+        keep_from: The first round in which `keep` counts.
     """
 
     rounds: int
@@ -49,10 +52,14 @@ class Schedule:
     local_epochs: int = 1
     evaluate_every: int = 1
     checkpoint_every: int = 1
+    order: Order = "mixed"
+    keep: Keep | None = None
+    keep_from: int = 1
 
-    def batches(self, key: Key) -> Batches:
-        """Returns how a client's batches are drawn."""
-        return Batches(self.batch_size, self.local_steps, self.local_epochs, key)
+    def batches(self, key: Key, number: int) -> Batches:
+        """Returns how a client's batches are drawn in a round."""
+        keep = self.keep if number >= self.keep_from else None
+        return Batches(self.batch_size, self.local_steps, self.local_epochs, key, self.order, keep)
 
 
 class Measure(NamedTuple):
@@ -138,7 +145,7 @@ def federate(
                 client,
                 algorithm.address(message, client),
                 memories[client],
-                schedule.batches(key.fold("plan", number, client)),
+                schedule.batches(key.fold("plan", number, client), number),
                 key.fold("client", number, client),
             )
             for client in cohort(len(clients), schedule.clients_per_round, key.fold("cohort", number))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,18 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import Client
-from genfl.engines.base import NOT_FINITE, Forms, ManyData, Outcome, Reduce, Tally, Work, kind, one_thread
+from genfl.engines.base import (
+    NOT_FINITE,
+    Forms,
+    ManyData,
+    Outcome,
+    Reduce,
+    Tally,
+    Work,
+    drawn,
+    kind,
+    one_thread,
+)
 from genfl.engines.reductions import Plain
 from genfl.learning.local import batched
 from genfl.rng import Key, Keys
@@ -22,6 +34,9 @@ log = logging.getLogger(__name__)
 
 CHUNK = 100
 """Clients that are batched at most."""
+
+KNOWN = 10_000
+"""Clients whose facts are kept from round to round."""
 
 
 class _Job(NamedTuple):
@@ -63,6 +78,7 @@ class Vectorised:
         self.data = data
         self.reduce = reduce
         self.chunk = chunk
+        self._facts = lru_cache(KNOWN)(data.facts)
         self._forms: Forms | None = None
         self._changing: dict[str, list[bool]] = {}
 
@@ -73,7 +89,7 @@ class Vectorised:
         tally = Tally(self.reduce(dict(program.reductions)), program)
         found: dict[int, _Result] = {}
         with one_thread():
-            for group in self._groups(work):
+            for group in self._groups(program, work):
                 for results in self._in_chunks(program, group):
                     found |= self._checked(results)
             for client in sorted(found):
@@ -84,16 +100,16 @@ class Vectorised:
                     tally.count(client, upload, memory)
         return tally.outcome()
 
-    def _groups(self, work: Sequence[Work]) -> Iterator[list[_Job]]:
+    def _groups(self, program: Client, work: Sequence[Work]) -> Iterator[list[_Job]]:
         """Yields jobs that can be batched, those with the most steps first."""
-        groups: dict[tuple[str, int], list[_Job]] = {}
+        groups: dict[tuple[str, tuple[int, ...]], list[_Job]] = {}
         kinds: dict[tuple[int, int], str] = {}  # most jobs have the same message and memory
         for job in work:
-            rows = job.batches.draw(self.data.samples(job.client)) if job.batches else []
+            rows = drawn(program, self.data, job)
             same = (id(job.message), id(job.memory))
             if same not in kinds:
                 kinds[same] = kind(job)
-            groups.setdefault((kinds[same], len(rows[0]) if rows else 0), []).append(_Job(job, rows))
+            groups.setdefault((kinds[same], _widths(rows)), []).append(_Job(job, rows))
         for jobs in groups.values():
             yield sorted(jobs, key=lambda job: (-len(job.rows), job.work.client))
 
@@ -115,17 +131,18 @@ class Vectorised:
     def _run(self, program: Client, jobs: list[_Job]) -> Iterator[_Finished]:
         """Runs a batch of clients; yields them with their stacked uploads and memories as they finish."""
         carries = [
-            program.start(job.message, job.memory, self.data.facts(job.client), job.key.fold("start"))
+            program.start(job.message, job.memory, self._facts(job.client), job.key.fold("start"))
             for job, _ in jobs
         ]
         like, changing = carries[0], self._changes(program, carries[0], jobs[0])
         leaves = list(map(list, zip(*map(trees.leaves, carries), strict=True)))
+        same = [all(leaf is own[0] for leaf in own) for own in leaves]
         # what is the same for all, and stays so, is there once: the message above all
-        dims = [
-            0 if moves or any(leaf is not own[0] for leaf in own) else None
-            for own, moves in zip(leaves, changing, strict=True)
+        dims = [None if one and not moves else 0 for one, moves in zip(same, changing, strict=True)]
+        stacked = [
+            (own[0] if dim is None else own[0].expand(len(jobs), *own[0].shape)) if one else torch.stack(own)
+            for own, one, dim in zip(leaves, same, dims, strict=True)
         ]
-        stacked = [torch.stack(own) if dim == 0 else own[0] for own, dim in zip(leaves, dims, strict=True)]
 
         def part(first: int, last: int) -> list[Any]:
             return [
@@ -159,14 +176,14 @@ class Vectorised:
         finite = torch.ones(len(jobs), dtype=torch.bool)
         for leaf in trees.leaves(uploads) + trees.leaves(memories):
             finite &= leaf.isfinite().reshape(len(jobs), -1).all(1).cpu()
-        found = {}
-        for place, job in enumerate(jobs):
-            upload = trees.map(lambda leaf, place=place: leaf[place], uploads)
-            memory = trees.map(lambda leaf, place=place: leaf[place].clone(), memories)  # not the whole stack
-            if place == 0:  # they have one form
+        apart = zip(jobs, finite.tolist(), _apart(uploads, len(jobs)), _apart(memories, len(jobs)), strict=True)
+        found: dict[int, _Result] = {}
+        for job, good, upload, memory in apart:
+            if not found:  # they have one form
                 like = self._forms(job.work)
                 wrong = trees.mismatch(upload, like[0]) or trees.mismatch(memory, like[1])
-            found[job.work.client] = _Result(upload, memory, wrong or (None if finite[place] else NOT_FINITE))
+            memory = trees.map(torch.clone, memory)  # or it would keep the whole stack
+            found[job.work.client] = _Result(upload, memory, wrong or (None if good else NOT_FINITE))
         return found
 
     def _step(
@@ -208,7 +225,19 @@ class Vectorised:
         return self._changing[name]
 
 
-def _tree(like: Tree, leaves: list[Any]) -> Tree:
+def _widths(rows: list[Tensor]) -> tuple[int, ...]:
+    """Returns the batch sizes of steps; one, however many steps there are, where all are of one size."""
+    sizes = tuple(map(len, rows))
+    return sizes[:1] if len(set(sizes)) == 1 else sizes
+
+
+def _apart(stacked: Tree, count: int) -> Iterator[Tree]:
+    """Yields the trees that a stack was made of."""
+    each = [leaf.unbind() for leaf in trees.leaves(stacked)]
+    return (_tree(stacked, leaves) for leaves in (zip(*each, strict=True) if each else [()] * count))
+
+
+def _tree(like: Tree, leaves: Iterable[Any]) -> Tree:
     own = iter(leaves)
     return trees.map(lambda _: next(own), like)
 

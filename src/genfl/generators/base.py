@@ -15,8 +15,8 @@ class Prompt(NamedTuple):
         guidance_scale: Weight of the prompt in classifier-free guidance; at 1 or below there is none.
         seed: Decides the sample's noise, whatever else is in its block.
         nth: Its place among the samples of its label, from 0.
-        guides: Real examples of its class that guide the sample (FedGC), as contents of the sample's own kind:
-            an image starts from one, a text is written in the manner of several. Empty for the prompt alone.
+        guides: Real examples of its class that guide the sample (FedGC), contents of its own kind: an image
+            starts from one, a text is written in the manner of several. Empty for the prompt alone.
     """
 
     label: str

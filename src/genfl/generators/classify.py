@@ -68,7 +68,8 @@ def label_scores(
         signal, sigma = kept[t].sqrt().item(), (1 - kept[t]).sqrt().item()
         noise = torch.randn(x0.shape[1:], generator=key.fold("noise", sample).torch()).to(x0)
         noisy = signal * x0 + sigma * noise
-        texts = torch.stack([generator._embedding(text) for text in prompts(key.fold("prompt", sample))])
+        told = prompts(key.fold("prompt", sample))
+        texts = torch.stack([generator.embedding(text)["prompt_embeds"] for text in told])
         found = []
         for rows in torch.cartesian_prod(torch.arange(len(x0)), torch.arange(len(texts))).split(ROWS):
             x, text = noisy[rows[:, 0]], texts[rows[:, 1]]
@@ -90,6 +91,8 @@ def refuse(model: str) -> None:
     if index.is_file():
         parts = json.loads(index.read_text(encoding="utf-8"))
         lacking = [part for part in ("vae", "unet", "scheduler", "text_encoder") if part not in parts]
+        if "text_encoder_2" in parts:
+            raise InputError(f"generator needs a model with one text encoder; {model} has several")
         if lacking:
             kind = parts.get("_class_name", "the pipeline")
             raise InputError(

@@ -1,91 +1,162 @@
-"""Images from a Stable Diffusion model: any id or folder that diffusers loads, or the embedded miniature."""
+"""Images from a text-to-image model: any id or folder that diffusers loads, or the embedded miniature."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from genfl.errors import InputError
+from genfl.generators import pretrained
 from genfl.generators.base import Prompt, Sample
-from genfl.storage import digest, sha256
-
-log = logging.getLogger(__name__)
+from genfl.generators.pretrained import Embeddings, accepted
 
 MINIATURE = "miniature"
-_CACHED_PROMPTS = 4096
+
+FAMILY = "StableDiffusion"
+"""How diffusers calls pipelines of Stable Diffusion 1, 2, XL and 3, whose encoders return `EMBEDDINGS`."""
+
+EMBEDDINGS = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
+"""What these encoders return, in order; those of versions 1 and 2 only the first two."""
+
+PLAIN: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "add_watermarker": False}
+"""What images are not to depend on: a checker blackens some, and a watermark is there if a package is."""
 
 
 class StableDiffusion:
-    """Text to image with DPM-Solver++ multistep sampling.
+    """Text to image, and from a real image to one like it.
+
+    Models of the DDPM family are sampled with DPM-Solver++ multistep; others, such as flow matching (Stable
+    Diffusion 3) and distilled ones, keep their own scheduler. Each distinct prompt is encoded once and alone
+    by Stable Diffusion 1, 2, XL and 3; other models encode the prompts of a block together.
+
+    A prompt's guide is where its image starts from, with noise added up to `strength` of the schedule, of
+    which only that share of the steps is taken (SDEdit: Meng et al., ICLR 2022, arXiv 2108.01073).
 
     Args:
-        model: ``miniature`` (embedded: handwritten digits, 32×32), a folder that
-            ``StableDiffusionPipeline.save_pretrained`` wrote, or a Hugging Face model id.
+        model: ``miniature`` (embedded: handwritten digits, 32×32), a folder that a pipeline's
+            ``save_pretrained`` wrote, or a Hugging Face model id.
         steps: Denoising steps.
         device: A torch device; half precision is used on CUDA.
+        size: Height and width to draw at; None for the model's own.
+        strength: How far an image may go from its guide, in (0, 1]; at 1 hardly anything of it is left.
 
     Raises:
-        InputError: diffusers is not installed, or there is no such model.
+        InputError: diffusers is not installed, there is no such model, or it makes no such images.
     """
 
-    def __init__(self, model: str = MINIATURE, steps: int = 15, device: str = "cpu") -> None:
-        diffusers = _import_diffusers()
-        source = locate(model)
-        dtype = torch.float16 if device.startswith("cuda") else torch.float32
-        try:
-            pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-                source,
-                dtype=dtype,
-                use_safetensors=True,  # never a pickle
-                safety_checker=None,
-                requires_safety_checker=False,
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"generator.model: {model!r} could not be loaded: {_first_line(error)}"
-            ) from error
-        pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-        pipeline.set_progress_bar_config(disable=True)
+    def __init__(
+        self,
+        model: str = MINIATURE,
+        steps: int = 15,
+        device: str = "cpu",
+        size: Sequence[int] | None = None,
+        strength: float = 0.6,
+    ) -> None:
+        pretrained.require("image")
+        pretrained.hush()
+        import diffusers
+        from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+
+        half = torch.float16 if "unet" in _index(model) else torch.bfloat16
+        self.pipeline: Any = pretrained.load(
+            diffusers.AutoPipelineForText2Image.from_pretrained,
+            locate(model),
+            dtype=pretrained.precision(device, half),
+            **PLAIN,
+        ).to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        scheduler = self.pipeline.scheduler
+        if type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__:
+            solver = diffusers.DPMSolverMultistepScheduler.from_config(scheduler.config)
+            self.pipeline.scheduler = solver
         self.id = model
         self.steps = steps
-        self.pipeline: Any = pipeline.to(device)
-        self._embeddings: dict[str, Tensor] = {}
+        self.device = device
+        self.size = size
+        self.strength = strength
+        self.embedding = lru_cache(pretrained.CACHED_PROMPTS)(self._embedding)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
-        """Makes one image for each prompt of a block; see `genfl.generators.base.Generator`."""
-        scales = {prompt.guidance_scale for prompt in prompts}
-        if len(scales) != 1:
-            raise ValueError(f"a block has one guidance scale, not {sorted(scales)}")
-        noise = [torch.Generator(self.pipeline.device).manual_seed(prompt.seed) for prompt in prompts]
-        empty = self._embedding("")
-        images = self.pipeline(
-            prompt_embeds=torch.stack([self._embedding(prompt.text) for prompt in prompts]),
-            negative_prompt_embeds=empty.expand(len(prompts), *empty.shape),
-            guidance_scale=scales.pop(),
-            num_inference_steps=self.steps,
-            generator=noise,
-            output_type="pil",
-        ).images
+        """Makes one image for each prompt of a block; see `genfl.generators.base.Generator`.
+
+        Raises:
+            ValueError: The prompts have different guidance scales, or not all one guide or none.
+            InputError: The block does not fit into memory, or the model cannot start from an image.
+        """
+        told: dict[str, Any] = pretrained.draws(prompts, self.device)
+        if type(self.pipeline).__name__.startswith(FAMILY):
+            told |= pretrained.together([self.embedding(prompt.text) for prompt in prompts])
+        else:
+            told["prompt"] = [prompt.text for prompt in prompts]
+        if self.size:
+            told["height"], told["width"] = self.size
+        pipeline, steps = self.pipeline, self.steps
+        if guides := [guide for prompt in prompts for guide in prompt.guides]:
+            if any(len(prompt.guides) != 1 for prompt in prompts):
+                raise ValueError("in a block, all images start from one guide each, or none does")
+            pipeline = self._guided
+            told |= {"image": [self._fitted(guide) for guide in guides], "strength": self.strength}
+            steps = max(steps, int(1 / self.strength) + 1)  # at least one is taken
+        with pretrained.in_memory(len(prompts), self.device):
+            images = pipeline(
+                num_inference_steps=steps, output_type="pil", **accepted(pipeline.__call__, **told)
+            ).images
         for prompt, image in zip(prompts, images, strict=True):
             yield Sample(prompt, image)
 
-    def _embedding(self, text: str) -> Tensor:
-        """Encodes a text once. One at a time: the size of a batch would change the last bits."""
-        if text not in self._embeddings:
-            if len(self._embeddings) >= _CACHED_PROMPTS:
-                self._embeddings.pop(next(iter(self._embeddings)))
-            with torch.no_grad():
-                embeds, _ = self.pipeline.encode_prompt(
-                    text, self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-                )
-            self._embeddings[text] = embeds[0]
-        return self._embeddings[text]
+    def _embedding(self, text: str) -> Embeddings:
+        return self._encoded(text, guided=False) | self._nothing
+
+    @cached_property
+    def _nothing(self) -> Embeddings:
+        """What guidance leads away from, which the model says: the empty prompt, or zeros."""
+        found = self._encoded("", guided=True)
+        return {name: part for name, part in found.items() if name.startswith("negative")}
+
+    def _encoded(self, text: str, guided: bool) -> dict[str, Tensor]:
+        encode = self.pipeline.encode_prompt
+        with torch.no_grad():
+            found = encode(
+                **accepted(encode, prompt=text, prompt_2=None, prompt_3=None, device=self.device),
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+            )
+        named = zip(EMBEDDINGS, found, strict=False)
+        return {name: part[0] for name, part in named if part is not None}
+
+    @cached_property
+    def _guided(self) -> Any:
+        """The pipeline that starts from images; it shares its parts with the other."""
+        import diffusers
+
+        try:
+            pipeline = diffusers.AutoPipelineForImage2Image.from_pipe(self.pipeline, **PLAIN)
+        except ValueError as error:
+            raise InputError(f"generator.model: {self.id} cannot start from real images") from error
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _fitted(self, guide: Image.Image) -> Image.Image:
+        height, width = self.size or (self.side, self.side)
+        return guide.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+
+    @property
+    def side(self) -> int:
+        """Height and width that the model was made for, in pixels."""
+        network = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
+        side: int = network.config.sample_size * self.pipeline.vae_scale_factor
+        return side
 
 
 def locate(model: str) -> str:
@@ -99,57 +170,35 @@ def locate(model: str) -> str:
     """
     if model == MINIATURE:
         return str(Path(__file__).parent / MINIATURE)
-    if Path(model).is_dir():
-        if not (Path(model) / "model_index.json").is_file():
-            raise InputError(f"generator.model: the folder {model} holds no model_index.json, so no pipeline")
-        return model
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        if isinstance(try_to_load_from_cache(model, "model_index.json"), str):
-            return model
-        if not constants.HF_HUB_OFFLINE:
-            HfApi().model_info(model, timeout=10)
-            return model
-        reason = "the Hub is switched off by HF_HUB_OFFLINE"
-    except HFValidationError:
-        reason = "it is no valid Hub id"
-    except Exception as error:  # the client raises its own, its HTTP library's and OSErrors alike
-        reason = _first_line(error)
-    raise InputError(
-        f"generator.model: {model!r} is not {MINIATURE!r}, no folder, not in the local Hugging Face cache,"
-        f" and not to be had from the Hub ({reason})"
-    )
+    _index(model)
+    return model
 
 
-@lru_cache
-def fingerprint(model: str) -> str:
-    """Returns what changes when a local model changes, so that data made with the old one is made again.
+def check(model: str) -> None:
+    """Refuses models that make no images from texts, without loading them.
 
-    It is a digest of the names and contents of a folder's weights and settings. A Hugging Face id stands for
-    itself: pin a revision by downloading it to a folder.
+    Raises:
+        InputError: diffusers is not installed, there is no such model, or it makes something else.
     """
-    folder = Path(__file__).parent / MINIATURE if model == MINIATURE else Path(model)
-    if not folder.is_dir():
-        return model
-    kinds = (".json", ".txt", ".model", ".safetensors")
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in kinds]
-    return digest([[path.relative_to(folder).as_posix(), sha256(path)] for path in paths])
+    pretrained.require("image")
+    name = _index(model)["_class_name"]
+    if name.startswith(FAMILY):
+        return  # the import below takes seconds
+    pretrained.hush()
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+
+    if name not in (pipeline.__name__ for pipeline in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()):
+        raise InputError(
+            f"generator.model: {model} is a {name}, which makes no images from texts; take a text-to-image"
+            " model"
+        )
 
 
-def _import_diffusers() -> Any:
-    try:
-        import diffusers
-        import transformers
-    except ImportError as error:
-        raise InputError("generator.kind: image needs diffusers: pip install 'genfl[image]'") from error
-    diffusers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    return diffusers
+def fingerprint(model: str) -> str:
+    """Returns what changes when a local model changes; see `genfl.generators.pretrained.fingerprint`."""
+    return pretrained.fingerprint(locate(model) if model == MINIATURE else model)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _index(model: str) -> dict[str, Any]:
+    place = locate(model) if model == MINIATURE else model
+    return pretrained.settings(place, pretrained.PIPELINE, embedded=MINIATURE)

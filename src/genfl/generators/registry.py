@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import NOT_WORDS, in_words
 from genfl.errors import InputError
-from genfl.generators import espeak, files, image
+from genfl.generators import espeak, files, image, pretrained, sound, speech, text
 from genfl.generators.base import Generator
+from genfl.llm import chat
 
 Options = Mapping[str, Any]
 """A generator's section of the config, without its kind."""
+
+
+NOTHING_RECORDED = {"recorded from the world": "nothing"}
 
 
 class Purpose(NamedTuple):
@@ -27,6 +30,7 @@ class Purpose(NamedTuple):
         per_label: How many samples of each label are wanted.
         encode: Turns a sample into what models are trained on.
         private: The folder of the private examples, if a config names one.
+        answers: Where language models' answers are kept, if anywhere.
     """
 
     modality: Modality
@@ -35,6 +39,7 @@ class Purpose(NamedTuple):
     per_label: int
     encode: Callable[[Any], Any]
     private: str | None
+    answers: Path | None = None
 
 
 class GeneratorEntry(NamedTuple):
@@ -62,13 +67,25 @@ class GeneratorEntry(NamedTuple):
 
 
 def _image(options: Options, purpose: Purpose) -> Generator:
-    return image.StableDiffusion(options["model"], options["steps"], options["device"])
+    return image.StableDiffusion(**options)
 
 
 def _check_image(options: Options, purpose: Purpose) -> None:
-    image.locate(options["model"])
-    if options["device"].startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"generator.device: {options['device']!r}, but torch sees no GPU; use cpu")
+    image.check(options["model"])
+    pretrained.check_device(options["device"])
+
+
+def _diffusion_facts(options: Options) -> dict[str, Any]:
+    return {"generator": options["model"], "denoising steps": options["steps"], **NOTHING_RECORDED}
+
+
+def _sound(options: Options, purpose: Purpose) -> Generator:
+    return sound.Sound(**options)
+
+
+def _check_sound(options: Options, purpose: Purpose) -> None:
+    sound.check(options["model"])
+    pretrained.check_device(options["device"])
 
 
 def _files(options: Options, purpose: Purpose) -> files.Files:
@@ -88,8 +105,17 @@ def _check_files(options: Options, purpose: Purpose) -> None:
     _files(options, purpose).check(purpose.labels, purpose.per_label)
 
 
-def _speech(options: Options, purpose: Purpose) -> espeak.Espeak:
+ESPEAK = "espeak"
+
+
+def _espeak(options: Options) -> espeak.Espeak:
     return espeak.Espeak(options["language"], options["seconds"], options["snr"])
+
+
+def _speech(options: Options, purpose: Purpose) -> Generator:
+    if options["model"] == ESPEAK:
+        return _espeak(options)
+    return speech.Speech(options["model"], options["vocoder"], options["speakers"], options["device"])
 
 
 def _check_speech(options: Options, purpose: Purpose) -> None:
@@ -99,38 +125,69 @@ def _check_speech(options: Options, purpose: Purpose) -> None:
                 f"generator.kind: speech cannot make the class {name!r}, which is no word; use files, or a"
                 " data.path without it"
             )
-    _speech(options, purpose).check(purpose.labels)
+    if options["model"] == ESPEAK:
+        _espeak(options).check(purpose.labels)
+        return
+    speech.check(options["model"], options["vocoder"], options["speakers"])
+    pretrained.check_device(options["device"])
 
 
-NOTHING_RECORDED = {"recorded from the world": "nothing"}
+def _speech_fingerprint(options: Options, modality: Modality) -> Any:
+    if options["model"] == ESPEAK:
+        return espeak.fingerprint()
+    return speech.fingerprint(options["model"], options["vocoder"], options["speakers"])
+
+
+def _speech_facts(options: Options) -> dict[str, Any]:
+    if options["model"] == ESPEAK:
+        return {"generator": espeak.Espeak.id, "language": options["language"], **NOTHING_RECORDED}
+    voices = {"vocoder": options["vocoder"], "speakers": options["speakers"]} if options["speakers"] else {}
+    return {"generator": options["model"], **voices, **NOTHING_RECORDED}
+
 
 IMAGE: tuple[Modality, ...] = ("image",)
 AUDIO: tuple[Modality, ...] = ("audio",)
+TEXT: tuple[Modality, ...] = ("text",)
 
 GENERATORS: dict[str, GeneratorEntry] = {
     "image": GeneratorEntry(
         IMAGE,
-        "miniature (embedded), or any Stable Diffusion folder or Hugging Face id",
+        "miniature (embedded), or a folder or Hugging Face id of Stable Diffusion or another diffusers model",
         _image,
         lambda options, modality: image.fingerprint(options["model"]),
         _check_image,
-        lambda options: {
-            "generator": options["model"],
-            "denoising steps": options["steps"],
-            **NOTHING_RECORDED,
-        },
+        _diffusion_facts,
+        guided=True,
     ),
     "speech": GeneratorEntry(
         AUDIO,
-        "espeak (espeak-ng: hundreds of voices, a hundred languages)",
+        "espeak (espeak-ng: hundreds of voices, a hundred languages), or a folder or Hugging Face id of"
+        " SpeechT5 or another text-to-speech model of transformers",
         _speech,
-        lambda options, modality: espeak.fingerprint(),
+        _speech_fingerprint,
         _check_speech,
+        _speech_facts,
+    ),
+    "sound": GeneratorEntry(
+        AUDIO,
+        "a folder or Hugging Face id of AudioLDM or AudioLDM 2",
+        _sound,
+        lambda options, modality: pretrained.fingerprint(options["model"]),
+        _check_sound,
+        _diffusion_facts,
+    ),
+    "text": GeneratorEntry(
+        TEXT,
+        "any chat model that transformers loads, or one behind an OpenAI-compatible server",
+        lambda options, purpose: text.ChatTexts(options, purpose.labels, purpose.answers),
+        lambda options, modality: chat.fingerprint(options),
+        lambda options, purpose: chat.check(options, text.FIELD),
         lambda options: {
-            "generator": espeak.Espeak.id,
-            "language": options["language"],
-            **NOTHING_RECORDED,
+            "generator": options["model"],
+            "run by": options["base_url"] or "transformers",
+            "recorded from the world": "nothing, but for what the model remembers",
         },
+        guided=True,
     ),
     "files": GeneratorEntry(
         tuple(MEDIA),

@@ -47,9 +47,9 @@ class LabelSets(NamedTuple):
         """Returns ``{"label_names": names}``."""
         return {"label_names": self.names[client]}
 
-    def samples(self, client: int) -> int:
-        """Returns 0."""
-        return 0
+    def sizes(self, client: int) -> tuple[int, int]:
+        """Returns 0 and 0."""
+        return 0, 0
 
     def batch(self, client: int, rows: Tensor, key: Key | None = None) -> Batch:
         """There is none."""

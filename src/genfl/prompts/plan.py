@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
 
 from genfl.generators.base import Prompt
-from genfl.prompts.templates import Templates
 from genfl.rng import Key
+
+
+class Source(Protocol):
+    """Where prompts' texts come from."""
+
+    def draw(self, label: str, rng: np.random.Generator) -> str:
+        """Draws a prompt for a label."""
+        ...
 
 
 def plan(
     labels: Sequence[str],
     per_label: int,
-    templates: Templates,
+    source: Source,
     guidance_scales: Sequence[float],
     block_size: int,
     key: Key,
@@ -26,7 +36,7 @@ def plan(
     Args:
         labels: The names of the classes.
         per_label: Samples of each.
-        templates: Where the texts come from.
+        source: Where the texts come from.
         guidance_scales: The scales to draw from.
         block_size: Samples in a block; the last may hold fewer.
         key: The random stream.
@@ -42,7 +52,7 @@ def plan(
         block = []
         for sample in range(first, min(first + block_size, total)):
             label = labels[sample % len(labels)]
-            text = templates.draw(label, rng)
+            text = source.draw(label, rng)
             block.append(
                 Prompt(label, text, scale, key.fold("sample", sample).integer(), sample // len(labels))
             )

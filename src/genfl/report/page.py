@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from genfl import config as configs
 from genfl.config import Config
+from genfl.data.quality import MEASURES
 from genfl.data.sources import DATASETS
 from genfl.references import CENTRALISED, GENERATOR, LOCAL
 from genfl.report import pictures, plots, text
@@ -111,10 +112,12 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "recall": plots.recall({n: m["recall"] for n, m in _ordered(methods).items()}, run.labels),
         "client_accuracy": _client_accuracy(methods, look),
         "rows": _rows(run),
+        "near_means": MEASURES[data_set(config.data).modality].means,
         "holders": _holders(config, summary["labels"]),
         **_label_counts(run),
         **_pretraining(run),
         "time": _time(summary),
+        "against_training": _against_training(summary),
         "traffic": _traffic(config, summary, arms),
     }
 
@@ -203,6 +206,8 @@ def _note(config: Config, name: str) -> str:
     data = {
         "private": "",
         "mixed": ", private and generated data mixed",
+        "p2g": ", private data first and then generated data in every round",
+        "g2p": ", generated data first and then private data in every round",
         "generated": ", generated data only",
     }
     who = {LOCAL: "every client alone", CENTRALISED: "all data in one place"}
@@ -318,6 +323,12 @@ def _time(summary: dict[str, Any]) -> list[Bar]:
         Bar(name, f"{text.duration(took)} · {100 * took / total:.0f} %", took / total)
         for name, took in seconds.items()
     ]
+
+
+def _against_training(summary: dict[str, Any]) -> str:
+    """Says what generating cost, in terms of what training did."""
+    times = summary["synthetic"]["seconds"] / max(summary["stages"]["federate"]["seconds"], 1e-3)
+    return f"{times:.2g}" if times < 10 else f"{times:,.0f}"
 
 
 def _traffic(

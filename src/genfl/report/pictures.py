@@ -115,7 +115,7 @@ def grid(data: DataSet, folder: Path, labels: Sequence[str]) -> list[Row]:
 def samples(folder: Path, labels: Sequence[str]) -> dict[str, list[Generated]]:
     """Reads evenly spaced samples of each label from a synthetic data set."""
     data = SyntheticData.open(folder)
-    files = [folder / shard.file for _, shard in sorted(data.finished().items())]
+    files = data.files()
     columns = [pyarrow.parquet.read_table(file, columns=["label"])["label"].to_pylist() for file in files]
     places = [(number, row) for number, column in enumerate(columns) for row in range(len(column))]
     names = [data.label_names[index] for column in columns for index in column]

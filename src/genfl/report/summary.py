@@ -59,9 +59,10 @@ def methods(run: Run) -> dict[str, Any]:
         what = _what(run.config, run.config.methods.get(name))
         method = run.config.methods.get(name)
         setup = discovery if what["uses_generator"] else 0
-        setup += sent_to_clients(run, method) if method else 0
-        figures = _method([traces[name][str(seed)] for seed in run.config.seeds], target, setup)
-        found[name] = {**what, **figures}
+        each = [traces[name][str(seed)] for seed in run.config.seeds]
+        content = fmean(trace.get("content", 0) for trace in each)
+        setup += round(sent_to_clients(run, method, content)) if method else 0
+        found[name] = {**what, "generated_samples": content, **_method(each, target, setup)}
     return found
 
 

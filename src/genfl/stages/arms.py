@@ -10,6 +10,7 @@ from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Config, Method
 from genfl.data.clients import ClientData
+from genfl.data.plans import ORDERS, Keep
 from genfl.engines.choice import EXACT
 from genfl.engines.rounds import Schedule
 from genfl.learning.local import LocalSGD
@@ -17,7 +18,7 @@ from genfl.learning.task import Task
 from genfl.references import GENERATOR, LOCAL, TRAINED, Federation
 from genfl.rng import Key
 from genfl.run import Run, classify, data_key
-from genfl.stages import generate, pretrain
+from genfl.stages import generate, guided, pretrain
 from genfl.storage import digest
 
 FOLDER, VERSION = "federate", 4
@@ -28,8 +29,8 @@ def federations(config: Config, method: Method, clients: ClientData, seed: int) 
     """Returns what a method runs: one federation, or a reference's federations of one."""
     key = Key(seed).fold("federate")  # not the method's: all methods see the same cohorts
     if method.reference:
-        return TRAINED[method.reference](clients, schedule(config), key)
-    return [Federation(clients, schedule(config), key)]
+        return TRAINED[method.reference](clients, schedule(config, method), key)
+    return [Federation(clients, schedule(config, method), key)]
 
 
 def places(config: Config, method: Method, seed: int) -> list[str]:
@@ -56,6 +57,8 @@ def key(run: Run, method: Method, seed: int) -> str:
         upstream.append(pretrain.STAGE.name)
     if reads_generated(method):
         upstream.append(generate.STAGE.name)
+    if method.content and method.content.guidance != "prompt":
+        upstream.append(guided.STAGE.name)
     models = [config.precision, config.model.model_dump()]
     if "client_tasks" in asked_for(method):
         models += [model.model_dump() for model in config.client_models]
@@ -112,9 +115,10 @@ def algorithm(config: Config, method: Method, task: Task, resources: Mapping[str
     return combine(task, local, parts, resources)
 
 
-def schedule(config: Config) -> Schedule:
-    """Returns the rounds, cohorts and local work that all methods have."""
+def schedule(config: Config, method: Method) -> Schedule:
+    """Returns the rounds, cohorts and work, the same for all methods, and how one uses generated content."""
     federation = config.federate
+    choice = method.content.filter if method.content else None
     return Schedule(
         rounds=federation.rounds,
         clients_per_round=federation.clients_per_round,
@@ -123,13 +127,23 @@ def schedule(config: Config) -> Schedule:
         local_epochs=federation.local.epochs,
         evaluate_every=federation.evaluate_every,
         checkpoint_every=federation.checkpoint_every,
+        order=next((order for order in ORDERS if order == method.data), "mixed"),
+        keep=Keep(choice.share, choice.by_class) if choice else None,
+        keep_from=choice.from_round if choice else 1,
     )
 
 
-def sent_to_clients(run: Run, method: Method) -> int:
-    """Returns the bytes of synthetic data, as on disk, that all clients of a method get together, once."""
-    copies = run.config.data.partition.clients * ("shared" in asked_for(method))
-    if method.data != "private" and method.reference is None:
-        copies += 1  # every client gets its own share
-    size: int = run.result(generate.STAGE.name)["bytes"]
+def sent_to_clients(run: Run, method: Method, content: float) -> float:
+    """Returns the bytes of synthetic data, as on disk, that all clients of a method get together, once.
+
+    Args:
+        run: A run whose data is generated.
+        method: One of its methods.
+        content: How many generated samples its clients train on.
+    """
+    made = run.result(generate.STAGE.name)
+    size: int = made["bytes"]
+    copies: float = run.config.data.partition.clients * ("shared" in asked_for(method))
+    if method.content and method.content.by == "server" and method.reference is None:
+        copies += content / made["samples"]  # every client gets its own
     return copies * size

@@ -18,13 +18,15 @@ class Stage(NamedTuple):
         version: Raised whenever the same inputs would give other files.
         inputs: The parts of the config it reads, as plain values; they decide whether it is up to date.
         needs: The stages whose outputs it reads.
-        run: Does the work, going on with what an interrupted run left; returns plain values for the record.
+        run: Does the work, going on with what an interrupted run left; returns plain values for the record,
+            or None where it did its share of the work and others have yet to do theirs.
         progress: ``(run) -> (done, total, unit)`` of an unfinished stage, from its files; None if it is
             too short to tell.
         keeps: Whether its own files carry what they depend on, so that they are kept when the config changes
             and the stage sorts out which are still good.
         check: Raises InputError for what the schema cannot see (files, models, splits), before any stage
             works.
+        wanted: Whether a config has any use for it; where not, it is left out.
     """
 
     name: str
@@ -32,7 +34,8 @@ class Stage(NamedTuple):
     version: int
     inputs: Callable[[Config], Any]
     needs: tuple[str, ...]
-    run: Callable[[Run], dict[str, Any]]
+    run: Callable[[Run], dict[str, Any] | None]
     progress: Callable[[Run], tuple[int, int, str]] | None = None
     check: Callable[[Config], object] = lambda config: None
     keeps: bool = False
+    wanted: Callable[[Config], bool] = lambda config: True

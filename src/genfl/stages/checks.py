@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from genfl.algorithms.base import no_losses
 from genfl.algorithms.profile import take_a_step
 from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Config, ImageGenerator
@@ -15,7 +16,7 @@ from genfl.learning.task import MissingPart
 from genfl.models import MODELS
 from genfl.references import GENERATOR
 from genfl.run import data_set
-from genfl.stages import arms
+from genfl.stages import arms, content
 from genfl.stages.pretrain import fitting
 
 
@@ -38,12 +39,7 @@ def check(config: Config) -> None:
             if not MODELS[model.name].vmap:
                 raise InputError(f"federate.engine: vectorised, but {model.name} cannot be batched; use auto")
     for name, method in config.methods.items():
-        made, clients = config.prompts.per_label * classes, config.data.partition.clients
-        if method.data != "private" and made < clients:
-            raise InputError(
-                f"methods.{name}.data: {made} generated samples are too few to give each of {clients} clients"
-                " a share; raise prompts.per_label"
-            )
+        content.check(config, name)
         try:
             if method.reference == GENERATOR:
                 _check_classifier(config, data)
@@ -58,6 +54,11 @@ def check(config: Config) -> None:
                 f"methods.{name}.algorithm: it needs a model with {error}, which"
                 f" {config.model.name} does not offer"
             ) from error
+        if method.content and method.content.filter and algorithm.client.losses is no_losses:
+            raise InputError(
+                f"methods.{name}.content.filter: {method.algorithm[0].name} sends clients no global model to"
+                " judge samples by; leave it out"
+            )
 
 
 def _check_classifier(config: Config, data: DataSet) -> None:

@@ -13,10 +13,9 @@ from genfl.generators.classify import label_scores
 from genfl.generators.image import StableDiffusion
 from genfl.learning.evaluate import evaluate
 from genfl.learning.task import Task
-from genfl.prompts.templates import Templates
 from genfl.rng import Key
 from genfl.run import Run, data_set, indices
-from genfl.stages import arms
+from genfl.stages import arms, prompts
 from genfl.storage import load_checkpoint, save_tensors, write_json
 
 BLOCK = 32
@@ -29,7 +28,7 @@ def classified(run: Run, name: str, method: Method, task: Task) -> dict[str, Any
     settings, (part,) = config.generator, method.algorithm
     assert isinstance(settings, ImageGenerator)
     load = cache(partial(StableDiffusion, settings.model, settings.steps, settings.device))
-    templates = Templates(config.prompts.style, config.prompts.template, config.prompts.blanks)
+    templates = prompts.templates(config)
     assert data.decode is not None
     images = [data.decode(x) for x in data.test.x]
     results = {}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
-
-import torch
 
 from genfl import progress
 from genfl.algorithms.registry import UNLABELLED
@@ -25,19 +22,17 @@ from genfl.run import (
     Run,
     data_key,
     data_set,
-    generated_data,
     held_back_data,
     indices,
     initial_key,
-    mixed_data,
     prepared,
-    private_data,
     task_of,
 )
-from genfl.stages import arms, generate, pretrain
+from genfl.stages import arms, generate, guided, pretrain
 from genfl.stages.base import Stage
 from genfl.stages.checks import check
 from genfl.stages.classified import classified
+from genfl.stages.content import holdings
 from genfl.storage import load_tensors, save_tensors, write_json
 
 SYNTHETIC_ONLY = "synthetic_only"
@@ -66,12 +61,12 @@ def _run(run: Run) -> dict[str, Any]:
                 "rounds": [],
                 "clients": _tested(task, [warm], held),
             }
-            clients = cache(partial(_clients, run, seed, synthetic))
             for name, method in arms.trained(config).items():
                 inputs = {name: unlabelled() for name in arms.asked_for(method) & UNLABELLED}
                 algorithm = arms.algorithm(config, method, task, resources | inputs)
                 compared = algorithm.same_form and method.reference is None
-                federations = arms.federations(config, method, clients(method.data), seed)
+                clients = holdings(run, name, seed, synthetic, partial(guided.read, run))
+                federations = arms.federations(config, method, clients, seed)
                 traces = []
                 for place, federation in zip(arms.places(config, method, seed), federations, strict=True):
                     arm = folder / name / place
@@ -96,6 +91,7 @@ def _run(run: Run) -> dict[str, Any]:
                 results[name][str(seed)] = {
                     **(mean(traces) if method.reference else _plain(traces[0])),
                     "clients": _tested(task, [trace.weights for trace in traces], held),
+                    "content": clients.generated(),
                 }
     return {"methods": results}
 
@@ -122,14 +118,6 @@ def _tested(
     testing, data = held
     own = [models[client if len(models) > 1 else 0] for client in testing]
     return evaluate_clients(task, own, data, Sequential(data))
-
-
-def _clients(
-    run: Run, seed: int, synthetic: Callable[[], tuple[torch.Tensor, torch.Tensor]], data: str
-) -> ClientData:
-    if data == "private":
-        return private_data(run, seed)
-    return (mixed_data if data == "mixed" else generated_data)(run, seed, synthetic())
 
 
 def _rounds(config: Config) -> int:
@@ -181,7 +169,7 @@ STAGE = Stage(
     arms.FOLDER,
     arms.VERSION,
     _inputs,
-    ("labels", "generate", "pretrain"),
+    ("labels", "generate", "guided", "pretrain"),
     _run,
     _progress,
     check,

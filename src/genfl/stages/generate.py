@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -11,53 +12,107 @@ import torch
 
 from genfl import progress
 from genfl.config import Config
+from genfl.data import quality
 from genfl.data.media import MEDIA, Modality
 from genfl.data.sources import DATASETS
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
+from genfl.generators.base import Generator
 from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
 from genfl.run import Run, data_set
 from genfl.stages import prompts
 from genfl.stages.base import Stage
 
+log = logging.getLogger(__name__)
 
-def _run(run: Run) -> dict[str, Any]:
+
+def _run(run: Run) -> dict[str, Any] | None:
     entry, options = _entry(run.config)
-    purpose = _purpose(run.config, run.labels)
+    modality = _modality(run.config)
     blocks = prompts.read(run)
-    data = SyntheticData(run.folder / STAGE.folder, run.labels, len(blocks), purpose.modality)
-    missing = data.missing()
-    total = sum(map(len, blocks))
-    done = total - sum(len(blocks[number]) for number in missing)
+    data = SyntheticData(run.folder / STAGE.folder, run.labels, len(blocks), modality)
+    for folder in run.shares:
+        _adopt(run, Run(run.config, folder), data)
+    own = range(run.share.number, len(blocks), run.share.of) if run.share else range(len(blocks))
+    missing = [number for number in data.missing() if number in own]
     if missing:
-        generator = entry.make(options, purpose)
-        with progress.bar("generate", total, "samples", done) as advance:
+        total, left = (sum(len(blocks[number]) for number in numbers) for numbers in (own, missing))
+        generator = make(run)
+        with progress.bar("generate", total, "samples", total - left) as advance:
             for number in missing:
                 began = time.perf_counter()
                 samples = list(generator.generate(blocks[number]))
-                data.write(number, samples, generator.id, time.perf_counter() - began, entry.prompted)
+                seconds = time.perf_counter() - began
+                kept, removed = quality.sift(samples, modality)
+                data.write(number, kept, generator.id, seconds, entry.prompted, removed)
                 advance(len(samples))
+    if run.share:
+        log.info("generate: shard %s is made, %d of %d blocks", run.share, len(own), len(blocks))
+        return None
+    return _finish(run, data, entry, options)
+
+
+def _adopt(run: Run, other: Run, data: SyntheticData) -> None:
+    """Takes over what another process generated for a run."""
+    folder = other.folder / STAGE.folder
+    if not (folder / "manifest.json").exists():
+        return
+    # a language model may give other prompts when it is asked again
+    if other.key(STAGE.name) == run.key(STAGE.name) and prompts.read(other) == prompts.read(run):
+        data.adopt(SyntheticData.open(folder))
+    else:
+        log.warning(
+            "generate: %s is of another config, or of other prompts; nothing is taken from it", other.folder
+        )
+
+
+def _finish(run: Run, data: SyntheticData, entry: GeneratorEntry, options: dict[str, Any]) -> dict[str, Any]:
+    """Judges the whole data set, writes its card, and returns its figures."""
+    found = quality.survey(data)
+    left_out = {
+        label: ", ".join(f"{count} {reason}" for reason, count in sorted(counts["removed"].items()))
+        for label, counts in found.items()
+        if counts["removed"]
+    }
+    for label, reasons in left_out.items():
+        if not found[label]["samples"]:
+            raise InputError(
+                f"generator: nothing is left of the label {label!r}, all of whose samples are left out"
+                f" ({reasons}); change the generator's settings, or the prompts"
+            )
+        log.warning("generate: samples of %r are left out: %s", label, reasons)
+    samples, duplicates, near = (
+        sum(counts[what] for counts in found.values())
+        for what in ("samples", "duplicates", "near_duplicates")
+    )
     facts = generator_facts(run.config)
     if entry.prompted:
         facts["guidance scales"] = ", ".join(f"{scale:g}" for scale in run.config.prompts.guidance_scale)
         facts["prompts, for example"] = "; ".join(run.result("prompts")["examples"])
+    facts["left out"] = "; ".join(f"{label}: {reasons}" for label, reasons in left_out.items()) or "nothing"
+    facts["exact duplicates"] = duplicates
+    facts[f"near-duplicates ({quality.MEASURES[data.modality].means})"] = near
     data.write_card("Synthetic data", facts)
-    # The shards' own times add up over interruptions; this call's clock would not.
-    seconds = sum(shard.seconds for shard in data.finished().values())
+    # The shards' own times add up over interruptions and processes; this call's clock would not.
+    shards = data.finished().values()
+    seconds = sum(shard.seconds for shard in shards)
     return {
-        "samples": total,
-        "bytes": sum((data.folder / shard.file).stat().st_size for shard in data.finished().values()),
+        "samples": samples,
+        "removed": sum(shard.made - shard.rows for shard in shards),
+        "duplicates": duplicates,
+        "near_duplicates": near,
+        "bytes": sum(file.stat().st_size for file in data.files()),
         "seconds": round(seconds, 3),
-        "samples_per_second": round(total / max(seconds, 0.001), 2),
+        "samples_per_second": round(samples / max(seconds, 0.001), 2),
+        "labels": found,
     }
 
 
 def read(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads the synthetic data as inputs [m, ...] stored like the private ones, and class indices [m]."""
-    contents, names = SyntheticData.open(run.folder / STAGE.folder).read()
-    encode = data_set(run.config.data).encode
-    x = torch.stack([encode(content) for content in contents])
-    return x, torch.tensor([run.labels.index(name) for name in names])
+    data, encode = SyntheticData.open(run.folder / STAGE.folder), data_set(run.config.data).encode
+    x, names = data.read(lambda cell: encode(data.medium.read(cell)))
+    return torch.stack(x), torch.tensor([run.labels.index(name) for name in names])
 
 
 def _progress(run: Run) -> tuple[int, int, str]:
@@ -65,7 +120,7 @@ def _progress(run: Run) -> tuple[int, int, str]:
     folder = run.folder / STAGE.folder
     if not (folder / "manifest.json").exists():
         return 0, total, "samples"
-    return sum(shard.rows for shard in SyntheticData.open(folder).finished().values()), total, "samples"
+    return sum(shard.made for shard in SyntheticData.open(folder).finished().values()), total, "samples"
 
 
 def _check(config: Config) -> None:
@@ -87,7 +142,16 @@ def _check(config: Config) -> None:
 def inputs(config: Config) -> Any:
     """Returns what decides the generator."""
     entry, options = _entry(config)
-    return [config.generator.model_dump(exclude={"path"}), entry.fingerprint(options, _modality(config))]
+    settings = config.generator.model_dump(exclude={"path"})
+    if "device" in settings:
+        settings["device"] = settings["device"].partition(":")[0]  # not which of several
+    return [settings, entry.fingerprint(options, _modality(config))]
+
+
+def make(run: Run) -> Generator:
+    """Returns the generator of a run."""
+    entry, options = _entry(run.config)
+    return entry.make(options, _purpose(run.config, run.labels)._replace(answers=run.answers))
 
 
 def generator_facts(config: Config) -> dict[str, Any]:
@@ -117,4 +181,4 @@ def _modality(config: Config) -> Modality:
     return DATASETS[config.data.name].modality
 
 
-STAGE = Stage("generate", "synthetic", 4, inputs, ("labels", "prompts"), _run, _progress, _check)
+STAGE = Stage("generate", "synthetic", 5, inputs, ("labels", "prompts"), _run, _progress, _check)

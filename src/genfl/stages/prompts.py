@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
+from genfl import progress
 from genfl.config import Config
+from genfl.data.sources import DATASETS
+from genfl.errors import InputError
 from genfl.generators.base import Prompt
+from genfl.generators.registry import GENERATORS
+from genfl.llm.chat import check, connect, each, fingerprint
+from genfl.prompts.llm import ASKED, Asked, Described, describe
 from genfl.prompts.plan import plan
-from genfl.prompts.templates import Templates
+from genfl.prompts.templates import Style, Templates
 from genfl.rng import Key
 from genfl.run import Run
 from genfl.stages.base import Stage
 from genfl.storage import write_text
 
 FILE = "prompts.jsonl"
+SECTION = "prompts.llm"
 
 
 def _run(run: Run) -> dict[str, Any]:
     config = run.config.prompts
-    templates = _templates(run.config)
     key = Key(run.config.seeds[0]).fold("prompts")
-    blocks = plan(run.labels, config.per_label, templates, config.guidance_scale, config.block_size, key)
+    source = _described(run, config.style, key) if config.style in ASKED else templates(run.config)
+    blocks = plan(run.labels, config.per_label, source, config.guidance_scale, config.block_size, key)
     lines = [json.dumps({"block": n, **_row(p)}) for n, block in enumerate(blocks) for p in block]
     write_text(run.folder / STAGE.folder / FILE, "\n".join(lines) + "\n")
     texts = {prompt.text for block in blocks for prompt in block}
@@ -48,12 +55,55 @@ def read(run: Run) -> list[list[Prompt]]:
     return list(blocks.values())
 
 
-def _templates(config: Config) -> Templates:
-    return Templates(config.prompts.style, config.prompts.template, config.prompts.blanks)
+def templates(config: Config) -> Templates:
+    """Returns a config's sentences; of styles that ask a language model, those of the style multiple."""
+    prompts, modality = config.prompts, DATASETS[config.data.name].modality
+    style = "multiple" if prompts.style in ASKED else prompts.style
+    return Templates(cast(Style, style), prompts.template, prompts.blanks, modality)
+
+
+def _described(run: Run, style: Asked, key: Key) -> Described:
+    settings, modality = run.config.prompts.llm, DATASETS[run.config.data.name].modality
+    assert settings is not None
+    chat = connect(settings.options(), SECTION, run.answers)
+    with progress.bar("prompts", len(run.labels), "labels") as advance:
+
+        def of(label: str) -> list[str]:
+            found = describe(
+                chat,
+                style,
+                label,
+                run.labels,
+                modality,
+                distinct=settings.distinct,
+                attempts=settings.attempts,
+                key=key.fold("llm", label),
+                fallback=templates(run.config) if settings.fallback else None,
+            )
+            advance(1)
+            return found
+
+        return Described(dict(zip(run.labels, each(chat, of, run.labels), strict=True)))
+
+
+def _check(config: Config) -> None:
+    templates(config)
+    settings = config.prompts.llm
+    if settings is None:
+        return
+    if not GENERATORS[config.generator.kind].prompted:
+        raise InputError(
+            f"prompts.style: {config.generator.kind} takes samples as they are, so there is nothing to ask a"
+            " language model for; leave style and llm out"
+        )
+    check(settings.options(), SECTION)
 
 
 def _inputs(config: Config) -> Any:
-    return [config.prompts.model_dump(), config.seeds[0]]
+    settings = config.prompts.llm
+    asked = fingerprint(settings.options()) if settings else None
+    how = {"llm": {"api_key_env", "timeout", "parallel"}}  # how prompts are asked for is not what they are
+    return [config.prompts.model_dump(exclude=how), asked, config.seeds[0]]
 
 
-STAGE = Stage("prompts", "prompts", 2, _inputs, ("labels",), _run, check=_templates)
+STAGE = Stage("prompts", "prompts", 3, _inputs, ("labels",), _run, check=_check)

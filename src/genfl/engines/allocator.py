@@ -1,0 +1,35 @@
+"""What becomes of memory that tensors give back."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_LARGEST = 2**31 - 1
+_USUAL = 32 * 2**20
+
+
+@contextlib.contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Makes the C library keep freed memory for the next tensors, for the length of a block.
+
+    By itself glibc gives blocks of more than 32 MiB, and what is free at its heap's end, back to the system
+    at once, so that every step of a model gets its pages anew: a quarter of the time of a CNN on CIFAR-sized
+    images. Processes forked in the block keep theirs as well. Where there is no glibc nothing happens.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
+        yield
+        return
+    assert libc is not None
+    libc.mallopt(_MMAP_THRESHOLD, _LARGEST) or libc.mallopt(_MMAP_THRESHOLD, _USUAL)  # what an older one takes
+    libc.mallopt(_TRIM_THRESHOLD, _LARGEST)
+    try:
+        yield
+    finally:
+        libc.mallopt(_MMAP_THRESHOLD, _USUAL)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * _USUAL)
+        libc.malloc_trim(0)

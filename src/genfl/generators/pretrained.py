@@ -1,0 +1,231 @@
+"""What generators share that run somebody's pretrained model: where it is, what it is, and how it runs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from genfl.data.media import Clip
+from genfl.data.sounds import RATE, resampled
+from genfl.errors import InputError
+from genfl.generators.base import Prompt
+from genfl.storage import digest, sha256
+
+PIPELINE = "model_index.json"
+"""The file that says what a pipeline of diffusers consists of."""
+
+CONFIG = "config.json"
+"""The file that says what a model of transformers is."""
+
+LIBRARIES = {
+    "image": ("diffusers", "transformers"),
+    "speech": ("transformers", "sentencepiece"),
+    "sound": ("diffusers", "transformers"),
+}
+"""What each kind of generator needs beyond genfl's own requirements; the extra is called as the kind."""
+
+CACHED_PROMPTS = 512
+"""How many prompts' embeddings are kept; those of the largest text encoders take 3 MB each."""
+
+Embeddings = dict[str, Tensor]
+"""What a pipeline is given in place of a text, and of the empty one that guidance leads away from, by
+argument, without a batch dimension."""
+
+
+def require(kind: str) -> None:
+    """Refuses a kind of generator whose libraries are not installed, without importing them.
+
+    Raises:
+        InputError: One is missing.
+    """
+    for library in LIBRARIES[kind]:
+        if find_spec(library) is None:
+            raise InputError(f"generator.kind: {kind} needs {library}: pip install 'genfl[{kind}]'")
+
+
+def hush() -> None:
+    """Has diffusers and transformers report errors alone, and show no progress of their own."""
+    import transformers
+
+    libraries = [transformers]
+    if find_spec("diffusers"):
+        import diffusers
+
+        libraries.append(diffusers)
+    for library in libraries:
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
+def settings(model: str, file: str, field: str = "model", embedded: str | None = None) -> dict[str, Any]:
+    """Returns what a model says of itself, without loading it.
+
+    Args:
+        model: A folder, or a Hugging Face id.
+        file: `PIPELINE` or `CONFIG`.
+        field: The generator's option that names the model, for messages.
+        embedded: What else may be named there, for messages.
+
+    Raises:
+        InputError: There is no such model, or it is none of that library.
+    """
+    if Path(model).is_dir():
+        path = Path(model) / file
+        if not path.is_file():
+            what = "pipeline of diffusers" if file == PIPELINE else "model of transformers"
+            raise InputError(f"generator.{field}: the folder {model} holds no {file}, so no {what}")
+    else:
+        path = Path(_downloaded(model, file, field, embedded))
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _downloaded(model: str, file: str, field: str, embedded: str | None) -> str:
+    from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        if isinstance(cached := try_to_load_from_cache(model, file), str):
+            return cached
+        if not constants.HF_HUB_OFFLINE:
+            HfApi().model_info(model, timeout=10)  # fails sooner than a download does
+            return hf_hub_download(model, file)
+        reason = "the Hub is switched off by HF_HUB_OFFLINE"
+    except HFValidationError:
+        reason = "it is no valid Hub id"
+    except Exception as error:  # the client raises its own, its HTTP library's and OSErrors alike
+        reason = first_line(error)
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            reason = f"it holds no {file}"
+    other = f"not {embedded!r}, " if embedded else ""
+    raise InputError(
+        f"generator.{field}: {model!r} is {other}no folder, not in the local Hugging Face cache,"
+        f" and not to be had from the Hub ({reason})"
+    )
+
+
+@lru_cache
+def fingerprint(place: str) -> str:
+    """Returns what changes when local files change, so that data made with the old ones is made again.
+
+    It is a digest of the names and contents of weights and settings. A Hugging Face id stands for itself: pin
+    a revision by downloading it to a folder.
+
+    Args:
+        place: A file, a folder, or a Hugging Face id.
+    """
+    path = Path(place)
+    if path.is_file():
+        return sha256(path)
+    if not path.is_dir():
+        return place
+    kinds = (".json", ".txt", ".model", ".safetensors", ".npy", ".parquet")
+    paths = [file for file in sorted(path.rglob("*")) if file.suffix in kinds]
+    return digest([[file.relative_to(path).as_posix(), sha256(file)] for file in paths])
+
+
+def check_device(device: str) -> None:
+    """Refuses a GPU that is not there.
+
+    Raises:
+        InputError: torch sees none of that number.
+    """
+    if device.startswith("cuda") and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise InputError(f"generator.device: {device!r}, but torch sees no such GPU; use cpu")
+
+
+def precision(device: str, half: torch.dtype = torch.float16) -> torch.dtype:
+    """Returns the type of numbers that a model runs in: half precision on a GPU."""
+    return half if device.startswith("cuda") else torch.float32
+
+
+def load(loader: Callable[..., Any], model: str, field: str = "model", **options: Any) -> Any:
+    """Loads a model or a pipeline from safetensors files, never from a pickle.
+
+    Args:
+        loader: A ``from_pretrained`` of diffusers or transformers.
+        model: What it takes.
+        field: The generator's option that names it, for messages.
+        **options: Of the loader.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    try:
+        return loader(model, use_safetensors=True, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"generator.{field}: {model!r} could not be loaded: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Returns what an error says, in a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def in_memory(samples: int, device: str) -> Iterator[None]:
+    """Says how many samples to make at once where a block of them does not fit into memory.
+
+    Raises:
+        InputError: It does not.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise
+        fix = f"set prompts.block_size to {samples // 2}" if samples > 1 else "take a smaller model"
+        raise InputError(
+            f"generator.device: the memory of {device} does not do for {samples} samples at once; {fix}"
+        ) from error
+
+
+def draws(prompts: Sequence[Prompt], device: str) -> dict[str, Any]:
+    """Returns what a pipeline of diffusers is told of a block's guidance and noise.
+
+    Each sample has a random stream of its own, so that its noise does not depend on its block.
+
+    Raises:
+        ValueError: The prompts have different guidance scales.
+    """
+    scales = {prompt.guidance_scale for prompt in prompts}
+    if len(scales) != 1:
+        raise ValueError(f"a block has one guidance scale, not {sorted(scales)}")
+    return {
+        "guidance_scale": scales.pop(),
+        "generator": [torch.Generator(device).manual_seed(prompt.seed) for prompt in prompts],
+    }
+
+
+def together(texts: Sequence[Embeddings]) -> dict[str, Tensor]:
+    """Returns what a pipeline of diffusers is told in place of texts.
+
+    Args:
+        texts: Of each, its embeddings, encoded alone: the size of a batch would change the last bits. Those
+            of a shorter text end in zeros, which its mask leaves out.
+    """
+    return {name: pad_sequence([text[name] for text in texts], batch_first=True) for name in texts[0]}
+
+
+def accepted(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """Returns those options that a function takes: pipelines of one task differ in them."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in known}
+
+
+def clip(samples: np.ndarray, rate: int) -> Clip:
+    """Returns a model's sound [n] or [channels, n] as a clip of 16 kHz, cut at full scale."""
+    mono = np.atleast_2d(samples).mean(0, dtype=np.float32)
+    made = resampled(Clip(mono, rate), RATE)
+    return made._replace(samples=made.samples.clip(-1, 1))  # what is resampled may overshoot

@@ -1,0 +1,80 @@
+"""What of a chat model's answer is usable: strict, because what is not would be trained on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_FENCE = re.compile(r"^```.*$", re.MULTILINE)
+_EMPHASIS = re.compile(r"(\*\*|__|`)(.+?)\1")
+_MARK = re.compile(r"^(?:#+|>|[-*•–]|\(?\d{1,3}[.):])\s+")
+_NAME = re.compile(r"^(?:A|Answer|Prompt|Scene|Text|Output)\s*(?:\d{1,3}\s*)?:\s*", re.IGNORECASE)
+_PREAMBLE = re.compile(
+    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok)\b[^\n:]{0,40}?)?"
+    r"\bhere(?:'s|’s| is| are)\b[^\n:]{0,120}:",
+    re.IGNORECASE,
+)
+_CHATTER = re.compile(r"^(?:sure|certainly|of course|absolutely|okay|ok)[!,.]?\s*$", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"^(?:(?:i'm|i’m|i am)\s+)?(?:sorry|apolog\w+|unfortunately)\b[^.\n]{0,40}\b(?:i|as an ai)\b"
+    r"|^i\s?(?:cannot|can't|can’t|won't|won’t|am unable to|am not able to|'m unable to|'m not able to)"
+    r" (?:\w+ )?(?:help|assist|write|create|generate|provide|produce|fulfil|comply)"
+    r"|\bas an? (?:ai|language model)\b",
+    re.IGNORECASE,
+)
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
+
+
+def lines(answer: str) -> list[str]:
+    """Returns the lines of an answer without list marks, Markdown, quotes and what only leads up to them."""
+    found = [_bare(line) for line in _said(answer).splitlines()]
+    return [line for line in found if line and not _PREAMBLE.match(line) and not _CHATTER.match(line)]
+
+
+def whole(answer: str) -> str:
+    """Returns an answer as one text on one line, without preamble, Markdown and quotes."""
+    said = [line for line in _said(answer).splitlines() if not _CHATTER.match(line.strip())]
+    return _bare(_PREAMBLE.sub("", " ".join(" ".join(said).split())))
+
+
+def names(text: str, labels: Sequence[str]) -> set[str]:
+    """Returns the labels that a text names as words, `folded`.
+
+    Where one is part of another, as truck is of fire truck, the longer one's words do not name the shorter.
+    """
+    longest_first = sorted(map(folded, labels), key=len, reverse=True)
+    anyone = "|".join(map(re.escape, longest_first))
+    return set(re.findall(rf"(?<!\w)(?:{anyone})(?!\w)", folded(text)))
+
+
+def folded(text: str) -> str:
+    """Returns what texts share that differ in case and spaces alone."""
+    return " ".join(text.casefold().split())
+
+
+def words(text: str) -> str:
+    """Returns what texts share that differ in case, spaces and punctuation alone."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def refusal(answer: str) -> bool:
+    """Returns whether an answer declines to give one."""
+    return bool(_REFUSAL.search(_said(answer).strip()))
+
+
+def _said(answer: str) -> str:
+    """Returns an answer without a reasoning model's thoughts, fences and unprintable characters."""
+    text = _FENCE.sub("", _THOUGHT.sub("", answer))
+    return "".join(char for char in text if char.isprintable() or char.isspace())
+
+
+def _bare(text: str) -> str:
+    text = text.strip()
+    before = None
+    while text != before:
+        before = text
+        text = _NAME.sub("", _MARK.sub("", _EMPHASIS.sub(r"\2", text))).strip()
+        if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
+            text = text[1:-1].strip()
+    return text

@@ -1,0 +1,163 @@
+"""The chat interface: a query and a seed in, an answer out; what was answered once is not asked again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import torch
+
+from genfl.errors import GenflError, InputError
+from genfl.llm import local, server
+from genfl.storage import digest, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+Options = Mapping[str, Any]
+"""The fields of `genfl.config.ChatModel`."""
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+class Chat(Protocol):
+    """A chat model.
+
+    Attributes:
+        at_once: How many queries it may be asked at the same time, from threads.
+    """
+
+    at_once: int
+
+    def ask(self, query: str, seed: int) -> str:
+        """Returns the answer to one message, without a conversation before it.
+
+        Args:
+            query: The message.
+            seed: In [0, 2³¹); decides what is sampled, as far as the model's host keeps to it.
+
+        Raises:
+            GenflError: There is no answer.
+        """
+        ...
+
+
+class Remembered:
+    """A chat model whose answers are kept in files, one each, named by a digest of model, query and seed.
+
+    The files hold answers alone: a query may hold what must not be written.
+
+    Args:
+        chat: The model.
+        folder: Where the answers are kept.
+        identity: Plain values that decide its answers.
+    """
+
+    def __init__(self, chat: Chat, folder: Path, identity: Any) -> None:
+        self.chat = chat
+        self.folder = folder
+        self.identity = identity
+        self.at_once = chat.at_once
+
+    def ask(self, query: str, seed: int) -> str:
+        """Returns the kept answer, or else asks; see `Chat`."""
+        path = self.folder / f"{digest([self.identity, query, seed])}.json"
+        kept = _kept(path)
+        if kept is not None:
+            return kept
+        answer = self.chat.ask(query, seed)
+        write_json(path, {"answer": answer, "sha256": digest(answer)})
+        return answer
+
+
+def _kept(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+        answer: str = content["answer"]
+        if content["sha256"] == digest(answer):
+            return answer
+    except (GenflError, LookupError, TypeError):
+        pass
+    log.warning("%s is damaged; its query is asked again", path)
+    return None
+
+
+def each(chat: Chat, function: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
+    """Returns ``function(item)`` of every item, in order, as many at a time as the model may be asked.
+
+    Args:
+        chat: The model that the function asks.
+        function: It may be called from other threads.
+        items: What it is called on.
+    """
+    with ThreadPoolExecutor(chat.at_once) as pool:
+        return list(pool.map(function, items))
+
+
+def connect(options: Options, field: str, folder: Path | None = None) -> Chat:
+    """Returns a chat model.
+
+    Args:
+        options: Which, and how it is asked.
+        field: The section of the config that they come from.
+        folder: Where its answers are kept; None for nowhere.
+
+    Raises:
+        InputError: There is no such model, or a library is missing.
+    """
+    check(options, field)
+    chat: Chat
+    if options["base_url"] is None:
+        chat = local.Local(
+            options["model"], options["device"], options["temperature"], options["max_tokens"], field
+        )
+    else:
+        chat = server.Server(
+            options["model"],
+            options["base_url"],
+            os.environ.get(options["api_key_env"], ""),
+            temperature=options["temperature"],
+            max_tokens=options["max_tokens"],
+            timeout=options["timeout"],
+            at_once=options["parallel"],
+        )
+    identity = [fingerprint(options), options["temperature"], options["max_tokens"]]
+    return Remembered(chat, folder, identity) if folder else chat
+
+
+def check(options: Options, field: str) -> None:
+    """Refuses what cannot work, without asking: a server need not run where its answers are there already.
+
+    Raises:
+        InputError: It says what is wrong. What could hold a secret is not repeated.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*", options["api_key_env"]):
+        raise InputError(
+            f"{field}.api_key_env: it is the name of an environment variable; the key itself belongs there"
+        )
+    if options["base_url"] is None:
+        local.check(options["model"], field)
+        if options["device"].startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(f"{field}.device: {options['device']!r}, but torch sees no GPU; use cpu")
+        return
+    parts = urlsplit(options["base_url"])
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
+        raise InputError(
+            f"{field}.base_url: give a server's address without name, password or key, such as"
+            " http://127.0.0.1:8000/v1"
+        )
+    server.check(field)
+
+
+def fingerprint(options: Options) -> list[Any]:
+    """Returns what changes when the model changes: its name and server, or the content of its folder."""
+    name = options["model"] if options["base_url"] else local.fingerprint(options["model"])
+    return [name, options["base_url"]]

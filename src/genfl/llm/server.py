@@ -1,0 +1,144 @@
+"""A chat model behind a server that is compatible with OpenAI's."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from genfl.errors import GenflError, InputError
+
+TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+"""Statuses after which the same request may succeed."""
+
+EXCERPT = 200
+"""Characters of a server's own message that an error shows."""
+
+
+class Server:
+    """A server's chat model.
+
+    What fails in a way that may pass is tried again, after waits that double, or as long as the server asks.
+
+    Args:
+        model: What the server calls it.
+        base_url: The address, as in ``http://127.0.0.1:8000/v1``.
+        key: The server's key; empty for none. It is sent to that address only, and shown nowhere.
+        temperature: Of sampling.
+        max_tokens: The longest answer.
+        timeout: The longest that a request may take, and a server may ask to wait, in seconds.
+        at_once: Queries in flight.
+        retries: How often a request is repeated.
+        wait: Seconds before the first repetition.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        key: str = "",
+        *,
+        temperature: float = 1.0,
+        max_tokens: int = 300,
+        timeout: float = 120.0,
+        at_once: int = 4,
+        retries: int = 5,
+        wait: float = 1.0,
+    ) -> None:
+        import httpx
+
+        self.url = f"{base_url.rstrip('/')}/chat/completions"
+        self.key = key
+        self.timeout = timeout
+        self.at_once = at_once
+        self.retries = retries
+        self.wait = wait
+        # OpenAI's own server has renamed the limit; others know it by its old name
+        limit = "max_completion_tokens" if httpx.URL(base_url).host == "api.openai.com" else "max_tokens"
+        self.settings = {"model": model, "temperature": temperature, limit: max_tokens}
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.client = httpx.Client(headers=headers, timeout=timeout)
+
+    def ask(self, query: str, seed: int) -> str:
+        """Returns an answer; see `genfl.llm.chat.Chat`.
+
+        Raises:
+            GenflError: The server refuses, or still fails after the last repetition.
+        """
+        request = {**self.settings, "messages": [{"role": "user", "content": query}], "seed": seed}
+        problem = ""
+        for attempt in range(self.retries + 1):
+            wait = self.wait * 2**attempt
+            try:
+                status, headers, body = self._post(request)
+            except OSError as error:
+                problem = f"{error}"
+            else:
+                if 200 <= status < 300:
+                    try:
+                        return _content(body)
+                    except (ValueError, LookupError, TypeError):
+                        problem = "the reply is none of an OpenAI-compatible server"
+                else:
+                    problem = f"status {status}"
+                problem += f" ({' '.join(body[:EXCERPT].split())})" if body.strip() else ""
+                if not (status in TRANSIENT or 200 <= status < 300):
+                    raise GenflError(f"{self.url}: {problem}")
+                wait = _asked_for(headers) or wait
+            if wait > self.timeout:
+                raise GenflError(f"{self.url}: {problem}, and asks to wait {wait:g} s; try again later")
+            if attempt < self.retries:
+                time.sleep(wait)
+        raise GenflError(f"{self.url}: {problem}, {self.retries + 1} times")
+
+    def _post(self, request: dict[str, Any]) -> tuple[int, Any, str]:
+        """Returns status, headers and body of a reply, in which the key is blotted out.
+
+        Raises:
+            OSError: There is none, or none in time.
+        """
+        import httpx
+
+        deadline = time.monotonic() + self.timeout
+        try:
+            with self.client.stream("POST", self.url, json=request) as reply:
+                body = bytearray()
+                for part in reply.iter_bytes():  # the client's own limit is on each part
+                    body += part
+                    if time.monotonic() > deadline:
+                        raise httpx.ReadTimeout("")
+        except httpx.TimeoutException as error:
+            raise OSError(f"no reply in {self.timeout:g} s") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise OSError(str(error) or type(error).__name__) from error
+        text = body.decode("utf-8", "replace")
+        return reply.status_code, reply.headers, text.replace(self.key, "***") if self.key else text
+
+
+def _content(body: str) -> str:
+    """Returns a reply's text; empty where the server gives none, which is for the caller to judge."""
+    choices = json.loads(body)["choices"]
+    content = choices[0]["message"].get("content") if choices else None
+    if not isinstance(content, str | None) or not isinstance(choices, list):
+        raise TypeError
+    return (content or "").encode("utf-8", "replace").decode()  # JSON can spell what UTF-8 cannot
+
+
+def _asked_for(headers: Any) -> float:
+    """Returns how many seconds the server asks to wait; 0 where it does not say, or says a date."""
+    try:
+        return max(0.0, float(headers.get("Retry-After", "")))
+    except ValueError:
+        return 0.0
+
+
+def check(field: str) -> None:
+    """Refuses a server where the library to reach it is missing.
+
+    Raises:
+        InputError: It says which.
+    """
+    try:
+        import httpx  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{field}.base_url: it needs httpx: pip install 'genfl[text]'") from error

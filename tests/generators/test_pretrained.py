@@ -1,0 +1,195 @@
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from genfl import config, pipeline
+from genfl.data.sounds import RATE
+from genfl.errors import InputError
+from genfl.generators import image, pretrained, sound, speech
+from genfl.generators.base import Prompt
+from genfl.generators.image import StableDiffusion
+
+from ..data.test_sounds import labelled
+
+
+def test_a_retrained_folder_has_another_fingerprint(tiny_stable_diffusion, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_stable_diffusion, copy)
+    before = pretrained.fingerprint(str(copy))
+    assert before == pretrained.fingerprint(str(tiny_stable_diffusion)), "a copy is the same model"
+    (copy / "README.md").write_text("words do not matter")
+    pretrained.fingerprint.cache_clear()
+    assert pretrained.fingerprint(str(copy)) == before
+    weights = next((copy / "unet").glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    pretrained.fingerprint.cache_clear()  # once a process is enough elsewhere
+    assert pretrained.fingerprint(str(copy)) != before
+    assert image.fingerprint("miniature") != image.fingerprint("some/id") == "some/id"
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch, tiny_stable_diffusion, tiny_audioldm, tiny_vits):
+    checks = {
+        "image": lambda: image.check(str(tiny_stable_diffusion)),
+        "sound": lambda: sound.check(str(tiny_audioldm)),
+        "speech": lambda: speech.check(str(tiny_vits), speech.VOCODER, None),
+    }
+    for kind, check in checks.items():
+        check()
+        for library in pretrained.LIBRARIES[kind]:
+            with monkeypatch.context() as patch:
+                patch.setitem(sys.modules, library, None)
+                wanted = f"generator.kind: {kind} needs {library}: pip install 'genfl[{kind}]'"
+                with pytest.raises(InputError, match=f"^{re.escape(wanted)}$"):
+                    check()
+
+
+def test_every_extra_holds_what_its_kind_needs():
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for kind, libraries in pretrained.LIBRARIES.items():
+        wanted = {re.split(r"[><=]", need)[0] for need in project["optional-dependencies"][kind]}
+        assert set(libraries) <= wanted
+
+
+def test_a_gpu_that_is_not_there_is_named():
+    pretrained.check_device("cpu")
+    with pytest.raises(InputError, match=r"^generator\.device: 'cuda:99', but torch sees no such GPU; use cpu$"):
+        pretrained.check_device("cuda:99")
+
+
+def test_pickles_are_not_loaded(tiny_stable_diffusion, tmp_path):
+    shutil.copytree(tiny_stable_diffusion, tmp_path / "model")
+    weights = next((tmp_path / "model" / "unet").glob("*.safetensors"))
+    torch.save({}, weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(InputError, match=r"^generator\.model: .* could not be loaded: .*safetensors"):
+        StableDiffusion(str(tmp_path / "model"))
+
+
+def test_a_block_that_does_not_fit_into_memory_says_what_to_set():
+    for samples, fix in ((50, "set prompts.block_size to 25"), (1, "take a smaller model")):
+        message = rf"^generator\.device: the memory of cpu does not do for {samples} samples at once; {fix}$"
+        with pytest.raises(InputError, match=message), pretrained.in_memory(samples, "cpu"):
+            torch.empty(2**60)
+    with pytest.raises(InputError, match="block_size to 25$"), pretrained.in_memory(50, "cuda"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="must match the size"), pretrained.in_memory(1, "cpu"):
+        torch.ones(2) + torch.ones(3)
+
+
+def test_clips_are_of_one_channel_at_16_khz_and_never_beyond_full_scale():
+    stereo = np.stack([np.full(480, 2.0), np.zeros(480)])
+    clip = pretrained.clip(stereo, 48_000)
+    assert (clip.rate, clip.samples.shape, clip.samples.dtype) == (RATE, (160,), np.float32)
+    assert clip.samples.max() <= 1
+    assert clip.samples[80] == pytest.approx(1.0, abs=0.01)
+
+
+# --- in a run
+
+
+@pytest.fixture
+def content(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    path = labelled(tmp_path / "private", [0, 1] * 10, ["rain", "dog"])
+    return {
+        "name": "heard",
+        "seeds": [0],
+        "data": {
+            "name": "sounds",
+            "path": str(path),
+            "seconds": 1.0,
+            "partition": {"clients": 2, "kind": "iid"},
+        },
+        "prompts": {"per_label": 3, "block_size": 4},
+        "model": "fedaudio",
+        "federate": {"clients_per_round": 2},
+        "methods": {"a": {"algorithm": "fedavg"}},
+    }
+
+
+@pytest.mark.parametrize("kind", ["sound", "speech", "image"])
+def test_a_run_makes_what_its_config_says_and_the_same_after_an_interruption(
+    content, tmp_path, tiny_audioldm, tiny_speecht5, tiny_sdxl, kind
+):
+    import datasets
+
+    np.save(tmp_path / "voices.npy", np.eye(6))
+    content["generator"] = {
+        "sound": {"kind": "sound", "model": str(tiny_audioldm), "steps": 2, "seconds": 0.1},
+        "speech": {
+            "kind": "speech",
+            "model": str(tiny_speecht5 / "model"),
+            "vocoder": str(tiny_speecht5 / "vocoder"),
+            "speakers": str(tmp_path / "voices.npy"),
+        },
+        "image": {"kind": "image", "model": str(tiny_sdxl), "steps": 2, "size": [16, 16]},
+    }[kind]
+    if kind == "image":
+        content |= {"data": {"name": "digits", "partition": {"clients": 2, "kind": "iid"}}, "model": "cnn"}
+    wanted = config.validate(content)
+    for name in ("whole", "damaged"):
+        pipeline.execute(wanted, tmp_path / name, until="generate")
+    shards = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.parquet"))
+    assert len(shards) > 1
+    (tmp_path / "damaged" / shards[1]).unlink()
+    pipeline.execute(wanted, tmp_path / "damaged", until="generate")
+    for shard in shards:
+        assert (tmp_path / "whole" / shard).read_bytes() == (tmp_path / "damaged" / shard).read_bytes()
+    rows = datasets.load_dataset(str(tmp_path / "whole" / "synthetic"), split="train")
+    assert len(rows) == (30 if kind == "image" else 6)
+    card = (tmp_path / "whole" / "synthetic" / "README.md").read_text()
+    assert content["generator"]["model"] in card
+
+
+@pytest.mark.parametrize(
+    ("generator", "line"),
+    [
+        ({"kind": "sound"}, "generator.model: required, and not given"),
+        ({"kind": "sound", "model": "IMAGE"}, "generator.model: .* is a StableDiffusionPipeline; sound takes "),
+        ({"kind": "sound", "model": "SOUND", "device": "cuda:99"}, "generator.device: 'cuda:99', but torch "),
+        ({"kind": "sound", "model": "nowhere/at-all"}, "generator.model: 'nowhere/at-all' is no folder, not "),
+        ({"kind": "speech", "model": "SOUND"}, "generator.model: the folder .* holds no config.json, so no "),
+        ({"kind": "speech", "model": "VITS", "snr": None}, "generator.snr: it is for espeak alone; leave it out"),
+        ({"kind": "speech", "model": "VITS", "speakers": "x"}, "generator.speakers: .* takes no x-vectors, "),
+        ({"kind": "speech", "speakers": "x"}, "generator.speakers: it is not for espeak; leave it out, or "),
+        ({"kind": "speech", "device": "cuda"}, "generator.device: it is not for espeak; leave it out, or "),
+        ({"kind": "image", "size": [30, 32]}, "generator.size.0: should be a multiple of 8, not 30"),
+        ({"kind": "image", "strength": 0.0}, "generator.strength: should be greater than 0, not 0.0"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_work(
+    content, tmp_path, tiny_stable_diffusion, tiny_audioldm, tiny_vits, generator, line, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folders = {"IMAGE": tiny_stable_diffusion, "SOUND": tiny_audioldm, "VITS": tiny_vits}
+    model = generator.get("model")
+    if model in folders:
+        generator = generator | {"model": str(folders[model])}
+    with pytest.raises(InputError, match=f"^{line}") as caught:
+        pipeline.execute(config.validate(content | {"generator": generator}), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "prompts").exists()
+
+
+def test_a_resolved_config_is_a_config(content):
+    for generator in ({"kind": "speech"}, {"kind": "speech", "model": "a/model"}, {"kind": "sound", "model": "m"}):
+        resolved = config.validate(content | {"generator": generator}).model_dump(mode="json")
+        assert config.validate(json.loads(json.dumps(resolved))).model_dump(mode="json") == resolved
+
+
+def test_the_embeddings_that_are_kept_are_bounded(tiny_stable_diffusion):
+    generator = StableDiffusion(str(tiny_stable_diffusion), steps=1)
+    for letter in ("a", "b", "a"):
+        list(generator.generate([Prompt("x", letter, 2.0, 0)]))
+    info = generator.embedding.cache_info()
+    assert (info.misses, info.hits, info.maxsize) == (2, 1, pretrained.CACHED_PROMPTS)

@@ -1,0 +1,115 @@
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from genfl.data.sounds import RATE
+from genfl.errors import InputError
+from genfl.generators import sound
+from genfl.generators.base import Prompt
+from genfl.generators.sound import Sound
+
+FAMILIES = ("tiny_audioldm", "tiny_audioldm2")
+
+
+@pytest.fixture(scope="module")
+def families(request) -> dict[str, Sound]:
+    return {name: Sound(str(request.getfixturevalue(name)), steps=3, seconds=0.05) for name in FAMILIES}
+
+
+def _prompts(*seeds: int, scale: float = 3.0, text: str = "a dog") -> list[Prompt]:
+    return [Prompt("dog", text, scale, seed) for seed in seeds]
+
+
+def _clips(samples):
+    clips = [sample.content for sample in samples]
+    assert {clip.rate for clip in clips} == {RATE}
+    return np.stack([clip.samples for clip in clips])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_seed_decides_its_clip_whatever_the_prompts_beside_it(families, family):
+    generator = families[family]
+    first = _clips(generator.generate(_prompts(1, 2, 3)))
+    others = _clips(generator.generate([*_prompts(9, 2), *_prompts(1)]))
+    assert first.shape == (3, 0.05 * RATE)
+    assert first.dtype == np.float32
+    assert np.abs(first).max() <= 1
+    loud = np.abs(first).mean()
+    assert loud > 1e-3
+    assert np.array_equal(first[0], others[2])
+    assert np.array_equal(first[1], others[1])
+    assert np.abs(first[0] - first[1]).mean() > loud / 100
+    # in a block of another size, or with a longer text beside it, the last bits of sums may differ
+    alone = _clips(generator.generate(_prompts(2)))
+    longer = _clips(generator.generate([*_prompts(2), *_prompts(5, text="a cat on a hot tin roof")]))
+    for other in (alone, longer):
+        np.testing.assert_allclose(other[0], first[1], atol=loud / 1000)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_text_and_the_guidance_scale_change_the_clip(families, family):
+    generator = families[family]
+    base = _clips(generator.generate(_prompts(1)))
+    for other in (_prompts(1, text="rain"), _prompts(1, scale=9.0), _prompts(1, scale=1.0)):
+        assert np.abs(_clips(generator.generate(other)) - base).max() > np.abs(base).mean() / 100
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_equals_a_plain_loop_over_the_pipeline(families, family, request):
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(request.getfixturevalue(family))
+    pipe.set_progress_bar_config(disable=True)
+    prompts = [*_prompts(4), *_prompts(5, text="a long storm of rain")]
+    plain = [
+        pipe(
+            p.text,
+            guidance_scale=p.guidance_scale,
+            num_inference_steps=3,
+            audio_length_in_s=0.05,
+            generator=torch.Generator().manual_seed(p.seed),
+        ).audios[0]
+        for p in prompts
+    ]
+    ours = _clips(families[family].generate(prompts))
+    np.testing.assert_allclose(ours, np.stack(plain), atol=np.abs(ours).mean() / 1000)
+
+
+def test_each_distinct_text_is_encoded_once(families, monkeypatch):
+    for family, name in (("tiny_audioldm", "_encode_prompt"), ("tiny_audioldm2", "encode_prompt")):
+        generator, calls = families[family], []
+        encode = getattr(generator.pipeline, name)
+
+        def counted(prompt, *args, calls=calls, encode=encode, **options):
+            calls.append(prompt)
+            return encode(prompt, *args, **options)
+
+        monkeypatch.setattr(generator.pipeline, name, counted)
+        texts = ["sea waves", "a hen", "sea waves"]
+        for scale in (2.0, 4.0):
+            list(generator.generate([Prompt("x", text, scale, n) for n, text in enumerate(texts)]))
+        # on every block, the pipeline asks for embeddings with embeddings and no text
+        assert sorted(text for text in calls if text) == ["a hen", "sea waves"]
+
+
+def test_a_vocoder_of_another_rate_is_resampled(tiny_audioldm):
+    generator = Sound(str(tiny_audioldm), steps=1, seconds=0.1)
+    generator.pipeline.vocoder.config.sampling_rate = 8000
+    assert _clips(generator.generate(_prompts(1))).shape == (1, 1600)
+
+
+def test_other_models_are_refused_before_they_are_loaded(tiny_stable_diffusion, tmp_path):
+    with pytest.raises(InputError, match=r"^generator\.model: .* is a StableDiffusionPipeline; sound takes"):
+        sound.check(str(tiny_stable_diffusion))
+    with pytest.raises(InputError, match=r"^generator\.model: the folder .* holds no model_index\.json"):
+        sound.check(str(tmp_path))
+    with pytest.raises(InputError, match=r"^generator\.model: 'genfl-tests/absent' is no folder, not in "):
+        sound.check("genfl-tests/absent")
+
+
+def test_options_are_those_of_a_config():
+    from genfl.config import SoundGenerator
+
+    assert set(inspect.signature(Sound).parameters) == set(SoundGenerator.model_fields) - {"kind"}

@@ -1,0 +1,194 @@
+"""Texts by a chat model: a tiny one that runs here, and a server."""
+
+import pytest
+
+from genfl import config
+from genfl.config import TextGenerator
+from genfl.errors import GenflError, InputError
+from genfl.generators.base import Prompt
+from genfl.generators.registry import GENERATORS
+from genfl.generators.text import HOPELESS, ChatTexts
+
+LABELS = ["bad", "good"]
+
+
+def prompts(count=6, **more):
+    labels = [LABELS[n % 2] for n in range(count)]
+    return [Prompt(label, f"a text about {label}", 1.0, n, **more) for n, label in enumerate(labels)]
+
+
+@pytest.fixture
+def writer(chat_server):
+    def make(folder=None, **options):
+        options = {"words": 6, "base_url": chat_server.url, "model": "m", **options}
+        return ChatTexts(TextGenerator(kind="text", **options).model_dump(), LABELS, folder)
+
+    return make
+
+
+@pytest.fixture
+def local(tiny_chat_model):
+    options = {"model": str(tiny_chat_model), "words": 6, "max_tokens": 20, "temperature": 0.5}
+    return ChatTexts(TextGenerator(kind="text", **options).model_dump(), LABELS)
+
+
+class TestLocal:
+    def test_it_writes_texts_of_the_class(self, local, chat_texts):
+        samples = list(local.generate(prompts(24)))
+        for label in LABELS:
+            found = {sample.content for sample in samples if sample.prompt.label == label}
+            assert found == set(chat_texts[label])
+
+    def test_a_sample_depends_on_its_prompt_alone(self, local):
+        import torch
+
+        asked = prompts(8)
+        torch.manual_seed(1)
+        together = [sample.content for sample in local.generate(asked)]
+        before = torch.get_rng_state()
+        alone = [next(local.generate([prompt])).content for prompt in reversed(asked)]
+        assert alone[::-1] == together
+        assert torch.equal(before, torch.get_rng_state()), "the caller's stream is left alone"
+
+    def test_a_folder_that_holds_no_chat_model(self, tmp_path, tiny_chat_model):
+        import shutil
+
+        options = TextGenerator(kind="text", model=str(tmp_path)).model_dump()
+        check = GENERATORS["text"].check
+        with pytest.raises(InputError, match=r"generator\.model: '.*' is no folder with a chat model"):
+            check(options, None)
+        plain = tmp_path / "plain"
+        shutil.copytree(tiny_chat_model, plain)
+        (plain / "chat_template.jinja").unlink()
+        options["model"] = str(plain)
+        with pytest.raises(InputError, match=r"is no chat model: its tokenizer has no chat template"):
+            check(options, None)
+        options["model"] = "genfl-tests/absent"
+        with pytest.raises(
+            InputError, match="'genfl-tests/absent' is no folder with a chat model, and none to"
+        ):
+            check(options, None)
+        options |= {"model": str(tiny_chat_model), "device": "cuda:9"}
+        with pytest.raises(InputError, match=r"generator\.device: 'cuda:9', but torch sees no"):
+            check(options, None)
+
+    def test_weights_that_are_damaged(self, tmp_path, tiny_chat_model):
+        import shutil
+
+        shutil.copytree(tiny_chat_model, tmp_path / "m")
+        (tmp_path / "m" / "model.safetensors").write_bytes(b"x" * 100)
+        options = TextGenerator(kind="text", model=str(tmp_path / "m")).model_dump()
+        with pytest.raises(InputError, match=r"generator\.model: '.*' could not be loaded: "):
+            ChatTexts(options, LABELS)
+
+    def test_another_template_is_another_generator(self, tmp_path, tiny_chat_model):
+        import shutil
+
+        made = []
+        for name, text in (("a", "<user> x"), ("b", "<user> y")):
+            shutil.copytree(tiny_chat_model, tmp_path / name)
+            (tmp_path / name / "chat_template.jinja").write_text(text)
+            options = TextGenerator(kind="text", model=str(tmp_path / name)).model_dump()
+            made.append(GENERATORS["text"].fingerprint(options, "text"))
+        assert made[0] != made[1]
+
+
+def test_what_is_asked(chat_server, writer):
+    chat_server.behave = lambda query, seed, number: "what a day we had with you"
+    list(writer().generate(prompts(1)))
+    assert chat_server.asked[0][1]["messages"][0]["content"] == (
+        'Write one text of the class "bad". The classes are: bad, good.\nWhat it is: a text about bad.\n'
+        "It has about 6 words.\nAnswer with the text alone."
+    )
+
+
+UNUSABLE = {
+    "": "empty",
+    "I'm sorry, but I can't write that.": "a refusal",
+    "a text about bad": "it repeats the query",
+    "hm": "1 words, and about 6 are wanted",
+    "word " * 19: "19 words, and about 6 are wanted",
+}
+
+
+@pytest.mark.parametrize("answer", UNUSABLE)
+def test_it_is_asked_again_until_an_answer_is_usable(chat_server, writer, caplog, answer):
+    fine = 'Sure, here is one:\n"my bag is *really* gone"'
+    chat_server.behave = lambda query, seed, number: fine if number == 2 else answer
+    (sample,) = writer(attempts=3).generate(prompts(1))
+    assert sample.content == "my bag is *really* gone"
+    assert len({request["seed"] for _, request in chat_server.asked}) == 3
+    chat_server.behave = lambda query, seed, number: answer
+    (sample,) = writer(attempts=2).generate(prompts(1))
+    assert sample.content == ""
+    assert "1 of 1 texts unusable, each asked for 2 times, such as" in caplog.text
+    assert caplog.text.rstrip().endswith(UNUSABLE[answer])
+
+
+def test_a_model_that_is_of_no_use_is_given_up(chat_server, writer):
+    chat_server.behave = lambda query, seed, number: "no"
+    with pytest.raises(GenflError) as caught:
+        list(writer(attempts=2).generate(prompts(HOPELESS)))
+    assert str(caught.value) == (
+        "generator: 10 of 10 texts unusable, each asked for 2 times, such as 'no': 1 words, and about 6 are"
+        " wanted; take another model, or other words and attempts"
+    )
+    assert len(chat_server.asked) == 20
+
+
+class TestGuided:
+    REAL = ("my suitcase was in another town", "no one told us anything at all", "a third one")
+
+    def test_real_examples_are_in_the_query(self, chat_server, writer):
+        chat_server.behave = lambda query, seed, number: "we sat there for four hours"
+        (sample,) = writer(trusted=True, shots=2).generate(prompts(1, guides=self.REAL))
+        query = chat_server.asked[0][1]["messages"][0]["content"]
+        assert 'Real examples of the class "bad":\n- my suitcase was in another town\n- no one told' in query
+        assert "a third one" not in query
+        assert sample.content == "we sat there for four hours"
+
+    def test_a_copy_of_one_is_refused_and_shown_nowhere(self, chat_server, writer, caplog):
+        chat_server.behave = lambda query, seed, number: '"My suitcase was in another town!"'
+        (sample,) = writer(trusted=True).generate(prompts(1, guides=self.REAL))
+        assert sample.content == ""
+        assert "it repeats the query" in caplog.text
+        assert "suitcase" not in caplog.text
+
+    def test_they_go_to_no_server_that_is_not_the_clients_own(self, chat_server, writer):
+        with pytest.raises(InputError, match=r"generator\.base_url: the server would be shown clients' real"):
+            list(writer().generate(prompts(2, guides=self.REAL)))
+        assert not chat_server.asked
+        chat_server.behave = lambda query, seed, number: "we sat there for four hours"
+        list(writer(shots=0).generate(prompts(1, guides=self.REAL)))
+        assert "suitcase" not in str(chat_server.asked)
+
+
+BASE = """
+{name: t, model: lstm, methods: {a: {algorithm: fedavg}}, data: {name: texts, path: x},
+ generator: {kind: text, model: m}, federate: {clients_per_round: 2}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["generator={kind: text}"], "generator.model: required, and not given"),
+        (["generator.api_key=sk-1"], "generator.api_key: unknown key; did you mean 'api_key_env'?"),
+        (["generator.temperature=0"], "generator.temperature: should be greater than 0, not 0"),
+        (["prompts.guidance_scale=2"], "prompts.guidance_scale: text is not guided; leave it out"),
+        (["prompts.style=llm"], "prompts.llm: style llm needs a language model, as in llm: {model: FOLDER}"),
+        (
+            ["prompts.llm.model=m"],
+            "prompts.llm: style single asks no language model; use style llm or scenes",
+        ),
+        (["prompts={style: scenes, llm: {}}"], "prompts.llm.model: required, and not given"),
+        (
+            ["prompts={style: llm, llm: {model: m, fallback: any}}"],
+            "prompts.llm.fallback: should be 'multiple', not 'any'",
+        ),
+    ],
+)
+def test_mistakes_in_configs(overrides, line):
+    with pytest.raises(InputError) as caught:
+        config.parse(BASE, overrides)
+    assert line in str(caught.value)

@@ -1,0 +1,70 @@
+import pytest
+
+from genfl.llm import answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "lines"),
+    [
+        ("a cat on a mat", ["a cat on a mat"]),
+        ("1. a cat\n2) a red cat\n(3) a small cat\n- a big cat\n* one cat\n• my cat", None),
+        ('"a cat"\n“a red cat”\n\'a small cat\'\n**a big cat**\n`one cat`\n## "**my cat**"', None),
+        (
+            "Sure! Here are 6 prompts for cat:\n\na cat\na red cat\na small cat\na big cat\none cat\nmy cat",
+            None,
+        ),
+        ("Sure!\nHere is what you asked for:\n```text\na cat\n```", ["a cat"]),
+        ("<think>The user wants cats.\na cat?</think>\n\nA: a cat", ["a cat"]),
+        ("<think>The user wants cats and I will never stop", []),
+        ("a cat\x00\u200b\r\nmy cat\n\n\n", ["a cat", "my cat"]),
+        ("12 cats in 1.5 metres", ["12 cats in 1.5 metres"]),
+        ('"a cat" and "a dog"', ['"a cat" and "a dog"']),
+        ("#fail of a cat", ["#fail of a cat"]),
+        ("", []),
+    ],
+)
+def test_lines(answer, lines):
+    cats = ["a cat", "a red cat", "a small cat", "a big cat", "one cat", "my cat"]
+    assert answers.lines(answer) == (cats if lines is None else lines)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ('Sure, here is a tweet about it:\n\n"@airline you lost\nmy bag"', "@airline you lost my bag"),
+        ("Here's an example:  **my bag** is gone", "my bag is gone"),
+        ("Certainly!\n\nmy bag is gone", "my bag is gone"),
+        ("Text: my bag is gone", "my bag is gone"),
+        ("Sure, another delay. Thanks: not.", "Sure, another delay. Thanks: not."),
+        ("```\nmy bag\n```", "my bag"),
+        ("  \n", ""),
+    ],
+)
+def test_whole(answer, text):
+    assert answers.whole(answer) == text
+
+
+def test_names_are_words_and_the_longer_one_counts():
+    labels = ["truck", "fire truck", "cat", "Sea or Lake", "lake"]
+    assert answers.names("a Cat concatenates trucks", labels) == {"cat"}
+    assert answers.names("a fire truck, red", labels) == {"fire truck"}
+    assert answers.names("a truck by a fire truck", labels) == {"truck", "fire truck"}
+    assert answers.names("sea  or lake", labels) == {"sea or lake"}
+    assert answers.names("C++ and (x)", ["c++", "(x)", "c"]) == {"c++", "(x)"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("Sorry, I cannot do this", True),
+        ("I cannot assist with this request.", True),
+        ("I can’t write that", True),
+        ("As an AI language model, I have no cats", True),
+        ("I cannot believe that I wait for three hours", False),
+        ("sorry crew, sorry seats, never again", False),
+        ("I can't find my bag", False),
+    ],
+)
+def test_refusals(answer, refused):
+    assert answers.refusal(answer) is refused

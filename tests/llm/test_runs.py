@@ -1,0 +1,190 @@
+"""Whole runs with chat models: from the config to the report, killed on the way and gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import datasets
+import pytest
+
+import genfl.run
+from genfl import config, pipeline
+from genfl.errors import GenflError, InputError
+
+ROWS = {
+    "train": [
+        {"text": f"{word} {what}", "label": label}
+        for label, words in (("good", "lovely great kind"), ("bad", "lost late worst"))
+        for word in words.split()
+        for what in ("crew", "flight", "staff", "line")
+    ],
+    "test": [{"text": "great staff", "label": "good"}, {"text": "late flight", "label": "bad"}],
+}
+RUN = """
+{name: t, model: {name: lstm, embedding: 4, width: 4}, seeds: [0], report: {target_accuracy: 0.5},
+ data: {name: texts, length: 8, partition: {kind: iid, clients: 3}},
+ generator: {kind: text, words: 6, max_tokens: 20, temperature: 0.5},
+ prompts: {per_label: 8, block_size: 5},
+ pretrain: {epochs: 2, batch_size: 4},
+ federate: {rounds: 2, clients_per_round: 2, local: {steps: 1, batch_size: 2}, evaluate_every: 1,
+            engine: sequential},
+ methods: {vanilla: {algorithm: fedavg}, gptfl: {algorithm: fedavg, start: pretrained}}}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Reads a config of a small text folder, with settings."""
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, rows in ROWS.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    genfl.run._load.cache_clear()
+    yield lambda *overrides: config.parse(RUN, [f"data.path={folder}", *overrides])
+    genfl.run._load.cache_clear()
+
+
+def files(folder):
+    """Returns all that a run wrote but what holds times and places."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and path.suffix in (".jsonl", ".parquet", ".safetensors"):
+            found[name] = path.read_bytes()
+    return found
+
+
+def test_a_run_with_a_local_model(mine, tmp_path, tiny_chat_model, chat_texts):
+    read = mine(f"generator.model={tiny_chat_model}")
+    summary = pipeline.execute(read, tmp_path / "run")
+    assert set(summary["methods"]) >= {"vanilla", "gptfl"}
+    made = datasets.load_dataset(str(tmp_path / "run" / "synthetic"), split="train")
+    assert len(made) == 16
+    name = made.features["label"].int2str
+    assert all(row["text"] in chat_texts[name(row["label"])] for row in made)
+    assert {row["prompt"] for row in made} == {"a text about bad", "a text about good"}
+    # stopped in the middle of the texts: the answers that are there are not asked for again
+    assert len(list((tmp_path / "run" / "answers").iterdir())) >= 16
+    again = pipeline.execute(mine(f"generator.model={tiny_chat_model}"), tmp_path / "again")
+    assert again["methods"] == summary["methods"]
+    assert files(tmp_path / "again") == files(tmp_path / "run")
+
+
+def test_fresh_starts_over_with_its_questions_too(mine, chat_server, tmp_path):
+    chat_server.behave = lambda query, seed, number: f"text number {number} of this run"
+    read = mine("generator.model=m", f"generator.base_url={chat_server.url}")
+    pipeline.execute(read, tmp_path / "run", until="generate")
+    first = files(tmp_path / "run")
+    chat_server.asked.clear()
+    pipeline.execute(read, tmp_path / "run", until="generate", fresh=True)
+    assert len(chat_server.asked) == 16
+    # more samples: those that are there already are not asked for again
+    chat_server.asked.clear()
+    more = mine("generator.model=m", f"generator.base_url={chat_server.url}", "prompts.per_label=10")
+    pipeline.execute(more, tmp_path / "run", until="generate", update=True)
+    assert len(chat_server.asked) == 4
+    assert first != files(tmp_path / "run")
+
+
+def test_a_finished_run_needs_no_server(mine, chat_server, tmp_path):
+    chat_server.behave = lambda query, seed, number: f"text number {number} of this run"
+    read = mine("generator.model=m", f"generator.base_url={chat_server.url}")
+    pipeline.execute(read, tmp_path / "run", until="generate")
+    count = len(chat_server.asked)
+    chat_server.behave = lambda query, seed, number: (404, {}, "gone")
+    pipeline.execute(read, tmp_path / "run", until="pretrain")
+    assert len(chat_server.asked) == count
+
+
+@pytest.mark.parametrize("style", ["llm", "scenes"])
+def test_prompts_by_a_server(mine, chat_server, tmp_path, style):
+    def behave(query, seed, number):
+        label = "bad" if "_ bad _" in query or "of bad" in query else "good"
+        return f"Here you go:\n1. a {label} day\n2. one {label} flight with the crew\n3. an umbrella"
+
+    chat_server.behave = behave
+    llm = f"{{model: m, base_url: '{chat_server.url}', distinct: 2}}"
+    asks = f"prompts={{style: {style}, per_label: 9, llm: {llm}}}"
+    read = mine(asks, "generator={kind: text, model: x}")
+    with pytest.raises(InputError, match=r"generator\.model: 'x' is no folder with a chat model"):
+        pipeline.execute(read, tmp_path / "run")
+    read = mine(asks, f"generator.base_url={chat_server.url}", "generator.model=m")
+    pipeline.execute(read, tmp_path / "run", until="prompts")
+    rows = [json.loads(line) for line in (tmp_path / "run/prompts/prompts.jsonl").read_text().splitlines()]
+    assert {row["text"] for row in rows if row["label"] == "bad"} == {
+        "a bad day",
+        "one bad flight with the crew",
+    }
+    assert len(chat_server.asked) == 2
+    chat_server.behave = lambda query, seed, number: "an umbrella"
+    few = mine(asks, f"generator.base_url={chat_server.url}", "generator.model=m", "prompts.llm.distinct=3")
+    with pytest.raises(
+        GenflError, match=r"prompts\.llm: 0 of 3 prompts for 'bad' after 5 queries; unusable, for"
+    ):
+        pipeline.execute(few, tmp_path / "other", until="prompts")
+    filled = mine(
+        asks,
+        f"generator.base_url={chat_server.url}",
+        "generator.model=m",
+        "prompts.llm.distinct=3",
+        "prompts.llm.fallback=multiple",
+    )
+    pipeline.execute(filled, tmp_path / "other", until="prompts", update=True)
+    assert "about bad" in (tmp_path / "other/prompts/prompts.jsonl").read_text()
+
+
+def test_how_a_server_is_asked_does_not_undo_what_it_said(mine, chat_server, tmp_path):
+    chat_server.behave = lambda query, seed, number: "a good day\na bad day\na good flight\na bad flight"
+    asks = f"prompts={{style: llm, llm: {{model: m, base_url: '{chat_server.url}', distinct: 2}}}}"
+    generator = f"generator={{kind: text, model: m, base_url: '{chat_server.url}'}}"
+    pipeline.execute(mine(asks, generator), tmp_path / "run", until="prompts")
+    record = tmp_path / "run" / "stages" / "prompts.json"
+    before = record.read_bytes()
+    other = mine(
+        asks, generator, "prompts.llm.timeout=7.0", "prompts.llm.parallel=1", "prompts.llm.api_key_env=X"
+    )
+    pipeline.execute(other, tmp_path / "run", until="prompts", update=True)
+    assert record.read_bytes() == before
+
+
+def test_samples_that_exist_need_no_prompts_by_a_model(mine, tmp_path):
+    read = mine("generator={kind: files, path: x}", "prompts={style: llm, llm: {model: m}}")
+    with pytest.raises(
+        InputError, match=r"prompts\.style: files takes samples as they are, so there is nothing"
+    ):
+        pipeline.execute(read, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_run_that_is_killed_asks_nothing_twice_and_ends_the_same(mine, chat_server, tmp_path, kills):
+    def behave(query, seed, number):
+        time.sleep(0.05)
+        kind = "bad" if 'class "bad"' in query else "good"
+        return f"a {kind} text of the seed {seed}" if seed % 3 else "no"
+
+    chat_server.behave = behave
+    settings = [f"generator.base_url={chat_server.url}", "generator.model=m", "generator.parallel=1"]
+    read = mine(*settings, "prompts.per_label=20")
+    pipeline.execute(read, tmp_path / "whole", until="generate")
+    whole = [json.dumps(request) for _, request in chat_server.asked]
+    (tmp_path / "t.yaml").write_text(config.dump(read))
+    command = [sys.executable, "-m", "genfl", "run", str(tmp_path / "t.yaml"), "--until", "generate"]
+    command += ["--out", str(tmp_path / "killed")]
+    chat_server.asked.clear()
+    for kill in range(1, kills + 1):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(chat_server.asked) < 12 * kill and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    asked = [json.dumps(request) for _, request in chat_server.asked]
+    assert set(asked) == set(whole)
+    assert len(asked) <= len(whole) + kills, "only what was in flight is asked again"
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")

@@ -1,0 +1,293 @@
+"""The client of OpenAI-compatible servers, against real ones that misbehave."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from genfl.errors import GenflError, InputError
+from genfl.llm.chat import Remembered, check, connect, each
+from genfl.llm.server import Server
+from genfl.llm.server import check as check_server
+
+KEY = "sk-this-is-secret"
+
+
+@pytest.fixture
+def client(chat_server):
+    def make(**options):
+        return Server("m", chat_server.url, **{"retries": 2, "wait": 0.01, "timeout": 5.0, **options})
+
+    return make
+
+
+def test_what_is_sent(chat_server, client):
+    chat_server.behave = lambda query, seed, number: f"{query} {seed}"
+    assert client(key=KEY, temperature=0.5, max_tokens=7).ask("hello", 3) == "hello 3"
+    headers, request = chat_server.asked[0]
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    assert request == {
+        "path": "/v1/chat/completions",
+        "model": "m",
+        "messages": [{"role": "user", "content": "hello"}],
+        "seed": 3,
+        "temperature": 0.5,
+        "max_tokens": 7,
+    }
+    client().ask("hello", 3)
+    assert "Authorization" not in chat_server.asked[1][0]
+
+
+def test_openais_own_server_calls_the_limit_otherwise():
+    assert Server("m", "https://api.openai.com/v1").settings["max_completion_tokens"] == 300
+    assert Server("m", "https://api.openai.com.example.org/v1").settings["max_tokens"] == 300
+
+
+GOOD = json.dumps({"choices": [{"message": {"content": "fine"}}]})
+BROKEN = {
+    "500": ((500, {}, "oops"), "status 500 (oops)"),
+    "503 without a body": ((503, {}, ""), "status 503, 3 times"),
+    "429": ((429, {"Retry-After": "0.01"}, "slow down"), "status 429 (slow down)"),
+    "truncated JSON": ((200, {}, GOOD[:-5]), "the reply is none of an OpenAI-compatible server ({"),
+    "cut off": ((200, {"Content-Length": 1000}, GOOD), "peer closed connection"),
+    "HTML": ((200, {}, "<html>log in</html>"), "server (<html>log in</html>), 3 times"),
+    "another schema": ((200, {}, '{"text": "fine"}'), 'server ({"text": "fine"})'),
+    "a list": ((200, {}, "[]"), "server ([])"),
+    "null": ((200, {}, "null"), "server (null)"),
+    "content is a number": ((200, {}, '{"choices": [{"message": {"content": 5}}]}'), "the reply is none"),
+    "choices is text": ((200, {}, '{"choices": "abc"}'), "the reply is none"),
+    "not UTF-8": ((200, {}, b"\xff\xfe"), "the reply is none"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_may_pass_is_tried_again(chat_server, client, name):
+    chat_server.behave = lambda query, seed, number: BROKEN[name][0] if number < 2 else "fine"
+    assert client().ask("hello", 0) == "fine"
+    assert len(chat_server.asked) == 3
+    assert len({json.dumps(request) for _, request in chat_server.asked}) == 1
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_does_not_pass_is_one_line(chat_server, client, name):
+    reply, line = BROKEN[name]
+    chat_server.behave = lambda query, seed, number: reply
+    with pytest.raises(GenflError) as caught:
+        client().ask("hello", 0)
+    assert str(caught.value).startswith(f"{chat_server.url}/chat/completions: ")
+    assert line in str(caught.value)
+    assert str(caught.value).endswith(", 3 times")
+    assert "\n" not in str(caught.value)
+    assert len(chat_server.asked) == 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 302])
+def test_what_cannot_pass_is_not_tried_again(chat_server, client, status):
+    chat_server.behave = lambda query, seed, number: (status, {"Location": "http://127.0.0.1:9/"}, "no\nway")
+    with pytest.raises(GenflError, match=rf"completions: status {status} \(no way\)$"):
+        client().ask("hello", 0)
+    assert len(chat_server.asked) == 1
+
+
+def test_a_server_that_asks_to_wait_is_waited_for_within_the_limit(chat_server, client):
+    chat_server.behave = lambda query, seed, number: (429, {"Retry-After": "1"}, "") if number == 0 else "ok"
+    began = time.monotonic()
+    assert client().ask("hello", 0) == "ok"
+    assert time.monotonic() - began >= 1
+    chat_server.behave = lambda query, seed, number: (429, {"Retry-After": "3600"}, "later")
+    with pytest.raises(GenflError, match=r"status 429 \(later\), and asks to wait 3600 s; try again later"):
+        client().ask("hello", 0)
+    # a date is a wait of unknown length: the client's own
+    date = "Wed, 21 Oct 2099 07:28:00 GMT"
+    chat_server.behave = lambda query, seed, number: (429, {"Retry-After": date}, "")
+    with pytest.raises(GenflError, match="status 429, 3 times"):
+        client().ask("hello", 0)
+
+
+def test_slow_servers(chat_server, client):
+    def slow(query, seed, number):
+        time.sleep(1)
+        return "late"
+
+    chat_server.behave = slow
+    with pytest.raises(GenflError, match=r"no reply in 0\.2 s, 2 times"):
+        client(timeout=0.2, retries=1).ask("hello", 0)
+
+
+def test_a_reply_that_comes_in_drops_is_cut_off():
+    """Every part arrives in time, and all of them never do."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    script = (
+        "import socket, sys, time\n"
+        "there = socket.socket(fileno=int(sys.argv[1])).accept()[0]\n"
+        "there.recv(65536)\n"
+        "there.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 1000\\r\\n\\r\\n')\n"
+        "for _ in range(100): there.sendall(b' '); time.sleep(0.1)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(listener.fileno())],
+        pass_fds=[listener.fileno()],
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        began = time.monotonic()
+        with pytest.raises(GenflError, match=r"no reply in 0\.5 s"):
+            Server("m", url, timeout=0.5, retries=0).ask("hello", 0)
+        assert time.monotonic() - began < 5
+        process.kill()
+    listener.close()
+
+
+def test_no_server_at_all():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(GenflError, match=rf"^{url}/chat/completions: .*refused, 2 times$"):
+        Server("m", url, retries=1, wait=0.01).ask("hello", 0)
+
+
+@pytest.mark.parametrize("body", ['{"choices": []}', '{"choices": [{"message": {"content": null}}]}'])
+def test_a_server_that_says_nothing_gives_an_empty_answer(chat_server, client, body):
+    chat_server.behave = lambda query, seed, number: (200, {}, body)
+    assert client().ask("hello", 0) == ""
+    assert len(chat_server.asked) == 1
+
+
+def test_an_answer_that_is_no_unicode_can_be_written(chat_server, tmp_path):
+    body = '{"choices": [{"message": {"content": "a \\ud800 b"}}]}'
+    chat_server.behave = lambda query, seed, number: (200, {}, body)
+    chat = Remembered(Server("m", chat_server.url), tmp_path, "m")
+    assert chat.ask("hello", 0) == chat.ask("hello", 0) == "a ? b"
+    assert len(chat_server.asked) == 1
+
+
+def test_the_key_is_shown_and_written_nowhere(chat_server, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("MY_KEY", KEY)
+    options = {"model": "m", "base_url": chat_server.url, "api_key_env": "MY_KEY", "temperature": 1.0}
+    options |= {"max_tokens": 5, "timeout": 5.0, "parallel": 1, "device": "cpu"}
+    chat = connect(options, "generator", tmp_path)
+    chat_server.behave = lambda query, seed, number: f"your key is {KEY}"
+    assert chat.ask("hello", 0) == "your key is ***"
+    assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    chat_server.behave = lambda query, seed, number: (401, {}, f"Incorrect key: {KEY}")
+    with pytest.raises(GenflError, match=r"status 401 \(Incorrect key: \*\*\*\)") as caught:
+        chat.ask("again", 0)
+    assert KEY not in caplog.text + repr(caught.value) + repr(caught.value.__cause__)
+
+
+OPTIONS = {"model": "m", "base_url": "http://h/v1", "api_key_env": "K", "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"api_key_env": KEY}, "generator.api_key_env: it is the name of an environment variable"),
+        ({"base_url": f"http://{KEY}@h/v1"}, "generator.base_url: give a server's address without name"),
+        ({"base_url": f"http://h/v1?key={KEY}"}, "generator.base_url: give a server's address without name"),
+        ({"base_url": "localhost:8000"}, "generator.base_url: give a server's address"),
+        ({"base_url": "file:///etc"}, "generator.base_url: give a server's address"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_asked_and_do_not_repeat_secrets(change, line):
+    with pytest.raises(InputError) as caught:
+        check({**OPTIONS, **change}, "generator")
+    assert str(caught.value).startswith(line)
+    assert KEY not in str(caught.value)
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(InputError, match=r"generator\.base_url: it needs httpx: pip install 'genfl\[text\]'"):
+        check_server("generator")
+
+
+class TestRemembered:
+    def test_nothing_is_asked_twice(self, chat_server, tmp_path):
+        chat_server.behave = lambda query, seed, number: f"{query} {seed} {number}"
+        chat = Remembered(Server("m", chat_server.url), tmp_path, ["m"])
+        assert [chat.ask("a", 0), chat.ask("a", 1), chat.ask("b", 0)] == ["a 0 0", "a 1 1", "b 0 2"]
+        again = Remembered(Server("m", chat_server.url), tmp_path, ["m"])
+        assert [again.ask("b", 0), again.ask("a", 1), again.ask("a", 0)] == ["b 0 2", "a 1 1", "a 0 0"]
+        assert Remembered(Server("m", chat_server.url), tmp_path, ["other"]).ask("a", 0) == "a 0 3"
+
+    def test_a_damaged_file_is_named_and_asked_again(self, chat_server, tmp_path, caplog):
+        chat = Remembered(Server("m", chat_server.url), tmp_path, "m")
+        chat.ask("a", 0)
+        (path,) = tmp_path.iterdir()
+        content = json.loads(path.read_text())
+        for bad in ("", "[]", '{"answer": "no"}', json.dumps({**content, "answer": "no"})):
+            path.write_text(bad)
+            assert chat.ask("a", 0) == "yes"
+            assert f"{path} is damaged; its query is asked again" in caplog.text
+        assert len(chat_server.asked) == 5
+
+    def test_queries_are_not_written(self, chat_server, tmp_path):
+        Remembered(Server("m", chat_server.url), tmp_path, "m").ask("a private text", 0)
+        assert "private" not in "".join(path.read_text() for path in tmp_path.iterdir())
+
+    def test_what_was_answered_before_a_failure_is_kept(self, chat_server, tmp_path):
+        def fails(query, seed, number):
+            return (400, {}, "no") if query == "4" else query
+
+        chat_server.behave = fails
+        chat = Remembered(Server("m", chat_server.url, at_once=2), tmp_path, "m")
+        queries = list(map(str, range(6)))
+        with pytest.raises(GenflError, match="status 400"):
+            each(chat, lambda query: chat.ask(query, 0), queries)
+        assert len(list(tmp_path.iterdir())) >= 4
+        chat_server.asked.clear()
+        chat_server.behave = lambda query, seed, number: query
+        assert each(chat, lambda query: chat.ask(query, 0), queries) == queries
+        assert {request["messages"][0]["content"] for _, request in chat_server.asked} <= {"4", "5"}
+
+
+def test_queries_are_in_flight_together(chat_server):
+    """Each is answered only when all are there."""
+    import threading
+
+    together = threading.Barrier(4, timeout=10)
+    chat_server.behave = lambda query, seed, number: f"{together.wait() >= 0} {query}"
+    chat = Server("m", chat_server.url, at_once=4, retries=0)
+    assert each(chat, lambda query: chat.ask(query, 0), "abcd") == [f"True {query}" for query in "abcd"]
+
+
+@pytest.mark.slow
+def test_transformers_serve(tiny_chat_model, chat_texts, tmp_path):
+    """A server that others wrote, as a process of its own."""
+    from transformers.utils.import_utils import is_serve_available
+
+    if not is_serve_available():
+        pytest.skip("transformers serve needs: pip install 'transformers[serving]'")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tiny_chat_model)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        for _ in range(240):
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health", timeout=5)
+                break
+            except httpx.HTTPError:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.5)
+        chat = Server(str(tiny_chat_model), f"http://127.0.0.1:{port}/v1", max_tokens=12, temperature=0.5)
+        query = (
+            'Write one text of the class "bad". The classes are: bad, good.\nWhat it is: a text about bad.\n'
+            "It has about 6 words.\nAnswer with the text alone."
+        )
+        found = [chat.ask(query, seed) for seed in range(6)]
+        assert len(set(found)) > 1
+        assert set(found) <= set(chat_texts["bad"])
+        assert [chat.ask(query, seed) for seed in range(6)] == found
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,0 +1,116 @@
+"""Prompts by a chat model, behind a real server."""
+
+import re
+
+import numpy as np
+import pytest
+
+from genfl.errors import GenflError
+from genfl.llm.server import Server
+from genfl.prompts.llm import MOST_WORDS, Described, describe, problem, query
+from genfl.prompts.templates import MULTIPLE, Templates
+from genfl.rng import Key
+
+LABELS = ["cat", "dog", "sea lion"]
+
+
+@pytest.fixture
+def ask(chat_server):
+    def run(style="llm", label="cat", distinct=3, attempts=2, key=None, fallback=None, labels=LABELS):
+        return describe(
+            Server("m", chat_server.url, wait=0.01),
+            style,
+            label,
+            labels,
+            "image",
+            distinct=distinct,
+            attempts=attempts,
+            key=key or Key(0),
+            fallback=fallback,
+        )
+
+    return run
+
+
+def test_what_is_asked():
+    asked = query("llm", "cat", ["dog"], 5, "audio")
+    assert (
+        'Q: "_ _ _ _ cat _ _ _ _" Please fill in the blanks and make it a prompt to generate a sound.'
+        in asked
+    )
+    assert "5 different" in asked
+    assert "dog" not in asked
+    scenes = query("scenes", "cat", ["dog", "sea lion"], 5, "image", ["a cat on a mat"])
+    assert "None of them mentions any of: dog, sea lion." in scenes
+    assert "give others: a cat on a mat." in scenes
+    assert "None of them" not in query("scenes", "cat", [], 5, "image")
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "wrong"),
+    [
+        ("llm", "a grey Cat on a mat", None),
+        ("llm", "a cat and a dog", None),
+        ("scenes", "a cat and a dog", "it names another label"),
+        ("scenes", "a cat and a sea lion", "it names another label"),
+        ("scenes", "a cat by the sea", None),
+        ("llm", "a kitten on a mat", "it does not name the label"),
+        ("llm", "cats on mats", "it does not name the label"),
+        ("llm", "Cat.", "it is the label and nothing more"),
+        ("llm", "_ _ cat on a mat", "its blanks are not filled in"),
+        ("llm", "I'm sorry, but I cannot write about a cat", "a refusal"),
+        ("llm", "cat " * (MOST_WORDS + 1), f"more than {MOST_WORDS} words"),
+    ],
+)
+def test_what_is_a_prompt(style, text, wrong):
+    assert problem(style, text, "cat", LABELS) == wrong
+
+
+def test_it_is_asked_until_there_are_enough(chat_server, ask):
+    answers = [
+        'Sure! Here are some prompts for cat:\n1. "A cat on a mat"\n2. a CAT, on a mat!\n3. a dog\n',
+        "I'm sorry, but I can't do that about a cat.",
+        "a red cat\na cat on a mat\nmy cat\nyour cat",
+    ]
+    chat_server.behave = lambda query, seed, number: answers[number]
+    assert ask(attempts=5) == ["A cat on a mat", "a red cat", "my cat"]
+    assert len(chat_server.asked) == 3
+    asked = [request["messages"][0]["content"] for _, request in chat_server.asked]
+    assert [re.search(r"Give (\d)", text).group(1) for text in asked] == ["3", "2", "2"]
+    assert "give others: A cat on a mat." in asked[1]
+    seeds = [request["seed"] for _, request in chat_server.asked]
+    assert len(set(seeds)) == 3
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_too_few_are_one_line_with_an_example(chat_server, ask):
+    chat_server.behave = lambda query, seed, number: "a cat on a mat\na big dog"
+    with pytest.raises(GenflError) as caught:
+        ask()
+    assert str(caught.value) == (
+        "prompts.llm: 1 of 3 prompts for 'cat' after 2 queries; unusable, for example: 'a big dog', it does"
+        " not name the label; lower distinct, raise attempts, take another model, or set fallback to multiple"
+    )
+    assert len(chat_server.asked) == 2
+
+
+def test_a_fallback_fills_up(chat_server, ask):
+    chat_server.behave = lambda query, seed, number: "a photo of a cat\na cat on a mat"
+    found = ask(distinct=4, fallback=Templates("multiple"))
+    assert found == ["a photo of a cat", "a cat on a mat", "an image of a cat", "a picture of a cat"]
+    chat_server.behave = lambda query, seed, number: ""
+    every = ask(distinct=99, fallback=Templates("multiple"))
+    assert every == [template.format(label="cat") for template in MULTIPLE["image"]]
+
+
+def test_a_server_that_fails_is_no_case_for_a_fallback(chat_server, ask):
+    chat_server.behave = lambda query, seed, number: (404, {}, "no such model")
+    with pytest.raises(GenflError, match=r"status 404 \(no such model\)"):
+        ask(fallback=Templates("multiple"))
+
+
+def test_prompts_are_drawn_from_those_of_the_label():
+    described = Described({"cat": ["a cat", "my cat"], "dog": ["a dog"]})
+    rng = np.random.default_rng(0)
+    assert {described.draw("cat", rng) for _ in range(50)} == {"a cat", "my cat"}
+    assert described.draw("dog", rng) == "a dog"

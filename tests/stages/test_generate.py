@@ -1,0 +1,402 @@
+"""The generate stage: what is left out, what it says of itself, shards, and kills."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import datasets
+import filelock
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from PIL import Image
+
+import genfl.run
+from genfl import config, pipeline
+from genfl.errors import InputError
+from genfl.run import Run, Share, share_folders
+from genfl.stages import generate, prompts
+from genfl.storage import read_json
+
+CONTENT = {
+    "name": "made",
+    "seeds": [0],
+    "data": {"name": "images", "size": [8, 8], "partition": {"kind": "iid", "clients": 2}},
+    "prompts": {"style": "label", "per_label": 6, "block_size": 2},
+    "generator": {"kind": "files"},
+    "model": {"name": "mlp", "width": 8},
+    "pretrain": {"epochs": 1, "batch_size": 4},
+    "federate": {"rounds": 1, "clients_per_round": 2, "engine": "sequential", "local": {"steps": 1}},
+    "methods": {"fedavg": {"algorithm": "fedavg"}, "gptfl": {"algorithm": "fedavg", "start": "pretrained"}},
+}
+LABELS = ["black", "white"]
+UNITS = len(LABELS) * CONTENT["prompts"]["per_label"]
+
+
+def draw(folder, per_class, seed):
+    """Writes noise that is dark or bright."""
+    rng = np.random.default_rng(seed)
+    for number, name in enumerate(LABELS):
+        (folder / "train" / name).mkdir(parents=True, exist_ok=True)
+        for n in range(per_class):
+            pixels = rng.integers(100, size=(8, 8, 3), dtype=np.uint8) + np.uint8(150 * number)
+            Image.fromarray(pixels).save(folder / "train" / name / f"{n}.bmp")
+    return folder
+
+
+def blank(folder, label, *numbers):
+    for n in numbers:
+        Image.new("RGB", (8, 8), (n, n, n)).save(folder / "train" / label / f"{n}.bmp")
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A folder with six samples of each label."""
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    genfl.run._load.cache_clear()
+    draw(tmp_path / "own", 6, seed=0)
+    return draw(tmp_path / "made", 6, seed=1)
+
+
+def parse(made, *overrides):
+    own = made.parent / "own"
+    return config.parse(yaml.safe_dump(CONTENT), [f"data.path={own}", f"generator.path={made}", *overrides])
+
+
+def execute(made, folder, *overrides, until="generate", **options):
+    wanted = parse(made, *overrides)
+    pipeline.execute(wanted, folder, until=until, **options)
+    return Run(wanted, folder)
+
+
+def reopen(run):
+    """Leaves a finished stage as a kill after its last block would."""
+    started = {"stage": "generate", "key": run.key("generate"), "done": False}
+    pipeline._write_record(run.record("generate"), started)
+
+
+def synthetic(folder):
+    """Returns the bytes of all files of a data set, and its manifest without times."""
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in (folder / "synthetic").rglob("*")
+        if path.is_file()
+    }
+    manifest = json.loads(files.pop("synthetic/manifest.json"))
+    for shard in manifest["shards"].values():
+        assert shard.pop("seconds") >= 0
+    return files, manifest
+
+
+def test_what_is_broken_is_left_out_and_counted_wherever_the_data_set_is_described(made, tmp_path, caplog):
+    blank(made, "black", 1, 2, 3)
+    run = execute(made, tmp_path / "run", until="report")
+    result = run.result("generate")
+    assert (result["samples"], result["removed"]) == (UNITS - 3, 3)
+    assert result["labels"]["black"]["removed"] == {"blank": 3}
+    assert result["labels"]["white"]["removed"] == {}
+    assert read_json(tmp_path / "run" / "summary.json")["synthetic"] == result
+    shards = read_json(tmp_path / "run" / "synthetic" / "manifest.json")["shards"].values()
+    assert sum(shard["removed"].get("black", {}).get("blank", 0) for shard in shards) == 3
+    assert sum(shard["rows"] for shard in shards) == UNITS - 3
+    card = (tmp_path / "run" / "synthetic" / "README.md").read_text()
+    assert f"{UNITS - 3} samples of 2 classes" in card
+    assert "- left out: black: 3 blank\n" in card
+    assert "samples of 'black' are left out: 3 blank" in caplog.text
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "<td>3 blank</td>" in page
+    x, y = generate.read(run)
+    assert y.bincount().tolist() == [3, 6]
+    assert len(x) == UNITS - 3
+    rows = datasets.load_dataset(
+        str(tmp_path / "run" / "synthetic"), split="train", cache_dir=str(tmp_path / "datasets")
+    )
+    assert rows["label"] == y.tolist()
+
+
+def test_a_label_of_which_nothing_is_left_is_named_once_everything_is_made(made, tmp_path):
+    blank(made, "white", *range(6))
+    for _ in range(2):  # the second time from what is there
+        with pytest.raises(InputError, match=r"^generator: nothing is left of the label 'white', .*6 blank"):
+            execute(made, tmp_path / "run")
+        made_at = [path.stat().st_mtime_ns for path in (tmp_path / "run" / "synthetic").rglob("*.parquet")]
+        assert len(set(made_at)) == len(made_at) == 6
+    assert {row.name: row.state for row in pipeline.status(tmp_path / "run")}["generate"] == "partial"
+
+
+def test_a_block_of_which_nothing_is_left_has_no_file_and_is_not_made_again(made, tmp_path):
+    blank(made, "black", 3)
+    run = execute(made, tmp_path / "run", "prompts.block_size=1")
+    manifest = read_json(tmp_path / "run" / "synthetic" / "manifest.json")
+    (shard,) = [shard for shard in manifest["shards"].values() if not shard["rows"]]
+    assert (shard["file"], shard["removed"]) == (None, {"black": {"blank": 1}})
+    assert len(list((tmp_path / "run" / "synthetic" / "data").iterdir())) == UNITS - 1
+    rows = datasets.load_dataset(
+        str(tmp_path / "run" / "synthetic"), split="train", cache_dir=str(tmp_path / "datasets")
+    )
+    assert len(rows) == len(generate.read(run)[0]) == UNITS - 1
+    before = (tmp_path / "run" / "synthetic" / "manifest.json").read_bytes()
+    reopen(run)
+    assert generate.STAGE.progress(run)[:2] == (UNITS, UNITS)
+    execute(made, tmp_path / "run", "prompts.block_size=1")
+    assert (tmp_path / "run" / "synthetic" / "manifest.json").read_bytes() == before, "the times, too"
+
+
+def test_silent_clips_are_left_out(made, tmp_path):
+    rng = np.random.default_rng(0)
+    for place in ("own", "made"):
+        for label in ("yes", "no"):
+            (tmp_path / "clips" / place / "train" / label).mkdir(parents=True)
+            for n in range(4):
+                loud = 0 if (place, label, n) == ("made", "no", 1) else 0.5
+                file = tmp_path / "clips" / place / "train" / label / f"{n}.wav"
+                soundfile.write(file, loud * rng.uniform(-1, 1, 8_000), 16_000)
+    content = CONTENT | {
+        "data": {"name": "sounds", "path": str(tmp_path / "clips" / "own"), "seconds": 0.5},
+        "generator": {"kind": "files", "path": str(tmp_path / "clips" / "made")},
+        "prompts": {"per_label": 4},
+    }
+    content["data"]["partition"] = CONTENT["data"]["partition"]
+    run = Run(config.validate(content), tmp_path / "run")
+    pipeline.execute(run.config, run.folder, until="generate")
+    assert run.result("generate")["labels"]["no"]["removed"] == {"silent": 1}
+    assert len(generate.read(run)[0]) == 7
+
+
+def test_repetitions_are_counted_and_kept(made, tmp_path):
+    shutil.copy(made / "train" / "black" / "0.bmp", made / "train" / "black" / "1.bmp")
+    with Image.open(made / "train" / "white" / "0.bmp") as image:
+        image.save(made / "train" / "white" / "1.bmp.jpg", quality=90)
+    run = execute(made, tmp_path / "run", "prompts.per_label=6")
+    result = run.result("generate")
+    assert result["samples"] == UNITS
+    assert (result["duplicates"], result["labels"]["black"]["duplicates"]) == (1, 1)
+    assert result["near_duplicates"] >= 1
+    assert "- exact duplicates: 1\n" in (tmp_path / "run" / "synthetic" / "README.md").read_text()
+
+
+def test_the_cost_counts_the_seconds_of_all_shards_and_the_bytes_of_all_files(made, tmp_path):
+    run = execute(made, tmp_path / "run")
+    manifest, result = tmp_path / "run" / "synthetic" / "manifest.json", run.result("generate")
+    content = read_json(manifest)
+    for shard in content["shards"].values():
+        shard["seconds"] = 2.0  # as if it had taken long, in several starts
+    manifest.write_text(json.dumps(content))
+    reopen(run)
+    again = execute(made, tmp_path / "run").result("generate")
+    assert again["seconds"] == 12.0
+    assert again["samples_per_second"] == UNITS / 12
+    files = list((tmp_path / "run" / "synthetic" / "data").iterdir())
+    assert again["bytes"] == result["bytes"] == sum(file.stat().st_size for file in files)
+
+
+# --- shards
+
+
+@pytest.fixture
+def whole(made, tmp_path):
+    return synthetic(execute(made, tmp_path / "whole").folder)
+
+
+@pytest.mark.parametrize("order", [["0/2", "1/2"], ["1/2", "0/2"], ["2/3", "0/3", "1/3"], ["0/1"], ["6/7"]])
+def test_shards_make_the_data_set_that_one_process_makes(made, tmp_path, whole, order):
+    for share in map(Share.parse, order):
+        execute(made, tmp_path / "run", share=share)
+    assert not (tmp_path / "run").exists()
+    run = execute(made, tmp_path / "run")
+    assert synthetic(run.folder) == whole
+    taken = [file.stat().st_nlink > 1 for file in (run.folder / "synthetic" / "data").iterdir()]
+    assert len(taken) == 6
+    assert all(taken) == (order != ["6/7"]), "nothing was made twice"
+    first = {name: figure for name, figure in run.result("generate").items() if "second" not in name}
+    other = Run(run.config, tmp_path / "whole").result("generate")
+    assert first == {name: other[name] for name in first}
+
+
+def test_what_a_shard_lacks_or_has_damaged_is_made_again(made, tmp_path, whole, caplog):
+    for share in (Share(0, 2), Share(1, 2)):
+        execute(made, tmp_path / "run", share=share)
+    folder = Share(0, 2).folder(tmp_path / "run")
+    assert [path.name for path in share_folders(tmp_path / "run")] == ["run.shard-0-of-2", "run.shard-1-of-2"]
+    damaged, absent, *_ = sorted((folder / "synthetic" / "data").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    absent.unlink()
+    assert synthetic(execute(made, tmp_path / "run").folder) == whole
+    assert f"{damaged} is damaged, and not taken over" in caplog.text
+
+
+def test_a_shard_goes_on_and_is_never_taken_for_the_whole(made, tmp_path):
+    share, folder = Share(0, 2), Share(0, 2).folder(tmp_path / "run")
+    execute(made, tmp_path / "run", share=share)
+    (lost, *others) = sorted((folder / "synthetic" / "data").iterdir())
+    before = {path: path.stat().st_mtime_ns for path in others}
+    content = lost.read_bytes()
+    lost.unlink()
+    execute(made, tmp_path / "run", share=share)
+    assert lost.read_bytes() == content
+    assert before == {path: path.stat().st_mtime_ns for path in others}
+    rows = {row.name: (row.state, row.progress) for row in pipeline.status(folder)}
+    assert rows["generate"] == ("partial", "6 of 12 samples")
+    assert rows["prompts"][0] == "done"
+
+
+def test_shards_of_another_config_or_of_other_prompts_are_left_alone(made, tmp_path, whole, caplog):
+    execute(made, tmp_path / "run", "prompts.guidance_scale=2.0", share=Share(0, 2))
+    execute(made, tmp_path / "elsewhere", share=Share(1, 2))
+    moved = Share(1, 2).folder(tmp_path / "elsewhere").rename(Share(1, 2).folder(tmp_path / "run"))
+    assert synthetic(execute(made, tmp_path / "run").folder) == whole
+    assert "shard-0-of-2 is of another config" in caplog.text
+    assert "shard-1-of-2 is of another config" not in caplog.text
+    shutil.rmtree(tmp_path / "run")
+    caplog.clear()
+    # as if a language model had been asked again
+    file = moved / "prompts" / prompts.FILE
+    file.write_text(file.read_text().replace('"seed": ', '"seed": 1'))
+    assert synthetic(execute(made, tmp_path / "run").folder) == whole
+    assert "shard-1-of-2 is of another config, or of other prompts" in caplog.text
+
+
+def test_a_shard_takes_over_the_prompts_that_there_are(made, tmp_path, caplog):
+    caplog.set_level("INFO", "genfl")
+    execute(made, tmp_path / "run", until="prompts")
+    execute(made, tmp_path / "run", share=Share(0, 2))
+    assert f"prompts: taken over from {tmp_path / 'run'}" in caplog.text
+    caplog.clear()
+    execute(made, tmp_path / "run", share=Share(1, 2))
+    assert "prompts: taken over from" in caplog.text
+
+
+def test_folders_at_work_are_not_joined(made, tmp_path):
+    execute(made, tmp_path / "run", share=Share(0, 2))
+    busy = Share(0, 2).folder(tmp_path / "run")
+    with filelock.FileLock(busy / pipeline.LOCK):
+        for options in ({}, {"share": Share(0, 2)}):
+            with pytest.raises(InputError, match=rf"^--out: another process is at work in {busy}$"):
+                execute(made, tmp_path / "run", **options)
+        execute(made, tmp_path / "run", share=Share(1, 2))
+    (tmp_path / "run.shard-mine").mkdir()
+    (tmp_path / "run.shard-mine" / "notes.txt").write_text("mine")
+    execute(made, tmp_path / "run")
+    assert (tmp_path / "run.shard-mine" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "1/2/3", "a/b", "0/0", "", "½/2", "1/ 2"])
+def test_a_shard_that_cannot_be_is_refused(text):
+    with pytest.raises(InputError, match=r"^--shard: say which of how many, counted from 0, "):
+        Share.parse(text)
+
+
+def test_only_generating_is_shared(made, tmp_path):
+    with pytest.raises(InputError, match=r"^--shard: .*add --until generate$"):
+        execute(made, tmp_path / "run", until="report", share=Share(0, 2))
+    assert list(tmp_path.glob("run*")) == []
+
+
+def test_the_size_of_blocks_decides_what_is_made_and_the_device_number_does_not(made):
+    def key(*overrides):
+        wanted = config.parse(
+            yaml.safe_dump(CONTENT | {"data": {"name": "digits"}, "generator": {"kind": "image"}}), overrides
+        )
+        return next(key for stage, key in pipeline.keyed(wanted) if stage.name == "generate")
+
+    assert key() != key("prompts.block_size=3")
+    assert key("generator.device=cuda:0") == key("generator.device=cuda:3") != key("generator.device=cpu")
+
+
+# --- kills
+
+
+def image_content(folder):
+    return {
+        "data": {"name": "digits", "partition": {"clients": 4, "alpha": 1.0}},
+        "generator": {"kind": "image", "steps": 2},
+        "prompts": {"style": "label", "per_label": 20, "block_size": 5},
+    }
+
+
+def speech_content(folder):
+    rng = np.random.default_rng(0)
+    for label in ("yes", "no"):
+        (folder / "words" / "train" / label).mkdir(parents=True)
+        for n in range(6):
+            file = folder / "words" / "train" / label / f"{n}.wav"
+            soundfile.write(file, rng.uniform(-1, 1, 8_000), 16_000)
+    data = {"name": "sounds", "path": str(folder / "words"), "seconds": 0.5}
+    return {
+        "data": data | {"partition": CONTENT["data"]["partition"]},
+        "generator": {"kind": "speech"},
+        "model": "fedaudio",
+        "prompts": {"per_label": 60, "block_size": 2},
+    }
+
+
+def files_content(folder):
+    return {
+        "data": CONTENT["data"] | {"path": str(draw(folder / "own", 6, seed=0))},
+        "generator": {"kind": "files", "path": str(draw(folder / "made", 200, seed=1))},
+        "prompts": {"style": "label", "per_label": 200, "block_size": 1},
+    }
+
+
+GENERATORS = {"image": image_content, "speech": speech_content, "files": files_content}
+
+
+def begin(folder, name, *options):
+    """Starts the command; returns its process."""
+    command = [sys.executable, "-m", "genfl", "run", folder / "c.yaml", "--out", folder / name]
+    return subprocess.Popen(
+        [*map(str, command), "--until", "generate", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(folder, name, **options):
+    """Goes on with a run, or begins it; returns its data set."""
+    pipeline.execute(config.load(folder / "c.yaml"), folder / name, until="generate", **options)
+    return None if "share" in options else synthetic(folder / name)
+
+
+def kill(process, folder, blocks=3):
+    """Kills a process that has written so many blocks, and sees that it was not done."""
+    limit = time.monotonic() + 300
+    while len(list(folder.glob("synthetic/data/train-*"))) < blocks:
+        assert process.poll() is None, f"it ended before it could be killed: {process.stderr.read()}"
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    rows = {row.name: row for row in pipeline.status(folder)}
+    made, _, total, _ = rows["generate"].progress.split()
+    assert 0 < int(made) < int(total), "it was over before the kill"
+
+
+def write_config(folder, kind):
+    (folder / "c.yaml").write_text(yaml.safe_dump(CONTENT | GENERATORS[kind](folder)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_killed_while_generating_it_ends_with_the_same_data_set(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    write_config(tmp_path, kind)
+    process = begin(tmp_path, "killed")
+    kill(process, tmp_path / "killed")
+    assert finish(tmp_path, "killed") == finish(tmp_path, "whole")
+
+
+@pytest.mark.slow
+def test_shards_in_processes_of_which_one_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    write_config(tmp_path, "files")
+    processes = [begin(tmp_path, "run", "--shard", f"{n}/2") for n in (0, 1)]
+    kill(processes[1], Share(1, 2).folder(tmp_path / "run"))
+    _, stderr = processes[0].communicate()
+    assert processes[0].returncode == 0, stderr
+    assert "shard 0/2 is made, 200 of 400 blocks" in stderr
+    finish(tmp_path, "run", share=Share(1, 2))
+    assert finish(tmp_path, "run") == finish(tmp_path, "whole")

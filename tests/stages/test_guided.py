@@ -1,0 +1,150 @@
+"""Clients that generate from their own real examples."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from genfl import config, pipeline
+from genfl.data.synthetic import SyntheticData
+from genfl.errors import InputError
+from genfl.run import Run, data_set, indices, kept_and_held
+from genfl.stages import federate, guided
+from genfl.stages.content import holdings, label_counts
+from genfl.storage import sha256
+
+CONFIG = """
+name: guided
+seeds: [0, 1]
+data: {name: digits, partition: {kind: dirichlet, alpha: 0.1, clients: 3, min_size: 5}}
+prompts: {style: label, per_label: 6, guidance_scale: [2, 3], block_size: 8}
+generator: {steps: 4, strength: 0.3}
+model: {name: mlp, width: 8}
+content: {samples: 60}
+pretrain: {epochs: 1}
+federate: {rounds: 1, clients_per_round: 2, local: {steps: 2, batch_size: 8}}
+methods:
+  plain: {algorithm: fedavg}
+  prompt: {algorithm: fedavg, data: mixed}
+  real: {algorithm: fedavg, data: mixed, content: {guidance: real}}
+  mixed: {algorithm: fedavg, data: mixed, content: {guidance: mixed}}
+  mixed_too: {algorithm: fedprox, data: p2g, content: {guidance: mixed}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    settings, folder = config.parse(CONFIG), tmp_path_factory.mktemp("guided") / "run"
+    pipeline.execute(settings, folder)
+    return Run(settings, folder)
+
+
+def own_classes(run, seed):
+    return label_counts(run.config, run.labels, seed) > 0
+
+
+def test_alike_content_is_generated_once(run):
+    kinds = guided.wanted(run.config)
+    assert sorted(kind.guidance for kind in kinds.values()) == ["mixed", "real"]
+    assert len(list((run.folder / "guided").glob("*/seed-*"))) == 4
+
+
+def test_real_guidance_is_never_of_a_class_the_client_lacks(run):
+    for kind, seed in itertools.product(guided.wanted(run.config).values(), run.config.seeds):
+        y = indices(data_set(run.config.data).train, run.labels).numpy()
+        kept, _ = kept_and_held(run.config, seed)
+        for block in guided._blocks(run, kind, seed):
+            assert set(block.guides) <= set(kept[block.client].tolist()), "its own examples"
+            labels = [run.labels[label] for label in y[block.guides]]
+            assert labels == [prompt.label for prompt in block.prompts], "of the class that is asked for"
+
+
+def test_real_moves_the_budget_to_the_classes_a_client_has(run):
+    kind = run.config.methods["real"].content
+    for seed in run.config.seeds:
+        _, y, parts = guided.read(run, kind, seed)
+        own = own_classes(run, seed)
+        found = np.stack([np.bincount(y[part], minlength=10) for part in parts])
+        assert found.sum(1).tolist() == [20, 20, 20]
+        assert not found[~own].any()
+        assert all(np.ptp(row[mask]) <= 1 for row, mask in zip(found, own, strict=True))
+
+
+def test_mixed_is_half_and_half_where_the_client_has_the_class(run):
+    kind = run.config.methods["mixed"].content
+    for seed in run.config.seeds:
+        _, y, parts = guided.read(run, kind, seed)
+        by_example = np.stack([np.bincount(y[part], minlength=10) for part in parts])
+        assert by_example.tolist() == np.where(own_classes(run, seed), 1, 0).tolist()  # of two for each class
+
+
+def test_clients_hold_what_was_guided_and_what_was_not(run):
+    counts = label_counts(run.config, run.labels, 0)
+
+    def pool():
+        x = torch.full((60, 1, 8, 8), 7.0)
+        return x, torch.arange(60) % 10
+
+    for name in ("real", "mixed"):
+        data = holdings(run, name, 0, pool, lambda kind, seed: guided.read(run, kind, seed))
+        assert data.generated() == 60
+        for client in range(3):
+            private, made = data.sizes(client)
+            assert (private, made) == (counts[client].sum(), 20)
+            x = data.batch(client, torch.arange(private, private + made))["x"]
+            pooled = int((x == 7).flatten(1).all(1).sum())
+            expected = 0 if name == "real" else 20 - int((counts[client] > 0).sum())
+            assert pooled == expected
+
+
+def test_samples_say_that_they_were_guided_and_hold_no_real_example(run):
+    for folder in (run.folder / "guided").glob("*/seed-*"):
+        data = SyntheticData.open(folder)
+        assert data.missing() == []
+        import pyarrow.parquet
+
+        rows = pyarrow.parquet.read_table(data.files()[0]).to_pylist()
+        assert all(row["guided"] for row in rows)
+    assert '"guides"' not in (run.folder / "prompts" / "prompts.jsonl").read_text()
+
+
+def test_what_is_missing_is_made_again_byte_for_byte(run, tmp_path):
+    files = sorted((run.folder / "guided").rglob("*.parquet"))
+    before = {path: sha256(path) for path in files}
+    files[0].unlink()
+    files[3].write_bytes(b"damaged")
+    pipeline.execute(run.config, run.folder, until="guided")
+    assert {path: sha256(path) for path in files} == before
+    status = {stage.name: stage.state for stage in pipeline.status(run.folder)}
+    assert status["guided"] == "done"
+
+
+def test_without_guidance_there_is_no_such_stage(tmp_path):
+    settings = config.parse(CONFIG, ["methods={a: {algorithm: fedavg, data: mixed}}", "seeds=[0]"])
+    summary = pipeline.execute(settings, tmp_path / "run")
+    assert "guided" not in summary["stages"]
+    assert not (tmp_path / "run" / "guided").exists()
+    assert "guided" not in [stage.name for stage in pipeline.status(tmp_path / "run")]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("methods.real.content.by=server", "methods.real.content.by: the server has no real examples"),
+        ("content={}", "methods.real.content.samples: say how many"),
+    ],
+)
+def test_mistakes_are_named(override, line):
+    with pytest.raises(InputError) as caught:
+        config.parse(CONFIG, [override])
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_guided_is_refused(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+    for override in (f"generator={{kind: files, path: {tmp_path}}}",):
+        with pytest.raises(InputError, match=r"content\.guidance: no real example can guide files"):
+            federate.STAGE.check(config.parse(CONFIG, [override]))
