@@ -4,13 +4,19 @@
 CNN for digits, bound by overhead; ``--side 32 --width 32`` one for CIFAR-sized images, bound by arithmetic;
 ``--model logistic --cohort 100`` and ``--model mlp --cohort 100`` are models whose clients it pays to batch.
 The repetitions of all contestants alternate, so that a machine's drift hits all, and medians are printed.
+
+``--peer COMMAND`` is another library on the task: a command that reads SIDE, WIDTH and ROUNDS from its environment
+and prints the seconds a round as its last word. ``--only`` picks contestants; under ``taskset -c 1`` all share a core.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import os
+import shlex
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -62,6 +68,8 @@ def main() -> None:
     parser.add_argument("--cohort", type=int, default=10, help="clients a round, at most 100")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--peer", help="a command that runs another library on the task")
+    parser.add_argument("--only", nargs="+", help="contestants, by name")
     chosen = parser.parse_args()
     shape = (1 if chosen.side == 8 else 3, chosen.side, chosen.side)
     rng = torch.Generator().manual_seed(0)
@@ -90,6 +98,13 @@ def main() -> None:
         torch.set_num_threads(threads)
         return seconds(lambda rounds: bare_loop(build, *by_client, chosen.cohort, rounds))
 
+    def peer() -> float:
+        size = {"SIDE": str(chosen.side), "WIDTH": str(chosen.width), "ROUNDS": str(chosen.rounds)}
+        said = subprocess.run(
+            shlex.split(chosen.peer), env=os.environ | size, capture_output=True, check=True
+        )
+        return float(said.stdout.split()[-1])
+
     with (
         engine("sequential", data, chosen.cohort) as sequential,
         engine("parallel", data, chosen.cohort) as parallel,
@@ -114,20 +129,23 @@ def main() -> None:
             "vectorised": lambda: ours(vectorised),
             "auto": lambda: ours(auto),
         }
+        if chosen.peer:
+            contestants["peer"] = peer
+        if chosen.only:
+            contestants = {name: contestants[name] for name in chosen.only}
         for run in contestants.values():
             run()  # forks, first allocations
         runs = [{name: run() for name, run in contestants.items()} for _ in range(chosen.repetitions)]
     for name, runner in {"parallel": parallel, "vectorised": vectorised, "auto": auto}.items():
-        far = (ended[id(runner)] - ended[id(sequential)]).abs().max().item()
-        print(f"{name} ends at most {far:.1e} from sequential, in a weight")
-    reference = [row["bare loop, 1 thread"] for row in runs]
+        if id(runner) in ended and id(sequential) in ended:
+            far = (ended[id(runner)] - ended[id(sequential)]).abs().max().item()
+            print(f"{name} ends at most {far:.1e} from sequential, in a weight")
     for name in contestants:
-        times = [row[name] for row in runs]
-        ratio = statistics.median(a / b for a, b in zip(times, reference, strict=True))
-        print(
-            f"{name:22s} {statistics.median(times):.4f} s a round, {ratio:.2f} of the bare loop on 1 thread"
+        others = (statistics.median(row[name] / row[other] for row in runs) for other in contestants)
+        against = ", ".join(
+            f"{ratio:.2f} of {other}" for ratio, other in zip(others, contestants, strict=True)
         )
-    print(f"genfl seconds_per_round {statistics.median(row['auto'] for row in runs):.4f}")
+        print(f"{name}: {statistics.median(row[name] for row in runs):.4f} s a round; {against}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How fast images are generated in blocks, against a plain loop over the same pipeline, one image a call.
 
 Runs the two in turn, so that a machine's drift hits both, and prints medians, their ratio, and the share of a
-block's time that is not the U-Net's. With --full, the model is as large as Stable Diffusion 2.1 (768×768), with
-random weights, which wants a GPU; the default is the embedded miniature on the CPU.
+block's time that is not the U-Net's. With --full, the model is as large as Stable Diffusion 2.1 (768×768) and
+random, which wants a GPU; the default is the embedded miniature on the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from genfl.generators.base import Prompt
 from genfl.generators.image import MINIATURE, StableDiffusion, locate
 
-DIGITS = "zero one two three four five six seven eight nine".split()
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def now() -> float:
@@ -51,7 +51,7 @@ def share_outside(unet: torch.nn.Module, work: Callable[[], Any]) -> float:
 
 
 def full_size(folder: Path) -> None:
-    """Writes a pipeline as large as Stable Diffusion 2.1, of random weights, with the miniature's tokenizer."""
+    """Writes a pipeline as large as Stable Diffusion 2.1: random weights, the miniature's tokenizer."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 

@@ -537,6 +537,12 @@ class Federation(Section):
     local: LocalTraining = LocalTraining()
     evaluate_every: int = Field(5, ge=1, description="Rounds between evaluations.")
     checkpoint_every: int = Field(5, ge=1, description="Rounds between checkpoints.")
+    heterogeneity: bool = Field(
+        False,
+        description="Whether to measure how alike clients are and what that does to their local models: their"
+        " divergence from the global model in every round, and their accuracy before they are averaged at"
+        " every evaluation.",
+    )
     engine: EngineName = Field(
         "auto",
         description="What executes the work. auto is parallel or sequential, which give the same bits;"

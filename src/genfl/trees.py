@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,6 +32,12 @@ def leaves(tree: Tree) -> list[Tensor]:
     if type(tree) is not dict:
         return [tree]
     return [leaf for branch in tree.values() for leaf in leaves(branch)]
+
+
+def unflatten(like: Tree, leaves: Iterable[Any]) -> Tree:
+    """Returns a tree with the structure of `like` and these leaves, in the order of its keys."""
+    own = iter(leaves)
+    return map(lambda _: next(own), like)
 
 
 def add(*trees: Tree) -> Tree:

@@ -97,6 +97,39 @@ def test_a_shard_that_the_manifest_does_not_list_is_made_again(data):
     assert data.missing() == [2]
 
 
+def test_what_was_left_out_adds_up_over_shards(tmp_path):
+    data = SyntheticData(tmp_path, ["cat", "dog"], shards=3)
+    removed = ({"cat": {"blank": 2}}, {"cat": {"blank": 1, "not finite": 1}, "dog": {"blank": 1}}, {})
+    for shard, left_out in enumerate(removed):
+        data.write(shard, _samples(shard), "a generator", seconds=0.5, removed=left_out)
+    assert data.removed() == {"cat": {"blank": 3, "not finite": 1}, "dog": {"blank": 1}}
+    assert [shard.made for shard in data.finished().values()] == [5, 6, 3]
+
+
+def test_a_shard_without_samples_has_no_file_and_counts_as_finished(data):
+    data.write(1, [], "a generator", seconds=0.5, removed={"cat": {"blank": 3}})
+    assert data.missing() == []
+    assert [path.name for path in data.files()] == [
+        "train-00000-of-00003.parquet",
+        "train-00002-of-00003.parquet",
+    ]
+    pixels, _ = data.read(lambda cell: MEDIA["image"].read(cell).getpixel((0, 0))[0])
+    assert pixels == [0, 1, 2, 100, 101, 102]
+
+
+def test_only_what_is_missing_here_and_intact_there_is_adopted(data, tmp_path):
+    here = SyntheticData(tmp_path / "here", ["cat", "dog"], shards=3)
+    here.write(0, _samples(0), "a generator", seconds=9.0)
+    damaged = data.folder / data.finished()[2].file
+    damaged.write_bytes(b"")
+    here.adopt(data)
+    assert {number: shard.seconds for number, shard in here.finished().items()} == {0: 9.0, 1: 0.5}
+    assert here.missing() == [2]
+    assert here.files()[1].samefile(data.files()[1])
+    SyntheticData(tmp_path / "nothing", ["cat", "dog"], shards=3).adopt(here)
+    assert here.missing() == [2]
+
+
 def test_the_card_says_what_it_is(data):
     card = (data.folder / "README.md").read_text()
     assert card.startswith("---\ntags:")

@@ -121,7 +121,7 @@ def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     t5_tokenizer, t5 = _t5(folder)
     transformer = SD3Transformer2DModel(
         sample_size=8,
-        patch_size=1,
+        patch_size=2,
         in_channels=4,
         num_layers=2,
         attention_head_dim=8,

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from genfl.errors import InputError
-from genfl.generators import image
+from genfl.generators import classify, image
 from genfl.generators.base import Prompt
 from genfl.generators.image import StableDiffusion, locate
 
@@ -133,6 +133,17 @@ def test_images_are_drawn_at_the_size_asked_for(request, guide):
         generator = StableDiffusion(str(request.getfixturevalue(family)), steps=2, size=[16, 32])
         assert _pixels(generator.generate(_prompts(1))).shape == (1, 16, 32, 3)
         assert _pixels(generator.generate(_prompts(1, guide=guide))).shape == (1, 16, 32, 3)
+
+
+def test_a_size_that_a_model_cannot_draw_is_named(tiny_sd3):
+    with pytest.raises(InputError, match=r"^generator\.size: .* in multiples of 4 pixels, not \[18, 16\]$"):
+        StableDiffusion(str(tiny_sd3), size=[18, 16])
+
+
+def test_a_model_of_two_text_encoders_does_not_classify(tiny_sdxl, tiny_stable_diffusion):
+    classify.refuse(str(tiny_stable_diffusion))
+    with pytest.raises(InputError, match="one text encoder; .* has several$"):
+        classify.refuse(str(tiny_sdxl))
 
 
 def test_one_step_at_least_is_taken_from_a_guide(tiny_stable_diffusion, guide):

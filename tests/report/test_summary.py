@@ -325,7 +325,7 @@ REFERENCES = """
   central_made: {algorithm: centralised, data: generated}
   reader: {algorithm: {name: generator, samples: 3}}
   fedavg: {algorithm: fedavg}
-  fedgc: {algorithm: fedavg, data: mixed}
+  fedgc: {algorithm: fedavg, data: mixed, content: {by: server}}
   shared: {algorithm: feddf}
   local: {algorithm: local}
 """
@@ -338,7 +338,7 @@ def test_references_come_last_and_are_marked_and_send_nothing(tmp_path):
     once = {**trace([0.85], 0, 0, []), "rounds": []}
     traces = {name: {"0": nothing} for name in run.config.methods}
     traces |= {"fedavg": {"0": trace(FIRST, 1000, 2000, 12 * [1.0])}, "reader": {"0": once}}
-    traces["synthetic_only"] = {"0": once}
+    traces |= {"synthetic_only": {"0": once}, "fedgc": {"0": {**nothing, "content": 4}}}
     records = {
         "labels": {"found": ["a"], "bytes_per_client": 100},
         "generate": {"samples": 4, "bytes": 1000, "seconds": 2.0, "samples_per_second": 2.0},

@@ -25,7 +25,9 @@ def keeping_memory() -> Iterator[None]:
         yield
         return
     assert libc is not None
-    libc.mallopt(_MMAP_THRESHOLD, _LARGEST) or libc.mallopt(_MMAP_THRESHOLD, _USUAL)  # what an older one takes
+    libc.mallopt(_MMAP_THRESHOLD, _LARGEST) or libc.mallopt(
+        _MMAP_THRESHOLD, _USUAL
+    )  # what an older one takes
     libc.mallopt(_TRIM_THRESHOLD, _LARGEST)
     try:
         yield

@@ -10,6 +10,7 @@ from typing import Literal
 from genfl.engines.allocator import keeping_memory
 from genfl.engines.base import Engine, ManyData
 from genfl.engines.parallel import Parallel, cores, refusal
+from genfl.engines.replay import Replaying
 from genfl.engines.sequential import Sequential
 from genfl.engines.vectorised import Vectorised
 
@@ -30,12 +31,12 @@ def engine(name: Name, data: ManyData, cohort: int) -> Iterator[Engine]:
         data: What the clients hold.
         cohort: Clients in a round.
     """
-    if name == "auto":
-        forks = sys.platform == "linux" and refusal() is None and cores() > 1 and cohort > 1
-        name = "parallel" if forks else "sequential"
+    forks = sys.platform == "linux" and refusal() is None and cores() > 1 and cohort > 1
     with keeping_memory():
-        if name != "parallel":
-            yield Sequential(data) if name == "sequential" else Vectorised(data)
-            return
-        with contextlib.closing(Parallel(data)) as parallel:
-            yield parallel
+        if name == "vectorised":
+            yield Vectorised(data)
+        elif name == "parallel" or (name == "auto" and forks):
+            with contextlib.closing(Parallel(data)) as parallel:
+                yield Replaying(parallel)
+        else:
+            yield Sequential(data) if name == "sequential" else Replaying(Sequential(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,15 +64,21 @@ class Schedule:
 
 
 class Measure(NamedTuple):
-    """Something measured on the cohort each round, at no cost to the federation being simulated.
+    """Something measured on the cohort, at no cost to the federation being simulated.
 
     Attributes:
         wrap: Adds the measure's upload, under the measure's name, to a client program.
         value: Turns the aggregate of that upload into a number, or None where it has none.
+        every: Rounds between measurements; the last round is always one.
     """
 
     wrap: Callable[[Client], Client]
     value: Callable[[Tree], float | None]
+    every: int = 1
+
+    def due(self, number: int, last: int) -> bool:
+        """Returns whether it is measured in a round."""
+        return number == last or number % self.every == 0
 
 
 class Trace(NamedTuple):
@@ -121,9 +128,13 @@ def federate(
         on_round: Told how many rounds were just finished.
     """
     measures = measures or {}
-    program = algorithm.client
-    for measure in measures.values():
-        program = measure.wrap(program)
+    programs: dict[tuple[str, ...], Client] = {}
+
+    def measuring(names: tuple[str, ...]) -> Client:
+        if names not in programs:  # engines know a program by its identity
+            wraps = (measures[name].wrap for name in names)
+            programs[names] = functools.reduce(lambda program, wrap: wrap(program), wraps, algorithm.client)
+        return programs[names]
 
     before, memories = _resume(checkpoint, checkpoint_key, algorithm.memory(weights), schedule.rounds)
     if before:
@@ -150,7 +161,8 @@ def federate(
             )
             for client in cohort(len(clients), schedule.clients_per_round, key.fold("cohort", number))
         ]
-        outcome = engine(program, work)
+        due = tuple(name for name, measure in measures.items() if measure.due(number, schedule.rounds))
+        outcome = engine(measuring(due), work)
         for client, why in outcome.refused.items():
             log.warning("round %d: the upload of client %d was refused: %s", number, client, why)
         if outcome.aggregate is not None:
@@ -165,7 +177,9 @@ def federate(
                 "downlink_bytes": sum(trees.num_bytes(job.message) for job in work),
                 "refused": len(outcome.refused),
                 **{
-                    name: measure.value(outcome.aggregate[name]) if outcome.aggregate is not None else None
+                    name: measure.value(outcome.aggregate[name])
+                    if outcome.aggregate is not None and name in due
+                    else None
                     for name, measure in measures.items()
                 },
             }

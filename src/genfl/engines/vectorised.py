@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -150,7 +150,7 @@ class Vectorised:
             ]
 
         def finish(leaves: list[Any]) -> tuple[Tree, Tree]:
-            return program.finish(_tree(like, leaves))
+            return program.finish(trees.unflatten(like, leaves))
 
         for number in itertools.count():
             still = sum(len(job.rows) > number for job in jobs)
@@ -176,7 +176,9 @@ class Vectorised:
         finite = torch.ones(len(jobs), dtype=torch.bool)
         for leaf in trees.leaves(uploads) + trees.leaves(memories):
             finite &= leaf.isfinite().reshape(len(jobs), -1).all(1).cpu()
-        apart = zip(jobs, finite.tolist(), _apart(uploads, len(jobs)), _apart(memories, len(jobs)), strict=True)
+        apart = zip(
+            jobs, finite.tolist(), _apart(uploads, len(jobs)), _apart(memories, len(jobs)), strict=True
+        )
         found: dict[int, _Result] = {}
         for job, good, upload, memory in apart:
             if not found:  # they have one form
@@ -205,7 +207,7 @@ class Vectorised:
         )
 
         def step(leaves: list[Any], batch: Tree, index: Tensor) -> list[Tensor]:
-            after = trees.leaves(program.step(_tree(like, leaves), batch, Keys(keys, index)))
+            after = trees.leaves(program.step(trees.unflatten(like, leaves), batch, Keys(keys, index)))
             return [leaf for leaf, moves in zip(after, changing, strict=True) if moves]
 
         with batched():
@@ -234,12 +236,9 @@ def _widths(rows: list[Tensor]) -> tuple[int, ...]:
 def _apart(stacked: Tree, count: int) -> Iterator[Tree]:
     """Yields the trees that a stack was made of."""
     each = [leaf.unbind() for leaf in trees.leaves(stacked)]
-    return (_tree(stacked, leaves) for leaves in (zip(*each, strict=True) if each else [()] * count))
-
-
-def _tree(like: Tree, leaves: Iterable[Any]) -> Tree:
-    own = iter(leaves)
-    return trees.map(lambda _: next(own), like)
+    return (
+        trees.unflatten(stacked, leaves) for leaves in (zip(*each, strict=True) if each else [()] * count)
+    )
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -52,7 +52,7 @@ class StableDiffusion:
         strength: How far an image may go from its guide, in (0, 1]; at 1 hardly anything of it is left.
 
     Raises:
-        InputError: diffusers is not installed, there is no such model, or it makes no such images.
+        InputError: diffusers is not installed, there is no such model, or it makes no images of that size.
     """
 
     def __init__(
@@ -72,10 +72,16 @@ class StableDiffusion:
         self.pipeline: Any = pretrained.load(
             diffusers.AutoPipelineForText2Image.from_pretrained,
             locate(model),
+            device=device,
             dtype=pretrained.precision(device, half),
             **PLAIN,
-        ).to(device)
+        )
         self.pipeline.set_progress_bar_config(disable=True)
+        grain = self.pipeline.vae_scale_factor * getattr(self.pipeline, "patch_size", 1)
+        if size and any(side % grain for side in size):
+            raise InputError(
+                f"generator.size: {model} draws in multiples of {grain} pixels, not {list(size)}"
+            )
         scheduler = self.pipeline.scheduler
         if type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__:
             solver = diffusers.DPMSolverMultistepScheduler.from_config(scheduler.config)
@@ -95,25 +101,25 @@ class StableDiffusion:
             InputError: The block does not fit into memory, or the model cannot start from an image.
         """
         told: dict[str, Any] = pretrained.draws(prompts, self.device)
-        if type(self.pipeline).__name__.startswith(FAMILY):
-            told |= pretrained.together([self.embedding(prompt.text) for prompt in prompts])
-        else:
-            told["prompt"] = [prompt.text for prompt in prompts]
+        told |= {"num_inference_steps": self.steps, "output_type": "pil"}
         if self.size:
             told["height"], told["width"] = self.size
-        pipeline, steps = self.pipeline, self.steps
+        pipeline = self.pipeline
         if guides := [guide for prompt in prompts for guide in prompt.guides]:
             if any(len(prompt.guides) != 1 for prompt in prompts):
                 raise ValueError("in a block, all images start from one guide each, or none does")
             pipeline = self._guided
             told |= {"image": [self._fitted(guide) for guide in guides], "strength": self.strength}
-            steps = max(steps, int(1 / self.strength) + 1)  # at least one is taken
+            told["num_inference_steps"] = max(self.steps, int(1 / self.strength) + 1)  # one is taken at least
         with pretrained.in_memory(len(prompts), self.device):
-            images = pipeline(
-                num_inference_steps=steps, output_type="pil", **accepted(pipeline.__call__, **told)
-            ).images
+            images = pipeline(**accepted(pipeline.__call__, **told, **self._texts(prompts))).images
         for prompt, image in zip(prompts, images, strict=True):
             yield Sample(prompt, image)
+
+    def _texts(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        if type(self.pipeline).__name__.startswith(FAMILY):
+            return pretrained.together([self.embedding(prompt.text) for prompt in prompts])
+        return {"prompt": [prompt.text for prompt in prompts]}
 
     def _embedding(self, text: str) -> Embeddings:
         return self._encoded(text, guided=False) | self._nothing

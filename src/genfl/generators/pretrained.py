@@ -78,13 +78,18 @@ def settings(model: str, file: str, field: str = "model", embedded: str | None =
         embedded: What else may be named there, for messages.
 
     Raises:
-        InputError: There is no such model, or it is none of that library.
+        InputError: There is no such model, it is none of that library, or a folder holds nothing but pickles.
     """
     if Path(model).is_dir():
         path = Path(model) / file
         if not path.is_file():
             what = "pipeline of diffusers" if file == PIPELINE else "model of transformers"
             raise InputError(f"generator.{field}: the folder {model} holds no {file}, so no {what}")
+        if next(Path(model).rglob("*.safetensors"), None) is None:
+            raise InputError(
+                f"generator.{field}: the folder {model} holds no .safetensors files, and pickles are never"
+                " loaded; save_pretrained the model to a folder"
+            )
     else:
         path = Path(_downloaded(model, file, field, embedded))
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -125,7 +130,7 @@ def fingerprint(place: str) -> str:
     Args:
         place: A file, a folder, or a Hugging Face id.
     """
-    path = Path(place)
+    path = Path(place).expanduser()
     if path.is_file():
         return sha256(path)
     if not path.is_dir():
@@ -142,7 +147,7 @@ def check_device(device: str) -> None:
         InputError: torch sees none of that number.
     """
     if device.startswith("cuda") and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise InputError(f"generator.device: {device!r}, but torch sees no such GPU; use cpu")
+        raise InputError(f"generator.device: {device!r}, but torch sees no GPU of that number; use cpu")
 
 
 def precision(device: str, half: torch.dtype = torch.float16) -> torch.dtype:
@@ -150,22 +155,29 @@ def precision(device: str, half: torch.dtype = torch.float16) -> torch.dtype:
     return half if device.startswith("cuda") else torch.float32
 
 
-def load(loader: Callable[..., Any], model: str, field: str = "model", **options: Any) -> Any:
+def load(
+    loader: Callable[..., Any], model: str, field: str = "model", device: str | None = None, **options: Any
+) -> Any:
     """Loads a model or a pipeline from safetensors files, never from a pickle.
 
     Args:
         loader: A ``from_pretrained`` of diffusers or transformers.
         model: What it takes.
         field: The generator's option that names it, for messages.
+        device: Where it is put; None for where the loader puts it.
         **options: Of the loader.
 
     Raises:
         InputError: It cannot be loaded.
     """
     try:
-        return loader(model, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
-        raise InputError(f"generator.{field}: {model!r} could not be loaded: {first_line(error)}") from error
+        loaded = loader(model, use_safetensors=True, **options)
+        return loaded.to(device) if device else loaded
+    except Exception as error:  # the libraries raise their own, those of file formats, and torch's for memory
+        raise InputError(
+            f"generator.{field}: {model!r} could not be loaded, which takes safetensors files:"
+            f" {first_line(error)}"
+        ) from error
 
 
 def first_line(error: Exception) -> str:
@@ -187,7 +199,7 @@ def in_memory(samples: int, device: str) -> Iterator[None]:
             raise
         fix = f"set prompts.block_size to {samples // 2}" if samples > 1 else "take a smaller model"
         raise InputError(
-            f"generator.device: the memory of {device} does not do for {samples} samples at once; {fix}"
+            f"generator.device: the memory of {device} does not do for a block of {samples}; {fix}"
         ) from error
 
 

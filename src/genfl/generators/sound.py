@@ -42,8 +42,11 @@ class Sound:
         import diffusers
 
         self.pipeline: Any = pretrained.load(
-            diffusers.DiffusionPipeline.from_pretrained, model, dtype=pretrained.precision(device)
-        ).to(device)
+            diffusers.DiffusionPipeline.from_pretrained,
+            model,
+            device=device,
+            dtype=pretrained.precision(device),
+        )
         self.pipeline.set_progress_bar_config(disable=True)
         self.id = model
         self.steps = steps
@@ -58,13 +61,12 @@ class Sound:
             ValueError: The prompts have different guidance scales.
             InputError: The block does not fit into memory.
         """
-        texts = [self.embedding(prompt.text) for prompt in prompts]
         with pretrained.in_memory(len(prompts), self.device):
             sounds = self.pipeline(
                 num_inference_steps=self.steps,
                 audio_length_in_s=self.seconds,
                 **pretrained.draws(prompts, self.device),
-                **pretrained.together(texts),
+                **pretrained.together([self.embedding(prompt.text) for prompt in prompts]),
             ).audios
         rate = self.pipeline.vocoder.config.sampling_rate
         for prompt, samples in zip(prompts, sounds, strict=True):

@@ -46,7 +46,7 @@ class Speech:
 
         parts = {}
         if self.speakers is not None:
-            parts["vocoder"] = pretrained.load(SpeechT5HifiGan.from_pretrained, vocoder, "vocoder").to(device)
+            parts["vocoder"] = pretrained.load(SpeechT5HifiGan.from_pretrained, vocoder, "vocoder", device)
         self.pipeline: Any = pretrained.load(
             lambda name, **options: pipeline(
                 "text-to-audio", model=name, model_kwargs=options, device=device, **parts

@@ -26,6 +26,9 @@ from genfl.stages.generate import generator_facts
 MOST_CLIENTS = 200
 """More columns than this could not be told apart."""
 
+MOST_MAPS = 6
+"""Of clients' similarity: one for each kind of data they hold."""
+
 
 class Bar(NamedTuple):
     """A bar of a chart made of table rows.
@@ -109,6 +112,7 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         **_learning(summary, arms, look),
         "to_target": _to_target(config, summary, look),
         "diversity": _diversity(config, arms, look),
+        "heterogeneity": _heterogeneity(methods, look),
         "recall": plots.recall({n: m["recall"] for n, m in _ordered(methods).items()}, run.labels),
         "client_accuracy": _client_accuracy(methods, look),
         "rows": _rows(run),
@@ -263,6 +267,29 @@ def _to_target(config: Config, summary: dict[str, Any], look: Mapping[str, Look]
             for name, value in taken.items()
         ]
     return charts
+
+
+def _heterogeneity(methods: Mapping[str, Any], look: Mapping[str, Look]) -> dict[str, Any] | None:
+    """How alike clients and their local models are, in charts; None where it was not measured."""
+    measured = {name: found for name, method in methods.items() if (found := method["heterogeneity"])}
+    if not measured:
+        return None
+    alike: dict[str, list[str]] = {}  # many methods train on the same data
+    for name, found in measured.items():
+        alike.setdefault(str(found["similarity"]["cosine"]), []).append(name)
+    maps = []
+    for number, names in enumerate(list(alike.values())[:MOST_MAPS]):
+        found, who = measured[names[0]], ", ".join(names)
+        drawn = plots.similarity(found["similarity"]["cosine"], f"similarity-{number}", who)
+        maps.append((drawn, who, found["mean_cosine"], found["mean_l2"]))
+    curves = {}
+    for figure, label in (
+        ("divergence", "distance of local models"),
+        ("generality", "accuracy of local models"),
+    ):
+        lines = {name: found[figure] for name, found in measured.items() if found[figure]}
+        curves[figure] = plots.over_rounds(lines, look, label, figure) if lines else None
+    return {"maps": maps, **curves}
 
 
 def _diversity(config: Config, arms: Mapping[str, Any], look: Mapping[str, Look]) -> Markup | None:

@@ -174,6 +174,49 @@ def recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[str])
     return _draw("recall", alt, paint, (720, height))
 
 
+def similarity(pairs: Sequence[Sequence[float]], name: str, who: str) -> Markup:
+    """Draws how alike the mean features of clients are.
+
+    Args:
+        pairs: Cosine similarity of each pair, [clients, clients].
+        name: The chart's name, unique on the page.
+        who: Whose data it is.
+    """
+    values = np.array(pairs)
+    texts = [[f"{value:.2f}".removeprefix("0") for value in row] for row in values]
+
+    def paint(axes: Axes) -> None:
+        _heat_map(axes, values.clip(0, 1), texts, [str(client) for client in range(len(values))])
+        axes.xaxis.set_major_locator(MaxNLocator(20, integer=True, steps=[1, 2, 5, 10]))
+        axes.set_xlim(-0.5, len(values) - 0.5)
+        axes.set_xlabel("client")
+
+    alt = (
+        f"Heat map of the cosine similarity of {len(values)} clients' mean features, pair by pair, of {who}."
+    )
+    return _draw(name, alt, paint, (WIDTH, 320))
+
+
+def over_rounds(curves: Mapping[str, Curve], looks: Mapping[str, Look], label: str, name: str) -> Markup:
+    """Draws a figure of each method against rounds, from zero.
+
+    Args:
+        curves: For each method, the figure; x is the round.
+        looks: How each method looks.
+        label: What the figure is.
+        name: The chart's name, unique on the page.
+    """
+
+    def paint(axes: Axes) -> None:
+        _lines(axes, curves, looks, (0.0, np.inf))
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, max(point[0] for curve in curves.values() for point in curve))
+        axes.set_xlabel("round")
+        axes.set_ylabel(label)
+
+    return _draw(name, f"Line chart of {label} per round for {_names(curves, looks)}.", paint)
+
+
 def clients(curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> Markup:
     """Draws the clients' accuracies in ascending order: x is the share of the clients."""
 

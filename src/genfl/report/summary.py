@@ -123,7 +123,8 @@ def _method(traces: Sequence[dict[str, Any]], target: float, setup_bytes: int) -
         "setup_bytes": setup_bytes,
         "uplink_bytes_per_round": float(up.mean()) if up.size else 0.0,
         "downlink_bytes_per_round": float(down.mean()) if down.size else 0.0,
-        "diversity": _diversity(traces),
+        "diversity": _measured(traces, "diversity"),
+        "heterogeneity": _heterogeneity(traces),
         "refused_uploads": sum(r["refused"] for trace in traces for r in trace["rounds"]),
     }
 
@@ -150,13 +151,31 @@ def _clients(traces: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _diversity(traces: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """Mean and standard deviation over the seeds of each round in which every seed measured one."""
+def _measured(traces: Sequence[dict[str, Any]], name: str) -> list[list[float]]:
+    """Mean and standard deviation over the seeds of each round in which every seed measured something."""
     rows = zip(*(trace["rounds"] for trace in traces), strict=True)
-    # clients with models of different forms have none to measure
-    measured = [row for row in rows if all(r.get("diversity") is not None for r in row)]
-    values = np.array([[r["diversity"] for r in row] for row in measured]).reshape(-1, len(traces)).T
+    # clients with models of different forms have nothing to measure
+    measured = [row for row in rows if all(r.get(name) is not None for r in row)]
+    values = np.array([[r[name] for r in row] for row in measured]).reshape(-1, len(traces)).T
     return _curve([row[0]["round"] for row in measured], values)
+
+
+def _heterogeneity(traces: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """How alike clients are, and their local models; None where nobody asked, or nothing is trained."""
+    pairs = traces[0].get("similarity")
+    if not pairs:
+        return None
+    return {
+        "similarity": pairs,  # of the first seed
+        **{f"mean_{name}": _off_diagonal(np.array(values)) for name, values in pairs.items()},
+        "divergence": _measured(traces, "divergence"),
+        "generality": _measured(traces, "generality"),
+    }
+
+
+def _off_diagonal(pairs: np.ndarray) -> float:
+    """Returns the mean over pairs of different clients."""
+    return float(pairs[~np.eye(len(pairs), dtype=bool)].mean())
 
 
 def _over_seeds(values: np.ndarray) -> dict[str, Any]:

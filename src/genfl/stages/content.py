@@ -143,8 +143,8 @@ def check(config: Config, name: str) -> None:
         if not GENERATORS[kind].guided:
             able = ", ".join(name for name, entry in GENERATORS.items() if entry.guided)
             raise InputError(
-                f"methods.{name}.content.guidance: no real example can guide {kind}; use prompt, or one of the"
-                f" kinds of generator {able}"
+                f"methods.{name}.content.guidance: no real example can guide {kind}; use prompt, or one of"
+                f" the kinds of generator {able}"
             )
         if data.decode is None:
             raise InputError(

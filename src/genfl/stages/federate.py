@@ -6,18 +6,22 @@ import shutil
 from functools import cache, partial
 from typing import Any
 
+import torch
+
 from genfl import progress
 from genfl.algorithms.registry import UNLABELLED
-from genfl.analysis import diversity
+from genfl.analysis import diversity, heterogeneity
 from genfl.config import Config, Method
 from genfl.data.clients import ClientData
+from genfl.data.sources import DataSet
 from genfl.engines.choice import engine
 from genfl.engines.evaluation import ClientScores, evaluate_clients
-from genfl.engines.rounds import Trace, federate
+from genfl.engines.rounds import Measure, Trace, federate
 from genfl.engines.sequential import Sequential
 from genfl.learning.evaluate import evaluate
 from genfl.learning.task import Task, Weights, state_dict
 from genfl.references import GENERATOR, mean
+from genfl.rng import Key
 from genfl.run import (
     Run,
     data_key,
@@ -38,6 +42,12 @@ from genfl.storage import load_tensors, save_tensors, write_json
 SYNTHETIC_ONLY = "synthetic_only"
 """The pre-trained model as it is, before any round: a row of every comparison."""
 
+MOST_TESTED = 1000
+"""Test examples on which local models are tested before they are averaged."""
+
+MOST_COMPARED = 100
+"""Clients that are compared pair by pair; more would fill a page."""
+
 
 def _run(run: Run) -> dict[str, Any]:
     config, folder = run.config, run.folder / STAGE.folder
@@ -48,6 +58,7 @@ def _run(run: Run) -> dict[str, Any]:
     synthetic = cache(partial(generate.read, run))  # read only if a method wants it
     unlabelled = cache(lambda: data.prepare(synthetic()[0]))
     resources = arms.resources(config, len(run.labels))
+    measures = _measures(config, task, data, test_y)
     results: dict[str, dict[str, Any]] = {name: {} for name in (SYNTHETIC_ONLY, *config.methods)}
     _discard(run)
     for name, method in config.methods.items():
@@ -64,7 +75,6 @@ def _run(run: Run) -> dict[str, Any]:
             for name, method in arms.trained(config).items():
                 inputs = {name: unlabelled() for name in arms.asked_for(method) & UNLABELLED}
                 algorithm = arms.algorithm(config, method, task, resources | inputs)
-                compared = algorithm.same_form and method.reference is None
                 clients = holdings(run, name, seed, synthetic, partial(guided.read, run))
                 federations = arms.federations(config, method, clients, seed)
                 traces = []
@@ -82,7 +92,7 @@ def _run(run: Run) -> dict[str, Any]:
                             lambda weights: score(weights=weights),
                             checkpoint=arm / "checkpoint.safetensors",
                             checkpoint_key=arms.key(run, method, seed),
-                            measures={diversity.NAME: diversity.gradient_diversity()} if compared else {},
+                            measures=measures if algorithm.same_form and method.reference is None else {},
                             on_round=advance,
                         )
                     save_tensors(arm / "model.safetensors", state_dict(trace.weights))
@@ -92,6 +102,9 @@ def _run(run: Run) -> dict[str, Any]:
                     **(mean(traces) if method.reference else _plain(traces[0])),
                     "clients": _tested(task, [trace.weights for trace in traces], held),
                     "content": clients.generated(),
+                    "similarity": _similarity(config, task, warm, clients)
+                    if seed == config.seeds[0]
+                    else None,
                 }
     return {"methods": results}
 
@@ -103,6 +116,24 @@ def _start(run: Run, task: Task, method: Method, seed: int) -> Weights:
     if method.start == "init":
         return pretrain.initial(run.config, task, seed)
     return task.init(initial_key(seed))
+
+
+def _measures(config: Config, task: Task, data: DataSet, test_y: torch.Tensor) -> dict[str, Measure]:
+    """Returns what is measured on cohorts whose clients train models of the global model's form."""
+    measures = {diversity.NAME: diversity.gradient_diversity()}
+    if config.federate.heterogeneity:
+        some = torch.from_numpy(Key(0).fold("generality").numpy().permutation(len(test_y))[:MOST_TESTED])
+        x, every = data.prepare(data.test.x[some]), config.federate.evaluate_every
+        measures[heterogeneity.DIVERGENCE] = heterogeneity.divergence()
+        measures[heterogeneity.GENERALITY] = heterogeneity.generality(task, x, test_y[some], every)
+    return measures
+
+
+def _similarity(config: Config, task: Task, extractor: Weights, clients: ClientData) -> dict[str, Any] | None:
+    """Returns how alike clients' data are to a feature extractor, where that was asked for."""
+    if not config.federate.heterogeneity or len(clients) > MOST_COMPARED:
+        return None
+    return heterogeneity.similarity(heterogeneity.mean_features(task, extractor, clients))
 
 
 def _plain(trace: Trace) -> dict[str, Any]:

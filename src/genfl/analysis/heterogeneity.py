@@ -1,0 +1,99 @@
+"""Why generated content helps: how alike clients' data are, and what that does to their local models.
+
+Source: Ye et al., "Federated Learning with Generative Content" (arXiv 2312.05807), on why it works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from genfl import trees
+from genfl.algorithms.base import Client, model_change, trained
+from genfl.data.clients import ClientData
+from genfl.engines.rounds import Measure
+from genfl.learning.task import Task, Weights
+from genfl.rng import Key
+from genfl.trees import Tree
+
+DIVERGENCE, GENERALITY = "divergence", "generality"
+
+
+def divergence() -> Measure:
+    """Measures how far local models end from the global one they began at: the mean of ``‖w_k − w‖₂``."""
+
+    def measured(carry: Tree) -> Tensor:
+        return trees.square_norm(trees.map(torch.Tensor.double, model_change(carry)["params"])).sqrt()
+
+    return _mean(DIVERGENCE, measured)
+
+
+def generality(task: Task, x: Tensor, y: Tensor, every: int) -> Measure:
+    """Measures how good local models are for everybody, before they are averaged: their mean test accuracy.
+
+    Args:
+        task: What is learned.
+        x: Test inputs, as models are given them, [n, ...].
+        y: Their class indices, [n].
+        every: Rounds between measurements: it takes as many tests as a cohort has clients.
+    """
+
+    def measured(carry: Tree) -> Tensor:
+        return (task.predict(trained(carry), x).argmax(1) == y).double().mean()
+
+    return _mean(GENERALITY, measured, every)
+
+
+def _mean(name: str, measured: Callable[[Tree], Tensor], every: int = 1) -> Measure:
+    """Returns the measure that is the mean over the cohort of what each client measures, by sums alone."""
+
+    def wrap(client: Client) -> Client:
+        def finish(carry: Tree) -> tuple[Tree, Tree]:
+            upload, memory = client.finish(carry)
+            value = measured(carry)
+            return {**upload, name: {"sum": value, "clients": torch.ones_like(value)}}, memory
+
+        return client._replace(finish=finish, reductions={**client.reductions, name: "sum"})
+
+    def value(aggregate: Tree) -> float | None:
+        return float(aggregate["sum"] / aggregate["clients"])
+
+    return Measure(wrap, value, every)
+
+
+def mean_features(task: Task, weights: Weights, clients: ClientData, most: int = 1000) -> Tensor:
+    """Returns the mean features of each client's data.
+
+    Args:
+        task: Whose `forward` gives features.
+        weights: The model that extracts them.
+        clients: What they hold.
+        most: So many of a client's samples count at most: the first ones in an order drawn by its number.
+
+    Returns:
+        [clients, d].
+    """
+    means = []
+    for client in range(len(clients)):
+        rows = Key(0).fold("features", client).numpy().permutation(clients.samples(client))[:most]
+        batch = clients.batch(client, torch.from_numpy(rows))
+        with torch.no_grad():
+            features, _ = task.forward(weights, batch["x"])
+        means.append(features.mean(0))
+    return torch.stack(means)
+
+
+def similarity(features: Tensor) -> dict[str, list[list[float]]]:
+    """Returns how alike clients are, pair by pair: their features' ``cosine`` similarity and ``l2`` distance.
+
+    Args:
+        features: Of each client, [clients, d].
+    """
+    features = features.double()
+    unit = torch.nn.functional.normalize(features, dim=1)
+    return {
+        "cosine": (unit @ unit.T).clamp(-1, 1).tolist(),
+        "l2": torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist").tolist(),
+    }

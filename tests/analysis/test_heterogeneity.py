@@ -1,0 +1,137 @@
+"""How alike clients are, against plain numpy and by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from genfl import config, pipeline, trees
+from genfl.algorithms import ALGORITHMS
+from genfl.analysis.heterogeneity import divergence, generality, mean_features, similarity
+from genfl.data.clients import ClientData
+from genfl.engines.base import run_client
+from genfl.engines.rounds import Schedule, cohort, federate
+from genfl.engines.sequential import Sequential
+from genfl.engines.vectorised import Vectorised
+from genfl.learning.local import LocalSGD
+from genfl.learning.task import classification
+from genfl.models import CNN
+from genfl.rng import Key
+
+SHAPE = (1, 8, 8)
+PARTS = [np.arange(0, 9), np.arange(9, 30), np.arange(30, 34), np.arange(34, 60)]
+
+
+@pytest.fixture
+def clients(float64):
+    rng = Key(0).torch()
+    return ClientData(
+        torch.randn(60, *SHAPE, generator=rng), torch.randint(3, (60,), generator=rng), PARTS, 3
+    )
+
+
+@pytest.fixture
+def task(float64):
+    return classification(lambda: CNN(SHAPE, 3, width=4), SHAPE)
+
+
+def test_similarity_is_that_of_numpy():
+    features = np.random.default_rng(0).normal(size=(5, 7))
+    found = similarity(torch.from_numpy(features))
+    norms = np.linalg.norm(features, axis=1)
+    assert np.allclose(found["cosine"], features @ features.T / norms[:, None] / norms)
+    assert np.allclose(found["l2"], np.linalg.norm(features[:, None] - features[None], axis=2))
+    alike = similarity(torch.ones(3, 4))
+    assert np.allclose(alike["cosine"], 1)
+    assert np.allclose(alike["l2"], 0)
+
+
+def test_mean_features_are_the_mean_over_all_that_a_client_holds(clients, task):
+    weights = task.init(Key(1))
+    found = mean_features(task, weights, clients)
+    for client, part in enumerate(PARTS):
+        assert torch.allclose(found[client], task.forward(weights, clients.x[part])[0].mean(0))
+    few = mean_features(task, weights, clients, most=3)
+    assert torch.equal(few, mean_features(task, weights, clients, most=3))
+    assert not torch.allclose(few, found)
+
+
+def run(clients, task, engine, measures, schedule):
+    return federate(
+        ALGORITHMS["scaffold"].build(task, LocalSGD(0.1), {}),
+        task.init(Key(1)),
+        clients,
+        engine,
+        schedule,
+        Key(5),
+        lambda weights: {},
+        measures=measures,
+    )
+
+
+@pytest.mark.parametrize("make", [Sequential, Vectorised])
+def test_divergence_and_generality_are_those_of_the_local_models(clients, task, make):
+    rng = Key(7).torch()
+    x, y = torch.randn(40, *SHAPE, generator=rng), torch.randint(3, (40,), generator=rng)
+    schedule = Schedule(5, 3, batch_size=8, local_steps=4)
+    seen = []
+
+    def watching(program, work):
+        """Trains every client's model aside, and notes its distance and its accuracy."""
+        plain = ALGORITHMS["scaffold"].build(task, LocalSGD(0.1), {}).client
+        rows = []
+        for job in work:
+            upload, _ = run_client(plain, clients, job)
+            change = upload["delta"]
+            local = trees.add(job.message["weights"], change)
+            right = task.forward(local, x)[1].argmax(1) == y
+            rows.append((float(trees.square_norm(change["params"]) ** 0.5), float(right.double().mean())))
+        seen.append(np.mean(rows, axis=0))
+        return make(clients)(program, work)
+
+    measures = {"divergence": divergence(), "generality": generality(task, x, y, every=2)}
+    rounds = run(clients, task, watching, measures, schedule).rounds
+    assert np.allclose([row["divergence"] for row in rounds], [found[0] for found in seen])
+    assert [row["generality"] is not None for row in rounds] == [False, True, False, True, True]
+    for row, found in zip(rounds, seen, strict=True):
+        assert row["generality"] is None or row["generality"] == pytest.approx(found[1])
+
+
+def test_measuring_changes_nothing_else(clients, task):
+    schedule = Schedule(3, 3, batch_size=8, local_steps=4)
+    engine = Sequential(clients)
+    without = run(clients, task, engine, {}, schedule)
+    measured = run(clients, task, engine, {"divergence": divergence()}, schedule)
+    pairs = zip(trees.leaves(without.weights), trees.leaves(measured.weights), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    for name in ("uplink_bytes", "downlink_bytes"):
+        assert [row[name] for row in without.rounds] == [row[name] for row in measured.rounds]
+    assert len(cohort(4, 3, Key(0))) == 3
+
+
+CONFIG = """
+name: heterogeneity
+seeds: [0, 1]
+data: {name: digits, partition: {kind: dirichlet, alpha: 0.05, clients: 4, min_size: 5}}
+prompts: {style: label, per_label: 20}
+generator: {steps: 4}
+model: {name: mlp, width: 16}
+pretrain: {epochs: 2}
+federate: {rounds: 3, clients_per_round: 4, local: {steps: 4, batch_size: 8}, evaluate_every: 2}
+methods:
+  plain: {algorithm: fedavg}
+  mixed: {algorithm: fedavg, data: mixed}
+  alone: {algorithm: local}
+"""
+
+
+def test_a_run_says_how_alike_clients_are(tmp_path):
+    methods = pipeline.execute(config.parse(CONFIG, ["federate.heterogeneity=true"]), tmp_path)["methods"]
+    plain, mixed = (methods[name]["heterogeneity"] for name in ("plain", "mixed"))
+    assert np.shape(plain["similarity"]["cosine"]) == np.shape(mixed["similarity"]["l2"]) == (4, 4)
+    assert mixed["mean_cosine"] > plain["mean_cosine"], "generated content makes clients alike"
+    assert mixed["mean_l2"] < plain["mean_l2"]
+    assert [point[0] for point in plain["divergence"]] == [1, 2, 3]
+    assert [point[0] for point in plain["generality"]] == [2, 3]
+    assert methods["alone"]["heterogeneity"]["divergence"] == []
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "How alike the clients are" in page
