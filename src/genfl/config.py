@@ -226,7 +226,7 @@ class ChatModel(Section):
     temperature: float = Field(1.0, gt=0, le=2, description="Of sampling.")
     max_tokens: int = Field(500, ge=1, description="The longest answer.")
     timeout: float = Field(
-        120.0, gt=0, description="The longest that a server may take to answer, or ask to wait, in seconds."
+        120.0, gt=0, description="The longest wait for a server's answer, or between two tries, in seconds."
     )
     parallel: int = Field(4, ge=1, le=256, description="Queries that a server gets at the same time.")
     attempts: int = Field(

@@ -49,7 +49,7 @@ class Share(NamedTuple):
 
     def folder(self, run: Path) -> Path:
         """Returns where it is made: beside the folder of the run that it is for."""
-        return run.with_name(f"{run.name}.shard-{self.number}-of-{self.of}")
+        return run.resolve().with_name(f"{run.name}.shard-{self.number}-of-{self.of}")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -57,6 +57,7 @@ class Share(NamedTuple):
 
 def share_folders(run: Path) -> list[Path]:
     """Returns the folders of the shares that were made for a run, or begun."""
+    run = run.resolve()
     return [path for path in sorted(run.parent.glob("*")) if path.name.startswith(f"{run.name}.shard-")]
 
 

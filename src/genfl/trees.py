@@ -101,9 +101,11 @@ def mismatch(tree: Tree, like: Tree) -> str | None:
     Returns:
         None where it has them.
     """
-    if structure(tree) != structure(like):
+    try:
+        pairs = leaves(map(lambda *pair: pair, tree, like))
+    except ValueError:
         return "its structure is not the expected one"
-    for got, expected in leaves(map(lambda *pair: pair, tree, like)):
+    for got, expected in pairs:
         if got.shape != expected.shape:
             return f"shape {tuple(got.shape)} where {tuple(expected.shape)} is expected"
         if got.dtype != expected.dtype:

@@ -95,6 +95,15 @@ def test_pairs_are_counted_as_one_by_one_whatever_the_chunks(rows, monkeypatch):
     assert near_duplicates(torch.zeros(5, 3), 0.8) == 0
 
 
+def test_texts_of_which_a_fifth_differs_are_at_the_threshold_whoever_comes_first():
+    words = [f"word{n}" for n in range(10 + 2)]
+    other = [*words[:-2], "another", "end"]
+    vectors = [MEASURES["text"].vector(" ".join(text)) for text in (words, other)]
+    assert vectors[0] @ vectors[1] == pytest.approx(0.8)
+    for order in (vectors, vectors[::-1]):
+        assert near_duplicates(torch.from_numpy(np.stack(order)), MEASURES["text"].near) == 1
+
+
 def likeness(modality, one, other):
     vector = MEASURES[modality].vector
     return float(vector(one) @ vector(other))

@@ -142,7 +142,7 @@ def test_a_size_that_a_model_cannot_draw_is_named(tiny_sd3):
 
 def test_a_model_of_two_text_encoders_does_not_classify(tiny_sdxl, tiny_stable_diffusion):
     classify.refuse(str(tiny_stable_diffusion))
-    with pytest.raises(InputError, match="one text encoder; .* has several$"):
+    with pytest.raises(InputError, match=r"one text encoder; .* has several$"):
         classify.refuse(str(tiny_sdxl))
 
 

@@ -90,7 +90,7 @@ def test_a_block_that_does_not_fit_into_memory_says_what_to_set():
         message = rf"^generator\.device: the memory of cpu does not do for a block of {samples}; {fix}$"
         with pytest.raises(InputError, match=message), pretrained.in_memory(samples, "cpu"):
             torch.empty(2**60)
-    with pytest.raises(InputError, match="block_size to 25$"), pretrained.in_memory(50, "cuda"):
+    with pytest.raises(InputError, match=r"block_size to 25$"), pretrained.in_memory(50, "cuda"):
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="must match the size"), pretrained.in_memory(1, "cpu"):
         torch.ones(2) + torch.ones(3)

@@ -167,6 +167,17 @@ def test_what_does_not_fit_together_is_refused_before_it_is_loaded(
     assert speech.check(str(tiny_vits), vocoder, None) is None
 
 
+@pytest.mark.parametrize("family", ["speecht5", "vits"])
+def test_labels_of_unknown_letters_are_named(tiny_speecht5, tiny_vits, family):
+    model = {"speecht5": str(tiny_speecht5 / "model"), "vits": str(tiny_vits)}[family]
+    speech.check_labels(model, ["yes", "no way"])
+    for label in ("7", "ü"):
+        with pytest.raises(
+            InputError, match=rf"^generator\.model: .* has no sound for the label '{label}'; rename"
+        ):
+            speech.check_labels(model, ["yes", label])
+
+
 def test_other_vocoders_speakers_and_models_make_other_data(tiny_speecht5, voices, tmp_path):
     given = [str(tiny_speecht5 / "model"), str(tiny_speecht5 / "vocoder"), voices]
     other = tmp_path / "voices.npy"

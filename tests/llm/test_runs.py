@@ -12,6 +12,7 @@ import pytest
 
 import genfl.run
 from genfl import config, pipeline
+from genfl.data.texts import vocabulary
 from genfl.errors import GenflError, InputError
 
 ROWS = {
@@ -88,6 +89,21 @@ def test_fresh_starts_over_with_its_questions_too(mine, chat_server, tmp_path):
     pipeline.execute(more, tmp_path / "run", until="generate", update=True)
     assert len(chat_server.asked) == 4
     assert first != files(tmp_path / "run")
+    # a vocabulary of the generated texts: nothing is asked again, and the texts stay
+    chat_server.asked.clear()
+    made = datasets.load_dataset(str(tmp_path / "run" / "synthetic"), split="train")["text"]
+    vocabulary(made, 100, tmp_path / "words.json")
+    genfl.run._load.cache_clear()
+    own = mine(
+        "generator.model=m",
+        f"generator.base_url={chat_server.url}",
+        "prompts.per_label=10",
+        f"data.tokenizer={tmp_path / 'words.json'}",
+    )
+    pipeline.execute(own, tmp_path / "run", until="pretrain", update=True)
+    assert not chat_server.asked
+    again = datasets.load_dataset(str(tmp_path / "run" / "synthetic"), split="train")["text"]
+    assert list(again) == list(made)
 
 
 def test_a_finished_run_needs_no_server(mine, chat_server, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import datasets
 import filelock
@@ -281,6 +282,15 @@ def test_folders_at_work_are_not_joined(made, tmp_path):
     (tmp_path / "run.shard-mine" / "notes.txt").write_text("mine")
     execute(made, tmp_path / "run")
     assert (tmp_path / "run.shard-mine" / "notes.txt").read_text() == "mine"
+
+
+def test_a_shard_of_a_run_in_the_working_folder_is_beside_it(made, tmp_path, monkeypatch, whole):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    execute(made, Path(), share=Share(1, 2))
+    assert (tmp_path / "run.shard-1-of-2" / "synthetic").is_dir()
+    execute(made, Path())
+    assert synthetic(tmp_path / "run") == whole
 
 
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "1/2/3", "a/b", "0/0", "", "½/2", "1/ 2"])

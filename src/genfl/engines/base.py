@@ -84,13 +84,20 @@ def drawn(program: Client, data: Data, job: Work) -> list[Tensor]:
     return job.batches.draw(torch.arange(private), made)
 
 
-def kind(job: Work) -> str:
-    """Returns a text that is the same for pieces of work whose results have the same form."""
-    return f"{trees.form(job.message)} {trees.form(job.memory)}"
+def kinds(work: Sequence[Work]) -> list[str]:
+    """Returns for each piece of work a text that is the same for those whose results have the same form."""
+    forms: dict[int, str] = {}  # most clients are sent one and the same message
+
+    def form(tree: Tree) -> str:
+        if id(tree) not in forms:
+            forms[id(tree)] = trees.form(tree)
+        return forms[id(tree)]
+
+    return [f"{form(job.message)} {form(job.memory)}" for job in work]
 
 
 class Forms:
-    """What uploads and memories must look like, for every `kind` of work."""
+    """What uploads and memories must look like, for all `kinds` of work."""
 
     def __init__(self, program: Client, data: Data) -> None:
         self.program = program
@@ -99,7 +106,7 @@ class Forms:
 
     def __call__(self, job: Work) -> tuple[Tree, Tree]:
         """Returns an upload and a memory of the form that a piece of work must give."""
-        name = kind(job)
+        (name,) = kinds([job])
         if name not in self.known:
             facts = self.data.facts(job.client)
             self.known[name] = run_once(self.program, job.message, job.memory, facts)

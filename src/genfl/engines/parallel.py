@@ -20,7 +20,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import Client
-from genfl.engines.base import Data, Forms, Outcome, Reduce, Tally, Work, kind, problem, run_client
+from genfl.engines.base import Data, Forms, Outcome, Reduce, Tally, Work, kinds, problem, run_client
 from genfl.engines.reductions import Plain
 from genfl.errors import GenflError
 from genfl.trees import Tree
@@ -85,8 +85,8 @@ class Parallel:
         known = True
         forms = Forms(program, self.data)
         by_kind: dict[str, list[Work]] = {}
-        for job in work:
-            by_kind.setdefault(kind(job), []).append(job)
+        for job, name in zip(work, kinds(work), strict=True):
+            by_kind.setdefault(name, []).append(job)
         for name, same in by_kind.items():
             messages = len({_identity(job.message) for job in same})
             room = self._kinds.get(name)
@@ -272,8 +272,7 @@ class _Pool:
         orders = []
         written: dict[str, dict[tuple[int, ...], int]] = {}
         slots: dict[str, Callable[[], int]] = {}
-        for job in work:
-            name = kind(job)
+        for job, name in zip(work, kinds(work), strict=True):
             places = written.setdefault(name, {})
             identity = _identity(job.message)
             if identity not in places:

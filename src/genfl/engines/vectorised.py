@@ -22,7 +22,7 @@ from genfl.engines.base import (
     Tally,
     Work,
     drawn,
-    kind,
+    kinds,
     one_thread,
 )
 from genfl.engines.reductions import Plain
@@ -103,13 +103,9 @@ class Vectorised:
     def _groups(self, program: Client, work: Sequence[Work]) -> Iterator[list[_Job]]:
         """Yields jobs that can be batched, those with the most steps first."""
         groups: dict[tuple[str, tuple[int, ...]], list[_Job]] = {}
-        kinds: dict[tuple[int, int], str] = {}  # most jobs have the same message and memory
-        for job in work:
+        for job, name in zip(work, kinds(work), strict=True):
             rows = drawn(program, self.data, job)
-            same = (id(job.message), id(job.memory))
-            if same not in kinds:
-                kinds[same] = kind(job)
-            groups.setdefault((kinds[same], _widths(rows)), []).append(_Job(job, rows))
+            groups.setdefault((name, _widths(rows)), []).append(_Job(job, rows))
         for jobs in groups.values():
             yield sorted(jobs, key=lambda job: (-len(job.rows), job.work.client))
 
@@ -216,9 +212,9 @@ class Vectorised:
 
     def _changes(self, program: Client, carry: Tree, job: _Job) -> list[bool]:
         """Returns which leaves of a carry a step changes, found out by one step of one client."""
-        name = kind(job.work)
         if not job.rows:
             return [False] * len(trees.leaves(carry))
+        (name,) = kinds([job.work])
         if name not in self._changing:
             batch = self.data.batch(job.work.client, job.rows[0], Key(0))
             after = program.step(carry, batch, Key(0))

@@ -129,6 +129,7 @@ def _check_speech(options: Options, purpose: Purpose) -> None:
         _espeak(options).check(purpose.labels)
         return
     speech.check(options["model"], options["vocoder"], options["speakers"])
+    speech.check_labels(options["model"], purpose.labels)
     pretrained.check_device(options["device"])
 
 

@@ -15,7 +15,7 @@ from genfl.generators import pretrained
 from genfl.generators.base import Prompt, Sample
 from genfl.rng import Key
 
-SPEECHT5 = "speecht5"
+SPEECHT5, VITS = "speecht5", "vits"
 VOCODER = "microsoft/speecht5_hifigan"
 
 
@@ -76,7 +76,7 @@ class Speech:
         if self.speakers is not None:
             return {"speaker_embeddings": self.speakers[rng.integers(len(self.speakers))][None]}
         config = self.pipeline.model.config
-        if config.model_type == "vits" and config.num_speakers > 1:
+        if config.model_type == VITS and config.num_speakers > 1:
             return {"speaker_id": int(rng.integers(config.num_speakers))}
         return {}
 
@@ -125,6 +125,29 @@ def check(model: str, vocoder: str, speakers: str | None) -> Tensor | None:
             f" {width}"
         )
     return vectors
+
+
+def check_labels(model: str, labels: Sequence[str]) -> None:
+    """Refuses labels that SpeechT5 or VITS cannot say, without loading them.
+
+    Raises:
+        InputError: Of a label some letters are not known, or those that are known leave nothing to say.
+    """
+    from transformers import AutoTokenizer
+
+    if pretrained.settings(model, pretrained.CONFIG)["model_type"] not in (SPEECHT5, VITS):
+        return
+    tokenizer = pretrained.load(lambda name, **_: AutoTokenizer.from_pretrained(name), model)
+    for label in labels:
+        try:
+            said, nothing = tokenizer(label).input_ids, tokenizer("").input_ids
+        except ImportError as error:  # some voices are told phonemes
+            raise InputError(f"generator.model: {model}: {pretrained.first_line(error)}") from error
+        if said == nothing or tokenizer.unk_token_id in said:
+            raise InputError(
+                f"generator.model: {model} has no sound for the label {label!r}; rename it, or take another"
+                " model"
+            )
 
 
 def x_vectors(place: str) -> Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
 from genfl.errors import GenflError, InputError
+
+log = logging.getLogger(__name__)
 
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
@@ -26,7 +29,7 @@ class Server:
         key: The server's key; empty for none. It is sent to that address only, and shown nowhere.
         temperature: Of sampling.
         max_tokens: The longest answer.
-        timeout: The longest that a request may take, and a server may ask to wait, in seconds.
+        timeout: The longest that a request may take, and that is waited before the next, in seconds.
         at_once: Queries in flight.
         retries: How often a request is repeated.
         wait: Seconds before the first repetition.
@@ -71,23 +74,21 @@ class Server:
             wait = self.wait * 2**attempt
             try:
                 status, headers, body = self._post(request)
-            except OSError as error:
-                problem = f"{error}"
-            else:
                 if 200 <= status < 300:
-                    try:
-                        return _content(body)
-                    except (ValueError, LookupError, TypeError):
-                        problem = "the reply is none of an OpenAI-compatible server"
-                else:
-                    problem = f"status {status}"
-                problem += f" ({' '.join(body[:EXCERPT].split())})" if body.strip() else ""
-                if not (status in TRANSIENT or 200 <= status < 300):
+                    return _content(body)
+            except OSError as error:
+                problem = str(error)
+            except (ValueError, LookupError, TypeError):
+                problem = f"the reply is none of an OpenAI-compatible server ({_excerpt(body)})"
+            else:
+                problem = f"status {status} ({_excerpt(body)})"
+                if status not in TRANSIENT:
                     raise GenflError(f"{self.url}: {problem}")
                 wait = _asked_for(headers) or wait
-            if wait > self.timeout:
-                raise GenflError(f"{self.url}: {problem}, and asks to wait {wait:g} s; try again later")
+                if wait > self.timeout:
+                    raise GenflError(f"{self.url}: {problem}; a wait of {wait:g} s exceeds timeout, raise it")
             if attempt < self.retries:
+                log.info("%s: %s; trying again in %g s", self.url, problem, wait)
                 time.sleep(wait)
         raise GenflError(f"{self.url}: {problem}, {self.retries + 1} times")
 
@@ -122,6 +123,10 @@ def _content(body: str) -> str:
     if not isinstance(content, str | None) or not isinstance(choices, list):
         raise TypeError
     return (content or "").encode("utf-8", "replace").decode()  # JSON can spell what UTF-8 cannot
+
+
+def _excerpt(body: str) -> str:
+    return " ".join(body[:EXCERPT].split()) or "and nothing more"
 
 
 def _asked_for(headers: Any) -> float:

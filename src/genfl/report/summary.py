@@ -36,6 +36,7 @@ def summarise(run: Run, skipped: dict[str, bool]) -> dict[str, Any]:
         "seeds": list(run.config.seeds),
         "labels": run.result("labels"),
         "synthetic": run.result("generate"),
+        "guided": run.result("guided") if "guided" in skipped else None,
         "methods": methods(run),
         "target_accuracy": run.config.report.target_accuracy,
         "stages": {

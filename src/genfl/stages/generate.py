@@ -25,6 +25,9 @@ from genfl.stages.base import Stage
 
 log = logging.getLogger(__name__)
 
+GUIDED = {"strength", "shots", "trusted"}
+"""The settings of generators that matter only where real examples guide them."""
+
 
 def _run(run: Run) -> dict[str, Any] | None:
     entry, options = _entry(run.config)
@@ -140,9 +143,9 @@ def _check(config: Config) -> None:
 
 
 def inputs(config: Config) -> Any:
-    """Returns what decides the generator."""
+    """Returns what decides what a generator makes of prompts alone."""
     entry, options = _entry(config)
-    settings = config.generator.model_dump(exclude={"path"})
+    settings = config.generator.model_dump(exclude={"path", *GUIDED})
     if "device" in settings:
         settings["device"] = settings["device"].partition(":")[0]  # not which of several
     return [settings, entry.fingerprint(options, _modality(config))]

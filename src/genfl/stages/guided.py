@@ -141,7 +141,8 @@ def _inputs(config: Config) -> Any:
     if not kinds:
         return None
     split = [data_key(config.data), config.data.partition.model_dump()]
-    return [kinds, split, config.prompts.block_size, generate.inputs(config), config.seeds]
+    settings = config.generator.model_dump(include=generate.GUIDED)
+    return [kinds, split, config.prompts.block_size, generate.inputs(config), settings, config.seeds]
 
 
 def _progress(run: Run) -> tuple[int, int, str]:
