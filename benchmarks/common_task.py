@@ -5,8 +5,9 @@ CNN for digits, bound by overhead; ``--side 32 --width 32`` one for CIFAR-sized 
 ``--model logistic --cohort 100`` and ``--model mlp --cohort 100`` are models whose clients it pays to batch.
 The repetitions of all contestants alternate, so that a machine's drift hits all, and medians are printed.
 
-``--peer COMMAND`` is another library on the task: a command that reads SIDE, WIDTH and ROUNDS from its environment
-and prints the seconds a round as its last word. ``--only`` picks contestants; under ``taskset -c 1`` all share a core.
+``--peer COMMAND`` is another library on the task: a command that reads SIDE, WIDTH and ROUNDS from its
+environment and prints the seconds a round as its last word. ``--only`` picks contestants; under
+``taskset -c 1`` all of them share a core.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import nn
 from genfl import trees
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
+from genfl.engines import replay
 from genfl.engines.choice import engine
 from genfl.engines.rounds import Schedule, cohort, federate
 from genfl.learning.local import LocalSGD
@@ -105,6 +107,7 @@ def main() -> None:
         )
         return float(said.stdout.split()[-1])
 
+    replay.AFTER = 10  # as in a long federation; recording is part of no repetition
     with (
         engine("sequential", data, chosen.cohort) as sequential,
         engine("parallel", data, chosen.cohort) as parallel,

@@ -17,7 +17,7 @@ def _blocks(language):
 
 
 def test_the_config_is_valid_and_takes_the_methods_shown():
-    whole, data, splits, methods, changes = _blocks("yaml")
+    whole, generators, data, splits, methods, changes, content = _blocks("yaml")
     before, after = whole[: whole.index("data:")], whole[whole.index("prompts:") :]
     for line in data.splitlines():
         assert config.parse(f"{before}{line}\n{after}").data.name in line
@@ -28,6 +28,11 @@ def test_the_config_is_valid_and_takes_the_methods_shown():
     shown = config.parse(whole[: whole.index("methods:")] + methods)
     assert shown.methods["prox_adam"].algorithm[0].mu == 0.1
     assert shown.methods["moon_mixed"].data == "mixed"
+    for line in generators.splitlines():
+        assert config.parse(whole, [line.replace(": ", "=", 1)]).generator.kind in line
+    shown = config.parse(whole[: whole.index("federate:")] + content)
+    assert shown.methods["own_style"].content.guidance == "mixed"
+    assert shown.methods["fedavg+fedgc"].content == shown.content
     for line in changes.splitlines():
         ((section, content),) = yaml.safe_load(line).items()
         assert config.parse(whole, [f"{section}={content}"]) != config.parse(whole)

@@ -49,7 +49,8 @@ class Share(NamedTuple):
 
     def folder(self, run: Path) -> Path:
         """Returns where it is made: beside the folder of the run that it is for."""
-        return run.resolve().with_name(f"{run.name}.shard-{self.number}-of-{self.of}")
+        run = run.resolve()
+        return run.with_name(f"{run.name}.shard-{self.number}-of-{self.of}")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"

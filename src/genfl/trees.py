@@ -101,11 +101,14 @@ def mismatch(tree: Tree, like: Tree) -> str | None:
     Returns:
         None where it has them.
     """
+    other = "its structure is not the expected one"
     try:
         pairs = leaves(map(lambda *pair: pair, tree, like))
     except ValueError:
-        return "its structure is not the expected one"
+        return other
     for got, expected in pairs:
+        if type(expected) is dict:
+            return other
         if got.shape != expected.shape:
             return f"shape {tuple(got.shape)} where {tuple(expected.shape)} is expected"
         if got.dtype != expected.dtype:

@@ -416,6 +416,22 @@ RUN = """
 """
 
 
+def test_originals_are_the_texts_that_examples_were_made_of(tmp_path):
+    """Rows that cannot be read and a test set that is set apart come between the files' rows and ours."""
+    written = [None if n % 7 == 3 else f"text number {n} of {n % 2}" for n in range(40)]
+    data = texts(
+        tables(tmp_path / "own", train={"text": written, "label": [n % 2 for n in range(40)]}), length=8
+    )
+    count = len(data.train.labels)
+    found = data.originals(range(count))
+    assert count < 30
+    assert len(set(found)) == count
+    for row, original in enumerate(found):
+        assert original in written
+        assert torch.equal(data.encode(original), data.train.x[row])
+    assert data.originals([4, 2, 4]) == [found[4], found[2], found[4]]
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_generated_texts_are_taken_from_tables_of_any_kind(tmp_path, kind):
     rows = [*GENERATED, {"text": " ", "topic": "broken"}]

@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,8 +26,7 @@ def new_pages():
 
 
 def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_a_freed_tensors_pages_are_the_next_ones():

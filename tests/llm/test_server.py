@@ -61,6 +61,8 @@ BROKEN = {
     "a list": ((200, {}, "[]"), "server ([])"),
     "null": ((200, {}, "null"), "server (null)"),
     "content is a number": ((200, {}, '{"choices": [{"message": {"content": 5}}]}'), "the reply is none"),
+    "choices are numbers": ((200, {}, '{"choices": [1]}'), "the reply is none"),
+    "a message is text": ((200, {}, '{"choices": [{"message": "fine"}]}'), "the reply is none"),
     "choices is text": ((200, {}, '{"choices": "abc"}'), "the reply is none"),
     "not UTF-8": ((200, {}, b"\xff\xfe"), "the reply is none"),
 }
@@ -181,7 +183,24 @@ def test_the_key_is_shown_and_written_nowhere(chat_server, tmp_path, monkeypatch
     assert KEY not in caplog.text + repr(caught.value) + repr(caught.value.__cause__)
 
 
-OPTIONS = {"model": "m", "base_url": "http://h/v1", "api_key_env": "K", "device": "cpu"}
+@pytest.mark.parametrize("key", ["sk-\nthis-is-secret", "sk-this-is-secrét"])
+def test_a_key_that_is_none_is_not_shown(monkeypatch, key):
+    monkeypatch.setenv("K", key)
+    with pytest.raises(InputError, match=r"what K holds is no key: not printable ASCII$"):
+        connect(OPTIONS, "generator")
+
+
+def test_waits_double_up_to_the_limit(chat_server, client, monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    chat_server.behave = lambda query, seed, number: (500, {}, "oops")
+    with pytest.raises(GenflError, match="status 500"):
+        client(wait=1.0, timeout=5.0, retries=5).ask("hello", 0)
+    assert waits == [1, 2, 4, 5, 5]
+
+
+OPTIONS = {"model": "m", "base_url": "http://h/v1", "api_key_env": "K", "device": "cpu", "temperature": 1.0}
+OPTIONS |= {"max_tokens": 5, "timeout": 5.0, "parallel": 1}
 
 
 @pytest.mark.parametrize(

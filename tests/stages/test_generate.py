@@ -346,8 +346,8 @@ def speech_content(folder):
 def files_content(folder):
     return {
         "data": CONTENT["data"] | {"path": str(draw(folder / "own", 6, seed=0))},
-        "generator": {"kind": "files", "path": str(draw(folder / "made", 200, seed=1))},
-        "prompts": {"style": "label", "per_label": 200, "block_size": 1},
+        "generator": {"kind": "files", "path": str(draw(folder / "made", 80, seed=1))},
+        "prompts": {"style": "label", "per_label": 80, "block_size": 1},
     }
 
 
@@ -407,6 +407,6 @@ def test_shards_in_processes_of_which_one_is_killed(tmp_path, monkeypatch):
     kill(processes[1], Share(1, 2).folder(tmp_path / "run"))
     _, stderr = processes[0].communicate()
     assert processes[0].returncode == 0, stderr
-    assert "shard 0/2 is made, 200 of 400 blocks" in stderr
+    assert "shard 0/2 is made, 80 of 160 blocks" in stderr
     finish(tmp_path, "run", share=Share(1, 2))
     assert finish(tmp_path, "run") == finish(tmp_path, "whole")

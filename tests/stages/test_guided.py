@@ -55,9 +55,10 @@ def test_real_guidance_is_never_of_a_class_the_client_lacks(run):
         y = indices(data_set(run.config.data).train, run.labels).numpy()
         kept, _ = kept_and_held(run.config, seed)
         for block in guided._blocks(run, kind, seed):
-            assert set(block.guides) <= set(kept[block.client].tolist()), "its own examples"
-            labels = [run.labels[label] for label in y[block.guides]]
-            assert labels == [prompt.label for prompt in block.prompts], "of the class that is asked for"
+            for prompt, rows in zip(block.prompts, block.guides, strict=True):
+                assert len(rows) == 1
+                assert set(rows) <= set(kept[block.client].tolist()), "its own examples"
+                assert {run.labels[label] for label in y[rows]} == {prompt.label}, "of the class asked for"
 
 
 def test_real_moves_the_budget_to_the_classes_a_client_has(run):
@@ -140,6 +141,12 @@ def test_mistakes_are_named(override, line):
         config.parse(CONFIG, [override])
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
+
+
+def test_guides_take_turns():
+    rows = np.array([5, 7, 9])
+    assert [guided._in_turn(rows, 2, nth) for nth in range(3)] == [[5, 7], [9, 5], [7, 9]]
+    assert guided._in_turn(rows, 4, 1) == [5, 7, 9]
 
 
 def test_what_cannot_be_guided_is_refused(tmp_path):

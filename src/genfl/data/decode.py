@@ -24,7 +24,7 @@ from genfl.storage import digest, read_json, replacing, sha256, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Of what the cache holds: a change of the code below that changes arrays raises it."""
 
 TESTS = ("test", "validation")
@@ -64,11 +64,13 @@ class Split(NamedTuple):
         inputs: Of the form's shape and dtype, [n, ...], memory-mapped; a write to it reaches no file.
         labels: The class of each, a place in the names.
         keys: Whose each is, of train's always somebody's; None where the data does not say of any.
+        rows: Where each is in the files, counted over the split that they have it in.
     """
 
     inputs: np.ndarray
     labels: list[int]
     keys: list[str] | None
+    rows: list[int]
 
 
 class Decoded(NamedTuple):
@@ -121,10 +123,27 @@ def load(path: Path, wanted: Wanted) -> Decoded:
         _warn_of_left_out(name, split, medium.what)
     train, test = (
         # "c": torch has no read-only tensors
-        Split(np.load(place / f"{name}.npy", mmap_mode="c"), split["labels"], split["keys"])
+        Split(np.load(place / f"{name}.npy", mmap_mode="c"), split["labels"], split["keys"], split["rows"])
         for name, split in facts["splits"].items()
     )
     return Decoded(facts["names"], train, test, key)
+
+
+def contents(path: Path, wanted: Wanted, rows: Sequence[int]) -> list[Any]:
+    """Reads examples to train on as they are in their files: images, clips or texts.
+
+    Args:
+        path: As of `load`.
+        wanted: As of `load`.
+        rows: Where they are, as `Split.rows` says.
+    """
+    folder, medium = Folder(path), MEDIA[wanted.form.modality]
+    stream = folder.splits()[0]["train"]
+    given = folder.column(stream.features, wanted.input, "input")
+    cells = itertools.chain.from_iterable(batch[given] for batch in folder.batches(stream, [given]))
+    asked = set(rows)
+    found = {row: medium.read(cell) for row, cell in enumerate(cells) if row in asked}
+    return [found[row] for row in rows]
 
 
 def _cache() -> Path:
@@ -193,6 +212,7 @@ class _Rows(NamedTuple):
         split: What the data calls it.
         labels: Of each example that is kept: a place in `classes`, or where there are none, a name.
         keys: Whose each is; None where the data does not say.
+        rows: Where each is in the split's files.
         classes: What the split calls its classes, if it does; another split may number them differently.
         left_out: The rows that are not kept, by what they are or do.
     """
@@ -200,6 +220,7 @@ class _Rows(NamedTuple):
     split: str
     labels: list[Any]
     keys: list[str | None] | None
+    rows: list[int]
     classes: list[str]
     left_out: dict[str, list[int]]
 
@@ -216,6 +237,7 @@ def _write(
     columns = [given, label, *([key] if key else [])]
     labels: list[Any] = []
     keys: list[str | None] = []
+    rows: list[int] = []
     unreadable, unwanted, nobodys = list[int](), list[int](), list[int]()
     seen = 0
     with replacing(path) as temporary, ThreadPoolExecutor() as pool, temporary.open("wb") as file:
@@ -241,6 +263,7 @@ def _write(
                 seen += 1
             labels += map(batch[label].__getitem__, good)
             keys += map(owners.__getitem__, good)
+            rows += [start + place for place in good]
             advance(len(cells))
         if nobodys and not labels:
             raise InputError(f"data.key: column {key!r} of {folder.path} is empty; fill it, or take it away")
@@ -259,7 +282,7 @@ def _write(
         "are of classes that are not wanted": unwanted,
         f"have no {key}": nobodys,
     }
-    return _Rows(split, labels, keys if key else None, classes, left_out)
+    return _Rows(split, labels, keys if key else None, rows, classes, left_out)
 
 
 def _write_header(file: BinaryIO, rows: int, form: Form) -> None:
@@ -293,7 +316,7 @@ def _facts(rows: _Rows, names: Sequence[Any]) -> dict[str, Any]:
                 f" the {len(names)} classes ({_some(names)}); correct it, or name another column"
             )
     labels = [place[called[value]] for value in rows.labels]
-    return {"labels": labels, "keys": rows.keys, "left_out": rows.left_out}
+    return {"labels": labels, "keys": rows.keys, "rows": rows.rows, "left_out": rows.left_out}
 
 
 def _set_apart(place: Path, train: dict[str, Any], folder: Folder, wanted: Wanted) -> dict[str, Any]:
@@ -312,7 +335,8 @@ def _set_apart(place: Path, train: dict[str, Any], folder: Folder, wanted: Wante
         with replacing(place / f"{split}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, inputs[rows])
         chosen = [keys[row] for row in rows] if keys else None
-        facts[split] = {"labels": labels[rows].tolist(), "keys": chosen, "left_out": {}}
+        places = [train["rows"][row] for row in rows]
+        facts[split] = {"labels": labels[rows].tolist(), "keys": chosen, "rows": places, "left_out": {}}
     train |= {**facts["train"], "left_out": train["left_out"]}
     return facts["test"]
 

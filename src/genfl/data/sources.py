@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genfl.data.decode import Split, Wanted, load
+from genfl.data.decode import Split, Wanted, contents, load
 from genfl.data.folders import fetch
 from genfl.data.media import Modality
 from genfl.data.recipes import DIGIT_NAMES, RECIPES, Metric, Recipe, in_words
@@ -40,6 +40,10 @@ def as_stored(x: Tensor) -> Tensor:
     return x
 
 
+def _no_originals(rows: Sequence[int]) -> list[Any]:
+    raise ValueError("the data set keeps no originals")
+
+
 class DataSet(NamedTuple):
     """A data set as the pipeline uses it.
 
@@ -54,6 +58,8 @@ class DataSet(NamedTuple):
             on what is about to be used, not on the whole data.
         digest: Of the content, for data that is not genfl's own.
         vocabulary: Of texts, the number of tokens there can be, padding included; 0 for everything else.
+        originals: ``(rows) -> contents`` of examples to train on, such as generators are guided by: images as
+            they are stored, clips and texts as they are in their files.
     """
 
     train: Examples
@@ -64,6 +70,7 @@ class DataSet(NamedTuple):
     prepare: Callable[[Tensor], Tensor] = as_stored
     digest: str = ""
     vocabulary: int = 0
+    originals: Callable[[Sequence[int]], list[Any]] = _no_originals
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,7 +116,15 @@ def digits() -> DataSet:
     def examples(rows: np.ndarray) -> Examples:
         return Examples(x[torch.from_numpy(rows)], [DIGIT_NAMES[label] for label in target[rows]])
 
-    return DataSet(examples(train), examples(test), "image", grey_image(8, 8), to_image)
+    own = examples(train)
+    return DataSet(
+        own,
+        examples(test),
+        "image",
+        grey_image(8, 8),
+        to_image,
+        originals=lambda rows: [to_image(own.x[row]) for row in rows],
+    )
 
 
 def grey_image(height: int, width: int) -> Callable[[Image.Image], Tensor]:
@@ -163,7 +178,8 @@ def read(
     folder = Path(path).expanduser() if path is not None else fetch(name, str(recipe.hub))
     columns = ((input,) if input else recipe.input, (label,) if label else recipe.label)
     test_key = None if key else recipe.test_key
-    found = load(folder, Wanted(*columns, key or recipe.key, form, test_key, recipe.without))
+    wanted = Wanted(*columns, key or recipe.key, form, test_key, recipe.without)
+    found = load(folder, wanted)
     if key and found.train.keys is None:
         raise InputError(f"data.key: no column {key!r} in {folder}")
     words = [in_words(name, recipe.words) for name in found.names]
@@ -174,8 +190,14 @@ def read(
     def examples(split: Split) -> Examples:
         return Examples(torch.from_numpy(split.inputs), [words[label] for label in split.labels], split.keys)
 
+    def originals(rows: Sequence[int]) -> list[Any]:
+        if form.modality == "image":
+            return [to_image(train.x[row]) for row in rows]
+        return contents(folder, wanted, [found.train.rows[row] for row in rows])
+
+    train = examples(found.train)
     return DataSet(
-        examples(found.train),
+        train,
         examples(found.test),
         form.modality,
         lambda content: torch.from_numpy(np.array(form.encode(content))),
@@ -183,6 +205,7 @@ def read(
         form.prepare,
         found.digest,
         form.vocabulary(),
+        originals,
     )
 
 

@@ -123,7 +123,7 @@ def connect(options: Options, field: str, folder: Path | None = None) -> Chat:
         chat = server.Server(
             options["model"],
             options["base_url"],
-            os.environ.get(options["api_key_env"], ""),
+            _key(options["api_key_env"], field),
             temperature=options["temperature"],
             max_tokens=options["max_tokens"],
             timeout=options["timeout"],
@@ -131,6 +131,13 @@ def connect(options: Options, field: str, folder: Path | None = None) -> Chat:
         )
     identity = [fingerprint(options), options["temperature"], options["max_tokens"]]
     return Remembered(chat, folder, identity) if folder else chat
+
+
+def _key(variable: str, field: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):  # it would be refused further on, and shown
+        raise InputError(f"{field}.api_key_env: what {variable} holds is no key: not printable ASCII")
+    return key
 
 
 def check(options: Options, field: str) -> None:

@@ -71,22 +71,27 @@ class Server:
         request = {**self.settings, "messages": [{"role": "user", "content": query}], "seed": seed}
         problem = ""
         for attempt in range(self.retries + 1):
-            wait = self.wait * 2**attempt
+            wait = min(self.wait * 2**attempt, self.timeout)
             try:
                 status, headers, body = self._post(request)
-                if 200 <= status < 300:
-                    return _content(body)
             except OSError as error:
                 problem = str(error)
-            except (ValueError, LookupError, TypeError):
-                problem = f"the reply is none of an OpenAI-compatible server ({_excerpt(body)})"
             else:
-                problem = f"status {status} ({_excerpt(body)})"
-                if status not in TRANSIENT:
-                    raise GenflError(f"{self.url}: {problem}")
-                wait = _asked_for(headers) or wait
-                if wait > self.timeout:
-                    raise GenflError(f"{self.url}: {problem}; a wait of {wait:g} s exceeds timeout, raise it")
+                if 200 <= status < 300:
+                    answer = _content(body)
+                    if answer is not None:
+                        return answer
+                    problem = f"the reply is none of an OpenAI-compatible server ({_excerpt(body)})"
+                else:
+                    problem = f"status {status} ({_excerpt(body)})"
+                    if status not in TRANSIENT:
+                        raise GenflError(f"{self.url}: {problem}")
+                asked = _asked_for(headers)
+                if asked > self.timeout:
+                    raise GenflError(
+                        f"{self.url}: {problem}; a wait of {asked:g} s exceeds timeout, raise it"
+                    )
+                wait = asked or wait
             if attempt < self.retries:
                 log.info("%s: %s; trying again in %g s", self.url, problem, wait)
                 time.sleep(wait)
@@ -116,12 +121,15 @@ class Server:
         return reply.status_code, reply.headers, text.replace(self.key, "***") if self.key else text
 
 
-def _content(body: str) -> str:
-    """Returns a reply's text; empty where the server gives none, which is for the caller to judge."""
-    choices = json.loads(body)["choices"]
-    content = choices[0]["message"].get("content") if choices else None
+def _content(body: str) -> str | None:
+    """Returns a reply's text, empty where the server gives none; None where it is no such reply."""
+    try:
+        choices = json.loads(body)["choices"]
+        content = choices[0]["message"].get("content") if choices else None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
     if not isinstance(content, str | None) or not isinstance(choices, list):
-        raise TypeError
+        return None
     return (content or "").encode("utf-8", "replace").decode()  # JSON can spell what UTF-8 cannot
 
 

@@ -146,10 +146,9 @@ def check(config: Config, name: str) -> None:
                 f"methods.{name}.content.guidance: no real example can guide {kind}; use prompt, or one of"
                 f" the kinds of generator {able}"
             )
-        if data.decode is None:
+        if getattr(config.generator, "shots", 1) == 0:
             raise InputError(
-                f"methods.{name}.content.guidance: real examples guide images alone so far, and those of"
-                f" {config.data.name} are none; use prompt"
+                f"methods.{name}.content.guidance: no real example guides with generator.shots 0"
             )
     labels = sorted(set(data.train.labels))
     pools = np.full(len(labels), config.prompts.per_label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +29,12 @@ class Block(NamedTuple):
     Attributes:
         client: Its number.
         prompts: What they are made from, guides left out.
-        guides: For each of them the row of the training set that guides it: one of the client's own.
+        guides: For each of them the rows of the training set that guide it: some of the client's own.
     """
 
     client: int
     prompts: list[Prompt]
-    guides: list[int]
+    guides: list[list[int]]
 
 
 def wanted(config: Config) -> dict[str, Content]:
@@ -79,15 +79,18 @@ def _run(run: Run) -> dict[str, Any]:
     left = {which: store.missing() for which, store in stores.items()}
     done = total - sum(len(plans[which][n].prompts) for which, numbers in left.items() for n in numbers)
     generator = generate.make(run) if done < total else None
+    asked = {row for which, numbers in left.items() for n in numbers for row in _rows(plans[which][n])}
+    examples = dict(zip(sorted(asked), data.originals(sorted(asked)), strict=True))
     with progress.bar("guided", total, "samples", done) as advance:
         for which, numbers in left.items():
             for number in numbers:
-                assert generator is not None and data.decode is not None
-                block, began = plans[which][number], time.perf_counter()
+                assert generator is not None
+                block = plans[which][number]
                 guided = [
-                    prompt._replace(guides=(data.decode(data.train.x[row]),))
-                    for prompt, row in zip(block.prompts, block.guides, strict=True)
+                    prompt._replace(guides=tuple(examples[row] for row in rows))
+                    for prompt, rows in zip(block.prompts, block.guides, strict=True)
                 ]
+                began = time.perf_counter()
                 samples = list(generator.generate(guided))
                 seconds = time.perf_counter() - began
                 kept, removed = quality.sift(samples, data.modality)
@@ -104,6 +107,10 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
+def _rows(block: Block) -> Iterable[int]:
+    return itertools.chain.from_iterable(block.guides)
+
+
 def _blocks(run: Run, kind: Content, seed: int) -> Iterator[Block]:
     """Yields what each client generates, in blocks of one guidance scale."""
     config, labels = run.config, run.labels
@@ -113,6 +120,7 @@ def _blocks(run: Run, kind: Content, seed: int) -> Iterator[Block]:
     y = indices(data_set(config.data).train, labels).numpy()
     kept, _ = kept_and_held(config, seed)
     pools = np.full(len(labels), config.prompts.per_label)
+    most = getattr(config.generator, "shots", 1)  # of examples that guide a sample; an image starts from one
     wanted = content.shares(kind, content.label_counts(config, labels, seed), pools, seed)
     for client, (rows, own) in enumerate(zip(kept, wanted.guided, strict=True)):
         key = Key(seed).fold("guided", client)
@@ -128,8 +136,14 @@ def _blocks(run: Run, kind: Content, seed: int) -> Iterator[Block]:
                 block.prompts.append(
                     Prompt(labels[c], text, scale, key.fold("sample", c, nth).integer(), nth)
                 )
-                block.guides.append(int(of_class[c][nth % len(of_class[c])]))
+                block.guides.append(_in_turn(of_class[c], most, nth))
             yield block
+
+
+def _in_turn(rows: np.ndarray, most: int, nth: int) -> list[int]:
+    """Returns the rows whose turn it is when everybody takes so many, or all there are."""
+    count = min(most, len(rows))
+    return [int(rows[place % len(rows)]) for place in range(nth * count, (nth + 1) * count)]
 
 
 def _folder(run: Run, kind: Content, seed: int) -> Path:
