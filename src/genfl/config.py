@@ -403,6 +403,17 @@ class TextGenerator(ChatModel):
         False, description="Whether the server may be shown real examples, because it is the clients' own."
     )
 
+    def unguided(self) -> str | None:
+        """Says why no real example can guide it, and the fix; None where one can."""
+        if not self.shots:
+            return "no example is shown where generator.shots is 0; raise it, or use prompt"
+        if self.base_url and not self.trusted:
+            return (
+                "the server at generator.base_url would be shown clients' real texts; set generator.trusted"
+                " to true if it is the clients' own, or use prompt"
+            )
+        return None
+
 
 Generator = Annotated[
     ImageGenerator | SpeechGenerator | SoundGenerator | TextGenerator | FileGenerator,

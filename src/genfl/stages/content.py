@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genfl.config import Config, Content
+from genfl.config import Config, Content, TextGenerator
 from genfl.data.budget import budget, guided
 from genfl.data.clients import ClientData
 from genfl.errors import InputError
@@ -146,10 +146,8 @@ def check(config: Config, name: str) -> None:
                 f"methods.{name}.content.guidance: no real example can guide {kind}; use prompt, or one of"
                 f" the kinds of generator {able}"
             )
-        if getattr(config.generator, "shots", 1) == 0:
-            raise InputError(
-                f"methods.{name}.content.guidance: no real example guides with generator.shots 0"
-            )
+        if isinstance(config.generator, TextGenerator) and (problem := config.generator.unguided()):
+            raise InputError(f"methods.{name}.content.guidance: {problem}")
     labels = sorted(set(data.train.labels))
     pools = np.full(len(labels), config.prompts.per_label)
     for seed in config.seeds:
