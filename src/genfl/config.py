@@ -254,7 +254,7 @@ class Prompts(Section):
     style: Literal["label", "single", "multiple", "fill", "llm", "scenes"] = Field(
         "single",
         description="label: its name alone. single: one sentence, such as 'a photo of a {label}', or for"
-        " sounds or texts. multiple: one of several such. fill: your own template. llm: a language model fills"
+        " sounds or texts. multiple: one of several. fill: your own template. llm: a language model fills"
         " in a sentence around the label (GPT-FL). scenes: it describes scenes with this label and no other"
         " (FedGC).",
     )
@@ -262,6 +262,13 @@ class Prompts(Section):
     template: str | None = Field(None, description="For style fill: 'a {look} {label}'.")
     blanks: dict[str, list[str]] = Field({}, description="For style fill: the words for each blank.")
     per_label: int = Field(200, ge=1, description="Samples of each label.")
+    wrong: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the samples that are made from another label's prompt, to learn how bad a"
+        " generator may be.",
+    )
     guidance_scale: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_as_list)] = Field(
         [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0],
         min_length=1,
@@ -394,7 +401,10 @@ class TextGenerator(ChatModel):
 
     kind: Literal["text"]
     words: int = Field(
-        30, ge=1, le=2000, description="How long texts are, about: a quarter to three times as long is taken."
+        30,
+        ge=1,
+        le=2000,
+        description="How many words, between spaces, texts have, about: a quarter to three times as many do.",
     )
     shots: int = Field(
         3, ge=0, description="Real examples shown with a query, where clients generate guided by them."
@@ -747,6 +757,11 @@ class Config(Section):
             raise ValueError(f"data.{problem}")
         if problem := self.prompts.problem():
             raise ValueError(f"prompts.{problem}")
+        if isinstance(self.generator, TextGenerator) and self.generator.max_tokens < 3 * self.generator.words:
+            raise ValueError(
+                f"generator.max_tokens: {self.generator.max_tokens} would cut texts of about"
+                f" {self.generator.words} words; raise it to {3 * self.generator.words} or more"
+            )
         if isinstance(self.generator, SpeechGenerator) and (problem := self.generator.problem()):
             raise ValueError(f"generator.{problem}")
         return self

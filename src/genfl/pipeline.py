@@ -75,10 +75,7 @@ def execute(
         raise InputError("--shard: several processes share the generating alone; add --until generate")
     config = checked(config)  # all of it, also what comes after `until`: mistakes are cheapest now
     made = [path for path in share_folders(folder) if (path / MARKER).exists()]
-    if share:
-        run = Run(config, share.folder(folder), share)
-    else:
-        run = Run(config, folder, shares=tuple(made))
+    run = Run(config, share.folder(folder), share) if share else Run(config, folder, shares=tuple(made))
     with contextlib.ExitStack() as held:
         for place in (run.folder, *run.shares):
             held.enter_context(holding(place, "run", MARKER))

@@ -37,7 +37,13 @@ def leaves(tree: Tree) -> list[Tensor]:
 def unflatten(like: Tree, leaves: Iterable[Any]) -> Tree:
     """Returns a tree with the structure of `like` and these leaves, in the order of its keys."""
     own = iter(leaves)
-    return map(lambda _: next(own), like)
+
+    def fill(branch: Tree) -> Tree:
+        if type(branch) is not dict:
+            return next(own)
+        return {name: fill(below) for name, below in branch.items()}
+
+    return fill(like)
 
 
 def add(*trees: Tree) -> Tree:

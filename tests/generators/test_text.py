@@ -174,6 +174,10 @@ BASE = """
     [
         (["generator={kind: text}"], "generator.model: required, and not given"),
         (["generator.api_key=sk-1"], "generator.api_key: unknown key; did you mean 'api_key_env'?"),
+        (
+            ["generator.words=200"],
+            "generator.max_tokens: 500 would cut texts of about 200 words; raise it to 600 or more",
+        ),
         (["generator.temperature=0"], "generator.temperature: should be greater than 0, not 0"),
         (["prompts.guidance_scale=2"], "prompts.guidance_scale: text is not guided; leave it out"),
         (["prompts.style=llm"], "prompts.llm: style llm needs a language model, as in llm: {model: FOLDER}"),

@@ -70,3 +70,18 @@ def test_blocks_have_one_scale_uniform_labels_and_distinct_seeds():
     assert len({prompt.seed for prompt in prompts}) == 210
     assert blocks == plan(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(0))
     assert blocks != plan(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(1))
+
+
+def test_a_share_of_the_prompts_may_be_wrong_and_nothing_else_changes():
+    labels = ["a", "b", "c"]
+    right = [p for block in plan(labels, 200, FILL, [1.0, 2.0], 16, Key(0)) for p in block]
+    wrong = [p for block in plan(labels, 200, FILL, [1.0, 2.0], 16, Key(0), 0.3) for p in block]
+    told = [prompt.text.split()[-1] for prompt in wrong]
+    share = np.mean([said != prompt.label for said, prompt in zip(told, wrong, strict=True)])
+    assert 0.24 < share < 0.36
+    assert set(told) == set(labels)
+    for mine, its in zip(wrong, right, strict=True):
+        assert mine._replace(text="") == its._replace(text="")
+        assert mine.text == its.text.removesuffix(its.label) + mine.text.split()[-1]
+    every = [p for block in plan(labels, 5, FILL, [1.0], 16, Key(0), 1.0) for p in block]
+    assert all(prompt.text.split()[-1] != prompt.label for prompt in every)

@@ -41,14 +41,19 @@ class Measure(NamedTuple):
         fault: Says what is wrong with a sample; None where nothing is.
         vector: Gives float32 of length 1, by which samples are compared; all zeros where there is nothing to
             compare.
-        near: The least cosine of the vectors of near-duplicates.
-        means: Near-duplicates in words.
+        cosine: What the cosine of two vectors is, in words.
+        near: The least cosine of near-duplicates.
     """
 
     fault: Callable[[Any], str | None]
     vector: Callable[[Any], np.ndarray]
+    cosine: str
     near: float
-    means: str
+
+    @property
+    def means(self) -> str:
+        """What near-duplicates are, in words."""
+        return f"{self.cosine} is {self.near:g} or more"
 
 
 def sift(samples: Sequence[Sample], modality: Modality) -> tuple[list[Sample], Removed]:
@@ -183,17 +188,15 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 MEASURES: dict[Modality, Measure] = {
     "image": Measure(
-        _image_fault, _image_vector, 0.98, "the correlation of their 16 × 16 grey averages is 0.98 or more"
+        _image_fault, _image_vector, "the correlation of their {} × {} grey averages".format(*GREY), 0.98
     ),
     "audio": Measure(
         _clip_fault,
         _clip_vector,
+        "the correlation of their log-mel spectrograms, averaged to {} bands and {} spans,".format(*BANDS),
         0.98,
-        "the correlation of their log-mel spectrograms, averaged to 16 bands and 32 spans, is 0.98 or more",
     ),
-    "text": Measure(
-        _text_fault, _text_vector, 0.8, "the cosine of their sets of three words in a row is 0.8 or more"
-    ),
+    "text": Measure(_text_fault, _text_vector, f"the cosine of their sets of {WORDS} words in a row", 0.8),
 }
 """What was tried on real data sets: an image compressed, brightened or noised a little, a sound at another
 loudness, and a text of a hundred words with five replaced are near-duplicates of what they were."""

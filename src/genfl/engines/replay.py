@@ -88,7 +88,7 @@ class _Step:
             after = form.recording(leaves, trees.leaves(batch), key)
         except Exception as error:  # whatever it is, the step itself can do without
             form.hopeless = True
-            log.info("a client's step is not replayed: %s", error)
+            log.info("a client's step is not replayed: %s", str(error).partition("\n")[0])
             return self.step(carry, batch, key)
         if form.taken > AFTER + TRIALS:
             result = trees.unflatten(carry, after)
@@ -149,8 +149,8 @@ def _record(step: Callable[[Tree, Tree, Stream], Tree], carry: Tree, batch: Tree
     def take(inputs: list[Any], stream: Stream) -> list[Any]:
         count = len(leaves)
         after = step(trees.unflatten(carry, inputs[:count]), trees.unflatten(batch, inputs[count:]), stream)
-        if _names(after) != _names(carry):
-            raise _CannotReplay("it changes the structure of its carry")
+        if _form(after) != _form(carry):
+            raise _CannotReplay("it changes the form of its carry")
         return trees.leaves(after)
 
     spy = _Spy(key, inputs, [], [])
@@ -229,7 +229,3 @@ def _form(tree: Tree) -> Any:
     if isinstance(tree, Tensor):
         return tree.dtype, tree.device, tree.shape, tree.stride()
     return tree
-
-
-def _names(tree: Tree) -> Any:
-    return [(name, _names(branch)) for name, branch in tree.items()] if type(tree) is dict else None

@@ -26,6 +26,7 @@ def plan(
     guidance_scales: Sequence[float],
     block_size: int,
     key: Key,
+    wrong: float = 0.0,
 ) -> list[list[Prompt]]:
     """Draws the prompts of a synthetic data set.
 
@@ -40,6 +41,7 @@ def plan(
         guidance_scales: The scales to draw from.
         block_size: Samples in a block; the last may hold fewer.
         key: The random stream.
+        wrong: Share of the samples whose text is that of another label, drawn at random: a bad generator.
 
     Returns:
         The blocks, together ``per_label * len(labels)`` prompts.
@@ -52,9 +54,16 @@ def plan(
         block = []
         for sample in range(first, min(first + block_size, total)):
             label = labels[sample % len(labels)]
-            text = source.draw(label, rng)
+            text = source.draw(_told(labels, label, wrong, key.fold("wrong", sample)), rng)
             block.append(
                 Prompt(label, text, scale, key.fold("sample", sample).integer(), sample // len(labels))
             )
         blocks.append(block)
     return blocks
+
+
+def _told(labels: Sequence[str], label: str, wrong: float, key: Key) -> str:
+    """Returns the label, or in a share of the cases another one."""
+    rng = key.numpy()
+    others = [other for other in labels if other != label]
+    return others[int(rng.integers(len(others)))] if wrong and rng.random() < wrong and others else label

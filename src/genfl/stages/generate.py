@@ -139,6 +139,8 @@ def _check(config: Config) -> None:
             f"prompts.style: {config.generator.kind} takes samples as they are, and no prompt says what is in"
             " them; leave style, template and blanks out"
         )
+    if not entry.prompted and config.prompts.wrong:
+        raise InputError(f"prompts.wrong: {config.generator.kind} has no prompts to be wrong; leave it out")
     entry.check(options, _purpose(config, sorted(set(data_set(config.data).train.labels))))
 
 

@@ -28,7 +28,9 @@ def _run(run: Run) -> dict[str, Any]:
     config = run.config.prompts
     key = Key(run.config.seeds[0]).fold("prompts")
     source = _described(run, config.style, key) if config.style in ASKED else templates(run.config)
-    blocks = plan(run.labels, config.per_label, source, config.guidance_scale, config.block_size, key)
+    blocks = plan(
+        run.labels, config.per_label, source, config.guidance_scale, config.block_size, key, config.wrong
+    )
     lines = [json.dumps({"block": n, **_row(p)}) for n, block in enumerate(blocks) for p in block]
     write_text(run.folder / STAGE.folder / FILE, "\n".join(lines) + "\n")
     texts = {prompt.text for block in blocks for prompt in block}
