@@ -126,6 +126,7 @@ def test_the_table_holds_every_run_and_method(swept):
     ]
     summary = json.loads((folder / "out" / "federate.clients_per_round=2" / "summary.json").read_text())
     assert float(rows[-1]["accuracy_mean"]) == summary["methods"]["gptfl"]["accuracy"]["mean"]
+    assert {row["accuracy_std"] for row in rows} == {""}, "a single seed has no deviation"
     header, *lines = first.stdout.splitlines()
     assert header.split() == ["federate.clients_per_round", "synthetic_only", "fedavg", "gptfl"]
     assert [line.split()[0] for line in lines] == ["1", "2"]
@@ -141,6 +142,20 @@ def test_again_nothing_is_done_again(swept):
         {"federate.clients_per_round": 1},
         {"federate.clients_per_round": 2},
     ]
+
+
+def test_status_says_how_far_each_run_is(swept, tmp_path):
+    folder, _, _ = swept
+    names = [f"federate.clients_per_round={size}" for size in (1, 2)]
+    assert sweep.status(folder / "out") == [(name, "done", "") for name in names]
+    shown = subprocess.run(
+        [sys.executable, "-m", "genfl", "status", "out"], cwd=folder, capture_output=True, text=True
+    )
+    assert [line.split() for line in shown.stdout.splitlines()][1:] == [[name, "done"] for name in names]
+    begun = tmp_path / "sweep" / names[0]
+    begun.mkdir(parents=True)
+    (begun / "config.yaml").write_text(config.dump(config.validate(CONTENT)))
+    assert sweep.status(tmp_path / "sweep") == [(names[0], "labels", "")]
 
 
 def test_no_stage_is_done_again_for_what_it_does_not_read(tmp_path):

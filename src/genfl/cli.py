@@ -168,13 +168,20 @@ def sweep(
 
 @app.command()
 def status(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder, or a sweep's.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show how far a run is."""
-    from genfl import pipeline
+    """Show how far a run is, or the runs of a sweep."""
+    from genfl import pipeline, sweep
 
+    if (folder / sweep.MARKER).exists():
+        head, runs = ("run", "stage", "progress"), sweep.status(folder)
+        if as_json:
+            _print_json([dict(zip(head, run, strict=True)) for run in runs])
+        else:
+            _print_table(head, runs)
+        return
     rows = pipeline.status(folder)
     if as_json:
         _print_json([row._asdict() for row in rows])

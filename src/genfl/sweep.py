@@ -153,9 +153,23 @@ def table(results: list[dict[str, Any]]) -> str:
     for result in results:
         values = [_text(result["settings"][field]) for field in fields]
         for name, method in result["methods"].items():
-            scores = [method[score][part] for score in ("accuracy", "macro_f1") for part in ("mean", "std")]
+            scores = itertools.chain(*(_spread(method[score]) for score in ("accuracy", "macro_f1")))
             writer.writerow((*values, name, *scores, method["rounds_to_target"]))
     return file.getvalue()
+
+
+def _spread(figure: Mapping[str, Any]) -> tuple[float, float | None]:
+    """Returns mean and standard deviation, which a single seed has not."""
+    return figure["mean"], figure["std"] if len(figure["per_seed"]) > 1 else None
+
+
+def status(folder: Path) -> list[tuple[str, str, str]]:
+    """Says how far the runs of a sweep are that were begun: folder, the stage they are at, and its progress."""
+    rows = []
+    for place in sorted(path.parent for path in folder.glob(f"*/{pipeline.CONFIG}")):
+        left = [stage for stage in pipeline.status(place) if stage.state != "done"]
+        rows.append((place.name, left[0].name if left else "done", left[0].progress if left else ""))
+    return rows
 
 
 def overview(results: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
