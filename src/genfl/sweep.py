@@ -163,9 +163,9 @@ def _spread(figure: Mapping[str, Any]) -> tuple[float, float | None]:
     return figure["mean"], figure["std"] if len(figure["per_seed"]) > 1 else None
 
 
-def status(folder: Path) -> list[tuple[str, str, str]]:
-    """Says how far the runs of a sweep are that were begun: folder, the stage they are at, and its progress."""
-    rows = []
+def status(folder: Path) -> list[tuple[str, ...]]:
+    """Says how far the runs of a sweep are that were begun: folder, stage, and the stage's progress."""
+    rows: list[tuple[str, ...]] = []
     for place in sorted(path.parent for path in folder.glob(f"*/{pipeline.CONFIG}")):
         left = [stage for stage in pipeline.status(place) if stage.state != "done"]
         rows.append((place.name, left[0].name if left else "done", left[0].progress if left else ""))

@@ -188,6 +188,8 @@ def check(model: str) -> None:
     """
     pretrained.require("image")
     name = _index(model)["_class_name"]
+    if model != MINIATURE:
+        pretrained.check_weights(model)
     if name.startswith(FAMILY):
         return  # the import below takes seconds
     pretrained.hush()

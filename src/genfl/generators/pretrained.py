@@ -78,18 +78,13 @@ def settings(model: str, file: str, field: str = "model", embedded: str | None =
         embedded: What else may be named there, for messages.
 
     Raises:
-        InputError: There is no such model, it is none of that library, or a folder holds nothing but pickles.
+        InputError: There is no such model, or it is none of that library.
     """
     if Path(model).is_dir():
         path = Path(model) / file
         if not path.is_file():
             what = "pipeline of diffusers" if file == PIPELINE else "model of transformers"
             raise InputError(f"generator.{field}: the folder {model} holds no {file}, so no {what}")
-        if next(Path(model).rglob("*.safetensors"), None) is None:
-            raise InputError(
-                f"generator.{field}: the folder {model} holds no .safetensors files, and pickles are never"
-                " loaded; save_pretrained the model to a folder"
-            )
     else:
         path = Path(_downloaded(model, file, field, embedded))
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -138,6 +133,19 @@ def fingerprint(place: str) -> str:
     kinds = (".json", ".txt", ".model", ".safetensors", ".npy", ".parquet")
     paths = [file for file in sorted(path.rglob("*")) if file.suffix in kinds]
     return digest([[file.relative_to(path).as_posix(), sha256(file)] for file in paths])
+
+
+def check_weights(model: str, field: str = "model") -> None:
+    """Refuses a folder of pickles.
+
+    Raises:
+        InputError: It holds no safetensors file.
+    """
+    if Path(model).is_dir() and next(Path(model).rglob("*.safetensors"), None) is None:
+        raise InputError(
+            f"generator.{field}: the folder {model} holds no .safetensors files, and pickles are never"
+            " loaded; save_pretrained the model to a folder"
+        )
 
 
 def check_device(device: str) -> None:

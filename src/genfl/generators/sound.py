@@ -96,3 +96,4 @@ def check(model: str) -> None:
     name = pretrained.settings(model, pretrained.PIPELINE)["_class_name"]
     if name not in PIPELINES:
         raise InputError(f"generator.model: {model} is a {name}; sound takes AudioLDM or AudioLDM 2")
+    pretrained.check_weights(model)

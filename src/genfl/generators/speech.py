@@ -102,6 +102,7 @@ def check(model: str, vocoder: str, speakers: str | None) -> Tensor | None:
             f"generator.model: {model} is a model of type {kind!r}, which does not speak; take SpeechT5, VITS"
             " (MMS) or another text-to-speech model of transformers"
         )
+    pretrained.check_weights(model)
     if kind != SPEECHT5:
         if speakers is not None:
             raise InputError(
@@ -113,6 +114,7 @@ def check(model: str, vocoder: str, speakers: str | None) -> Tensor | None:
         raise InputError(
             f"generator.vocoder: {vocoder} is no SpeechT5HifiGan, which SpeechT5 needs; take {VOCODER}"
         )
+    pretrained.check_weights(vocoder, "vocoder")
     if speakers is None:
         raise InputError(
             "generator.speakers: SpeechT5 needs a file or folder of x-vectors, such as a copy of the data set"
