@@ -12,7 +12,7 @@ from genfl.errors import InputError
 from genfl.run import Run, data_set, indices, kept_and_held
 from genfl.stages import federate, guided
 from genfl.stages.content import holdings, label_counts
-from genfl.storage import sha256
+from genfl.storage import read_json, sha256
 
 CONFIG = """
 name: guided
@@ -108,6 +108,14 @@ def test_samples_say_that_they_were_guided_and_hold_no_real_example(run):
         rows = pyarrow.parquet.read_table(data.files()[0]).to_pylist()
         assert all(row["guided"] for row in rows)
     assert '"guides"' not in (run.folder / "prompts" / "prompts.jsonl").read_text()
+
+
+def test_the_report_says_what_clients_made(run):
+    summary = read_json(run.folder / "summary.json")
+    assert summary["guided"]["samples"] == 2 * 60 + sum(own_classes(run, seed).sum() for seed in (0, 1))
+    assert summary["stages"]["guided"]["seconds"] > 0
+    page = (run.folder / "report" / "index.html").read_text()
+    assert f"clients made {summary['guided']['samples']} samples more" in page
 
 
 def test_what_is_missing_is_made_again_byte_for_byte(run, tmp_path):

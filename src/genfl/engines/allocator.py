@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _LARGEST = 2**31 - 1
-_USUAL = 32 * 2**20
+_USUAL = 32 * 2**20  # where its own adjusting ends
 
 
 @contextlib.contextmanager
@@ -25,9 +25,8 @@ def keeping_memory() -> Iterator[None]:
         yield
         return
     assert libc is not None
-    libc.mallopt(_MMAP_THRESHOLD, _LARGEST) or libc.mallopt(
-        _MMAP_THRESHOLD, _USUAL
-    )  # what an older one takes
+    if not libc.mallopt(_MMAP_THRESHOLD, _LARGEST):
+        libc.mallopt(_MMAP_THRESHOLD, _USUAL)  # the most that an older one takes
     libc.mallopt(_TRIM_THRESHOLD, _LARGEST)
     try:
         yield

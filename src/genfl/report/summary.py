@@ -14,6 +14,7 @@ import torch
 import genfl
 from genfl.config import Config, Method
 from genfl.run import Run
+from genfl.stages import guided
 from genfl.stages.arms import sent_to_clients, uses_generator
 from genfl.stages.federate import SYNTHETIC_ONLY
 from genfl.storage import read_json
@@ -36,7 +37,7 @@ def summarise(run: Run, skipped: dict[str, bool]) -> dict[str, Any]:
         "seeds": list(run.config.seeds),
         "labels": run.result("labels"),
         "synthetic": run.result("generate"),
-        "guided": run.result("guided") if "guided" in skipped else None,
+        "guided": run.result(guided.STAGE.name) if guided.wanted(run.config) else None,
         "methods": methods(run),
         "target_accuracy": run.config.report.target_accuracy,
         "stages": {

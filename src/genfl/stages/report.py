@@ -6,10 +6,11 @@ from typing import Any
 
 from genfl.config import Config
 from genfl.run import Run
+from genfl.stages import guided
 from genfl.stages.base import Stage
 from genfl.storage import write_text
 
-NEEDS = ("labels", "prompts", "generate", "pretrain", "federate")
+NEEDS = ("labels", "prompts", "generate", "guided", "pretrain", "federate")
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -17,7 +18,8 @@ def _run(run: Run) -> dict[str, Any]:
     from genfl.report import page, tables
     from genfl.report.summary import summarise
 
-    summary = summarise(run, dict.fromkeys(NEEDS, False))
+    done = [name for name in NEEDS if name != guided.STAGE.name or guided.wanted(run.config)]
+    summary = summarise(run, dict.fromkeys(done, False))
     folder = run.folder / STAGE.folder
     write_text(folder / "methods.csv", tables.methods_csv(summary))
     write_text(folder / "methods.tex", tables.methods_tex(summary))
