@@ -9,33 +9,50 @@ import yaml
 from genfl import config
 from genfl.algorithms import ALGORITHMS
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def _blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def _blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+WHOLE, SHORT, METHODS, CHANGES, CONTENT = _blocks("yaml")
 
 
 def test_the_config_is_valid_and_takes_the_methods_shown():
-    whole, generators, data, splits, methods, changes, content = _blocks("yaml")
-    before, after = whole[: whole.index("data:")], whole[whole.index("prompts:") :]
-    for line in data.splitlines():
-        assert config.parse(f"{before}{line}\n{after}").data.name in line
-    for line in splits.splitlines():
-        kind = yaml.safe_load(line)["partition"]["kind"]
-        assert config.parse(whole, [f"data.{line.replace(': ', '=', 1)}"]).data.partition.kind == kind
-    assert list(config.parse(whole).methods) == ["fedavg", "gptfl", "gptfl_adam"]
-    shown = config.parse(whole[: whole.index("methods:")] + methods)
+    assert list(config.parse(WHOLE).methods) == ["fedavg", "gptfl", "gptfl_adam"]
+    shown = config.parse(WHOLE[: WHOLE.index("methods:")] + METHODS)
     assert shown.methods["prox_adam"].algorithm[0].mu == 0.1
     assert shown.methods["moon_mixed"].data == "mixed"
-    for line in generators.splitlines():
-        assert config.parse(whole, [line.replace(": ", "=", 1)]).generator.kind in line
-    shown = config.parse(whole[: whole.index("federate:")] + content)
+    shown = config.parse(WHOLE[: WHOLE.index("federate:")] + CONTENT)
     assert shown.methods["own_style"].content.guidance == "mixed"
     assert shown.methods["fedavg+fedgc"].content == shown.content
-    for line in changes.splitlines():
+    for line in CHANGES.splitlines():
         ((section, content),) = yaml.safe_load(line).items()
-        assert config.parse(whole, [f"{section}={content}"]) != config.parse(whole)
+        assert config.parse(WHOLE, [f"{section}={content}"]) != config.parse(WHOLE)
+
+
+def _shown(line):
+    """Reads the config of the README with a line in its place, leaving out what speech and texts know not."""
+    section, value = line.split(": ", 1)
+    return config.parse(re.sub(r"prompts:\n(  .*\n)*", "", WHOLE), [f"{section}={value}"])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/generators.md", "docs/data.md"])
+def test_generators_and_data_are_as_shown(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = [line for block in _blocks("yaml", text) for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith(("generator: {", "data: {", "partition: {"))]
+    assert len(lines) > 4
+    for line in lines:
+        kind = next(iter(yaml.safe_load(line).values()))
+        if line.startswith("partition"):
+            assert config.parse(WHOLE, [f"data.{line.replace(': ', '=', 1)}"]).data.partition.kind in line
+        elif line.startswith("data"):
+            assert _shown(line).data.name == kind["name"]
+        else:
+            assert _shown(line).generator.kind == kind["kind"]
 
 
 def test_every_method_is_named():
@@ -48,7 +65,8 @@ def test_python_runs(code, capsys):
     assert "'round': 5, 'accuracy'" in capsys.readouterr().out
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert len(targets) > 5
-    assert [target for target in targets if not (Path(__file__).parents[1] / target).exists()] == []
+@pytest.mark.parametrize("page", ["README.md", "docs/generators.md", "docs/data.md"])
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert page != "README.md" or len(targets) > 5
+    assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []

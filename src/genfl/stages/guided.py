@@ -97,7 +97,8 @@ def _run(run: Run) -> dict[str, Any]:
                 stores[which].write(number, kept, generator.id, seconds, removed=removed)
                 advance(len(samples))
     for store in stores.values():
-        facts = generate.generator_facts(config)
+        guided_by = {"recorded from the world": "the examples of clients that guided every sample"}
+        facts = generate.generator_facts(config) | guided_by
         store.write_card("Synthetic data guided by clients' real examples", facts)
     shards = [shard for store in stores.values() for shard in store.finished().values()]
     return {
