@@ -22,7 +22,7 @@ from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import Stack
 from genfl.rng import Key
-from genfl.run import Run
+from genfl.run import Run, private_data
 from genfl.stages import arms, classified
 from genfl.stages import federate as stage
 from genfl.stages.arms import uses_generator
@@ -171,7 +171,8 @@ def synthetic():
 def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
     x, y = synthetic()
     private, made, mixed = (
-        holdings(run, name, 0, synthetic, None) for name in ("local", "centralised_synthetic", "local+generated")
+        holdings(run, name, private_data(run, 0), 0, synthetic, None)
+        for name in ("local", "centralised_synthetic", "local+generated")
     )
     assert len(private) == len(made) == len(mixed) == 4
     assert rows(made.x) == rows(x)
@@ -187,7 +188,7 @@ def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
     assert all(
         label[tuple(row)] == int(of) for row, of in zip(made.x.flatten(1).tolist(), made.y, strict=True)
     )
-    other = holdings(run, "centralised_synthetic", 1, synthetic, None)
+    other = holdings(run, "centralised_synthetic", private_data(run, 1), 1, synthetic, None)
     assert not torch.equal(made.rows, other.rows), "another seed deals them out otherwise"
 
 
@@ -337,7 +338,10 @@ def test_only_what_reads_the_output_of_a_stage_is_redone_with_it(run, changed, r
         ("methods.x={algorithm: {name: local, mu: 1}}", "methods.x.algorithm.mu: unknown key; known: name"),
         ("methods.x={algorithm: centralized}", "there is no 'centralized'; did you mean 'centralised'?"),
         ("methods.x={algorithm: fedavgg}", "there is no 'fedavgg'; did you mean 'fedavg'?"),
-        ("methods.x={algorithm: fedavg, data: synthetic}", "methods.x.data: should be 'private', 'generated',"),
+        (
+            "methods.x={algorithm: fedavg, data: synthetic}",
+            "methods.x.data: should be 'private', 'generated',",
+        ),
         ("methods={local: {algorithm: local}}", "methods: all of them are references; name a federated"),
     ],
 )

@@ -27,6 +27,7 @@ from genfl.algorithms import ALGORITHMS
 from genfl.data.budget import Guidance
 from genfl.data.budget import Kind as Budget
 from genfl.data.partition import OWN, Kind, Within
+from genfl.data.plans import ORDERS
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
 from genfl.engines.choice import Name as EngineName
@@ -415,14 +416,7 @@ class TextGenerator(ChatModel):
 
     def unguided(self) -> str | None:
         """Says why no real example can guide it, and the fix; None where one can."""
-        if not self.shots:
-            return "no example is shown where generator.shots is 0; raise it, or use prompt"
-        if self.base_url and not self.trusted:
-            return (
-                "the server at generator.base_url would be shown clients' real texts; set generator.trusted"
-                " to true if it is the clients' own, or use prompt"
-            )
-        return None
+        return GENERATORS["text"].unguided(self.model_dump())
 
 
 Generator = Annotated[
@@ -560,9 +554,8 @@ class Federation(Section):
     checkpoint_every: int = Field(5, ge=1, description="Rounds between checkpoints.")
     heterogeneity: bool = Field(
         False,
-        description="Whether to measure how alike clients are and what that does to their local models: their"
-        " divergence from the global model in every round, and their accuracy before they are averaged at"
-        " every evaluation.",
+        description="Whether to measure how alike clients are and what that does to their local models: in"
+        " every round, their divergence from the global model, and their accuracy before they are averaged.",
     )
     engine: EngineName = Field(
         "auto",
@@ -608,18 +601,18 @@ class Content(Section):
     weight: Literal["merged", "private"] = Field(
         "merged",
         description="What counts as a client's samples when models are averaged: merged, private and"
-        " generated ones; or private ones alone.",
+        " generated ones; or private ones alone, where clients train on any.",
     )
     filter: Filter | None = Field(None, description="Has clients choose among their generated samples.")
 
     def problem(self) -> str | None:
         """Says what cannot be combined: field and fix; None where there is nothing."""
-        if self.guidance == "prompt":
-            return None
-        if self.by == "server":
+        if self.guidance != "prompt" and self.by == "server":
             return "by: the server has no real examples; use clients, or guidance prompt"
-        if self.samples is None:
+        if self.guidance != "prompt" and self.samples is None:
             return "samples: say how many, where real examples guide them"
+        if self.budget == "water_filling" and self.samples is None:
+            return "samples: say how many, where some classes get more than others"
         return None
 
     def given(self) -> dict[str, Any]:
@@ -745,6 +738,11 @@ class Config(Section):
         for name, method in self.methods.items():
             if problem := method.problem():
                 raise ValueError(f"methods.{name}.{problem}")
+            if method.data in ORDERS[1:] and self.federate.local.steps == 1:
+                raise ValueError(
+                    f"methods.{name}.data: {method.data} is for two steps a round at least; raise"
+                    " federate.local.steps"
+                )
             if method.start == "init" and self.pretrain.init is None:
                 raise ValueError(
                     f"methods.{name}.start: init, but pretrain.init names no model; give a file or imagenet"
@@ -752,6 +750,11 @@ class Config(Section):
         if all(method.reference for method in self.methods.values()):
             raise ValueError(
                 "methods: all of them are references; name a federated algorithm for them to be compared with"
+            )
+        if self.content != Content() and not any(method.content for method in self.methods.values()):
+            raise ValueError(
+                "content: no method's clients train on generated data; set data: mixed in one, or leave it"
+                " out"
             )
         if problem := self.data.problem():
             raise ValueError(f"data.{problem}")

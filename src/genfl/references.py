@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from genfl.data.clients import ClientData
-from genfl.data.plans import plan
 from genfl.engines.rounds import Schedule, Trace
 from genfl.generators.classify import label_scores
 from genfl.rng import Key
@@ -44,11 +43,8 @@ def centralised(clients: ClientData, schedule: Schedule, key: Key) -> list[Feder
     A round has as many steps as the clients of a cohort take together, on average over the cohorts where
     clients count in epochs.
     """
-    rng = key.fold("steps").numpy()  # only the plans' lengths matter
-    steps = [
-        len(plan(clients.samples(k), schedule.batch_size, schedule.local_steps, schedule.local_epochs, rng))
-        for k in range(len(clients))
-    ]
+    plan = schedule.batches(key, 1)
+    steps = [plan.length(*clients.sizes(client)) for client in range(len(clients))]
     work = round(schedule.clients_per_round * fmean(steps))
     one = replace(schedule, clients_per_round=1, local_steps=work)
     return [Federation(clients.as_one(range(len(clients))), one, key)]

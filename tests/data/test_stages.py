@@ -9,7 +9,7 @@ from PIL import Image
 
 import genfl.run
 from genfl import config
-from genfl.run import Run
+from genfl.run import Run, private_data
 from genfl.stages import federate, labels, pretrain
 from genfl.stages.content import holdings
 from genfl.storage import write_json
@@ -98,7 +98,7 @@ def test_pretraining_is_not_given_bytes(run, seen):
 def test_private_and_generated_examples_are_stored_and_given_alike(run):
     x, y = genfl.run.data_set(run.config.data).train.x[:6], torch.tensor([0, 1] * 3)
     for name in ("private", "generated", "mixed"):
-        data = holdings(run, name, 0, lambda: (x, y), None)
+        data = holdings(run, name, private_data(run, 0), 0, lambda: (x, y), None)
         assert data.x.dtype == torch.uint8
         found = data.batch(0, torch.arange(2))["x"]
         assert of_normal_range([found])

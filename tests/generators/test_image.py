@@ -1,4 +1,5 @@
 import inspect
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from genfl.errors import InputError
 from genfl.generators import classify, image
 from genfl.generators.base import Prompt
 from genfl.generators.image import StableDiffusion, locate
+from genfl.generators.registry import GENERATORS
 
 FAMILIES = ("tiny_stable_diffusion", "tiny_sdxl", "tiny_sd3")
 
@@ -166,6 +168,9 @@ def test_blocks_that_do_not_go_together_are_refused(generator, guide):
 def test_models_of_other_makers_draw_too(tiny_pixart, guide):
     """Their encoders differ, so that the prompts of a block are encoded together."""
     image.check(str(tiny_pixart))
+    assert "is a PixArtAlphaPipeline, which cannot start from real images; use prompt" in image.unguided(
+        str(tiny_pixart)
+    )
     generator = StableDiffusion(str(tiny_pixart), steps=2, size=[16, 16])
     first = _pixels(generator.generate(_prompts(1, 2)))
     again = _pixels(generator.generate(_prompts(3, 1)))
@@ -173,6 +178,22 @@ def test_models_of_other_makers_draw_too(tiny_pixart, guide):
     assert np.abs(first[0] - again[1]).max() <= 1 < np.abs(first[0] - first[1]).max()
     with pytest.raises(InputError, match=r"^generator\.model: .* cannot start from real images$"):
         list(generator.generate(_prompts(1, guide=guide)))
+
+
+def test_whether_a_model_can_start_from_an_image_is_known_before_it_is_loaded(families, request, tmp_path):
+    for family, generator in families.items():
+        assert image.unguided(str(request.getfixturevalue(family))) is None
+        assert generator._guided
+    # by the class alone
+    for name, can in (
+        ("FluxPipeline", True),
+        ("SanaPipeline", False),
+        ("LatentConsistencyModelPipeline", True),
+    ):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        options = {"model": str(tmp_path)}
+        assert (GENERATORS["image"].unguided(options) is None) is can
+    assert image.unguided("miniature") is None
 
 
 def test_models_that_do_not_exist_are_named(tmp_path):

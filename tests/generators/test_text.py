@@ -7,7 +7,7 @@ from genfl.config import TextGenerator
 from genfl.errors import GenflError, InputError
 from genfl.generators.base import Prompt
 from genfl.generators.registry import GENERATORS
-from genfl.generators.text import HOPELESS, ChatTexts
+from genfl.generators.text import HOPELESS, ChatTexts, copies
 
 LABELS = ["bad", "good"]
 
@@ -49,6 +49,12 @@ class TestLocal:
         alone = [next(local.generate([prompt])).content for prompt in reversed(asked)]
         assert alone[::-1] == together
         assert torch.equal(before, torch.get_rng_state()), "the caller's stream is left alone"
+
+    def test_a_text_that_the_limit_cuts_off_is_refused(self, tiny_chat_model, caplog):
+        options = {"model": str(tiny_chat_model), "words": 2, "max_tokens": 4, "temperature": 0.5}
+        short = ChatTexts(TextGenerator(kind="text", **options).model_dump(), LABELS)
+        assert {sample.content for sample in short.generate(prompts(4))} == {""}
+        assert "cut off; raise max_tokens" in caplog.text
 
     def test_a_folder_that_holds_no_chat_model(self, tmp_path, tiny_chat_model):
         import shutil
@@ -147,20 +153,66 @@ class TestGuided:
         assert "a third one" not in query
         assert sample.content == "we sat there for four hours"
 
-    def test_a_copy_of_one_is_refused_and_shown_nowhere(self, chat_server, writer, caplog):
-        chat_server.behave = lambda query, seed, number: '"My suitcase was in another town!"'
-        (sample,) = writer(trusted=True).generate(prompts(1, guides=self.REAL))
+    @pytest.mark.parametrize(
+        "copy",
+        [
+            '"My suitcase was in another town!"',
+            "my suitcase was in another town please",
+            "Hey my suitcase was in another town",
+            "my suitcase was in another city",
+            "<think>Like my suitcase was in another town.</think>no",
+        ],
+    )
+    def test_a_copy_of_one_is_refused_and_neither_shown_nor_kept(
+        self, chat_server, writer, caplog, tmp_path, copy
+    ):
+        chat_server.behave = lambda query, seed, number: copy
+        (sample,) = writer(tmp_path, trusted=True, attempts=2).generate(prompts(1, guides=self.REAL))
         assert sample.content == ""
-        assert "it repeats the query" in caplog.text
-        assert "suitcase" not in caplog.text
+        assert ("it copies a real example" in caplog.text) is ("<think>" not in copy)
+        kept = [path.read_text() for path in tmp_path.iterdir()]
+        assert len(kept) == len(chat_server.asked) == 2
+        assert "suitcase" not in caplog.text + "".join(kept)
+        # gone on with: refused as before, and not asked again
+        (sample,) = writer(tmp_path, trusted=True, attempts=3).generate(prompts(1, guides=self.REAL))
+        assert len(chat_server.asked) == 3
+
+    def test_a_model_that_thinks_of_one_is_not_quoted(self, chat_server, writer, tmp_path):
+        thought = "<think>my suitcase was in another town, so</think>we sat there for four hours"
+        chat_server.behave = lambda query, seed, number: thought
+        made = [list(writer(tmp_path, trusted=True).generate(prompts(1, guides=self.REAL))) for _ in "ab"]
+        assert made[0] == made[1]
+        assert made[0][0].content == "we sat there for four hours"
+        assert len(chat_server.asked) == 1
+        assert "suitcase" not in "".join(path.read_text() for path in tmp_path.iterdir())
 
     def test_they_go_to_no_server_that_is_not_the_clients_own(self, chat_server, writer):
-        with pytest.raises(InputError, match=r"generator\.base_url: the server would be shown clients' real"):
+        with pytest.raises(InputError, match=r"server at generator\.base_url would be shown clients' real"):
             list(writer().generate(prompts(2, guides=self.REAL)))
         assert not chat_server.asked
         chat_server.behave = lambda query, seed, number: "we sat there for four hours"
         list(writer(shots=0).generate(prompts(1, guides=self.REAL)))
         assert "suitcase" not in str(chat_server.asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "copied"),
+    [
+        ("the crew was kind and the seats were wide", True),
+        ("Well, THE crew was kind -- and the seats were wide. Thanks", True),
+        ("the crew was rude and the seats were wide", True),
+        ("the seats were wide and the crew was kind", True),
+        ("the crew was kind", False),
+        ("what a kind crew, and how wide the seats were", False),
+        ("", False),
+    ],
+)
+def test_what_copies_a_real_example(text, copied):
+    assert copies(text, "The crew was kind, and the seats were wide.") is copied
+
+
+def test_an_example_without_words_is_not_copied():
+    assert not copies("my bag is gone", ":-)")
 
 
 BASE = """

@@ -1,6 +1,7 @@
 import pytest
 
 from genfl.llm import answers
+from genfl.llm.answers import Answer
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,20 @@ from genfl.llm import answers
 )
 def test_lines(answer, lines):
     cats = ["a cat", "a red cat", "a small cat", "a big cat", "one cat", "my cat"]
-    assert answers.lines(answer) == (cats if lines is None else lines)
+    assert answers.lines(Answer(answer)) == (cats if lines is None else lines)
+
+
+@pytest.mark.parametrize(
+    ("answer", "lines"),
+    [
+        ("a cat\na red ca", ["a cat"]),
+        ("a cat\na red cat\n", ["a cat", "a red cat"]),
+        ("a ca", []),
+        ("<think>a cat\na red cat\na", []),
+    ],
+)
+def test_the_line_that_is_cut_off_is_left_out(answer, lines):
+    assert answers.lines(Answer(answer, cut=True)) == lines
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import genfl.run
 from genfl import config, pipeline
 from genfl.data.texts import vocabulary
 from genfl.errors import GenflError, InputError
+from genfl.stages import generate, prompts
+from genfl.storage import digest
 
 ROWS = {
     "train": [
@@ -157,14 +159,37 @@ def test_how_a_server_is_asked_does_not_undo_what_it_said(mine, chat_server, tmp
     chat_server.behave = lambda query, seed, number: "a good day\na bad day\na good flight\na bad flight"
     asks = f"prompts={{style: llm, llm: {{model: m, base_url: '{chat_server.url}', distinct: 2}}}}"
     generator = f"generator={{kind: text, model: m, base_url: '{chat_server.url}'}}"
-    pipeline.execute(mine(asks, generator), tmp_path / "run", until="prompts")
-    record = tmp_path / "run" / "stages" / "prompts.json"
-    before = record.read_bytes()
-    other = mine(
-        asks, generator, "prompts.llm.timeout=7.0", "prompts.llm.parallel=1", "prompts.llm.api_key_env=X"
-    )
-    pipeline.execute(other, tmp_path / "run", until="prompts", update=True)
-    assert record.read_bytes() == before
+    pipeline.execute(mine(asks, generator), tmp_path / "run", until="generate")
+    records = [tmp_path / "run" / "stages" / f"{stage}.json" for stage in ("prompts", "generate")]
+    before = [record.read_bytes() for record in records]
+    chat_server.asked.clear()
+    how = [
+        f"{section}.{setting}"
+        for section in ("prompts.llm", "generator")
+        for setting in ("timeout=7.0", "parallel=1", "api_key_env=X")
+    ]
+    pipeline.execute(mine(asks, generator, *how), tmp_path / "run", until="generate", update=True)
+    assert not chat_server.asked
+    assert [record.read_bytes() for record in records] == before
+
+
+def test_which_of_several_gpus_a_model_runs_on_decides_nothing(mine):
+    def inputs(device, section):
+        settings = {"prompts.llm": "cpu", "generator": "cpu", section: device}
+        read = mine(
+            f"prompts={{style: llm, llm: {{model: m, device: '{settings['prompts.llm']}'}}}}",
+            f"generator={{kind: text, model: m, device: '{settings['generator']}'}}",
+        )
+        return digest([prompts._inputs(read), generate.inputs(read)])
+
+    for section in ("prompts.llm", "generator"):
+        assert inputs("cuda", section) == inputs("cuda:1", section) != inputs("cpu", section)
+
+
+def test_a_language_model_is_told_no_wrong_class(mine, tiny_chat_model):
+    read = mine(f"generator.model={tiny_chat_model}", "prompts.wrong=0.5")
+    with pytest.raises(InputError, match=r"^prompts\.wrong: a language model is told the true class"):
+        generate.STAGE.check(read)
 
 
 def test_samples_that_exist_need_no_prompts_by_a_model(mine, tmp_path):

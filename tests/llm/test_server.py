@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from genfl.errors import GenflError, InputError
+from genfl.llm.answers import Answer
 from genfl.llm.chat import Remembered, check, connect, each
 from genfl.llm.server import Server
 from genfl.llm.server import check as check_server
@@ -29,7 +30,7 @@ def client(chat_server):
 
 def test_what_is_sent(chat_server, client):
     chat_server.behave = lambda query, seed, number: f"{query} {seed}"
-    assert client(key=KEY, temperature=0.5, max_tokens=7).ask("hello", 3) == "hello 3"
+    assert client(key=KEY, temperature=0.5, max_tokens=7).ask("hello", 3).text == "hello 3"
     headers, request = chat_server.asked[0]
     assert headers["Authorization"] == f"Bearer {KEY}"
     assert request == {
@@ -71,7 +72,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_may_pass_is_tried_again(chat_server, client, name):
     chat_server.behave = lambda query, seed, number: BROKEN[name][0] if number < 2 else "fine"
-    assert client().ask("hello", 0) == "fine"
+    assert client().ask("hello", 0).text == "fine"
     assert len(chat_server.asked) == 3
     assert len({json.dumps(request) for _, request in chat_server.asked}) == 1
 
@@ -100,7 +101,7 @@ def test_what_cannot_pass_is_not_tried_again(chat_server, client, status):
 def test_a_server_that_asks_to_wait_is_waited_for_within_the_limit(chat_server, client):
     chat_server.behave = lambda query, seed, number: (429, {"Retry-After": "1"}, "") if number == 0 else "ok"
     began = time.monotonic()
-    assert client().ask("hello", 0) == "ok"
+    assert client().ask("hello", 0).text == "ok"
     assert time.monotonic() - began >= 1
     chat_server.behave = lambda query, seed, number: (429, {"Retry-After": "3600"}, "later")
     with pytest.raises(GenflError, match=r"status 429 \(later\); a wait of 3600 s exceeds timeout"):
@@ -156,15 +157,24 @@ def test_no_server_at_all():
 @pytest.mark.parametrize("body", ['{"choices": []}', '{"choices": [{"message": {"content": null}}]}'])
 def test_a_server_that_says_nothing_gives_an_empty_answer(chat_server, client, body):
     chat_server.behave = lambda query, seed, number: (200, {}, body)
-    assert client().ask("hello", 0) == ""
+    assert client().ask("hello", 0) == Answer("")
     assert len(chat_server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "cut"), [("stop", False), (None, False), ("length", True), ("content_filter", True)]
+)
+def test_an_answer_that_is_cut_off_is_known(chat_server, client, reason, cut):
+    choice = {"message": {"content": "a cat"}, "finish_reason": reason}
+    chat_server.behave = lambda query, seed, number: (200, {}, json.dumps({"choices": [choice]}))
+    assert client().ask("hello", 0) == Answer("a cat", cut)
 
 
 def test_an_answer_that_is_no_unicode_can_be_written(chat_server, tmp_path):
     body = '{"choices": [{"message": {"content": "a \\ud800 b"}}]}'
     chat_server.behave = lambda query, seed, number: (200, {}, body)
     chat = Remembered(Server("m", chat_server.url), tmp_path, "m")
-    assert chat.ask("hello", 0) == chat.ask("hello", 0) == "a ? b"
+    assert chat.ask("hello", 0) == chat.ask("hello", 0) == Answer("a ? b")
     assert len(chat_server.asked) == 1
 
 
@@ -175,7 +185,7 @@ def test_the_key_is_shown_and_written_nowhere(chat_server, tmp_path, monkeypatch
     options |= {"max_tokens": 5, "timeout": 5.0, "parallel": 1, "device": "cpu"}
     chat = connect(options, "generator", tmp_path)
     chat_server.behave = lambda query, seed, number: f"your key is {KEY}"
-    assert chat.ask("hello", 0) == "your key is ***"
+    assert chat.ask("hello", 0).text == "your key is ***"
     assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
     chat_server.behave = lambda query, seed, number: (401, {}, f"Incorrect key: {KEY}")
     with pytest.raises(GenflError, match=r"status 401 \(Incorrect key: \*\*\*\)") as caught:
@@ -230,19 +240,43 @@ class TestRemembered:
     def test_nothing_is_asked_twice(self, chat_server, tmp_path):
         chat_server.behave = lambda query, seed, number: f"{query} {seed} {number}"
         chat = Remembered(Server("m", chat_server.url), tmp_path, ["m"])
-        assert [chat.ask("a", 0), chat.ask("a", 1), chat.ask("b", 0)] == ["a 0 0", "a 1 1", "b 0 2"]
+        found = [chat.ask("a", 0), chat.ask("a", 1), chat.ask("b", 0)]
+        assert [answer.text for answer in found] == ["a 0 0", "a 1 1", "b 0 2"]
         again = Remembered(Server("m", chat_server.url), tmp_path, ["m"])
-        assert [again.ask("b", 0), again.ask("a", 1), again.ask("a", 0)] == ["b 0 2", "a 1 1", "a 0 0"]
-        assert Remembered(Server("m", chat_server.url), tmp_path, ["other"]).ask("a", 0) == "a 0 3"
+        assert [again.ask("a", 0), again.ask("a", 1), again.ask("b", 0)] == found
+        assert Remembered(Server("m", chat_server.url), tmp_path, ["other"]).ask("a", 0).text == "a 0 3"
+
+    def test_whether_an_answer_was_cut_off_is_kept(self, chat_server, tmp_path):
+        body = '{"choices": [{"message": {"content": "a cat"}, "finish_reason": "length"}]}'
+        chat_server.behave = lambda query, seed, number: (200, {}, body)
+        chat = Remembered(Server("m", chat_server.url), tmp_path, "m")
+        assert chat.ask("a", 0) == chat.ask("a", 0) == Answer("a cat", cut=True)
+        assert len(chat_server.asked) == 1
+
+    def test_no_answer_is_asked_for_again(self, chat_server, tmp_path):
+        said = ["", " \n", "yes", "no"]
+        chat_server.behave = lambda query, seed, number: said[number]
+        chat = Remembered(Server("m", chat_server.url), tmp_path, "m")
+        assert [chat.ask("a", 0).text for _ in range(4)] == ["", " \n", "yes", "yes"]
+
+    def test_only_what_is_left_of_an_answer_is_written(self, chat_server, tmp_path):
+        chat_server.behave = lambda query, seed, number: "a private text"
+        for judged in (Answer("", problem="a copy"), Answer("another text")):
+            chat = Remembered(Server("m", chat_server.url), tmp_path, judged.problem)
+            assert chat.ask("a", 0, lambda answer, judged=judged: judged) == judged
+            assert chat.ask("a", 0) == judged
+        assert len(chat_server.asked) == 2
+        assert "private" not in "".join(path.read_text() for path in tmp_path.iterdir())
 
     def test_a_damaged_file_is_named_and_asked_again(self, chat_server, tmp_path, caplog):
         chat = Remembered(Server("m", chat_server.url), tmp_path, "m")
         chat.ask("a", 0)
         (path,) = tmp_path.iterdir()
         content = json.loads(path.read_text())
-        for bad in ("", "[]", '{"answer": "no"}', json.dumps({**content, "answer": "no"})):
+        other = {**content, "answer": {"text": "no"}}
+        for bad in ("", "[]", '{"answer": "no"}', json.dumps(other)):
             path.write_text(bad)
-            assert chat.ask("a", 0) == "yes"
+            assert chat.ask("a", 0).text == "yes"
             assert f"{path} is damaged; its query is asked again" in caplog.text
         assert len(chat_server.asked) == 5
 
@@ -262,7 +296,7 @@ class TestRemembered:
         assert len(list(tmp_path.iterdir())) >= 4
         chat_server.asked.clear()
         chat_server.behave = lambda query, seed, number: query
-        assert each(chat, lambda query: chat.ask(query, 0), queries) == queries
+        assert each(chat, lambda query: chat.ask(query, 0).text, queries) == queries
         assert {request["messages"][0]["content"] for _, request in chat_server.asked} <= {"4", "5"}
 
 
@@ -273,7 +307,7 @@ def test_queries_are_in_flight_together(chat_server):
     together = threading.Barrier(4, timeout=10)
     chat_server.behave = lambda query, seed, number: f"{together.wait() >= 0} {query}"
     chat = Server("m", chat_server.url, at_once=4, retries=0)
-    assert each(chat, lambda query: chat.ask(query, 0), "abcd") == [f"True {query}" for query in "abcd"]
+    assert each(chat, lambda query: chat.ask(query, 0).text, "abcd") == [f"True {query}" for query in "abcd"]
 
 
 @pytest.mark.slow
@@ -303,10 +337,10 @@ def test_transformers_serve(tiny_chat_model, chat_texts, tmp_path):
             'Write one text of the class "bad". The classes are: bad, good.\nWhat it is: a text about bad.\n'
             "It has about 6 words.\nAnswer with the text alone."
         )
-        found = [chat.ask(query, seed) for seed in range(6)]
+        found = [chat.ask(query, seed).text for seed in range(6)]
         assert len(set(found)) > 1
         assert set(found) <= set(chat_texts["bad"])
-        assert [chat.ask(query, seed) for seed in range(6)] == found
+        assert [chat.ask(query, seed).text for seed in range(6)] == found
     finally:
         process.terminate()
         process.wait()

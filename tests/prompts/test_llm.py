@@ -1,5 +1,6 @@
 """Prompts by a chat model, behind a real server."""
 
+import json
 import re
 
 import numpy as np
@@ -81,6 +82,16 @@ def test_it_is_asked_until_there_are_enough(chat_server, ask):
     seeds = [request["seed"] for _, request in chat_server.asked]
     assert len(set(seeds)) == 3
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_a_line_that_is_cut_off_is_no_prompt(chat_server, ask):
+    def behave(query, seed, number):
+        choice = {"message": {"content": "a red cat\nmy cat\nyour cat on"}, "finish_reason": "length"}
+        return 200, {}, json.dumps({"choices": [choice]})
+
+    chat_server.behave = behave
+    with pytest.raises(GenflError, match="2 of 3 prompts for 'cat'"):
+        ask()
 
 
 def test_too_few_are_one_line_with_an_example(chat_server, ask):

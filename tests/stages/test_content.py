@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+import genfl.run
 from genfl import config, pipeline
 from genfl.data.budget import budget
 from genfl.data.sources import DIGIT_NAMES
 from genfl.errors import InputError
 from genfl.rng import Key
 from genfl.run import Run, held_back_data, private_data
-from genfl.stages import arms, federate, generate
+from genfl.stages import arms, content, federate, generate
 from genfl.stages.content import deal, holdings
 from genfl.storage import read_json, sha256, write_json
 
@@ -78,13 +79,13 @@ def test_every_sample_is_dealt_to_one_client_and_every_client_gets_its_share():
 
 def test_clients_hold_their_own_and_what_the_budget_gives_them(run):
     own = private_data(run, 0).facts_table["label_counts"].numpy()
-    data = holdings(run, "mixed", 0, synthetic, None)
+    data = holdings(run, "mixed", private_data(run, 0), 0, synthetic, None)
     found = [np.bincount(POOL[numbers], minlength=10).tolist() for numbers in given(data)]
     assert found == budget("inverse", 60, own).tolist()
     assert data.generated() == 60
     assert data.facts_table["label_counts"].tolist() == (own + found).tolist()
     assert data.facts_table["samples"].tolist() == (own + found).sum(1).tolist()
-    assert given(data) != given(holdings(run, "mixed", 1, synthetic, None))
+    assert given(data) != given(holdings(run, "mixed", private_data(run, 1), 1, synthetic, None))
 
 
 def test_what_a_method_does_not_say_is_as_in_the_section(run):
@@ -98,25 +99,26 @@ def test_what_a_method_does_not_say_is_as_in_the_section(run):
 
 
 def test_a_share_of_the_clients_may_generate(run):
-    data = holdings(run, "half", 0, synthetic, None)
+    data = holdings(run, "half", private_data(run, 0), 0, synthetic, None)
     counts = list(map(len, given(data)))
     assert sum(counts) == 60
     assert sum(count > 0 for count in counts) <= 3
     own = private_data(run, 0).facts_table["samples"]
     assert data.facts_table["samples"].tolist() == own.tolist(), "weight: private"
-    others = list(map(len, given(holdings(run, "half", 1, synthetic, None))))
+    others = list(map(len, given(holdings(run, "half", private_data(run, 1), 1, synthetic, None))))
     assert [count > 0 for count in counts] != [count > 0 for count in others]
 
 
 def test_generated_data_alone_has_no_private_sample(run):
-    data = holdings(run, "alone", 0, synthetic, None)
+    data = holdings(run, "alone", private_data(run, 0), 0, synthetic, None)
     assert [data.sizes(k) for k in range(6)] == [(0, 10)] * 6
     assert sorted(itertools.chain(*given(data))) != list(range(120))
 
 
 def test_without_a_number_all_there_is_is_dealt_out(run):
     settings = config.parse(CONFIG, ["content={}", "methods.half.content={weight: private}"])
-    data = holdings(Run(settings, run.folder), "half", 0, synthetic, None)
+    run = Run(settings, run.folder)
+    data = holdings(run, "half", private_data(run, 0), 0, synthetic, None)
     assert sorted(itertools.chain(*given(data))) == list(range(120))
 
 
@@ -125,7 +127,8 @@ def test_what_tests_see_is_never_generated(run):
     held = held_back_data(Run(settings, run.folder), 0)[1]
     assert held.generated() == 0
     assert held.x.max() < 100
-    kept = holdings(Run(settings, run.folder), "mixed", 0, synthetic, None)
+    run = Run(settings, run.folder)
+    kept = holdings(run, "mixed", private_data(run, 0), 0, synthetic, None)
     assert kept.generated() == 60
 
 
@@ -186,6 +189,12 @@ def test_more_than_there_is_and_clients_with_nothing_are_refused_before_anything
             "methods.mixed.content.filter.share: should be less",
         ),
         ("methods.mixed.content=3", "methods.mixed.content: should be a valid dictionary"),
+        ("federate.local.steps=1", "methods.p2g.data: p2g is for two steps a round at least"),
+        ("methods={plain: {algorithm: fedavg}}", "content: no method's clients train on generated data"),
+        (
+            "methods.p2g.content={budget: water_filling, samples: null}",
+            "methods.p2g.content.samples: say how many, where some classes",
+        ),
         ("content=3", "content: should be a valid dictionary"),
         (
             "methods.mixed.data=g2g",
@@ -200,10 +209,37 @@ def test_mistakes_are_named(override, line):
     assert "\n" not in str(caught.value)
 
 
-def test_methods_whose_clients_differ_in_form_cannot_filter(tmp_path):
-    method = "methods.mixed={algorithm: fedet, data: mixed, content: {filter: {share: 0.5}}}"
-    with pytest.raises(InputError, match=r"^methods\.mixed\.content\.filter: fedet"):
-        federate.STAGE.check(config.parse(CONFIG, [method, "client_models=[{name: mlp, width: 4}]"]))
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("fedet", ["client_models=[{name: mlp, width: 4}]"]), ("dsfl", [])],
+)
+def test_methods_that_send_no_global_model_cannot_filter(method, options):
+    arm = f"methods.mixed={{algorithm: {method}, data: mixed, content: {{filter: {{share: 0.5}}}}}}"
+    with pytest.raises(InputError, match=rf"^methods\.mixed\.content\.filter: {method} sends"):
+        federate.STAGE.check(config.parse(CONFIG, [arm, *options]))
+
+
+def test_samples_that_were_left_out_lower_the_largest_shares(run, caplog):
+    """Two of each class for each of six clients are asked for, and of one class there are five."""
+    x, y = synthetic()
+    kept = torch.ones(120, dtype=torch.bool)
+    kept[:7] = False
+    run = Run(config.parse(CONFIG, ["content={samples: 120}"]), run.folder)
+    data = holdings(run, "mixed", private_data(run, 0), 0, lambda: (x[kept], y[kept]), None)
+    numbers = given(data)
+    assert sorted(itertools.chain(*numbers)) == list(range(7, 120))
+    of_short = [sum(number < 12 for number in own) for own in numbers]
+    assert sorted(of_short) == [0, 1, 1, 1, 1, 1]
+    assert "methods.mixed: clients get 7 generated samples less than content.samples" in caplog.text
+
+
+def test_class_names_may_be_spelt_in_two_ways(monkeypatch):
+    data = genfl.run.data_set(config.parse(CONFIG).data)
+    names = [name.replace("one", "e\u0301") for name in data.train.labels]
+    decomposed = data._replace(train=data.train._replace(labels=names))
+    for module in ("genfl.run", "genfl.stages.content"):
+        monkeypatch.setattr(f"{module}.data_set", lambda _: decomposed)
+    content.check(config.parse(CONFIG))
 
 
 # --- a run

@@ -1,16 +1,18 @@
 """Clients that generate from their own real examples."""
 
 import itertools
+from functools import partial
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
 from genfl import config, pipeline
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.run import Run, data_set, indices, kept_and_held
-from genfl.stages import federate, guided
+from genfl.run import Run, data_set, indices, kept_and_held, private_data
+from genfl.stages import arms, federate, guided
 from genfl.stages.content import holdings, label_counts
 from genfl.storage import read_json, sha256
 
@@ -46,12 +48,12 @@ def own_classes(run, seed):
 
 def test_alike_content_is_generated_once(run):
     kinds = guided.wanted(run.config)
-    assert sorted(kind.guidance for kind in kinds.values()) == ["mixed", "real"]
+    assert sorted(kind.guidance for kind in kinds) == ["mixed", "real"]
     assert len(list((run.folder / "guided").glob("*/seed-*"))) == 4
 
 
 def test_real_guidance_is_never_of_a_class_the_client_lacks(run):
-    for kind, seed in itertools.product(guided.wanted(run.config).values(), run.config.seeds):
+    for kind, seed in itertools.product(guided.wanted(run.config), run.config.seeds):
         y = indices(data_set(run.config.data).train, run.labels).numpy()
         kept, _ = kept_and_held(run.config, seed)
         for block in guided._blocks(run, kind, seed):
@@ -88,7 +90,7 @@ def test_clients_hold_what_was_guided_and_what_was_not(run):
         return x, torch.arange(60) % 10
 
     for name in ("real", "mixed"):
-        data = holdings(run, name, 0, pool, lambda kind, seed: guided.read(run, kind, seed))
+        data = holdings(run, name, private_data(run, 0), 0, pool, partial(guided.read, run))
         assert data.generated() == 60
         for client in range(3):
             private, made = data.sizes(client)
@@ -99,15 +101,40 @@ def test_clients_hold_what_was_guided_and_what_was_not(run):
             assert pooled == expected
 
 
-def test_samples_say_that_they_were_guided_and_hold_no_real_example(run):
-    for folder in (run.folder / "guided").glob("*/seed-*"):
-        data = SyntheticData.open(folder)
+def test_samples_say_that_they_were_guided_and_are_no_copies(run):
+    real = {tuple(x.flatten().tolist()) for x in data_set(run.config.data).train.x}
+    for kind, seed in itertools.product(guided.wanted(run.config), run.config.seeds):
+        data = SyntheticData.open(guided._folder(run, kind, seed))
         assert data.missing() == []
-        import pyarrow.parquet
-
         rows = pyarrow.parquet.read_table(data.files()[0]).to_pylist()
         assert all(row["guided"] for row in rows)
-    assert '"guides"' not in (run.folder / "prompts" / "prompts.jsonl").read_text()
+        x, _, _ = guided.read(run, kind, seed)
+        assert not real & {tuple(made.flatten().tolist()) for made in x}
+        card = (data.folder / "README.md").read_text()
+        assert "strength: 0.3" in card
+        assert "the examples of clients" in card
+
+
+def test_only_what_decides_the_samples_makes_them_again(run, tmp_path):
+    def made(*overrides):
+        settings = config.parse(CONFIG, overrides)
+        other = Run(settings, run.folder)
+        return {guided._folder(other, kind, 0).parent.name for kind in guided.wanted(settings)}
+
+    before = made()
+    assert made("content.weight=private", "content.filter={share: 0.5}", "federate.rounds=9") == before
+    assert made("methods={m: {algorithm: fedavg, data: mixed, content: {guidance: mixed}}}") < before
+    for change in (
+        "generator.strength=0.4",
+        "content.samples=50",
+        "prompts.block_size=4",
+        "generator.steps=3",
+    ):
+        assert not made(change) & before
+    one = config.parse(CONFIG, ["seeds=[0]"])
+    keys = {name: arms.key(Run(one, run.folder), method, 0) for name, method in one.methods.items()}
+    again = {name: arms.key(run, method, 0) for name, method in run.config.methods.items()}
+    assert keys == again, "another seed trains nothing anew"
 
 
 def test_the_report_says_what_clients_made(run):

@@ -49,7 +49,7 @@ def test_queries_show_the_clients_own_texts_of_the_class(parse, tmp_path, chat_s
     summary = pipeline.execute(settings, tmp_path / "run")
     run, data = Run(settings, tmp_path / "run"), data_set(settings.data)
     assert summary["guided"]["samples"] == summary["methods"]["fedgc"]["generated_samples"] == 12
-    (kind,) = guided.wanted(settings).values()
+    (kind,) = guided.wanted(settings)
     blocks = list(guided._blocks(run, kind, 0))
     texts = {row["text"] for row in ROWS}
     queries = [request["messages"][-1]["content"] for _, request in chat_server.asked]

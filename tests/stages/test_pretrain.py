@@ -291,7 +291,7 @@ def test_clients_change_what_the_config_says(parse, tmp_path, data, private, gen
     settings = parse(*mixed, f"federate.local.augment={{flip: true, data: {data}}}")
     run = Run(settings, tmp_path / "run")
     pipeline.execute(settings, run.folder, until="generate")
-    held = holdings(run, "mixed", 0, partial(genfl.stages.generate.read, run), None)
+    held = holdings(run, "mixed", private_data(run, 0), 0, partial(genfl.stages.generate.read, run), None)
     assert [augment is not None for _, augment in held.augments] == [private, generated]
     off = parse("methods.existing.start=random", f"federate.local.augment={{data: {data}}}")
     held = private_data(Run(off, run.folder), 0)

@@ -13,6 +13,7 @@ from genfl.algorithms.base import (
     Positive,
     Steps,
     head_count,
+    no_losses,
     trained,
     training_client,
     training_memory,
@@ -90,7 +91,7 @@ def dsfl(
         census=head_count,
         init=init,
         send=lambda state: {"targets": state["targets"]},
-        client=client._replace(start=start),
+        client=client._replace(start=start, losses=no_losses),
         server=server,
         memory=training_memory(local, lambda weights: weights),
     )

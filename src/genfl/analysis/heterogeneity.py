@@ -30,23 +30,22 @@ def divergence() -> Measure:
     return _mean(DIVERGENCE, measured)
 
 
-def generality(task: Task, x: Tensor, y: Tensor, every: int) -> Measure:
+def generality(task: Task, x: Tensor, y: Tensor) -> Measure:
     """Measures how good local models are for everybody, before they are averaged: their mean test accuracy.
 
     Args:
         task: What is learned.
         x: Test inputs, as models are given them, [n, ...].
         y: Their class indices, [n].
-        every: Rounds between measurements: it takes as many tests as a cohort has clients.
     """
 
     def measured(carry: Tree) -> Tensor:
         return (task.predict(trained(carry), x).argmax(1) == y).double().mean()
 
-    return _mean(GENERALITY, measured, every)
+    return _mean(GENERALITY, measured)
 
 
-def _mean(name: str, measured: Callable[[Tree], Tensor], every: int = 1) -> Measure:
+def _mean(name: str, measured: Callable[[Tree], Tensor]) -> Measure:
     """Returns the measure that is the mean over the cohort of what each client measures, by sums alone."""
 
     def wrap(client: Client) -> Client:
@@ -60,7 +59,7 @@ def _mean(name: str, measured: Callable[[Tree], Tensor], every: int = 1) -> Meas
     def value(aggregate: Tree) -> float | None:
         return float(aggregate["sum"] / aggregate["clients"])
 
-    return Measure(wrap, value, every)
+    return Measure(wrap, value)
 
 
 def mean_features(task: Task, weights: Weights, clients: ClientData, most: int = 1000) -> Tensor:

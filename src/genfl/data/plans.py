@@ -22,7 +22,7 @@ class Keep(NamedTuple):
     Source: "Federated Learning with Generative Content" (NeurIPS 2024 submission 6501), Appendix L.
 
     Attributes:
-        share: The share of them that is kept, those of least loss; in (0, 1].
+        share: The share of them that is kept, those of least loss, and one at least; in (0, 1].
         by_class: Whether of each class so many are kept, or of all together.
     """
 
@@ -36,7 +36,7 @@ class Keep(NamedTuple):
         for group in groups.unique():
             places = torch.nonzero(groups == group)[:, 0]
             best = losses[places].argsort(stable=True)
-            kept.append(places[best[: int(self.share * len(places) + 0.5)]])
+            kept.append(places[best[: max(1, int(self.share * len(places) + 0.5))]])
         return torch.cat(kept).sort().values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,16 +68,10 @@ class Measure(NamedTuple):
     Attributes:
         wrap: Adds the measure's upload, under the measure's name, to a client program.
         value: Turns the aggregate of that upload into a number, or None where it has none.
-        every: Rounds between measurements; the last round is always one.
     """
 
     wrap: Callable[[Client], Client]
     value: Callable[[Tree], float | None]
-    every: int = 1
-
-    def due(self, number: int, last: int) -> bool:
-        """Returns whether it is measured in a round."""
-        return number == last or number % self.every == 0
 
 
 class Trace(NamedTuple):
@@ -128,13 +121,9 @@ def federate(
         on_round: Told how many rounds were just finished.
     """
     measures = measures or {}
-    programs: dict[tuple[str, ...], Client] = {}
-
-    def measuring(names: tuple[str, ...]) -> Client:
-        if names not in programs:  # engines know a program by its identity
-            wraps = (measures[name].wrap for name in names)
-            programs[names] = functools.reduce(lambda program, wrap: wrap(program), wraps, algorithm.client)
-        return programs[names]
+    program = algorithm.client
+    for measure in measures.values():
+        program = measure.wrap(program)
 
     before, memories = _resume(checkpoint, checkpoint_key, algorithm.memory(weights), schedule.rounds)
     if before:
@@ -161,8 +150,7 @@ def federate(
             )
             for client in cohort(len(clients), schedule.clients_per_round, key.fold("cohort", number))
         ]
-        due = tuple(name for name, measure in measures.items() if measure.due(number, schedule.rounds))
-        outcome = engine(measuring(due), work)
+        outcome = engine(program, work)
         for client, why in outcome.refused.items():
             log.warning("round %d: the upload of client %d was refused: %s", number, client, why)
         if outcome.aggregate is not None:
@@ -177,9 +165,7 @@ def federate(
                 "downlink_bytes": sum(trees.num_bytes(job.message) for job in work),
                 "refused": len(outcome.refused),
                 **{
-                    name: measure.value(outcome.aggregate[name])
-                    if outcome.aggregate is not None and name in due
-                    else None
+                    name: measure.value(outcome.aggregate[name]) if outcome.aggregate is not None else None
                     for name, measure in measures.items()
                 },
             }

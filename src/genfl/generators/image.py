@@ -202,6 +202,25 @@ def check(model: str) -> None:
         )
 
 
+def unguided(model: str) -> str | None:
+    """Says why no image that a model makes can start from a real one, without loading it; None where one can.
+
+    Raises:
+        InputError: There is no such model.
+    """
+    name = _index(model)["_class_name"]
+    if name.startswith(FAMILY):
+        return None  # the import below takes seconds
+    pretrained.hush()
+    from diffusers.pipelines import auto_pipeline
+
+    kinds = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items()
+    guided = auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING
+    if any(pipeline.__name__ == name and kind in guided for kind, pipeline in kinds):
+        return None
+    return f"{model} is a {name}, which cannot start from real images; use prompt, or another generator.model"
+
+
 def fingerprint(model: str) -> str:
     """Returns what changes when a local model changes; see `genfl.generators.pretrained.fingerprint`."""
     return pretrained.fingerprint(locate(model) if model == MINIATURE else model)

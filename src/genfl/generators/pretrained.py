@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from genfl.data.folders import first_line
 from genfl.data.media import Clip
 from genfl.data.sounds import RATE, resampled
 from genfl.errors import InputError
@@ -130,7 +131,7 @@ def fingerprint(place: str) -> str:
         return sha256(path)
     if not path.is_dir():
         return place
-    kinds = (".json", ".txt", ".model", ".safetensors", ".npy", ".parquet")
+    kinds = (".json", ".jinja", ".txt", ".model", ".safetensors", ".npy", ".parquet")
     paths = [file for file in sorted(path.rglob("*")) if file.suffix in kinds]
     return digest([[file.relative_to(path).as_posix(), sha256(file)] for file in paths])
 
@@ -186,11 +187,6 @@ def load(
             f"generator.{field}: {model!r} could not be loaded, which takes safetensors files:"
             f" {first_line(error)}"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Returns what an error says, in a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -53,7 +53,8 @@ class GeneratorEntry(NamedTuple):
         check: Refuses options that cannot work, without generating.
         facts: Returns what a data card says of it.
         prompted: Whether samples are made from prompts.
-        guided: Whether real examples can guide it.
+        guided: Whether real examples can guide a generator of this kind.
+        unguided: Says why none can guide one with these options, and the fix; None where one can.
     """
 
     modalities: Collection[Modality]
@@ -64,6 +65,7 @@ class GeneratorEntry(NamedTuple):
     facts: Callable[[Options], dict[str, Any]]
     prompted: bool = True
     guided: bool = False
+    unguided: Callable[[Options], str | None] = lambda options: None
 
 
 def _image(options: Options, purpose: Purpose) -> Generator:
@@ -159,6 +161,7 @@ GENERATORS: dict[str, GeneratorEntry] = {
         _check_image,
         _diffusion_facts,
         guided=True,
+        unguided=lambda options: image.unguided(options["model"]),
     ),
     "speech": GeneratorEntry(
         AUDIO,
@@ -189,6 +192,7 @@ GENERATORS: dict[str, GeneratorEntry] = {
             "recorded from the world": "nothing, but for what the model remembers",
         },
         guided=True,
+        unguided=text.unguided,
     ),
     "files": GeneratorEntry(
         tuple(MEDIA),

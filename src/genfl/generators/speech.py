@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genfl.data.folders import first_line
 from genfl.errors import InputError
 from genfl.generators import pretrained
 from genfl.generators.base import Prompt, Sample
@@ -144,7 +145,7 @@ def check_labels(model: str, labels: Sequence[str]) -> None:
         try:
             said, nothing = tokenizer(label).input_ids, tokenizer("").input_ids
         except ImportError as error:  # some voices are told phonemes
-            raise InputError(f"generator.model: {model}: {pretrained.first_line(error)}") from error
+            raise InputError(f"generator.model: {model}: {first_line(error)}") from error
         if said == nothing or tokenizer.unk_token_id in said:
             raise InputError(
                 f"generator.model: {model} has no sound for the label {label!r}; rename it, or take another"
@@ -177,7 +178,7 @@ def x_vectors(place: str) -> Tensor:
         try:
             parts += [np.atleast_2d(np.asarray(part, np.float32)) for part in _READERS[file.suffix](file)]
         except Exception as error:  # each format's library raises its own
-            reason = pretrained.first_line(error)
+            reason = first_line(error)
             raise InputError(f"generator.speakers: {file} could not be read: {reason}") from error
     widths = sorted({part.shape[1] for part in parts})
     if len(widths) != 1:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from genfl.data.quality import MEASURES
 from genfl.errors import GenflError, InputError
 from genfl.generators.base import Prompt, Sample
 from genfl.llm import answers
+from genfl.llm.answers import Answer
 from genfl.llm.chat import connect, each
 from genfl.rng import Key
 
 log = logging.getLogger(__name__)
 
 FIELD = "generator"
+
+ALIKE = 2 / 3
+"""Two texts that share so many of their words, in order, are one with words changed."""
 
 HOPELESS = 10
 """In a block of so many texts, one at least must be usable."""
@@ -24,7 +30,8 @@ HOPELESS = 10
 class ChatTexts:
     """Writes texts of a class: what the prompt says, in the manner of its guides where it has any (FedGC).
 
-    A sample depends on its prompt alone. A text that repeats its query, or a guide in it, is refused.
+    A sample depends on its prompt alone. A text that repeats its query, or copies a guide, is refused, and
+    what was said in its place is not kept.
 
     Args:
         options: The fields of `genfl.config.TextGenerator`.
@@ -42,7 +49,7 @@ class ChatTexts:
         self.words: int = options["words"]
         self.shots: int = options["shots"]
         self.attempts: int = options["attempts"]
-        self.sees_guides = options["base_url"] is None or options["trusted"]
+        self.unguided = unguided(options)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
         """Writes a text for each prompt; see `genfl.generators.base.Generator`.
@@ -53,13 +60,10 @@ class ChatTexts:
             InputError: The prompts have guides, which would be shown to somebody else's server.
             GenflError: There is no answer, or in a block of `HOPELESS` none is usable.
         """
-        if self.shots and not self.sees_guides and any(prompt.guides for prompt in prompts):
-            raise InputError(
-                f"{FIELD}.base_url: the server would be shown clients' real texts; set shots to 0, trusted to"
-                " true if it is the clients' own, or leave base_url out for a model that runs here"
-            )
+        if self.unguided and self.shots and any(prompt.guides for prompt in prompts):
+            raise InputError(f"{FIELD}: {self.unguided}")
         written = each(self.chat, self.write, prompts)
-        problems = [wrong for text, wrong in written if not text]
+        problems = [answer.problem for answer in written if answer.problem]
         if problems:
             what = f"{len(problems)} of {len(prompts)} texts unusable, each asked for {self.attempts} times"
             log.warning("generate: %s, such as %s", what, problems[0])
@@ -67,21 +71,27 @@ class ChatTexts:
                 raise GenflError(
                     f"{FIELD}: {what}, such as {problems[0]}; take another model, or other words and attempts"
                 )
-        for prompt, (text, _) in zip(prompts, written, strict=True):
-            yield Sample(prompt, text)
+        for prompt, answer in zip(prompts, written, strict=True):
+            yield Sample(prompt, answer.text)
 
-    def write(self, prompt: Prompt) -> tuple[str, str]:
-        """Returns a text; or an empty one, and an unusable answer with what is wrong with it."""
+    def write(self, prompt: Prompt) -> Answer:
+        """Returns a text; or an empty one, and what is wrong with the last answer."""
         guides, key = prompt.guides[: self.shots], Key(prompt.seed).fold("text")
-        query, wrong = self.query(prompt, guides), ""
-        for attempt in range(self.attempts):
-            answer = self.chat.ask(query, key.fold(attempt).integer() % 2**31)
-            text = answers.whole(answer)
-            problem = self.problem(answer, text, query)
+        query = self.query(prompt, guides)
+
+        def judge(answer: Answer) -> Answer:
+            text = answers.whole(answer.text)
+            problem = self.problem(answer, text, query, guides)
             if problem is None:
-                return text, ""
-            wrong = problem if guides else f"{text[:100]!r}: {problem}"  # it may be a guide that is repeated
-        return "", wrong
+                return Answer(text)
+            # what is shown and kept may be no guide
+            return Answer("", problem=problem if guides else f"{text[:100]!r}: {problem}")
+
+        for attempt in range(self.attempts):
+            answer = self.chat.ask(query, key.fold(attempt).integer() % 2**31, judge)
+            if not answer.problem:
+                break
+        return answer
 
     def query(self, prompt: Prompt, guides: Sequence[str] = ()) -> str:
         """Returns what the chat model is asked for a prompt's text."""
@@ -95,16 +105,47 @@ class ChatTexts:
             lines.append("Write a new one in their manner, which copies none of them.")
         return "\n".join([*lines, "Answer with the text alone."])
 
-    def problem(self, answer: str, text: str, query: str) -> str | None:
+    def problem(self, answer: Answer, text: str, query: str, guides: Sequence[str] = ()) -> str | None:
         """Says why an answer's text is not usable; None where it is."""
         said = answers.words(text)
         if not said:
             return "empty"
-        if answers.refusal(answer):
+        if answer.cut:
+            return "cut off; raise max_tokens"
+        if answers.refusal(answer.text):
             return "a refusal"
+        if any(copies(text, guide) for guide in guides):
+            return "it copies a real example"
         if f" {said} " in f" {answers.words(query)} " or answers.words(query) in said:
             return "it repeats the query"
         words = len(text.split())
         if not self.words / 4 <= words <= 3 * self.words:
             return f"{words} words, and about {self.words} are wanted"
         return None
+
+
+def copies(text: str, guide: str) -> bool:
+    """Returns whether a text is a guide with little changed: words around it, words in it, or their order."""
+    measure = MEASURES["text"]
+    said, real = answers.words(text), answers.words(guide)
+    return (
+        f" {real} " in f" {said} "
+        or SequenceMatcher(None, real.split(), said.split(), autojunk=False).ratio() >= ALIKE
+        or float(measure.vector(text) @ measure.vector(guide)) >= measure.near
+    )
+
+
+def unguided(options: Mapping[str, Any]) -> str | None:
+    """Says why no real example can guide it, and the fix; None where one can.
+
+    Args:
+        options: The fields of `genfl.config.TextGenerator`.
+    """
+    if not options["shots"]:
+        return f"no example is shown where {FIELD}.shots is 0; raise it, or use prompt"
+    if options["base_url"] and not options["trusted"]:
+        return (
+            f"the server at {FIELD}.base_url would be shown clients' real texts; set {FIELD}.trusted to true"
+            " if it is the clients' own, or use prompt"
+        )
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _FENCE = re.compile(r"^```.*$", re.MULTILINE)
@@ -26,9 +27,27 @@ _REFUSAL = re.compile(
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
 
 
-def lines(answer: str) -> list[str]:
-    """Returns the lines of an answer without list marks, Markdown, quotes and what only leads up to them."""
-    found = [_bare(line) for line in _said(answer).splitlines()]
+class Answer(NamedTuple):
+    """What a chat model answered.
+
+    Attributes:
+        text: Its words.
+        cut: Whether it did not come to its end: the limit of tokens, or a server's filter, cut it off.
+        problem: Why it was found unusable, and holds no words; empty where it was not.
+    """
+
+    text: str
+    cut: bool = False
+    problem: str = ""
+
+
+def lines(answer: Answer) -> list[str]:
+    """Returns the lines of an answer without list marks, Markdown, quotes and what only leads up to them.
+
+    Where it was cut off, the last line is no whole one, and is left out.
+    """
+    text = answer.text.rpartition("\n")[0] if answer.cut else answer.text
+    found = [_bare(line) for line in _said(text).splitlines()]
     return [line for line in found if line and not _PREAMBLE.match(line) and not _CHATTER.match(line)]
 
 

@@ -14,13 +14,18 @@ from urllib.parse import urlsplit
 import torch
 
 from genfl.errors import GenflError, InputError
+from genfl.generators import pretrained
 from genfl.llm import local, server
+from genfl.llm.answers import Answer
 from genfl.storage import digest, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 Options = Mapping[str, Any]
 """The fields of `genfl.config.ChatModel`."""
+
+HOW = frozenset({"api_key_env", "timeout", "parallel"})
+"""The options that say how a server is asked, and not what it answers."""
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -35,7 +40,7 @@ class Chat(Protocol):
 
     at_once: int
 
-    def ask(self, query: str, seed: int) -> str:
+    def ask(self, query: str, seed: int) -> Answer:
         """Returns the answer to one message, without a conversation before it.
 
         Args:
@@ -51,39 +56,49 @@ class Chat(Protocol):
 class Remembered:
     """A chat model whose answers are kept in files, one each, named by a digest of model, query and seed.
 
-    The files hold answers alone: a query may hold what must not be written.
+    The files hold answers alone: a query may hold what must not be written. An empty one is not kept, so that
+    it is asked again in another run.
 
     Args:
         chat: The model.
-        folder: Where the answers are kept.
+        folder: Where the answers are kept; None for nowhere.
         identity: Plain values that decide its answers.
     """
 
-    def __init__(self, chat: Chat, folder: Path, identity: Any) -> None:
+    def __init__(self, chat: Chat, folder: Path | None, identity: Any) -> None:
         self.chat = chat
         self.folder = folder
         self.identity = identity
         self.at_once = chat.at_once
 
-    def ask(self, query: str, seed: int) -> str:
-        """Returns the kept answer, or else asks; see `Chat`."""
-        path = self.folder / f"{digest([self.identity, query, seed])}.json"
-        kept = _kept(path)
-        if kept is not None:
+    def ask(self, query: str, seed: int, judge: Callable[[Answer], Answer] = lambda answer: answer) -> Answer:
+        """Returns the kept answer, or else asks; see `Chat`.
+
+        Args:
+            query: The message.
+            seed: In [0, 2³¹).
+            judge: Returns what of an answer is kept, and given in its place: one to a query with real
+                examples may repeat them.
+        """
+        path = self.folder and self.folder / f"{digest([self.identity, query, seed])}.json"
+        kept = path and _kept(path)
+        if kept:
             return kept
         answer = self.chat.ask(query, seed)
-        write_json(path, {"answer": answer, "sha256": digest(answer)})
-        return answer
+        judged = judge(answer)
+        if path and answer.text.strip():
+            row = judged._asdict()
+            write_json(path, {"answer": row, "sha256": digest(row)})
+        return judged
 
 
-def _kept(path: Path) -> str | None:
+def _kept(path: Path) -> Answer | None:
     if not path.exists():
         return None
     try:
-        content = read_json(path)
-        answer: str = content["answer"]
-        if content["sha256"] == digest(answer):
-            return answer
+        row = read_json(path)
+        if row["sha256"] == digest(row["answer"]):
+            return Answer(**row["answer"])
     except (GenflError, LookupError, TypeError):
         pass
     log.warning("%s is damaged; its query is asked again", path)
@@ -102,7 +117,7 @@ def each(chat: Chat, function: Callable[[Item], Found], items: Iterable[Item]) -
         return list(pool.map(function, items))
 
 
-def connect(options: Options, field: str, folder: Path | None = None) -> Chat:
+def connect(options: Options, field: str, folder: Path | None = None) -> Remembered:
     """Returns a chat model.
 
     Args:
@@ -130,7 +145,7 @@ def connect(options: Options, field: str, folder: Path | None = None) -> Chat:
             at_once=options["parallel"],
         )
     identity = [fingerprint(options), options["temperature"], options["max_tokens"]]
-    return Remembered(chat, folder, identity) if folder else chat
+    return Remembered(chat, folder, identity)
 
 
 def _key(variable: str, field: str) -> str:
@@ -166,5 +181,5 @@ def check(options: Options, field: str) -> None:
 
 def fingerprint(options: Options) -> list[Any]:
     """Returns what changes when the model changes: its name and server, or the content of its folder."""
-    name = options["model"] if options["base_url"] else local.fingerprint(options["model"])
+    name = options["model"] if options["base_url"] else pretrained.fingerprint(options["model"])
     return [name, options["base_url"]]

@@ -10,7 +10,7 @@ import torch
 
 from genfl.data.folders import first_line
 from genfl.errors import InputError
-from genfl.storage import digest, sha256
+from genfl.llm.answers import Answer
 
 
 class Local:
@@ -42,7 +42,7 @@ class Local:
             raise InputError(f"{field}.model: {model!r} could not be loaded: {first_line(error)}") from error
         self.model: Any = loaded.to(device).eval()
 
-    def ask(self, query: str, seed: int) -> str:
+    def ask(self, query: str, seed: int) -> Answer:
         """Returns an answer, sampled from the seed; see `genfl.llm.chat.Chat`."""
         inputs = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": query}],
@@ -55,8 +55,9 @@ class Local:
         with torch.random.fork_rng(cuda), torch.no_grad():
             torch.manual_seed(seed)
             tokens = self.model.generate(**inputs, **self.settings)[0, inputs["input_ids"].shape[1] :]
-        answer: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return answer
+        ends = self.model.generation_config.eos_token_id  # one, several or none
+        cut = tokens[-1].item() not in (ends if isinstance(ends, list) else [ends])
+        return Answer(self.tokenizer.decode(tokens, skip_special_tokens=True), cut)
 
 
 def check(model: str, field: str) -> None:
@@ -85,16 +86,6 @@ def _tokenizer(model: str, field: str) -> Any:
     if not found.chat_template:
         raise InputError(f"{field}.model: {model!r} is no chat model: its tokenizer has no chat template")
     return found
-
-
-@lru_cache
-def fingerprint(model: str) -> str:
-    """Returns a digest of a folder's content. A Hugging Face id stands for itself."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return digest([[path.relative_to(folder).as_posix(), sha256(path)] for path in files])
 
 
 def _transformers(field: str) -> Any:

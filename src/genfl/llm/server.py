@@ -8,11 +8,15 @@ import time
 from typing import Any
 
 from genfl.errors import GenflError, InputError
+from genfl.llm.answers import Answer
 
 log = logging.getLogger(__name__)
 
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
+
+CUT = ("length", "content_filter")
+"""What servers say ended an answer that did not come to its end."""
 
 EXCERPT = 200
 """Characters of a server's own message that an error shows."""
@@ -62,7 +66,7 @@ class Server:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.Client(headers=headers, timeout=timeout)
 
-    def ask(self, query: str, seed: int) -> str:
+    def ask(self, query: str, seed: int) -> Answer:
         """Returns an answer; see `genfl.llm.chat.Chat`.
 
         Raises:
@@ -78,7 +82,7 @@ class Server:
                 problem = str(error)
             else:
                 if 200 <= status < 300:
-                    answer = _content(body)
+                    answer = _answer(body)
                     if answer is not None:
                         return answer
                     problem = f"the reply is none of an OpenAI-compatible server ({_excerpt(body)})"
@@ -121,16 +125,18 @@ class Server:
         return reply.status_code, reply.headers, text.replace(self.key, "***") if self.key else text
 
 
-def _content(body: str) -> str | None:
-    """Returns a reply's text, empty where the server gives none; None where it is no such reply."""
+def _answer(body: str) -> Answer | None:
+    """Returns a reply's answer, empty where the server gives none; None where it is no such reply."""
     try:
         choices = json.loads(body)["choices"]
         content = choices[0]["message"].get("content") if choices else None
+        cut = bool(choices) and choices[0].get("finish_reason") in CUT
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
     if not isinstance(content, str | None) or not isinstance(choices, list):
         return None
-    return (content or "").encode("utf-8", "replace").decode()  # JSON can spell what UTF-8 cannot
+    text = (content or "").encode("utf-8", "replace").decode()  # JSON can spell what UTF-8 cannot
+    return Answer(text, cut)
 
 
 def _excerpt(body: str) -> str:

@@ -276,6 +276,8 @@ def _heterogeneity(methods: Mapping[str, Any], look: Mapping[str, Look]) -> dict
         return None
     alike: dict[str, list[str]] = {}  # many methods train on the same data
     for name, found in measured.items():
+        if not found["similarity"]:
+            continue
         alike.setdefault(str(found["similarity"]["cosine"]), []).append(name)
     maps = []
     for number, names in enumerate(list(alike.values())[:MOST_MAPS]):

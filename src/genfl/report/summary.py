@@ -164,20 +164,18 @@ def _measured(traces: Sequence[dict[str, Any]], name: str) -> list[list[float]]:
 
 def _heterogeneity(traces: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """How alike clients are, and their local models; None where nobody asked, or nothing is trained."""
-    pairs = traces[0].get("similarity")
-    if not pairs:
+    pairs = traces[0].get("similarity")  # of the first seed; with very many clients there is none
+    found = {name: _measured(traces, name) for name in ("divergence", "generality")}
+    if not pairs and not any(found.values()):
         return None
-    return {
-        "similarity": pairs,  # of the first seed
-        **{f"mean_{name}": _off_diagonal(np.array(values)) for name, values in pairs.items()},
-        "divergence": _measured(traces, "divergence"),
-        "generality": _measured(traces, "generality"),
-    }
+    cosine, distance = (_off_diagonal(pairs[name]) if pairs else None for name in ("cosine", "l2"))
+    return {"similarity": pairs, "mean_cosine": cosine, "mean_l2": distance, **found}
 
 
-def _off_diagonal(pairs: np.ndarray) -> float:
+def _off_diagonal(pairs: Sequence[Sequence[float]]) -> float:
     """Returns the mean over pairs of different clients."""
-    return float(pairs[~np.eye(len(pairs), dtype=bool)].mean())
+    values = np.array(pairs)
+    return float(values[~np.eye(len(values), dtype=bool)].mean())
 
 
 def _over_seeds(values: np.ndarray) -> dict[str, Any]:

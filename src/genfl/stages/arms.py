@@ -57,13 +57,13 @@ def key(run: Run, method: Method, seed: int) -> str:
         upstream.append(pretrain.STAGE.name)
     if reads_generated(method):
         upstream.append(generate.STAGE.name)
-    if method.content and method.content.guidance != "prompt":
-        upstream.append(guided.STAGE.name)
     models = [config.precision, config.model.model_dump()]
     if "client_tasks" in asked_for(method):
         models += [model.model_dump() for model in config.client_models]
     federation = training(config)
     keys = {name: run.key(name) for name in upstream}
+    if method.content and method.content.guidance != "prompt":
+        keys[guided.STAGE.name] = guided.identity(run, method.content)
     if method.start == "init":
         keys["init"] = str(pretrain.initial_digest(config))
     data = [data_key(config.data), config.data.partition.model_dump()]

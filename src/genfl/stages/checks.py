@@ -38,8 +38,8 @@ def check(config: Config) -> None:
         for model in (config.model, *config.client_models):
             if not MODELS[model.name].vmap:
                 raise InputError(f"federate.engine: vectorised, but {model.name} cannot be batched; use auto")
+    content.check(config)
     for name, method in config.methods.items():
-        content.check(config, name)
         try:
             if method.reference == GENERATOR:
                 _check_classifier(config, data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +17,9 @@ from genfl.data.clients import ClientData
 from genfl.errors import InputError
 from genfl.generators.registry import GENERATORS
 from genfl.rng import Key
-from genfl.run import Run, data_set, indices, kept_and_held, private_data
+from genfl.run import Run, data_set, indices, kept_and_held
+
+log = logging.getLogger(__name__)
 
 Examples = Callable[[], tuple[Tensor, Tensor]]
 """Reads the synthetic inputs [m, ...] and their class indices [m]."""
@@ -36,30 +40,43 @@ class Shares(NamedTuple):
     guided: np.ndarray
 
 
-def holdings(run: Run, name: str, seed: int, synthetic: Examples, by_example: Guided) -> ClientData:
+def holdings(
+    run: Run, name: str, private: ClientData, seed: int, synthetic: Examples, by_example: Guided
+) -> ClientData:
     """Returns what the clients of a method train on.
 
+    Args:
+        run: The run.
+        name: What its config calls the method.
+        private: What the clients have of their own.
+        seed: The seed.
+        synthetic: Reads what was made from prompts alone.
+        by_example: Reads what clients made by their own examples.
+
     Raises:
-        InputError: There is too little synthetic data for it.
+        InputError: Too few samples were made for it.
     """
-    config, private = run.config, private_data(run, seed)
+    config = run.config
     method = config.methods[name]
     if method.content is None:
         return private
     x, y = synthetic()
     pools = y.bincount(minlength=len(run.labels)).numpy()
-    wanted = shares(method.content, label_counts(config, run.labels, seed), pools, seed)
-    refuse(config, name, wanted, pools, run.labels, seed)
+    wanted = shares(method.content, private.facts_table["label_counts"].numpy(), pools, seed)
+    short = _within(wanted.pooled, pools)
+    if short:  # samples that nothing can be learnt from are left out of the synthetic data
+        log.warning("methods.%s: clients get %d generated samples less than content.samples", name, short)
     parts = deal(y, wanted.pooled, seed)
     if wanted.guided.any():
         more_x, more_y, more = by_example(method.content, seed)
         parts = [np.append(part, len(x) + own) for part, own in zip(parts, more, strict=True)]
         x, y = torch.cat([x, more_x]), torch.cat([y, more_y])
     augment = config.federate.local.augment.of("generated")
-    if method.data == "generated":
-        prepare = data_set(config.data).prepare
-        return ClientData(x, y, parts, len(run.labels), prepare, augment, generated=True)
-    return private.enriched(x, y, parts, augment, weigh=method.content.weight == "merged")
+    if method.data != "generated":
+        return private.enriched(x, y, parts, augment, weigh=method.content.weight == "merged")
+    refuse_empty(name, [len(part) for part in parts], seed)
+    prepare = data_set(config.data).prepare
+    return ClientData(x, y, parts, len(run.labels), prepare, augment, generated=True)
 
 
 def label_counts(config: Config, labels: Sequence[str], seed: int) -> np.ndarray:
@@ -85,22 +102,23 @@ def shares(content: Content, counts: np.ndarray, pools: np.ndarray, seed: int) -
     return Shares(*guided(content.guidance, found, counts))
 
 
-def refuse(
-    config: Config, name: str, wanted: Shares, pools: np.ndarray, labels: Sequence[str], seed: int
-) -> None:
-    """Refuses shares that there are too few samples for, or that leave a client with nothing to train on.
+def _within(shares: np.ndarray, pools: np.ndarray) -> int:
+    """Lowers shares to what there is of each class, the largest first; returns by how much in all."""
+    missing = np.maximum(shares.sum(0) - pools, 0)
+    for number in np.flatnonzero(missing):
+        for _ in range(missing[number]):
+            shares[np.argmax(shares[:, number]), number] -= 1
+    return int(missing.sum())
+
+
+def refuse_empty(name: str, samples: Sequence[int], seed: int) -> None:
+    """Refuses that a client has nothing to train on.
 
     Raises:
-        InputError: They are like that.
+        InputError: One of these numbers of samples is zero.
     """
-    asked, each = wanted.pooled.sum(0), (wanted.pooled + wanted.guided).sum(1)
-    short, poorest = int(np.argmax(asked - pools)), int(np.argmin(each))
-    if asked[short] > pools[short]:
-        raise InputError(
-            f"methods.{name}.content.samples: with seed {seed}, clients get {asked[short]} generated samples"
-            f" of {labels[short]!r}, and there are {pools[short]}; lower it, or raise prompts.per_label"
-        )
-    if config.methods[name].data == "generated" and each[poorest] == 0:
+    poorest = int(np.argmin(samples))
+    if samples[poorest] == 0:
         raise InputError(
             f"methods.{name}.data: with seed {seed}, client {poorest} gets no generated sample and has"
             " nothing else to train on; raise content.samples, or use budget equal and all clients"
@@ -133,23 +151,35 @@ def _generating(clients: int, share: float, seed: int) -> np.ndarray:
     return np.sort(Key(seed).fold("generating clients").numpy().choice(clients, count, replace=False))
 
 
-def check(config: Config, name: str) -> None:
-    """Refuses a method whose clients' content there will not be, as far as can be known beforehand."""
-    method = config.methods[name]
-    if method.content is None:
-        return
-    data, kind = data_set(config.data), config.generator.kind
-    if method.content.guidance != "prompt":
-        if not GENERATORS[kind].guided:
-            able = ", ".join(name for name, entry in GENERATORS.items() if entry.guided)
-            raise InputError(
-                f"methods.{name}.content.guidance: no real example can guide {kind}; use prompt, or one of"
-                f" the kinds of generator {able}"
-            )
-        if isinstance(config.generator, TextGenerator) and (problem := config.generator.unguided()):
+def check(config: Config) -> None:
+    """Refuses methods whose clients' content there will not be, as far as can be known beforehand."""
+    methods = {name: method for name, method in config.methods.items() if method.content}
+    for name, method in methods.items():
+        if method.content and method.content.guidance != "prompt" and (problem := _unguided(config)):
             raise InputError(f"methods.{name}.content.guidance: {problem}")
-    labels = sorted(set(data.train.labels))
+    labels = sorted({unicodedata.normalize("NFC", label) for label in data_set(config.data).train.labels})
     pools = np.full(len(labels), config.prompts.per_label)
-    for seed in config.seeds:
-        wanted = shares(method.content, label_counts(config, labels, seed), pools, seed)
-        refuse(config, name, wanted, pools, labels, seed)
+    for seed in config.seeds if methods else ():
+        counts = label_counts(config, labels, seed)
+        for name, method in methods.items():
+            assert method.content is not None
+            wanted = shares(method.content, counts, pools, seed)
+            asked = wanted.pooled.sum(0)
+            short = int(np.argmax(asked - pools))
+            if asked[short] > pools[short]:
+                raise InputError(
+                    f"methods.{name}.content.samples: with seed {seed}, clients get {asked[short]} generated"
+                    f" samples of {labels[short]!r}, and there are {pools[short]}; lower it, or raise"
+                    " prompts.per_label"
+                )
+            if method.data == "generated":
+                refuse_empty(name, (wanted.pooled + wanted.guided).sum(1).tolist(), seed)
+
+
+def _unguided(config: Config) -> str | None:
+    """Says why no real example can guide a config's generator, and the fix; None where one can."""
+    kind = config.generator.kind
+    if not GENERATORS[kind].guided:
+        able = ", ".join(name for name, entry in GENERATORS.items() if entry.guided)
+        return f"no real example can guide {kind}; use prompt, or one of the kinds of generator {able}"
+    return config.generator.unguided() if isinstance(config.generator, TextGenerator) else None

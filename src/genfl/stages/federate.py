@@ -11,7 +11,7 @@ import torch
 from genfl import progress
 from genfl.algorithms.registry import UNLABELLED
 from genfl.analysis import diversity, heterogeneity
-from genfl.config import Config, Method
+from genfl.config import Config, Content, Method
 from genfl.data.clients import ClientData
 from genfl.data.sources import DataSet
 from genfl.engines.choice import engine
@@ -30,6 +30,7 @@ from genfl.run import (
     indices,
     initial_key,
     prepared,
+    private_data,
     task_of,
 )
 from genfl.stages import arms, generate, guided, pretrain
@@ -56,9 +57,10 @@ def _run(run: Run) -> dict[str, Any]:
     test_y = indices(data.test, run.labels)
     score = partial(evaluate, prepared(task, data), x=data.test.x, y=test_y)
     synthetic = cache(partial(generate.read, run))  # read only if a method wants it
+    by_example = cache(partial(guided.read, run))
     unlabelled = cache(lambda: data.prepare(synthetic()[0]))
     resources = arms.resources(config, len(run.labels))
-    measures = _measures(config, task, data, test_y)
+    measures, similar = _measures(config, task, data, test_y), _Similarity(run, task)
     results: dict[str, dict[str, Any]] = {name: {} for name in (SYNTHETIC_ONLY, *config.methods)}
     _discard(run)
     for name, method in config.methods.items():
@@ -72,10 +74,11 @@ def _run(run: Run) -> dict[str, Any]:
                 "rounds": [],
                 "clients": _tested(task, [warm], held),
             }
+            own = private_data(run, seed)
             for name, method in arms.trained(config).items():
                 inputs = {name: unlabelled() for name in arms.asked_for(method) & UNLABELLED}
                 algorithm = arms.algorithm(config, method, task, resources | inputs)
-                clients = holdings(run, name, seed, synthetic, partial(guided.read, run))
+                clients = holdings(run, name, own, seed, synthetic, by_example)
                 federations = arms.federations(config, method, clients, seed)
                 traces = []
                 for place, federation in zip(arms.places(config, method, seed), federations, strict=True):
@@ -102,9 +105,7 @@ def _run(run: Run) -> dict[str, Any]:
                     **(mean(traces) if method.reference else _plain(traces[0])),
                     "clients": _tested(task, [trace.weights for trace in traces], held),
                     "content": clients.generated(),
-                    "similarity": _similarity(config, task, warm, clients)
-                    if seed == config.seeds[0]
-                    else None,
+                    "similarity": similar(method, clients) if seed == config.seeds[0] else None,
                 }
     return {"methods": results}
 
@@ -123,17 +124,30 @@ def _measures(config: Config, task: Task, data: DataSet, test_y: torch.Tensor) -
     measures = {diversity.NAME: diversity.gradient_diversity()}
     if config.federate.heterogeneity:
         some = torch.from_numpy(Key(0).fold("generality").numpy().permutation(len(test_y))[:MOST_TESTED])
-        x, every = data.prepare(data.test.x[some]), config.federate.evaluate_every
+        x = data.prepare(data.test.x[some])
         measures[heterogeneity.DIVERGENCE] = heterogeneity.divergence()
-        measures[heterogeneity.GENERALITY] = heterogeneity.generality(task, x, test_y[some], every)
+        measures[heterogeneity.GENERALITY] = heterogeneity.generality(task, x, test_y[some])
     return measures
 
 
-def _similarity(config: Config, task: Task, extractor: Weights, clients: ClientData) -> dict[str, Any] | None:
-    """Returns how alike clients' data are to a feature extractor, where that was asked for."""
-    if not config.federate.heterogeneity or len(clients) > MOST_COMPARED:
-        return None
-    return heterogeneity.similarity(heterogeneity.mean_features(task, extractor, clients))
+class _Similarity:
+    """How alike clients' data are to the model trained on generated data, once for each kind of content."""
+
+    def __init__(self, run: Run, task: Task) -> None:
+        self.run, self.task = run, task
+        self.known: dict[tuple[bool, Content | None], dict[str, Any]] = {}
+
+    def __call__(self, method: Method, clients: ClientData) -> dict[str, Any] | None:
+        """Returns it for the first seed; None where nobody asked, or for too many clients for a page."""
+        config = self.run.config
+        if not config.federate.heterogeneity or len(clients) > MOST_COMPARED:
+            return None
+        kind = method.data == "generated", method.content
+        if kind not in self.known:
+            extractor = pretrain.weights(self.run, self.task, config.seeds[0])
+            features = heterogeneity.mean_features(self.task, extractor, clients)
+            self.known[kind] = heterogeneity.similarity(features)
+        return self.known[kind]
 
 
 def _plain(trace: Trace) -> dict[str, Any]:

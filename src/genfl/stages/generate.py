@@ -141,15 +141,18 @@ def _check(config: Config) -> None:
         )
     if not entry.prompted and config.prompts.wrong:
         raise InputError(f"prompts.wrong: {config.generator.kind} has no prompts to be wrong; leave it out")
+    if config.generator.kind == "text" and config.prompts.wrong:
+        raise InputError(
+            "prompts.wrong: a language model is told the true class beside the prompt; leave it out, or use"
+            " another kind of generator"
+        )
     entry.check(options, _purpose(config, sorted(set(data_set(config.data).train.labels))))
 
 
 def inputs(config: Config) -> Any:
     """Returns what decides what a generator makes of prompts alone."""
     entry, options = _entry(config)
-    settings = config.generator.model_dump(exclude={"path", *GUIDED})
-    if "device" in settings:
-        settings["device"] = settings["device"].partition(":")[0]  # not which of several
+    settings = prompts.deciding(config.generator, {"path", *GUIDED})
     return [settings, entry.fingerprint(options, _modality(config))]
 
 

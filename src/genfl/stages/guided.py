@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +17,15 @@ from genfl import progress
 from genfl.config import Config, Content
 from genfl.data import quality
 from genfl.data.synthetic import SyntheticData
-from genfl.generators.base import Prompt
+from genfl.errors import InputError
+from genfl.generators.base import Generator, Prompt
 from genfl.rng import Key
 from genfl.run import Run, data_key, data_set, indices, kept_and_held
 from genfl.stages import content, generate, prompts
 from genfl.stages.base import Stage
 from genfl.storage import digest
+
+log = logging.getLogger(__name__)
 
 
 class Block(NamedTuple):
@@ -37,15 +42,28 @@ class Block(NamedTuple):
     guides: list[list[int]]
 
 
-def wanted(config: Config) -> dict[str, Content]:
-    """Returns the kinds of content that real examples guide, each once, by a name for its folder."""
+def wanted(config: Config) -> list[Content]:
+    """Returns the kinds of content that real examples guide, each once."""
     kinds = [method.content for method in config.methods.values() if method.content]
-    return {_name(kind): kind for kind in kinds if kind.guidance != "prompt"}
+    return list({str(_shares(kind)): kind for kind in kinds if kind.guidance != "prompt"}.values())
 
 
-def _name(kind: Content) -> str:
-    shares = kind.model_dump(include={"samples", "budget", "clients", "guidance"})
-    return f"{kind.guidance}-{kind.budget}-{digest(shares)[:8]}"
+def _shares(kind: Content) -> dict[str, Any]:
+    """Returns what decides how much is generated of what; the rest is about what is done with it."""
+    return kind.model_dump(include={"samples", "budget", "clients", "guidance"})
+
+
+def identity(run: Run, kind: Content) -> str:
+    """Returns a digest of all that decides what clients generate, but for the seed."""
+    config = run.config
+    upstream = [run.key("labels"), run.key("prompts")]
+    split = [data_key(config.data), config.data.partition.model_dump(), config.prompts.block_size]
+    return digest([STAGE.version, _shares(kind), upstream, split, generate.inputs(config), _settings(config)])
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Returns the generator's settings that matter where real examples guide it."""
+    return config.generator.model_dump(include=generate.GUIDED)
 
 
 def read(run: Run, kind: Content, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[np.ndarray]]:
@@ -57,6 +75,11 @@ def read(run: Run, kind: Content, seed: int) -> tuple[torch.Tensor, torch.Tensor
     data = SyntheticData.open(_folder(run, kind, seed))
     encode = data_set(run.config.data).encode
     x, names = data.read(lambda cell: encode(data.medium.read(cell)))
+    if not x:
+        raise InputError(
+            f"generator: nothing is left of what clients make by their own examples with seed {seed}; change"
+            " the generator's settings, or use guidance prompt"
+        )
     clients = [block.client for block in _blocks(run, kind, seed)]
     shards = [shard for _, shard in sorted(data.finished().items())]
     owners = np.repeat(clients, [shard.rows for shard in shards])
@@ -65,51 +88,64 @@ def read(run: Run, kind: Content, seed: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _run(run: Run) -> dict[str, Any]:
-    config, data = run.config, data_set(run.config.data)
-    plans = {
-        (kind, seed): list(_blocks(run, kind, seed))
-        for kind in wanted(config).values()
-        for seed in config.seeds
-    }
+    config = run.config
+    plans = {(kind, seed): list(_blocks(run, kind, seed)) for kind in wanted(config) for seed in config.seeds}
     stores = {
-        (kind, seed): SyntheticData(_folder(run, kind, seed), run.labels, len(blocks), data.modality)
-        for (kind, seed), blocks in plans.items()
+        which: SyntheticData(_folder(run, *which), run.labels, len(blocks), data_set(config.data).modality)
+        for which, blocks in plans.items()
     }
+    _discard(run, [store.folder for store in stores.values()])
     total = sum(len(block.prompts) for blocks in plans.values() for block in blocks)
     left = {which: store.missing() for which, store in stores.items()}
     done = total - sum(len(plans[which][n].prompts) for which, numbers in left.items() for n in numbers)
     generator = generate.make(run) if done < total else None
-    asked = {row for which, numbers in left.items() for n in numbers for row in _rows(plans[which][n])}
-    examples = dict(zip(sorted(asked), data.originals(sorted(asked)), strict=True))
     with progress.bar("guided", total, "samples", done) as advance:
-        for which, numbers in left.items():
-            for number in numbers:
+        for which, store in stores.items():
+            if left[which]:
                 assert generator is not None
-                block = plans[which][number]
-                guided = [
-                    prompt._replace(guides=tuple(examples[row] for row in rows))
-                    for prompt, rows in zip(block.prompts, block.guides, strict=True)
-                ]
-                began = time.perf_counter()
-                samples = list(generator.generate(guided))
-                seconds = time.perf_counter() - began
-                kept, removed = quality.sift(samples, data.modality)
-                stores[which].write(number, kept, generator.id, seconds, removed=removed)
-                advance(len(samples))
+                _fill(
+                    run, store, {number: plans[which][number] for number in left[which]}, generator, advance
+                )
+    settings = {**_settings(config), "recorded from the world": "the examples of clients that guided them"}
     for store in stores.values():
-        guided_by = {"recorded from the world": "the examples of clients that guided every sample"}
-        facts = generate.generator_facts(config) | guided_by
+        facts = generate.generator_facts(config) | settings
         store.write_card("Synthetic data guided by clients' real examples", facts)
     shards = [shard for store in stores.values() for shard in store.finished().values()]
+    removed = sum(shard.made - shard.rows for shard in shards)
+    if removed:
+        log.warning("guided: %d of %d samples are left out: nothing can be learnt from them", removed, total)
     return {
         "samples": sum(shard.rows for shard in shards),
-        "removed": sum(shard.made - shard.rows for shard in shards),
+        "removed": removed,
         "seconds": round(sum(shard.seconds for shard in shards), 3),
     }
 
 
-def _rows(block: Block) -> Iterable[int]:
-    return itertools.chain.from_iterable(block.guides)
+def _fill(
+    run: Run, store: SyntheticData, blocks: dict[int, Block], generator: Generator, advance: progress.Advance
+) -> None:
+    """Generates the blocks that a data set lacks."""
+    data = data_set(run.config.data)
+    rows = sorted({row for block in blocks.values() for row in itertools.chain(*block.guides)})
+    examples = dict(zip(rows, data.originals(rows), strict=True))
+    for number, block in blocks.items():
+        guided = [
+            prompt._replace(guides=tuple(examples[row] for row in own))
+            for prompt, own in zip(block.prompts, block.guides, strict=True)
+        ]
+        began = time.perf_counter()
+        samples = list(generator.generate(guided))
+        seconds = time.perf_counter() - began
+        kept, removed = quality.sift(samples, data.modality)
+        store.write(number, kept, generator.id, seconds, removed=removed)
+        advance(len(samples))
+
+
+def _discard(run: Run, kept: list[Path]) -> None:
+    """Deletes what was made for another config."""
+    for folder in (run.folder / STAGE.folder).glob("*/seed-*"):
+        if folder not in kept:
+            shutil.rmtree(folder)
 
 
 def _blocks(run: Run, kind: Content, seed: int) -> Iterator[Block]:
@@ -148,21 +184,19 @@ def _in_turn(rows: np.ndarray, most: int, nth: int) -> list[int]:
 
 
 def _folder(run: Run, kind: Content, seed: int) -> Path:
-    return run.folder / STAGE.folder / _name(kind) / f"seed-{seed}"
+    name = f"{kind.guidance}-{kind.budget}-{identity(run, kind)[:12]}"
+    return run.folder / STAGE.folder / name / f"seed-{seed}"
 
 
 def _inputs(config: Config) -> Any:
-    kinds = {name: kind.model_dump() for name, kind in wanted(config).items()}
-    if not kinds:
-        return None
-    split = [data_key(config.data), config.data.partition.model_dump()]
-    settings = config.generator.model_dump(include=generate.GUIDED)
-    return [kinds, split, config.prompts.block_size, generate.inputs(config), settings, config.seeds]
+    kinds = sorted(map(str, map(_shares, wanted(config))))
+    split = [data_key(config.data), config.data.partition.model_dump(), config.prompts.block_size]
+    return [kinds, split, generate.inputs(config), _settings(config), config.seeds]
 
 
 def _progress(run: Run) -> tuple[int, int, str]:
     done = total = 0
-    for kind in wanted(run.config).values():
+    for kind in wanted(run.config):
         for seed in run.config.seeds:
             total += sum(len(block.prompts) for block in _blocks(run, kind, seed))
             folder = _folder(run, kind, seed)
@@ -174,10 +208,11 @@ def _progress(run: Run) -> tuple[int, int, str]:
 STAGE = Stage(
     "guided",
     "guided",
-    1,
+    2,
     _inputs,
     ("labels", "prompts"),
     _run,
     _progress,
+    keeps=True,
     wanted=lambda config: bool(wanted(config)),
 )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, cast
 
 from genfl import progress
-from genfl.config import Config
+from genfl.config import Config, Section
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
 from genfl.generators.base import Prompt
 from genfl.generators.registry import GENERATORS
-from genfl.llm.chat import check, connect, each, fingerprint
+from genfl.llm.chat import HOW, check, connect, each, fingerprint
 from genfl.prompts.llm import ASKED, Asked, Described, describe
 from genfl.prompts.plan import plan
 from genfl.prompts.templates import Style, Templates
@@ -104,8 +105,21 @@ def _check(config: Config) -> None:
 def _inputs(config: Config) -> Any:
     settings = config.prompts.llm
     asked = fingerprint(settings.options()) if settings else None
-    how = {"llm": {"api_key_env", "timeout", "parallel"}}  # how prompts are asked for is not what they are
-    return [config.prompts.model_dump(exclude=how), asked, config.seeds[0]]
+    llm = deciding(settings) if settings else None
+    return [config.prompts.model_dump() | {"llm": llm}, asked, config.seeds[0]]
+
+
+def deciding(section: Section, without: Collection[str] = ()) -> dict[str, Any]:
+    """Returns a section's settings without those that decide nothing of what a model makes.
+
+    Args:
+        section: It says which model, and how it is run or asked.
+        without: What else is left out.
+    """
+    settings = section.model_dump(exclude={*HOW, *without})
+    if "device" in settings:
+        settings["device"] = settings["device"].partition(":")[0]  # not which of several
+    return settings
 
 
 STAGE = Stage("prompts", "prompts", 3, _inputs, ("labels",), _run, check=_check)
