@@ -201,7 +201,6 @@ class TestGuided:
         ("the crew was kind and the seats were wide", True),
         ("Well, THE crew was kind -- and the seats were wide. Thanks", True),
         ("the crew was rude and the seats were wide", True),
-        ("the seats were wide and the crew was kind", True),
         ("the crew was kind", False),
         ("what a kind crew, and how wide the seats were", False),
         ("", False),
@@ -209,6 +208,12 @@ class TestGuided:
 )
 def test_what_copies_a_real_example(text, copied):
     assert copies(text, "The crew was kind, and the seats were wide.") is copied
+
+
+def test_an_example_in_another_order_is_copied():
+    first = "the crew was as kind as anybody could be to us"
+    second = "and we slept for the whole night in seats that were wide and soft"
+    assert copies(f"{second} {first}", f"{first} {second}")
 
 
 def test_an_example_without_words_is_not_copied():
