@@ -279,10 +279,12 @@ def _heterogeneity(methods: Mapping[str, Any], look: Mapping[str, Look]) -> dict
         if not found["similarity"]:
             continue
         alike.setdefault(str(found["similarity"]["cosine"]), []).append(name)
+    shown = [found["similarity"]["cosine"] for found in measured.values() if found["similarity"]]
+    least = min((value for pairs in shown for row in pairs for value in row), default=0.0)
     maps = []
     for number, names in enumerate(list(alike.values())[:MOST_MAPS]):
         found, who = measured[names[0]], ", ".join(names)
-        drawn = plots.similarity(found["similarity"]["cosine"], f"similarity-{number}", who)
+        drawn = plots.similarity(found["similarity"]["cosine"], least, f"similarity-{number}", who)
         maps.append((drawn, who, found["mean_cosine"], found["mean_l2"]))
     curves = {}
     for figure, label in (

@@ -174,11 +174,12 @@ def recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[str])
     return _draw("recall", alt, paint, (720, height))
 
 
-def similarity(pairs: Sequence[Sequence[float]], name: str, who: str) -> Markup:
+def similarity(pairs: Sequence[Sequence[float]], least: float, name: str, who: str) -> Markup:
     """Draws how alike the mean features of clients are.
 
     Args:
         pairs: Cosine similarity of each pair, [clients, clients].
+        least: What is left white; 1 is darkest.
         name: The chart's name, unique on the page.
         who: Whose data it is.
     """
@@ -186,7 +187,12 @@ def similarity(pairs: Sequence[Sequence[float]], name: str, who: str) -> Markup:
     texts = [[f"{value:.2f}".removeprefix("0") for value in row] for row in values]
 
     def paint(axes: Axes) -> None:
-        _heat_map(axes, values.clip(0, 1), texts, [str(client) for client in range(len(values))])
+        _heat_map(
+            axes,
+            ((values - least) / max(1 - least, 1e-9)).clip(0, 1),
+            texts,
+            [str(client) for client in range(len(values))],
+        )
         axes.xaxis.set_major_locator(MaxNLocator(20, integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlim(-0.5, len(values) - 0.5)
         axes.set_xlabel("client")
