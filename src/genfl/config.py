@@ -414,10 +414,6 @@ class TextGenerator(ChatModel):
         False, description="Whether the server may be shown real examples, because it is the clients' own."
     )
 
-    def unguided(self) -> str | None:
-        """Says why no real example can guide it, and the fix; None where one can."""
-        return GENERATORS["text"].unguided(self.model_dump())
-
 
 Generator = Annotated[
     ImageGenerator | SpeechGenerator | SoundGenerator | TextGenerator | FileGenerator,

@@ -38,10 +38,10 @@ def test_a_seed_decides_its_clip_whatever_the_prompts_beside_it(families, family
     assert np.abs(first).max() <= 1
     loud = np.abs(first).mean()
     assert loud > 1e-3
-    assert np.array_equal(first[0], others[2])
-    assert np.array_equal(first[1], others[1])
+    assert np.array_equal(first, _clips(generator.generate(_prompts(1, 2, 3))))
+    # at another place in a block, in one of another size, or with a longer text beside it, last bits may differ
+    np.testing.assert_allclose(first[:2], others[[2, 1]], atol=loud / 1000)
     assert np.abs(first[0] - first[1]).mean() > loud / 100
-    # in a block of another size, or with a longer text beside it, the last bits of sums may differ
     alone = _clips(generator.generate(_prompts(2)))
     longer = _clips(generator.generate([*_prompts(2), *_prompts(5, text="a cat on a hot tin roof")]))
     for other in (alone, longer):

@@ -106,7 +106,11 @@ class ClientData:
 
         Its samples are its weight in averages. The labels are those of all that it trains on.
         """
-        return {name: value[0] for name, value in self.table(client, client + 1).items()}
+        labels, kind = self.labels(client), torch.get_default_dtype()
+        counts = labels.bincount(minlength=self.classes)
+        self._refuse(len(counts) - 1)
+        samples = len(labels) if self.weighs_generated else self.sizes(client)[0]
+        return {"samples": torch.tensor(samples, dtype=kind), "label_counts": counts.to(kind)}
 
     @property
     def facts_table(self) -> Tree:

@@ -29,7 +29,7 @@ class Keep(NamedTuple):
     share: float
     by_class: bool
 
-    def choose(self, losses: Tensor, labels: Tensor) -> Tensor:
+    def choose(self, losses: Tensor, labels: Tensor) -> np.ndarray:
         """Returns the places of the samples that are kept, ascending, given each one's loss and class."""
         groups = labels if self.by_class else torch.zeros_like(labels)
         kept = []
@@ -37,7 +37,7 @@ class Keep(NamedTuple):
             places = torch.nonzero(groups == group)[:, 0]
             best = losses[places].argsort(stable=True)
             kept.append(places[best[: max(1, int(self.share * len(places) + 0.5))]])
-        return torch.cat(kept).sort().values
+        return torch.cat(kept).sort().values.numpy()
 
 
 class Batches(NamedTuple):
@@ -60,14 +60,12 @@ class Batches(NamedTuple):
     order: Order = "mixed"
     keep: Keep | None = None
 
-    def draw(self, private: Tensor, generated: Tensor) -> list[Tensor]:
+    def draw(self, private: np.ndarray, generated: np.ndarray) -> list[Tensor]:
         """Returns each step's rows, drawn from the rows of a client's private and generated samples."""
-        rng, rows = self.key.numpy(), torch.cat([private, generated])
-        drawn = []
+        rng, rows = self.key.numpy(), np.concatenate([private, generated])
+        drawn: list[Tensor] = []
         for (first, last), steps in self._phases(len(private), len(generated)):
-            part = rows[first:last]
-            chosen = plan(len(part), self.batch_size, steps, self.epochs, rng)
-            drawn += [part[batch] for batch in chosen]
+            drawn += plan(rows[first:last], self.batch_size, steps, self.epochs, rng)
         return drawn
 
     def length(self, private: int, generated: int) -> int:
@@ -92,7 +90,7 @@ class Batches(NamedTuple):
 
 
 def plan(
-    samples: int, batch_size: int, steps: int | None, epochs: int, rng: np.random.Generator
+    rows: np.ndarray, batch_size: int, steps: int | None, epochs: int, rng: np.random.Generator
 ) -> list[Tensor]:
     """Draws the batches of a client's round.
 
@@ -101,22 +99,22 @@ def plan(
     would disturb batch norm.
 
     Args:
-        samples: How many samples the client has.
+        rows: The client's samples, int64.
         batch_size: Samples in a batch, at least 1.
         steps: How many batches; None to count in epochs.
         epochs: How many passes over the data, where `steps` is None.
         rng: The random stream.
 
     Returns:
-        For each step the rows of the client's data, int64 [min(batch_size, samples)].
+        For each step some of the rows, int64 [min(batch_size, samples)].
     """
-    size = min(batch_size, samples)
+    size = min(batch_size, len(rows))
     if size == 0:
         return []
-    a_pass = samples // size
+    a_pass = len(rows) // size
     total = epochs * a_pass if steps is None else steps
-    rows: list[Tensor] = []
-    while len(rows) < total:
-        order = torch.from_numpy(rng.permutation(samples))
-        rows += order[: a_pass * size].split(size)
-    return rows[:total]
+    drawn: list[Tensor] = []
+    while len(drawn) < total:
+        order = torch.from_numpy(rng.permutation(rows))
+        drawn += order[: a_pass * size].split(size)
+    return drawn[:total]

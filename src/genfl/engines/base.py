@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,11 +78,11 @@ def drawn(program: Client, data: Data, job: Work) -> list[Tensor]:
     if job.batches is None:
         return []
     private, generated = data.sizes(job.client)
-    made = torch.arange(private, private + generated)
+    made = np.arange(private, private + generated)
     if job.batches.keep and generated:
-        examples = data.batch(job.client, made)
+        examples = data.batch(job.client, torch.from_numpy(made))
         made = made[job.batches.keep.choose(program.losses(job.message, examples), examples["y"])]
-    return job.batches.draw(torch.arange(private), made)
+    return job.batches.draw(np.arange(private), made)
 
 
 def kinds(work: Sequence[Work]) -> list[str]:

@@ -30,8 +30,8 @@ HOPELESS = 10
 class ChatTexts:
     """Writes texts of a class: what the prompt says, in the manner of its guides where it has any (FedGC).
 
-    A sample depends on its prompt alone. A text that repeats its query, or copies a guide, is refused, and
-    what was said in its place is not kept.
+    A sample depends on its prompt alone. A text that repeats its query or copies a guide is refused. Of an
+    answer to a query with guides, nothing but a usable text is kept: the rest may repeat them.
 
     Args:
         options: The fields of `genfl.config.TextGenerator`.
@@ -84,7 +84,7 @@ class ChatTexts:
             problem = self.problem(answer, text, query, guides)
             if problem is None:
                 return Answer(text)
-            # what is shown and kept may be no guide
+            # no guide may be shown or kept
             return Answer("", problem=problem if guides else f"{text[:100]!r}: {problem}")
 
         for attempt in range(self.attempts):
@@ -108,10 +108,10 @@ class ChatTexts:
     def problem(self, answer: Answer, text: str, query: str, guides: Sequence[str] = ()) -> str | None:
         """Says why an answer's text is not usable; None where it is."""
         said = answers.words(text)
+        if answer.cut:
+            return "cut off, as by max_tokens"
         if not said:
             return "empty"
-        if answer.cut:
-            return "cut off; raise max_tokens"
         if answers.refusal(answer.text):
             return "a refusal"
         if any(copies(text, guide) for guide in guides):

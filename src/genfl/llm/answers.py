@@ -33,7 +33,7 @@ class Answer(NamedTuple):
     Attributes:
         text: Its words.
         cut: Whether it did not come to its end: the limit of tokens, or a server's filter, cut it off.
-        problem: Why it was found unusable, and holds no words; empty where it was not.
+        problem: What is wrong with it, if its words are left out because something is.
     """
 
     text: str

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genfl.config import Config, Content, TextGenerator
+from genfl.config import Config, Content
 from genfl.data.budget import budget, guided
 from genfl.data.clients import ClientData
 from genfl.errors import InputError
@@ -182,4 +182,4 @@ def _unguided(config: Config) -> str | None:
     if not GENERATORS[kind].guided:
         able = ", ".join(name for name, entry in GENERATORS.items() if entry.guided)
         return f"no real example can guide {kind}; use prompt, or one of the kinds of generator {able}"
-    return config.generator.unguided() if isinstance(config.generator, TextGenerator) else None
+    return GENERATORS[kind].unguided(config.generator.model_dump(exclude={"kind"}))

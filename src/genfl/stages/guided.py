@@ -146,6 +146,8 @@ def _discard(run: Run, kept: list[Path]) -> None:
     for folder in (run.folder / STAGE.folder).glob("*/seed-*"):
         if folder not in kept:
             shutil.rmtree(folder)
+            if not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
 
 
 def _blocks(run: Run, kind: Content, seed: int) -> Iterator[Block]:
