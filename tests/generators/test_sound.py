@@ -39,7 +39,7 @@ def test_a_seed_decides_its_clip_whatever_the_prompts_beside_it(families, family
     loud = np.abs(first).mean()
     assert loud > 1e-3
     assert np.array_equal(first, _clips(generator.generate(_prompts(1, 2, 3))))
-    # at another place in a block, in one of another size, or with a longer text beside it, last bits may differ
+    # elsewhere in a block, in one of another size, or with a longer text beside it, last bits may differ
     np.testing.assert_allclose(first[:2], others[[2, 1]], atol=loud / 1000)
     assert np.abs(first[0] - first[1]).mean() > loud / 100
     alone = _clips(generator.generate(_prompts(2)))
