@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="genfl",
-    help="Federated learning with generative content: GPT-FL, end to end.",
+    help="Federated learning with generative content: GPT-FL and FedGC, end to end.",
     epilog="Start with `genfl demo`.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: rich's would double the time it takes to appear
@@ -34,6 +34,7 @@ class Until(StrEnum):
     labels = "labels"
     prompts = "prompts"
     generate = "generate"
+    guided = "guided"
     pretrain = "pretrain"
     federate = "federate"
     report = "report"

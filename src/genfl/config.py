@@ -734,6 +734,12 @@ class Config(Section):
         for name, method in self.methods.items():
             if problem := method.problem():
                 raise ValueError(f"methods.{name}.{problem}")
+            choice = method.content.filter if method.content else None
+            if choice and choice.from_round > self.federate.rounds:
+                raise ValueError(
+                    f"methods.{name}.content.filter.from_round: {choice.from_round}, but there are"
+                    f" {self.federate.rounds} rounds; lower it, or raise federate.rounds"
+                )
             if method.data in ORDERS[1:] and self.federate.local.steps == 1:
                 raise ValueError(
                     f"methods.{name}.data: {method.data} is for two steps a round at least; raise"
@@ -833,14 +839,16 @@ def dump(config: Config) -> str:
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Says where two configs, as plain values, differ: ``federate.rounds: 100 there, 20 here``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if old == new else [f"{path}: {old} there, {new} here"]
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [] if old == new else [f"{path}: {old} there, {new} here"]
+    lines = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        where = f"{path}.{key}" if path else key
+        if key in old and key in new:
+            lines += differences(old[key], new[key], where)
+        else:
+            lines.append(f"{where}: {'here' if key in new else 'there'} alone")
+    return lines
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

@@ -189,6 +189,10 @@ def test_more_than_there_is_and_clients_with_nothing_are_refused_before_anything
             "methods.mixed.content.filter.share: should be less",
         ),
         ("methods.mixed.content=3", "methods.mixed.content: should be a valid dictionary"),
+        (
+            "methods.chosen.content.filter.from_round=4",
+            "methods.chosen.content.filter.from_round: 4, but there are 3 rounds",
+        ),
         ("federate.local.steps=1", "methods.p2g.data: p2g is for two steps a round at least"),
         ("methods={plain: {algorithm: fedavg}}", "content: no method's clients train on generated data"),
         (
@@ -263,6 +267,11 @@ def test_a_run_with_all_of_it(tmp_path):
     discovery = methods["mixed"]["setup_bytes"]
     assert methods["equal"]["setup_bytes"] - discovery == size
     assert methods["plain"]["setup_bytes"] == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "generated data, equal" in page
+    assert "mixed (inverse budget; 50 % of the clients; weight by private samples alone)" in page
+    assert "50 % of each class kept from round 2" in page
+    assert methods["half"]["content"]["weight"] == "private"
     models = {sha256(tmp_path / "federate" / name / "seed-0" / "model.safetensors") for name in samples}
     assert len(models) == len(samples), "no two of them are the same federation"
     again = pipeline.execute(

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from genfl import config as configs
-from genfl.config import Config
+from genfl.config import Config, Content
 from genfl.data.quality import MEASURES
 from genfl.data.sources import DATASETS
 from genfl.references import CENTRALISED, GENERATOR, LOCAL
@@ -216,7 +216,26 @@ def _note(config: Config, name: str) -> str:
     }
     who = {LOCAL: "every client alone", CENTRALISED: "all data in one place"}
     name = " + ".join(who.get(part.name, part.name) for part in method.algorithm)
-    return f"{name}, {start}{data[method.data]}"
+    return f"{name}, {start}{data[method.data]}{_choices(method.content) if method.content else ''}"
+
+
+def _choices(content: Content) -> str:
+    """Says how a method's generated content differs from equal shares of what prompts alone make."""
+    told = {
+        "budget": f"{content.budget.replace('_', '-')} budget",
+        "clients": f"{100 * content.clients:g} % of the clients",
+        "guidance": "half of it guided by real examples"
+        if content.guidance == "mixed"
+        else "guided by real examples",
+        "by": "sent by the server",
+        "weight": "weight by private samples alone",
+    }
+    plain = Content()
+    said = [words for field, words in told.items() if getattr(content, field) != getattr(plain, field)]
+    if content.filter:
+        which = " of each class" if content.filter.by_class else ""
+        said.append(f"{100 * content.filter.share:g} %{which} kept from round {content.filter.from_round}")
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _accuracy_rule(arms: Mapping[str, Any]) -> str:
@@ -372,7 +391,15 @@ def _traffic(
     for name, method in arms.items():
         up_and_down = (method["uplink_bytes_per_round"], method["downlink_bytes_per_round"])
         alike.setdefault(up_and_down, []).append(name)
-    return [discovery, *((_names(who), rounds * up, rounds * down) for (up, down), who in alike.items())]
+    sent: dict[float, list[str]] = {}
+    for name, method in arms.items():
+        if extra := method["setup_bytes"] - method["uses_generator"] * discovery[1]:
+            sent.setdefault(extra, []).append(name)
+    return [
+        discovery,
+        *((f"generated data, {_names(who)}", 0.0, size) for size, who in sent.items()),
+        *((_names(who), rounds * up, rounds * down) for (up, down), who in alike.items()),
+    ]
 
 
 def _names(methods: Sequence[str]) -> str:

@@ -86,6 +86,7 @@ def _what(config: Config, method: Method | None) -> dict[str, Any]:
         return {
             "algorithm": None,
             "data": None,
+            "content": None,
             "reference": True,
             "uses_generator": True,
             "existing_model": config.pretrain.init is not None,
@@ -94,6 +95,7 @@ def _what(config: Config, method: Method | None) -> dict[str, Any]:
     return {
         "algorithm": parts[0] if len(parts) == 1 else parts,
         "data": method.data,
+        "content": method.content.model_dump() if method.content else None,
         "reference": method.reference is not None,
         "uses_generator": uses_generator(method),
         "existing_model": config.pretrain.init is not None and method.start != "random",
