@@ -170,6 +170,17 @@ def test_no_stage_is_done_again_for_what_it_does_not_read(tmp_path):
     )
 
 
+def test_another_split_asks_for_the_same_generated_data(tmp_path):
+    """Who holds which label does not change what is generated, nor what is made of it."""
+    settings = [
+        config.validate({**CONTENT, "data": {**CONTENT["data"], "partition": {"clients": 4, "alpha": a}}})
+        for a in (0.1, 5.0)
+    ]
+    one, other = ({stage.name: key for stage, key in pipeline.keyed(c)} for c in settings)
+    same = [name for name in one if one[name] == other[name]]
+    assert same == ["prompts", "generate", "pretrain"]
+
+
 def test_fresh_deletes_the_runs_of_the_grid_and_nothing_else(swept, tmp_path):
     import shutil
 

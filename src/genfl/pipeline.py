@@ -187,13 +187,14 @@ def _execute(run: Run, until: str, others: Sequence[Path]) -> dict[str, Any] | N
 
 def keyed(config: Config) -> Iterator[tuple[Stage, str]]:
     """Yields each stage the config wants with the key of its output: a digest of all that decides it."""
-    keys: dict[str, str] = {}
+    given: dict[str, str] = {}  # what the output is to the stages after it
     for stage in STAGES:
         if not stage.wanted(config):
             continue
-        upstream = {name: keys[name] for name in stage.needs if name in keys}
-        keys[stage.name] = digest([stage.name, stage.version, stage.inputs(config), upstream])
-        yield stage, keys[stage.name]
+        upstream = {name: given[name] for name in stage.needs if name in given}
+        key = digest([stage.name, stage.version, stage.inputs(config), upstream])
+        given[stage.name] = digest([stage.name, stage.version, stage.gives(config)]) if stage.gives else key
+        yield stage, key
 
 
 def _bring_up_to_date(stage: Stage, key: str, run: Run, others: Sequence[Path]) -> bool:

@@ -27,6 +27,7 @@ class Stage(NamedTuple):
         check: Raises InputError for what the schema cannot see (files, models, splits), before any stage
             works.
         wanted: Whether a config has any use for it; where not, it is left out.
+        gives: What stages after it read of its output, where the config alone says that; None for all of it.
     """
 
     name: str
@@ -39,3 +40,4 @@ class Stage(NamedTuple):
     check: Callable[[Config], object] = lambda config: None
     keeps: bool = False
     wanted: Callable[[Config], bool] = lambda config: True
+    gives: Callable[[Config], Any] | None = None

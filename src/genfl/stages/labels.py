@@ -58,4 +58,11 @@ def _check(config: Config) -> None:
         raise InputError(f"labels: {error}") from error
 
 
-STAGE = Stage("labels", "labels", 1, _inputs, (), _run, check=_check)
+def _names(config: Config) -> Any:
+    """Returns the names that there are to be found: who holds which is of no interest to other stages."""
+    labels = data_set(config.data).train.labels
+    names = {labels[row] for rows in parts(config, config.seeds[0]) for row in rows}
+    return [data_key(config.data), sorted(names), config.labels.max_bytes]
+
+
+STAGE = Stage("labels", "labels", 1, _inputs, (), _run, check=_check, gives=_names)
