@@ -479,7 +479,8 @@ def test_fedets_clients_run_their_architecture_and_one_nobody_ran_stays_as_it_wa
         batch_size=128,
         key=Key(0),
     )
-    assert close(after["weights"], expected)
+    # of the bias before batch norm the gradient is zero but for rounding, which Adam makes a larger step of
+    assert close(after["weights"], expected, 1e-9)
 
 
 def test_fedets_small_models_start_from_the_key(float64):
