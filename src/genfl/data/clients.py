@@ -166,8 +166,11 @@ class ClientData:
     def as_one(self, clients: Iterable[int]) -> ClientData:
         """Returns the data of one client that holds what these clients hold, and nothing else."""
         rows = np.concatenate([self._rows(client).numpy() for client in clients])
-        rows = np.concatenate([rows[rows < self.first_generated], rows[rows >= self.first_generated]])
-        return self._like_this(ClientData(self.x, self.y, [rows], self.classes, self.prepare))
+        rows = rows[np.argsort(rows >= self.first_generated, kind="stable")]
+        one = ClientData(self.x, self.y, [rows], self.classes, self.prepare)
+        one.augments, one.first_generated = self.augments, self.first_generated
+        one.weighs_generated = self.weighs_generated
+        return one
 
     def enriched(
         self,
@@ -192,11 +195,6 @@ class ClientData:
         both.augments = [*self.augments, (range(len(self.x), len(both.x)), augment)]
         both.first_generated, both.weighs_generated = len(self.x), weigh
         return both
-
-    def _like_this(self, other: ClientData) -> ClientData:
-        other.augments, other.first_generated = self.augments, self.first_generated
-        other.weighs_generated = self.weighs_generated
-        return other
 
     def _rows(self, client: int) -> Tensor:
         return self._between(self._start(client), int(self.ends[client]))

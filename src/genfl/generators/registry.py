@@ -53,8 +53,8 @@ class GeneratorEntry(NamedTuple):
         check: Refuses options that cannot work, without generating.
         facts: Returns what a data card says of it.
         prompted: Whether samples are made from prompts.
-        guided: Whether real examples can guide a generator of this kind.
-        unguided: Says why none can guide one with these options, and the fix; None where one can.
+        unguided: Says why no real example can guide one with these options, and the fix; None where one can.
+            It is there for the kinds that can be guided at all.
     """
 
     modalities: Collection[Modality]
@@ -64,8 +64,7 @@ class GeneratorEntry(NamedTuple):
     check: Callable[[Options, Purpose], None]
     facts: Callable[[Options], dict[str, Any]]
     prompted: bool = True
-    guided: bool = False
-    unguided: Callable[[Options], str | None] = lambda options: None
+    unguided: Callable[[Options], str | None] | None = None
 
 
 def _image(options: Options, purpose: Purpose) -> Generator:
@@ -160,7 +159,6 @@ GENERATORS: dict[str, GeneratorEntry] = {
         lambda options, modality: image.fingerprint(options["model"]),
         _check_image,
         _diffusion_facts,
-        guided=True,
         unguided=lambda options: image.unguided(options["model"]),
     ),
     "speech": GeneratorEntry(
@@ -191,7 +189,6 @@ GENERATORS: dict[str, GeneratorEntry] = {
             "run by": options["base_url"] or "transformers",
             "recorded from the world": "nothing, but for what the model remembers",
         },
-        guided=True,
         unguided=text.unguided,
     ),
     "files": GeneratorEntry(

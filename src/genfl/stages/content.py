@@ -179,7 +179,8 @@ def check(config: Config) -> None:
 def _unguided(config: Config) -> str | None:
     """Says why no real example can guide a config's generator, and the fix; None where one can."""
     kind = config.generator.kind
-    if not GENERATORS[kind].guided:
-        able = ", ".join(name for name, entry in GENERATORS.items() if entry.guided)
+    unguided = GENERATORS[kind].unguided
+    if unguided is None:
+        able = ", ".join(name for name, entry in GENERATORS.items() if entry.unguided)
         return f"no real example can guide {kind}; use prompt, or one of the kinds of generator {able}"
-    return GENERATORS[kind].unguided(config.generator.model_dump(exclude={"kind"}))
+    return unguided(config.generator.model_dump(exclude={"kind"}))
