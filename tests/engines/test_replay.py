@@ -14,6 +14,7 @@ from genfl.data.plans import Batches
 from genfl.engines import replay
 from genfl.engines.base import Work
 from genfl.engines.choice import engine
+from genfl.engines.graphs import graph_of
 from genfl.engines.parallel import Parallel
 from genfl.engines.replay import Replaying, replayed
 from genfl.engines.rounds import Schedule, federate
@@ -212,3 +213,37 @@ def test_an_error_in_a_step_is_the_steps_own(clients):
     for _ in range(8):
         with pytest.raises(ZeroDivisionError):
             step({"w": torch.zeros(3)}, {"x": torch.ones(1)}, Key(0))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pooling_in_another_order_of_memory_gives_the_same_bits(precision):
+    """Also where the greatest number stands in several places of a window: gradients go to the first."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 1, 8, 8, generator=rng).clamp(min=0.5)  # much of an image is one number
+    clients = ClientData(x, torch.arange(80) % 3, list(torch.arange(80).view(4, 20).numpy()), CLASSES)
+    task = classification(partial(CNN, (1, 8, 8), CLASSES, 16), (1, 8, 8), precision)
+    algorithm = ALGORITHMS["fedavg"].build(task, LocalSGD(0.1), {})
+    run = Replaying(Sequential(clients))
+    mine, other = play(task, algorithm, clients, run), play(task, algorithm, clients, Sequential(clients))
+    assert_same(mine.weights, other.weights)
+    (form,) = forms(run)
+    operations = [str(node.target) for node in form.recording.run.__self__.graph.nodes]
+    pools = [place for place, name in enumerate(operations) if name == "aten.max_pool2d_with_indices.default"]
+    assert len(pools) == 2
+    assert all("aten.clone" in operations[place - 1] for place in pools)
+
+
+def test_operations_that_do_nothing_are_left_out_but_for_those_whose_result_is_changed():
+    def useless(x):
+        return [x.view(x.shape).expand(x.shape) * 1 + x.permute(0, 1)]
+
+    def changing(x):
+        y = x + 1
+        y.view(y.shape).unsqueeze_(0)
+        y.view(y.shape).mul_(2)
+        return [y]
+
+    x = torch.randn(3, 4)
+    assert "aten.view" not in str(graph_of(useless, x).__self__.graph)
+    for function in (useless, changing):
+        assert torch.equal(graph_of(function, x)(x)[0], function(x)[0])

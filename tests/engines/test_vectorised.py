@@ -1,5 +1,6 @@
 """The vectorised engine: what the sequential one gives, to rounding, whatever is batched with what."""
 
+import contextlib
 import itertools
 from functools import partial
 
@@ -12,9 +13,10 @@ from genfl.algorithms.base import Client
 from genfl.data.clients import ClientData
 from genfl.data.plans import Batches
 from genfl.engines.base import Work
+from genfl.engines.parallel import Parallel
 from genfl.engines.rounds import Schedule, federate
 from genfl.engines.sequential import Sequential
-from genfl.engines.vectorised import Vectorised
+from genfl.engines.vectorised import Together, Vectorised
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import MLP, Stack
@@ -98,6 +100,46 @@ def test_every_algorithm_gives_what_the_sequential_engine_gives(clients, name, c
             assert_close(mine.memories[client], memory, tolerance)
         assert mine.uplink_bytes == other.uplink_bytes
         assert mine.refused == other.refused == {}
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_recorded_steps_of_batches_are_what_the_steps_are(float64, name):
+    """Clients of one size, so that batches have one form, and enough steps to compare and to replay."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(120, *SHAPE, generator=rng), torch.randint(CLASSES, (120,), generator=rng)
+    clients = ClientData(x, y, list(torch.arange(120).view(6, 20).numpy()), CLASSES)
+    engine = Vectorised(clients, after=0)
+    mine, other = play(name, clients, engine, 1)[0], play(name, clients, Sequential(clients), 1)[0]
+    assert_close(aggregated(mine), aggregated(other), 1e-9)
+    assert any(replays.believed for replays in engine.run._replays.values())
+    assert not any(replays.hopeless for replays in engine.run._replays.values())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedgen", "fedet"])
+def test_workers_take_equal_shares_of_the_cohort(clients, name, workers):
+    reference = play(name, clients, Sequential(clients), 2)
+    with contextlib.closing(Parallel(clients, workers=workers, together=Together(clients))) as parallel:
+        outcomes = play(name, clients, parallel, 2)
+    for mine, other, tolerance in zip(outcomes, reference, (1e-9, 1e-5), strict=True):
+        assert_close(aggregated(mine), aggregated(other), tolerance)
+        for client, memory in other.memories.items():
+            assert_close(mine.memories[client], memory, tolerance)
+        assert mine.uplink_bytes == other.uplink_bytes
+
+
+def test_a_worker_refuses_the_work_of_one_client_of_its_share(clients):
+    program = Client(
+        lambda message, memory, facts, key: {"w": torch.ones(2), "samples": facts["samples"]},
+        lambda carry, batch, key: {**carry, "w": carry["w"] / (carry["samples"] - 4)},  # client 2 has 4
+        lambda carry: ({"w": carry["w"]}, {"w": carry["w"]}),
+        {"w": "each"},
+    )
+    with contextlib.closing(Parallel(clients, workers=2, together=Together(clients))) as parallel:
+        mine = parallel(program, jobs({}))
+    other = Sequential(clients)(program, jobs({}))
+    assert mine.refused == other.refused == {2: "it holds NaN or infinite values"}
+    assert_close(aggregated(mine), aggregated(other), 1e-12)
 
 
 def jobs(message, steps=2):
@@ -210,7 +252,7 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_work_done_again(client
     work = jobs({}, steps=1)
     mine, other = engine(program, work), Sequential(clients)(program, work)
     assert_close(mine.aggregate, other.aggregate, 1e-9)
-    assert engine.chunk <= 2
+    assert engine.run.chunk <= 2
     assert "memory does not suffice for" in caplog.text
     batches.clear()
     engine(program, work)

@@ -153,13 +153,16 @@ class ClientData:
         return {"x": x, "y": self.y[index]}
 
     def batches(
-        self, clients: Sequence[int], rows: Sequence[Tensor], keys: Sequence[Key]
+        self, clients: Sequence[int], rows: Sequence[Tensor], keys: Callable[[], Sequence[Key]]
     ) -> dict[str, Tensor]:
         """Returns what `batch` gives for each of several clients, stacked; they take equally many rows."""
         if any(augment is not None for _, augment in self.augments):
-            each = [self.batch(*asked) for asked in zip(clients, rows, keys, strict=True)]
+            each = [self.batch(*asked) for asked in zip(clients, rows, keys(), strict=True)]
             return {name: torch.stack([batch[name] for batch in each]) for name in each[0]}
-        index = torch.cat([self._rows(k)[own] for k, own in zip(clients, rows, strict=True)])
+        starts = torch.tensor([self._start(client) for client in clients])
+        index = (torch.stack(list(rows)) + starts[:, None]).flatten()
+        if self.rows is not None:
+            index = self.rows[index]
         found = {"x": self.prepare(self.x[index]), "y": self.y[index]}
         return {name: value.unflatten(0, (len(clients), -1)) for name, value in found.items()}
 

@@ -37,8 +37,10 @@ class Data(Protocol):
 class ManyData(Data, Protocol):
     """What an engine that batches clients asks for."""
 
-    def batches(self, clients: Sequence[int], rows: Sequence[Tensor], keys: Sequence[Key]) -> Batch:
-        """Returns what `batch` gives for each client, stacked."""
+    def batches(
+        self, clients: Sequence[int], rows: Sequence[Tensor], keys: Callable[[], Sequence[Key]]
+    ) -> Batch:
+        """Returns what `batch` gives for each client, stacked; the keys are made only if they are needed."""
         ...
 
 
@@ -114,6 +116,46 @@ class Forms:
         return self.known[name]
 
 
+class Done(NamedTuple):
+    """What a client's work gave.
+
+    Attributes:
+        client: Its number.
+        upload: What it sends.
+        memory: What it keeps.
+        wrong: Why it must not be counted; None for good work.
+    """
+
+    client: int
+    upload: Tree
+    memory: Tree
+    wrong: str | None
+
+
+Form = Callable[[Work], tuple[Tree, Tree]]
+"""``(job) -> upload and memory`` of the form that its work must give."""
+
+Run = Callable[[Client, Sequence[Work], Form], Iterator[Done]]
+"""How one process does a program's work, on one thread: each client in its turn, or many at a time."""
+
+
+class OneByOne:
+    """Runs clients alone, in the order they come in.
+
+    Args:
+        data: What the clients hold.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __call__(self, program: Client, work: Sequence[Work], form: Form) -> Iterator[Done]:
+        """Runs the program for each client; see `Run`."""
+        for job in work:
+            upload, memory = run_client(program, self.data, job)
+            yield Done(job.client, upload, memory, problem(upload, memory, form(job)))
+
+
 class Outcome(NamedTuple):
     """What a cohort's work came to.
 
@@ -143,7 +185,7 @@ class Reduction(Protocol):
     """Adds up uploads that arrive one by one, in the order of client numbers."""
 
     def add(self, client: int, upload: Tree) -> None:
-        """Takes one client's upload."""
+        """Takes one client's upload, whose tensors may hold something else after this round."""
         ...
 
     def result(self) -> Tree:
@@ -164,23 +206,14 @@ class Tally:
         self.refused: dict[int, str] = {}
         self.uplink = dict.fromkeys(program.reductions, 0)
 
-    def add(self, client: int, upload: Tree, memory: Tree, like: tuple[Tree, Tree]) -> None:
-        """Takes what a client's work gave, if upload and memory are of the forms `like`."""
-        wrong = problem(upload, memory, like)
-        if wrong:
-            self.refuse(client, wrong)
-        else:
-            self.count(client, upload, memory)
-
-    def refuse(self, client: int, why: str) -> None:
-        """Leaves a client out of the round."""
-        self.refused[client] = why
-
-    def count(self, client: int, upload: Tree, memory: Tree) -> None:
-        """Takes what a client's work gave, checked already."""
-        self.reduction.add(client, upload)
-        self.memories[client] = memory
-        for name, value in upload.items():
+    def add(self, done: Done) -> None:
+        """Takes what a client's work gave."""
+        if done.wrong:
+            self.refused[done.client] = done.wrong
+            return
+        self.reduction.add(done.client, done.upload)
+        self.memories[done.client] = done.memory
+        for name, value in done.upload.items():
             self.uplink[name] += trees.num_bytes(value)
 
     def outcome(self) -> Outcome:

@@ -1,4 +1,4 @@
-"""Worker processes on one machine, one thread each: the same bits as `sequential`, on all cores."""
+"""Worker processes on one machine, one thread each, on all cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import Client
-from genfl.engines.base import Data, Forms, Outcome, Reduce, Tally, Work, kinds, problem, run_client
+from genfl.engines.base import Data, Done, Forms, OneByOne, Outcome, Reduce, Run, Tally, Work, kinds
 from genfl.engines.reductions import Plain
 from genfl.errors import GenflError
 from genfl.trees import Tree
@@ -40,6 +40,8 @@ class WorkerDied(Exception):
 class Parallel:
     """Deals a cohort out to worker processes, the longest work first.
 
+    By default clients run alone, which gives the bits of `sequential`, whatever the number of workers.
+
     Workers are forked when a program is first run and stay for the following rounds. Programs and data are
     theirs by the fork, and messages, memories and uploads lie in anonymous shared memory, so that no tensor
     is pickled; nothing has a name on the system that could be left behind. Uploads are added in the order of
@@ -52,15 +54,19 @@ class Parallel:
         data: What the clients hold.
         reduce: How uploads are added up.
         workers: How many processes; as many as this process may use cores, if None.
+        together: How a worker does an equal share of the cohort at once; None deals clients out one by one.
     """
 
-    def __init__(self, data: Data, reduce: Reduce = Plain, workers: int | None = None) -> None:
+    def __init__(
+        self, data: Data, reduce: Reduce = Plain, workers: int | None = None, together: Run | None = None
+    ) -> None:
         why_not = refusal()
         if why_not:
             raise GenflError(f"engine parallel: {why_not}; use sequential")
         self.data = data
         self.reduce = reduce
         self.workers = workers or cores()
+        self.together = together
         self._kinds: dict[str, _Kind] = {}
         self._program: Client | None = None
         self._pool: _Pool | None = None
@@ -88,7 +94,7 @@ class Parallel:
         for job, name in zip(work, kinds(work), strict=True):
             by_kind.setdefault(name, []).append(job)
         for name, same in by_kind.items():
-            messages = len({_identity(job.message) for job in same})
+            messages = len(set(_identities(same)))
             room = self._kinds.get(name)
             if room is None:
                 room = _Kind(same[0].message, same[0].memory, *forms(same[0]), messages=0, clients=0)
@@ -111,14 +117,11 @@ class Parallel:
             self._program, self._kinds = program, {}
         if not self._learn_kinds(program, work) or self._pool is None:
             self.close()
-            self._pool = _Pool(program, self.data, self._kinds, min(self.workers, len(work)))
-        results = self._pool.run(work)
+            workers = min(self.workers, len(work))
+            self._pool = _Pool(program, self.data, self._kinds, workers, self.together)
         tally = Tally(self.reduce(dict(program.reductions)), program)
-        for client, result in sorted(results.items()):
-            if isinstance(result, str):
-                tally.refuse(client, result)
-            else:
-                tally.count(client, *result)
+        for done in sorted(self._pool.run(work), key=lambda done: done.client):
+            tally.add(done)
         return tally.outcome()
 
 
@@ -164,9 +167,6 @@ class _Shared:
         """Takes a tree of the same form: copying would silently stretch and cast another."""
         trees.map(lambda place, value: place.copy_(value), self.tree, tree)
 
-    def read(self) -> Tree:
-        return trees.map(torch.clone, self.tree)
-
 
 class _Slot(NamedTuple):
     """Where one client's memory goes in, and its upload and new memory come out."""
@@ -188,7 +188,7 @@ class _Kind(NamedTuple):
 
 
 class _Order(NamedTuple):
-    """What a worker is told: everything else it has by the fork, or in shared memory."""
+    """One client's work as a worker is told it: the rest it has by the fork, or in shared memory."""
 
     job: Work
     kind: str
@@ -199,9 +199,12 @@ class _Order(NamedTuple):
 class _Pool:
     """Workers for one program, with room for a cohort's messages and uploads of each kind."""
 
-    def __init__(self, program: Client, data: Data, kinds: dict[str, _Kind], workers: int) -> None:
+    def __init__(
+        self, program: Client, data: Data, kinds: dict[str, _Kind], workers: int, together: Run | None
+    ) -> None:
         self.program = program
         self.data = data
+        self.together = together
         self.messages = {
             name: [_Shared(room.message) for _ in range(room.messages)] for name, room in kinds.items()
         }
@@ -223,20 +226,22 @@ class _Pool:
             self.processes.append(process)
             theirs.close()
 
-    def run(self, work: Sequence[Work]) -> dict[int, str | tuple[Tree, Tree]]:
-        """Returns for each client its upload and memory, or why the upload must not be counted."""
+    def run(self, work: Sequence[Work]) -> list[Done]:
+        """Returns what each client's work gave, in any order; the uploads lie where the next round's will."""
         orders = self._orders(work)
         orders.sort(key=lambda order: (-_length(order.job, self.data), order.job.client))
-        waiting = iter(orders)
-        busy: dict[Any, _Order] = {}
-        results: dict[int, str | tuple[Tree, Tree]] = {}
+        workers = len(self.connections)
+        shares = [orders[i::workers] for i in range(workers)] if self.together else [[o] for o in orders]
+        waiting = iter(shares)
+        busy: dict[Any, list[_Order]] = {}
+        results: list[Done] = []
 
         def next_for(connection: Connection) -> None:
-            order = next(waiting, None)
-            if order is not None:
-                busy[connection] = order
+            share = next(waiting, None)
+            if share:
+                busy[connection] = share
                 # What lies in shared memory, or is there by the fork, is not sent.
-                connection.send(order._replace(job=order.job._replace(message=None, memory=None)))
+                connection.send([o._replace(job=o.job._replace(message=None, memory=None)) for o in share])
 
         try:
             for connection in self.connections:
@@ -244,12 +249,15 @@ class _Pool:
             while busy:
                 ready = wait([*busy, *(process.sentinel for process in self.processes)])
                 for connection in [c for c in ready if isinstance(c, Connection)]:
-                    failure, refusal = connection.recv()
-                    order = busy.pop(connection)
+                    failure, wrong = connection.recv()
+                    share = busy.pop(connection)
                     if failure:
-                        raise GenflError(f"client {order.job.client} failed in a worker:\n{failure}")
-                    slot = self.slots[order.kind][order.slot]
-                    results[order.job.client] = refusal or (slot.upload.read(), slot.remembered.read())
+                        who = ", ".join(str(order.job.client) for order in share)
+                        raise GenflError(f"client {who} failed in a worker:\n{failure}")
+                    for order in share:
+                        slot, client = self.slots[order.kind][order.slot], order.job.client
+                        memory = trees.map(torch.clone, slot.remembered.tree)
+                        results.append(Done(client, slot.upload.tree, memory, wrong.get(client)))
                     next_for(connection)
                 if not all(process.is_alive() for process in self.processes):
                     raise WorkerDied
@@ -272,9 +280,9 @@ class _Pool:
         orders = []
         written: dict[str, dict[tuple[int, ...], int]] = {}
         slots: dict[str, Callable[[], int]] = {}
-        for job, name in zip(work, kinds(work), strict=True):
+        identities = _identities(work)
+        for job, name, identity in zip(work, kinds(work), identities, strict=True):
             places = written.setdefault(name, {})
-            identity = _identity(job.message)
             if identity not in places:
                 places[identity] = len(places)
                 self.messages[name][places[identity]].write(job.message)
@@ -290,32 +298,53 @@ class _Pool:
         for inherited in self.connections:
             inherited.close()  # or no worker would notice that the parent is gone
         torch.set_num_threads(1)
+        run = self.together or OneByOne(self.data)
         while True:
             try:
-                order: _Order = connection.recv()
+                share: list[_Order] = connection.recv()
             except EOFError:
                 return
-            slot = self.slots[order.kind][order.slot]
-            message = self.messages[order.kind][order.message].tree
-            job = order.job._replace(message=message, memory=slot.memory.tree)
-            failure = refusal = None
             try:
-                upload, memory = run_client(self.program, self.data, job)
-                refusal = problem(upload, memory, (slot.upload.tree, slot.remembered.tree))
-                if refusal is None:
-                    slot.upload.write(upload)
-                    slot.remembered.write(memory)
+                answer: tuple[str | None, dict[int, str]] = (None, self._work(run, share))
             except Exception:
-                failure = traceback.format_exc()
+                answer = traceback.format_exc(), {}
             try:
-                connection.send((failure, refusal))
+                connection.send(answer)
             except BrokenPipeError:
                 return
+
+    def _work(self, run: Run, share: list[_Order]) -> dict[int, str]:
+        """Does a share of a round in a worker; returns why uploads must not be counted, by client."""
+        slots = {order.job.client: self.slots[order.kind][order.slot] for order in share}
+        jobs = [
+            order.job._replace(
+                message=self.messages[order.kind][order.message].tree,
+                memory=slots[order.job.client].memory.tree,
+            )
+            for order in share
+        ]
+
+        def form(job: Work) -> tuple[Tree, Tree]:
+            return slots[job.client].upload.tree, slots[job.client].remembered.tree
+
+        wrong = {}
+        for done in run(self.program, jobs, form):
+            if done.wrong:
+                wrong[done.client] = done.wrong
+            else:
+                slots[done.client].upload.write(done.upload)
+                slots[done.client].remembered.write(done.memory)
+        return wrong
 
 
 def _length(job: Work, data: Data) -> int:
     return job.batches.length(*data.sizes(job.client)) if job.batches else 0
 
 
-def _identity(message: Tree) -> tuple[int, ...]:
-    return tuple(map(id, trees.leaves(message)))
+def _identities(work: Sequence[Work]) -> list[tuple[int, ...]]:
+    """Returns for each piece of work what is the same for those that are sent the same tensors."""
+    known: dict[int, tuple[int, ...]] = {}
+    for job in work:
+        if id(job.message) not in known:
+            known[id(job.message)] = tuple(map(id, trees.leaves(job.message)))
+    return [known[id(job.message)] for job in work]

@@ -26,10 +26,11 @@ class Plain:
         """Takes one client's upload."""
         for name, value in upload.items():
             if self.reductions[name] == "each":
-                self.aggregate.setdefault(name, []).append(value)
+                self.aggregate.setdefault(name, []).append(trees.map(torch.clone, value))
+            elif name in self.aggregate:
+                trees.map(Tensor.add_, self.aggregate[name], value)
             else:
-                before = self.aggregate.get(name)
-                self.aggregate[name] = value if before is None else trees.add(before, value)
+                self.aggregate[name] = trees.map(torch.clone, value)
 
     def result(self) -> Tree:
         """Returns the aggregate of all uploads taken."""

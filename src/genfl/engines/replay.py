@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,16 +13,26 @@ from torch import Tensor
 from genfl import trees
 from genfl.algorithms.base import Client
 from genfl.engines.base import Engine, Outcome, Work
+from genfl.engines.graphs import graph_of
 from genfl.rng import Sampler, Stream
 from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
 
 AFTER = 1000
-"""Steps of one form that a process takes before it records one, which costs it about a second."""
+"""Clients' steps of one form that a process takes before it records one, which costs it about a second."""
 
 TRIALS = 3
 """Replays that are compared with the step itself before they are believed."""
+
+Step = Callable[[Tree, Tree, Stream], Tree]
+"""``(carry, batch, stream) -> carry``."""
+
+Path = tuple[int | str, ...]
+"""A place in a step's stream."""
+
+Draw = Callable[[Path, Sampler, list[Tensor], list[int]], Any]
+"""``(path, sampler, given, places) -> drawn``, given some of a step's inputs, and their places among them."""
 
 
 class Replaying:
@@ -31,85 +40,138 @@ class Replaying:
 
     Args:
         engine: What executes the work.
+        after: Steps that are taken before one is recorded.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, after: int | None = None) -> None:
         self.engine = engine
+        self.after = AFTER if after is None else after
         self._program: Client | None = None
 
     def __call__(self, program: Client, work: Sequence[Work]) -> Outcome:
         """Runs the program for each client of the cohort; see `genfl.engines.base.Engine`."""
         if program is not self._program:
-            self._program, self._replayed = program, replayed(program)
+            self._program, self._replayed = program, replayed(program, self.after)
         return self.engine(self._replayed, work)
 
 
-def replayed(program: Client) -> Client:
+def replayed(program: Client, after: int | None = None) -> Client:
     """Returns a program of the same bits whose step, after many, replays the tensor operations of one.
 
     What a step draws is no part of the recording: it is drawn anew, from the step's stream. A step that
     cannot be recorded, or whose replays differ from it in one bit, runs as it is.
     """
-    return program._replace(step=_Step(program.step))
+    return program._replace(step=_Step(program.step, AFTER if after is None else after))
 
 
 class _CannotReplay(Exception):
     """Says why."""
 
 
-@dataclass
-class _Form:
-    """Steps whose carries and batches are of one form."""
+class Replays:
+    """Replays of steps whose carries and batches are of one form.
 
-    taken: int = 0
-    recording: _Recording | None = None
-    hopeless: bool = False
+    Args:
+        after: Clients' steps that are taken before one is recorded.
+    """
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+        self.taken = 0
+        self.compared = 0
+        self.recording: Recording | None = None
+        self.hopeless = False
+
+    @property
+    def believed(self) -> bool:
+        """Whether enough replays were the same as the step itself."""
+        return self.compared >= TRIALS and not self.hopeless
+
+    def replay(
+        self,
+        record: Callable[[], Recording],
+        carry: list[Any],
+        batch: list[Any],
+        draw: Draw,
+        clients: int = 1,
+    ) -> list[Any] | None:
+        """Returns the leaves of the carry after a step; to be compared with the step's own if not `believed`.
+
+        Args:
+            record: Records the step.
+            carry: The leaves before it.
+            batch: Those of its batch.
+            draw: How it draws.
+            clients: How many clients take it.
+
+        Returns:
+            None if it is not replayed.
+        """
+        self.taken += clients
+        if self.hopeless or self.taken <= self.after:
+            return None
+        try:
+            if self.recording is None:
+                self.recording = record()
+            return self.recording(carry, batch, draw)
+        except Exception as error:  # whatever it is, the step itself can do without
+            self._give_up(str(error).partition("\n")[0])
+            return None
+
+    def compare(self, replayed: list[Any], own: list[Any]) -> None:
+        """Takes the leaves that a replay gave, and those that the step gave."""
+        self.compared += 1
+        if not all(map(_same, replayed, own)):
+            self._give_up("its replays differ from it")
+
+    def _give_up(self, why: str) -> None:
+        self.hopeless, self.recording = True, None
+        log.info("a client's step is not replayed: %s", why)
 
 
 class _Step:
     """A step that records itself, for every form of carry and batch."""
 
-    def __init__(self, step: Callable[[Tree, Tree, Stream], Tree]) -> None:
+    def __init__(self, step: Step, after: int) -> None:
         self.step = step
-        self.forms: dict[Any, _Form] = {}
+        self.after = after
+        self.forms: dict[Any, Replays] = {}
         self.last: tuple[Tree, Any, list[Any]] = (None, None, [])  # carry, its form and leaves
 
     def __call__(self, carry: Tree, batch: Tree, key: Stream) -> Tree:
         if carry is not self.last[0]:
-            self.last = (carry, _form(carry), trees.leaves(carry))
+            self.last = (carry, form_of(carry), trees.leaves(carry))
         _, of_carry, leaves = self.last
-        form = self.forms.setdefault((of_carry, _form(batch)), _Form())
-        form.taken += 1
-        if form.hopeless or form.taken <= AFTER:
-            return self.step(carry, batch, key)
-        try:
-            if form.recording is None:
-                form.recording = _record(self.step, carry, batch, key)
-            after = form.recording(leaves, trees.leaves(batch), key)
-        except Exception as error:  # whatever it is, the step itself can do without
-            form.hopeless = True
-            log.info("a client's step is not replayed: %s", str(error).partition("\n")[0])
-            return self.step(carry, batch, key)
-        if form.taken > AFTER + TRIALS:
+        form = of_carry, form_of(batch)
+        if form not in self.forms:
+            self.forms[form] = Replays(self.after)
+        replays = self.forms[form]
+
+        def draw(path: Path, sampler: Sampler, given: list[Tensor], places: list[int]) -> Any:
+            return key.fold(*path).draw(sampler, *given)
+
+        after = replays.replay(
+            lambda: record(self.step, carry, batch, key), leaves, trees.leaves(batch), draw
+        )
+        if after is not None and replays.believed:
             result = trees.unflatten(carry, after)
             self.last = (result, of_carry, after)
             return result
         expected = self.step(carry, batch, key)
-        if not all(map(_same, after, trees.leaves(expected))):
-            form.hopeless = True
-            log.info("a client's step is not replayed: its replays differ from it")
+        if after is not None:
+            replays.compare(after, trees.leaves(expected))
         return expected
 
 
-class _Draw(NamedTuple):
+class Drawn(NamedTuple):
     """Something a step draws: where in its stream, how, and from which of its inputs."""
 
-    path: tuple[int | str, ...]
+    path: Path
     sampler: Sampler
     given: list[int]
 
 
-class _Recording(NamedTuple):
+class Recording(NamedTuple):
     """The tensor operations of a step.
 
     Attributes:
@@ -119,17 +181,17 @@ class _Recording(NamedTuple):
         moving: The places of the leaves that a step changes.
     """
 
-    run: Callable[..., list[Tensor]]
+    run: Callable[..., Sequence[Tensor]]
     tensors: list[int]
-    draws: list[_Draw]
+    draws: list[Drawn]
     moving: list[int]
 
-    def __call__(self, carry: list[Any], batch: list[Any], key: Stream) -> list[Any]:
+    def __call__(self, carry: list[Any], batch: list[Any], draw: Draw) -> list[Any]:
         """Returns the leaves of the carry after a step."""
         inputs = carry + batch
         drawn: list[Tensor] = []
         for path, sampler, given in self.draws:
-            drawn += _several(key.fold(*path).draw(sampler, *(inputs[place] for place in given)))
+            drawn += _several(draw(path, sampler, [inputs[place] for place in given], given))
         with torch.no_grad():
             moved = self.run(*(inputs[place] for place in self.tensors), *drawn)
         after = list(carry)
@@ -138,23 +200,36 @@ class _Recording(NamedTuple):
         return after
 
 
-def _record(step: Callable[[Tree, Tree, Stream], Tree], carry: Tree, batch: Tree, key: Stream) -> _Recording:
-    from torch.fx.experimental.proxy_tensor import make_fx
+def record(step: Step, carry: Tree, batch: Tree, key: Stream) -> Recording:
+    """Records a client's step.
 
+    Raises:
+        Exception: It cannot be recorded.
+    """
+    recording, inputs, drawn = trace(step, carry, batch, key)
+    return recording._replace(run=graph_of(recording.run, *inputs, *drawn))
+
+
+def trace(step: Step, carry: Tree, batch: Tree, key: Stream) -> tuple[Recording, list[Tensor], list[Tensor]]:
+    """Makes a client's step a function of tensors alone, what it draws among them.
+
+    Returns:
+        A recording that runs the step's own Python, the tensors among the inputs, and those drawn.
+    """
     leaves = trees.leaves(carry)
     # The message's weights are also where training starts: what is one tensor here need not be later.
     inputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves + trees.leaves(batch)]
     tensors = [place for place, leaf in enumerate(inputs) if isinstance(leaf, Tensor)]
 
-    def take(inputs: list[Any], stream: Stream) -> list[Any]:
+    def take(inputs: list[Any], stream: Stream) -> Tree:
         count = len(leaves)
-        after = step(trees.unflatten(carry, inputs[:count]), trees.unflatten(batch, inputs[count:]), stream)
-        if _form(after) != _form(carry):
-            raise _CannotReplay("it changes the form of its carry")
-        return trees.leaves(after)
+        return step(trees.unflatten(carry, inputs[:count]), trees.unflatten(batch, inputs[count:]), stream)
 
     spy = _Spy(key, inputs, [], [])
-    after = take(inputs, spy)
+    stepped = take(inputs, spy)
+    if form_of(stepped) != form_of(carry):
+        raise _CannotReplay("it changes the form of its carry")
+    after = trees.leaves(stepped)
     moving = [place for place, leaf in enumerate(after) if leaf is not inputs[place]]
 
     def again(*flat: Tensor) -> list[Tensor]:
@@ -163,17 +238,11 @@ def _record(step: Callable[[Tree, Tree, Stream], Tree], carry: Tree, batch: Tree
             own[place] = leaf
         rest = iter(flat[len(tensors) :])
         drawn = [tuple(islice(rest, len(v))) if isinstance(v, tuple) else next(rest) for v in spy.drawn]
-        after = take(own, _Told(iter(drawn)))
+        after = trees.leaves(take(own, _Told(iter(drawn))))
         return [after[place] for place in moving]
 
     drawn = [tensor for value in spy.drawn for tensor in _several(value)]
-    graph = make_fx(again)(*(inputs[place] for place in tensors), *drawn)
-    for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.detach.default:  # without autograd, a tensor's other name
-            node.replace_all_uses_with(node.args[0])
-            graph.graph.erase_node(node)
-    graph.recompile()
-    return _Recording(graph.forward, tensors, spy.draws, moving)
+    return Recording(again, tensors, spy.draws, moving), [inputs[place] for place in tensors], drawn
 
 
 class _Spy(NamedTuple):
@@ -181,9 +250,9 @@ class _Spy(NamedTuple):
 
     key: Stream
     inputs: list[Any]
-    draws: list[_Draw]
+    draws: list[Drawn]
     drawn: list[Any]
-    path: tuple[int | str, ...] = ()
+    path: Path = ()
 
     def fold(self, *address: int | str) -> _Spy:
         return self._replace(path=self.path + address)
@@ -193,7 +262,7 @@ class _Spy(NamedTuple):
         if len(places) != len(given):
             raise _CannotReplay("it draws from what it computes")
         value = self.key.fold(*self.path).draw(sampler, *given)
-        self.draws.append(_Draw(self.path, sampler, places))
+        self.draws.append(Drawn(self.path, sampler, places))
         self.drawn.append(value)
         return value
 
@@ -222,10 +291,10 @@ def _same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0, 0, equal_nan=True))
 
 
-def _form(tree: Tree) -> Any:
+def form_of(tree: Tree) -> Any:
     """Returns what is equal for trees on which the same operations may be replayed."""
     if type(tree) is dict:
-        return tuple((name, _form(branch)) for name, branch in tree.items())
+        return tuple((name, form_of(branch)) for name, branch in tree.items())
     if isinstance(tree, Tensor):
         return tree.dtype, tree.device, tree.shape, tree.stride()
     return tree

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from genfl.algorithms.base import Client
-from genfl.engines.base import Data, Forms, Outcome, Reduce, Tally, Work, one_thread, run_client
+from genfl.engines.base import Data, Forms, OneByOne, Outcome, Reduce, Tally, Work, one_thread
 from genfl.engines.reductions import Plain
 
 
@@ -23,6 +23,7 @@ class Sequential:
     def __init__(self, data: Data, reduce: Reduce = Plain) -> None:
         self.data = data
         self.reduce = reduce
+        self._run = OneByOne(data)
         self._forms: Forms | None = None
 
     def __call__(self, program: Client, work: Sequence[Work]) -> Outcome:
@@ -31,6 +32,7 @@ class Sequential:
             self._forms = Forms(program, self.data)
         tally = Tally(self.reduce(dict(program.reductions)), program)
         with one_thread():
-            for job in sorted(work, key=lambda job: job.client):
-                tally.add(job.client, *run_client(program, self.data, job), like=self._forms(job))
+            in_order = sorted(work, key=lambda job: job.client)
+            for done in self._run(program, in_order, self._forms):
+                tally.add(done)
         return tally.outcome()

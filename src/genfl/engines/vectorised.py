@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import Client
+from genfl.engines import replay
 from genfl.engines.base import (
     NOT_FINITE,
+    Done,
+    Form,
     Forms,
     ManyData,
     Outcome,
@@ -25,9 +28,11 @@ from genfl.engines.base import (
     kinds,
     one_thread,
 )
+from genfl.engines.graphs import graph_of
 from genfl.engines.reductions import Plain
+from genfl.engines.replay import Path, Recording, Replays
 from genfl.learning.local import batched
-from genfl.rng import Key, Keys
+from genfl.rng import Key, Keys, Sampler
 from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
@@ -46,59 +51,43 @@ class _Job(NamedTuple):
     rows: list[Tensor]
 
 
-class _Result(NamedTuple):
-    """What a client's work gave, and why it must not be counted, if it must not."""
-
-    upload: Tree
-    memory: Tree
-    wrong: str | None
-
-
 _Finished = tuple[list[_Job], Tree, Tree]
 """Jobs that are done, with their uploads and memories stacked."""
 
 
-class Vectorised:
-    """Runs the clients of a cohort together, on one thread.
+class Together:
+    """Runs many clients as one: a step of theirs is one step of stacked models.
 
     Sums inside a batched operation may be added in another order than a client's alone, so results agree with
-    those of the other engines to rounding, not to the last bit. It pays where a step is short (MLPs, logistic
-    regression, small batches); a CPU's convolutions are faster one client at a time.
+    those of clients run alone to rounding, not to the last bit. It pays where a step is short: small models,
+    small batches.
 
     Clients whose batches, messages or memories differ in form are batched apart, and so are those with fewer
-    steps from the moment the others go on without them.
+    steps from the moment the others go on without them. After many steps of one form the tensor operations
+    of one are recorded and replayed; see `genfl.engines.replay`.
 
     Args:
         data: What the clients hold.
-        reduce: How uploads are added up.
         chunk: Clients that are batched at most; halved, and the work done again, when memory runs out.
+        after: Clients' steps that are taken before one is recorded.
     """
 
-    def __init__(self, data: ManyData, reduce: Reduce = Plain, *, chunk: int = CHUNK) -> None:
+    def __init__(self, data: ManyData, *, chunk: int = CHUNK, after: int | None = None) -> None:
         self.data = data
-        self.reduce = reduce
         self.chunk = chunk
+        self.after = replay.AFTER if after is None else after
         self._facts = lru_cache(KNOWN)(data.facts)
-        self._forms: Forms | None = None
+        self._program: Client | None = None
         self._changing: dict[str, list[bool]] = {}
+        self._replays: dict[Any, Replays] = {}
 
-    def __call__(self, program: Client, work: Sequence[Work]) -> Outcome:
-        """Runs the program for each client of the cohort; see `genfl.engines.base.Engine`."""
-        if self._forms is None or self._forms.program is not program:
-            self._forms, self._changing = Forms(program, self.data), {}
-        tally = Tally(self.reduce(dict(program.reductions)), program)
-        found: dict[int, _Result] = {}
-        with one_thread():
-            for group in self._groups(program, work):
-                for results in self._in_chunks(program, group):
-                    found |= self._checked(results)
-            for client in sorted(found):
-                upload, memory, wrong = found[client]
-                if wrong:
-                    tally.refuse(client, wrong)
-                else:
-                    tally.count(client, upload, memory)
-        return tally.outcome()
+    def __call__(self, program: Client, work: Sequence[Work], form: Form) -> Iterator[Done]:
+        """Runs the program for each client; see `genfl.engines.base.Run`."""
+        if program is not self._program:
+            self._program, self._changing, self._replays = program, {}, {}
+        for group in self._groups(program, work):
+            for finished in self._in_chunks(program, group):
+                yield from _checked(finished, form)
 
     def _groups(self, program: Client, work: Sequence[Work]) -> Iterator[list[_Job]]:
         """Yields jobs that can be batched, those with the most steps first."""
@@ -135,10 +124,7 @@ class Vectorised:
         same = [all(leaf is own[0] for leaf in own) for own in leaves]
         # what is the same for all, and stays so, is there once: the message above all
         dims = [None if one and not moves else 0 for one, moves in zip(same, changing, strict=True)]
-        stacked = [
-            (own[0] if dim is None else own[0].expand(len(jobs), *own[0].shape)) if one else torch.stack(own)
-            for own, one, dim in zip(leaves, same, dims, strict=True)
-        ]
+        stacked = [own[0] if dim is None else torch.stack(own) for own, dim in zip(leaves, dims, strict=True)]
 
         def part(first: int, last: int) -> list[Any]:
             return [
@@ -155,8 +141,7 @@ class Vectorised:
                 jobs, stacked = jobs[:still], part(0, still)
             if not jobs:
                 return
-            moved = self._step(program, jobs, number, like, stacked, dims, changing)
-            stacked = [next(moved) if moves else leaf for leaf, moves in zip(stacked, changing, strict=True)]
+            stacked = self._step(program, jobs, number, like, stacked, dims, changing)
 
     def _finish(
         self, finish: Callable[[list[Any]], Any], leaves: list[Any], dims: list[int | None], count: int
@@ -164,25 +149,6 @@ class Vectorised:
         if any(dim == 0 for dim in dims):
             return torch.vmap(finish, in_dims=(dims,))(leaves)
         return [trees.map(lambda leaf: leaf.expand(count, *leaf.shape), tree) for tree in finish(leaves)]
-
-    def _checked(self, finished: _Finished) -> dict[int, _Result]:
-        """Takes stacked results apart, with what is wrong with each; see `genfl.engines.base.problem`."""
-        jobs, uploads, memories = finished
-        assert self._forms is not None
-        finite = torch.ones(len(jobs), dtype=torch.bool)
-        for leaf in trees.leaves(uploads) + trees.leaves(memories):
-            finite &= leaf.isfinite().reshape(len(jobs), -1).all(1).cpu()
-        apart = zip(
-            jobs, finite.tolist(), _apart(uploads, len(jobs)), _apart(memories, len(jobs)), strict=True
-        )
-        found: dict[int, _Result] = {}
-        for job, good, upload, memory in apart:
-            if not found:  # they have one form
-                like = self._forms(job.work)
-                wrong = trees.mismatch(upload, like[0]) or trees.mismatch(memory, like[1])
-            memory = trees.map(torch.clone, memory)  # or it would keep the whole stack
-            found[job.work.client] = _Result(upload, memory, wrong or (None if good else NOT_FINITE))
-        return found
 
     def _step(
         self,
@@ -193,22 +159,72 @@ class Vectorised:
         stacked: list[Any],
         dims: list[int | None],
         changing: list[bool],
-    ) -> Iterator[Tensor]:
-        """Takes a step of all jobs; returns the leaves of their carries that change."""
-        keys = [job.key.fold(number) for job, _ in jobs]
+    ) -> list[Any]:
+        """Takes a step of all jobs; returns the leaves of their carries."""
+
+        @cache  # most steps draw nothing
+        def keys() -> list[Key]:
+            return [job.key.fold(number) for job, _ in jobs]
+
         batch = self.data.batches(
             [job.client for job, _ in jobs],
             [rows[number] for _, rows in jobs],
-            [key.fold("augment") for key in keys],
+            lambda: [key.fold("augment") for key in keys()],
         )
+        examples, index = trees.leaves(batch), torch.arange(len(jobs))
+        all_dims = [*dims, *(0 for _ in examples)]
 
         def step(leaves: list[Any], batch: Tree, index: Tensor) -> list[Tensor]:
-            after = trees.leaves(program.step(trees.unflatten(like, leaves), batch, Keys(keys, index)))
+            after = trees.leaves(program.step(trees.unflatten(like, leaves), batch, Keys(keys(), index)))
             return [leaf for leaf, moves in zip(after, changing, strict=True) if moves]
 
+        def draw(path: Path, sampler: Sampler, given: list[Tensor], places: list[int]) -> Any:
+            def each(index: Tensor, *given: Tensor) -> Any:
+                return Keys(keys(), index).fold(*path).draw(sampler, *given)
+
+            return torch.vmap(each, (0, *(all_dims[place] for place in places)))(index, *given)
+
+        form = replay.form_of(dict(enumerate(stacked + examples))), tuple(dims), trees.structure(like)
+        if form not in self._replays:
+            self._replays[form] = Replays(self.after)
+        replays = self._replays[form]
+        after = replays.replay(
+            lambda: self._record(program, like, stacked, batch, dims, keys()),
+            stacked,
+            examples,
+            draw,
+            len(jobs),
+        )
+        if after is not None and replays.believed:
+            return after
         with batched():
             run = torch.vmap(step, in_dims=(dims, 0, 0), randomness="error")
-            return iter(run(stacked, batch, torch.arange(len(jobs))))
+            moved = iter(run(stacked, batch, index))
+        own = [next(moved) if moves else leaf for leaf, moves in zip(stacked, changing, strict=True)]
+        if after is not None:
+            replays.compare(after, own)
+        return own
+
+    def _record(
+        self,
+        program: Client,
+        like: Tree,
+        stacked: list[Any],
+        batch: Tree,
+        dims: list[int | None],
+        keys: list[Key],
+    ) -> Recording:
+        """Records a step of all clients, from what the first of them does."""
+        first = [leaf if dim is None else leaf[0] for leaf, dim in zip(stacked, dims, strict=True)]
+        example = trees.map(lambda leaf: leaf[0], batch)
+        with batched():
+            alone, _, drawn = replay.trace(program.step, trees.unflatten(like, first), example, keys[0])
+            many = [leaf.expand(len(keys), *leaf.shape).clone() for leaf in drawn]
+            inputs, all_dims = stacked + trees.leaves(batch), [*dims, *(0 for _ in batch)]
+            tensors = [inputs[place] for place in alone.tensors]
+            in_dims = (*(all_dims[place] for place in alone.tensors), *(0 for _ in many))
+            run = torch.vmap(alone.run, in_dims, randomness="error")
+            return alone._replace(run=graph_of(run, *tensors, *many))
 
     def _changes(self, program: Client, carry: Tree, job: _Job) -> list[bool]:
         """Returns which leaves of a carry a step changes, found out by one step of one client."""
@@ -242,3 +258,50 @@ def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+def _checked(finished: _Finished, form: Form) -> Iterator[Done]:
+    """Takes stacked results apart, with what is wrong with each; see `genfl.engines.base.problem`."""
+    jobs, uploads, memories = finished
+    finite = torch.ones(len(jobs), dtype=torch.bool)
+    for leaf in trees.leaves(uploads) + trees.leaves(memories):
+        finite &= leaf.isfinite().reshape(len(jobs), -1).all(1).cpu()
+    like = form(jobs[0].work)  # they have one
+    apart = zip(jobs, finite.tolist(), _apart(uploads, len(jobs)), _apart(memories, len(jobs)), strict=True)
+    wrong = None
+    for place, (job, good, upload, memory) in enumerate(apart):
+        if place == 0:
+            wrong = trees.mismatch(upload, like[0]) or trees.mismatch(memory, like[1])
+        yield Done(job.work.client, upload, memory, wrong or (None if good else NOT_FINITE))
+
+
+class Vectorised:
+    """Runs the clients of a cohort together, in this process and on one thread; see `Together`.
+
+    Args:
+        data: What the clients hold.
+        reduce: How uploads are added up.
+        chunk: Clients that are batched at most; halved, and the work done again, when memory runs out.
+        after: Clients' steps that are taken before one is recorded.
+    """
+
+    def __init__(
+        self, data: ManyData, reduce: Reduce = Plain, *, chunk: int = CHUNK, after: int | None = None
+    ) -> None:
+        self.data = data
+        self.reduce = reduce
+        self.run = Together(data, chunk=chunk, after=after)
+        self._forms: Forms | None = None
+
+    def __call__(self, program: Client, work: Sequence[Work]) -> Outcome:
+        """Runs the program for each client of the cohort; see `genfl.engines.base.Engine`."""
+        if self._forms is None or self._forms.program is not program:
+            self._forms = Forms(program, self.data)
+        tally = Tally(self.reduce(dict(program.reductions)), program)
+        with one_thread():
+            found = {done.client: done for done in self.run(program, work, self._forms)}
+            for client in sorted(found):
+                # a memory would keep the whole stack
+                memory = trees.map(torch.clone, found[client].memory)
+                tally.add(found[client]._replace(memory=memory))
+        return tally.outcome()
