@@ -16,7 +16,7 @@ from genfl.engines.sequential import Sequential
 from genfl.engines.vectorised import Vectorised
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
-from genfl.models import MLP
+from genfl.models import MLP, Stack
 from genfl.rng import Key
 
 SHAPE, CLASSES = (4,), 3
@@ -29,8 +29,8 @@ def clients():
     return ClientData(x, y, list(torch.arange(160).view(8, 20).numpy()), CLASSES)
 
 
-def play(clients, run, rounds=3):
-    task = classification(partial(MLP, SHAPE, CLASSES, 16), SHAPE)
+def play(clients, run, rounds=3, build=None):
+    task = classification(build or partial(MLP, SHAPE, CLASSES, 16), SHAPE)
     algorithm = ALGORITHMS["scaffold"].build(task, LocalSGD(0.1), {})
     trace = federate(
         algorithm, task.init(Key(1)), clients, run, Schedule(rounds, 8, 4), Key(5), lambda weights: {}
@@ -102,6 +102,22 @@ def test_a_choice_for_another_federation_does_not_count(clients, tmp_path):
     mine = with_auto(clients, rounds=3, kept=kept, kept_key="this")
     assert torch.equal(mine, play(clients, Sequential(clients)))
     assert json.loads(kept.read_text())["key"] == "this"
+
+
+def test_a_model_that_cannot_be_batched_runs_as_ever(clients, tmp_path, long, caplog):
+    class Noisy(Stack):
+        def features(self, x):
+            return super().features(x) + (torch.rand(()) if self.training else 0)
+
+    def build():
+        return Noisy(torch.nn.Linear(4, 5), torch.nn.Linear(5, CLASSES))
+
+    kept = tmp_path / "engine.json"
+    with caplog.at_level("INFO"), engine("auto", clients, 8, rounds=3, kept=kept) as run:
+        mine = play(clients, run, build=build)
+    assert "vectorised is not to be had" in caplog.text
+    assert torch.equal(mine, play(clients, Sequential(clients), build=build))
+    assert json.loads(kept.read_text())["engine"] in choice.EXACT
 
 
 def test_one_client_a_round_is_not_tried_in_batches(clients, long, monkeypatch):

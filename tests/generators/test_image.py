@@ -208,3 +208,10 @@ def test_models_that_do_not_exist_are_named(tmp_path):
 def test_a_model_of_sounds_is_refused_before_it_is_loaded(tiny_audioldm):
     with pytest.raises(InputError, match=r"^generator\.model: .* is a AudioLDMPipeline, which makes no "):
         image.check(str(tiny_audioldm))
+
+
+def test_the_miniature_is_refused_for_what_it_cannot_draw(tmp_path):
+    image.check_labels("miniature", ["zero", "Seven"])
+    with pytest.raises(InputError, match="draws handwritten digits, and no 'polar bear'; give the folder or"):
+        image.check_labels("miniature", ["one", "polar bear", "dog"])
+    image.check_labels(str(tmp_path), ["dog"])  # what other models know nobody can say

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import statistics
 import sys
 import time
@@ -116,8 +117,11 @@ class Auto:
             self._stack.close()
             seconds[self.exact] = self._seconds(self.exact, program, work)
             most = GAIN * seconds[self.exact]
-            seconds["vectorised"] = self._seconds("vectorised", program, work, most)
-            chosen = "vectorised" if seconds["vectorised"] <= most else self.exact
+            try:
+                seconds["vectorised"] = self._seconds("vectorised", program, work, most)
+            except Exception as error:  # of a model that cannot be batched; the federation does without
+                log.info("engine vectorised is not to be had: %s", str(error).strip().splitlines()[-1:])
+            chosen = "vectorised" if seconds.get("vectorised", math.inf) <= most else self.exact
             told = ", ".join(f"{name} {spent:.3g}" for name, spent in seconds.items())
             log.info("engine %s; seconds a round: %s", chosen, told)
             self._engine = _open(self._stack, chosen, self.data)
@@ -143,9 +147,7 @@ class Auto:
             return None
         return self.exact if known["engine"] in EXACT else "vectorised"
 
-    def _seconds(
-        self, name: Name, program: Client, work: Sequence[Work], most: float = float("inf")
-    ) -> float:
+    def _seconds(self, name: Name, program: Client, work: Sequence[Work], most: float = math.inf) -> float:
         """Returns how long a round takes; more than `most` need not be known better. Outcomes are lost."""
         spent: list[float] = []
         with contextlib.ExitStack() as stack:

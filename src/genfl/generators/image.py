@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -199,6 +200,23 @@ def check(model: str) -> None:
         raise InputError(
             f"generator.model: {model} is a {name}, which makes no images from texts; take a text-to-image"
             " model"
+        )
+
+
+def check_labels(model: str, labels: Sequence[str]) -> None:
+    """Refuses labels of which a model knows nothing, where that can be known: of the miniature.
+
+    Raises:
+        InputError: There is such a label.
+    """
+    if model != MINIATURE:
+        return
+    known = json.loads((Path(locate(model)) / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    strange = [name for name in labels if not all(f"{word}</w>" in known for word in name.lower().split())]
+    if strange:
+        raise InputError(
+            f"generator.model: the embedded miniature draws handwritten digits, and no {strange[0]!r}; give"
+            " the folder or Hugging Face id of a text-to-image model, or use generator.kind: files"
         )
 
 

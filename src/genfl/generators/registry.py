@@ -73,6 +73,7 @@ def _image(options: Options, purpose: Purpose) -> Generator:
 
 def _check_image(options: Options, purpose: Purpose) -> None:
     image.check(options["model"])
+    image.check_labels(options["model"], purpose.labels)
     pretrained.check_device(options["device"])
 
 
