@@ -38,7 +38,6 @@ from genfl.models import CNN, MLP, Classifier, Stack
 from genfl.rng import Key
 
 CLIENTS, SAMPLES, BATCH, LR, CLASSES = 100, 64, 32, 0.05, 10
-LONG = 100_000  # rounds that `auto` is told, so that it tries engines, in no repetition
 
 
 def bare_loop(
@@ -112,7 +111,7 @@ def main() -> None:
     with (
         engine("sequential", data, chosen.cohort) as sequential,
         engine("parallel", data, chosen.cohort) as parallel,
-        engine("auto", data, chosen.cohort, rounds=LONG) as auto,
+        engine("auto", data, chosen.cohort) as auto,
         engine("vectorised", data, chosen.cohort) as vectorised,
     ):
 

@@ -555,9 +555,8 @@ class Federation(Section):
     )
     engine: EngineName = Field(
         "auto",
-        description="What executes the work. parallel and sequential give the same bits; vectorised batches"
-        " clients, for small models, and gives the same up to rounding. auto takes the fastest: of a short"
-        " federation one of the former, of a long one what a trial shows.",
+        description="What executes the work. auto is parallel or sequential, which give the same bits;"
+        " vectorised batches clients, for small models, and gives the same up to rounding.",
     )
 
 

@@ -11,7 +11,7 @@ from genfl.data.clients import ClientData
 from genfl.engines.base import run_client
 from genfl.engines.rounds import Schedule, cohort, federate
 from genfl.engines.sequential import Sequential
-from genfl.engines.vectorised import Vectorised
+from genfl.engines.vectorised import Together, Vectorised
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN
@@ -69,7 +69,7 @@ def run(clients, task, engine, measures, schedule):
     )
 
 
-@pytest.mark.parametrize("make", [Sequential, Vectorised])
+@pytest.mark.parametrize("make", [Sequential, lambda data: Vectorised(Together(data))])
 def test_divergence_and_generality_are_those_of_the_local_models(clients, task, make):
     rng = Key(7).torch()
     x, y = torch.randn(40, *SHAPE, generator=rng), torch.randint(3, (40,), generator=rng)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from genfl.data.clients import ClientData
+from genfl.data.clients import ClientData, Ranges
 from genfl.errors import InputError
 from genfl.rng import Key
 
@@ -150,3 +150,14 @@ def test_changes_are_of_what_is_prepared():
     data = ClientData(stored, Y, PARTS, 3, lambda x: x.float() / 2, augment)
     assert data.batch(0, torch.tensor([0, 1]), Key(0))["x"].flatten().tolist() == [-3.5, -0.5]
     assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("row", [-1, 4, 100])
+def test_a_batch_of_clients_reaches_no_row_that_is_anothers(row):
+    data = ClientData(
+        torch.arange(12.0)[:, None], torch.zeros(12, dtype=torch.long), Ranges(np.array([4, 8, 12])), 1
+    )
+    good = data.batches([0, 2], [torch.tensor([3]), torch.tensor([0])], list)
+    assert good["x"].flatten().tolist() == [3, 8]
+    with pytest.raises(IndexError, match="not the client's own"):
+        data.batches([0, 1], [torch.tensor([0]), torch.tensor([row])], list)

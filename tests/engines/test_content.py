@@ -18,7 +18,7 @@ from genfl.engines.base import Work, drawn, run_client
 from genfl.engines.parallel import Parallel
 from genfl.engines.rounds import Schedule, federate
 from genfl.engines.sequential import Sequential
-from genfl.engines.vectorised import Vectorised
+from genfl.engines.vectorised import Together, Vectorised
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN
@@ -194,7 +194,7 @@ def test_engines_agree(float64, order, keep):
         forked = trees.leaves(run(clients, parallel, order, keep).weights)
     finally:
         parallel.close()
-    batched = trees.leaves(run(clients, Vectorised(clients), order, keep).weights)
+    batched = trees.leaves(run(clients, Vectorised(Together(clients)), order, keep).weights)
     assert all(torch.equal(a, b) for a, b in zip(expected, forked, strict=True))
     assert all(torch.allclose(a, b, rtol=0, atol=1e-9) for a, b in zip(expected, batched, strict=True))
     plain = trees.leaves(run(clients, Sequential(clients), "mixed", None).weights)

@@ -211,7 +211,9 @@ def test_a_model_of_sounds_is_refused_before_it_is_loaded(tiny_audioldm):
 
 
 def test_the_miniature_is_refused_for_what_it_cannot_draw(tmp_path):
-    image.check_labels("miniature", ["zero", "Seven"])
+    image.check_labels("miniature", ["zero", "Seven", "4", "digit nine"])
     with pytest.raises(InputError, match="draws handwritten digits, and no 'polar bear'; give the folder or"):
         image.check_labels("miniature", ["one", "polar bear", "dog"])
+    with pytest.raises(InputError, match="no 'a'"):
+        image.check_labels("miniature", list("abc"))
     image.check_labels(str(tmp_path), ["dog"])  # what other models know nobody can say

@@ -159,8 +159,11 @@ class ClientData:
         if any(augment is not None for _, augment in self.augments):
             each = [self.batch(*asked) for asked in zip(clients, rows, keys(), strict=True)]
             return {name: torch.stack([batch[name] for batch in each]) for name in each[0]}
-        starts = torch.tensor([self._start(client) for client in clients])
-        index = (torch.stack(list(rows)) + starts[:, None]).flatten()
+        together, ends = torch.stack(list(rows)), [(self._start(k), int(self.ends[k])) for k in clients]
+        starts, sizes = torch.tensor([(start, end - start) for start, end in ends]).T[:, :, None]
+        if not bool(((together >= 0) & (together < sizes)).all()):
+            raise IndexError("a row that is not the client's own")
+        index = (together + starts).flatten()
         if self.rows is not None:
             index = self.rows[index]
         found = {"x": self.prepare(self.x[index]), "y": self.y[index]}

@@ -132,11 +132,26 @@ class Done(NamedTuple):
     wrong: str | None
 
 
-Form = Callable[[Work], tuple[Tree, Tree]]
+Expected = Callable[[Work], tuple[Tree, Tree]]
 """``(job) -> upload and memory`` of the form that its work must give."""
 
-Run = Callable[[Client, Sequence[Work], Form], Iterator[Done]]
-"""How one process does a program's work, on one thread: each client in its turn, or many at a time."""
+
+class Runner(Protocol):
+    """How a process does a program's work, on one thread: each client in its turn, or many at a time."""
+
+    def shares(self, work: Sequence[Work]) -> list[list[Work]]:
+        """Divides a cohort into what is done at a time, the longest first, whoever does it."""
+        ...
+
+    def __call__(self, program: Client, work: Sequence[Work], expected: Expected) -> Iterator[Done]:
+        """Runs the program for each client of a share."""
+        ...
+
+
+def longest_first(work: Sequence[Work], data: Data) -> list[Work]:
+    """Returns work in the order of steps, the most first, and of client numbers."""
+    length = {job.client: job.batches.length(*data.sizes(job.client)) if job.batches else 0 for job in work}
+    return sorted(work, key=lambda job: (-length[job.client], job.client))
 
 
 class OneByOne:
@@ -149,11 +164,15 @@ class OneByOne:
     def __init__(self, data: Data) -> None:
         self.data = data
 
-    def __call__(self, program: Client, work: Sequence[Work], form: Form) -> Iterator[Done]:
-        """Runs the program for each client; see `Run`."""
+    def shares(self, work: Sequence[Work]) -> list[list[Work]]:
+        """Returns each client by itself; see `Runner`."""
+        return [[job] for job in longest_first(work, self.data)]
+
+    def __call__(self, program: Client, work: Sequence[Work], expected: Expected) -> Iterator[Done]:
+        """Runs the program for each client; see `Runner`."""
         for job in work:
             upload, memory = run_client(program, self.data, job)
-            yield Done(job.client, upload, memory, problem(upload, memory, form(job)))
+            yield Done(job.client, upload, memory, problem(upload, memory, expected(job)))
 
 
 class Outcome(NamedTuple):

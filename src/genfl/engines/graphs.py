@@ -39,10 +39,7 @@ def graph_of(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Cal
 
 def _does_nothing(node: Any) -> bool:
     """Returns whether a node's result is its input under another name, which nobody changes in place."""
-    if node.target is aten.mul.Scalar:
-        if node.args[1] != 1:
-            return False
-    elif node.target not in _RESHAPES:
+    if node.target not in _RESHAPES:
         return False
     before, after = node.args[0].meta["val"], node.meta["val"]
     if (before.shape, before.stride(), before.dtype) != (after.shape, after.stride(), after.dtype):

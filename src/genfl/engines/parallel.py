@@ -20,7 +20,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import Client
-from genfl.engines.base import Data, Done, Forms, OneByOne, Outcome, Reduce, Run, Tally, Work, kinds
+from genfl.engines.base import Data, Done, Forms, OneByOne, Outcome, Reduce, Runner, Tally, Work, kinds
 from genfl.engines.reductions import Plain
 from genfl.errors import GenflError
 from genfl.trees import Tree
@@ -54,11 +54,11 @@ class Parallel:
         data: What the clients hold.
         reduce: How uploads are added up.
         workers: How many processes; as many as this process may use cores, if None.
-        together: How a worker does an equal share of the cohort at once; None deals clients out one by one.
+        together: How a worker does its part of the cohort; one client after the other, if None.
     """
 
     def __init__(
-        self, data: Data, reduce: Reduce = Plain, workers: int | None = None, together: Run | None = None
+        self, data: Data, reduce: Reduce = Plain, workers: int | None = None, together: Runner | None = None
     ) -> None:
         why_not = refusal()
         if why_not:
@@ -66,7 +66,7 @@ class Parallel:
         self.data = data
         self.reduce = reduce
         self.workers = workers or cores()
-        self.together = together
+        self.runner = together or OneByOne(data)
         self._kinds: dict[str, _Kind] = {}
         self._program: Client | None = None
         self._pool: _Pool | None = None
@@ -118,7 +118,7 @@ class Parallel:
         if not self._learn_kinds(program, work) or self._pool is None:
             self.close()
             workers = min(self.workers, len(work))
-            self._pool = _Pool(program, self.data, self._kinds, workers, self.together)
+            self._pool = _Pool(program, self.data, self._kinds, workers, self.runner)
         tally = Tally(self.reduce(dict(program.reductions)), program)
         for done in sorted(self._pool.run(work), key=lambda done: done.client):
             tally.add(done)
@@ -200,11 +200,11 @@ class _Pool:
     """Workers for one program, with room for a cohort's messages and uploads of each kind."""
 
     def __init__(
-        self, program: Client, data: Data, kinds: dict[str, _Kind], workers: int, together: Run | None
+        self, program: Client, data: Data, kinds: dict[str, _Kind], workers: int, runner: Runner
     ) -> None:
         self.program = program
         self.data = data
-        self.together = together
+        self.runner = runner
         self.messages = {
             name: [_Shared(room.message) for _ in range(room.messages)] for name, room in kinds.items()
         }
@@ -228,11 +228,8 @@ class _Pool:
 
     def run(self, work: Sequence[Work]) -> list[Done]:
         """Returns what each client's work gave, in any order; the uploads lie where the next round's will."""
-        orders = self._orders(work)
-        orders.sort(key=lambda order: (-_length(order.job, self.data), order.job.client))
-        workers = len(self.connections)
-        shares = [orders[i::workers] for i in range(workers)] if self.together else [[o] for o in orders]
-        waiting = iter(shares)
+        orders = {order.job.client: order for order in self._orders(work)}
+        waiting = iter([[orders[job.client] for job in share] for share in self.runner.shares(work)])
         busy: dict[Any, list[_Order]] = {}
         results: list[Done] = []
 
@@ -252,7 +249,7 @@ class _Pool:
                     failure, wrong = connection.recv()
                     share = busy.pop(connection)
                     if failure:
-                        who = ", ".join(str(order.job.client) for order in share)
+                        who = " or ".join(str(order.job.client) for order in share)
                         raise GenflError(f"client {who} failed in a worker:\n{failure}")
                     for order in share:
                         slot, client = self.slots[order.kind][order.slot], order.job.client
@@ -298,14 +295,13 @@ class _Pool:
         for inherited in self.connections:
             inherited.close()  # or no worker would notice that the parent is gone
         torch.set_num_threads(1)
-        run = self.together or OneByOne(self.data)
         while True:
             try:
                 share: list[_Order] = connection.recv()
             except EOFError:
                 return
             try:
-                answer: tuple[str | None, dict[int, str]] = (None, self._work(run, share))
+                answer: tuple[str | None, dict[int, str]] = (None, self._work(share))
             except Exception:
                 answer = traceback.format_exc(), {}
             try:
@@ -313,7 +309,7 @@ class _Pool:
             except BrokenPipeError:
                 return
 
-    def _work(self, run: Run, share: list[_Order]) -> dict[int, str]:
+    def _work(self, share: list[_Order]) -> dict[int, str]:
         """Does a share of a round in a worker; returns why uploads must not be counted, by client."""
         slots = {order.job.client: self.slots[order.kind][order.slot] for order in share}
         jobs = [
@@ -324,21 +320,17 @@ class _Pool:
             for order in share
         ]
 
-        def form(job: Work) -> tuple[Tree, Tree]:
+        def expected(job: Work) -> tuple[Tree, Tree]:
             return slots[job.client].upload.tree, slots[job.client].remembered.tree
 
         wrong = {}
-        for done in run(self.program, jobs, form):
+        for done in self.runner(self.program, jobs, expected):
             if done.wrong:
                 wrong[done.client] = done.wrong
             else:
                 slots[done.client].upload.write(done.upload)
                 slots[done.client].remembered.write(done.memory)
         return wrong
-
-
-def _length(job: Work, data: Data) -> int:
-    return job.batches.length(*data.sizes(job.client)) if job.batches else 0
 
 
 def _identities(work: Sequence[Work]) -> list[tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from genfl.engines import replay
 from genfl.engines.base import (
     NOT_FINITE,
     Done,
-    Form,
+    Expected,
     Forms,
     ManyData,
     Outcome,
@@ -26,6 +27,7 @@ from genfl.engines.base import (
     Work,
     drawn,
     kinds,
+    longest_first,
     one_thread,
 )
 from genfl.engines.graphs import graph_of
@@ -39,6 +41,15 @@ log = logging.getLogger(__name__)
 
 CHUNK = 100
 """Clients that are batched at most."""
+
+SHARES = 4
+"""Parts of a cohort at most, for as many workers."""
+
+LEAST = 5
+"""Clients of a cohort's part at least."""
+
+RECORDINGS = 32
+"""Forms of steps that are kept recorded."""
 
 KNOWN = 10_000
 """Clients whose facts are kept from round to round."""
@@ -64,30 +75,41 @@ class Together:
 
     Clients whose batches, messages or memories differ in form are batched apart, and so are those with fewer
     steps from the moment the others go on without them. After many steps of one form the tensor operations
-    of one are recorded and replayed; see `genfl.engines.replay`.
+    of one are recorded and replayed; see `genfl.engines.replay`. A cohort's parts depend on nothing but the
+    cohort, so that results do not depend on how many processes there are.
 
     Args:
         data: What the clients hold.
+        shares: In how many parts a cohort is divided at most.
         chunk: Clients that are batched at most; halved, and the work done again, when memory runs out.
         after: Clients' steps that are taken before one is recorded.
     """
 
-    def __init__(self, data: ManyData, *, chunk: int = CHUNK, after: int | None = None) -> None:
+    def __init__(
+        self, data: ManyData, *, shares: int = SHARES, chunk: int = CHUNK, after: int | None = None
+    ) -> None:
         self.data = data
+        self.most = shares
         self.chunk = chunk
         self.after = replay.AFTER if after is None else after
         self._facts = lru_cache(KNOWN)(data.facts)
         self._program: Client | None = None
         self._changing: dict[str, list[bool]] = {}
-        self._replays: dict[Any, Replays] = {}
+        self._replays: OrderedDict[Any, Replays] = OrderedDict()
 
-    def __call__(self, program: Client, work: Sequence[Work], form: Form) -> Iterator[Done]:
-        """Runs the program for each client; see `genfl.engines.base.Run`."""
+    def shares(self, work: Sequence[Work]) -> list[list[Work]]:
+        """Divides a cohort into parts of about the same work; see `genfl.engines.base.Runner`."""
+        parts = max(1, min(self.most, len(work) // LEAST))
+        in_order = longest_first(work, self.data)
+        return [in_order[part::parts] for part in range(parts)]
+
+    def __call__(self, program: Client, work: Sequence[Work], expected: Expected) -> Iterator[Done]:
+        """Runs the program for each client; see `genfl.engines.base.Runner`."""
         if program is not self._program:
-            self._program, self._changing, self._replays = program, {}, {}
+            self._program, self._changing, self._replays = program, {}, OrderedDict()
         for group in self._groups(program, work):
             for finished in self._in_chunks(program, group):
-                yield from _checked(finished, form)
+                yield from _checked(finished, expected)
 
     def _groups(self, program: Client, work: Sequence[Work]) -> Iterator[list[_Job]]:
         """Yields jobs that can be batched, those with the most steps first."""
@@ -185,9 +207,10 @@ class Together:
             return torch.vmap(each, (0, *(all_dims[place] for place in places)))(index, *given)
 
         form = replay.form_of(dict(enumerate(stacked + examples))), tuple(dims), trees.structure(like)
-        if form not in self._replays:
-            self._replays[form] = Replays(self.after)
-        replays = self._replays[form]
+        replays = self._replays.setdefault(form, Replays(self.after))
+        self._replays.move_to_end(form)
+        if len(self._replays) > RECORDINGS:
+            self._replays.popitem(last=False)
         after = replays.replay(
             lambda: self._record(program, like, stacked, batch, dims, keys()),
             stacked,
@@ -260,13 +283,13 @@ def _out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
-def _checked(finished: _Finished, form: Form) -> Iterator[Done]:
+def _checked(finished: _Finished, expected: Expected) -> Iterator[Done]:
     """Takes stacked results apart, with what is wrong with each; see `genfl.engines.base.problem`."""
     jobs, uploads, memories = finished
     finite = torch.ones(len(jobs), dtype=torch.bool)
     for leaf in trees.leaves(uploads) + trees.leaves(memories):
         finite &= leaf.isfinite().reshape(len(jobs), -1).all(1).cpu()
-    like = form(jobs[0].work)  # they have one
+    like = expected(jobs[0].work)  # they have one
     apart = zip(jobs, finite.tolist(), _apart(uploads, len(jobs)), _apart(memories, len(jobs)), strict=True)
     wrong = None
     for place, (job, good, upload, memory) in enumerate(apart):
@@ -276,32 +299,26 @@ def _checked(finished: _Finished, form: Form) -> Iterator[Done]:
 
 
 class Vectorised:
-    """Runs the clients of a cohort together, in this process and on one thread; see `Together`.
+    """Runs the clients of a cohort together, in this process and on one thread.
 
     Args:
-        data: What the clients hold.
+        run: How.
         reduce: How uploads are added up.
-        chunk: Clients that are batched at most; halved, and the work done again, when memory runs out.
-        after: Clients' steps that are taken before one is recorded.
     """
 
-    def __init__(
-        self, data: ManyData, reduce: Reduce = Plain, *, chunk: int = CHUNK, after: int | None = None
-    ) -> None:
-        self.data = data
+    def __init__(self, run: Together, reduce: Reduce = Plain) -> None:
+        self.run = run
         self.reduce = reduce
-        self.run = Together(data, chunk=chunk, after=after)
         self._forms: Forms | None = None
 
     def __call__(self, program: Client, work: Sequence[Work]) -> Outcome:
         """Runs the program for each client of the cohort; see `genfl.engines.base.Engine`."""
         if self._forms is None or self._forms.program is not program:
-            self._forms = Forms(program, self.data)
+            self._forms = Forms(program, self.run.data)
         tally = Tally(self.reduce(dict(program.reductions)), program)
         with one_thread():
-            found = {done.client: done for done in self.run(program, work, self._forms)}
-            for client in sorted(found):
+            shares = [self.run(program, share, self._forms) for share in self.run.shares(work)]
+            for done in sorted(itertools.chain(*shares), key=lambda done: done.client):
                 # a memory would keep the whole stack
-                memory = trees.map(torch.clone, found[client].memory)
-                tally.add(found[client]._replace(memory=memory))
+                tally.add(done._replace(memory=trees.map(torch.clone, done.memory)))
         return tally.outcome()

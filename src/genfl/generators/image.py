@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +17,9 @@ from genfl.generators.base import Prompt, Sample
 from genfl.generators.pretrained import Embeddings, accepted
 
 MINIATURE = "miniature"
+DIGITS = {*"0123456789", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+"""What the miniature can draw."""
+
 
 FAMILY = "StableDiffusion"
 """How diffusers calls pipelines of Stable Diffusion 1, 2, XL and 3, whose encoders return `EMBEDDINGS`."""
@@ -211,8 +213,7 @@ def check_labels(model: str, labels: Sequence[str]) -> None:
     """
     if model != MINIATURE:
         return
-    known = json.loads((Path(locate(model)) / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
-    strange = [name for name in labels if not all(f"{word}</w>" in known for word in name.lower().split())]
+    strange = [name for name in labels if not DIGITS & set(name.lower().split())]
     if strange:
         raise InputError(
             f"generator.model: the embedded miniature draws handwritten digits, and no {strange[0]!r}; give"

@@ -84,14 +84,7 @@ def _run(run: Run) -> dict[str, Any]:
                 for place, federation in zip(arms.places(config, method, seed), federations, strict=True):
                     arm = folder / name / place
                     cohort = federation.schedule.clients_per_round
-                    with engine(
-                        config.federate.engine,
-                        federation.clients,
-                        cohort,
-                        rounds=federation.schedule.rounds,
-                        kept=arm / "engine.json",
-                        kept_key=arms.key(run, method, seed),
-                    ) as run_cohort:
+                    with engine(config.federate.engine, federation.clients, cohort) as run_cohort:
                         trace = federate(
                             algorithm,
                             _start(run, task, method, seed),
