@@ -29,6 +29,7 @@ def run(tmp_path_factory, tiny_sdxl):
         "prompts.guidance_scale": "[3]",
         "generator.model": tiny_sdxl,
         "generator.steps": 3,
+        "generator.device": "cpu",
         "content.samples": 112,
         "model.width": 4,
         "pretrain.epochs": 1,
