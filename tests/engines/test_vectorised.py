@@ -106,12 +106,13 @@ def test_every_algorithm_gives_what_the_sequential_engine_gives(clients, name, c
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))
-def test_recorded_steps_of_batches_are_what_the_steps_are(float64, name):
+def test_recorded_steps_of_batches_are_what_the_steps_are(float64, monkeypatch, name):
     """Clients of one size, so that batches have one form, and enough steps to compare and to replay."""
     rng = torch.Generator().manual_seed(0)
     x, y = torch.randn(120, *SHAPE, generator=rng), torch.randint(CLASSES, (120,), generator=rng)
     clients = ClientData(x, y, list(torch.arange(120).view(6, 20).numpy()), CLASSES)
-    engine = Vectorised(Together(clients, after=0))
+    monkeypatch.setattr(vectorised.replay, "AFTER", 0)
+    engine = Vectorised(Together(clients))
     mine, other = play(name, clients, engine, 1)[0], play(name, clients, Sequential(clients), 1)[0]
     assert_close(aggregated(mine), aggregated(other), 1e-9)
     assert any(replays.believed for replays in engine.run._replays.values())

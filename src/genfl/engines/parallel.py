@@ -118,7 +118,7 @@ class Parallel:
         if not self._learn_kinds(program, work) or self._pool is None:
             self.close()
             workers = min(self.workers, len(work))
-            self._pool = _Pool(program, self.data, self._kinds, workers, self.runner)
+            self._pool = _Pool(program, self._kinds, workers, self.runner)
         tally = Tally(self.reduce(dict(program.reductions)), program)
         for done in sorted(self._pool.run(work), key=lambda done: done.client):
             tally.add(done)
@@ -199,11 +199,8 @@ class _Order(NamedTuple):
 class _Pool:
     """Workers for one program, with room for a cohort's messages and uploads of each kind."""
 
-    def __init__(
-        self, program: Client, data: Data, kinds: dict[str, _Kind], workers: int, runner: Runner
-    ) -> None:
+    def __init__(self, program: Client, kinds: dict[str, _Kind], workers: int, runner: Runner) -> None:
         self.program = program
-        self.data = data
         self.runner = runner
         self.messages = {
             name: [_Shared(room.message) for _ in range(room.messages)] for name, room in kinds.items()

@@ -40,28 +40,26 @@ class Replaying:
 
     Args:
         engine: What executes the work.
-        after: Steps that are taken before one is recorded.
     """
 
-    def __init__(self, engine: Engine, after: int | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.after = AFTER if after is None else after
         self._program: Client | None = None
 
     def __call__(self, program: Client, work: Sequence[Work]) -> Outcome:
         """Runs the program for each client of the cohort; see `genfl.engines.base.Engine`."""
         if program is not self._program:
-            self._program, self._replayed = program, replayed(program, self.after)
+            self._program, self._replayed = program, replayed(program)
         return self.engine(self._replayed, work)
 
 
-def replayed(program: Client, after: int | None = None) -> Client:
+def replayed(program: Client) -> Client:
     """Returns a program of the same bits whose step, after many, replays the tensor operations of one.
 
     What a step draws is no part of the recording: it is drawn anew, from the step's stream. A step that
     cannot be recorded, or whose replays differ from it in one bit, runs as it is.
     """
-    return program._replace(step=_Step(program.step, AFTER if after is None else after))
+    return program._replace(step=_Step(program.step))
 
 
 class _CannotReplay(Exception):
@@ -69,14 +67,9 @@ class _CannotReplay(Exception):
 
 
 class Replays:
-    """Replays of steps whose carries and batches are of one form.
+    """Replays of steps whose carries and batches are of one form."""
 
-    Args:
-        after: Clients' steps that are taken before one is recorded.
-    """
-
-    def __init__(self, after: int) -> None:
-        self.after = after
+    def __init__(self) -> None:
         self.taken = 0
         self.compared = 0
         self.recording: Recording | None = None
@@ -108,7 +101,7 @@ class Replays:
             None if it is not replayed.
         """
         self.taken += clients
-        if self.hopeless or self.taken <= self.after:
+        if self.hopeless or self.taken <= AFTER:
             return None
         try:
             if self.recording is None:
@@ -132,9 +125,8 @@ class Replays:
 class _Step:
     """A step that records itself, for every form of carry and batch."""
 
-    def __init__(self, step: Step, after: int) -> None:
+    def __init__(self, step: Step) -> None:
         self.step = step
-        self.after = after
         self.forms: dict[Any, Replays] = {}
         self.last: tuple[Tree, Any, list[Any]] = (None, None, [])  # carry, its form and leaves
 
@@ -142,10 +134,7 @@ class _Step:
         if carry is not self.last[0]:
             self.last = (carry, form_of(carry), trees.leaves(carry))
         _, of_carry, leaves = self.last
-        form = of_carry, form_of(batch)
-        if form not in self.forms:
-            self.forms[form] = Replays(self.after)
-        replays = self.forms[form]
+        replays = self.forms.setdefault((of_carry, form_of(batch)), Replays())
 
         def draw(path: Path, sampler: Sampler, given: list[Tensor], places: list[int]) -> Any:
             return key.fold(*path).draw(sampler, *given)

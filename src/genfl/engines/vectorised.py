@@ -82,16 +82,12 @@ class Together:
         data: What the clients hold.
         shares: In how many parts a cohort is divided at most.
         chunk: Clients that are batched at most; halved, and the work done again, when memory runs out.
-        after: Clients' steps that are taken before one is recorded.
     """
 
-    def __init__(
-        self, data: ManyData, *, shares: int = SHARES, chunk: int = CHUNK, after: int | None = None
-    ) -> None:
+    def __init__(self, data: ManyData, *, shares: int = SHARES, chunk: int = CHUNK) -> None:
         self.data = data
         self.most = shares
         self.chunk = chunk
-        self.after = replay.AFTER if after is None else after
         self._facts = lru_cache(KNOWN)(data.facts)
         self._program: Client | None = None
         self._changing: dict[str, list[bool]] = {}
@@ -207,7 +203,7 @@ class Together:
             return torch.vmap(each, (0, *(all_dims[place] for place in places)))(index, *given)
 
         form = replay.form_of(dict(enumerate(stacked + examples))), tuple(dims), trees.structure(like)
-        replays = self._replays.setdefault(form, Replays(self.after))
+        replays = self._replays.setdefault(form, Replays())
         self._replays.move_to_end(form)
         if len(self._replays) > RECORDINGS:
             self._replays.popitem(last=False)
