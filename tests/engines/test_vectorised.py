@@ -148,7 +148,8 @@ def test_a_cohort_is_divided_into_parts_of_about_the_same_work(clients):
     parts = Together(clients, shares=3).shares(work * 4)
     assert sorted(job.client for part in parts for job in part) == sorted(job.client for job in work * 4)
     assert [len(part) for part in parts] == [8, 8, 8]
-    assert Together(clients, shares=1).shares(work * 4)[0] == Together(clients, shares=1).shares(work * 4)[0]
+    steps = [sum(job.batches.length(*clients.sizes(job.client)) for job in part) for part in parts]
+    assert max(steps) - min(steps) <= 7, "the longest of a part's clients takes so many"
     assert len(Together(clients, shares=1).shares(work * 4)) == 1
 
 
