@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -253,3 +257,51 @@ def tiny_chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+class Generating:
+    """A process that runs `genfl run --until generate`.
+
+    Args:
+        settings: The config file.
+        folder: The run's folder.
+        share: What it generates, if not everything.
+    """
+
+    def __init__(self, settings: Path, folder: Path, share: Any = None) -> None:
+        self.folder = share.folder(folder) if share else folder
+        command = [sys.executable, "-m", "genfl", "run", settings, "--out", folder, "--until", "generate"]
+        self.process = subprocess.Popen(
+            [*map(str, command), *(["--shard", str(share)] if share else [])],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def kill(self, blocks: int = 3) -> None:
+        """Kills it when it has written so many blocks, and sees that it was not done."""
+        from genfl import pipeline
+
+        limit = time.monotonic() + 300
+        while len(list(self.folder.glob("synthetic/data/train-*"))) < blocks:
+            error = self.process.poll() is not None and self.process.stderr.read()
+            assert self.process.poll() is None, f"it ended before it could be killed: {error}"
+            assert time.monotonic() < limit
+            time.sleep(0.001)
+        self.process.kill()
+        self.process.communicate()
+        rows = {row.name: row for row in pipeline.status(self.folder)}
+        made, _, total, _ = rows["generate"].progress.split()
+        assert 0 < int(made) < int(total), "it was over before the kill"
+
+    def ended(self) -> str:
+        """Waits until it has ended well; returns what it said."""
+        _, stderr = self.process.communicate()
+        assert self.process.returncode == 0, stderr
+        return stderr
+
+
+@pytest.fixture
+def generating() -> type[Generating]:
+    """Starts the command that generates, to be killed in the middle of it."""
+    return Generating

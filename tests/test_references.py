@@ -25,7 +25,6 @@ from genfl.rng import Key
 from genfl.run import Run, private_data
 from genfl.stages import arms, classified
 from genfl.stages import federate as stage
-from genfl.stages.arms import uses_generator
 from genfl.stages.content import holdings
 from genfl.storage import write_json
 
@@ -398,7 +397,7 @@ def test_the_check_refuses_what_the_schema_cannot_see(monkeypatch, tmp_path):
     ],
 )
 def test_who_uses_the_generator(method, uses):
-    assert uses_generator(config.parse(CONFIG, [f"methods.x={method}"]).methods["x"]) is uses
+    assert bool(config.parse(CONFIG, [f"methods.x={method}"]).methods["x"].uses_generator) is uses
 
 
 # --- the generator as a classifier

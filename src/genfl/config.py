@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from genfl.algorithms import ALGORITHMS
+from genfl.algorithms.registry import UNLABELLED
 from genfl.data.budget import Guidance
 from genfl.data.budget import Kind as Budget
 from genfl.data.partition import OWN, Kind, Within
@@ -392,8 +393,16 @@ class SoundGenerator(Section):
     device: Device = Field("cpu", description="cpu, cuda or cuda:1.")
 
 
+class NoGenerator(Section):
+    """Nothing is generated: federated learning as it is without a generator."""
+
+    kind: Literal["none"] = "none"
+
+
 def _kind(value: Any) -> Any:
-    """Reads a generator without a kind as one of images."""
+    """Reads a generator without a kind as one of images, and none at all as the kind none."""
+    if value is None or value == "none":
+        return {"kind": "none"}
     return {"kind": "image", **value} if isinstance(value, dict) else value
 
 
@@ -416,7 +425,7 @@ class TextGenerator(ChatModel):
 
 
 Generator = Annotated[
-    ImageGenerator | SpeechGenerator | SoundGenerator | TextGenerator | FileGenerator,
+    ImageGenerator | SpeechGenerator | SoundGenerator | TextGenerator | FileGenerator | NoGenerator,
     Discriminator("kind"),
     BeforeValidator(_kind),
 ]
@@ -646,6 +655,26 @@ class Method(Section):
         name = self.algorithm[0].name
         return name if name in REFERENCES else None
 
+    @property
+    def asks_for(self) -> set[str]:
+        """The names of the resources that its builders ask for."""
+        parts = [] if self.reference else self.algorithm
+        return {resource for part in parts for resource in ALGORITHMS[part.name].resources}
+
+    @property
+    def generated(self) -> str | None:
+        """The field for which its training needs the synthetic data itself; None where nothing does."""
+        if self.data != "private":
+            return "data"
+        return "algorithm" if self.asks_for & UNLABELLED else None
+
+    @property
+    def uses_generator(self) -> str | None:
+        """The field without which it would not need the generator; None where nothing needs it."""
+        if self.start == "pretrained":
+            return "start"
+        return "algorithm" if self.reference == GENERATOR else self.generated
+
     def problem(self) -> str | None:
         """Says what cannot be combined: field and fix; None where there is nothing."""
         alone = [part.name for part in self.algorithm if part.name in REFERENCES]
@@ -676,7 +705,9 @@ class Config(Section):
     data: Data
     labels: Labels = Labels()
     prompts: Prompts = Prompts()
-    generator: Generator = ImageGenerator()
+    generator: Generator = Field(
+        ImageGenerator(), description="What makes the synthetic data; none trains without it."
+    )
     model: Model = Field(description="The downstream model: a name of `genfl list models`, and its options.")
     client_models: list[Model] = Field(
         [], description="The models of clients, in turn, for methods whose clients differ (Fed-ET)."
@@ -691,6 +722,11 @@ class Config(Section):
     content: Content = Content()
     methods: dict[FolderName, Method] = Field(min_length=1)
     report: Report = Report()
+
+    @property
+    def generates(self) -> bool:
+        """Whether there is a generator."""
+        return not isinstance(self.generator, NoGenerator)
 
     @model_validator(mode="before")
     @classmethod
@@ -727,6 +763,13 @@ class Config(Section):
             )
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds: give different non-negative integers")
+        if not self.generates:
+            for name, method in self.methods.items():
+                if field := method.uses_generator:
+                    raise ValueError(
+                        f"methods.{name}.{field}: it needs generated data, but generator is none; name a"
+                        " generator, or leave the method out"
+                    )
         if "synthetic_only" in self.methods:
             raise ValueError(
                 "methods: synthetic_only names the pre-trained model itself; choose another name"
@@ -776,7 +819,7 @@ UNIONS: dict[Any, tuple[str, Collection[str]]] = {
     "algorithm": ("name", [*ALGORITHMS, *REFERENCES]),
     "model": ("name", MODELS),
     "client_models": ("name", MODELS),
-    "generator": ("kind", GENERATORS),
+    "generator": ("kind", [*GENERATORS, "none"]),
 }
 """The fields that hold one of several sections, by the key that says which, and its values."""
 

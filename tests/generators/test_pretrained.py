@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from genfl import config, pipeline
 from genfl.data.sounds import RATE
@@ -127,25 +128,56 @@ def content(tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("kind", ["sound", "speech", "image"])
-def test_a_run_makes_what_its_config_says_and_the_same_after_an_interruption(
-    content, tmp_path, tiny_audioldm, tiny_speecht5, tiny_sdxl, kind
-):
-    import datasets
-
+@pytest.fixture
+def made_by(content, tmp_path, tiny_audioldm, tiny_audioldm2, tiny_speecht5, tiny_sdxl):
+    """Returns the config of a run with a generator of a name."""
     np.save(tmp_path / "voices.npy", np.eye(6))
-    content["generator"] = {
-        "sound": {"kind": "sound", "model": str(tiny_audioldm), "steps": 2, "seconds": 0.1},
-        "speech": {
+    generators = {
+        "audioldm": {"kind": "sound", "model": str(tiny_audioldm), "steps": 2, "seconds": 0.1},
+        "audioldm2": {"kind": "sound", "model": str(tiny_audioldm2), "steps": 2, "seconds": 0.1},
+        "speecht5": {
             "kind": "speech",
             "model": str(tiny_speecht5 / "model"),
             "vocoder": str(tiny_speecht5 / "vocoder"),
             "speakers": str(tmp_path / "voices.npy"),
         },
-        "image": {"kind": "image", "model": str(tiny_sdxl), "steps": 2, "size": [16, 16]},
-    }[kind]
-    if kind == "image":
-        content |= {"data": {"name": "digits", "partition": {"clients": 2, "kind": "iid"}}, "model": "cnn"}
+        "sdxl": {"kind": "image", "model": str(tiny_sdxl), "steps": 2, "size": [16, 16]},
+    }
+
+    def named(name):
+        settings = {**content, "generator": generators[name]}
+        if name == "sdxl":
+            settings |= {
+                "data": {"name": "digits", "partition": {"clients": 2, "kind": "iid"}},
+                "model": "cnn",
+            }
+        return settings
+
+    return named
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["audioldm", "audioldm2", "speecht5"])
+def test_killed_while_generating_it_ends_with_the_same_data_set(made_by, tmp_path, generating, name):
+    content = made_by(name)
+    content["prompts"] = {"per_label": 100, "block_size": 2}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    generating(tmp_path / "c.yaml", tmp_path / "killed").kill()
+    for folder in ("killed", "whole"):
+        pipeline.execute(config.load(tmp_path / "c.yaml"), tmp_path / folder, until="generate")
+    shards = sorted((tmp_path / "whole" / "synthetic" / "data").iterdir())
+    assert len(shards) == 100
+    for shard in shards:
+        assert (
+            shard.read_bytes() == (tmp_path / "killed" / shard.relative_to(tmp_path / "whole")).read_bytes()
+        )
+
+
+@pytest.mark.parametrize("name", ["audioldm", "speecht5", "sdxl"])
+def test_a_run_makes_what_its_config_says_and_the_same_after_an_interruption(made_by, tmp_path, name):
+    import datasets
+
+    content = made_by(name)
     wanted = config.validate(content)
     for name in ("whole", "damaged"):
         pipeline.execute(wanted, tmp_path / name, until="generate")
@@ -156,7 +188,7 @@ def test_a_run_makes_what_its_config_says_and_the_same_after_an_interruption(
     for shard in shards:
         assert (tmp_path / "whole" / shard).read_bytes() == (tmp_path / "damaged" / shard).read_bytes()
     rows = datasets.load_dataset(str(tmp_path / "whole" / "synthetic"), split="train")
-    assert len(rows) == (30 if kind == "image" else 6)
+    assert len(rows) == (30 if name == "sdxl" else 6)
     card = (tmp_path / "whole" / "synthetic" / "README.md").read_text()
     assert content["generator"]["model"] in card
 

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -354,35 +351,10 @@ def files_content(folder):
 GENERATORS = {"image": image_content, "speech": speech_content, "files": files_content}
 
 
-def begin(folder, name, *options):
-    """Starts the command; returns its process."""
-    command = [sys.executable, "-m", "genfl", "run", folder / "c.yaml", "--out", folder / name]
-    return subprocess.Popen(
-        [*map(str, command), "--until", "generate", *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def finish(folder, name, **options):
     """Goes on with a run, or begins it; returns its data set."""
     pipeline.execute(config.load(folder / "c.yaml"), folder / name, until="generate", **options)
     return None if "share" in options else synthetic(folder / name)
-
-
-def kill(process, folder, blocks=3):
-    """Kills a process that has written so many blocks, and sees that it was not done."""
-    limit = time.monotonic() + 300
-    while len(list(folder.glob("synthetic/data/train-*"))) < blocks:
-        assert process.poll() is None, f"it ended before it could be killed: {process.stderr.read()}"
-        assert time.monotonic() < limit
-        time.sleep(0.001)
-    process.kill()
-    process.communicate()
-    rows = {row.name: row for row in pipeline.status(folder)}
-    made, _, total, _ = rows["generate"].progress.split()
-    assert 0 < int(made) < int(total), "it was over before the kill"
 
 
 def write_config(folder, kind):
@@ -391,22 +363,19 @@ def write_config(folder, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_killed_while_generating_it_ends_with_the_same_data_set(tmp_path, monkeypatch, kind):
+def test_killed_while_generating_it_ends_with_the_same_data_set(tmp_path, monkeypatch, generating, kind):
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
     write_config(tmp_path, kind)
-    process = begin(tmp_path, "killed")
-    kill(process, tmp_path / "killed")
+    generating(tmp_path / "c.yaml", tmp_path / "killed").kill()
     assert finish(tmp_path, "killed") == finish(tmp_path, "whole")
 
 
 @pytest.mark.slow
-def test_shards_in_processes_of_which_one_is_killed(tmp_path, monkeypatch):
+def test_shards_in_processes_of_which_one_is_killed(tmp_path, monkeypatch, generating):
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
     write_config(tmp_path, "files")
-    processes = [begin(tmp_path, "run", "--shard", f"{n}/2") for n in (0, 1)]
-    kill(processes[1], Share(1, 2).folder(tmp_path / "run"))
-    _, stderr = processes[0].communicate()
-    assert processes[0].returncode == 0, stderr
-    assert "shard 0/2 is made, 80 of 160 blocks" in stderr
+    whole, part = (generating(tmp_path / "c.yaml", tmp_path / "run", Share(n, 2)) for n in (0, 1))
+    part.kill()
+    assert "shard 0/2 is made, 80 of 160 blocks" in whole.ended()
     finish(tmp_path, "run", share=Share(1, 2))
     assert finish(tmp_path, "run") == finish(tmp_path, "whole")

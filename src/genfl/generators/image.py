@@ -217,7 +217,8 @@ def check_labels(model: str, labels: Sequence[str]) -> None:
     if strange:
         raise InputError(
             f"generator.model: the embedded miniature draws handwritten digits, and no {strange[0]!r}; give"
-            " the folder or Hugging Face id of a text-to-image model, or use generator.kind: files"
+            " the folder or Hugging Face id of a text-to-image model, use generator.kind: files, or take"
+            " generator: none for methods that need no generated data"
         )
 
 

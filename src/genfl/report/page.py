@@ -15,6 +15,7 @@ from genfl import config as configs
 from genfl.config import Config, Content
 from genfl.data.quality import MEASURES
 from genfl.data.sources import DATASETS
+from genfl.generators.registry import GENERATORS
 from genfl.references import CENTRALISED, GENERATOR, LOCAL
 from genfl.report import pictures, plots, text
 from genfl.report.style import COLOURS, MARKERS, MOST_DRAWN, REST, Look, looks
@@ -86,10 +87,10 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     drawn = _drawn(summary)
     look = looks(methods, drawn)
     return {
-        "name": config.name,
+        "title": f"{config.name}: {_question(config)}",
         "config": configs.dump(config),
         "settings": config,
-        "generator": generator_facts(config),
+        "generator": generator_facts(config) if config.generates else {},
         "summary": summary,
         "verdict": _firm(text.verdict(summary)),
         "target": _firm(text.target(summary)),
@@ -100,7 +101,7 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "rest": REST,
         "drawn": drawn,
         "methods": _ordered(methods),
-        "many": len(methods) - 1 > MOST_DRAWN,
+        "many": _many(methods),
         "undrawn": sum(look[name] is REST for name in _curves(methods)),
         "undrawn_arms": sum(look[name] is REST for name in arms),
         "marks": {name: text.mark(method) for name, method in methods.items()},
@@ -121,9 +122,16 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         **_label_counts(run),
         **_pretraining(run),
         "time": _time(summary),
+        "generating": config.generates and GENERATORS[config.generator.kind].prompted,
         "against_training": _against_training(summary),
         "traffic": _traffic(config, summary, arms),
     }
+
+
+def _question(config: Config) -> str:
+    if config.generates:
+        return "does a pretrained generator help this federation?"
+    return "which method is best for this federation?"
 
 
 def _curves(methods: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,9 +150,13 @@ def _drawn(summary: dict[str, Any]) -> list[str]:
     return [name for name in names if name in best]
 
 
+def _many(methods: Mapping[str, Any]) -> bool:
+    return len(methods.keys() - {SYNTHETIC_ONLY}) > MOST_DRAWN
+
+
 def _ordered(methods: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the methods in the order of the table: the config's, or if there are many, by accuracy."""
-    if len(methods) - 1 <= MOST_DRAWN:
+    if not _many(methods):
         return dict(methods)
 
     def place(name: str) -> tuple[bool, bool, float]:
@@ -172,15 +184,18 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
             _over_seeds(arm["accuracy"]) or "in the one seed tried",
             "nothing to compare with",
         )
-    alone, made = methods[SYNTHETIC_ONLY]["accuracy"], summary["synthetic"]
-    spread = ", ".join(filter(None, ["accuracy", _over_seeds(alone, ""), "before any round"]))
-    speed = f"for {text.count(made['samples'], 'sample')}, {made['samples_per_second']:g} a second"
-    tiles = (
+    tiles = [
         Tile(f"accuracy of {best or baseline}", text.percent(text.mean(arm)), against),
         Tile(f"rounds to {goal}, {best or baseline}", _rounds(arm), slower),
-        Tile("generated data alone", text.percent(alone["mean"]), spread),
-        Tile("generating took", text.duration(made["seconds"]), speed),
-    )
+    ]
+    made = summary["synthetic"]
+    if made:
+        alone = methods[SYNTHETIC_ONLY]["accuracy"]
+        spread = ", ".join(filter(None, ["accuracy", _over_seeds(alone, ""), "before any round"]))
+        tiles.append(Tile("generated data alone", text.percent(alone["mean"]), spread))
+    if made and GENERATORS[summary["generator"]].prompted:
+        speed = f"for {text.count(made['samples'], 'sample')}, {made['samples_per_second']:g} a second"
+        tiles.append(Tile("generating took", text.duration(made["seconds"]), speed))
     return [Tile(*map(_firm, tile)) for tile in tiles]
 
 
@@ -246,7 +261,8 @@ def _accuracy_rule(arms: Mapping[str, Any]) -> str:
 
 
 def _learning(summary: dict[str, Any], arms: Mapping[str, Any], look: Mapping[str, Look]) -> dict[str, Any]:
-    goal, alone = summary["target_accuracy"], text.mean(summary["methods"][SYNTHETIC_ONLY])
+    goal, made = summary["target_accuracy"], summary["methods"].get(SYNTHETIC_ONLY)
+    alone = text.mean(made) if made else None
     megabytes = {name: _per_round(method) / 1e6 for name, method in arms.items()}
     by_bytes = None
     if max(megabytes.values()) > 1.01 * min(megabytes.values()):  # else the two charts would look the same
@@ -327,7 +343,7 @@ def _client_accuracy(methods: Mapping[str, Any], look: Mapping[str, Look]) -> Ma
 
 def _rows(run: Run) -> list[pictures.Row]:
     data = data_set(run.config.data)
-    if data.modality not in pictures.VIEWS:
+    if not run.config.generates or data.modality not in pictures.VIEWS:
         return []
     return pictures.grid(data, run.folder / "synthetic", run.labels)
 
@@ -354,6 +370,8 @@ def _spread(counts: np.ndarray) -> str:
 
 
 def _pretraining(run: Run) -> dict[str, Any]:
+    if not run.config.generates:
+        return {"pretraining": []}
     seeds = run.result("pretrain")["seeds"]
     return {
         "pretraining": [
@@ -367,7 +385,8 @@ def _pretraining(run: Run) -> dict[str, Any]:
 def _time(summary: dict[str, Any]) -> list[Bar]:
     seconds = {name: stage["seconds"] for name, stage in summary["stages"].items()}
     # The generate stage's own sum goes on over interruptions; the record knows only the last start.
-    seconds["generate"] = max(seconds["generate"], summary["synthetic"]["seconds"])
+    if made := summary["synthetic"]:
+        seconds["generate"] = max(seconds["generate"], made["seconds"])
     total = max(sum(seconds.values()), 1e-9)
     return [
         Bar(name, f"{text.duration(took)} · {100 * took / total:.0f} %", took / total)
@@ -377,6 +396,8 @@ def _time(summary: dict[str, Any]) -> list[Bar]:
 
 def _against_training(summary: dict[str, Any]) -> str:
     """Says what generating cost, in terms of what training did."""
+    if not summary["synthetic"]:
+        return ""
     times = summary["synthetic"]["seconds"] / max(summary["stages"]["federate"]["seconds"], 1e-3)
     return f"{times:.2g}" if times < 10 else f"{times:,.0f}"
 

@@ -51,7 +51,12 @@ _VARIABLES = {colour.light: f"var(--{colour.name})" for colour in COLOURS}
 
 
 def learning(
-    curves: Mapping[str, Curve], looks: Mapping[str, Look], target: float, alone: float, x: str, name: str
+    curves: Mapping[str, Curve],
+    looks: Mapping[str, Look],
+    target: float,
+    alone: float | None,
+    x: str,
+    name: str,
 ) -> Markup:
     """Draws accuracy as the federation goes on.
 
@@ -59,17 +64,19 @@ def learning(
         curves: For each federated method, its accuracy; x is whatever `x` says.
         looks: How each method looks.
         target: The accuracy to reach.
-        alone: The accuracy of the model trained on generated data alone.
+        alone: The accuracy of the model trained on generated data alone; None where there is none.
         x: What the horizontal axis is.
         name: The chart's name, unique on the page.
     """
 
     def paint(axes: Axes) -> None:
         axes.axhline(target, color=INK.light, linewidth=1, linestyle=(0, (5, 3)))
-        axes.axhline(alone, color=looks[SYNTHETIC_ONLY].colour.light, linewidth=1.6, linestyle=(0, (1, 1.6)))
+        if alone is not None:
+            light = looks[SYNTHETIC_ONLY].colour.light
+            axes.axhline(alone, color=light, linewidth=1.6, linestyle=(0, (1, 1.6)))
         _lines(axes, curves, looks, (0.0, 1.0))
         lows = [mean - std for curve in curves.values() for _, mean, std in curve]
-        low = max(0.0, np.floor(10 * min([*lows, alone, target])) / 10)
+        low = max(0.0, np.floor(10 * min([*lows, target if alone is None else alone, target])) / 10)
         axes.set_ylim(min(low, 0.9), 1.0)
         axes.set_xlim(0, max(point[0] for curve in curves.values() for point in curve))
         axes.set_xlabel(x)

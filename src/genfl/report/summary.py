@@ -13,9 +13,10 @@ import torch
 
 import genfl
 from genfl.config import Config, Method
-from genfl.run import Run
-from genfl.stages import guided
-from genfl.stages.arms import sent_to_clients, uses_generator
+from genfl.run import Run, data_set
+from genfl.stages import generate, guided
+from genfl.stages.arms import sent_to_clients
+from genfl.stages.base import Stage
 from genfl.stages.federate import SYNTHETIC_ONLY
 from genfl.storage import read_json
 
@@ -36,8 +37,10 @@ def summarise(run: Run, skipped: dict[str, bool]) -> dict[str, Any]:
         "name": run.config.name,
         "seeds": list(run.config.seeds),
         "labels": run.result("labels"),
-        "synthetic": run.result("generate"),
-        "guided": run.result(guided.STAGE.name) if guided.wanted(run.config) else None,
+        "test_samples": len(data_set(run.config.data).test.labels),
+        "generator": run.config.generator.kind,
+        "synthetic": _result(run, generate.STAGE),
+        "guided": _result(run, guided.STAGE),
         "methods": methods(run),
         "target_accuracy": run.config.report.target_accuracy,
         "stages": {
@@ -46,6 +49,11 @@ def summarise(run: Run, skipped: dict[str, bool]) -> dict[str, Any]:
         },
         "environment": read_json(run.record("federate"))["environment"],
     }
+
+
+def _result(run: Run, stage: Stage) -> dict[str, Any] | None:
+    """Returns what a stage gave; None if the config has no use for it."""
+    return run.result(stage.name) if stage.wanted(run.config) else None
 
 
 def methods(run: Run) -> dict[str, Any]:
@@ -57,7 +65,7 @@ def methods(run: Run) -> dict[str, Any]:
     discovery = run.result("labels")["bytes_per_client"] * run.config.data.partition.clients
     found = {}
     chosen = sorted(run.config.methods, key=lambda name: run.config.methods[name].reference is not None)
-    for name in (SYNTHETIC_ONLY, *chosen):
+    for name in (*([SYNTHETIC_ONLY] if run.config.generates else []), *chosen):
         what = _what(run.config, run.config.methods.get(name))
         method = run.config.methods.get(name)
         setup = discovery if what["uses_generator"] else 0
@@ -97,7 +105,7 @@ def _what(config: Config, method: Method | None) -> dict[str, Any]:
         "data": method.data,
         "content": method.content.model_dump() if method.content else None,
         "reference": method.reference is not None,
-        "uses_generator": uses_generator(method),
+        "uses_generator": method.uses_generator is not None,
         "existing_model": config.pretrain.init is not None and method.start != "random",
     }
 

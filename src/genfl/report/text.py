@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from genfl.generators.registry import GENERATORS
 from genfl.references import CENTRALISED
 from genfl.stages.federate import SYNTHETIC_ONLY
 
@@ -16,7 +18,7 @@ class Contest(NamedTuple):
 
     Attributes:
         best: The most accurate federated one that uses the generator, of those with a baseline.
-        baseline: The same algorithm without the generator.
+        baseline: The same algorithm without the generator; the most accurate one, where none uses it.
     """
 
     best: str | None
@@ -32,8 +34,10 @@ def verdict(summary: dict[str, Any]) -> str:
         mine, its = (percent(mean(methods[name])) for name in (best, baseline))
         first = (
             f"{_opening(summary, best, baseline)}: {best} ends at {mine}, {baseline} at {its}"
-            f" ({_points(gain)}); {race(summary, best, baseline)}."
+            f" ({_points(summary, gain)}); {race(summary, best, baseline)}."
         )
+    elif summary["synthetic"] is None:
+        return _without(summary)
     else:
         only, missing = best or baseline, "without" if best else "with"
         same = "algorithm and existing model" if from_existing(methods[only]) else "algorithm"
@@ -41,17 +45,30 @@ def verdict(summary: dict[str, Any]) -> str:
             f"{only} ends at {percent(mean(methods[only]))}; no method has the same {same} {missing} the"
             " generator to compare with."
         )
-    samples, seconds = summary["synthetic"]["samples"], summary["synthetic"]["seconds"]
+    made = summary["synthetic"]
+    samples = count(made["samples"], "sample")
+    cost = f" generating {samples} took {duration(made['seconds'])}."
+    if not GENERATORS[summary["generator"]].prompted:
+        cost = f" its {samples} were there already."
     refused = sum(methods[name].get("refused_uploads", 0) for name in (best, baseline) if name is not None)
     warning = f" Of these methods {count(refused, 'upload')} were refused." if refused else ""
     alone = methods[SYNTHETIC_ONLY]
     what = (
         "existing model, trained on generated data alone," if from_existing(alone) else "generated data alone"
     )
-    return (
-        f"{first} The {what} gives {percent(mean(alone))};"
-        f" generating {count(samples, 'sample')} took {duration(seconds)}.{warning}"
-    )
+    return f"{first} The {what} gives {percent(mean(alone))};{cost}{warning}"
+
+
+def _without(summary: dict[str, Any]) -> str:
+    """Says what a comparison of methods without a generator came to."""
+    arms = [method for method in summary["methods"].values() if not method["reference"]]
+    best = contest(summary).baseline
+    assert best is not None
+    rounds, goal = summary["methods"][best]["rounds_to_target"], target(summary)
+    reached = f"never reaches {goal}" if rounds is None else f"is at {goal} {_when(rounds)}"
+    which = f"the most accurate of {len(arms)} methods is {best}: it" if len(arms) > 1 else best
+    accuracy = percent(mean(summary["methods"][best]))
+    return f"Without a generator, {which} ends at {accuracy} and {reached}."
 
 
 def contest(summary: dict[str, Any]) -> Contest:
@@ -65,7 +82,7 @@ def contest(summary: dict[str, Any]) -> Contest:
             its = arms[baseline]
             if mine["algorithm"] == its["algorithm"] and from_existing(mine) == from_existing(its):
                 return Contest(best, baseline)
-    return Contest(warm[0], None) if warm else Contest(None, cold[0])
+    return Contest(warm[0], None) if warm else Contest(None, max(cold, key=lambda name: mean(arms[name])))
 
 
 def from_existing(method: dict[str, Any]) -> bool:
@@ -77,6 +94,16 @@ def gains(method: dict[str, Any], baseline: dict[str, Any]) -> list[float]:
     """Returns by how many points of accuracy a method beats another in each seed."""
     pairs = zip(method["accuracy"]["per_seed"], baseline["accuracy"]["per_seed"], strict=True)
     return [100 * (mine - its) for mine, its in pairs]
+
+
+def noise(summary: dict[str, Any], gain: list[float]) -> float:
+    """Returns the points of accuracy that a mean gain must have to say something.
+
+    It is one test example, or twice the standard error of the mean over the seeds, whichever is more.
+    """
+    error = stdev(gain) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    example: float = 100 / summary["test_samples"]
+    return max(SAME, example, 2 * error)
 
 
 def race(summary: dict[str, Any], best: str, baseline: str) -> str:
@@ -187,27 +214,25 @@ def megabytes(number: float) -> str:
 def _opening(summary: dict[str, Any], best: str, baseline: str) -> str:
     methods = summary["methods"]
     gain = gains(methods[best], methods[baseline])
-    average, better = sum(gain) / len(gain), sum(value > 0 for value in gain)
+    average, better, least = fmean(gain), sum(value > 0 for value in gain), noise(summary, gain)
     mine, its = (methods[name]["rounds_to_target"] for name in (best, baseline))
     sooner = mine is not None and (its is None or mine < its)
-    if average >= SAME and len(gain) == 1:
+    if average >= least and len(gain) == 1:
         return "The generator helps in the one seed tried"
-    if average >= SAME:
+    if average >= least:
         return "The generator helps" if better == len(gain) else "The generator helps in some seeds only"
-    if sooner and average <= -SAME:
-        return "With the generator training is faster but ends lower"
-    return (
-        "With the generator training is faster but ends no higher"
-        if sooner
-        else "The generator does not help"
-    )
+    if sooner:
+        how = "lower" if average <= -least else "no higher"
+        return f"With the generator training is faster but ends {how}"
+    return "The generator does not help" if average <= -least else "The generator makes no clear difference"
 
 
-def _points(gain: list[float]) -> str:
-    written = signed(sum(gain) / len(gain))
-    if len(gain) == 1:
-        return f"{written}, in one seed"
-    return f"{written}, better in {sum(value > 0 for value in gain)} of {len(gain)} seeds"
+def _points(summary: dict[str, Any], gain: list[float]) -> str:
+    average, least = fmean(gain), noise(summary, gain)
+    better = f"better in {sum(value > 0 for value in gain)} of {len(gain)} seeds"
+    unclear = SAME <= abs(average) < least
+    doubt = f"; up to {least:.1f} either way may be chance" if unclear else ""
+    return f"{signed(average)}, {better if len(gain) > 1 else 'in one seed'}{doubt}"
 
 
 def _when(rounds: int) -> str:

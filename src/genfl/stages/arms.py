@@ -7,7 +7,6 @@ from typing import Any
 
 from genfl.algorithms import ALGORITHMS, Algorithm, combine
 from genfl.algorithms.fedavg import fedavg
-from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Config, Method
 from genfl.data.clients import ClientData
 from genfl.data.plans import ORDERS, Keep
@@ -55,10 +54,10 @@ def key(run: Run, method: Method, seed: int) -> str:
     upstream = ["labels"]
     if method.start == "pretrained":
         upstream.append(pretrain.STAGE.name)
-    if reads_generated(method):
+    if method.generated:
         upstream.append(generate.STAGE.name)
     models = [config.precision, config.model.model_dump()]
-    if "client_tasks" in asked_for(method):
+    if "client_tasks" in method.asks_for:
         models += [model.model_dump() for model in config.client_models]
     federation = training(config)
     keys = {name: run.key(name) for name in upstream}
@@ -74,22 +73,6 @@ def training(config: Config) -> dict[str, Any]:
     """Returns what decides the results of federated training: engines only as far as their bits differ."""
     exact = {"engine"} if config.federate.engine in EXACT else set()
     return config.federate.model_dump(exclude={"checkpoint_every"} | exact)
-
-
-def uses_generator(method: Method) -> bool:
-    """Returns whether a method would not be what it is without the generator."""
-    return method.start == "pretrained" or method.reference == GENERATOR or reads_generated(method)
-
-
-def reads_generated(method: Method) -> bool:
-    """Returns whether a method's training needs the synthetic data itself."""
-    return method.data != "private" or bool(asked_for(method) & UNLABELLED)
-
-
-def asked_for(method: Method) -> set[str]:
-    """Returns the names of the resources that a method's builders ask for."""
-    parts = [] if method.reference else method.algorithm
-    return {resource for part in parts for resource in ALGORITHMS[part.name].resources}
 
 
 def resources(config: Config, classes: int) -> dict[str, Any]:
@@ -141,9 +124,11 @@ def sent_to_clients(run: Run, method: Method, content: float) -> float:
         method: One of its methods.
         content: How many generated samples its clients train on.
     """
+    if not run.config.generates:
+        return 0.0
     made = run.result(generate.STAGE.name)
     size: int = made["bytes"]
-    copies: float = run.config.data.partition.clients * ("shared" in asked_for(method))
+    copies: float = run.config.data.partition.clients * ("shared" in method.asks_for)
     if method.content and method.content.by == "server" and method.reference is None:
         copies += content / made["samples"]  # every client gets its own
     return copies * size

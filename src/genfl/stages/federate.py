@@ -61,22 +61,26 @@ def _run(run: Run) -> dict[str, Any]:
     unlabelled = cache(lambda: data.prepare(synthetic()[0]))
     resources = arms.resources(config, len(run.labels))
     measures, similar = _measures(config, task, data, test_y), _Similarity(run, task)
-    results: dict[str, dict[str, Any]] = {name: {} for name in (SYNTHETIC_ONLY, *config.methods)}
+    results: dict[str, dict[str, Any]] = {name: {} for name in config.methods}
+    if config.generates:
+        results[SYNTHETIC_ONLY] = {}
     _discard(run)
     for name, method in config.methods.items():
         if method.reference == GENERATOR:
             results[name] = classified(run, name, method, task)
     with progress.bar("federate", _rounds(config), "rounds") as advance:
         for seed in config.seeds:
-            warm, held = pretrain.weights(run, task, seed), held_back_data(run, seed)
-            results[SYNTHETIC_ONLY][str(seed)] = {
-                "evaluations": [{"round": 0, **score(weights=warm)}],
-                "rounds": [],
-                "clients": _tested(task, [warm], held),
-            }
+            held = held_back_data(run, seed)
+            if config.generates:
+                warm = pretrain.weights(run, task, seed)
+                results[SYNTHETIC_ONLY][str(seed)] = {
+                    "evaluations": [{"round": 0, **score(weights=warm)}],
+                    "rounds": [],
+                    "clients": _tested(task, [warm], held),
+                }
             own = private_data(run, seed)
             for name, method in arms.trained(config).items():
-                inputs = {name: unlabelled() for name in arms.asked_for(method) & UNLABELLED}
+                inputs = {name: unlabelled() for name in method.asks_for & UNLABELLED}
                 algorithm = arms.algorithm(config, method, task, resources | inputs)
                 clients = holdings(run, name, own, seed, synthetic, by_example)
                 federations = arms.federations(config, method, clients, seed)
@@ -138,9 +142,12 @@ class _Similarity:
         self.known: dict[tuple[bool, Content | None], dict[str, Any]] = {}
 
     def __call__(self, method: Method, clients: ClientData) -> dict[str, Any] | None:
-        """Returns it for the first seed; None where nobody asked, or for too many clients for a page."""
+        """Returns it for the first seed.
+
+        None where nobody asked, for too many clients for a page, or where there is no such model.
+        """
         config = self.run.config
-        if not config.federate.heterogeneity or len(clients) > MOST_COMPARED:
+        if not (config.federate.heterogeneity and config.generates) or len(clients) > MOST_COMPARED:
             return None
         kind = method.data == "generated", method.content
         if kind not in self.known:

@@ -189,4 +189,14 @@ def _modality(config: Config) -> Modality:
     return DATASETS[config.data.name].modality
 
 
-STAGE = Stage("generate", "synthetic", 5, inputs, ("labels", "prompts"), _run, _progress, _check)
+STAGE = Stage(
+    "generate",
+    "synthetic",
+    5,
+    inputs,
+    ("labels", "prompts"),
+    _run,
+    _progress,
+    _check,
+    wanted=lambda config: config.generates,
+)

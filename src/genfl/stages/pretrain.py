@@ -139,4 +139,13 @@ def _inputs(config: Config) -> Any:
     return [recipe, model, data_key(config.data), config.seeds]
 
 
-STAGE = Stage("pretrain", "pretrain", 2, _inputs, ("labels", "generate"), _run, check=_check)
+STAGE = Stage(
+    "pretrain",
+    "pretrain",
+    2,
+    _inputs,
+    ("labels", "generate"),
+    _run,
+    check=_check,
+    wanted=lambda config: config.generates,
+)

@@ -122,4 +122,13 @@ def deciding(section: Section, without: Collection[str] = ()) -> dict[str, Any]:
     return settings
 
 
-STAGE = Stage("prompts", "prompts", 3, _inputs, ("labels",), _run, check=_check)
+STAGE = Stage(
+    "prompts",
+    "prompts",
+    3,
+    _inputs,
+    ("labels",),
+    _run,
+    check=_check,
+    wanted=lambda config: config.generates,
+)

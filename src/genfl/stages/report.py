@@ -6,11 +6,11 @@ from typing import Any
 
 from genfl.config import Config
 from genfl.run import Run
-from genfl.stages import guided
+from genfl.stages import federate, generate, guided, labels, pretrain, prompts
 from genfl.stages.base import Stage
 from genfl.storage import write_text
 
-NEEDS = ("labels", "prompts", "generate", "guided", "pretrain", "federate")
+BEFORE = (labels.STAGE, prompts.STAGE, generate.STAGE, guided.STAGE, pretrain.STAGE, federate.STAGE)
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def _run(run: Run) -> dict[str, Any]:
     from genfl.report import page, tables
     from genfl.report.summary import summarise
 
-    done = [name for name in NEEDS if name != guided.STAGE.name or guided.wanted(run.config)]
+    done = [stage.name for stage in BEFORE if stage.wanted(run.config)]
     summary = summarise(run, dict.fromkeys(done, False))
     folder = run.folder / STAGE.folder
     write_text(folder / "methods.csv", tables.methods_csv(summary))
@@ -32,4 +32,4 @@ def _inputs(config: Config) -> Any:
     return config.model_dump()
 
 
-STAGE = Stage("report", "report", 3, _inputs, NEEDS, _run)
+STAGE = Stage("report", "report", 3, _inputs, tuple(stage.name for stage in BEFORE), _run)
