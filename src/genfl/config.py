@@ -31,6 +31,7 @@ from genfl.data.partition import OWN, Kind, Within
 from genfl.data.plans import ORDERS
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
+from genfl.data.texts import GENERATED, HASHED
 from genfl.engines.choice import Name as EngineName
 from genfl.errors import InputError
 from genfl.generators.registry import ESPEAK, GENERATORS
@@ -143,8 +144,8 @@ class Data(Section):
     tokenizer: str | None = Field(
         None,
         min_length=1,
-        description="What splits texts into tokens: hashed (words, by a hash), a tokenizer.json, a folder"
-        " with one, or a Hugging Face id.",
+        description="What splits texts into tokens: hashed (words, by a hash), generated (the words of the"
+        " run's generated texts, and no others), a tokenizer.json, a folder with one, or a Hugging Face id.",
     )
     seconds: float | None = Field(
         None, ge=0.1, le=60, description="How long sounds are: longer ones are cut, shorter ones filled up."
@@ -803,6 +804,11 @@ class Config(Section):
             )
         if problem := self.data.problem():
             raise ValueError(f"data.{problem}")
+        if self.data.tokenizer == GENERATED and not self.generates:
+            raise ValueError(
+                f"data.tokenizer: {GENERATED} takes its words from generated texts, but generator is none;"
+                f" use {HASHED}, or name a generator"
+            )
         if problem := self.prompts.problem():
             raise ValueError(f"prompts.{problem}")
         if isinstance(self.generator, TextGenerator) and self.generator.max_tokens < 3 * self.generator.words:

@@ -19,7 +19,7 @@ from genfl.config import Config
 from genfl.errors import GenflError, InputError
 from genfl.report.summary import environment, summarise
 from genfl.run import ANSWERS, Run, Share, resolved, share_folders
-from genfl.stages import federate, generate, guided, labels, pretrain, prompts, report
+from genfl.stages import federate, generate, guided, labels, pretrain, prompts, report, vocabulary
 from genfl.stages.base import Stage
 from genfl.storage import digest, link, read_json, sha256, write_json, write_text
 
@@ -30,6 +30,7 @@ STAGES: tuple[Stage, ...] = (
     prompts.STAGE,
     generate.STAGE,
     guided.STAGE,
+    vocabulary.STAGE,
     pretrain.STAGE,
     federate.STAGE,
     report.STAGE,

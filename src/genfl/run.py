@@ -16,6 +16,7 @@ from genfl.config import Config, Data, Model, validate
 from genfl.data.clients import ClientData
 from genfl.data.partition import OWN, hold_back, partition, subset
 from genfl.data.sources import DATASETS, DataSet, Examples
+from genfl.data.texts import GENERATED
 from genfl.errors import InputError
 from genfl.labels.iblt import MAX_CLIENTS
 from genfl.learning.task import Task, classification
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 
 ANSWERS = "answers"
+VOCABULARY = "vocabulary"
+"""The stage that makes the tokenizer `genfl.data.texts.GENERATED`, and its folder."""
 
 
 class Share(NamedTuple):
@@ -99,6 +102,15 @@ class Run:
         return found
 
     @property
+    def data(self) -> DataSet:
+        """The private data as the stages after `VOCABULARY` read it: texts by the words of generated ones."""
+        data = self.config.data
+        if data.tokenizer == GENERATED:
+            made = self.folder / VOCABULARY / self.result(VOCABULARY)["folder"]
+            data = data.model_copy(update={"tokenizer": str(made)})
+        return data_set(data)
+
+    @property
     def answers(self) -> Path:
         """Where the answers of language models are kept, so that nothing is asked twice."""
         return self.folder / ANSWERS
@@ -109,7 +121,7 @@ def data_set(data: Data) -> DataSet:
     return _load(data.name, **data.options())
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # texts before and after the run has a vocabulary
 def _load(name: str, **options: Any) -> DataSet:
     return DATASETS[name].load(**options)
 
@@ -189,7 +201,7 @@ def kept_and_held(config: Config, seed: int) -> tuple[list[Any], list[Any]]:
 
 def private_data(run: Run, seed: int) -> ClientData:
     """Returns what clients train on for a seed, with classes numbered as discovered."""
-    data = data_set(run.config.data)
+    data = run.data
     y = indices(data.train, run.labels)
     augment = run.config.federate.local.augment.of("private")
     kept, _ = kept_and_held(run.config, seed)
@@ -205,7 +217,7 @@ def held_back_data(run: Run, seed: int) -> tuple[list[int], ClientData] | None:
         return None
     _, held = kept_and_held(run.config, seed)
     testing = [client for client, rows in enumerate(held) if len(rows)]
-    rows, data = [held[client] for client in testing], data_set(run.config.data)
+    rows, data = [held[client] for client in testing], run.data
     return testing, ClientData(
         data.train.x, indices(data.train, run.labels), rows, len(run.labels), data.prepare
     )

@@ -25,6 +25,7 @@ from genfl.errors import InputError
 from genfl.generators.base import Prompt
 from genfl.generators.files import Files
 from genfl.models import LSTM
+from genfl.run import Run
 from genfl.stages import checks
 
 from .conftest import find
@@ -465,6 +466,75 @@ def test_generated_texts_go_through_the_whole_pipeline(tmp_path, words):
     again = pipeline.execute(read, tmp_path / "again")
     assert again["methods"] == summary["methods"]
     genfl.run._load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words")
+    own = tables(folder / "own", "jsonl", train=ROWS, test=TEST)
+    return folder, [f"data.path={own}", f"generator.path={tables(folder / 'made', train=GENERATED)}"]
+
+
+@pytest.fixture(scope="module")
+def done(paths):
+    folder, given = paths
+    settings = config.parse(RUN, [*given, "data.tokenizer=generated"])
+    return pipeline.execute(settings, folder / "run"), settings, folder / "run"
+
+
+class TestWordsOfGeneratedTexts:
+    def test_clients_texts_are_read_by_words_of_generated_texts_alone(self, done):
+        summary, settings, folder = done
+        run = Run(settings, folder)
+        (path,) = folder.glob("vocabulary/*/tokenizer.json")
+        known = set(tokenizer(str(path)).get_vocab())
+        made = datasets.load_dataset(str(folder / "synthetic"), split="train")["text"]
+        assert known - {"[UNK]"} == {word for text in made for word in re.findall(r"\w+|[^\w\s]+", text)}
+        assert run.result("vocabulary")["words"] == len(known)
+        unknown = 1 + tokenizer(str(path)).token_to_id("[UNK]")
+        assert {"bad", "day"} < known
+        encoded = {
+            tuple(x)
+            for x, label in zip(run.data.train.x.tolist(), run.data.train.labels, strict=True)
+            if label == "broken"
+        }
+        assert len(encoded) == 1, "only a number tells these private texts apart"
+        assert encoded.pop()[3] == unknown
+        assert set(summary["stages"]) > {"vocabulary"}
+
+    def test_it_is_what_two_runs_gave(self, done, paths):
+        summary, _, folder = done
+        elsewhere, given = paths
+        (path,) = folder.glob("vocabulary/*/tokenizer.json")
+        by_hand = config.parse(RUN, [*given, f"data.tokenizer={path}", f"model.vocabulary={1 + BUCKETS}"])
+        assert pipeline.execute(by_hand, elsewhere / "two")["methods"] == summary["methods"]
+        hashed_words = pipeline.execute(config.parse(RUN, given), elsewhere / "hashed")
+        assert hashed_words["methods"] != summary["methods"]
+
+    def test_it_is_made_once_and_made_again_the_same(self, done):
+        summary, settings, folder = done
+        assert all(stage["skipped"] for stage in pipeline.execute(settings, folder)["stages"].values())
+        (path,) = folder.glob("vocabulary/*/tokenizer.json")
+        path.unlink()
+        again = pipeline.execute(settings, folder)
+        assert [name for name, stage in again["stages"].items() if not stage["skipped"]] == ["vocabulary"]
+        assert again["methods"] == summary["methods"]
+        assert {row.state for row in pipeline.status(folder)} == {"done"}
+
+    def test_a_run_with_hashed_words_keeps_what_it_generated(self, done, paths, tmp_path):
+        summary, settings, _ = done
+        pipeline.execute(config.parse(RUN, paths[1]), tmp_path / "run")
+        changed = pipeline.execute(settings, tmp_path / "run", update=True)
+        skipped = [name for name, stage in changed["stages"].items() if stage["skipped"]]
+        assert skipped == ["labels", "prompts", "generate"]
+        assert changed["methods"] == summary["methods"]
+
+    def test_without_generated_texts_there_are_no_words(self, paths):
+        with pytest.raises(InputError, match=r"data\.tokenizer: generated takes its words from "):
+            config.parse(
+                RUN,
+                [*paths[1], "data.tokenizer=generated", "generator=none", "methods={a: {algorithm: fedavg}}"],
+            )
 
 
 SETS = [

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 HASHED = "hashed"
 """The tokenizer that knows no words."""
 
+GENERATED = "generated"
+"""The tokenizer that a run makes of the texts it generates; before that, texts are read as by `hashed`."""
+
 BUCKETS = 9_999
 """What `hashed` sorts words into. With padding they are the LSTM's 10,000 tokens."""
 
@@ -43,7 +46,7 @@ class Tokens:
 
     Attributes:
         length: Tokens of a text.
-        tokenizer: ``hashed``, or what `tokenizer` reads.
+        tokenizer: ``hashed``, ``generated``, or what `tokenizer` reads.
     """
 
     modality: ClassVar[Modality] = "text"
@@ -66,13 +69,13 @@ class Tokens:
 
     def identity(self) -> list[Any]:
         """Returns the length, and what decides a text's tokens: of a tokenizer its content, not its place."""
-        if self.tokenizer == HASHED:
+        if self._hashes:
             return [self.length, HASHED, BUCKETS]
         return [self.length, digest(tokenizer(self.tokenizer).to_str())]
 
     def vocabulary(self) -> int:
         """Returns the number of tokens there can be, padding included."""
-        if self.tokenizer == HASHED:
+        if self._hashes:
             return 1 + BUCKETS
         return 2 + max(tokenizer(self.tokenizer).get_vocab().values())  # ids may have gaps
 
@@ -83,13 +86,17 @@ class Tokens:
             InputError: The tokenizer has no token for what it does not know.
         """
         x = np.zeros(self.length, np.int32)
-        ids = hashed(content, self.length) if self.tokenizer == HASHED else self._ids(content)
+        ids = hashed(content, self.length) if self._hashes else self._ids(content)
         x[: len(ids)] = 1 + np.array(ids, np.int32)
         return x
 
     def prepare(self, x: Tensor) -> Tensor:
         """Returns the ids as floats, which is what everything outside models works with."""
         return x.to(torch.get_default_dtype())
+
+    @property
+    def _hashes(self) -> bool:
+        return self.tokenizer in (HASHED, GENERATED)
 
     def _ids(self, text: str) -> list[int]:
         try:
@@ -125,6 +132,20 @@ def _bucket(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % BUCKETS
 
 
+def require(name: str) -> None:
+    """Sees that the library is there that a tokenizer of this name needs.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"data.tokenizer: {name!r} needs tokenizers: pip install 'genfl[text]', or use {HASHED}"
+        ) from error
+
+
 @lru_cache(maxsize=4)
 def tokenizer(name: str) -> Tokenizer:
     """Returns a tokenizer of the `tokenizers` library.
@@ -135,12 +156,9 @@ def tokenizer(name: str) -> Tokenizer:
     Raises:
         InputError: There is none, it cannot be read, or the library is not installed.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise InputError(
-            f"data.tokenizer: {name!r} needs tokenizers: pip install 'genfl[text]', or use {HASHED}"
-        ) from error
+    require(name)
+    from tokenizers import Tokenizer
+
     path = _locate(name)
     try:
         found = Tokenizer.from_file(str(path))

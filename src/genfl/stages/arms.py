@@ -10,13 +10,14 @@ from genfl.algorithms.fedavg import fedavg
 from genfl.config import Config, Method
 from genfl.data.clients import ClientData
 from genfl.data.plans import ORDERS, Keep
+from genfl.data.texts import GENERATED
 from genfl.engines.choice import EXACT
 from genfl.engines.rounds import Schedule
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Task
 from genfl.references import GENERATOR, LOCAL, TRAINED, Federation
 from genfl.rng import Key
-from genfl.run import Run, classify, data_key
+from genfl.run import VOCABULARY, Run, classify, data_key
 from genfl.stages import generate, guided, pretrain
 from genfl.storage import digest
 
@@ -60,6 +61,8 @@ def key(run: Run, method: Method, seed: int) -> str:
     if "client_tasks" in method.asks_for:
         models += [model.model_dump() for model in config.client_models]
     federation = training(config)
+    if config.data.tokenizer == GENERATED:
+        upstream.append(VOCABULARY)
     keys = {name: run.key(name) for name in upstream}
     if method.content and method.content.guidance != "prompt":
         keys[guided.STAGE.name] = guided.identity(run, method.content)

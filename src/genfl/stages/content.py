@@ -75,8 +75,7 @@ def holdings(
     if method.data != "generated":
         return private.enriched(x, y, parts, augment, weigh=method.content.weight == "merged")
     refuse_empty(name, [len(part) for part in parts], seed)
-    prepare = data_set(config.data).prepare
-    return ClientData(x, y, parts, len(run.labels), prepare, augment, generated=True)
+    return ClientData(x, y, parts, len(run.labels), run.data.prepare, augment, generated=True)
 
 
 def label_counts(config: Config, labels: Sequence[str], seed: int) -> np.ndarray:

@@ -23,9 +23,9 @@ from genfl.learning.task import Task, Weights, state_dict
 from genfl.references import GENERATOR, mean
 from genfl.rng import Key
 from genfl.run import (
+    VOCABULARY,
     Run,
     data_key,
-    data_set,
     held_back_data,
     indices,
     initial_key,
@@ -53,7 +53,7 @@ MOST_COMPARED = 100
 def _run(run: Run) -> dict[str, Any]:
     config, folder = run.config, run.folder / STAGE.folder
     task = task_of(run)
-    data = data_set(config.data)
+    data = run.data
     test_y = indices(data.test, run.labels)
     score = partial(evaluate, prepared(task, data), x=data.test.x, y=test_y)
     synthetic = cache(partial(generate.read, run))  # read only if a method wants it
@@ -221,7 +221,7 @@ STAGE = Stage(
     arms.FOLDER,
     arms.VERSION,
     _inputs,
-    ("labels", "generate", "guided", "pretrain"),
+    ("labels", "generate", "guided", VOCABULARY, "pretrain"),
     _run,
     _progress,
     check,

@@ -113,7 +113,7 @@ def _finish(run: Run, data: SyntheticData, entry: GeneratorEntry, options: dict[
 
 def read(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads the synthetic data as inputs [m, ...] stored like the private ones, and class indices [m]."""
-    data, encode = SyntheticData.open(run.folder / STAGE.folder), data_set(run.config.data).encode
+    data, encode = SyntheticData.open(run.folder / STAGE.folder), run.data.encode
     x, names = data.read(lambda cell: encode(data.medium.read(cell)))
     return torch.stack(x), torch.tensor([run.labels.index(name) for name in names])
 

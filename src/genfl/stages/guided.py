@@ -73,7 +73,7 @@ def read(run: Run, kind: Content, seed: int) -> tuple[torch.Tensor, torch.Tensor
         Inputs [m, ...] stored like the private ones, class indices [m], and each client's rows of them.
     """
     data = SyntheticData.open(_folder(run, kind, seed))
-    encode = data_set(run.config.data).encode
+    encode = run.data.encode
     x, names = data.read(lambda cell: encode(data.medium.read(cell)))
     if not x:
         raise InputError(

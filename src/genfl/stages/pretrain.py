@@ -17,7 +17,7 @@ from genfl.learning.task import Task, Weights, from_state_dict, load_weights, st
 from genfl.models import MODELS
 from genfl.models.pretrained import load_pretrained, locate
 from genfl.rng import Key
-from genfl.run import Run, classify, data_key, data_set, initial_key, task_of
+from genfl.run import VOCABULARY, Run, classify, data_key, data_set, initial_key, task_of
 from genfl.stages import generate
 from genfl.stages.base import Stage
 from genfl.storage import load_tensors, save_tensors, sha256
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def _run(run: Run) -> dict[str, Any]:
     config = run.config
     x, y = generate.read(run)
-    x = data_set(config.data).prepare(x)
+    x = run.data.prepare(x)
     options = config.pretrain.model_dump(exclude={"init"})
     recipe = Recipe(**{**options, "augment": config.pretrain.augment.augment()})
     task = task_of(run)
@@ -144,7 +144,7 @@ STAGE = Stage(
     "pretrain",
     2,
     _inputs,
-    ("labels", "generate"),
+    ("labels", "generate", VOCABULARY),
     _run,
     check=_check,
     wanted=lambda config: config.generates,

@@ -6,11 +6,19 @@ from typing import Any
 
 from genfl.config import Config
 from genfl.run import Run
-from genfl.stages import federate, generate, guided, labels, pretrain, prompts
+from genfl.stages import federate, generate, guided, labels, pretrain, prompts, vocabulary
 from genfl.stages.base import Stage
 from genfl.storage import write_text
 
-BEFORE = (labels.STAGE, prompts.STAGE, generate.STAGE, guided.STAGE, pretrain.STAGE, federate.STAGE)
+BEFORE = (
+    labels.STAGE,
+    prompts.STAGE,
+    generate.STAGE,
+    guided.STAGE,
+    vocabulary.STAGE,
+    pretrain.STAGE,
+    federate.STAGE,
+)
 
 
 def _run(run: Run) -> dict[str, Any]:
