@@ -46,6 +46,14 @@ def unflatten(like: Tree, leaves: Iterable[Any]) -> Tree:
     return fill(like)
 
 
+def apart(stacked: Tree, count: int) -> list[Tree]:
+    """Returns the trees that a stack of so many was made of, as views of it."""
+    each = [leaf.unbind() for leaf in leaves(stacked)]
+    if not each:
+        return [stacked] * count  # nothing in it
+    return [unflatten(stacked, own) for own in zip(*each, strict=True)]
+
+
 def add(*trees: Tree) -> Tree:
     """Returns the sum of trees of one structure, added from left to right."""
     total = trees[0]

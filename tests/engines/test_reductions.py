@@ -68,6 +68,25 @@ def test_a_plain_sum_adds_in_the_order_of_clients():
     assert outcome.aggregate["tables"]["a"].item() == expected
 
 
+def test_stacks_are_added_whatever_is_in_which():
+    """Uploads of five clients: one by one, all in one, or some of the later ones first."""
+    rng = torch.Generator().manual_seed(0)
+    floats = torch.randn(5, 3, 2, generator=rng, dtype=torch.float64)
+    wholes = torch.arange(10, dtype=torch.int32).view(5, 2)
+    for stacks in ([[0], [1], [2], [3], [4]], [[0, 1, 2, 3, 4]], [[3, 1], [4], [2, 0]]):
+        plain = Plain({"floats": "sum", "wholes": "sum", "seen": "each"})
+        for clients in stacks:
+            given = {"floats": floats[clients], "wholes": {"a": wholes[clients]}, "seen": floats[clients]}
+            plain.add(clients, given)
+            given["seen"].zero_()  # the next round's uploads lie where these did
+            given["wholes"]["a"].zero_()
+        found = plain.result()
+        torch.testing.assert_close(found["floats"], floats.sum(0), rtol=0, atol=1e-12)
+        assert found["wholes"]["a"].dtype == torch.int32
+        assert found["wholes"]["a"].tolist() == wholes.sum(0).tolist()
+        assert [torch.equal(*pair) for pair in zip(found["seen"], floats, strict=True)] == [True] * 5
+
+
 def test_no_mask_is_used_twice():
     """Two sums with one reduction have secrets of their own."""
     seen = []

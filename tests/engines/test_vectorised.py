@@ -119,6 +119,25 @@ def test_recorded_steps_of_batches_are_what_the_steps_are(float64, monkeypatch, 
     assert not any(replays.hopeless for replays in engine.run._replays.values())
 
 
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_what_is_replayed_has_the_bits_of_what_it_replays(monkeypatch, name):
+    """Steps, and what comes after the last one, over rounds that are compared and rounds that are not."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(120, *SHAPE, generator=rng), torch.randint(CLASSES, (120,), generator=rng)
+    clients = ClientData(x, y, list(torch.arange(120).view(6, 20).numpy()), CLASSES)
+    outcomes = []
+    for after in (0, 10**9):
+        monkeypatch.setattr(vectorised.replay, "AFTER", after)
+        engine = Vectorised(Together(clients))
+        outcomes.append(play(name, clients, engine, 6))
+        believed = {form[0] for form, replays in engine.run._replays.items() if replays.believed}
+        assert believed == ({"step", "finish"} if after == 0 else set())
+    for mine, other in zip(*outcomes, strict=True):
+        assert_close(aggregated(mine), aggregated(other), 0)
+        for client, memory in other.memories.items():
+            assert_close(mine.memories[client], memory, 0)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedgen", "fedet"])
 def test_the_number_of_workers_changes_nothing(name, workers):

@@ -159,8 +159,9 @@ class ClientData:
         if any(augment is not None for _, augment in self.augments):
             each = [self.batch(*asked) for asked in zip(clients, rows, keys(), strict=True)]
             return {name: torch.stack([batch[name] for batch in each]) for name in each[0]}
-        together, ends = torch.stack(list(rows)), [(self._start(k), int(self.ends[k])) for k in clients]
-        starts, sizes = torch.tensor([(start, end - start) for start, end in ends]).T[:, :, None]
+        together, who = torch.stack(list(rows)), np.asarray(clients)
+        first = np.where(who > 0, self.ends[who - 1], 0)
+        starts, sizes = (torch.from_numpy(values)[:, None] for values in (first, self.ends[who] - first))
         if not bool(((together >= 0) & (together < sizes)).all()):
             raise IndexError("a row that is not the client's own")
         index = (together + starts).flatten()

@@ -116,5 +116,5 @@ def plan(
     drawn: list[Tensor] = []
     while len(drawn) < total:
         order = torch.from_numpy(rng.permutation(rows))
-        drawn += order[: a_pass * size].split(size)
+        drawn += order[: a_pass * size].view(a_pass, size).unbind()
     return drawn[:total]

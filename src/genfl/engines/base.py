@@ -117,19 +117,24 @@ class Forms:
 
 
 class Done(NamedTuple):
-    """What a client's work gave.
+    """What the work of some clients gave, stacked: they all have the same form.
 
     Attributes:
-        client: Its number.
-        upload: What it sends.
-        memory: What it keeps.
-        wrong: Why it must not be counted; None for good work.
+        clients: The numbers of those whose work counts.
+        upload: What they send; the first dimension of every leaf is theirs, in this order.
+        memory: What they keep, likewise.
+        refused: Why the work of others must not count, by client.
     """
 
-    client: int
+    clients: list[int]
     upload: Tree
     memory: Tree
-    wrong: str | None
+    refused: dict[int, str]
+
+    @property
+    def place(self) -> int:
+        """Where it stands among others: clients done alone are in the order of their numbers."""
+        return min([*self.clients, *self.refused])
 
 
 Expected = Callable[[Work], tuple[Tree, Tree]]
@@ -172,7 +177,14 @@ class OneByOne:
         """Runs the program for each client; see `Runner`."""
         for job in work:
             upload, memory = run_client(program, self.data, job)
-            yield Done(job.client, upload, memory, problem(upload, memory, expected(job)))
+            if wrong := problem(upload, memory, expected(job)):
+                yield Done([], {}, {}, {job.client: wrong})
+            else:
+                yield Done([job.client], trees.map(_as_stack, upload), trees.map(_as_stack, memory), {})
+
+
+def _as_stack(leaf: Tensor) -> Tensor:
+    return leaf.unsqueeze(0)
 
 
 class Outcome(NamedTuple):
@@ -201,10 +213,10 @@ class Engine(Protocol):
 
 
 class Reduction(Protocol):
-    """Adds up uploads that arrive one by one, in the order of client numbers."""
+    """Adds up uploads as they arrive, always in the same order."""
 
-    def add(self, client: int, upload: Tree) -> None:
-        """Takes one client's upload, whose tensors may hold something else after this round."""
+    def add(self, clients: Sequence[int], uploads: Tree) -> None:
+        """Takes some clients' stacked uploads, whose tensors may hold something else after this round."""
         ...
 
     def result(self) -> Tree:
@@ -217,7 +229,7 @@ Reduce = Callable[[dict[str, str]], Reduction]
 
 
 class Tally:
-    """Adds up the uploads of a round, in the order of client numbers, but for those that must not count."""
+    """Adds up the uploads of a round, but for those that must not count."""
 
     def __init__(self, reduction: Reduction, program: Client) -> None:
         self.reduction = reduction
@@ -226,12 +238,15 @@ class Tally:
         self.uplink = dict.fromkeys(program.reductions, 0)
 
     def add(self, done: Done) -> None:
-        """Takes what a client's work gave."""
-        if done.wrong:
-            self.refused[done.client] = done.wrong
+        """Takes what some clients' work gave; a memory of one alone is kept as it is, others are copied."""
+        self.refused |= done.refused
+        if not done.clients:
             return
-        self.reduction.add(done.client, done.upload)
-        self.memories[done.client] = done.memory
+        self.reduction.add(done.clients, done.upload)
+        memories = trees.apart(done.memory, len(done.clients))
+        if len(memories) > 1 and trees.leaves(done.memory):  # or each would keep the whole stack
+            memories = [trees.map(torch.clone, memory) for memory in memories]
+        self.memories |= zip(done.clients, memories, strict=True)
         for name, value in done.upload.items():
             self.uplink[name] += trees.num_bytes(value)
 

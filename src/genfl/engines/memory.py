@@ -96,8 +96,12 @@ class Memories:
 
     def update(self, memories: dict[int, Tree]) -> None:
         """Takes what clients remember from now on; the trees must not be changed afterwards."""
+        nothing: dict[int, bool] = {}  # clients may share a tree without leaves
         for client, memory in memories.items():
-            if client not in self and not trees.leaves(memory) and trees.form(memory) == self._initial_form:
+            if id(memory) not in nothing:
+                empty = not trees.leaves(memory)
+                nothing[id(memory)] = empty and trees.form(memory) == self._initial_form
+            if nothing[id(memory)] and client not in self:
                 continue  # most methods remember nothing, and that costs nothing
             self._forget(client)
             self._new[client] = memory

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -86,12 +86,12 @@ class Parallel:
             f"worker processes died in {ATTEMPTS} attempts at one round; is there enough memory?"
         )
 
-    def _learn_kinds(self, program: Client, work: Sequence[Work]) -> bool:
+    def _learn_kinds(self, program: Client, work: Sequence[Work], names: Sequence[str]) -> bool:
         """Notes which forms of messages and memories there are; returns whether all was known before."""
         known = True
         forms = Forms(program, self.data)
         by_kind: dict[str, list[Work]] = {}
-        for job, name in zip(work, kinds(work), strict=True):
+        for job, name in zip(work, names, strict=True):
             by_kind.setdefault(name, []).append(job)
         for name, same in by_kind.items():
             messages = len(set(_identities(same)))
@@ -115,12 +115,13 @@ class Parallel:
         if program is not self._program:
             self.close()
             self._program, self._kinds = program, {}
-        if not self._learn_kinds(program, work) or self._pool is None:
+        names = kinds(work)
+        if not self._learn_kinds(program, work, names) or self._pool is None:
             self.close()
             workers = min(self.workers, len(work))
             self._pool = _Pool(program, self._kinds, workers, self.runner)
         tally = Tally(self.reduce(dict(program.reductions)), program)
-        for done in sorted(self._pool.run(work), key=lambda done: done.client):
+        for done in sorted(self._pool.run(work, names), key=lambda done: done.place):
             tally.add(done)
         return tally.outcome()
 
@@ -146,9 +147,12 @@ class _Shared:
 
     Args:
         like: A tree of its form.
+        rows: How many such trees, stacked; None for one that is not.
     """
 
-    def __init__(self, like: Tree) -> None:
+    def __init__(self, like: Tree, rows: int | None = None) -> None:
+        if rows is not None:
+            like = trees.map(lambda leaf: leaf.detach().expand(rows, *leaf.shape), like)
         leaves = trees.leaves(like)
         sizes = [math.ceil(leaf.numel() * leaf.element_size() / _ALIGNMENT) * _ALIGNMENT for leaf in leaves]
         memory = mmap.mmap(-1, max(sum(sizes), 1))
@@ -157,19 +161,30 @@ class _Shared:
         def view(leaf: Tensor) -> Tensor:
             start = next(starts)
             if leaf.numel() == 0:
-                return torch.empty_like(leaf)
+                return torch.empty(leaf.shape, dtype=leaf.dtype)
             flat = torch.frombuffer(memory, dtype=leaf.dtype, count=leaf.numel(), offset=start)
             return flat.view(leaf.shape)
 
         self.tree = trees.map(view, like)
+        self._single: dict[int, Tree] = {}
 
-    def write(self, tree: Tree) -> None:
-        """Takes a tree of the same form: copying would silently stretch and cast another."""
-        trees.map(lambda place, value: place.copy_(value), self.tree, tree)
+    def rows(self, first: int, count: int) -> Tree:
+        """Returns some of stacked trees."""
+        if first in self._single and count == 1:  # of clients done alone there are many in every round
+            return self._single[first]
+        rows = trees.map(lambda leaf: leaf[first : first + count], self.tree)
+        if count == 1:
+            self._single[first] = rows
+        return rows
 
 
-class _Slot(NamedTuple):
-    """Where one client's memory goes in, and its upload and new memory come out."""
+def _write(place: Tree, tree: Tree) -> None:
+    """Copies a tree to one of the same form: copying would silently stretch and cast another."""
+    trees.map(lambda own, value: own.copy_(value), place, tree)
+
+
+class _Room(NamedTuple):
+    """Where clients' memories go in, and their uploads and new memories come out, a row for each client."""
 
     memory: _Shared
     upload: _Shared
@@ -193,7 +208,16 @@ class _Order(NamedTuple):
     job: Work
     kind: str
     message: int
-    slot: int
+    row: int
+
+
+class _Written(NamedTuple):
+    """What a worker tells of work that is done: uploads and memories lie in rows that follow each other."""
+
+    clients: list[int]
+    kind: str
+    first: int
+    refused: dict[int, str]
 
 
 class _Pool:
@@ -202,15 +226,16 @@ class _Pool:
     def __init__(self, program: Client, kinds: dict[str, _Kind], workers: int, runner: Runner) -> None:
         self.program = program
         self.runner = runner
+        self.kinds = kinds
+        self._remembers = {name: bool(trees.leaves(kind.memory)) for name, kind in kinds.items()}
         self.messages = {
             name: [_Shared(room.message) for _ in range(room.messages)] for name, room in kinds.items()
         }
-        self.slots = {
-            name: [
-                _Slot(_Shared(room.memory), _Shared(room.upload), _Shared(room.remembered))
-                for _ in range(room.clients)
-            ]
-            for name, room in kinds.items()
+        self.rooms = {
+            name: _Room(
+                *(_Shared(tree, kind.clients) for tree in (kind.memory, kind.upload, kind.remembered))
+            )
+            for name, kind in kinds.items()
         }
         context = multiprocessing.get_context("fork")
         self.connections: list[Connection] = []
@@ -223,10 +248,15 @@ class _Pool:
             self.processes.append(process)
             theirs.close()
 
-    def run(self, work: Sequence[Work]) -> list[Done]:
-        """Returns what each client's work gave, in any order; the uploads lie where the next round's will."""
-        orders = {order.job.client: order for order in self._orders(work)}
-        waiting = iter([[orders[job.client] for job in share] for share in self.runner.shares(work)])
+    def run(self, work: Sequence[Work], names: Sequence[str]) -> list[Done]:
+        """Returns what clients' work gave, in any order; the uploads lie where the next round's will.
+
+        Args:
+            work: The cohort's.
+            names: The kind of each piece of it.
+        """
+        kind_of = {job.client: name for job, name in zip(work, names, strict=True)}
+        waiting = self._orders(self.runner.shares(work), kind_of)
         busy: dict[Any, list[_Order]] = {}
         results: list[Done] = []
 
@@ -243,15 +273,12 @@ class _Pool:
             while busy:
                 ready = wait([*busy, *(process.sentinel for process in self.processes)])
                 for connection in [c for c in ready if isinstance(c, Connection)]:
-                    failure, wrong = connection.recv()
+                    failure, written = connection.recv()
                     share = busy.pop(connection)
                     if failure:
                         who = " or ".join(str(order.job.client) for order in share)
                         raise GenflError(f"client {who} failed in a worker:\n{failure}")
-                    for order in share:
-                        slot, client = self.slots[order.kind][order.slot], order.job.client
-                        memory = trees.map(torch.clone, slot.remembered.tree)
-                        results.append(Done(client, slot.upload.tree, memory, wrong.get(client)))
+                    results += map(self._done, written)
                     next_for(connection)
                 if not all(process.is_alive() for process in self.processes):
                     raise WorkerDied
@@ -269,21 +296,38 @@ class _Pool:
         for connection in self.connections:
             connection.close()
 
-    def _orders(self, work: Sequence[Work]) -> list[_Order]:
-        """Puts messages and memories into shared memory, and says where they are."""
-        orders = []
+    def _orders(self, shares: Sequence[Sequence[Work]], kind_of: dict[int, str]) -> Iterator[list[_Order]]:
+        """Puts each share's messages and memories into shared memory when asked for it; says where they are.
+
+        A share's clients of one kind have rows that follow each other.
+        """
         written: dict[str, dict[tuple[int, ...], int]] = {}
-        slots: dict[str, Callable[[], int]] = {}
-        identities = _identities(work)
-        for job, name, identity in zip(work, kinds(work), identities, strict=True):
-            places = written.setdefault(name, {})
-            if identity not in places:
-                places[identity] = len(places)
-                self.messages[name][places[identity]].write(job.message)
-            slot = slots.setdefault(name, itertools.count().__next__)()
-            self.slots[name][slot].memory.write(job.memory)
-            orders.append(_Order(job, name, places[identity], slot))
-        return orders
+        rows: dict[str, int] = {}
+        for share in shares:
+            orders = []
+            for job, identity in zip(share, _identities(share), strict=True):
+                name = kind_of[job.client]
+                places = written.setdefault(name, {})
+                if identity not in places:
+                    places[identity] = len(places)
+                    _write(self.messages[name][places[identity]].tree, job.message)
+                row = rows[name] = rows.get(name, -1) + 1
+                if self._remembers[name]:
+                    _write(self._row(name, row), job.memory)
+                orders.append(_Order(job, name, places[identity], row))
+            yield orders
+
+    def _row(self, kind: str, row: int) -> Tree:
+        """Returns the memory that one client goes to work with."""
+        return trees.map(lambda leaf: leaf[row], self.rooms[kind].memory.tree)
+
+    def _done(self, written: _Written) -> Done:
+        """Returns what a worker wrote; memories stay when the next round is written over it."""
+        if not written.clients:
+            return Done([], {}, {}, written.refused)
+        room, where = self.rooms[written.kind], (written.first, len(written.clients))
+        memory = trees.map(torch.clone, room.remembered.rows(*where))
+        return Done(written.clients, room.upload.rows(*where), memory, written.refused)
 
     def _serve(self, connection: Connection) -> None:
         """Runs in a worker until its parent hangs up."""
@@ -298,36 +342,41 @@ class _Pool:
             except EOFError:
                 return
             try:
-                answer: tuple[str | None, dict[int, str]] = (None, self._work(share))
+                answer: tuple[str | None, list[_Written]] = (None, self._work(share))
             except Exception:
-                answer = traceback.format_exc(), {}
+                answer = traceback.format_exc(), []
             try:
                 connection.send(answer)
             except BrokenPipeError:
                 return
 
-    def _work(self, share: list[_Order]) -> dict[int, str]:
-        """Does a share of a round in a worker; returns why uploads must not be counted, by client."""
-        slots = {order.job.client: self.slots[order.kind][order.slot] for order in share}
+    def _work(self, share: list[_Order]) -> list[_Written]:
+        """Does a share of a round in a worker."""
+        names = {order.job.client: order.kind for order in share}
+        free: dict[str, int] = {}  # the next row of each kind
+        for order in share:
+            free.setdefault(order.kind, order.row)
         jobs = [
             order.job._replace(
                 message=self.messages[order.kind][order.message].tree,
-                memory=slots[order.job.client].memory.tree,
+                memory=self._row(order.kind, order.row),
             )
             for order in share
         ]
 
         def expected(job: Work) -> tuple[Tree, Tree]:
-            return slots[job.client].upload.tree, slots[job.client].remembered.tree
+            kind = self.kinds[names[job.client]]
+            return kind.upload, kind.remembered
 
-        wrong = {}
+        written = []
         for done in self.runner(self.program, jobs, expected):
-            if done.wrong:
-                wrong[done.client] = done.wrong
-            else:
-                slots[done.client].upload.write(done.upload)
-                slots[done.client].remembered.write(done.memory)
-        return wrong
+            kind, count = names[done.place], len(done.clients)
+            if count:
+                _write(self.rooms[kind].upload.rows(free[kind], count), done.upload)
+                _write(self.rooms[kind].remembered.rows(free[kind], count), done.memory)
+            written.append(_Written(done.clients, kind, free[kind], done.refused))
+            free[kind] += count
+        return written
 
 
 def _identities(work: Sequence[Work]) -> list[tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,21 +20,33 @@ class Plain:
 
     def __init__(self, reductions: dict[str, str]) -> None:
         self.reductions = reductions
-        self.aggregate: dict[str, Tree] = {}
+        self.sums: dict[str, Tree] = {}
+        self.lists: dict[str, dict[int, Tree]] = {}
 
-    def add(self, client: int, upload: Tree) -> None:
-        """Takes one client's upload."""
-        for name, value in upload.items():
+    def add(self, clients: Sequence[int], uploads: Tree) -> None:
+        """Takes some clients' stacked uploads."""
+        for name, value in uploads.items():
             if self.reductions[name] == "each":
-                self.aggregate.setdefault(name, []).append(trees.map(torch.clone, value))
-            elif name in self.aggregate:
-                trees.map(Tensor.add_, self.aggregate[name], value)
+                own = [trees.map(torch.clone, upload) for upload in trees.apart(value, len(clients))]
+                self.lists.setdefault(name, {}).update(zip(clients, own, strict=True))
+            elif name in self.sums:
+                trees.map(_add, self.sums[name], value)
             else:
-                self.aggregate[name] = trees.map(torch.clone, value)
+                self.sums[name] = trees.map(lambda stack: _sum(stack).clone(), value)
 
     def result(self) -> Tree:
-        """Returns the aggregate of all uploads taken."""
-        return self.aggregate
+        """Returns the aggregate of all uploads taken; lists are in the order of client numbers."""
+        lists = {name: [own for _, own in sorted(given.items())] for name, given in self.lists.items()}
+        return self.sums | lists
+
+
+def _add(total: Tensor, stack: Tensor) -> None:
+    total.add_(_sum(stack))
+
+
+def _sum(stack: Tensor) -> Tensor:
+    """Returns the sum over clients; of one, its upload itself."""
+    return stack.squeeze(0) if stack.shape[0] == 1 else stack.sum(0, dtype=stack.dtype)
 
 
 class Secure:
@@ -55,9 +67,9 @@ class Secure:
         self.key = key
         self.uploads: dict[int, Tree] = {}
 
-    def add(self, client: int, upload: Tree) -> None:
-        """Takes one client's upload."""
-        self.uploads[client] = upload
+    def add(self, clients: Sequence[int], uploads: Tree) -> None:
+        """Takes some clients' stacked uploads."""
+        self.uploads |= zip(clients, trees.apart(uploads, len(clients)), strict=True)
 
     def result(self) -> Tree:
         """Masks every client's upload, adds the masked ones, and returns the sum that appears."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ AFTER = 1000
 
 TRIALS = 3
 """Replays that are compared with the step itself before they are believed."""
+
+_T = TypeVar("_T")
 
 Step = Callable[[Tree, Tree, Stream], Tree]
 """``(carry, batch, stream) -> carry``."""
@@ -67,12 +69,12 @@ class _CannotReplay(Exception):
 
 
 class Replays:
-    """Replays of steps whose carries and batches are of one form."""
+    """Replays of what clients of one form do: their steps, or what comes after the last one."""
 
     def __init__(self) -> None:
         self.taken = 0
         self.compared = 0
-        self.recording: Recording | None = None
+        self.recording: Any = None
         self.hopeless = False
 
     @property
@@ -81,21 +83,14 @@ class Replays:
         return self.compared >= TRIALS and not self.hopeless
 
     def replay(
-        self,
-        record: Callable[[], Recording],
-        carry: list[Any],
-        batch: list[Any],
-        draw: Draw,
-        clients: int = 1,
+        self, record: Callable[[], _T], play: Callable[[_T], Sequence[Any]], clients: int = 1
     ) -> list[Any] | None:
-        """Returns the leaves of the carry after a step; to be compared with the step's own if not `believed`.
+        """Returns the leaves that a replay gives; to be compared with the thing's own until `believed`.
 
         Args:
-            record: Records the step.
-            carry: The leaves before it.
-            batch: Those of its batch.
-            draw: How it draws.
-            clients: How many clients take it.
+            record: Records what is done.
+            play: Plays the recording.
+            clients: How many clients do it.
 
         Returns:
             None if it is not replayed.
@@ -106,13 +101,13 @@ class Replays:
         try:
             if self.recording is None:
                 self.recording = record()
-            return self.recording(carry, batch, draw)
+            return list(play(self.recording))
         except Exception as error:  # whatever it is, the step itself can do without
             self._give_up(str(error).partition("\n")[0])
             return None
 
     def compare(self, replayed: list[Any], own: list[Any]) -> None:
-        """Takes the leaves that a replay gave, and those that the step gave."""
+        """Takes the leaves that a replay gave, and those that the thing itself gave."""
         self.compared += 1
         if not all(map(_same, replayed, own)):
             self._give_up("its replays differ from it")
@@ -140,7 +135,8 @@ class _Step:
             return key.fold(*path).draw(sampler, *given)
 
         after = replays.replay(
-            lambda: record(self.step, carry, batch, key), leaves, trees.leaves(batch), draw
+            lambda: record(self.step, carry, batch, key),
+            lambda recording: recording(leaves, trees.leaves(batch), draw),
         )
         if after is not None and replays.believed:
             result = trees.unflatten(carry, after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,7 +162,7 @@ def federate(
             {
                 "round": number,
                 "uplink_bytes": sum(outcome.uplink_bytes[name] for name in algorithm.client.reductions),
-                "downlink_bytes": sum(trees.num_bytes(job.message) for job in work),
+                "downlink_bytes": _bytes_of(job.message for job in work),
                 "refused": len(outcome.refused),
                 **{
                     name: measure.value(outcome.aggregate[name]) if outcome.aggregate is not None else None
@@ -196,6 +196,17 @@ def _resume(
         except GenflError as error:
             log.warning("%s; starting over", error)
     return None, Memories(folder, initial)
+
+
+def _bytes_of(messages: Iterable[Tree]) -> int:
+    """Returns the bytes of all messages; most clients are sent one and the same."""
+    sizes: dict[int, int] = {}
+    total = 0
+    for message in messages:
+        if id(message) not in sizes:
+            sizes[id(message)] = trees.num_bytes(message)
+        total += sizes[id(message)]
+    return total
 
 
 def cohort(clients: int, size: int, key: Key) -> Sequence[int]:

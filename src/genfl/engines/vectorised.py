@@ -62,6 +62,15 @@ class _Job(NamedTuple):
     rows: list[Tensor]
 
 
+class _Finish(NamedTuple):
+    """What clients do after their last step: tensor operations, and a tree of the form of what they give."""
+
+    run: Callable[..., Sequence[Tensor]]
+    like: Tree
+
+
+_ENDS = ("upload", "memory")
+
 _Finished = tuple[list[_Job], Tree, Tree]
 """Jobs that are done, with their uploads and memories stacked."""
 
@@ -105,7 +114,7 @@ class Together:
             self._program, self._changing, self._replays = program, {}, OrderedDict()
         for group in self._groups(program, work):
             for finished in self._in_chunks(program, group):
-                yield from _checked(finished, expected)
+                yield _checked(finished, expected)
 
     def _groups(self, program: Client, work: Sequence[Work]) -> Iterator[list[_Job]]:
         """Yields jobs that can be batched, those with the most steps first."""
@@ -149,24 +158,58 @@ class Together:
                 leaf if dim is None else leaf[first:last] for leaf, dim in zip(stacked, dims, strict=True)
             ]
 
-        def finish(leaves: list[Any]) -> tuple[Tree, Tree]:
-            return program.finish(trees.unflatten(like, leaves))
-
         for number in itertools.count():
             still = sum(len(job.rows) > number for job in jobs)
             if still < len(jobs):
-                yield jobs[still:], *self._finish(finish, part(still, len(jobs)), dims, len(jobs) - still)
+                upload, memory = self._finish(program, like, part(still, len(jobs)), dims, len(jobs) - still)
+                yield jobs[still:], upload, memory
                 jobs, stacked = jobs[:still], part(0, still)
             if not jobs:
                 return
             stacked = self._step(program, jobs, number, like, stacked, dims, changing)
 
+    def _replays_of(self, what: str, leaves: list[Any], dims: list[int | None], like: Tree) -> Replays:
+        """Returns the replays of what is done with leaves of this form."""
+        form = what, replay.form_of(dict(enumerate(leaves))), tuple(dims), trees.structure(like)
+        replays = self._replays.setdefault(form, Replays())
+        self._replays.move_to_end(form)
+        if len(self._replays) > RECORDINGS:
+            self._replays.popitem(last=False)
+        return replays
+
     def _finish(
-        self, finish: Callable[[list[Any]], Any], leaves: list[Any], dims: list[int | None], count: int
-    ) -> Any:
-        if any(dim == 0 for dim in dims):
-            return torch.vmap(finish, in_dims=(dims,))(leaves)
-        return [trees.map(lambda leaf: leaf.expand(count, *leaf.shape), tree) for tree in finish(leaves)]
+        self, program: Client, like: Tree, leaves: list[Any], dims: list[int | None], count: int
+    ) -> tuple[Tree, Tree]:
+        """Returns the uploads and memories of so many clients, stacked."""
+
+        def finish(leaves: list[Any]) -> Tree:
+            return dict(zip(_ENDS, program.finish(trees.unflatten(like, leaves)), strict=True))
+
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+        def record() -> _Finish:
+            ends: list[Tree] = []
+
+            def run(*tensors: Tensor) -> list[Tensor]:
+                given = iter(tensors)
+                own = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+                ends.append(torch.vmap(finish, in_dims=(dims,))(own))
+                return trees.leaves(ends[-1])
+
+            return _Finish(graph_of(run, *tensors), trees.map(lambda leaf: None, ends[-1]))
+
+        if all(dim is None for dim in dims):
+            end = trees.map(lambda leaf: leaf.expand(count, *leaf.shape), finish(leaves))
+            return end["upload"], end["memory"]
+        replays = self._replays_of("finish", leaves, dims, like)
+        replayed = replays.replay(record, lambda recording: recording.run(*tensors), count)
+        if replayed is not None and replays.believed:
+            end = trees.unflatten(replays.recording.like, replayed)
+        else:
+            end = torch.vmap(finish, in_dims=(dims,))(leaves)
+            if replayed is not None:
+                replays.compare(replayed, trees.leaves(end))
+        return end["upload"], end["memory"]
 
     def _step(
         self,
@@ -202,16 +245,10 @@ class Together:
 
             return torch.vmap(each, (0, *(all_dims[place] for place in places)))(index, *given)
 
-        form = replay.form_of(dict(enumerate(stacked + examples))), tuple(dims), trees.structure(like)
-        replays = self._replays.setdefault(form, Replays())
-        self._replays.move_to_end(form)
-        if len(self._replays) > RECORDINGS:
-            self._replays.popitem(last=False)
+        replays = self._replays_of("step", stacked + examples, dims, like)
         after = replays.replay(
             lambda: self._record(program, like, stacked, batch, dims, keys()),
-            stacked,
-            examples,
-            draw,
+            lambda recording: recording(stacked, examples, draw),
             len(jobs),
         )
         if after is not None and replays.believed:
@@ -264,14 +301,6 @@ def _widths(rows: list[Tensor]) -> tuple[int, ...]:
     return sizes[:1] if len(set(sizes)) == 1 else sizes
 
 
-def _apart(stacked: Tree, count: int) -> Iterator[Tree]:
-    """Yields the trees that a stack was made of."""
-    each = [leaf.unbind() for leaf in trees.leaves(stacked)]
-    return (
-        trees.unflatten(stacked, leaves) for leaves in (zip(*each, strict=True) if each else [()] * count)
-    )
-
-
 def _out_of_memory(error: BaseException) -> bool:
     """Returns whether memory ran out; on a CPU, torch says so in words only."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -279,19 +308,24 @@ def _out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
-def _checked(finished: _Finished, expected: Expected) -> Iterator[Done]:
-    """Takes stacked results apart, with what is wrong with each; see `genfl.engines.base.problem`."""
-    jobs, uploads, memories = finished
+def _checked(finished: _Finished, expected: Expected) -> Done:
+    """Leaves out results with which something is wrong; see `genfl.engines.base.problem`."""
+    jobs, upload, memory = finished
+    clients = [job.work.client for job in jobs]
+    for result, like in zip((upload, memory), expected(jobs[0].work), strict=True):  # the form of all is one
+        if wrong := trees.mismatch(trees.map(lambda leaf: leaf[0], result), like):
+            return Done([], {}, {}, dict.fromkeys(clients, wrong))
     finite = torch.ones(len(jobs), dtype=torch.bool)
-    for leaf in trees.leaves(uploads) + trees.leaves(memories):
+    for leaf in trees.leaves(upload) + trees.leaves(memory):
         finite &= leaf.isfinite().reshape(len(jobs), -1).all(1).cpu()
-    like = expected(jobs[0].work)  # they have one
-    apart = zip(jobs, finite.tolist(), _apart(uploads, len(jobs)), _apart(memories, len(jobs)), strict=True)
-    wrong = None
-    for place, (job, good, upload, memory) in enumerate(apart):
-        if place == 0:
-            wrong = trees.mismatch(upload, like[0]) or trees.mismatch(memory, like[1])
-        yield Done(job.work.client, upload, memory, wrong or (None if good else NOT_FINITE))
+    if bool(finite.all()):
+        return Done(clients, upload, memory, {})
+    good = dict(zip(clients, finite.tolist(), strict=True))
+    upload, memory = (
+        trees.map(lambda leaf: leaf[finite.to(leaf.device)], result) for result in (upload, memory)
+    )
+    refused = {client: NOT_FINITE for client in clients if not good[client]}
+    return Done([client for client in clients if good[client]], upload, memory, refused)
 
 
 class Vectorised:
@@ -314,7 +348,6 @@ class Vectorised:
         tally = Tally(self.reduce(dict(program.reductions)), program)
         with one_thread():
             shares = [self.run(program, share, self._forms) for share in self.run.shares(work)]
-            for done in sorted(itertools.chain(*shares), key=lambda done: done.client):
-                # a memory would keep the whole stack
-                tally.add(done._replace(memory=trees.map(torch.clone, done.memory)))
+            for done in sorted(itertools.chain(*shares), key=lambda done: done.place):
+                tally.add(done)
         return tally.outcome()
