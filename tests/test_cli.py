@@ -46,10 +46,17 @@ def test_version_help_and_completion():
     for command in ("demo", "run", "status", "list", "schema"):
         assert command in text
     assert "--seeds" in genfl("demo", "--help")[0]
+    assert "federate.rounds=20" in genfl("run", "--help")[0]
     assert (
         "_GENFL_COMPLETE" in genfl("--show-completion", "bash")[0]
         or "complete" in genfl("--show-completion", "bash")[0]
     )
+
+
+def test_a_run_can_stop_after_every_stage():
+    from genfl import cli, pipeline
+
+    assert [until.value for until in cli.Until] == [stage.name for stage in pipeline.STAGES]
 
 
 def test_help_imports_nothing_heavy():

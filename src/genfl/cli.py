@@ -35,6 +35,7 @@ class Until(StrEnum):
     prompts = "prompts"
     generate = "generate"
     guided = "guided"
+    vocabulary = "vocabulary"
     pretrain = "pretrain"
     federate = "federate"
     report = "report"
@@ -124,7 +125,8 @@ def run(
 ) -> None:
     """Run a config, or go on with an interrupted run.
 
-    What is done, and does not depend on a change, is not done again.
+    CONFIG.yaml says what to run. KEY=VALUE replaces one of its settings, as in federate.rounds=20, and may be
+    given many times. What is done, and does not depend on a change, is not done again.
     """
     from genfl import config
 
@@ -147,8 +149,9 @@ def sweep(
 ) -> None:
     """Run a config at every point of its grid, or go on where it stopped.
 
-    The grid maps fields to lists of values: `grid: {data.partition.alpha: [0.05, 0.1, 1.0]}`. Stages that are
-    the same at several points are done once.
+    CONFIG.yaml says what to run. KEY=VALUE replaces one of its settings, as in federate.rounds=20. The grid
+    maps fields to lists of values: `grid: {data.partition.alpha: [0.05, 0.1, 1.0]}`. Stages that are the same
+    at several points are done once.
     """
     from genfl import config, progress
     from genfl import sweep as sweeps
