@@ -397,7 +397,7 @@ def test_the_check_refuses_what_the_schema_cannot_see(monkeypatch, tmp_path):
     ],
 )
 def test_who_uses_the_generator(method, uses):
-    assert bool(config.parse(CONFIG, [f"methods.x={method}"]).methods["x"].uses_generator) is uses
+    assert bool(config.parse(CONFIG, [f"methods.x={method}"]).methods["x"].needs_generator) is uses
 
 
 # --- the generator as a classifier

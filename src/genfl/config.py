@@ -155,6 +155,8 @@ class Data(Section):
     def options(self) -> dict[str, Any]:
         """Returns what `genfl.data.sources.read` takes: all that is set but the name and the split."""
         given = self.model_dump(exclude={"name", "partition"}, exclude_none=True)
+        if self.tokenizer == GENERATED:
+            given["tokenizer"] = HASHED  # as long as there are no generated texts
         return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
     def problem(self) -> str | None:
@@ -663,18 +665,18 @@ class Method(Section):
         return {resource for part in parts for resource in ALGORITHMS[part.name].resources}
 
     @property
-    def generated(self) -> str | None:
+    def reads_generated(self) -> str | None:
         """The field for which its training needs the synthetic data itself; None where nothing does."""
         if self.data != "private":
             return "data"
         return "algorithm" if self.asks_for & UNLABELLED else None
 
     @property
-    def uses_generator(self) -> str | None:
+    def needs_generator(self) -> str | None:
         """The field without which it would not need the generator; None where nothing needs it."""
         if self.start == "pretrained":
             return "start"
-        return "algorithm" if self.reference == GENERATOR else self.generated
+        return "algorithm" if self.reference == GENERATOR else self.reads_generated
 
     def problem(self) -> str | None:
         """Says what cannot be combined: field and fix; None where there is nothing."""
@@ -766,7 +768,7 @@ class Config(Section):
             raise ValueError("seeds: give different non-negative integers")
         if not self.generates:
             for name, method in self.methods.items():
-                if field := method.uses_generator:
+                if field := method.needs_generator:
                     raise ValueError(
                         f"methods.{name}.{field}: it needs generated data, but generator is none; name a"
                         " generator, or leave the method out"

@@ -76,8 +76,8 @@ def execute(
         raise InputError("--shard: several processes share the generating alone; add --until generate")
     config = checked(config)  # all of it, also what comes after `until`: mistakes are cheapest now
     last = next(stage for stage in STAGES if stage.name == until)
-    if not config.generates and not last.wanted(config):
-        raise InputError(f"--until: {until} has nothing to do without a generator; leave --until out")
+    if not last.wanted(config):
+        raise InputError(f"--until: this config has no use for {until}; name another stage, or leave it out")
     made = [path for path in share_folders(folder) if (path / MARKER).exists()]
     run = Run(config, share.folder(folder), share) if share else Run(config, folder, shares=tuple(made))
     with contextlib.ExitStack() as held:

@@ -248,7 +248,7 @@ def classify(config: Config, model: Model, classes: int) -> Task:
     data, options = data_set(config.data), model.options()
     if data.vocabulary and "vocabulary" not in options:
         raise ValueError("token ids are names, not numbers to compute with; use lstm")
-    if data.vocabulary > options.get("vocabulary", 0):
+    if data.vocabulary > options.get("vocabulary", 0) and config.data.tokenizer != GENERATED:
         raise ValueError(
             f"its vocabulary has {options['vocabulary']} tokens, and the tokenizer {data.vocabulary}; leave"
             " vocabulary out"

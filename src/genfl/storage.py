@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 SEPARATOR = "/"
 
+ALIGNMENT = 64
+"""Bytes to a multiple of which torch's own tensors begin."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -127,7 +130,7 @@ def load_tensors(path: Path) -> tuple[Tree, dict[str, Any]]:
         GenflError: The file is damaged.
     """
     with _opened(path) as (file, entry):
-        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        flat = {name: _aligned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if entry["sha256"] != _checksum(entry["header"], flat):
             raise ValueError("its checksum differs")
         header = json.loads(entry["header"])
@@ -149,7 +152,12 @@ def load_part(path: Path, names: Iterable[str]) -> tuple[dict[str, Tensor], dict
     """
     with _opened(path) as (file, entry):
         meta: dict[str, Any] = json.loads(entry["header"])["meta"]
-        return {name: file.get_tensor(name) for name in names}, meta
+        return {name: _aligned(file.get_tensor(name)) for name in names}, meta
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    # kernels may add up in another order where a tensor does not begin as torch's own do
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def load_checkpoint(path: Path | None, key: str = "") -> tuple[Tree, dict[str, Any]] | None:

@@ -511,6 +511,17 @@ class TestWordsOfGeneratedTexts:
         hashed_words = pipeline.execute(config.parse(RUN, given), elsewhere / "hashed")
         assert hashed_words["methods"] != summary["methods"]
 
+    def test_a_model_may_have_room_for_fewer_words(self, done, paths, tmp_path):
+        settings = config.parse(RUN, [*paths[1], "data.tokenizer=generated", "model.vocabulary=6"])
+        summary = pipeline.execute(settings, tmp_path / "run")
+        assert summary["vocabulary"]["words"] == 5
+        assert done[0]["vocabulary"]["unknown"] == 0, "good and bad are words of generated texts"
+        assert summary["vocabulary"]["unknown"] > 0
+        assert "words of generated texts" in (tmp_path / "run" / "report" / "index.html").read_text()
+        none = config.parse(RUN, [*paths[1], "data.tokenizer=generated", "model.vocabulary=2"])
+        with pytest.raises(InputError, match=r"model\.vocabulary: no room for words"):
+            pipeline.execute(none, tmp_path / "none")
+
     def test_it_is_made_once_and_made_again_the_same(self, done):
         summary, settings, folder = done
         assert all(stage["skipped"] for stage in pipeline.execute(settings, folder)["stages"].values())

@@ -1,5 +1,6 @@
 """The parallel engine: the same bits as the sequential one, whatever happens to its workers."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -73,6 +74,29 @@ def assert_same(a, b):
     assert all(
         torch.equal(x, y) for x, y in zip(trees.leaves(a.weights), trees.leaves(b.weights), strict=True)
     )
+
+
+def test_tensors_of_odd_sizes_have_the_bits_of_sequential(tmp_path):
+    """Batches of one, and models of odd widths: kernels that look at where a tensor begins in memory."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 9, generator=rng), torch.randint(CLASSES, (60,), generator=rng)
+    clients = ClientData(x, y, list(torch.arange(60).view(12, 5).numpy()), CLASSES)
+    task = classification(partial(MLP, (9,), CLASSES, width=13), (9,))
+
+    def play(engine, rounds=4, checkpoint=None):
+        method = ALGORITHMS["moon"].build(task, LocalSGD(0.1), {})
+        schedule = Schedule(rounds, 8, batch_size=1)
+        start = task.init(Key(1))
+        return federate(
+            method, start, clients, engine, schedule, Key(5), lambda weights: {}, checkpoint=checkpoint
+        )
+
+    alone = play(Sequential(clients))
+    with contextlib.closing(Parallel(clients, workers=2)) as engine:
+        assert_same(play(engine), alone)
+    stopped = tmp_path / "checkpoint.safetensors"
+    play(Sequential(clients), rounds=2, checkpoint=stopped)
+    assert_same(play(Sequential(clients), checkpoint=stopped), alone)
 
 
 @pytest.fixture

@@ -277,6 +277,20 @@ def test_memories_do_not_keep_the_whole_batch_alive(clients):
             assert leaf.untyped_storage().nbytes() == leaf.numel() * leaf.element_size()
 
 
+@pytest.mark.parametrize("name", ["moon", "dsfl", "scaffold"])
+def test_a_client_that_ends_alone_keeps_its_own_memory_only(float64, name):
+    """Clients of different sizes, so that they leave a batch one by one."""
+    ends = torch.arange(1, 9).mul(4).cumsum(0).tolist()
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(ends[-1], *SHAPE, generator=rng), torch.randint(CLASSES, (ends[-1],), generator=rng)
+    rows = [torch.arange(ends[-1])[a:b].numpy() for a, b in itertools.pairwise([0, *ends])]
+    clients = ClientData(x, y, rows, CLASSES)
+    outcome = play(name, clients, Vectorised(Together(clients, shares=1)), 1)[0]
+    for memory in outcome.memories.values():
+        for leaf in trees.leaves(memory):
+            assert leaf.untyped_storage().nbytes() == leaf.nbytes
+
+
 def test_what_all_clients_share_is_there_once(clients):
     """The message is not stacked, however many clients read it."""
     seen = []

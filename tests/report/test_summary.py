@@ -4,6 +4,7 @@ import csv
 import io
 import math
 
+import numpy as np
 import pytest
 
 from genfl import config
@@ -225,10 +226,10 @@ END = " The generated data alone gives 80.0 %; generating 2,000 samples took 5 m
     ("warm", "cold", "sentence"),
     [
         (
-            ([0.95, 0.97], 1),
-            ([0.90, 0.94], 25),
-            "The generator helps: gptfl ends at 96.0 %, fedavg at 92.0 %"
-            " (+4.0 points, better in 2 of 2 seeds); it is at 90 % after 1 round, fedavg after 25 rounds.",
+            ([0.95, 0.96, 0.97], 1),
+            ([0.91, 0.92, 0.92], 25),
+            "The generator helps: gptfl ends at 96.0 %, fedavg at 91.7 %"
+            " (+4.3 points, better in 3 of 3 seeds); it is at 90 % after 1 round, fedavg after 25 rounds.",
         ),
         (
             ([0.99, 0.98, 0.99, 0.93], 0),
@@ -240,7 +241,7 @@ END = " The generated data alone gives 80.0 %; generating 2,000 samples took 5 m
             ([0.99, 0.93], 20),
             ([0.90, 0.94], 20),
             "The generator makes no clear difference: gptfl ends at 96.0 %, fedavg at 92.0 %"
-            " (+4.0 points, better in 1 of 2 seeds; up to 10.0 either way may be chance);"
+            " (+4.0 points, better in 1 of 2 seeds; up to 31.6 either way may be chance);"
             " both are at 90 % after 20 rounds.",
         ),
         (
@@ -294,6 +295,36 @@ def test_the_verdict_says_when_there_is_one_seed_and_when_uploads_were_refused()
     assert verdict.endswith("Of these methods 7 uploads were refused.")
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_chance_is_taken_for_help_in_one_case_of_twenty(seeds):
+    rng = np.random.default_rng(seeds)
+    summary, cases = {"test_samples": 10**9}, 2000
+    helped = 0
+    for gain in rng.normal(0, 0.02, (cases, seeds)):
+        warm, cold = method(list(0.8 + gain), None, 0.8), method([0.8] * seeds, None, 0.1)
+        helped += text.exceeds(100 * gain.mean(), text.noise(summary, warm, cold))
+    # SAME, below which the tables show no difference, counts little against seeds that differ by 2 points
+    assert 0.05 - 4 * (0.05 * 0.95 / cases) ** 0.5 < helped / cases < 0.05 + 4 * (0.05 * 0.95 / cases) ** 0.5
+
+
+@pytest.mark.parametrize(("right", "examples"), [(900, 1000), (330, 360)])
+def test_one_test_example_is_no_difference(right, examples):
+    cold, warm = (
+        method([count / examples] * 3, 20, start) for count, start in ((right, 0.1), (right + 1, 0.8))
+    )
+    summary = {**said(fedavg=cold, gptfl=warm), "test_samples": examples}
+    assert text.verdict(summary).startswith("The generator makes no clear difference: ")
+    summary["methods"]["gptfl"] = method([(right + 2) / examples] * 3, 20, 0.8)
+    assert text.verdict(summary).startswith("The generator helps: ")
+
+
+def test_a_difference_in_one_seed_is_measured_by_the_test_set():
+    for examples, opening in ((360, "makes no clear difference"), (10_000, "helps in the one seed tried")):
+        summary = said(fedavg=method([0.95], 20, 0.1), gptfl=method([0.96], 20, 0.8))
+        summary["test_samples"] = examples
+        assert text.verdict(summary).startswith(f"The generator {opening}: ")
+
+
 def test_files_that_were_there_already_took_no_time_to_make():
     summary = {**said(fedavg=method([0.90], 20, 0.1)), "generator": "files"}
     assert text.verdict(summary).endswith(" gives 80.0 %; its 2,000 samples were there already.")
@@ -310,8 +341,17 @@ def test_verdict_without_a_generator():
     summary |= {"generator": "none", "synthetic": None}
     assert text.verdict(summary) == (
         "Without a generator, the most accurate of 2 methods is scaffold: it ends at 93.0 % and is at 90 %"
-        " after 5 rounds."
+        " after 5 rounds; fedavg follows at 90.0 % (+3.0 points, in one seed)."
     )
+    summary["methods"]["fedavg"] |= {"accuracy": method([0.92], None, 0.1)["accuracy"], "refused_uploads": 3}
+    summary["methods"]["scaffold"]["existing_model"] = True
+    assert text.verdict(summary) == (
+        "Without a generator, none of 2 methods is clearly the most accurate: scaffold ends at 93.0 % and is"
+        " at 90 % after 5 rounds, fedavg ends at 92.0 % (+1.0 points, in one seed; up to 1.9 either way may"
+        " be chance). Of these, only scaffold began with an existing model. Of these methods 3 uploads were"
+        " refused."
+    )
+    summary["methods"]["fedavg"] = method([0.90], None, 0.1)
     del summary["methods"]["scaffold"]
     assert text.verdict(summary) == "Without a generator, fedavg ends at 90.0 % and never reaches 90 %."
 

@@ -28,10 +28,13 @@ HASHED = "hashed"
 """The tokenizer that knows no words."""
 
 GENERATED = "generated"
-"""The tokenizer that a run makes of the texts it generates; before that, texts are read as by `hashed`."""
+"""What stands for the tokenizer that a run makes of the texts it generates."""
 
 BUCKETS = 9_999
 """What `hashed` sorts words into. With padding they are the LSTM's 10,000 tokens."""
+
+UNKNOWN = "[UNK]"
+"""The token of the words that a vocabulary made here does not have."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _FILE = "tokenizer.json"
@@ -46,7 +49,7 @@ class Tokens:
 
     Attributes:
         length: Tokens of a text.
-        tokenizer: ``hashed``, ``generated``, or what `tokenizer` reads.
+        tokenizer: ``hashed``, or what `tokenizer` reads.
     """
 
     modality: ClassVar[Modality] = "text"
@@ -69,13 +72,13 @@ class Tokens:
 
     def identity(self) -> list[Any]:
         """Returns the length, and what decides a text's tokens: of a tokenizer its content, not its place."""
-        if self._hashes:
+        if self.tokenizer == HASHED:
             return [self.length, HASHED, BUCKETS]
         return [self.length, digest(tokenizer(self.tokenizer).to_str())]
 
     def vocabulary(self) -> int:
         """Returns the number of tokens there can be, padding included."""
-        if self._hashes:
+        if self.tokenizer == HASHED:
             return 1 + BUCKETS
         return 2 + max(tokenizer(self.tokenizer).get_vocab().values())  # ids may have gaps
 
@@ -86,17 +89,13 @@ class Tokens:
             InputError: The tokenizer has no token for what it does not know.
         """
         x = np.zeros(self.length, np.int32)
-        ids = hashed(content, self.length) if self._hashes else self._ids(content)
+        ids = hashed(content, self.length) if self.tokenizer == HASHED else self._ids(content)
         x[: len(ids)] = 1 + np.array(ids, np.int32)
         return x
 
     def prepare(self, x: Tensor) -> Tensor:
         """Returns the ids as floats, which is what everything outside models works with."""
         return x.to(torch.get_default_dtype())
-
-    @property
-    def _hashes(self) -> bool:
-        return self.tokenizer in (HASHED, GENERATED)
 
     def _ids(self, text: str) -> list[int]:
         try:
@@ -197,19 +196,18 @@ def vocabulary(texts: Iterable[str], size: int, path: Path) -> None:
 
     Give it generated or public texts only: every client gets the file, and the words in it are words of the
     texts. Words are lower-cased and split off punctuation; those that are not among the most frequent are all
-    one token, ``[UNK]``.
+    one token, `UNKNOWN`.
 
     Args:
         texts: What to learn from.
-        size: The most words it may have, ``[UNK]`` included.
+        size: The most words it may have, `UNKNOWN` included.
         path: The tokenizer.json to write.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    unknown = "[UNK]"
-    made = Tokenizer(models.WordLevel({}, unk_token=unknown))
+    made = Tokenizer(models.WordLevel({}, unk_token=UNKNOWN))
     made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=[unknown], show_progress=False)
+    trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=[UNKNOWN], show_progress=False)
     made.train_from_iterator(texts, trainer)
     write_text(path, made.to_str(pretty=True))

@@ -238,14 +238,14 @@ class Tally:
         self.uplink = dict.fromkeys(program.reductions, 0)
 
     def add(self, done: Done) -> None:
-        """Takes what some clients' work gave; a memory of one alone is kept as it is, others are copied."""
+        """Takes what some clients' work gave; a memory that is part of something larger is copied."""
         self.refused |= done.refused
         if not done.clients:
             return
         self.reduction.add(done.clients, done.upload)
         memories = trees.apart(done.memory, len(done.clients))
-        if len(memories) > 1 and trees.leaves(done.memory):  # or each would keep the whole stack
-            memories = [trees.map(torch.clone, memory) for memory in memories]
+        if trees.leaves(done.memory):
+            memories = [trees.map(_alone, memory) for memory in memories]
         self.memories |= zip(done.clients, memories, strict=True)
         for name, value in done.upload.items():
             self.uplink[name] += trees.num_bytes(value)
@@ -254,6 +254,11 @@ class Tally:
         """Returns what the round came to."""
         aggregate = self.reduction.result() if self.memories else None
         return Outcome(aggregate, self.memories, self.refused, self.uplink)
+
+
+def _alone(leaf: Tensor) -> Tensor:
+    """Returns a tensor that keeps no memory but its own."""
+    return leaf if leaf.untyped_storage().nbytes() == leaf.nbytes else leaf.clone()
 
 
 NOT_FINITE = "it holds NaN or infinite values"

@@ -23,14 +23,13 @@ from genfl.algorithms.base import Client
 from genfl.engines.base import Data, Done, Forms, OneByOne, Outcome, Reduce, Runner, Tally, Work, kinds
 from genfl.engines.reductions import Plain
 from genfl.errors import GenflError
+from genfl.storage import ALIGNMENT
 from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often a round is tried whose workers die."""
-
-_ALIGNMENT = 64
 
 
 class WorkerDied(Exception):
@@ -154,7 +153,7 @@ class _Shared:
         if rows is not None:
             like = trees.map(lambda leaf: leaf.detach().expand(rows, *leaf.shape), like)
         leaves = trees.leaves(like)
-        sizes = [math.ceil(leaf.numel() * leaf.element_size() / _ALIGNMENT) * _ALIGNMENT for leaf in leaves]
+        sizes = [math.ceil(leaf.numel() * leaf.element_size() / ALIGNMENT) * ALIGNMENT for leaf in leaves]
         memory = mmap.mmap(-1, max(sum(sizes), 1))
         starts = iter(itertools.accumulate(sizes, initial=0))
 
@@ -326,7 +325,9 @@ class _Pool:
         if not written.clients:
             return Done([], {}, {}, written.refused)
         room, where = self.rooms[written.kind], (written.first, len(written.clients))
-        memory = trees.map(torch.clone, room.remembered.rows(*where))
+        memory = room.remembered.rows(*where)
+        if len(written.clients) == 1:  # those of several are copied one by one when they are counted
+            memory = trees.map(torch.clone, memory)
         return Done(written.clients, room.upload.rows(*where), memory, written.refused)
 
     def _serve(self, connection: Connection) -> None:
@@ -359,7 +360,8 @@ class _Pool:
         jobs = [
             order.job._replace(
                 message=self.messages[order.kind][order.message].tree,
-                memory=self._row(order.kind, order.row),
+                # rows are not aligned as torch's own tensors are, which changes the last bits of some kernels
+                memory=trees.map(torch.clone, self._row(order.kind, order.row)),
             )
             for order in share
         ]

@@ -14,13 +14,13 @@ import torch
 import genfl
 from genfl.config import Config, Method
 from genfl.run import Run, data_set
-from genfl.stages import generate, guided
+from genfl.stages import generate, guided, vocabulary
 from genfl.stages.arms import sent_to_clients
 from genfl.stages.base import Stage
 from genfl.stages.federate import SYNTHETIC_ONLY
 from genfl.storage import read_json
 
-SCHEMA = 1
+SCHEMA = 2
 LAST = 5
 """A method's accuracy is the mean of its last so many evaluations, never its best one."""
 
@@ -41,6 +41,7 @@ def summarise(run: Run, skipped: dict[str, bool]) -> dict[str, Any]:
         "generator": run.config.generator.kind,
         "synthetic": _result(run, generate.STAGE),
         "guided": _result(run, guided.STAGE),
+        "vocabulary": _result(run, vocabulary.STAGE),
         "methods": methods(run),
         "target_accuracy": run.config.report.target_accuracy,
         "stages": {
@@ -105,7 +106,7 @@ def _what(config: Config, method: Method | None) -> dict[str, Any]:
         "data": method.data,
         "content": method.content.model_dump() if method.content else None,
         "reference": method.reference is not None,
-        "uses_generator": method.uses_generator is not None,
+        "uses_generator": method.needs_generator is not None,
         "existing_model": config.pretrain.init is not None and method.start != "random",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -30,11 +31,10 @@ def verdict(summary: dict[str, Any]) -> str:
     best, baseline = contest(summary)
     methods = summary["methods"]
     if best is not None and baseline is not None:
-        gain = gains(methods[best], methods[baseline])
         mine, its = (percent(mean(methods[name])) for name in (best, baseline))
         first = (
             f"{_opening(summary, best, baseline)}: {best} ends at {mine}, {baseline} at {its}"
-            f" ({_points(summary, gain)}); {race(summary, best, baseline)}."
+            f" ({_points(summary, best, baseline)}); {race(summary, best, baseline)}."
         )
     elif summary["synthetic"] is None:
         return _without(summary)
@@ -50,8 +50,7 @@ def verdict(summary: dict[str, Any]) -> str:
     cost = f" generating {samples} took {duration(made['seconds'])}."
     if not GENERATORS[summary["generator"]].prompted:
         cost = f" its {samples} were there already."
-    refused = sum(methods[name].get("refused_uploads", 0) for name in (best, baseline) if name is not None)
-    warning = f" Of these methods {count(refused, 'upload')} were refused." if refused else ""
+    warning = _refused(summary, best, baseline)
     alone = methods[SYNTHETIC_ONLY]
     what = (
         "existing model, trained on generated data alone," if from_existing(alone) else "generated data alone"
@@ -61,14 +60,36 @@ def verdict(summary: dict[str, Any]) -> str:
 
 def _without(summary: dict[str, Any]) -> str:
     """Says what a comparison of methods without a generator came to."""
-    arms = [method for method in summary["methods"].values() if not method["reference"]]
-    best = contest(summary).baseline
-    assert best is not None
-    rounds, goal = summary["methods"][best]["rounds_to_target"], target(summary)
+    arms = {name: method for name, method in summary["methods"].items() if not method["reference"]}
+    best, *others = sorted(arms, key=lambda name: mean(arms[name]), reverse=True)
+    rounds, goal = arms[best]["rounds_to_target"], target(summary)
     reached = f"never reaches {goal}" if rounds is None else f"is at {goal} {_when(rounds)}"
-    which = f"the most accurate of {len(arms)} methods is {best}: it" if len(arms) > 1 else best
-    accuracy = percent(mean(summary["methods"][best]))
-    return f"Without a generator, {which} ends at {accuracy} and {reached}."
+    ends = f"ends at {percent(mean(arms[best]))} and {reached}"
+    if not others:
+        return f"Without a generator, {best} {ends}.{_refused(summary, best)}"
+    second = others[0]
+    its, points = percent(mean(arms[second])), _points(summary, best, second)
+    if exceeds(fmean(gains(arms[best], arms[second])), noise(summary, arms[best], arms[second])):
+        said = (
+            f"the most accurate of {len(arms)} methods is {best}: it {ends}; {second} follows at {its}"
+            f" ({points})."
+        )
+    else:
+        said = (
+            f"none of {len(arms)} methods is clearly the most accurate: {best} {ends}, {second} ends at {its}"
+            f" ({points})."
+        )
+    if from_existing(arms[best]) != from_existing(arms[second]):
+        said += (
+            f" Of these, only {best if from_existing(arms[best]) else second} began with an existing model."
+        )
+    return f"Without a generator, {said}{_refused(summary, best, second)}"
+
+
+def _refused(summary: dict[str, Any], *names: str | None) -> str:
+    """Says how many uploads of methods were refused, if any were."""
+    refused = sum(summary["methods"][name].get("refused_uploads", 0) for name in names if name is not None)
+    return f" Of these methods {count(refused, 'upload')} were refused." if refused else ""
 
 
 def contest(summary: dict[str, Any]) -> Contest:
@@ -96,14 +117,26 @@ def gains(method: dict[str, Any], baseline: dict[str, Any]) -> list[float]:
     return [100 * (mine - its) for mine, its in pairs]
 
 
-def noise(summary: dict[str, Any], gain: list[float]) -> float:
-    """Returns the points of accuracy that a mean gain must have to say something.
+def noise(summary: dict[str, Any], method: dict[str, Any], other: dict[str, Any]) -> float:
+    """Returns the points of accuracy that a method's mean gain over another must exceed to say something.
 
-    It is one test example, or twice the standard error of the mean over the seeds, whichever is more.
+    It is one test example or, if that is more, what a mean gain stays below in 95 of 100 cases where there is
+    none: by Student's t over the seeds; of a single seed, by the error of two shares of the test examples.
     """
-    error = stdev(gain) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-    example: float = 100 / summary["test_samples"]
-    return max(SAME, example, 2 * error)
+    from scipy.special import stdtrit
+
+    gain, examples = gains(method, other), summary["test_samples"]
+    if len(gain) > 1:
+        chance = stdtrit(len(gain) - 1, 0.95) * stdev(gain) / len(gain) ** 0.5
+    else:
+        shares = (mean(method), mean(other))
+        chance = 100 * stdtrit(inf, 0.95) * (sum(p * (1 - p) for p in shares) / examples) ** 0.5
+    return float(max(SAME, 100 / examples, chance))
+
+
+def exceeds(points: float, least: float) -> bool:
+    """Returns whether points of accuracy are more than these, rounding of the arithmetic aside."""
+    return points > least + 1e-9
 
 
 def race(summary: dict[str, Any], best: str, baseline: str) -> str:
@@ -212,27 +245,26 @@ def megabytes(number: float) -> str:
 
 
 def _opening(summary: dict[str, Any], best: str, baseline: str) -> str:
-    methods = summary["methods"]
-    gain = gains(methods[best], methods[baseline])
-    average, better, least = fmean(gain), sum(value > 0 for value in gain), noise(summary, gain)
-    mine, its = (methods[name]["rounds_to_target"] for name in (best, baseline))
-    sooner = mine is not None and (its is None or mine < its)
-    if average >= least and len(gain) == 1:
-        return "The generator helps in the one seed tried"
-    if average >= least:
-        return "The generator helps" if better == len(gain) else "The generator helps in some seeds only"
-    if sooner:
-        how = "lower" if average <= -least else "no higher"
-        return f"With the generator training is faster but ends {how}"
-    return "The generator does not help" if average <= -least else "The generator makes no clear difference"
+    method, other = (summary["methods"][name] for name in (best, baseline))
+    gain, least = gains(method, other), noise(summary, method, other)
+    average, mine, its = fmean(gain), method["rounds_to_target"], other["rounds_to_target"]
+    if exceeds(average, least):
+        if len(gain) == 1:
+            return "The generator helps in the one seed tried"
+        return "The generator helps" if min(gain) > 0 else "The generator helps in some seeds only"
+    lower = exceeds(-average, least)
+    if mine is not None and (its is None or mine < its):
+        return f"With the generator training is faster but ends {'lower' if lower else 'no higher'}"
+    return "The generator does not help" if lower else "The generator makes no clear difference"
 
 
-def _points(summary: dict[str, Any], gain: list[float]) -> str:
-    average, least = fmean(gain), noise(summary, gain)
+def _points(summary: dict[str, Any], best: str, baseline: str) -> str:
+    method, other = (summary["methods"][name] for name in (best, baseline))
+    gain, least = gains(method, other), noise(summary, method, other)
     better = f"better in {sum(value > 0 for value in gain)} of {len(gain)} seeds"
-    unclear = SAME <= abs(average) < least
+    unclear = abs(fmean(gain)) >= SAME and not exceeds(abs(fmean(gain)), least)
     doubt = f"; up to {least:.1f} either way may be chance" if unclear else ""
-    return f"{signed(average)}, {better if len(gain) > 1 else 'in one seed'}{doubt}"
+    return f"{signed(fmean(gain))}, {better if len(gain) > 1 else 'in one seed'}{doubt}"
 
 
 def _when(rounds: int) -> str:

@@ -24,6 +24,9 @@ from genfl.storage import digest
 FOLDER, VERSION = "federate", 4
 """Of the stage that runs them."""
 
+ROUNDING = 2
+"""Raised whenever engines whose bits are their own add up in another order."""
+
 
 def federations(config: Config, method: Method, clients: ClientData, seed: int) -> list[Federation]:
     """Returns what a method runs: one federation, or a reference's federations of one."""
@@ -55,7 +58,7 @@ def key(run: Run, method: Method, seed: int) -> str:
     upstream = ["labels"]
     if method.start == "pretrained":
         upstream.append(pretrain.STAGE.name)
-    if method.generated:
+    if method.reads_generated:
         upstream.append(generate.STAGE.name)
     models = [config.precision, config.model.model_dump()]
     if "client_tasks" in method.asks_for:
@@ -74,8 +77,10 @@ def key(run: Run, method: Method, seed: int) -> str:
 
 def training(config: Config) -> dict[str, Any]:
     """Returns what decides the results of federated training: engines only as far as their bits differ."""
-    exact = {"engine"} if config.federate.engine in EXACT else set()
-    return config.federate.model_dump(exclude={"checkpoint_every"} | exact)
+    settings = config.federate.model_dump(exclude={"checkpoint_every", "engine"})
+    if config.federate.engine in EXACT:
+        return settings
+    return settings | {"engine": [config.federate.engine, ROUNDING]}
 
 
 def resources(config: Config, classes: int) -> dict[str, Any]:

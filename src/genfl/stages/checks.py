@@ -17,7 +17,7 @@ from genfl.models import MODELS
 from genfl.references import GENERATOR
 from genfl.run import data_set
 from genfl.stages import arms, content
-from genfl.stages.pretrain import fitting
+from genfl.stages.pretrain import check_initial, fitting
 
 
 def check(config: Config) -> None:
@@ -25,6 +25,7 @@ def check(config: Config) -> None:
     data = data_set(config.data)
     classes = len(set(data.train.labels))
     task = fitting("model", config, config.model, classes)
+    check_initial(config, task)
     for index, model in enumerate(config.client_models):
         fitting(f"client_models.{index}", config, model, classes)
     if problem := config.federate.local.augment.augment().problem(data.modality, data.shape):

@@ -211,9 +211,9 @@ def _progress(run: Run) -> tuple[int, int, str]:
 def _inputs(config: Config) -> Any:
     methods = {name: method.model_dump() for name, method in config.methods.items()}
     federation = arms.training(config)
-    models = [config.precision, *(model.model_dump() for model in config.client_models)]
+    models = [config.precision, *(model.model_dump() for model in (config.model, *config.client_models))]
     data = [data_key(config.data), config.data.partition.model_dump()]
-    return [data, federation, methods, models, config.seeds]
+    return [data, federation, methods, models, pretrain.initial_digest(config), config.seeds]
 
 
 STAGE = Stage(

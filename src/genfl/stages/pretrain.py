@@ -122,7 +122,15 @@ def _check(config: Config) -> None:
     data = data_set(config.data)
     if problem := config.pretrain.augment.augment().problem(data.modality, data.shape):
         raise InputError(f"pretrain.augment.{problem}")
-    task = fitting("model", config, config.model, len(set(data.train.labels)))
+    fitting("model", config, config.model, len(set(data.train.labels)))
+
+
+def check_initial(config: Config, task: Task) -> None:
+    """Sees that the existing model is there and fits, where there is to be one.
+
+    Raises:
+        InputError: It is not, or does not.
+    """
     if config.pretrain.init is not None:
         _, fresh = _initial(config, task, config.seeds[0])
         but = f", but for a new head ({', '.join(fresh)})" if fresh else ""

@@ -40,4 +40,4 @@ def _inputs(config: Config) -> Any:
     return config.model_dump()
 
 
-STAGE = Stage("report", "report", 3, _inputs, tuple(stage.name for stage in BEFORE), _run)
+STAGE = Stage("report", "report", 4, _inputs, tuple(stage.name for stage in BEFORE), _run)
