@@ -403,9 +403,9 @@ class NoGenerator(Section):
 
 
 def _kind(value: Any) -> Any:
-    """Reads a generator without a kind as one of images, and none at all as the kind none."""
-    if value is None or value == "none":
-        return {"kind": "none"}
+    """Reads a generator without a kind as one of images, its name alone as its kind, and null as none."""
+    if value is None or isinstance(value, str):
+        return {"kind": value or "none"}
     return {"kind": "image", **value} if isinstance(value, dict) else value
 
 

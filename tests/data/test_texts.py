@@ -540,6 +540,10 @@ class TestWordsOfGeneratedTexts:
         assert skipped == ["labels", "prompts", "generate"]
         assert changed["methods"] == summary["methods"]
 
+    def test_a_slip_is_named_before_anybody_is_asked_for_it(self, paths):
+        with pytest.raises(InputError, match="did you mean 'generated'"):
+            pipeline.checked(config.parse(RUN, [*paths[1], "data.tokenizer=generate"]))
+
     def test_without_generated_texts_there_are_no_words(self, paths):
         with pytest.raises(InputError, match=r"data\.tokenizer: generated takes its words from "):
             config.parse(

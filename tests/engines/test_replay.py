@@ -169,7 +169,7 @@ def test_what_cannot_be_replayed_runs_as_it_is_and_says_so(clients, step, caplog
     busy = [form for form in forms(run) if form.taken > 5 + replay.TRIALS]
     assert busy
     assert any(form.hopeless for form in busy)
-    assert "a client's step is not replayed" in caplog.text
+    assert "runs as it is, not recorded" in caplog.text
 
 
 def test_what_is_drawn_from_what_the_step_is_given_is_drawn_anew(clients):

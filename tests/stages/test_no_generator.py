@@ -119,7 +119,7 @@ def test_an_existing_model_is_looked_for_before_any_work(tmp_path):
     assert not (tmp_path / "run" / "federate").exists()
 
 
-@pytest.mark.parametrize("generator", ["null", "none", "{kind: none}"])
+@pytest.mark.parametrize("generator", ["null", "none", "{kind: none}", '"none"'])
 def test_all_ways_to_write_it(generator):
     assert not settings(generator).generates
     assert settings(generator) == settings()
@@ -145,6 +145,11 @@ def test_there_is_no_stage_to_stop_at(stage, tmp_path):
     with pytest.raises(InputError, match=f"--until: this config has no use for {stage}; "):
         pipeline.execute(settings(), tmp_path / "run", until=stage)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_name_alone_is_a_kind():
+    with pytest.raises(InputError, match=r"generator\.kind: there is no 'non'; did you mean 'none'\?"):
+        settings("non")
 
 
 def test_an_unknown_kind_is_told_of_none():

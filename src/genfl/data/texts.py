@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import re
@@ -180,6 +181,8 @@ def _locate(name: str) -> Path:
         return file
     if path.is_dir() or path.suffix == ".json" or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise InputError(f"data.tokenizer: there is no file {file}; give another, or {HASHED}")
+    if close := difflib.get_close_matches(name, (HASHED, GENERATED), n=1, cutoff=0.7):
+        raise InputError(f"data.tokenizer: there is no file {name!r}; did you mean {close[0]!r}?")
     from huggingface_hub import hf_hub_download
 
     try:

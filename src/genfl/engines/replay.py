@@ -114,7 +114,7 @@ class Replays:
 
     def _give_up(self, why: str) -> None:
         self.hopeless, self.recording = True, None
-        log.info("what clients do is not replayed: %s", why)
+        log.info("what clients do runs as it is, not recorded and replayed: %s", why)
 
 
 class _Step:

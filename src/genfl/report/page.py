@@ -180,10 +180,12 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
         against = f"{text.signed(sum(gain) / len(gain))} against {baseline} ({its})"
         slower = f"{baseline}: {_rounds(methods[baseline])}"
     else:
-        against, slower = (
-            _over_seeds(arm["accuracy"]) or "in the one seed tried",
-            "nothing to compare with",
-        )
+        against, slower = _over_seeds(arm["accuracy"]) or "in the one seed tried", "nothing to compare with"
+        others = {n: m for n, m in methods.items() if not m["reference"] and n not in (best, baseline)}
+        if others:
+            second = max(others, key=lambda name: text.mean(others[name]))
+            against = f"{second}: {text.percent(text.mean(others[second]))}"
+            slower = f"{second}: {_rounds(others[second])}"
     tiles = [
         Tile(f"accuracy of {best or baseline}", text.percent(text.mean(arm)), against),
         Tile(f"rounds to {goal}, {best or baseline}", _rounds(arm), slower),
