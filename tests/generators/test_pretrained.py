@@ -179,8 +179,8 @@ def test_a_run_makes_what_its_config_says_and_the_same_after_an_interruption(mad
 
     content = made_by(name)
     wanted = config.validate(content)
-    for name in ("whole", "damaged"):
-        pipeline.execute(wanted, tmp_path / name, until="generate")
+    for folder in ("whole", "damaged"):
+        pipeline.execute(wanted, tmp_path / folder, until="generate")
     shards = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.parquet"))
     assert len(shards) > 1
     (tmp_path / "damaged" / shards[1]).unlink()

@@ -104,7 +104,7 @@ def test_all_but_a_head_of_other_classes_is_the_existing_models(parse, tmp_path,
     found = flat(pretrain.initial(settings, task, seed=3))
     assert torch.equal(torch.get_rng_state(), before)
     with caplog.at_level(logging.INFO, "genfl"):
-        pretrain.STAGE.check(settings)
+        pretrain.check_initial(settings, task)
     assert f"the weights of {path}, but for a new head (fc.weight, fc.bias)" in caplog.text
     fresh, theirs = flat(task.init(initial_key(3))), source.state_dict()
     assert list(found) == list(fresh), "in the model's own order"
@@ -119,7 +119,7 @@ def test_a_head_of_as_many_classes_is_kept(parse, tmp_path, caplog):
     settings = parse(f"pretrain.init={saved(source, tmp_path / 'existing.pth')}")
     task = pretrain.fitting("model", settings, settings.model, 2)
     with caplog.at_level(logging.INFO, "genfl"):
-        pretrain.STAGE.check(settings)
+        pretrain.check_initial(settings, task)
     found = flat(pretrain.initial(settings, task, seed=3))
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in found.items())
     assert caplog.messages == [f"pretrain.init: the weights of {tmp_path / 'existing.pth'}"]
