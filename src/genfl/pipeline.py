@@ -19,22 +19,13 @@ from genfl.config import Config
 from genfl.errors import GenflError, InputError
 from genfl.report.summary import environment, summarise
 from genfl.run import ANSWERS, Run, Share, resolved, share_folders
-from genfl.stages import federate, generate, guided, labels, pretrain, prompts, report, vocabulary
+from genfl.stages import generate, report
 from genfl.stages.base import Stage
 from genfl.storage import digest, link, read_json, sha256, write_json, write_text
 
 log = logging.getLogger(__name__)
 
-STAGES: tuple[Stage, ...] = (
-    labels.STAGE,
-    prompts.STAGE,
-    generate.STAGE,
-    guided.STAGE,
-    vocabulary.STAGE,
-    pretrain.STAGE,
-    federate.STAGE,
-    report.STAGE,
-)
+STAGES: tuple[Stage, ...] = (*report.BEFORE, report.STAGE)
 CONFIG = "config.yaml"
 LOCK = ".lock"
 MARKER = ".genfl"

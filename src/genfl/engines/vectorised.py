@@ -69,8 +69,6 @@ class _Finish(NamedTuple):
     like: Tree
 
 
-_ENDS = ("upload", "memory")
-
 _Finished = tuple[list[_Job], Tree, Tree]
 """Jobs that are done, with their uploads and memories stacked."""
 
@@ -183,7 +181,8 @@ class Together:
         """Returns the uploads and memories of so many clients, stacked."""
 
         def finish(leaves: list[Any]) -> Tree:
-            return dict(zip(_ENDS, program.finish(trees.unflatten(like, leaves)), strict=True))
+            upload, memory = program.finish(trees.unflatten(like, leaves))
+            return {"upload": upload, "memory": memory}
 
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 

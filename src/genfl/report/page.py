@@ -15,7 +15,6 @@ from genfl import config as configs
 from genfl.config import Config, Content
 from genfl.data.quality import MEASURES
 from genfl.data.sources import DATASETS
-from genfl.generators.registry import GENERATORS
 from genfl.references import CENTRALISED, GENERATOR, LOCAL
 from genfl.report import pictures, plots, text
 from genfl.report.style import COLOURS, MARKERS, MOST_DRAWN, REST, Look, looks
@@ -108,7 +107,6 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "notes": {name: _note(config, name) for name in methods},
         "accuracy_rule": _accuracy_rule(arms),
         "usual_metric": DATASETS[config.data.name].metric,
-        "test_size": len(data_set(config.data).test.labels),
         "refused": any(method["refused_uploads"] for method in methods.values()),
         **_learning(summary, arms, look),
         "to_target": _to_target(config, summary, look),
@@ -122,7 +120,7 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         **_label_counts(run),
         **_pretraining(run),
         "time": _time(summary),
-        "generating": config.generates and GENERATORS[config.generator.kind].prompted,
+        "generating": text.generated(summary),
         "against_training": _against_training(summary),
         "traffic": _traffic(config, summary, arms),
     }
@@ -195,7 +193,7 @@ def _tiles(summary: dict[str, Any]) -> list[Tile]:
         alone = methods[SYNTHETIC_ONLY]["accuracy"]
         spread = ", ".join(filter(None, ["accuracy", _over_seeds(alone, ""), "before any round"]))
         tiles.append(Tile("generated data alone", text.percent(alone["mean"]), spread))
-    if made and GENERATORS[summary["generator"]].prompted:
+    if text.generated(summary):
         speed = f"for {text.count(made['samples'], 'sample')}, {made['samples_per_second']:g} a second"
         tiles.append(Tile("generating took", text.duration(made["seconds"]), speed))
     return [Tile(*map(_firm, tile)) for tile in tiles]

@@ -76,7 +76,8 @@ def learning(
             axes.axhline(alone, color=light, linewidth=1.6, linestyle=(0, (1, 1.6)))
         _lines(axes, curves, looks, (0.0, 1.0))
         lows = [mean - std for curve in curves.values() for _, mean, std in curve]
-        low = max(0.0, np.floor(10 * min([*lows, target if alone is None else alone, target])) / 10)
+        marks = [target] if alone is None else [target, alone]
+        low = max(0.0, np.floor(10 * min(lows + marks)) / 10)
         axes.set_ylim(min(low, 0.9), 1.0)
         axes.set_xlim(0, max(point[0] for curve in curves.values() for point in curve))
         axes.set_xlabel(x)

@@ -48,7 +48,7 @@ def verdict(summary: dict[str, Any]) -> str:
     made = summary["synthetic"]
     samples = count(made["samples"], "sample")
     cost = f" generating {samples} took {duration(made['seconds'])}."
-    if not GENERATORS[summary["generator"]].prompted:
+    if not generated(summary):
         cost = f" its {samples} were there already."
     warning = _refused(summary, best, baseline)
     alone = methods[SYNTHETIC_ONLY]
@@ -115,6 +115,11 @@ def gains(method: dict[str, Any], baseline: dict[str, Any]) -> list[float]:
     """Returns by how many points of accuracy a method beats another in each seed."""
     pairs = zip(method["accuracy"]["per_seed"], baseline["accuracy"]["per_seed"], strict=True)
     return [100 * (mine - its) for mine, its in pairs]
+
+
+def generated(summary: dict[str, Any]) -> bool:
+    """Returns whether samples were made, which takes time, and not there already, or none wanted."""
+    return summary["synthetic"] is not None and GENERATORS[summary["generator"]].prompted
 
 
 def noise(summary: dict[str, Any], method: dict[str, Any], other: dict[str, Any]) -> float:

@@ -122,7 +122,6 @@ def _check(config: Config) -> None:
     data = data_set(config.data)
     if problem := config.pretrain.augment.augment().problem(data.modality, data.shape):
         raise InputError(f"pretrain.augment.{problem}")
-    fitting("model", config, config.model, len(set(data.train.labels)))
 
 
 def check_initial(config: Config, task: Task) -> None:

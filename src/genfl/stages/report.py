@@ -19,6 +19,7 @@ BEFORE = (
     pretrain.STAGE,
     federate.STAGE,
 )
+"""The other stages, in order."""
 
 
 def _run(run: Run) -> dict[str, Any]:
