@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -36,6 +37,13 @@ def test_a_key_is_not_made_of_negative_numbers():
 @given(st.integers(0, 2**63), st.lists(st.integers(0, 2**40), max_size=4))
 def test_integers_are_63_bits(seed, path):
     assert 0 <= Key(seed).fold(*path).integer() < 2**63
+
+
+@given(st.integers(0, 2**80), st.lists(st.integers(0, 2**34), max_size=6))
+def test_streams_are_those_that_numpy_spawns(seed, path):
+    spawned = np.random.SeedSequence(seed, spawn_key=tuple(path))
+    expected = np.random.default_rng(spawned).integers(0, 2**63, 3)
+    assert Key(seed, tuple(path)).numpy().integers(0, 2**63, 3).tolist() == expected.tolist()
 
 
 def test_tree_arithmetic():

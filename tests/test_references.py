@@ -71,7 +71,7 @@ def test_local_is_plain_sgd_on_each_clients_data(clients):
         for number in range(1, 5):
             v_w, v_b = torch.zeros_like(w), torch.zeros_like(b)
             rng = federation.key.fold("plan", number, 0).numpy()
-            for rows in plan(np.arange(SIZES[k]), 4, 3, 1, rng):
+            for rows in plan(SIZES[k], 4, 3, 1, rng):
                 residual = (x[rows] @ w.T + b).softmax(1)
                 residual[torch.arange(len(rows)), y[rows]] -= 1
                 v_w = 0.5 * v_w + residual.T @ x[rows] / len(rows) + 0.01 * w

@@ -31,7 +31,13 @@ def leaves(tree: Tree) -> list[Tensor]:
     """Returns the leaves in the order of the tree's keys."""
     if type(tree) is not dict:
         return [tree]
-    return [leaf for branch in tree.values() for leaf in leaves(branch)]
+    found: list[Tensor] = []
+    for branch in tree.values():
+        if type(branch) is dict:
+            found += leaves(branch)
+        else:
+            found.append(branch)
+    return found
 
 
 def unflatten(like: Tree, leaves: Iterable[Any]) -> Tree:

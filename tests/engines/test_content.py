@@ -112,16 +112,16 @@ def test_one_of_the_parts_may_be_smaller_than_a_batch(clients):
 )
 def test_the_count_is_that_of_the_steps_drawn(order, private, generated, size, epochs, steps):
     plan = Batches(size, steps, epochs, Key(0), order)
-    rows = plan.draw(np.arange(private), np.arange(private, private + generated))
+    rows = plan.draw(private, generated)
     assert len(rows) == (plan.length(private, generated) if private + generated else 0)
     if steps and private + generated:
         assert len(rows) == steps
 
 
 def test_without_generated_samples_every_order_is_the_plan():
-    rows = plan(np.arange(20), 6, None, 2, Key(3).numpy())
+    rows = plan(20, 6, None, 2, Key(3).numpy())
     for order in ORDERS:
-        found = Batches(6, None, 2, Key(3), order).draw(np.arange(20), np.arange(0))
+        found = Batches(6, None, 2, Key(3), order).draw(20, 0)
         assert all(torch.equal(a, b) for a, b in zip(found, rows, strict=True))
 
 

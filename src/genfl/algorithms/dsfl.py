@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,9 +60,7 @@ def dsfl(
 
     def learn(weights: Weights, targets: Tensor, key: Key) -> Weights:
         state = pupil.start(weights)
-        for step, rows in enumerate(
-            plan(np.arange(len(shared)), batch_size, steps, 1, key.fold("batches").numpy())
-        ):
+        for step, rows in enumerate(plan(len(shared), batch_size, steps, 1, key.fold("batches").numpy())):
             batch = {"x": shared[rows], "y": targets[rows]}
             state = pupil.step(state, batch, Context(task, {}, {}, {}, key.fold("step", step)))
         return {"params": state["params"], "buffers": state["buffers"]}

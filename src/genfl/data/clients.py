@@ -145,7 +145,9 @@ class ClientData:
             key: The random stream of the inputs' changes; None leaves them as they are.
         """
         index = self._rows(client)[rows]
-        x = self.prepare(self.x[index])
+        x = self.prepare(
+            self.x.index_select(0, index)
+        )  # copies whole examples, where indexing copies numbers
         for number, (part, augment) in enumerate(self.augments):
             if key is not None and augment is not None:
                 chosen = (part.start <= index) & (index < part.stop)
@@ -167,7 +169,7 @@ class ClientData:
         index = (together + starts).flatten()
         if self.rows is not None:
             index = self.rows[index]
-        found = {"x": self.prepare(self.x[index]), "y": self.y[index]}
+        found = {"x": self.prepare(self.x.index_select(0, index)), "y": self.y[index]}
         return {name: value.unflatten(0, (len(clients), -1)) for name, value in found.items()}
 
     def as_one(self, clients: Iterable[int]) -> ClientData:

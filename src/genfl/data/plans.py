@@ -29,7 +29,7 @@ class Keep(NamedTuple):
     share: float
     by_class: bool
 
-    def choose(self, losses: Tensor, labels: Tensor) -> np.ndarray:
+    def choose(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Returns the places of the samples that are kept, ascending, given each one's loss and class."""
         groups = labels if self.by_class else torch.zeros_like(labels)
         kept = []
@@ -37,7 +37,7 @@ class Keep(NamedTuple):
             places = torch.nonzero(groups == group)[:, 0]
             best = losses[places].argsort(stable=True)
             kept.append(places[best[: max(1, int(self.share * len(places) + 0.5))]])
-        return torch.cat(kept).sort().values.numpy()
+        return torch.cat(kept).sort().values
 
 
 class Batches(NamedTuple):
@@ -60,37 +60,36 @@ class Batches(NamedTuple):
     order: Order = "mixed"
     keep: Keep | None = None
 
-    def draw(self, private: np.ndarray, generated: np.ndarray) -> list[Tensor]:
-        """Returns each step's rows, drawn from the rows of a client's private and generated samples."""
-        rng, rows = self.key.numpy(), np.concatenate([private, generated])
+    def draw(self, private: int, generated: int) -> list[Tensor]:
+        """Returns each step's samples: their places, private ones first, of a client that has so many."""
+        rng = self.key.numpy()
         drawn: list[Tensor] = []
-        for (first, last), steps in self._phases(len(private), len(generated)):
-            drawn += plan(rows[first:last], self.batch_size, steps, self.epochs, rng)
+        for first, samples, steps in self._phases(private, generated):
+            batches = plan(samples, self.batch_size, steps, self.epochs, rng)
+            drawn += [first + places for places in batches] if first else batches
         return drawn
 
     def length(self, private: int, generated: int) -> int:
         """Returns how many steps a client with so many samples takes."""
         return sum(
-            self.epochs * ((last - first) // min(self.batch_size, last - first)) if steps is None else steps
-            for (first, last), steps in self._phases(private, generated)
+            self.epochs * (samples // min(self.batch_size, samples)) if steps is None else steps
+            for _, samples, steps in self._phases(private, generated)
         )
 
-    def _phases(self, private: int, generated: int) -> list[tuple[tuple[int, int], int | None]]:
-        """Returns what is trained on in turn, as a range of places, and for how many steps."""
-        total = private + generated
-        parts = [(0, private), (private, total)] if self.order != "mixed" else [(0, total)]
-        parts = [part for part in parts if part[0] < part[1]]
+    def _phases(self, private: int, generated: int) -> list[tuple[int, int, int | None]]:
+        """Returns what is trained on in turn: the first place, how many samples, and for how many steps."""
+        if self.order == "mixed" or not (private and generated):
+            total = private + generated
+            return [(0, total, self.steps)] if total else []
+        both = [(0, private), (private, generated)]
         if self.order == "g2p":
-            parts.reverse()
-        n = len(parts)
-        return [
-            (part, None if self.steps is None else (self.steps + n - 1 - place) // n)
-            for place, part in enumerate(parts)
-        ]
+            both.reverse()
+        halves = (None, None) if self.steps is None else ((self.steps + 1) // 2, self.steps // 2)
+        return [(first, samples, steps) for (first, samples), steps in zip(both, halves, strict=True)]
 
 
 def plan(
-    rows: np.ndarray, batch_size: int, steps: int | None, epochs: int, rng: np.random.Generator
+    samples: int, batch_size: int, steps: int | None, epochs: int, rng: np.random.Generator
 ) -> list[Tensor]:
     """Draws the batches of a client's round.
 
@@ -99,22 +98,22 @@ def plan(
     would disturb batch norm.
 
     Args:
-        rows: The client's samples, int64.
+        samples: How many the client has.
         batch_size: Samples in a batch, at least 1.
         steps: How many batches; None to count in epochs.
         epochs: How many passes over the data, where `steps` is None.
         rng: The random stream.
 
     Returns:
-        For each step some of the rows, int64 [min(batch_size, samples)].
+        For each step the places of some of the samples, int64 [min(batch_size, samples)].
     """
-    size = min(batch_size, len(rows))
+    size = min(batch_size, samples)
     if size == 0:
         return []
-    a_pass = len(rows) // size
+    a_pass = samples // size
     total = epochs * a_pass if steps is None else steps
     drawn: list[Tensor] = []
     while len(drawn) < total:
-        order = torch.from_numpy(rng.permutation(rows))
+        order = torch.from_numpy(rng.permutation(samples))
         drawn += order[: a_pass * size].view(a_pass, size).unbind()
     return drawn[:total]

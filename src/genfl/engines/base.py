@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,11 +79,13 @@ def drawn(program: Client, data: Data, job: Work) -> list[Tensor]:
     if job.batches is None:
         return []
     private, generated = data.sizes(job.client)
-    made = np.arange(private, private + generated)
-    if job.batches.keep and generated:
-        examples = data.batch(job.client, torch.from_numpy(made))
-        made = made[job.batches.keep.choose(program.losses(job.message, examples), examples["y"])]
-    return job.batches.draw(np.arange(private), made)
+    if not (job.batches.keep and generated):
+        return job.batches.draw(private, generated)
+    rows = torch.arange(private + generated)
+    examples = data.batch(job.client, rows[private:])
+    kept = job.batches.keep.choose(program.losses(job.message, examples), examples["y"])
+    rows = torch.cat([rows[:private], rows[private:][kept]])
+    return [rows[places] for places in job.batches.draw(private, len(kept))]
 
 
 def kinds(work: Sequence[Work]) -> list[str]:

@@ -8,6 +8,7 @@ import math
 import mmap
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -210,6 +211,13 @@ class _Order(NamedTuple):
     row: int
 
 
+class _Share(NamedTuple):
+    """What a worker does at a time, and its `_Order`s as they are sent."""
+
+    work: Sequence[Work]
+    orders: bytes
+
+
 class _Written(NamedTuple):
     """What a worker tells of work that is done: uploads and memories lie in rows that follow each other."""
 
@@ -256,26 +264,28 @@ class _Pool:
         """
         kind_of = {job.client: name for job, name in zip(work, names, strict=True)}
         waiting = self._orders(self.runner.shares(work), kind_of)
-        busy: dict[Any, list[_Order]] = {}
+        ready_made: list[_Share] = []
+        busy: dict[Any, Sequence[Work]] = {}
         results: list[Done] = []
 
         def next_for(connection: Connection) -> None:
-            share = next(waiting, None)
+            share = ready_made.pop() if ready_made else next(waiting, None)
             if share:
-                busy[connection] = share
-                # What lies in shared memory, or is there by the fork, is not sent.
-                connection.send([o._replace(job=o.job._replace(message=None, memory=None)) for o in share])
+                busy[connection] = share.work
+                connection.send_bytes(share.orders)
 
         try:
             for connection in self.connections:
                 next_for(connection)
             while busy:
+                if not ready_made:  # the workers are busy, and this process is not
+                    ready_made += itertools.islice(waiting, 1)
                 ready = wait([*busy, *(process.sentinel for process in self.processes)])
                 for connection in [c for c in ready if isinstance(c, Connection)]:
                     failure, written = connection.recv()
                     share = busy.pop(connection)
                     if failure:
-                        who = " or ".join(str(order.job.client) for order in share)
+                        who = " or ".join(str(job.client) for job in share)
                         raise GenflError(f"client {who} failed in a worker:\n{failure}")
                     results += map(self._done, written)
                     next_for(connection)
@@ -295,7 +305,7 @@ class _Pool:
         for connection in self.connections:
             connection.close()
 
-    def _orders(self, shares: Sequence[Sequence[Work]], kind_of: dict[int, str]) -> Iterator[list[_Order]]:
+    def _orders(self, shares: Sequence[Sequence[Work]], kind_of: dict[int, str]) -> Iterator[_Share]:
         """Puts each share's messages and memories into shared memory when asked for it; says where they are.
 
         A share's clients of one kind have rows that follow each other.
@@ -313,12 +323,21 @@ class _Pool:
                 row = rows[name] = rows.get(name, -1) + 1
                 if self._remembers[name]:
                     _write(self._row(name, row), job.memory)
-                orders.append(_Order(job, name, places[identity], row))
-            yield orders
+                # What lies in shared memory, or is there by the fork, is not sent.
+                bare = job._replace(message=None, memory=None)
+                orders.append(_Order(bare, name, places[identity], row))
+            yield _Share(share, pickle.dumps(orders))
 
     def _row(self, kind: str, row: int) -> Tree:
         """Returns the memory that one client goes to work with."""
         return trees.map(lambda leaf: leaf[row], self.rooms[kind].memory.tree)
+
+    def _memory(self, order: _Order) -> Tree:
+        """Returns the memory that a client goes to work with, as its own."""
+        if not self._remembers[order.kind]:
+            return self.kinds[order.kind].memory
+        # rows are not aligned as torch's own tensors are, which changes the last bits of some kernels
+        return trees.map(torch.clone, self._row(order.kind, order.row))
 
     def _done(self, written: _Written) -> Done:
         """Returns what a worker wrote; memories stay when the next round is written over it."""
@@ -360,8 +379,7 @@ class _Pool:
         jobs = [
             order.job._replace(
                 message=self.messages[order.kind][order.message].tree,
-                # rows are not aligned as torch's own tensors are, which changes the last bits of some kernels
-                memory=trees.map(torch.clone, self._row(order.kind, order.row)),
+                memory=self._memory(order),
             )
             for order in share
         ]

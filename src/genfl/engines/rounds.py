@@ -140,13 +140,14 @@ def federate(
 
     for number in range(len(rounds) + 1, schedule.rounds + 1):
         message = algorithm.send(state)
+        plans, streams = key.fold("plan", number), key.fold("client", number)
         work = [
             Work(
                 client,
                 algorithm.address(message, client),
                 memories[client],
-                schedule.batches(key.fold("plan", number, client), number),
-                key.fold("client", number, client),
+                schedule.batches(plans.fold(client), number),
+                streams.fold(client),
             )
             for client in cohort(len(clients), schedule.clients_per_round, key.fold("cohort", number))
         ]

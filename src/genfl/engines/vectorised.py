@@ -296,7 +296,7 @@ class Together:
 
 def _widths(rows: list[Tensor]) -> tuple[int, ...]:
     """Returns the batch sizes of steps; one, however many steps there are, where all are of one size."""
-    sizes = tuple(map(len, rows))
+    sizes = tuple(own.shape[0] for own in rows)
     return sizes[:1] if len(set(sizes)) == 1 else sizes
 
 

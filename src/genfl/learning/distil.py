@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +47,7 @@ def distil(
     buffers = student["buffers"]
     optimizer = torch.optim.Adam(trees.leaves(params), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step, rows in enumerate(plan(np.arange(len(x)), batch_size, steps, 1, key.fold("batches").numpy())):
+    for step, rows in enumerate(plan(len(x), batch_size, steps, 1, key.fold("batches").numpy())):
         batch = {"x": x[rows], "y": targets[rows]}
         with torch.enable_grad():
             loss, aux = task.loss(params, buffers, batch, key.fold("step", step))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,7 +87,7 @@ def synthesise(
         before = mean()
         adam = torch.optim.Adam(trees.leaves(data), lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(iterations, 1))
-        for i, t in enumerate(plan(np.arange(starts), 1, iterations, 1, key.fold("starts").numpy())):
+        for i, t in enumerate(plan(starts, 1, iterations, 1, key.fold("starts").numpy())):
             adam.zero_grad()
             loss(int(t), key.fold("iteration", i)).backward()
             for leaf in trees.leaves(data):  # one steep gradient would hold Adam back for a thousand steps
