@@ -53,7 +53,20 @@ def test_tree_arithmetic():
     assert trees.num_bytes(a) == 12
     assert trees.num_bytes(trees.zeros_like(a)) == 12
     assert trees.is_finite(a)
-    assert not trees.is_finite({"x": torch.tensor([1.0, float("inf")])})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64])
+def test_what_is_finite_is_told_from_what_overflows_when_it_is_added_up(dtype):
+    inf, nan, largest = float("inf"), float("nan"), torch.finfo(dtype).max
+    for values in ([inf, 1.0], [inf, -inf], [1.0, nan], [-inf]):
+        assert not trees.is_finite({"a": torch.ones(2), "b": torch.tensor(values, dtype=dtype)})
+    for values in ([largest, largest, largest], [-largest, -largest], [], [0.0]):
+        assert trees.is_finite({"a": torch.ones(2), "b": torch.tensor(values, dtype=dtype)})
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint32, torch.bool])
+def test_what_knows_no_infinity_is_finite(dtype):
+    assert trees.is_finite({"a": torch.ones(3, dtype=dtype)})
 
 
 @pytest.mark.parametrize(

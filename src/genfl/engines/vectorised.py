@@ -314,11 +314,11 @@ def _checked(finished: _Finished, expected: Expected) -> Done:
     for result, like in zip((upload, memory), expected(jobs[0].work), strict=True):  # the form of all is one
         if wrong := trees.mismatch(trees.map(lambda leaf: leaf[0], result), like):
             return Done([], {}, {}, dict.fromkeys(clients, wrong))
+    if trees.is_finite(upload) and trees.is_finite(memory):
+        return Done(clients, upload, memory, {})
     finite = torch.ones(len(jobs), dtype=torch.bool)
     for leaf in trees.leaves(upload) + trees.leaves(memory):
         finite &= leaf.isfinite().reshape(len(jobs), -1).all(1).cpu()
-    if bool(finite.all()):
-        return Done(clients, upload, memory, {})
     good = dict(zip(clients, finite.tolist(), strict=True))
     upload, memory = (
         trees.map(lambda leaf: leaf[finite.to(leaf.device)], result) for result in (upload, memory)
