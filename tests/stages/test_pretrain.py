@@ -318,3 +318,33 @@ def test_every_file_for_imagenet_is_of_a_model_there_is():
     for name, files in IMAGENET.items():
         assert name in MODELS
         assert all(file.startswith(f"{name}-") and file.endswith(".pth") for file in files)
+
+
+def written(folder):
+    """Returns when each model's and each method's state was last written, by seed."""
+    return {
+        path.parent.relative_to(folder).as_posix(): path.stat().st_mtime_ns
+        for path in folder.glob("*/**/checkpoint.safetensors")
+    }
+
+
+def test_a_seed_more_or_less_leaves_the_others_as_they_are(parse, tmp_path):
+    run = tmp_path / "run"
+    warm = ["methods.existing={algorithm: fedprox, start: pretrained}"]
+    pipeline.execute(parse("seeds=[0]", *warm), run)
+    first = written(run)
+    both = pipeline.execute(parse("seeds=[0, 3]", *warm), run, update=True)
+    after = written(run)
+    assert {place: after[place] for place in first} == first, "what was there has not been done again"
+    warm_started = {"pretrain/seed-3", "federate/gptfl/seed-3", "federate/existing/seed-3"}
+    assert set(after) - set(first) == warm_started | {"federate/scratch/seed-3"}
+    anew = pipeline.execute(parse("seeds=[0, 3]", *warm), tmp_path / "anew")
+    assert both["methods"] == anew["methods"]
+
+    pipeline.execute(parse("seeds=[0]", *warm), run, update=True)
+    assert written(run) == first
+    assert not (run / "pretrain" / "seed-3").exists()
+
+    pipeline.execute(parse("seeds=[0]", "pretrain.weight_decay=0.2", *warm), run, update=True)
+    last = written(run)
+    assert {place for place in last if last[place] == first[place]} == {"federate/scratch/seed-0"}

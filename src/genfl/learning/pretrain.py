@@ -63,6 +63,7 @@ def pretrain(
     key: Key,
     *,
     checkpoint: Path | None = None,
+    checkpoint_key: str = "",
     on_epoch: Callable[[int], None] = lambda epochs: None,
 ) -> Pretrained:
     """Trains a model with AdamW, and gives the one with the smallest loss on held-back synthetic data.
@@ -79,6 +80,7 @@ def pretrain(
         recipe: How to train.
         key: The random stream.
         checkpoint: The file to resume from and to keep the state in after each epoch.
+        checkpoint_key: What the training depends on: a checkpoint with another key is not gone on with.
         on_epoch: Told how many epochs were just finished.
 
     Raises:
@@ -91,7 +93,7 @@ def pretrain(
         raise InputError("pretrain.holdout: nothing is left to train on; lower it or generate more samples")
     best, best_epoch, history = weights, 0, []
     start: Tree = {"weights": weights, "optimizer": {}}
-    before = load_checkpoint(checkpoint)
+    before = load_checkpoint(checkpoint, checkpoint_key)
     if before:
         tree, meta = before
         start, best = tree["now"], tree["best"]
@@ -137,7 +139,8 @@ def pretrain(
         )
         if checkpoint:
             tree = {"now": {"weights": now, "optimizer": _tensors(optimizer)}, "best": best}
-            save_tensors(checkpoint, tree, {"best_epoch": best_epoch, "history": history})
+            meta = {"key": checkpoint_key, "best_epoch": best_epoch, "history": history}
+            save_tensors(checkpoint, tree, meta)
         on_epoch(1)
     return Pretrained(best, best_epoch, history)
 

@@ -56,8 +56,6 @@ def key(run: Run, method: Method, seed: int) -> str:
         model = generate.inputs(config)
         return digest([VERSION, data_key(config.data), texts, model, method.model_dump(), seed])
     upstream = ["labels"]
-    if method.start == "pretrained":
-        upstream.append(pretrain.STAGE.name)
     if method.reads_generated:
         upstream.append(generate.STAGE.name)
     models = [config.precision, config.model.model_dump()]
@@ -69,6 +67,8 @@ def key(run: Run, method: Method, seed: int) -> str:
     keys = {name: run.key(name) for name in upstream}
     if method.content and method.content.guidance != "prompt":
         keys[guided.STAGE.name] = guided.identity(run, method.content)
+    if method.start == "pretrained":
+        keys[pretrain.STAGE.name] = pretrain.key(run, seed)
     if method.start == "init":
         keys["init"] = str(pretrain.initial_digest(config))
     data = [data_key(config.data), config.data.partition.model_dump()]

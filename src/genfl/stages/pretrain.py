@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from genfl import progress
 from genfl.config import Config, Model
+from genfl.data.texts import GENERATED
 from genfl.errors import InputError
 from genfl.learning.pretrain import Recipe, pretrain
 from genfl.learning.task import Task, Weights, from_state_dict, load_weights, state_dict, weights_of
@@ -20,7 +22,7 @@ from genfl.rng import Key
 from genfl.run import VOCABULARY, Run, classify, data_key, data_set, initial_key, task_of
 from genfl.stages import generate
 from genfl.stages.base import Stage
-from genfl.storage import load_tensors, save_tensors, sha256
+from genfl.storage import digest, load_tensors, save_tensors, sha256
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ def _run(run: Run) -> dict[str, Any]:
     recipe = Recipe(**{**options, "augment": config.pretrain.augment.augment()})
     task = task_of(run)
     results = {}
+    _discard(run)
     with progress.bar("pretrain", config.pretrain.epochs * len(config.seeds), "epochs") as advance:
         for seed in config.seeds:
             trained = pretrain(
@@ -43,11 +46,28 @@ def _run(run: Run) -> dict[str, Any]:
                 recipe,
                 Key(seed).fold("pretrain"),
                 checkpoint=_folder(run, seed) / "checkpoint.safetensors",
+                checkpoint_key=key(run, seed),
                 on_epoch=advance,
             )
             save_tensors(_folder(run, seed) / "model.safetensors", state_dict(trained.weights))
             results[str(seed)] = {"best_epoch": trained.epoch, "history": trained.history}
     return {"seeds": results}
+
+
+def _discard(run: Run) -> None:
+    """Deletes the models of seeds that the config no longer has."""
+    kept = {_folder(run, seed) for seed in run.config.seeds}
+    for folder in (run.folder / STAGE.folder).glob("seed-*"):
+        if folder not in kept:
+            shutil.rmtree(folder)
+
+
+def key(run: Run, seed: int) -> str:
+    """Returns a digest of all that the model of one seed depends on, and of nothing else."""
+    upstream = [generate.STAGE.name]
+    if run.config.data.tokenizer == GENERATED:
+        upstream.append(VOCABULARY)
+    return digest([_recipe(run.config), run.labels, seed, {name: run.key(name) for name in upstream}])
 
 
 def weights(run: Run, task: Task, seed: int) -> Weights:
@@ -141,9 +161,14 @@ def _folder(run: Run, seed: int) -> Path:
 
 
 def _inputs(config: Config) -> Any:
+    return [*_recipe(config), config.seeds]
+
+
+def _recipe(config: Config) -> list[Any]:
+    """Returns what the models of all seeds depend on."""
     model = [config.precision, config.model.model_dump()]
     recipe = [config.pretrain.model_dump(exclude={"init"}), initial_digest(config)]
-    return [recipe, model, data_key(config.data), config.seeds]
+    return [recipe, model, data_key(config.data)]
 
 
 STAGE = Stage(
@@ -154,5 +179,6 @@ STAGE = Stage(
     ("labels", "generate", VOCABULARY),
     _run,
     check=_check,
+    keeps=True,
     wanted=lambda config: config.generates,
 )
