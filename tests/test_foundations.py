@@ -46,6 +46,12 @@ def test_streams_are_those_that_numpy_spawns(seed, path):
     assert Key(seed, tuple(path)).numpy().integers(0, 2**63, 3).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(("seed", "error"), [(1.5, TypeError), (-1, ValueError), ("1", TypeError)])
+def test_a_seed_is_a_non_negative_integer(seed, error):
+    with pytest.raises(error):
+        Key(seed).numpy()
+
+
 def test_tree_arithmetic():
     a = {"x": torch.tensor([1.0, 2.0]), "y": {"z": torch.tensor(3.0)}}
     assert trees.dot(a, a) == trees.square_norm(a) == 14
@@ -64,9 +70,9 @@ def test_what_is_finite_is_told_from_what_overflows_when_it_is_added_up(dtype):
         assert trees.is_finite({"a": torch.ones(2), "b": torch.tensor(values, dtype=dtype)})
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint32, torch.bool])
-def test_what_knows_no_infinity_is_finite(dtype):
-    assert trees.is_finite({"a": torch.ones(3, dtype=dtype)})
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint32, torch.bool, torch.float8_e5m2])
+def test_what_cannot_be_added_up_or_knows_no_infinity_may_be_finite(dtype):
+    assert trees.is_finite({"a": torch.ones(3).to(dtype)})
 
 
 @pytest.mark.parametrize(

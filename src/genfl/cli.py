@@ -247,6 +247,8 @@ def _execute(
         typer.echo(f"\n{verdict(summary)}\n")
         _print_table(*table(summary))
         typer.echo(f"\nReport: {folder / 'report' / 'index.html'}")
+    else:
+        typer.echo(f"Done as far as {until.value}: {share.folder(folder) if share else folder}")
 
 
 def _configure_logging() -> None:

@@ -698,6 +698,10 @@ class Report(Section):
     """What is reported."""
 
     target_accuracy: float = Field(0.9, gt=0, lt=1, description="Rounds and bytes to it are reported.")
+    real_examples: bool | None = Field(
+        None,
+        description="Whether the page shows clients' examples; if not set, of public data sets only.",
+    )
 
 
 class Config(Section):

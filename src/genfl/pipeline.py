@@ -248,6 +248,7 @@ def _take_over(stage: Stage, key: str, run: Run, other: Run) -> bool:
     source, target = other.folder / stage.folder, run.folder / stage.folder
     if not all(_intact(source / path, checksum) for path, checksum in record["files"].items()):
         return False
+    _remove(target)  # of an older config there may be more
     for path in record["files"]:
         link(source / path, target / path)
     _write_record(run.record(stage.name), record)
@@ -311,7 +312,7 @@ def status(folder: Path) -> list[StageStatus]:
             rows.append(StageStatus(stage.name, "done", record["seconds"], ""))
         else:
             progress = ""
-            if stage.progress:
+            if stage.progress and all(row.state == "done" for row in rows):
                 done, total, unit = stage.progress(run)
                 progress = f"{done} of {total} {unit}"
             rows.append(StageStatus(stage.name, "partial", None, progress))

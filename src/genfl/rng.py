@@ -8,6 +8,7 @@ address always gives the same numbers, whoever asks first, in which process, bef
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,8 +73,8 @@ class Key:
         return sampler(self.torch(), *given)
 
     def _sequence(self) -> np.random.SeedSequence:
-        words = (self.seed, 0, 0, 0, *self.path)  # what a spawn key comes to
-        if max(words) < _WORD:
+        words = (operator.index(self.seed), 0, 0, 0, *self.path)  # what a spawn key comes to
+        if min(words) >= 0 and max(words) < _WORD:
             return np.random.SeedSequence(np.array(words, np.uint32))  # takes half the time
         return np.random.SeedSequence(self.seed, spawn_key=self.path)
 

@@ -161,3 +161,25 @@ def test_a_batch_of_clients_reaches_no_row_that_is_anothers(row):
     assert good["x"].flatten().tolist() == [3, 8]
     with pytest.raises(IndexError, match="not the client's own"):
         data.batches([0, 1], [torch.tensor([0]), torch.tensor([row])], list)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.randn(12, 2, 2, 3).permute(0, 3, 1, 2), torch.arange(12, dtype=torch.float32)]
+)
+def test_batches_have_the_memory_layout_of_the_examples(x):
+    """On it the last bits of what a model makes of them depend."""
+    y = torch.zeros(12, dtype=torch.int64)
+    data = ClientData(x, y, [np.arange(5), np.arange(5, 12)], 2)
+    rows = torch.tensor([3, 0, 3])
+    batch = data.batch(1, rows)["x"]
+    assert torch.equal(batch, x[5:][rows])
+    assert batch.stride() == x[5:][rows].stride()
+    assert torch.equal(
+        data.batches([1, 0], [rows, rows], lambda: [])["x"], torch.stack([x[5:][rows], x[rows]])
+    )
+
+
+def test_numbers_that_torch_cannot_select_are_taken_one_by_one():
+    x = torch.arange(12, dtype=torch.int32).to(torch.uint16)
+    data = ClientData(x, torch.zeros(12, dtype=torch.int64), [np.arange(12)], 2)
+    assert data.batch(0, torch.tensor([7, 2]))["x"].tolist() == [7, 2]

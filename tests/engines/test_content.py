@@ -132,7 +132,7 @@ def test_without_generated_samples_every_order_is_the_plan():
 def test_exactly_the_share_is_kept_and_it_has_the_least_losses(count, share, by_class, seed):
     rng = np.random.default_rng(seed)
     losses, labels = rng.random(count), rng.integers(4, size=count)
-    kept = Keep(share, by_class).choose(torch.from_numpy(losses), torch.from_numpy(labels))
+    kept = Keep(share, by_class).choose(torch.from_numpy(losses), torch.from_numpy(labels)).numpy()
     assert kept.tolist() == sorted(set(kept.tolist()))
     for group in np.unique(labels) if by_class else [None]:
         among = np.flatnonzero(labels == group) if by_class else np.arange(count)

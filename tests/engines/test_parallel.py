@@ -283,6 +283,33 @@ def test_messages_and_memories_may_change_their_form_between_rounds(clients, par
         assert torch.equal(mine.memories[3]["seen"], expected.memories[3]["seen"])
 
 
+def test_clients_that_are_sent_other_messages_get_their_own(clients):
+    """While some of them are read, the next ones are written."""
+
+    def slowly(message, memory, facts, key):
+        time.sleep(0.005)  # long enough for the next share to be made ready
+        return {**message, **memory}
+
+    own = counting(lambda carry: {"a": carry["m"] * carry["seen"]})._replace(start=slowly)
+    with contextlib.closing(Parallel(clients, workers=2)) as engine:
+        for number in range(3):
+            jobs = [
+                Work(
+                    k,
+                    {"m": torch.full((3,), 10.0**k)},
+                    {"seen": torch.tensor(k + number + 1.0)},
+                    None,
+                    Key(k),
+                )
+                for k in range(5)
+            ]
+            outcome = engine(own, jobs)
+            assert outcome.aggregate["a"].tolist() == [sum(10**k * (k + number + 1) for k in range(5))] * 3
+            assert [memory["seen"].item() for _, memory in sorted(outcome.memories.items())] == [
+                1.5 * (k + number + 1) for k in range(5)
+            ]
+
+
 def test_a_memory_that_is_not_finite_is_refused(clients, parallel):
     spoil = counting(lambda carry: {"a": torch.ones(())})
     jobs = [Work(k, {}, {"seen": torch.tensor(3e38 if k == 2 else 1.0)}, None, Key(k)) for k in range(5)]

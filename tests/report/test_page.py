@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from genfl import config
+from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, grey_image
 from genfl.data.synthetic import SyntheticData
 from genfl.generators.base import Prompt, Sample
@@ -202,6 +204,43 @@ def test_what_was_left_out_and_what_repeats_is_beside_the_samples(source):
     rows = re.findall(r"<tr><th.*?</tr>", samples)[1:]
     assert len(rows) == len(LABELS)
     assert [row.count("<td>2 blank</td>") for row in rows] == [int(label == NASTY) for label in LABELS]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked", "shown", "says"),
+    [
+        (None, None, True, "only because the data set is public"),
+        ("cifar10", None, True, "only because the data set is public"),
+        ("cifar10", False, False, "and are not shown (report.real_examples)"),
+        ("images", None, False, "and are not shown (report.real_examples)"),
+        ("images", True, True, "because the config says so (report.real_examples)"),
+    ],
+)
+def test_private_examples_are_shown_only_where_that_is_asked_for(
+    tmp_path, monkeypatch, recipe, asked, shown, says
+):
+    entry = DATASETS["tiny for pages"]
+    known = RECIPES[recipe] if recipe else None
+    monkeypatch.setattr("genfl.report.page.DATASETS", {"tiny for pages": entry._replace(recipe=known)})
+    run = make(tmp_path)
+    wanted = run.config.report.model_copy(update={"real_examples": asked})
+    run = replace(run, config=run.config.model_copy(update={"report": wanted}))
+    rows = page._rows(run)
+    real = {picture.source for row in rows for picture in row.real}
+    assert bool(real) == shown
+    samples = re.search(r'<section id="samples">.*?</section>', written(run), re.DOTALL)[0]
+    assert says in samples
+    assert all(picture.source in samples for row in rows for picture in [*row.real, *row.encoded])
+    assert ("real: plain" in samples) == shown
+    assert samples.count('<span class="what">') == (9 if shown else 6)
+
+
+@pytest.mark.parametrize("name", ["images", "sounds", "texts"])
+def test_what_a_user_brings_is_not_public(name):
+    assert not RECIPES[name].public
+    assert all(
+        recipe.public for other, recipe in RECIPES.items() if other not in ("images", "sounds", "texts")
+    )
 
 
 def test_the_cost_of_generating_is_told_in_terms_of_training(source):

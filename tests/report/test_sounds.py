@@ -37,7 +37,7 @@ def rows(tmp_path):
     ]
     SyntheticData(tmp_path, ["low", "high"], 1, "audio").write(0, samples, "test", 1.0)
     data = DataSet(examples, examples, "audio", encode, prepare=FORM.prepare)
-    return pictures.grid(data, tmp_path, ["low", "high"])
+    return pictures.grid(data, tmp_path, ["low", "high"], real=True)
 
 
 def content(picture):

@@ -348,3 +348,73 @@ def test_a_seed_more_or_less_leaves_the_others_as_they_are(parse, tmp_path):
     pipeline.execute(parse("seeds=[0]", "pretrain.weight_decay=0.2", *warm), run, update=True)
     last = written(run)
     assert {place for place in last if last[place] == first[place]} == {"federate/scratch/seed-0"}
+
+
+@pytest.mark.parametrize("change", ["prompts.per_label=4", "seeds=[3]"])
+def test_what_is_generated_anew_is_learnt_anew(parse, tmp_path, change):
+    """The first seed is that of prompts and generator, too."""
+    run, only = tmp_path / "run", ["methods.existing={algorithm: fedavg}"]
+    pipeline.execute(parse("seeds=[0, 3]", *only), run)
+    before = written(run)
+    changed = pipeline.execute(parse("seeds=[0, 3]", *only, change), run, update=True)
+    now = written(run)
+    cold = {place for place in now if "scratch" in place or "existing" in place}
+    assert {place for place in now if now[place] == before[place]} == cold
+    assert (
+        changed["methods"]
+        == pipeline.execute(parse("seeds=[0, 3]", *only, change), tmp_path / "anew")["methods"]
+    )
+
+
+def test_a_model_depends_on_what_it_learns_from_and_how(parse, tmp_path, monkeypatch):
+    settings = parse("seeds=[0]", "methods.existing={algorithm: fedavg}")
+    pipeline.execute(settings, tmp_path / "run", until="generate")
+    run = Run(settings, tmp_path / "run")
+    known = pretrain.key(run, 0)
+    assert pretrain.key(run, 0) == known != pretrain.key(run, 1)
+
+    def changed(place, name, value):
+        with monkeypatch.context() as change:
+            change.setattr(place, name, value)
+            return pretrain.key(run, 0) != known
+
+    assert changed(Run, "key", lambda self, stage: f"another {stage}")
+    assert changed(Run, "labels", ["black", "grey"])
+    assert changed(pretrain, "STAGE", pretrain.STAGE._replace(version=pretrain.STAGE.version + 1))
+    assert not changed(pretrain, "STAGE", pretrain.STAGE)
+
+
+def test_a_model_of_texts_depends_on_the_words_they_are_read_by(parse, tmp_path, monkeypatch):
+    settings = parse("methods.existing={algorithm: fedavg}")
+    texts = settings.data.model_copy(update={"tokenizer": "generated"})
+    settings = settings.model_copy(update={"data": texts})
+    monkeypatch.setattr(pretrain, "_recipe", lambda config: [])
+    monkeypatch.setattr(Run, "labels", [])
+    keys = []
+    for version in "112":
+        monkeypatch.setattr(Run, "key", lambda self, stage, v=version: v if stage == "vocabulary" else stage)
+        keys.append(pretrain.key(Run(settings, tmp_path), 0))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_what_is_taken_over_is_all_there_is(parse, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    few = ["methods.existing={algorithm: fedavg}"]
+    pipeline.execute(parse("seeds=[0, 3]", *few), one)
+    pipeline.execute(parse("seeds=[0]", *few), two)
+    pipeline.execute(parse("seeds=[0]", *few), one, update=True, others=[two])
+    assert not list(one.glob("**/seed-3")), "nothing of the seed that was"
+
+
+def test_the_status_of_a_run_whose_labels_are_being_found_again(parse, tmp_path):
+    settings = parse("seeds=[0]", "methods.existing={algorithm: fedavg}")
+    pipeline.execute(settings, tmp_path / "run")
+    for stage in ("labels", "federate"):
+        record = json.loads((tmp_path / "run" / "stages" / f"{stage}.json").read_text())
+        pipeline._write_record(
+            tmp_path / "run" / "stages" / f"{stage}.json",
+            {"stage": stage, "key": record["key"], "done": False},
+        )
+    states = {row.name: (row.state, row.progress) for row in pipeline.status(tmp_path / "run")}
+    assert states["labels"] == states["federate"] == ("partial", "")
+    assert states["pretrain"] == ("done", "")

@@ -145,9 +145,7 @@ class ClientData:
             key: The random stream of the inputs' changes; None leaves them as they are.
         """
         index = self._rows(client)[rows]
-        x = self.prepare(
-            self.x.index_select(0, index)
-        )  # copies whole examples, where indexing copies numbers
+        x = self.prepare(_take(self.x, index))
         for number, (part, augment) in enumerate(self.augments):
             if key is not None and augment is not None:
                 chosen = (part.start <= index) & (index < part.stop)
@@ -169,7 +167,7 @@ class ClientData:
         index = (together + starts).flatten()
         if self.rows is not None:
             index = self.rows[index]
-        found = {"x": self.prepare(self.x.index_select(0, index)), "y": self.y[index]}
+        found = {"x": self.prepare(_take(self.x, index)), "y": self.y[index]}
         return {name: value.unflatten(0, (len(clients), -1)) for name, value in found.items()}
 
     def as_one(self, clients: Iterable[int]) -> ClientData:
@@ -213,3 +211,10 @@ class ClientData:
 
     def _start(self, client: int) -> int:
         return int(self.ends[client - 1]) if client else 0
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Returns some of the examples, in the memory layout of all."""
+    if x.ndim == 1 or not x.is_contiguous():
+        return x[index]
+    return x.index_select(0, index)  # copies whole examples, in a fifth of the time

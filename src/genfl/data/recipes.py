@@ -29,6 +29,7 @@ class Recipe(NamedTuple):
         without: The numbers of classes that are left out.
         metric: What is usually reported of it, as summaries call it.
         verified: Whether genfl's tests have read a real copy of it.
+        public: Whether anyone may see its examples.
         test_key: Whose examples are the test set, where there is no test split; None for a fifth of all.
     """
 
@@ -42,6 +43,7 @@ class Recipe(NamedTuple):
     without: tuple[str, ...] = ()
     metric: Metric = "accuracy"
     verified: bool = False
+    public: bool = True
     test_key: str | None = None
 
 
@@ -215,6 +217,7 @@ RECIPES: dict[str, Recipe] = {
         Pixels(None, 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         _IMAGE,
         verified=True,
+        public=False,
     ),
     "speech_commands": Recipe(
         "Speech Commands v2: 105,829 recordings of 35 words by 2,618 people, 1 s",
@@ -273,6 +276,7 @@ RECIPES: dict[str, Recipe] = {
         LogMel(None),
         _AUDIO,
         verified=True,
+        public=False,
     ),
     "ag_news": Recipe(
         "AG News: 127,600 news items on four topics, 96 tokens",
@@ -324,5 +328,6 @@ RECIPES: dict[str, Recipe] = {
         Tokens(128),
         _TEXT,
         verified=True,
+        public=False,
     ),
 }

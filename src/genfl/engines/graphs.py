@@ -23,6 +23,7 @@ BINDINGS = {
     getattr(packet, overload): getattr(torch, packet.__name__, None) or getattr(Tensor, packet.__name__)
     for packet in [*_ELEMENTWISE, *_SUMS, *_COPIES, *_VIEWS]
     for overload in packet.overloads()
+    if str(getattr(packet, overload)._schema.arguments[0].type) == "Tensor" and overload[-3:] != "out"
 }
 """Operations by torch's own binding of each, which takes 2 µs less than the way over their schemas."""
 

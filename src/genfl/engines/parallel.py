@@ -333,7 +333,7 @@ class _Pool:
         return trees.map(lambda leaf: leaf[row], self.rooms[kind].memory.tree)
 
     def _memory(self, order: _Order) -> Tree:
-        """Returns the memory that a client goes to work with, as its own."""
+        """Returns the memory that a client goes to work with; where nothing is in it, one is all clients'."""
         if not self._remembers[order.kind]:
             return self.kinds[order.kind].memory
         # rows are not aligned as torch's own tensors are, which changes the last bits of some kernels
@@ -359,7 +359,7 @@ class _Pool:
         while True:
             try:
                 share: list[_Order] = connection.recv()
-            except EOFError:
+            except (EOFError, OSError):  # it was killed
                 return
             try:
                 answer: tuple[str | None, list[_Written]] = (None, self._work(share))
@@ -367,7 +367,7 @@ class _Pool:
                 answer = traceback.format_exc(), []
             try:
                 connection.send(answer)
-            except BrokenPipeError:
+            except OSError:
                 return
 
     def _work(self, share: list[_Order]) -> list[_Written]:

@@ -345,7 +345,10 @@ def _rows(run: Run) -> list[pictures.Row]:
     data = data_set(run.config.data)
     if not run.config.generates or data.modality not in pictures.VIEWS:
         return []
-    return pictures.grid(data, run.folder / "synthetic", run.labels)
+    recipe, real = DATASETS[run.config.data.name].recipe, run.config.report.real_examples
+    if real is None:
+        real = recipe is None or recipe.public
+    return pictures.grid(data, run.folder / "synthetic", run.labels, real=real)
 
 
 def _holders(config: Config, found: dict[str, Any]) -> list[Bar]:

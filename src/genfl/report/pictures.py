@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
     Attributes:
         label: Its name.
-        real: Real examples; none where the run keeps nothing of them that can be read.
+        real: Real examples; none where they are not to be seen, or the run keeps nothing that can be read.
         generated: Generated ones as they were made.
         encoded: The same as the downstream model sees them.
     """
@@ -89,13 +89,14 @@ class View(NamedTuple):
     told: Callable[[Generated], str]
 
 
-def grid(data: DataSet, folder: Path, labels: Sequence[str]) -> list[Row]:
+def grid(data: DataSet, folder: Path, labels: Sequence[str], *, real: bool) -> list[Row]:
     """Takes examples of each label, evenly spaced over the data: nobody chose them.
 
     Args:
         data: The private data set.
         folder: The synthetic data set.
         labels: The label names, the first `MOST_LABELS` of which are shown.
+        real: Whether real examples are shown, too.
     """
     shown = list(labels[:MOST_LABELS])
     generated = samples(folder, shown)
@@ -103,12 +104,13 @@ def grid(data: DataSet, folder: Path, labels: Sequence[str]) -> list[Row]:
     rows = []
     for label in shown:
         made = [view.made(sample.content, view.told(sample)) for sample in generated[label]]
-        real, encoded = [], []
+        own, encoded = [], []
+        if view.encoded and real:
+            rows_of = _spaced(_rows(data.train.labels, label))
+            own = [view.encoded(data.train.x[row], f"real: {label}") for row in rows_of]
         if view.encoded:
-            own = _spaced(_rows(data.train.labels, label))
-            real = [view.encoded(data.train.x[row], f"real: {label}") for row in own]
             encoded = [view.encoded(data.encode(s.content), view.told(s)) for s in generated[label]]
-        rows.append(Row(label, real, made, encoded))
+        rows.append(Row(label, own, made, encoded))
     return rows
 
 

@@ -55,7 +55,7 @@ def key(run: Run, method: Method, seed: int) -> str:
         texts = [run.labels, config.prompts.style, config.prompts.template, config.prompts.blanks]
         model = generate.inputs(config)
         return digest([VERSION, data_key(config.data), texts, model, method.model_dump(), seed])
-    upstream = ["labels"]
+    upstream = []
     if method.reads_generated:
         upstream.append(generate.STAGE.name)
     models = [config.precision, config.model.model_dump()]
@@ -72,7 +72,7 @@ def key(run: Run, method: Method, seed: int) -> str:
     if method.start == "init":
         keys["init"] = str(pretrain.initial_digest(config))
     data = [data_key(config.data), config.data.partition.model_dump()]
-    return digest([VERSION, data, models, federation, method.model_dump(), seed, keys])
+    return digest([VERSION, run.labels, data, models, federation, method.model_dump(), seed, keys])
 
 
 def training(config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from functools import cache, partial
 from typing import Any
@@ -39,6 +40,8 @@ from genfl.stages.checks import check
 from genfl.stages.classified import classified
 from genfl.stages.content import holdings
 from genfl.storage import load_tensors, save_tensors, write_json
+
+log = logging.getLogger(__name__)
 
 SYNTHETIC_ONLY = "synthetic_only"
 """The pre-trained model as it is, before any round: a row of every comparison."""
@@ -191,6 +194,7 @@ def _discard(run: Run) -> None:
     }
     for folder in (run.folder / STAGE.folder).glob("*/seed-*"):
         if (folder.parent.name, folder.name) not in kept:
+            log.info("federate: the config has no %s, %s any more: deleted", folder.parent.name, folder.name)
             shutil.rmtree(folder)
             if not any(folder.parent.iterdir()):
                 folder.parent.rmdir()

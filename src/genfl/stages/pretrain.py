@@ -59,6 +59,7 @@ def _discard(run: Run) -> None:
     kept = {_folder(run, seed) for seed in run.config.seeds}
     for folder in (run.folder / STAGE.folder).glob("seed-*"):
         if folder not in kept:
+            log.info("pretrain: the config has no %s any more: its model is deleted", folder.name)
             shutil.rmtree(folder)
 
 
@@ -67,7 +68,8 @@ def key(run: Run, seed: int) -> str:
     upstream = [generate.STAGE.name]
     if run.config.data.tokenizer == GENERATED:
         upstream.append(VOCABULARY)
-    return digest([_recipe(run.config), run.labels, seed, {name: run.key(name) for name in upstream}])
+    keys = {name: run.key(name) for name in upstream}
+    return digest([STAGE.version, _recipe(run.config), run.labels, seed, keys])
 
 
 def weights(run: Run, task: Task, seed: int) -> Weights:
