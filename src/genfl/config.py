@@ -577,7 +577,9 @@ class Filter(Section):
 
     share: float = Field(0.9, gt=0, le=1, description="The share of them that a client keeps.")
     from_round: int = Field(1, ge=1, description="The first round that filters: early models judge badly.")
-    by_class: bool = Field(False, description="Whether that share of each class is kept, or of all together.")
+    by_class: bool = Field(
+        False, description="Whether that share of each class is kept, one at least, or of all."
+    )
 
 
 class Content(Section):

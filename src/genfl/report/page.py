@@ -239,7 +239,7 @@ def _choices(content: Content) -> str:
     told = {
         "budget": f"{content.budget.replace('_', '-')} budget",
         "clients": f"{100 * content.clients:g} % of the clients",
-        "guidance": "half of it guided by real examples"
+        "guidance": "guided by real examples in half of what is of classes a client holds"
         if content.guidance == "mixed"
         else "guided by real examples",
         "by": "sent by the server",
@@ -248,7 +248,7 @@ def _choices(content: Content) -> str:
     plain = Content()
     said = [words for field, words in told.items() if getattr(content, field) != getattr(plain, field)]
     if content.filter:
-        which = " of each class" if content.filter.by_class else ""
+        which = " of each class, one at least," if content.filter.by_class else ""
         said.append(f"{100 * content.filter.share:g} %{which} kept from round {content.filter.from_round}")
     return f" ({'; '.join(said)})" if said else ""
 
