@@ -304,17 +304,20 @@ def test_folders_of_clients_that_are_no_more_are_deleted(run, monkeypatch):
     assert [path.name for path in (run.folder / "federate/finetuned").iterdir()] == ["seed-0"]
 
 
-@pytest.mark.parametrize(
-    ("changed", "redone"),
-    [("generate", {"local+generated", "centralised_synthetic"}), ("pretrain", {"finetuned"})],
-)
-def test_only_what_reads_the_output_of_a_stage_is_redone_with_it(run, changed, redone):
-    def keys():
-        return {name: arms.key(run, method, 0) for name, method in run.config.methods.items()}
+def keys(run):
+    return {name: arms.key(run, method, 0) for name, method in run.config.methods.items()}
 
-    before = keys()
-    write_json(run.record(changed), {"key": "another", "result": {}})
-    assert {name for name, key in keys().items() if key != before[name]} == redone
+
+def test_only_what_reads_what_was_generated_is_redone_with_it(run):
+    before = keys(run)
+    write_json(run.record("generate"), {"key": "another", "result": {}})
+    redone = {name for name, key in keys(run).items() if key != before[name]}
+    assert redone == {"local+generated", "centralised_synthetic", "finetuned"}
+
+
+def test_only_what_starts_from_a_model_is_redone_with_it(run):
+    before, otherwise = keys(run), a_run(run.folder, "pretrain.weight_decay=0.2")
+    assert {name for name, key in keys(otherwise).items() if key != before[name]} == {"finetuned"}
 
 
 # --- what a config may say of them
