@@ -207,9 +207,11 @@ def classification(
         draws = not torch.equal(before, torch.get_rng_state())
         features, logits = evaluation(torch.zeros(1, *shape))
         # Averaging models averages their heads' outputs only where a head is linear (or affine).
-        z = features.new_tensor(range(3 * features.shape[1])).sin().reshape(3, -1)
-        a, b, zero = head_of(z[:1]), head_of(z[1:2]), head_of(0 * z[:1])
-        linear = torch.allclose(head_of(z[:1] + z[1:2]), a + b - zero, atol=1e-4)
+        z = 30 * features.new_tensor(range(32 * features.shape[1])).sin().reshape(
+            2, 16, -1
+        )  # far enough to bend
+        together, apart = head_of(z[0] + z[1]), head_of(z[0]) + head_of(z[1]) - head_of(0 * z[0])
+        linear = torch.allclose(together, apart, atol=1e-4 * (1 + together.abs().max().item()))
     with torch.enable_grad(), _global_generator(Key(0)):
         reached = evaluation(torch.zeros(1, *shape, requires_grad=True))[1].requires_grad
     form = Form(tuple(shape), features.shape[1], logits.shape[1], reached)
