@@ -98,6 +98,11 @@ class DataEntry(NamedTuple):
         """What is usually reported of it, as summaries call it."""
         return self.recipe.metric if self.recipe else "accuracy"
 
+    @property
+    def public(self) -> bool:
+        """Whether anyone may see its examples."""
+        return self.recipe is None or self.recipe.public
+
 
 def digits() -> DataSet:
     """Loads the UCI handwritten digits that scikit-learn ships: 1,797 grey images of 8×8 by 43 people.

@@ -14,18 +14,13 @@ aten = torch.ops.aten
 FEWEST_CHANNELS = 16
 """Channels from which on pooling is faster with channels last, the change of order included."""
 
-_ELEMENTWISE = [aten.add, aten.sub, aten.mul, aten.div, aten.neg, aten.relu, aten.where, aten.ne]
-_SUMS = [aten.sum, aten.mm, aten.bmm, aten.convolution, aten.native_group_norm, aten._log_softmax]
-_COPIES = [aten.clone, aten.gather, aten.scatter]
-_VIEWS = [aten.view, aten.expand, aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze]
-
-BINDINGS = {
-    getattr(packet, overload): getattr(torch, packet.__name__, None) or getattr(Tensor, packet.__name__)
-    for packet in [*_ELEMENTWISE, *_SUMS, *_COPIES, *_VIEWS]
-    for overload in packet.overloads()
-    if str(getattr(packet, overload)._schema.arguments[0].type) == "Tensor" and overload[-3:] != "out"
+_BOUND = {
+    *(aten.add, aten.sub, aten.mul, aten.div, aten.neg, aten.relu, aten.where, aten.ne),
+    *(aten.sum, aten.mm, aten.bmm, aten.convolution, aten.native_group_norm, aten._log_softmax),
+    *(aten.clone, aten.gather, aten.scatter),
+    *(aten.view, aten.expand, aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze),
 }
-"""Operations by torch's own binding of each, which takes 2 µs less than the way over their schemas."""
+"""Operations that torch itself has a binding of, by which a call takes 2 µs less than over their schema."""
 
 _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.permute.default}
 
@@ -46,10 +41,18 @@ def graph_of(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Cal
             _pool_with_channels_last(module.graph, node)
     module.graph.eliminate_dead_code()
     for node in module.graph.nodes:
-        node.target = BINDINGS.get(node.target, node.target)
+        node.target = _binding(node.target)
     module.recompile()
     run: Callable[..., Sequence[Tensor]] = module.forward
     return run
+
+
+def _binding(target: Any) -> Any:
+    """Returns torch's own binding of an operation, where there is one."""
+    if not isinstance(target, torch._ops.OpOverload) or target.overloadpacket not in _BOUND:
+        return target
+    name = target.overloadpacket.__name__
+    return getattr(torch, name, None) or getattr(Tensor, name)
 
 
 def _does_nothing(node: Any) -> bool:

@@ -207,9 +207,8 @@ def classification(
         draws = not torch.equal(before, torch.get_rng_state())
         features, logits = evaluation(torch.zeros(1, *shape))
         # Averaging models averages their heads' outputs only where a head is linear (or affine).
-        z = 30 * features.new_tensor(range(32 * features.shape[1])).sin().reshape(
-            2, 16, -1
-        )  # far enough to bend
+        # Rows are far enough from the origin to bend.
+        z = 30 * features.new_tensor(range(32 * features.shape[1])).sin().reshape(2, 16, -1)
         together, apart = head_of(z[0] + z[1]), head_of(z[0]) + head_of(z[1]) - head_of(0 * z[0])
         linear = torch.allclose(together, apart, atol=1e-4 * (1 + together.abs().max().item()))
     with torch.enable_grad(), _global_generator(Key(0)):

@@ -345,9 +345,9 @@ def _rows(run: Run) -> list[pictures.Row]:
     data = data_set(run.config.data)
     if not run.config.generates or data.modality not in pictures.VIEWS:
         return []
-    recipe, real = DATASETS[run.config.data.name].recipe, run.config.report.real_examples
+    real = run.config.report.real_examples
     if real is None:
-        real = recipe is None or recipe.public
+        real = DATASETS[run.config.data.name].public
     return pictures.grid(data, run.folder / "synthetic", run.labels, real=real)
 
 

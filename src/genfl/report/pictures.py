@@ -105,10 +105,9 @@ def grid(data: DataSet, folder: Path, labels: Sequence[str], *, real: bool) -> l
     for label in shown:
         made = [view.made(sample.content, view.told(sample)) for sample in generated[label]]
         own, encoded = [], []
-        if view.encoded and real:
-            rows_of = _spaced(_rows(data.train.labels, label))
-            own = [view.encoded(data.train.x[row], f"real: {label}") for row in rows_of]
         if view.encoded:
+            chosen = _spaced(_rows(data.train.labels, label)) if real else []
+            own = [view.encoded(data.train.x[row], f"real: {label}") for row in chosen]
             encoded = [view.encoded(data.encode(s.content), view.told(s)) for s in generated[label]]
         rows.append(Row(label, own, made, encoded))
     return rows
