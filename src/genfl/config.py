@@ -567,8 +567,9 @@ class Federation(Section):
     )
     engine: EngineName = Field(
         "auto",
-        description="What executes the work. auto is parallel or sequential, which give the same bits;"
-        " vectorised batches clients, for small models, and gives the same up to rounding.",
+        description="What executes the work. parallel and sequential run clients one by one and give the same"
+        " bits; vectorised runs them in batches and gives the same up to rounding. auto batches them where"
+        " steps are short, rounds have many clients and these take the same steps, on any machine alike.",
     )
 
 

@@ -25,7 +25,7 @@ FOLDER, VERSION = "federate", 4
 """Of the stage that runs them."""
 
 ROUNDING = 2
-"""Raised whenever engines whose bits are their own add up in another order."""
+"""Raised whenever engines whose bits are their own add up in another order, or ``auto`` chooses otherwise."""
 
 
 def federations(config: Config, method: Method, clients: ClientData, seed: int) -> list[Federation]:

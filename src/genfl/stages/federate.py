@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 import torch
 
 from genfl import progress
+from genfl.algorithms.base import Algorithm
 from genfl.algorithms.registry import UNLABELLED
 from genfl.analysis import diversity, heterogeneity
 from genfl.config import Config, Content, Method
 from genfl.data.clients import ClientData
 from genfl.data.sources import DataSet
-from genfl.engines.choice import engine
+from genfl.engines.choice import choose, engine
 from genfl.engines.evaluation import ClientScores, evaluate_clients
 from genfl.engines.rounds import Measure, Trace, federate
 from genfl.engines.sequential import Sequential
 from genfl.learning.evaluate import evaluate
 from genfl.learning.task import Task, Weights, state_dict
-from genfl.references import GENERATOR, mean
+from genfl.references import GENERATOR, Federation, mean
 from genfl.rng import Key
 from genfl.run import (
     VOCABULARY,
@@ -63,6 +65,7 @@ def _run(run: Run) -> dict[str, Any]:
     by_example = cache(partial(guided.read, run))
     unlabelled = cache(lambda: data.prepare(synthetic()[0]))
     resources = arms.resources(config, len(run.labels))
+    tell = cache(log.info)  # most methods have the same to say
     measures, similar = _measures(config, task, data, test_y), _Similarity(run, task)
     results: dict[str, dict[str, Any]] = {name: {} for name in config.methods}
     if config.generates:
@@ -90,11 +93,14 @@ def _run(run: Run) -> dict[str, Any]:
                 traces = []
                 for place, federation in zip(arms.places(config, method, seed), federations, strict=True):
                     arm = folder / name / place
+                    start = _start(run, task, method, seed)
+                    batched = _batched(config, algorithm, task, start, federation, tell)
+                    kind = "vectorised" if batched else config.federate.engine
                     cohort = federation.schedule.clients_per_round
-                    with engine(config.federate.engine, federation.clients, cohort) as run_cohort:
+                    with engine(kind, federation.clients, cohort) as run_cohort:
                         trace = federate(
                             algorithm,
-                            _start(run, task, method, seed),
+                            start,
                             federation.clients,
                             run_cohort,
                             federation.schedule,
@@ -106,15 +112,32 @@ def _run(run: Run) -> dict[str, Any]:
                             on_round=advance,
                         )
                     save_tensors(arm / "model.safetensors", state_dict(trace.weights))
-                    write_json(arm / "trace.json", _plain(trace))
+                    write_json(arm / "trace.json", {**_plain(trace), "batched": batched})
                     traces.append(trace)
                 results[name][str(seed)] = {
                     **(mean(traces) if method.reference else _plain(traces[0])),
                     "clients": _tested(task, [trace.weights for trace in traces], held),
+                    "batched": batched,
                     "content": clients.generated(),
                     "similarity": similar(method, clients) if seed == config.seeds[0] else None,
                 }
     return {"methods": results}
+
+
+def _batched(
+    config: Config,
+    algorithm: Algorithm,
+    task: Task,
+    start: Weights,
+    federation: Federation,
+    tell: Callable[..., None],
+) -> bool:
+    """Returns whether clients run in batches: as the config says, or as `choose` finds."""
+    if config.federate.engine != "auto":
+        return config.federate.engine == "vectorised"
+    choice = choose(algorithm, task, start, federation.clients, federation.schedule)
+    tell("clients run %s: %s", "in batches" if choice.batched else "one by one", choice.why)
+    return choice.batched
 
 
 def _start(run: Run, task: Task, method: Method, seed: int) -> Weights:
