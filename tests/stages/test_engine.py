@@ -30,7 +30,9 @@ def run(tmp_path, caplog):
         folder = tmp_path / engine
         caplog.clear()
         with caplog.at_level(logging.INFO, "genfl"):
-            summary = pipeline.execute(config.parse(CONFIG.format(partition=partition, engine=engine)), folder)
+            summary = pipeline.execute(
+                config.parse(CONFIG.format(partition=partition, engine=engine)), folder
+            )
         arm = folder / "federate" / "fedprox" / "seed-0"
         told = json.loads((arm / "trace.json").read_text())["batched"]
         assert summary["methods"]["fedprox"]["batched"] is told
