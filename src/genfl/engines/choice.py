@@ -90,7 +90,7 @@ def _alike(data: ClientData, schedule: Schedule) -> float:
         steps = schedule.local_epochs * (sizes // widths)
     else:
         steps = np.full_like(sizes, schedule.local_steps)
-    _, counts = np.unique(np.stack([widths, steps]), axis=1, return_counts=True)
+    _, counts = np.unique(widths * (steps.max() + 1) + steps, return_counts=True)  # each pair a number
     return float(counts.max() / len(sizes))
 
 
