@@ -1,9 +1,12 @@
 """One FedAvg task on genfl's engines and on a bare PyTorch loop, side by side in one run.
 
-100 clients of 64 samples, 10 clients a round, one local epoch, batches of 32. ``--side 8 --width 16`` is a
+100 clients of 64 samples, 10 clients a round, one local epoch, batches of 32, plain SGD. ``--side 8 --width 16`` is a
 CNN for digits, bound by overhead; ``--side 32 --width 32`` one for CIFAR-sized images, bound by arithmetic;
 ``--model logistic --cohort 100`` and ``--model mlp --cohort 100`` are models whose clients it pays to batch.
 The repetitions of all contestants alternate, so that a machine's drift hits all, and medians are printed.
+
+``--model resnet20 --side 32 --device cuda`` and ``vgg19``, with ``--batch 32`` and 64, are for a GPU; there the
+peak of its memory is printed as well. ``--profile NAME`` says what a contestant's time goes to.
 
 ``--peer COMMAND`` is another library on the task: a command that reads SIDE, WIDTH and ROUNDS from its
 environment and prints the seconds a round as its last word. ``--only`` picks contestants; under
@@ -13,6 +16,7 @@ environment and prints the seconds a round as its last word. ``--only`` picks co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import os
 import shlex
@@ -20,6 +24,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,14 +35,16 @@ from genfl import trees
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
 from genfl.engines import replay
-from genfl.engines.choice import choose, engine
+from genfl.engines.choice import Name, choose, engine
+from genfl.engines.parallel import refusal
 from genfl.engines.rounds import Schedule, cohort, federate
 from genfl.learning.local import LocalSGD
+from genfl.learning.pretrain import CPU
 from genfl.learning.task import classification
-from genfl.models import MLP, Classifier, Stack
+from genfl.models import MLP, MODELS, Classifier, Stack
 from genfl.rng import Key
 
-CLIENTS, SAMPLES, BATCH, LR, CLASSES = 100, 64, 32, 0.05, 10
+CLIENTS, SAMPLES, LR, CLASSES = 100, 64, 0.05, 10
 
 
 def cnn(shape: tuple[int, ...], width: int) -> Classifier:
@@ -57,10 +64,10 @@ def cnn(shape: tuple[int, ...], width: int) -> Classifier:
 
 
 def bare_loop(
-    build: Callable[[], Classifier], x: torch.Tensor, y: torch.Tensor, size: int, rounds: int
+    build: Callable[[], Classifier], x: torch.Tensor, y: torch.Tensor, size: int, rounds: int, batch: int
 ) -> None:
-    """Federated averaging as one would write it without a library."""
-    model = build()
+    """Federated averaging as one would write it without a library; everything is where the data is."""
+    model = build().to(x.device)
     weights = copy.deepcopy(model.state_dict())
     rng = np.random.default_rng(0)
     for number in range(rounds):
@@ -68,26 +75,41 @@ def bare_loop(
         for client in cohort(CLIENTS, size, Key(0).fold("cohort", number)):
             model.load_state_dict(weights)
             optimizer = torch.optim.SGD(model.parameters(), LR)
-            for rows in np.split(rng.permutation(SAMPLES), SAMPLES // BATCH):
+            for rows in np.split(rng.permutation(SAMPLES), SAMPLES // batch):
                 optimizer.zero_grad()
                 F.cross_entropy(model(x[client, rows]), y[client, rows]).backward()
                 optimizer.step()
             for name, value in model.state_dict().items():
-                total[name] += value / size
+                if value.is_floating_point():
+                    total[name] += value / size
         weights = total
+
+
+def profiled(run: Callable[[], object]) -> str:
+    """Returns what takes a run's time, as a table."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        run()
+    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return profile.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=50)
 
 
 def main() -> None:
     """Prints seconds a round for each contestant."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--side", type=int, default=8)
     parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--model", choices=["cnn", "mlp", "logistic"], default="cnn")
+    parser.add_argument("--model", choices=["cnn", "mlp", "logistic", "resnet20", "vgg19"], default="cnn")
+    parser.add_argument("--batch", type=int, choices=[16, 32, 64], default=32)
+    parser.add_argument("--device", type=torch.device, default=CPU)
     parser.add_argument("--cohort", type=int, default=10, help="clients a round, at most 100")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--peer", help="a command that runs another library on the task")
     parser.add_argument("--only", nargs="+", help="contestants, by name")
+    parser.add_argument("--profile", help="a contestant")
     chosen = parser.parse_args()
     shape = (1 if chosen.side == 8 else 3, chosen.side, chosen.side)
     rng = np.random.default_rng(0)
@@ -96,25 +118,40 @@ def main() -> None:
     data = ClientData(x, y, np.arange(len(x)).reshape(CLIENTS, SAMPLES), CLASSES)
 
     def build() -> Classifier:
-        if chosen.model == "logistic":
-            return Stack(nn.Flatten(), nn.Linear(x[0].numel(), CLASSES))
-        return cnn(shape, chosen.width) if chosen.model == "cnn" else MLP(shape, CLASSES, width=chosen.width)
+        match chosen.model:
+            case "cnn":
+                return cnn(shape, chosen.width)
+            case "mlp":
+                return MLP(shape, CLASSES, width=chosen.width)
+            case "logistic":
+                return Stack(nn.Flatten(), nn.Linear(x[0].numel(), CLASSES))
+            case name:
+                return MODELS[name].build(shape, CLASSES)
 
     task = classification(build, shape)
     algorithm = fedavg(task, LocalSGD(LR))
     weights = task.init(Key(0))
-    by_client = x.view(CLIENTS, SAMPLES, *shape), y.view(CLIENTS, SAMPLES)
+    by_client = (
+        x.view(CLIENTS, SAMPLES, *shape).to(chosen.device),
+        y.view(CLIENTS, SAMPLES).to(chosen.device),
+    )
 
-    ended: dict[int, torch.Tensor] = {}
+    ended: dict[str, torch.Tensor] = {}
+    peaks: dict[str, int] = {}
 
-    def seconds(run: Callable[[], object]) -> float:
+    def seconds(name: str, run: Callable[[], object]) -> float:
+        if chosen.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         run()
+        if chosen.device.type == "cuda":
+            torch.cuda.synchronize()
+            peaks[name] = torch.cuda.max_memory_allocated()
         return (time.perf_counter() - began) / chosen.rounds
 
-    def bare(threads: int) -> float:
+    def bare(threads: int) -> None:
         torch.set_num_threads(threads)
-        return seconds(lambda: bare_loop(build, *by_client, chosen.cohort, chosen.rounds))
+        bare_loop(build, *by_client, chosen.cohort, chosen.rounds, chosen.batch)
 
     def peer() -> float:
         size = {"SIDE": str(chosen.side), "WIDTH": str(chosen.width), "ROUNDS": str(chosen.rounds)}
@@ -123,32 +160,40 @@ def main() -> None:
         )
         return float(said.stdout.split()[-1])
 
-    schedule = Schedule(chosen.rounds, chosen.cohort, BATCH, evaluate_every=10**9)
+    schedule = Schedule(chosen.rounds, chosen.cohort, chosen.batch, evaluate_every=10**9)
     choice = choose(algorithm, task, weights, data, schedule)
     print(f"auto runs clients {'in batches' if choice.batched else 'one by one'}: {choice.why}")
     replay.AFTER = 10  # as in a long federation; recording is part of no repetition
-    with (
-        engine("sequential", data, chosen.cohort) as sequential,
-        engine("parallel", data, chosen.cohort) as parallel,
-        engine("vectorised" if choice.batched else "auto", data, chosen.cohort) as auto,
-        engine("vectorised", data, chosen.cohort) as vectorised,
-    ):
+    with contextlib.ExitStack() as stack:
 
-        def ours(runner) -> float:  # type: ignore[no-untyped-def]
+        def ours(name: str, kind: Name) -> Callable[[], None]:
+            runner = stack.enter_context(engine(kind, data, chosen.cohort))
+
             def run() -> None:
-                trace = federate(algorithm, weights, data, runner, schedule, Key(0), lambda weights: {})
-                ended[id(runner)] = torch.cat([leaf.flatten() for leaf in trees.leaves(trace.weights)])
+                trace = federate(
+                    algorithm,
+                    weights,
+                    data,
+                    runner,
+                    schedule,
+                    Key(0),
+                    lambda weights: {},
+                    device=chosen.device,
+                )
+                ended[name] = torch.cat([leaf.flatten() for leaf in trees.leaves(trace.weights)])
 
-            return seconds(run)
+            return run
 
-        contestants: dict[str, Callable[[], float]] = {
+        works: dict[str, Callable[[], None]] = {
             "bare loop, 1 thread": lambda: bare(1),
             "bare loop, 2 threads": lambda: bare(2),
-            "sequential": lambda: ours(sequential),
-            "parallel": lambda: ours(parallel),
-            "vectorised": lambda: ours(vectorised),
-            "auto": lambda: ours(auto),
+            "sequential": ours("sequential", "sequential"),
+            "vectorised": ours("vectorised", "vectorised"),
+            "auto": ours("auto", "vectorised" if choice.batched else "auto"),
         }
+        if refusal() is None:
+            works["parallel"] = ours("parallel", "parallel")
+        contestants = {name: partial(seconds, name, work) for name, work in works.items()}
         if chosen.peer:
             contestants["peer"] = peer
         if chosen.only:
@@ -156,9 +201,11 @@ def main() -> None:
         for run in contestants.values():
             run()  # forks, first allocations
         runs = [{name: run() for name, run in contestants.items()} for _ in range(chosen.repetitions)]
-    for name, runner in {"parallel": parallel, "vectorised": vectorised, "auto": auto}.items():
-        if id(runner) in ended and id(sequential) in ended:
-            far = (ended[id(runner)] - ended[id(sequential)]).abs().max().item()
+        if chosen.profile:
+            print(profiled(works[chosen.profile]))
+    for name in ended:
+        if name != "sequential" and "sequential" in ended:
+            far = (ended[name] - ended["sequential"]).abs().max().item()
             print(f"{name} ends at most {far:.1e} from sequential, in a weight")
     for name in contestants:
         others = (statistics.median(row[name] / row[other] for row in runs) for other in contestants)
@@ -166,6 +213,8 @@ def main() -> None:
             f"{ratio:.2f} of {other}" for ratio, other in zip(others, contestants, strict=True)
         )
         print(f"{name}: {statistics.median(row[name] for row in runs):.4f} s a round; {against}")
+        if name in peaks:
+            print(f"{name}: {peaks[name] / 2**20:.0f} MiB of the GPU's memory at most")
     if "auto" in contestants:
         print(f"genfl seconds_per_round {statistics.median(row['auto'] for row in runs):.5f}")
 

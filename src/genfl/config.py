@@ -727,6 +727,11 @@ class Config(Section):
         description="bf16 runs models in bfloat16 (torch.autocast), which processors with AVX512-BF16, AMX or"
         " a GPU do several times faster; weights and sums stay in fp32.",
     )
+    device: Device = Field(
+        "cpu",
+        description="Where models are trained and tested: cpu, cuda or cuda:1. Data, random numbers and the"
+        " server's sums stay on the CPU.",
+    )
     pretrain: Pretraining = Pretraining()
     federate: Federation = Federation()
     content: Content = Content()

@@ -69,8 +69,16 @@ class Key:
         return int(self._sequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def draw(self, sampler: Sampler, *given: Tensor) -> Any:
-        """Returns ``sampler(generator, *given)`` with a CPU generator at the start of this stream."""
-        return sampler(self.torch(), *given)
+        """Returns ``sampler(generator, *given)`` with a CPU generator at the start of this stream.
+
+        It draws on the CPU, also in a block of another default device, where the result then is.
+        """
+        device = torch.get_default_device()
+        if device.type == "cpu":
+            return sampler(self.torch(), *given)
+        with torch.device("cpu"):
+            drawn = sampler(self.torch(), *(tensor.cpu() for tensor in given))
+        return tuple(v.to(device) for v in drawn) if isinstance(drawn, tuple) else drawn.to(device)
 
     def _sequence(self) -> np.random.SeedSequence:
         words = (operator.index(self.seed), 0, 0, 0, *self.path)  # what a spawn key comes to

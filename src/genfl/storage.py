@@ -108,7 +108,7 @@ def save_tensors(path: Path, tree: Tree, meta: dict[str, Any] | None = None) -> 
             raise TypeError(f"{name} is a {type(leaf).__name__}; a tree holds tensors")
     # safetensors refuses tensors that share memory (two names of one model's weights do) or are strided
     tensors = {
-        name: leaf.detach().clone(memory_format=torch.contiguous_format)
+        name: leaf.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, leaf in flat.items()
         if isinstance(leaf, Tensor)
     }

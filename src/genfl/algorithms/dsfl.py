@@ -61,7 +61,7 @@ def dsfl(
     def learn(weights: Weights, targets: Tensor, key: Key) -> Weights:
         state = pupil.start(weights)
         for step, rows in enumerate(plan(len(shared), batch_size, steps, 1, key.fold("batches").numpy())):
-            batch = {"x": shared[rows], "y": targets[rows]}
+            batch = {"x": shared[rows].to(targets.device), "y": targets[rows]}
             state = pupil.step(state, batch, Context(task, {}, {}, {}, key.fold("step", step)))
         return {"params": state["params"], "buffers": state["buffers"]}
 

@@ -40,7 +40,8 @@ def generality(task: Task, x: Tensor, y: Tensor) -> Measure:
     """
 
     def measured(carry: Tree) -> Tensor:
-        return (task.predict(trained(carry), x).argmax(1) == y).double().mean()
+        predicted = task.predict(trained(carry), x).argmax(1)
+        return (predicted == y.to(predicted.device)).double().mean()
 
     return _mean(GENERALITY, measured)
 

@@ -105,7 +105,7 @@ class Pixels:
 
     def prepare(self, x: Tensor) -> Tensor:
         """Returns normalised images."""
-        centre, scale = (_each(values, self.channels) for values in (self.mean, self.std))
+        centre, scale = (_each(values, self.channels).to(x.device) for values in (self.mean, self.std))
         return (x.to(torch.get_default_dtype()) / 255 - centre) / scale
 
 

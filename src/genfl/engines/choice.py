@@ -67,7 +67,7 @@ def choose(
         schedule: Rounds, cohorts, local work.
     """
     if torch.accelerator.is_available():
-        return Choice(False, "it has not been measured on this kind of device")
+        return Choice(False, "what pays beside an accelerator has not been measured")
     if schedule.clients_per_round < MANY:
         return Choice(False, f"fewer than {MANY} clients work in a round")
     if _alike(data, schedule) < ALIKE:

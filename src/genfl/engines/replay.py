@@ -149,11 +149,12 @@ class _Step:
 
 
 class Drawn(NamedTuple):
-    """Something a step draws: where in its stream, how, and from which of its inputs."""
+    """Something a step draws: where in its stream, how, from which of its inputs, and where it is needed."""
 
     path: Path
     sampler: Sampler
     given: list[int]
+    device: torch.device
 
 
 class Recording(NamedTuple):
@@ -175,8 +176,9 @@ class Recording(NamedTuple):
         """Returns the leaves of the carry after a step."""
         inputs = carry + batch
         drawn: list[Tensor] = []
-        for path, sampler, given in self.draws:
-            drawn += _several(draw(path, sampler, [inputs[place] for place in given], given))
+        for path, sampler, given, device in self.draws:
+            values = _several(draw(path, sampler, [inputs[place] for place in given], given))
+            drawn += [value.to(device) for value in values]
         with torch.no_grad():
             moved = self.run(*(inputs[place] for place in self.tensors), *drawn)
         after = list(carry)
@@ -247,7 +249,7 @@ class _Spy(NamedTuple):
         if len(places) != len(given):
             raise _CannotReplay("it draws from what it computes")
         value = self.key.fold(*self.path).draw(sampler, *given)
-        self.draws.append(Drawn(self.path, sampler, places))
+        self.draws.append(Drawn(self.path, sampler, places, _several(value)[0].device))
         self.drawn.append(value)
         return value
 

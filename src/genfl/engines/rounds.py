@@ -15,8 +15,10 @@ from genfl.algorithms.base import Algorithm, Client, run_once
 from genfl.data.clients import ClientData
 from genfl.data.plans import Batches, Keep, Order
 from genfl.engines.base import Engine, Work, one_thread
+from genfl.engines.device import on_device
 from genfl.engines.memory import Memories
 from genfl.errors import GenflError
+from genfl.learning.pretrain import CPU
 from genfl.learning.task import Weights
 from genfl.rng import Key
 from genfl.storage import load_checkpoint, save_tensors
@@ -102,6 +104,7 @@ def federate(
     checkpoint: Path | None = None,
     checkpoint_key: str = "",
     measures: dict[str, Measure] | None = None,
+    device: torch.device = CPU,
     on_round: Callable[[int], None] = lambda rounds: None,
 ) -> Trace:
     """Runs a federation, or goes on with one that was interrupted.
@@ -118,12 +121,14 @@ def federate(
             ends bit-identical to an uninterrupted one.
         checkpoint_key: What the federation depends on: a checkpoint with another key is not gone on with.
         measures: What to measure each round, by name.
+        device: Where clients compute; the server computes on the CPU.
         on_round: Told how many rounds were just finished.
     """
     measures = measures or {}
     program = algorithm.client
     for measure in measures.values():
         program = measure.wrap(program)
+    program = on_device(program, device)
 
     before, memories = _resume(checkpoint, checkpoint_key, algorithm.memory(weights), schedule.rounds)
     if before:

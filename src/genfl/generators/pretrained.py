@@ -149,14 +149,14 @@ def check_weights(model: str, field: str = "model") -> None:
         )
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, field: str = "generator.device") -> None:
     """Refuses a GPU that is not there.
 
     Raises:
         InputError: torch sees none of that number.
     """
     if device.startswith("cuda") and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise InputError(f"generator.device: {device!r}, but torch sees no GPU of that number; use cpu")
+        raise InputError(f"{field}: {device!r}, but torch sees no GPU of that number; use cpu")
 
 
 def precision(device: str, half: torch.dtype = torch.float16) -> torch.dtype:

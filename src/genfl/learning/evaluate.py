@@ -37,11 +37,11 @@ def evaluate(task: Task, weights: Weights, x: Tensor, y: Tensor) -> Scores:
 
     Args:
         task: The classification task.
-        weights: The model.
+        weights: The model, which computes where it is.
         x: Inputs [n, ...].
-        y: True class indices [n].
+        y: True class indices [n], on the CPU.
     """
-    scores = task.predict(weights, x)
+    scores = task.predict(weights, x).cpu()
     predicted = scores.argmax(1)
     return {
         "accuracy": float((predicted == y).double().mean()),

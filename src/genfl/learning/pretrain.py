@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,8 @@ from genfl.storage import load_checkpoint, save_tensors
 from genfl.trees import Tree
 
 Schedule = Literal["constant", "cosine"]
+
+CPU = torch.device("cpu")
 
 
 class Recipe(NamedTuple):
@@ -64,6 +67,7 @@ def pretrain(
     *,
     checkpoint: Path | None = None,
     checkpoint_key: str = "",
+    device: torch.device = CPU,
     on_epoch: Callable[[int], None] = lambda epochs: None,
 ) -> Pretrained:
     """Trains a model with AdamW, and gives the one with the smallest loss on held-back synthetic data.
@@ -81,6 +85,7 @@ def pretrain(
         key: The random stream.
         checkpoint: The file to resume from and to keep the state in after each epoch.
         checkpoint_key: What the training depends on: a checkpoint with another key is not gone on with.
+        device: Where it computes; what it takes and gives is on the CPU.
         on_epoch: Told how many epochs were just finished.
 
     Raises:
@@ -100,8 +105,8 @@ def pretrain(
         best_epoch, history = meta["best_epoch"], meta["history"]
         on_epoch(len(history))
 
-    params = trees.map(lambda p: p.clone().requires_grad_(), start["weights"]["params"])
-    buffers = start["weights"]["buffers"]
+    params = trees.map(lambda p: p.to(device, copy=True).requires_grad_(), start["weights"]["params"])
+    buffers = trees.map(lambda b: b.to(device), start["weights"]["buffers"])
     optimizer = torch.optim.AdamW(trees.leaves(params), lr=recipe.lr, weight_decay=recipe.weight_decay)
     _restore(optimizer, start["optimizer"])
 
@@ -116,8 +121,9 @@ def pretrain(
         for step, rows in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = _lr(recipe, epoch - 1 + step / len(batches))
-            batch = {"x": recipe.augment(x[rows], noise), "y": y[rows]}
-            loss, aux = task.loss(params, buffers, batch, drawn.fold("step", step))
+            batch = {"x": recipe.augment(x[rows], noise).to(device), "y": y[rows].to(device)}
+            with nullcontext() if device == CPU else device:
+                loss, aux = task.loss(params, buffers, batch, drawn.fold("step", step))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -128,7 +134,7 @@ def pretrain(
         if scores["loss"] is None or not math.isfinite(total):
             raise InputError(f"pretrain.lr: training diverged in epoch {epoch} at {recipe.lr:g}; lower it")
         if not history or scores["loss"] < history[best_epoch - 1]["held_back_loss"]:
-            best, best_epoch = now, epoch
+            best, best_epoch = trees.map(Tensor.cpu, now), epoch
         history.append(
             {
                 "epoch": epoch,

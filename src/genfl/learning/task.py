@@ -105,9 +105,10 @@ class Task(NamedTuple):
     form: Form | None = None
 
     def predict(self, weights: Weights, x: Tensor, batch_size: int = 512) -> Tensor:
-        """Returns the logits on all inputs, [n, classes], without gradients."""
+        """Returns the logits on all inputs, [n, classes], without gradients, where the weights are."""
+        device = next(iter(trees.leaves(weights)), x).device
         with torch.no_grad():
-            return torch.cat([self.forward(weights, part)[1] for part in x.split(batch_size)])
+            return torch.cat([self.forward(weights, part.to(device))[1] for part in x.split(batch_size)])
 
     def shapes(self) -> Form:
         """Returns the form.

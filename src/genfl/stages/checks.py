@@ -12,6 +12,7 @@ from genfl.data.sources import DataSet
 from genfl.engines.parallel import refusal
 from genfl.errors import InputError
 from genfl.generators.classify import refuse
+from genfl.generators.pretrained import check_device
 from genfl.learning.task import MissingPart
 from genfl.models import MODELS
 from genfl.references import GENERATOR
@@ -22,6 +23,7 @@ from genfl.stages.pretrain import check_initial, fitting
 
 def check(config: Config) -> None:
     """Refuses methods that cannot be: tried on the real models, with as many classes as names in the data."""
+    check_device(config.device, "device")
     data = data_set(config.data)
     classes = len(set(data.train.labels))
     task = fitting("model", config, config.model, classes)

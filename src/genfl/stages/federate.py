@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from genfl import progress
+from genfl import progress, trees
 from genfl.algorithms.base import Algorithm
 from genfl.algorithms.registry import UNLABELLED
 from genfl.analysis import diversity, heterogeneity
@@ -21,7 +21,7 @@ from genfl.engines.choice import choose, engine
 from genfl.engines.evaluation import ClientScores, evaluate_clients
 from genfl.engines.rounds import Measure, Trace, federate
 from genfl.engines.sequential import Sequential
-from genfl.learning.evaluate import evaluate
+from genfl.learning.evaluate import Scores, evaluate
 from genfl.learning.task import Task, Weights, state_dict
 from genfl.references import GENERATOR, Federation, mean
 from genfl.rng import Key
@@ -60,7 +60,12 @@ def _run(run: Run) -> dict[str, Any]:
     task = task_of(run)
     data = run.data
     test_y = indices(data.test, run.labels)
-    score = partial(evaluate, prepared(task, data), x=data.test.x, y=test_y)
+    device = torch.device(config.device)
+
+    def score(weights: Weights) -> Scores:
+        there = trees.map(lambda leaf: leaf.to(device), weights)
+        return evaluate(prepared(task, data), there, data.test.x, test_y)
+
     synthetic = cache(partial(generate.read, run))  # read only if a method wants it
     by_example = cache(partial(guided.read, run))
     unlabelled = cache(lambda: data.prepare(synthetic()[0]))
@@ -80,7 +85,7 @@ def _run(run: Run) -> dict[str, Any]:
             if config.generates:
                 warm = pretrain.weights(run, task, seed)
                 results[SYNTHETIC_ONLY][str(seed)] = {
-                    "evaluations": [{"round": 0, **score(weights=warm)}],
+                    "evaluations": [{"round": 0, **score(warm)}],
                     "rounds": [],
                     "clients": _tested(task, [warm], held),
                 }
@@ -105,10 +110,11 @@ def _run(run: Run) -> dict[str, Any]:
                             run_cohort,
                             federation.schedule,
                             federation.key,
-                            lambda weights: score(weights=weights),
+                            score,
                             checkpoint=arm / "checkpoint.safetensors",
                             checkpoint_key=arms.key(run, method, seed),
                             measures=measures if algorithm.same_form and method.reference is None else {},
+                            device=device,
                             on_round=advance,
                         )
                     save_tensors(arm / "model.safetensors", state_dict(trace.weights))
@@ -238,7 +244,10 @@ def _progress(run: Run) -> tuple[int, int, str]:
 def _inputs(config: Config) -> Any:
     methods = {name: method.model_dump() for name, method in config.methods.items()}
     federation = arms.training(config)
-    models = [config.precision, *(model.model_dump() for model in (config.model, *config.client_models))]
+    models = [
+        *(config.precision, torch.device(config.device).type),
+        *(model.model_dump() for model in (config.model, *config.client_models)),
+    ]
     data = [data_key(config.data), config.data.partition.model_dump()]
     return [data, federation, methods, models, pretrain.initial_digest(config), config.seeds]
 

@@ -47,6 +47,7 @@ def _run(run: Run) -> dict[str, Any]:
                 Key(seed).fold("pretrain"),
                 checkpoint=_folder(run, seed) / "checkpoint.safetensors",
                 checkpoint_key=key(run, seed),
+                device=torch.device(config.device),
                 on_epoch=advance,
             )
             save_tensors(_folder(run, seed) / "model.safetensors", state_dict(trained.weights))
@@ -168,7 +169,7 @@ def _inputs(config: Config) -> Any:
 
 def _recipe(config: Config) -> list[Any]:
     """Returns what the models of all seeds depend on."""
-    model = [config.precision, config.model.model_dump()]
+    model = [config.precision, torch.device(config.device).type, config.model.model_dump()]
     recipe = [config.pretrain.model_dump(exclude={"init"}), initial_digest(config)]
     return [recipe, model, data_key(config.data)]
 

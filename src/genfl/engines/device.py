@@ -1,0 +1,59 @@
+"""Client programs that compute on an accelerator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genfl import trees
+from genfl.algorithms.base import Client, Facts
+from genfl.learning.pretrain import CPU
+from genfl.learning.task import Batch
+from genfl.rng import Key, Stream
+from genfl.trees import Tree
+
+
+def on_device(program: Client, device: torch.device) -> Client:
+    """Returns a client program that does the same on a device, and gives and takes tensors of the CPU.
+
+    So engines, servers and files know of no device, and what is drawn is drawn on the CPU, the same for all.
+    What a message holds is moved once for all clients that are sent it.
+
+    Args:
+        program: What a client does.
+        device: Where it computes.
+    """
+    if device == CPU:
+        return program
+    there: dict[int, tuple[Tensor, Tensor]] = {}  # by what is moved, which must stay alive to keep its id
+
+    def move(tree: Tree) -> Tree:
+        return trees.map(lambda leaf: leaf.to(device), tree)
+
+    def moved(message: Tree) -> Tree:
+        leaves = trees.leaves(message)
+        if not any(id(leaf) in there for leaf in leaves):
+            there.clear()  # another round's
+        for leaf in leaves:
+            if id(leaf) not in there:
+                there[id(leaf)] = leaf, leaf.to(device)
+        return trees.map(lambda leaf: there[id(leaf)][1], message)
+
+    def start(message: Tree, memory: Tree, facts: Facts, key: Key) -> Tree:
+        with device:
+            return program.start(moved(message), move(memory), move(facts), key)
+
+    def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
+        with device:
+            return program.step(carry, move(batch), key)
+
+    def finish(carry: Tree) -> tuple[Tree, Tree]:
+        with device:
+            upload, memory = program.finish(carry)
+        return trees.map(Tensor.cpu, upload), trees.map(Tensor.cpu, memory)
+
+    def losses(message: Tree, examples: Batch) -> Tensor:
+        with device:
+            return program.losses(moved(message), move(examples)).cpu()
+
+    return Client(start, step, finish, program.reductions, losses)

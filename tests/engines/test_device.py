@@ -1,0 +1,187 @@
+"""Clients that compute on a device: nothing is left on another, and the numbers are those of the CPU.
+
+`cpu:0` is a device to which everything is really moved, with the CPU's numbers. Fake tensors know no numbers,
+but refuse to meet those of another device, as a GPU's do.
+"""
+
+import itertools
+from functools import partial
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from genfl import trees
+from genfl.algorithms import ALGORITHMS
+from genfl.algorithms.base import no_losses, run_once
+from genfl.analysis.diversity import NAME, gradient_diversity
+from genfl.analysis.heterogeneity import DIVERGENCE, GENERALITY, divergence, generality
+from genfl.data.clients import ClientData
+from genfl.engines import replay
+from genfl.engines.device import on_device
+from genfl.engines.replay import Replaying
+from genfl.engines.rounds import Schedule, federate
+from genfl.engines.sequential import Sequential
+from genfl.engines.vectorised import Together, Vectorised
+from genfl.learning.augment import Augment
+from genfl.learning.local import LocalSGD
+from genfl.learning.pretrain import Recipe, pretrain
+from genfl.learning.task import classification
+from genfl.models import MLP, Stack
+from genfl.rng import Key
+
+SHAPE, CLASSES = (1, 4, 4), 3
+X = torch.linspace(-1, 1, 70 * 16).reshape(70, *SHAPE)
+Y = torch.arange(70) % CLASSES
+ROUNDS = 21  # what DynaFed needs
+ELSEWHERE, FAKE = torch.device("cpu:0"), torch.device("lazy:0")
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+
+def model():
+    """Has running statistics, and dropout."""
+    layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Dropout(0.5)]
+    return Stack(torch.nn.Sequential(*layers, torch.nn.Flatten()), torch.nn.Linear(16, CLASSES))
+
+
+TASK = classification(model, SHAPE)
+MEASURES = {
+    NAME: gradient_diversity(),
+    DIVERGENCE: divergence(),
+    GENERALITY: generality(TASK, X[:5], Y[:5]),
+}
+
+
+@pytest.fixture
+def clients():
+    ends = [0, 5, 20, 24, 27, 40, 70]
+    return ClientData(X, Y, [torch.arange(70)[a:b].numpy() for a, b in itertools.pairwise(ends)], CLASSES)
+
+
+def method(name):
+    resources = {
+        "cohort": 4,
+        "rounds": ROUNDS,
+        "shared": X[:12],
+        "unlabelled": X[:12],
+        "client_tasks": {str(w): classification(partial(MLP, SHAPE, CLASSES, w), SHAPE) for w in (4, 6)},
+    }
+    return ALGORITHMS[name].build(TASK, LocalSGD(0.1, momentum=0.9), resources)
+
+
+def play(algorithm, clients, run, device, rounds=4):
+    """The final weights, and what was measured."""
+    schedule = Schedule(rounds, 4, 4)
+    measures = MEASURES if algorithm.same_form else {}
+    start = TASK.init(Key(1))
+    trace = federate(
+        algorithm, start, clients, run, schedule, Key(5), lambda w: {}, measures=measures, device=device
+    )
+    assert not any(facts["refused"] for facts in trace.rounds)
+    return trace
+
+
+def assert_same(one, other):
+    assert one.rounds == other.rounds
+    for a, b in zip(trees.leaves(one.weights), trees.leaves(other.weights), strict=True):
+        assert a.device == b.device
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_clients_compute_elsewhere_is_the_same(clients, name, monkeypatch):
+    monkeypatch.setattr(replay, "AFTER", 5)
+    algorithm = method(name)
+    alone = play(algorithm, clients, Sequential(clients), torch.device("cpu"))
+    assert_same(play(algorithm, clients, Replaying(Sequential(clients)), ELSEWHERE), alone)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedgen"])
+def test_batches_of_clients_elsewhere(clients, name, monkeypatch):
+    monkeypatch.setattr(replay, "AFTER", 5)
+    algorithm = method(name)
+    here = play(algorithm, clients, Vectorised(Together(clients)), torch.device("cpu"))
+    assert_same(play(algorithm, clients, Vectorised(Together(clients)), ELSEWHERE), here)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_nothing_that_clients_compute_with_is_left_behind(clients, name):
+    algorithm, weights = method(name), TASK.init(Key(1))
+    facts, memory = clients.facts(0), algorithm.memory(weights)
+    census = run_once(algorithm.census, {}, {}, facts)[0]
+    message = algorithm.address(algorithm.send(algorithm.init(weights, census, Key(0))), 0)
+    program = algorithm.client
+    for measure in MEASURES.values() if algorithm.same_form else ():
+        program = measure.wrap(program)
+    program, batch = on_device(program, FAKE), {"x": X[:4], "y": Y[:4]}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        carry = program.start(message, memory, facts, Key(0))
+        carry = program.step(carry, batch, Key(1))
+        assert places(carry) == {FAKE}
+        assert places(program.finish(carry)[0]) == {torch.device("cpu")}
+        assert places(program.finish(carry)[1]) <= {torch.device("cpu")}
+        if algorithm.client.losses is not no_losses:
+            assert program.losses(message, batch).device.type == "cpu"
+
+
+def places(tree):
+    return {leaf.device for leaf in trees.leaves(tree) if isinstance(leaf, torch.Tensor)}
+
+
+def test_a_message_is_moved_once_for_all_clients_of_a_round():
+    moved = []
+    client = method("fedavg").client
+    program = on_device(
+        client._replace(
+            start=lambda message, *_: moved.append(message["weights"]["params"]["body.0.weight"])
+        ),
+        ELSEWHERE,
+    )
+    for _ in range(2):
+        message = {"weights": TASK.init(Key(1))}
+        for _ in range(2):
+            program.start(dict(message), {}, {}, Key(0))
+    assert moved[0] is moved[1]
+    assert moved[2] is moved[3]
+    assert moved[0] is not moved[2]
+
+
+def test_what_is_drawn_for_a_device_is_drawn_on_the_cpu():
+    def sampler(rng, scale):
+        return torch.rand(3, generator=rng) * scale, torch.rand(2, generator=rng)
+
+    scale = torch.ones(())
+    with torch.device("meta"):
+        drawn = Key(3).draw(sampler, scale)
+    assert [value.device.type for value in drawn] == ["meta", "meta"]
+    assert [value.shape for value in drawn] == [(3,), (2,)]
+
+
+RECIPE = Recipe(4, 8, 0.01, "cosine", 0.1, 0.2, 4, Augment(noise=0.1))
+
+
+def pretrained(device, checkpoint=None, recipe=RECIPE):
+    return pretrain(TASK, TASK.init(Key(1)), X, Y, recipe, Key(7), checkpoint=checkpoint, device=device)
+
+
+def test_pre_training_elsewhere_and_going_on_there(tmp_path):
+    here = pretrained(torch.device("cpu"))
+    pretrained(ELSEWHERE, tmp_path / "file", RECIPE._replace(patience=1))
+    for there in (pretrained(ELSEWHERE), pretrained(ELSEWHERE, tmp_path / "file")):
+        assert there.history == here.history
+        assert places(there.weights) == {torch.device("cpu")}
+        for a, b in zip(trees.leaves(there.weights), trees.leaves(here.weights), strict=True):
+            assert torch.equal(a, b)
+
+
+@ON_GPU
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_gpu_computes_what_the_cpu_does(clients, name, batched, monkeypatch):
+    monkeypatch.setattr(replay, "AFTER", 5)
+    algorithm = method(name)
+    run = Vectorised(Together(clients)) if batched else Replaying(Sequential(clients))
+    there = play(algorithm, clients, run, torch.device("cuda"), rounds=2)
+    here = play(algorithm, clients, Sequential(clients), torch.device("cpu"), rounds=2)
+    for a, b in zip(trees.leaves(there.weights), trees.leaves(here.weights), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
