@@ -1,12 +1,13 @@
 """One FedAvg task on genfl's engines and on a bare PyTorch loop, side by side in one run.
 
-100 clients of 64 samples, 10 clients a round, one local epoch, batches of 32, plain SGD. ``--side 8 --width 16`` is a
-CNN for digits, bound by overhead; ``--side 32 --width 32`` one for CIFAR-sized images, bound by arithmetic;
+100 clients of 64 samples, 10 clients a round, one local epoch, batches of 32, plain SGD.
+``--side 8 --width 16`` is a CNN for digits, bound by overhead; ``--side 32 --width 32`` one for CIFAR-sized
+images, bound by arithmetic;
 ``--model logistic --cohort 100`` and ``--model mlp --cohort 100`` are models whose clients it pays to batch.
 The repetitions of all contestants alternate, so that a machine's drift hits all, and medians are printed.
 
-``--model resnet20 --side 32 --device cuda`` and ``vgg19``, with ``--batch 32`` and 64, are for a GPU; there the
-peak of its memory is printed as well. ``--profile NAME`` says what a contestant's time goes to.
+``--model resnet20 --side 32 --device cuda`` and ``vgg19``, with ``--batch 32`` and 64, are for a GPU; there
+the peak of its memory is printed as well. ``--profile NAME`` says what a contestant's time goes to.
 
 ``--peer COMMAND`` is another library on the task: a command that reads SIDE, WIDTH and ROUNDS from its
 environment and prints the seconds a round as its last word. ``--only`` picks contestants; under
@@ -161,7 +162,7 @@ def main() -> None:
         return float(said.stdout.split()[-1])
 
     schedule = Schedule(chosen.rounds, chosen.cohort, chosen.batch, evaluate_every=10**9)
-    choice = choose(algorithm, task, weights, data, schedule)
+    choice = choose([algorithm], task, weights, data, schedule)
     print(f"auto runs clients {'in batches' if choice.batched else 'one by one'}: {choice.why}")
     replay.AFTER = 10  # as in a long federation; recording is part of no repetition
     with contextlib.ExitStack() as stack:

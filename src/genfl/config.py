@@ -568,8 +568,8 @@ class Federation(Section):
     engine: EngineName = Field(
         "auto",
         description="What executes the work. parallel and sequential run clients one by one and give the same"
-        " bits; vectorised runs them in batches and gives the same up to rounding. auto batches them where"
-        " steps are short, rounds have many clients and these take the same steps, on any machine alike.",
+        " bits; vectorised runs them in batches and gives the same up to rounding. auto is vectorised where"
+        " steps are short, clients take the same ones, and every core, of at most four, has a batch.",
     )
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from genfl import trees
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
-from genfl.data.plans import Keep
 from genfl.engines import choice
 from genfl.engines.choice import choose, engine
 from genfl.engines.parallel import Parallel
@@ -50,21 +50,18 @@ def test_batches_of_clients_are_shared_where_there_are_cores(clients, monkeypatc
         assert isinstance(run, Vectorised)
 
 
-def data(sizes, generated=0, shape=SHAPE):
-    """Clients with so many samples; the first also with generated ones."""
+def data(sizes, shape=SHAPE):
+    """Clients with so many samples."""
     ends = np.cumsum(sizes)
     parts = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    own = ClientData(torch.zeros(ends[-1], *shape), torch.arange(ends[-1]) % 10, parts, 10)
-    if not generated:
-        return own
-    given = [np.arange(generated), *(np.arange(0) for _ in sizes[1:])]
-    return own.enriched(torch.zeros(generated, *shape), torch.zeros(generated, dtype=torch.long), given)
+    return ClientData(torch.zeros(ends[-1], *shape), torch.arange(ends[-1]) % 10, parts, 10)
 
 
-def chosen(build, clients, shape=SHAPE, cohort=10, **schedule):
+def chosen(build, clients, shape=SHAPE, cohort=10, methods=(fedavg,), **schedule):
     task = classification(build, shape)
     rounds = replace(Schedule(1, cohort, 32), **schedule)
-    return choose(fedavg(task, LocalSGD(0.1)), task, task.init(Key(0)), clients, rounds)
+    algorithms = [method(task, LocalSGD(0.1)) for method in methods]
+    return choose(algorithms, task, task.init(Key(0)), clients, rounds)
 
 
 def small():
@@ -72,6 +69,11 @@ def small():
 
 
 ALIKE = [64] * 20
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(choice, "cores", lambda: 2)
 
 
 @pytest.mark.parametrize("build", [small, lambda: MLP(SHAPE, 10), lambda: CNN(SHAPE, 10, 8, norm="batch")])
@@ -85,24 +87,32 @@ def test_many_alike_clients_with_short_steps_are_batched(build):
         ([64, 33] * 10, {}, False),  # two steps and one
         ([64, 33] * 10, {"local_steps": 5}, True),  # as many for all, of whole batches
         ([64, 31] * 10, {"local_steps": 5}, False),  # batches of 31
-        ([64] * 18 + [10, 500], {}, True),  # nine in ten
-        ([64] * 17 + [10, 500, 500], {}, False),
+        ([64] * 19 + [40], {}, True),  # 38 steps of 39
+        ([64] * 19 + [400], {}, False),  # 38 steps of 50
     ],
 )
 def test_clients_whose_steps_differ_run_one_by_one(sizes, schedule, batched):
     assert chosen(small, data(sizes), **schedule).batched is batched
 
 
-@pytest.mark.parametrize("schedule", [{"order": "p2g"}, {"keep": Keep(0.5, by_class=False)}])
-def test_clients_that_train_on_kinds_of_data_in_turn_run_one_by_one(schedule):
-    assert not chosen(small, data(ALIKE, generated=1), local_steps=2, **schedule).batched
-    assert chosen(small, data(ALIKE, generated=1), local_steps=2).batched
+@pytest.mark.parametrize(
+    ("cores", "cohort", "batched"),
+    [(1, 9, False), (1, 10, True), (2, 10, True), (4, 19, False), (4, 20, True), (5, 100, False)],
+)
+def test_every_core_has_a_batch(monkeypatch, cores, cohort, batched):
+    monkeypatch.setattr(choice, "cores", lambda: cores)
+    assert chosen(small, data([64] * 100), cohort=cohort).batched is batched
 
 
-def test_small_cohorts_and_long_steps_run_one_by_one():
-    assert "fewer than 10" in chosen(small, data(ALIKE), cohort=9).why
-    assert "44 million operations" in chosen(lambda: CNN(SHAPE, 10, width=48), data(ALIKE)).why
+def test_long_steps_run_one_by_one():
+    for clients in data(ALIKE), data([1] + [64] * 19):  # whoever is the first
+        assert "44.5 million operations" in chosen(lambda: CNN(SHAPE, 10, width=48), clients).why
     assert not chosen(small, data([200] * 20), batch_size=64, local_steps=1).batched
+
+
+def test_nothing_is_batched_beside_an_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not chosen(small, data(ALIKE)).batched
 
 
 class Asking(nn.Module):
@@ -112,18 +122,55 @@ class Asking(nn.Module):
         return x if x.sum() > 0 else 2 * x
 
 
+class Silent(nn.Module):
+    """A layer that fails in a batch without a word."""
+
+    def forward(self, x):
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise NotImplementedError
+        return x
+
+
+def flat(layer):
+    return Stack(nn.Sequential(nn.Flatten(), layer), nn.Linear(64, 10))
+
+
 @pytest.mark.parametrize(
-    ("build", "shape"),
+    ("build", "shape", "why"),
     [
-        (lambda: Stack(nn.Sequential(nn.Flatten(), Asking()), nn.Linear(64, 10)), SHAPE),
-        (lambda: LSTM((5,), 10, vocabulary=7), (5,)),
+        (lambda: flat(Asking()), SHAPE, "calling .item()"),
+        (lambda: flat(Silent()), SHAPE, "NotImplementedError"),
+        (lambda: LSTM((5,), 10, vocabulary=7), (5,), "performance drop"),
     ],
 )
-def test_a_model_that_cannot_be_batched_is_found_out(build, shape):
-    assert "cannot be batched" in chosen(build, data(ALIKE, shape=shape), shape).why
+def test_a_model_that_cannot_be_batched_is_found_out(build, shape, why):
+    found = chosen(build, data(ALIKE, shape), shape)
+    assert not found.batched
+    assert "not all can run in batches" in found.why
+    assert why in found.why
 
 
-def test_what_is_chosen_does_not_depend_on_cores(monkeypatch):
-    before = chosen(small, data(ALIKE))
-    monkeypatch.setattr(choice, "cores", lambda: 1)
-    assert chosen(small, data(ALIKE)) == before
+def promoted(task, local):
+    """Federated averaging whose clients send numbers of another type in a batch than alone."""
+    plain = fedavg(task, local)
+
+    def finish(carry):
+        upload, memory = plain.client.finish(carry)
+        first = trees.leaves(carry["local"]["params"])[0]
+        batch = torch._C._functorch.is_batchedtensor(first)
+        sent = torch.ones((), dtype=torch.float64 if batch else torch.float32)
+        return {**upload, "sent": sent}, memory
+
+    reductions = {**plain.client.reductions, "sent": "sum"}
+    return plain._replace(client=plain.client._replace(finish=finish, reductions=reductions))
+
+
+def test_one_method_that_would_be_refused_in_batches_keeps_all_out_of_them():
+    assert "dtype" in chosen(small, data(ALIKE), methods=[fedavg, promoted]).why
+
+
+def test_clients_with_models_of_their_own_run_one_by_one():
+    def unlike(task, local):
+        return fedavg(task, local)._replace(same_form=False)
+
+    assert "models differ" in chosen(small, data(ALIKE), methods=[unlike]).why

@@ -1,56 +1,94 @@
-"""What the engine `auto` is in a whole run, and that the run tells."""
+"""What the engine `auto` is in a whole run: told, kept in its folder, the same for all that is compared."""
 
 import json
 import logging
 
 import pytest
+import torch
 
 from genfl import config, pipeline
+from genfl.engines import choice
 from genfl.storage import load_tensors
 
 CONFIG = """
 name: engines
 seeds: [0]
-data: {{name: digits, partition: {partition}}}
+data: {name: digits, partition: PARTITION}
 generator: none
-model: {{name: cnn, width: 8}}
-federate: {{rounds: 2, clients_per_round: 10, local: {{steps: 3}}, evaluate_every: 2, engine: {engine}}}
+model: {name: cnn, width: 8}
+federate: {rounds: 2, clients_per_round: 10, local: {steps: 3}, evaluate_every: 2, engine: ENGINE}
 methods:
-  fedprox: {{algorithm: fedprox}}
+  fedavg: {algorithm: fedavg}
+  fedprox: {algorithm: fedprox}
+  together: {algorithm: centralised}
 """
 ALIKE = "{kind: iid, clients: 20}"
 UNLIKE = "{kind: dirichlet, alpha: 0.05, clients: 20, min_size: 3}"
 
 
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(choice, "cores", lambda: 2)
+
+
 @pytest.fixture
-def run(tmp_path, caplog):
-    """``(partition, engine) -> the final model, whether clients were batched, what was logged``."""
+def execute(tmp_path, caplog):
+    """``(folder, engine, partition) -> what was logged``."""
 
-    def run(partition, engine):
-        folder = tmp_path / engine
+    def execute(folder, engine, partition, *overrides):
         caplog.clear()
+        settings = config.parse(CONFIG.replace("PARTITION", partition).replace("ENGINE", engine), overrides)
         with caplog.at_level(logging.INFO, "genfl"):
-            summary = pipeline.execute(
-                config.parse(CONFIG.format(partition=partition, engine=engine)), folder
-            )
-        arm = folder / "federate" / "fedprox" / "seed-0"
-        told = json.loads((arm / "trace.json").read_text())["batched"]
-        assert summary["methods"]["fedprox"]["batched"] is told
-        tensors, _ = load_tensors(arm / "model.safetensors")
-        return {name: tensor.tolist() for name, tensor in tensors.items()}, told, caplog.text
+            pipeline.execute(settings, tmp_path / folder, update=(tmp_path / folder).exists())
+        return caplog.text
 
-    return run
+    return execute
+
+
+def model(folder, method):
+    """The final model's numbers."""
+    tensors, _ = load_tensors(folder / "federate" / method / "seed-0" / "model.safetensors")
+    return torch.cat([tensor.flatten() for tensor in tensors.values()]).tolist()
+
+
+def made(folder):
+    """When each method was last trained."""
+    files = folder.glob("federate/*/seed-0/checkpoint.safetensors")
+    return {path.parent.parent.name: path.stat().st_mtime_ns for path in files}
 
 
 @pytest.mark.parametrize(
     ("partition", "same_as", "says"),
     [
-        (ALIKE, "vectorised", "clients run in batches: a batch's forward pass takes no more than"),
+        (ALIKE, "vectorised", "clients run in batches: they take the same steps, and a batch's forward"),
         (UNLIKE, "sequential", "clients run one by one: clients differ in the number of their steps"),
     ],
 )
-def test_auto_is_what_it_says(run, partition, same_as, says):
-    weights, batched, log = run(partition, "auto")
-    assert batched == (same_as == "vectorised")
-    assert log.count(says) == 1
-    assert run(partition, same_as)[:2] == (weights, batched)
+def test_auto_is_what_it_says_and_what_has_the_same_bits_is_not_trained_again(
+    execute, tmp_path, partition, same_as, says
+):
+    batched = same_as == "vectorised"
+    assert execute("auto", "auto", partition).count(says) == 1
+    assert json.loads((tmp_path / "auto/federate/engine.json").read_text())["batched"] is batched
+    execute("other", same_as, partition)
+    for method in "fedavg", "fedprox":
+        assert model(tmp_path / "auto", method) == model(tmp_path / "other", method)
+    before = made(tmp_path / "auto")
+    execute("auto", "parallel", partition)
+    redone = {method for method, when in made(tmp_path / "auto").items() if when != before[method]}
+    assert redone == ({"fedavg", "fedprox"} if batched else set())
+
+
+def test_what_was_found_stays_on_a_machine_with_more_cores(execute, tmp_path, monkeypatch):
+    execute("run", "auto", ALIKE)
+    before = made(tmp_path / "run")
+    monkeypatch.setattr(choice, "cores", lambda: 64)
+    log = execute("run", "auto", ALIKE, "federate.rounds=3")
+    assert "in batches" in log
+    assert made(tmp_path / "run") != before
+    assert "one by one" in execute("another", "auto", ALIKE)
+
+
+def test_local_models_that_are_measured_come_one_by_one(execute):
+    measured = execute("measured", "auto", ALIKE, "federate.heterogeneity=true")
+    assert "one by one: local models are measured as well" in measured

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from textwrap import shorten
 from typing import Literal, NamedTuple
 
@@ -33,11 +33,8 @@ EXACT = {"parallel", "sequential"}
 SHORT = 10_000_000
 """Floating point operations of a batch's forward pass up to which calling them takes longer than they do."""
 
-MANY = 2 * LEAST
-"""Clients in a round from which on there are batches of them."""
-
 ALIKE = 0.9
-"""Share of the clients that must take the same number of steps, with batches of the same size."""
+"""Share of all steps that clients must take together: as many of them each, with batches of the same size."""
 
 UNBATCHED = "There is a performance drop"
 """How torch's warning begins when vmap runs an operation once for each client."""
@@ -51,16 +48,17 @@ class Choice(NamedTuple):
 
 
 def choose(
-    algorithm: Algorithm, task: Task, weights: Weights, data: ClientData, schedule: Schedule
+    algorithms: Iterable[Algorithm], task: Task, weights: Weights, data: ClientData, schedule: Schedule
 ) -> Choice:
-    """Decides what ``auto`` is: clients in batches (`vectorised`) where that is faster, else one by one.
+    """Decides whether ``auto`` runs clients in batches (`vectorised`) or one by one: what is faster.
 
-    Batches pay where steps are short, many clients work in a round, and these go through the same steps: each
+    Batches pay where steps are short, every core gets a batch, and clients go through the same steps: each
     number of clients still at work, and each batch size, is a program of its own to record. This is a rule
-    about the federation and no measurement, so that a result's bits do not depend on a machine's load.
+    about the federation and the number of cores, and no measurement, so that a result's bits do not depend on
+    what else a machine does. All algorithms that are compared run in the same way.
 
     Args:
-        algorithm: What clients and server compute; if it fails on two clients at once, it is not batched.
+        algorithms: What clients and servers compute; all must be able to run in batches.
         task: What is learned.
         weights: The initial global model.
         data: What the clients hold.
@@ -68,42 +66,43 @@ def choose(
     """
     if torch.accelerator.is_available():
         return Choice(False, "what pays beside an accelerator has not been measured")
-    if schedule.clients_per_round < MANY:
-        return Choice(False, f"fewer than {MANY} clients work in a round")
-    if _alike(data, schedule) < ALIKE:
+    if cores() > SHARES:
+        return Choice(False, f"there are more than {SHARES} cores, and no more parts of a cohort")
+    if schedule.clients_per_round < (many := LEAST * max(2, cores())):
+        return Choice(False, f"fewer than {many} clients work in a round")
+    share, client = _alike(data, schedule)
+    if share < ALIKE:
         return Choice(False, "clients differ in the number of their steps or in the size of their batches")
-    operations = _operations(task, weights, data, schedule)
-    if operations > SHORT:
-        return Choice(False, f"a batch's forward pass takes {operations / 1e6:.0f} million operations")
-    if problem := _problem(algorithm, weights, data, schedule):
-        return Choice(False, f"they cannot be batched ({problem})")
-    return Choice(True, f"a batch's forward pass takes no more than {SHORT / 1e6:.0f} million operations")
+    batch = data.batch(client, torch.arange(min(schedule.batch_size, data.samples(client))))
+    with FlopCounterMode(display=False) as counter:
+        task.predict(weights, batch["x"])
+    operations = f"a batch's forward pass takes {counter.get_total_flops() / 1e6:.1f} million operations"
+    if counter.get_total_flops() > SHORT:
+        return Choice(False, operations)
+    for algorithm in algorithms:
+        if problem := _problem(algorithm, weights, data, schedule):
+            return Choice(False, f"not all can run in batches ({problem})")
+    return Choice(True, f"they take the same steps, and {operations}")
 
 
-def _alike(data: ClientData, schedule: Schedule) -> float:
-    """Returns the share of clients that go through the most common number of steps and batch size."""
-    if schedule.keep or (schedule.order != "mixed" and data.generated()):
-        return 0.0  # private and generated samples have steps of their own
+def _alike(data: ClientData, schedule: Schedule) -> tuple[float, int]:
+    """Returns the largest share of all steps that clients take together, and one of these clients."""
     sizes = np.diff(data.ends, prepend=0)
     widths = np.minimum(sizes, schedule.batch_size)
     if schedule.local_steps is None:
         steps = schedule.local_epochs * (sizes // widths)
     else:
         steps = np.full_like(sizes, schedule.local_steps)
-    _, counts = np.unique(widths * (steps.max() + 1) + steps, return_counts=True)  # each pair a number
-    return float(counts.max() / len(sizes))
-
-
-def _operations(task: Task, weights: Weights, data: ClientData, schedule: Schedule) -> int:
-    """Returns the floating point operations of matrix products and convolutions in a batch's forward pass."""
-    batch = data.batch(0, torch.arange(min(schedule.batch_size, data.samples(0))))
-    with FlopCounterMode(display=False) as counter:
-        task.predict(weights, batch["x"])
-    return int(counter.get_total_flops())
+    pairs = widths * (steps.max() + 1) + steps  # each a number
+    _, first, counts = np.unique(pairs, return_index=True, return_counts=True)
+    taken = counts * steps[first]
+    return float(taken.max() / steps.sum()), int(first[taken.argmax()])
 
 
 def _problem(algorithm: Algorithm, weights: Weights, data: ClientData, schedule: Schedule) -> str | None:
-    """Says why two clients cannot take a step at once; None if they can."""
+    """Says why an algorithm's clients cannot run in batches; None if two took a step together."""
+    if not algorithm.same_form:
+        return "clients' models differ in form"
     facts = run_once(algorithm.census, {}, {}, data.facts(0))[0]
     try:
         with one_thread(), warnings.catch_warnings():
@@ -119,9 +118,11 @@ def _problem(algorithm: Algorithm, weights: Weights, data: ClientData, schedule:
                 )
                 for client in (0, 1)
             ]
-            list(Together(data)(algorithm.client, work, Forms(algorithm.client, data)))
+            for done in Together(data)(algorithm.client, work, Forms(algorithm.client, data)):
+                for why in done.refused.values():
+                    return why
     except Exception as error:  # whatever it is, one client after the other is what everything can do
-        return shorten(str(error), 100)
+        return shorten(str(error), 100) or type(error).__name__
     return None
 
 
@@ -130,9 +131,9 @@ def engine(name: Name, data: ManyData, cohort: int) -> Iterator[Engine]:
     """Opens an engine for the length of a federation.
 
     Args:
-        name: ``auto`` is ``parallel`` where there are several cores, several clients in a round, and Linux
-            without an accelerator, whose processes fork safely; ``sequential`` elsewhere. Both give the same
-            bits, so that a result depends on no machine. Whether to batch clients instead, `choose` says.
+        name: ``auto`` runs clients one by one: it is ``parallel`` where there are several cores, several
+            clients in a round, and Linux without an accelerator, whose processes fork safely; ``sequential``
+            elsewhere, with the same bits. Whether to batch clients instead, `choose` says.
         data: What the clients hold.
         cohort: Clients in a round.
     """

@@ -138,7 +138,6 @@ def _method(traces: Sequence[dict[str, Any]], target: float, setup_bytes: int) -
         "downlink_bytes_per_round": float(down.mean()) if down.size else 0.0,
         "diversity": _measured(traces, "diversity"),
         "heterogeneity": _heterogeneity(traces),
-        "batched": any(trace.get("batched", False) for trace in traces),
         "refused_uploads": sum(r["refused"] for trace in traces for r in trace["rounds"]),
     }
 

@@ -13,7 +13,6 @@ from genfl.config import Config, Method
 from genfl.data.clients import ClientData
 from genfl.data.plans import ORDERS, Keep
 from genfl.data.texts import GENERATED
-from genfl.engines.choice import EXACT
 from genfl.engines.rounds import Schedule
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Task
@@ -21,13 +20,14 @@ from genfl.references import GENERATOR, LOCAL, TRAINED, Federation
 from genfl.rng import Key
 from genfl.run import VOCABULARY, Run, classify, data_key
 from genfl.stages import generate, guided, pretrain
+from genfl.stages.batching import batched
 from genfl.storage import digest
 
 FOLDER, VERSION = "federate", 4
 """Of the stage that runs them."""
 
 ROUNDING = 2
-"""Raised whenever engines whose bits are their own add up in another order, or ``auto`` chooses otherwise."""
+"""Raised whenever clients in batches are computed or added up in another order."""
 
 
 def federations(config: Config, method: Method, clients: ClientData, seed: int) -> list[Federation]:
@@ -64,6 +64,8 @@ def key(run: Run, method: Method, seed: int) -> str:
     if "client_tasks" in method.asks_for:
         models += [model.model_dump() for model in config.client_models]
     federation = training(config)
+    if batched(run, method):
+        federation["engine"] = ["vectorised", ROUNDING]  # the others have the same bits
     if config.data.tokenizer == GENERATED:
         upstream.append(VOCABULARY)
     keys = {name: run.key(name) for name in upstream}
@@ -78,11 +80,8 @@ def key(run: Run, method: Method, seed: int) -> str:
 
 
 def training(config: Config) -> dict[str, Any]:
-    """Returns what decides the results of federated training: engines only as far as their bits differ."""
-    settings = config.federate.model_dump(exclude={"checkpoint_every", "engine"})
-    if config.federate.engine in EXACT:
-        return settings
-    return settings | {"engine": [config.federate.engine, ROUNDING]}
+    """Returns what decides the results of federated training, but for the engine."""
+    return config.federate.model_dump(exclude={"checkpoint_every", "engine"})
 
 
 def resources(config: Config, classes: int) -> dict[str, Any]:

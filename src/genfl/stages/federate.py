@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -17,13 +16,13 @@ from genfl.analysis import diversity, heterogeneity
 from genfl.config import Config, Content, Method
 from genfl.data.clients import ClientData
 from genfl.data.sources import DataSet
-from genfl.engines.choice import choose, engine
+from genfl.engines.choice import EXACT, engine
 from genfl.engines.evaluation import ClientScores, evaluate_clients
 from genfl.engines.rounds import Measure, Trace, federate
 from genfl.engines.sequential import Sequential
 from genfl.learning.evaluate import Scores, evaluate
 from genfl.learning.task import Task, Weights, state_dict
-from genfl.references import GENERATOR, Federation, mean
+from genfl.references import GENERATOR, mean
 from genfl.rng import Key
 from genfl.run import (
     VOCABULARY,
@@ -38,6 +37,7 @@ from genfl.run import (
 )
 from genfl.stages import arms, generate, guided, pretrain
 from genfl.stages.base import Stage
+from genfl.stages.batching import batched, settle
 from genfl.stages.checks import check
 from genfl.stages.classified import classified
 from genfl.stages.content import holdings
@@ -70,12 +70,17 @@ def _run(run: Run) -> dict[str, Any]:
     by_example = cache(partial(guided.read, run))
     unlabelled = cache(lambda: data.prepare(synthetic()[0]))
     resources = arms.resources(config, len(run.labels))
-    tell = cache(log.info)  # most methods have the same to say
     measures, similar = _measures(config, task, data, test_y), _Similarity(run, task)
+
+    def algorithm_of(method: Method) -> Algorithm:
+        inputs = {name: unlabelled() for name in method.asks_for & UNLABELLED}
+        return arms.algorithm(config, method, task, resources | inputs)
+
     results: dict[str, dict[str, Any]] = {name: {} for name in config.methods}
     if config.generates:
         results[SYNTHETIC_ONLY] = {}
     _discard(run)
+    federated = [method for method in config.methods.values() if method.reference is None]
     for name, method in config.methods.items():
         if method.reference == GENERATOR:
             results[name] = classified(run, name, method, task)
@@ -90,17 +95,18 @@ def _run(run: Run) -> dict[str, Any]:
                     "clients": _tested(task, [warm], held),
                 }
             own = private_data(run, seed)
+            if federated and seed == config.seeds[0]:
+                start, schedule = task.init(initial_key(seed)), arms.schedule(config, federated[0])
+                settle(run, map(algorithm_of, federated), task, start, own, schedule)
             for name, method in arms.trained(config).items():
-                inputs = {name: unlabelled() for name in method.asks_for & UNLABELLED}
-                algorithm = arms.algorithm(config, method, task, resources | inputs)
+                algorithm = algorithm_of(method)
                 clients = holdings(run, name, own, seed, synthetic, by_example)
                 federations = arms.federations(config, method, clients, seed)
                 traces = []
                 for place, federation in zip(arms.places(config, method, seed), federations, strict=True):
                     arm = folder / name / place
                     start = _start(run, task, method, seed)
-                    batched = _batched(config, algorithm, task, start, federation, tell)
-                    kind = "vectorised" if batched else config.federate.engine
+                    kind = "vectorised" if batched(run, method) else config.federate.engine
                     cohort = federation.schedule.clients_per_round
                     with engine(kind, federation.clients, cohort) as run_cohort:
                         trace = federate(
@@ -118,32 +124,15 @@ def _run(run: Run) -> dict[str, Any]:
                             on_round=advance,
                         )
                     save_tensors(arm / "model.safetensors", state_dict(trace.weights))
-                    write_json(arm / "trace.json", {**_plain(trace), "batched": batched})
+                    write_json(arm / "trace.json", _plain(trace))
                     traces.append(trace)
                 results[name][str(seed)] = {
                     **(mean(traces) if method.reference else _plain(traces[0])),
                     "clients": _tested(task, [trace.weights for trace in traces], held),
-                    "batched": batched,
                     "content": clients.generated(),
                     "similarity": similar(method, clients) if seed == config.seeds[0] else None,
                 }
     return {"methods": results}
-
-
-def _batched(
-    config: Config,
-    algorithm: Algorithm,
-    task: Task,
-    start: Weights,
-    federation: Federation,
-    tell: Callable[..., None],
-) -> bool:
-    """Returns whether clients run in batches: as the config says, or as `choose` finds."""
-    if config.federate.engine != "auto":
-        return config.federate.engine == "vectorised"
-    choice = choose(algorithm, task, start, federation.clients, federation.schedule)
-    tell("clients run %s: %s", "in batches" if choice.batched else "one by one", choice.why)
-    return choice.batched
 
 
 def _start(run: Run, task: Task, method: Method, seed: int) -> Weights:
@@ -243,7 +232,8 @@ def _progress(run: Run) -> tuple[int, int, str]:
 
 def _inputs(config: Config) -> Any:
     methods = {name: method.model_dump() for name, method in config.methods.items()}
-    federation = arms.training(config)
+    kind = config.federate.engine
+    federation = [arms.training(config), "exact" if kind in EXACT else [kind, arms.ROUNDING]]
     models = [
         *(config.precision, torch.device(config.device).type),
         *(model.model_dump() for model in (config.model, *config.client_models)),
