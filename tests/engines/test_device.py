@@ -19,6 +19,7 @@ from genfl.analysis.heterogeneity import DIVERGENCE, GENERALITY, divergence, gen
 from genfl.data.clients import ClientData
 from genfl.engines import replay
 from genfl.engines.device import on_device
+from genfl.engines.evaluation import evaluate_clients, evaluation
 from genfl.engines.replay import Replaying
 from genfl.engines.rounds import Schedule, federate
 from genfl.engines.sequential import Sequential
@@ -155,6 +156,19 @@ def test_what_is_drawn_for_a_device_is_drawn_on_the_cpu():
         drawn = Key(3).draw(sampler, scale)
     assert [value.device.type for value in drawn] == ["meta", "meta"]
     assert [value.shape for value in drawn] == [(3,), (2,)]
+
+
+def test_clients_test_models_elsewhere(clients):
+    models, engine = [TASK.init(Key(seed)) for seed in range(len(clients))], Sequential(clients)
+    assert evaluate_clients(TASK, models, clients, engine, ELSEWHERE) == evaluate_clients(
+        TASK, models, clients, engine
+    )
+    program = on_device(evaluation(TASK), FAKE)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        carry = program.start({"weights": models[0]}, {}, {}, Key(0))
+        carry = program.step(carry, {"x": X[:4], "y": Y[:4]}, Key(0))
+        assert places(carry) == {FAKE}
+        assert places(program.finish(carry)[0]) == {torch.device("cpu")}
 
 
 RECIPE = Recipe(4, 8, 0.01, "cosine", 0.1, 0.2, 4, Augment(noise=0.1))

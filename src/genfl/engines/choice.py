@@ -103,10 +103,10 @@ def _problem(algorithm: Algorithm, weights: Weights, data: ClientData, schedule:
     """Says why an algorithm's clients cannot run in batches; None if two took a step together."""
     if not algorithm.same_form:
         return "clients' models differ in form"
-    facts = run_once(algorithm.census, {}, {}, data.facts(0))[0]
     try:
         with one_thread(), warnings.catch_warnings():
             warnings.filterwarnings("error", message=UNBATCHED)
+            facts = run_once(algorithm.census, {}, {}, data.facts(0))[0]
             message = algorithm.send(algorithm.init(weights, facts, Key(0)))
             work = [
                 Work(

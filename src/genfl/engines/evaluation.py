@@ -15,6 +15,8 @@ from genfl.algorithms.base import Client, Facts, Reduction
 from genfl.data.clients import ClientData
 from genfl.data.plans import Batches
 from genfl.engines.base import Engine, Work
+from genfl.engines.device import on_device
+from genfl.learning.pretrain import CPU
 from genfl.learning.task import Batch, Task, Weights
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
@@ -77,7 +79,7 @@ def evaluation(task: Task) -> Client:
 
 
 def evaluate_clients(
-    task: Task, models: Sequence[Weights], clients: ClientData, engine: Engine
+    task: Task, models: Sequence[Weights], clients: ClientData, engine: Engine, device: torch.device = CPU
 ) -> ClientScores:
     """Tests models on what clients hold back.
 
@@ -86,10 +88,11 @@ def evaluate_clients(
         models: For each client, the model it tests.
         clients: What they hold back.
         engine: What executes the clients' work on `clients`.
+        device: Where clients compute.
     """
     whole = Batches(sys.maxsize, None, 1, Key(0))  # one batch of all that a client holds: nothing is drawn
     work = [Work(k, {"weights": model}, {}, whole, Key(0)) for k, model in enumerate(models)]
-    total = engine(evaluation(task), work).aggregate
+    total = engine(on_device(evaluation(task), device), work).aggregate
     assert total is not None
     loss = float(total["loss"] / total["samples"])
     shares = np.linspace(0, 1, QUANTILES)

@@ -77,4 +77,5 @@ def _key(config: Config) -> str:
     methods = [method.model_dump() for method in config.methods.values()]
     federation = config.federate.model_dump(exclude={"rounds", "evaluate_every", "checkpoint_every"})
     data = [data_key(config.data), config.data.partition.model_dump()]
-    return digest([config.model.model_dump(), data, federation, methods])
+    models = [config.precision, config.device, config.model.model_dump()]
+    return digest([models, data, federation, methods])

@@ -92,7 +92,7 @@ def _run(run: Run) -> dict[str, Any]:
                 results[SYNTHETIC_ONLY][str(seed)] = {
                     "evaluations": [{"round": 0, **score(warm)}],
                     "rounds": [],
-                    "clients": _tested(task, [warm], held),
+                    "clients": _tested(task, [warm], held, device),
                 }
             own = private_data(run, seed)
             if federated and seed == config.seeds[0]:
@@ -128,7 +128,7 @@ def _run(run: Run) -> dict[str, Any]:
                     traces.append(trace)
                 results[name][str(seed)] = {
                     **(mean(traces) if method.reference else _plain(traces[0])),
-                    "clients": _tested(task, [trace.weights for trace in traces], held),
+                    "clients": _tested(task, [trace.weights for trace in traces], held, device),
                     "content": clients.generated(),
                     "similarity": similar(method, clients) if seed == config.seeds[0] else None,
                 }
@@ -183,14 +183,14 @@ def _plain(trace: Trace) -> dict[str, Any]:
 
 
 def _tested(
-    task: Task, models: list[Weights], held: tuple[list[int], ClientData] | None
+    task: Task, models: list[Weights], held: tuple[list[int], ClientData] | None, device: torch.device
 ) -> ClientScores | None:
     """Returns how good the final models are for the clients: one for all, or each client's own."""
     if held is None:
         return None
     testing, data = held
     own = [models[client if len(models) > 1 else 0] for client in testing]
-    return evaluate_clients(task, own, data, Sequential(data))
+    return evaluate_clients(task, own, data, Sequential(data), device)
 
 
 def _rounds(config: Config) -> int:
