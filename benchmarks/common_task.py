@@ -36,7 +36,7 @@ from genfl import trees
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
 from genfl.engines import replay
-from genfl.engines.choice import Name, choose, engine
+from genfl.engines.choice import Choice, Name, choose, engine
 from genfl.engines.parallel import refusal
 from genfl.engines.rounds import Schedule, cohort, federate
 from genfl.learning.local import LocalSGD
@@ -162,13 +162,13 @@ def main() -> None:
         return float(said.stdout.split()[-1])
 
     schedule = Schedule(chosen.rounds, chosen.cohort, chosen.batch, evaluate_every=10**9)
-    choice = choose([algorithm], task, weights, data, schedule)
+    choice = choose(task, weights, data, schedule) if chosen.device == CPU else Choice(False, "it is no CPU")
     print(f"auto runs clients {'in batches' if choice.batched else 'one by one'}: {choice.why}")
     replay.AFTER = 10  # as in a long federation; recording is part of no repetition
     with contextlib.ExitStack() as stack:
 
         def ours(name: str, kind: Name) -> Callable[[], None]:
-            runner = stack.enter_context(engine(kind, data, chosen.cohort))
+            runner = stack.enter_context(engine(kind, data, chosen.cohort, chosen.device))
 
             def run() -> None:
                 trace = federate(

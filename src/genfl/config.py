@@ -208,7 +208,7 @@ UNGUIDED = ("speech", "text")
 """Kinds of generators without classifier-free guidance."""
 
 
-Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:(0|[1-9]\d?))?)$")]
 
 
 class ChatModel(Section):
@@ -729,8 +729,8 @@ class Config(Section):
     )
     device: Device = Field(
         "cpu",
-        description="Where models are trained and tested: cpu, cuda or cuda:1. Data, random numbers and the"
-        " server's sums stay on the CPU.",
+        description="Where clients and pre-training compute, and models are tested: cpu, cuda or cuda:1."
+        " Data, random numbers and the server's work stay on the CPU.",
     )
     pretrain: Pretraining = Pretraining()
     federate: Federation = Federation()

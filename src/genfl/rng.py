@@ -75,10 +75,9 @@ class Key:
         """
         device = torch.get_default_device()
         if device.type == "cpu":
-            return sampler(self.torch(), *given)
+            return sampler(self.torch(), *(tensor.cpu() for tensor in given))
         with torch.device("cpu"):
-            drawn = sampler(self.torch(), *(tensor.cpu() for tensor in given))
-        return tuple(v.to(device) for v in drawn) if isinstance(drawn, tuple) else drawn.to(device)
+            return _moved(sampler(self.torch(), *(tensor.cpu() for tensor in given)), device)
 
     def _sequence(self) -> np.random.SeedSequence:
         words = (operator.index(self.seed), 0, 0, 0, *self.path)  # what a spawn key comes to
@@ -105,7 +104,8 @@ class Keys:
 
     def draw(self, sampler: Sampler, *given: Tensor) -> Any:
         """Returns what each client draws from its own stream; see `Key.draw`."""
-        return _Draw.apply(self.index, self.keys, sampler, *given)  # type: ignore[no-untyped-call]
+        device = torch.get_default_device()  # inside, there is none
+        return _moved(_Draw.apply(self.index, self.keys, sampler, *given), device)  # type: ignore[no-untyped-call]
 
 
 class _Draw(torch.autograd.Function):
@@ -134,6 +134,12 @@ class _Draw(torch.autograd.Function):
             together = tuple(torch.stack(parts) for parts in zip(*drawn, strict=True))
             return together, (0,) * len(together)
         return torch.stack(drawn), 0
+
+
+def _moved(drawn: Any, device: torch.device) -> Any:
+    if device.type == "cpu":
+        return drawn
+    return tuple(v.to(device) for v in drawn) if isinstance(drawn, tuple) else drawn.to(device)
 
 
 def _word(part: int | str) -> int:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from genfl import trees
+from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
 from genfl.engines import choice
-from genfl.engines.choice import choose, engine
+from genfl.engines.choice import choose, engine, obstacle
 from genfl.engines.parallel import Parallel
 from genfl.engines.replay import Replaying
 from genfl.engines.rounds import Schedule
@@ -57,11 +58,15 @@ def data(sizes, shape=SHAPE):
     return ClientData(torch.zeros(ends[-1], *shape), torch.arange(ends[-1]) % 10, parts, 10)
 
 
-def chosen(build, clients, shape=SHAPE, cohort=10, methods=(fedavg,), **schedule):
+def chosen(build, clients, cohort=10, **schedule):
+    task = classification(build, SHAPE)
+    return choose(task, task.init(Key(0)), clients, replace(Schedule(1, cohort, 32), **schedule))
+
+
+def problem(build, method=fedavg, shape=SHAPE):
     task = classification(build, shape)
-    rounds = replace(Schedule(1, cohort, 32), **schedule)
-    algorithms = [method(task, LocalSGD(0.1)) for method in methods]
-    return choose(algorithms, task, task.init(Key(0)), clients, rounds)
+    algorithm = method(task, LocalSGD(0.1))
+    return obstacle(algorithm, task.init(Key(0)), data(ALIKE, shape), Schedule(1, 10, 32))
 
 
 def small():
@@ -110,11 +115,6 @@ def test_long_steps_run_one_by_one():
     assert not chosen(small, data([200] * 20), batch_size=64, local_steps=1).batched
 
 
-def test_nothing_is_batched_beside_an_accelerator(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    assert not chosen(small, data(ALIKE)).batched
-
-
 class Asking(nn.Module):
     """A layer that does what no batch of clients can: it looks at its numbers."""
 
@@ -144,10 +144,14 @@ def flat(layer):
     ],
 )
 def test_a_model_that_cannot_be_batched_is_found_out(build, shape, why):
-    found = chosen(build, data(ALIKE, shape), shape)
-    assert not found.batched
-    assert "not all can run in batches" in found.why
-    assert why in found.why
+    assert why in problem(build, shape=shape)
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"fedet"}))
+def test_methods_can_be_batched(name):
+    shared = torch.zeros(4, *SHAPE)
+    given = {"cohort": 10, "rounds": 100, "shared": shared, "unlabelled": shared}
+    assert problem(small, lambda task, local: ALGORITHMS[name].build(task, local, given)) is None
 
 
 def promoted(task, local):
@@ -165,12 +169,12 @@ def promoted(task, local):
     return plain._replace(client=plain.client._replace(finish=finish, reductions=reductions))
 
 
-def test_one_method_that_would_be_refused_in_batches_keeps_all_out_of_them():
-    assert "dtype" in chosen(small, data(ALIKE), methods=[fedavg, promoted]).why
+def test_a_method_that_would_be_refused_in_batches_is_found_out():
+    assert "dtype" in problem(small, promoted)
 
 
 def test_clients_with_models_of_their_own_run_one_by_one():
     def unlike(task, local):
         return fedavg(task, local)._replace(same_form=False)
 
-    assert "models differ" in chosen(small, data(ALIKE), methods=[unlike]).why
+    assert "models differ" in problem(small, unlike)

@@ -4,32 +4,35 @@
 but refuse to meet those of another device, as a GPU's do.
 """
 
+import gc
 import itertools
+import weakref
 from functools import partial
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from genfl import trees
+from genfl import config, pipeline, trees
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.base import no_losses, run_once
 from genfl.analysis.diversity import NAME, gradient_diversity
 from genfl.analysis.heterogeneity import DIVERGENCE, GENERALITY, divergence, generality
 from genfl.data.clients import ClientData
 from genfl.engines import replay
-from genfl.engines.device import on_device
+from genfl.engines.device import exact, on_device
 from genfl.engines.evaluation import evaluate_clients, evaluation
 from genfl.engines.replay import Replaying
 from genfl.engines.rounds import Schedule, federate
 from genfl.engines.sequential import Sequential
 from genfl.engines.vectorised import Together, Vectorised
+from genfl.errors import InputError
 from genfl.learning.augment import Augment
 from genfl.learning.local import LocalSGD
 from genfl.learning.pretrain import Recipe, pretrain
 from genfl.learning.task import classification
 from genfl.models import MLP, Stack
-from genfl.rng import Key
+from genfl.rng import Key, Keys
 
 SHAPE, CLASSES = (1, 4, 4), 3
 X = torch.linspace(-1, 1, 70 * 16).reshape(70, *SHAPE)
@@ -132,30 +135,44 @@ def places(tree):
 def test_a_message_is_moved_once_for_all_clients_of_a_round():
     moved = []
     client = method("fedavg").client
-    program = on_device(
-        client._replace(
-            start=lambda message, *_: moved.append(message["weights"]["params"]["body.0.weight"])
-        ),
-        ELSEWHERE,
-    )
-    for _ in range(2):
-        message = {"weights": TASK.init(Key(1))}
+    noting = client._replace(start=lambda message, *_: moved.append(trees.leaves(message)))
+    program, ever = on_device(noting, FAKE), torch.zeros(2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
         for _ in range(2):
-            program.start(dict(message), {}, {}, Key(0))
-    assert moved[0] is moved[1]
-    assert moved[2] is moved[3]
-    assert moved[0] is not moved[2]
+            message = {"ever": ever, "weights": TASK.init(Key(1))}
+            for _ in range(2):
+                program.start(dict(message), {}, {}, Key(0))
+    first, again, second, _ = moved
+    assert {leaf.device for leaf in first} == {FAKE}
+    assert list(map(id, first)) == list(map(id, again))
+    assert second[0] is first[0]
+    assert second[1] is not first[1]
+    gone = weakref.ref(first[1])
+    moved.clear()
+    del first, again
+    gc.collect()
+    assert gone() is None, "an old round's model is kept"
 
 
 def test_what_is_drawn_for_a_device_is_drawn_on_the_cpu():
     def sampler(rng, scale):
         return torch.rand(3, generator=rng) * scale, torch.rand(2, generator=rng)
 
-    scale = torch.ones(())
+    one, scales, index = torch.ones(()), torch.ones(2), torch.arange(2)
+    keys = [Key(3), Key(4)]
     with torch.device("meta"):
-        drawn = Key(3).draw(sampler, scale)
-    assert [value.device.type for value in drawn] == ["meta", "meta"]
-    assert [value.shape for value in drawn] == [(3,), (2,)]
+        alone = Key(3).draw(sampler, one)
+        together = torch.vmap(lambda i, scale: Keys(keys, i).draw(sampler, scale))(index, scales)
+    for drawn, shapes in ((alone, [(3,), (2,)]), (together, [(2, 3), (2, 2)])):
+        assert [value.device.type for value in drawn] == ["meta", "meta"]
+        assert [value.shape for value in drawn] == shapes
+
+
+def test_what_is_drawn_from_something_elsewhere_is_drawn_here():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        shares = torch.ones(3).to(FAKE)
+        drawn = Key(3).draw(lambda rng, shares: torch.multinomial(shares, 2, True, generator=rng), shares)
+    assert drawn.device.type == "cpu"
 
 
 def test_clients_test_models_elsewhere(clients):
@@ -195,7 +212,31 @@ def test_a_gpu_computes_what_the_cpu_does(clients, name, batched, monkeypatch):
     monkeypatch.setattr(replay, "AFTER", 5)
     algorithm = method(name)
     run = Vectorised(Together(clients)) if batched else Replaying(Sequential(clients))
-    there = play(algorithm, clients, run, torch.device("cuda"), rounds=2)
+    with exact(torch.device("cuda")):
+        there = play(algorithm, clients, run, torch.device("cuda"), rounds=2)
     here = play(algorithm, clients, Sequential(clients), torch.device("cpu"), rounds=2)
     for a, b in zip(trees.leaves(there.weights), trees.leaves(here.weights), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 8, reason="torch sees that many GPUs")
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        ("cuda:9", "^device: 'cuda:9', but torch sees no GPU of that number; use cpu$"),
+        ("cuda:01", "^device: "),
+        ("cuda:256", "^device: "),  # to torch it is the first
+        ("gpu", "^device: "),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(tmp_path, device, says):
+    text = f"""
+        name: somewhere
+        data: {{name: digits, partition: {{kind: iid, clients: 10}}}}
+        generator: none
+        model: {{name: mlp}}
+        device: {device}
+        methods: {{fedavg: {{algorithm: fedavg}}}}
+    """
+    with pytest.raises(InputError, match=says):
+        pipeline.execute(config.parse(text), tmp_path / "run")

@@ -8,6 +8,7 @@ import torch
 
 from genfl import config, pipeline
 from genfl.engines import choice
+from genfl.stages import batching
 from genfl.storage import load_tensors
 
 CONFIG = """
@@ -87,6 +88,26 @@ def test_what_was_found_stays_on_a_machine_with_more_cores(execute, tmp_path, mo
     assert "in batches" in log
     assert made(tmp_path / "run") != before
     assert "one by one" in execute("another", "auto", ALIKE)
+
+
+def test_a_method_more_changes_nothing_for_the_others(execute, tmp_path, monkeypatch):
+    execute("run", "auto", ALIKE)
+    before = made(tmp_path / "run")
+    monkeypatch.setattr(choice, "cores", lambda: 64)
+    monkeypatch.setattr(batching, "obstacle", lambda *_: "it cannot")
+    log = execute("run", "auto", ALIKE, "methods.moon={algorithm: moon}")
+    assert "clients of moon run one by one: it cannot" in log
+    after = made(tmp_path / "run")
+    assert after.keys() - before.keys() == {"moon"}
+    assert after.items() >= before.items()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": 1}'])
+def test_a_damaged_decision_is_made_again(execute, tmp_path, content):
+    execute("run", "auto", ALIKE)
+    (tmp_path / "run/federate/engine.json").write_text(content)
+    assert "in batches" in execute("run", "auto", ALIKE, "federate.rounds=3")
+    assert json.loads((tmp_path / "run/federate/engine.json").read_text())["batched"]
 
 
 def test_local_models_that_are_measured_come_one_by_one(execute):

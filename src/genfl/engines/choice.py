@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from textwrap import shorten
 from typing import Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from genfl.engines.replay import Replaying
 from genfl.engines.rounds import Schedule
 from genfl.engines.sequential import Sequential
 from genfl.engines.vectorised import LEAST, SHARES, Together, Vectorised
+from genfl.learning.pretrain import CPU
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
 
@@ -47,25 +48,20 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose(
-    algorithms: Iterable[Algorithm], task: Task, weights: Weights, data: ClientData, schedule: Schedule
-) -> Choice:
-    """Decides whether ``auto`` runs clients in batches (`vectorised`) or one by one: what is faster.
+def choose(task: Task, weights: Weights, data: ClientData, schedule: Schedule) -> Choice:
+    """Decides whether ``auto`` runs clients in batches (`vectorised`) or one by one: what is faster on a CPU.
 
     Batches pay where steps are short, every core gets a batch, and clients go through the same steps: each
     number of clients still at work, and each batch size, is a program of its own to record. This is a rule
     about the federation and the number of cores, and no measurement, so that a result's bits do not depend on
-    what else a machine does. All algorithms that are compared run in the same way.
+    what else a machine does.
 
     Args:
-        algorithms: What clients and servers compute; all must be able to run in batches.
         task: What is learned.
         weights: The initial global model.
         data: What the clients hold.
         schedule: Rounds, cohorts, local work.
     """
-    if torch.accelerator.is_available():
-        return Choice(False, "what pays beside an accelerator has not been measured")
     if cores() > SHARES:
         return Choice(False, f"there are more than {SHARES} cores, and no more parts of a cohort")
     if schedule.clients_per_round < (many := LEAST * max(2, cores())):
@@ -79,9 +75,6 @@ def choose(
     operations = f"a batch's forward pass takes {counter.get_total_flops() / 1e6:.1f} million operations"
     if counter.get_total_flops() > SHORT:
         return Choice(False, operations)
-    for algorithm in algorithms:
-        if problem := _problem(algorithm, weights, data, schedule):
-            return Choice(False, f"not all can run in batches ({problem})")
     return Choice(True, f"they take the same steps, and {operations}")
 
 
@@ -99,8 +92,15 @@ def _alike(data: ClientData, schedule: Schedule) -> tuple[float, int]:
     return float(taken.max() / steps.sum()), int(first[taken.argmax()])
 
 
-def _problem(algorithm: Algorithm, weights: Weights, data: ClientData, schedule: Schedule) -> str | None:
-    """Says why an algorithm's clients cannot run in batches; None if two took a step together."""
+def obstacle(algorithm: Algorithm, weights: Weights, data: ClientData, schedule: Schedule) -> str | None:
+    """Says why an algorithm's clients cannot run in batches; None if two took a step together.
+
+    Args:
+        algorithm: What clients and server compute.
+        weights: The initial global model.
+        data: What the clients hold.
+        schedule: Rounds, cohorts, local work.
+    """
     if not algorithm.same_form:
         return "clients' models differ in form"
     try:
@@ -127,7 +127,7 @@ def _problem(algorithm: Algorithm, weights: Weights, data: ClientData, schedule:
 
 
 @contextlib.contextmanager
-def engine(name: Name, data: ManyData, cohort: int) -> Iterator[Engine]:
+def engine(name: Name, data: ManyData, cohort: int, device: torch.device = CPU) -> Iterator[Engine]:
     """Opens an engine for the length of a federation.
 
     Args:
@@ -136,12 +136,12 @@ def engine(name: Name, data: ManyData, cohort: int) -> Iterator[Engine]:
             elsewhere, with the same bits. Whether to batch clients instead, `choose` says.
         data: What the clients hold.
         cohort: Clients in a round.
+        device: Where they compute.
     """
     forks = sys.platform == "linux" and refusal() is None and cores() > 1 and cohort > 1
     with keeping_memory():
         if name == "vectorised":
-            alone = torch.accelerator.is_available()  # an accelerator has room for a whole cohort
-            together = Together(data, shares=1 if alone else SHARES)
+            together = Together(data, shares=SHARES if device == CPU else 1)  # a GPU takes a whole cohort
             if forks:
                 with contextlib.closing(Parallel(data, together=together)) as parallel:
                     yield parallel

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -11,6 +15,13 @@ from genfl.learning.pretrain import CPU
 from genfl.learning.task import Batch
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
+
+
+@contextlib.contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Makes a GPU's convolutions compute in the precision that was asked for, and the same each time."""
+    with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False) if device != CPU else nullcontext():
+        yield
 
 
 def on_device(program: Client, device: torch.device) -> Client:
@@ -32,11 +43,10 @@ def on_device(program: Client, device: torch.device) -> Client:
 
     def moved(message: Tree) -> Tree:
         leaves = trees.leaves(message)
-        if not any(id(leaf) in there for leaf in leaves):
-            there.clear()  # another round's
-        for leaf in leaves:
-            if id(leaf) not in there:
-                there[id(leaf)] = leaf, leaf.to(device)
+        if any(id(leaf) not in there for leaf in leaves):  # another round's
+            kept = {id(leaf): there[id(leaf)] for leaf in leaves if id(leaf) in there}
+            there.clear()
+            there.update({id(leaf): (leaf, leaf.to(device)) for leaf in leaves} | kept)
         return trees.map(lambda leaf: there[id(leaf)][1], message)
 
     def start(message: Tree, memory: Tree, facts: Facts, key: Key) -> Tree:

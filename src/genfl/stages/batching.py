@@ -1,17 +1,18 @@
-"""Whether the clients of a run work in batches: what the config says, or was found right when it began."""
+"""Whether clients work in batches: what the config says, or what was found right when the run began."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from genfl.algorithms.base import Algorithm
 from genfl.config import Config, Method
 from genfl.data.clients import ClientData
-from genfl.engines.choice import Choice, choose
+from genfl.engines.choice import Choice, choose, obstacle
 from genfl.engines.parallel import cores
 from genfl.engines.rounds import Schedule
+from genfl.errors import GenflError
 from genfl.learning.task import Task, Weights
 from genfl.run import Run, data_key
 from genfl.storage import digest, read_json, write_json
@@ -22,60 +23,88 @@ AUTO = "auto"
 
 
 def batched(run: Run, method: Method) -> bool:
-    """Returns whether a method's clients work in batches; those of references work alone in a round."""
+    """Returns whether a method's clients work in batches."""
     if run.config.federate.engine != AUTO:
         return run.config.federate.engine == "vectorised"
     found = _found(run)
-    return found is not None and found.batched and method.reference is None
+    return found["batched"] and _name(method) in found["methods"] and not found["methods"][_name(method)]
 
 
-def settle(
-    run: Run,
-    algorithms: Iterable[Algorithm],
-    task: Task,
-    weights: Weights,
-    data: ClientData,
-    schedule: Schedule,
-) -> None:
-    """Decides for ``auto``, once for all methods and seeds of a run, and keeps it in the run's folder.
+def settle(run: Run, task: Task, weights: Weights, data: ClientData, schedule: Schedule) -> None:
+    """Decides for ``auto``, once for all seeds of a run, and keeps it in the run's folder.
 
     Args:
         run: The run.
-        algorithms: What clients and servers of its federated methods compute.
         task: What is learned.
         weights: A global model.
         data: What clients hold of their own, with the first seed.
-        schedule: Rounds, cohorts, local work, the same for all.
+        schedule: Rounds, cohorts, local work, the same for all methods.
     """
-    config = run.config
-    if config.federate.engine != AUTO:
+    if run.config.federate.engine != AUTO:
         return
-    choice = _found(run)
-    if choice is None:
-        if config.federate.heterogeneity:
+    found = _found(run)
+    if not found["why"]:
+        if run.config.device != "cpu":
+            choice = Choice(False, "what pays on a GPU has not been measured")
+        elif run.config.federate.heterogeneity:
             choice = Choice(False, "local models are measured as well")
-        elif any(method.data != "private" for method in config.methods.values()):
-            choice = Choice(False, "some hold generated data, too")
         else:
-            choice = choose(algorithms, task, weights, data, schedule)
-        write_json(_file(run), {**choice._asdict(), "cores": cores(), "key": _key(config)})
-    log.info("clients run %s: %s", "in batches" if choice.batched else "one by one", choice.why)
+            choice = choose(task, weights, data, schedule)
+        found |= {**choice._asdict(), "cores": cores()}
+        write_json(_file(run), found)
+    log.info("clients run %s: %s", "in batches" if found["batched"] else "one by one", found["why"])
 
 
-def _found(run: Run) -> Choice | None:
-    """Returns what was decided for a config like this; None before."""
-    stored = read_json(_file(run)) if _file(run).exists() else {}
-    return Choice(stored["batched"], stored["why"]) if stored.get("key") == _key(run.config) else None
+def settle_method(
+    run: Run, name: str, algorithm: Algorithm, weights: Weights, data: ClientData, schedule: Schedule
+) -> None:
+    """Sees, once, whether a method's clients can work in batches where the run's do, and keeps that.
+
+    Args:
+        run: The run.
+        name: The method's.
+        algorithm: What its clients and server compute.
+        weights: A global model.
+        data: What its clients hold.
+        schedule: Rounds, cohorts, local work.
+    """
+    method, found = run.config.methods[name], _found(run)
+    if run.config.federate.engine != AUTO or not found["batched"] or _name(method) in found["methods"]:
+        return
+    if method.reference is not None:
+        problem: str | None = "a single client works in a round"
+    elif method.data != "private":
+        problem = "its clients hold generated data, too"
+    else:
+        problem = obstacle(algorithm, weights, data, schedule)
+    if problem and method.reference is None:
+        log.info("clients of %s run one by one: %s", name, problem)
+    found["methods"][_name(method)] = problem
+    write_json(_file(run), found)
+
+
+def _found(run: Run) -> dict[str, Any]:
+    """Returns what was decided for a config like this: the run's choice, and each method's obstacle."""
+    nothing = {"key": _key(run.config), "batched": False, "why": "", "methods": {}}
+    try:
+        stored = read_json(_file(run)) if _file(run).exists() else nothing
+        if stored["key"] == nothing["key"] and stored.keys() >= nothing.keys():
+            return dict(stored)
+    except (GenflError, KeyError, TypeError, AttributeError):
+        log.warning("%s is damaged: it is decided anew how clients run", _file(run))
+    return nothing
 
 
 def _file(run: Run) -> Path:
     return run.folder / "federate" / "engine.json"
 
 
+def _name(method: Method) -> str:
+    return digest(method.model_dump())
+
+
 def _key(config: Config) -> str:
-    """Returns a digest of what decides it, the machine apart."""
-    methods = [method.model_dump() for method in config.methods.values()]
+    """Returns a digest of what decides it, machine and methods apart."""
     federation = config.federate.model_dump(exclude={"rounds", "evaluate_every", "checkpoint_every"})
     data = [data_key(config.data), config.data.partition.model_dump()]
-    models = [config.precision, config.device, config.model.model_dump()]
-    return digest([models, data, federation, methods])
+    return digest([config.precision, config.device, config.model.model_dump(), data, federation])

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from genfl import progress, trees
-from genfl.algorithms.base import Algorithm
 from genfl.algorithms.registry import UNLABELLED
 from genfl.analysis import diversity, heterogeneity
 from genfl.config import Config, Content, Method
 from genfl.data.clients import ClientData
 from genfl.data.sources import DataSet
 from genfl.engines.choice import EXACT, engine
+from genfl.engines.device import exact
 from genfl.engines.evaluation import ClientScores, evaluate_clients
 from genfl.engines.rounds import Measure, Trace, federate
 from genfl.engines.sequential import Sequential
@@ -37,7 +37,7 @@ from genfl.run import (
 )
 from genfl.stages import arms, generate, guided, pretrain
 from genfl.stages.base import Stage
-from genfl.stages.batching import batched, settle
+from genfl.stages.batching import batched, settle, settle_method
 from genfl.stages.checks import check
 from genfl.stages.classified import classified
 from genfl.stages.content import holdings
@@ -72,10 +72,6 @@ def _run(run: Run) -> dict[str, Any]:
     resources = arms.resources(config, len(run.labels))
     measures, similar = _measures(config, task, data, test_y), _Similarity(run, task)
 
-    def algorithm_of(method: Method) -> Algorithm:
-        inputs = {name: unlabelled() for name in method.asks_for & UNLABELLED}
-        return arms.algorithm(config, method, task, resources | inputs)
-
     results: dict[str, dict[str, Any]] = {name: {} for name in config.methods}
     if config.generates:
         results[SYNTHETIC_ONLY] = {}
@@ -84,7 +80,7 @@ def _run(run: Run) -> dict[str, Any]:
     for name, method in config.methods.items():
         if method.reference == GENERATOR:
             results[name] = classified(run, name, method, task)
-    with progress.bar("federate", _rounds(config), "rounds") as advance:
+    with progress.bar("federate", _rounds(config), "rounds") as advance, exact(device):
         for seed in config.seeds:
             held = held_back_data(run, seed)
             if config.generates:
@@ -96,19 +92,20 @@ def _run(run: Run) -> dict[str, Any]:
                 }
             own = private_data(run, seed)
             if federated and seed == config.seeds[0]:
-                start, schedule = task.init(initial_key(seed)), arms.schedule(config, federated[0])
-                settle(run, map(algorithm_of, federated), task, start, own, schedule)
+                settle(run, task, task.init(initial_key(seed)), own, arms.schedule(config, federated[0]))
             for name, method in arms.trained(config).items():
-                algorithm = algorithm_of(method)
+                inputs = {name: unlabelled() for name in method.asks_for & UNLABELLED}
+                algorithm = arms.algorithm(config, method, task, resources | inputs)
                 clients = holdings(run, name, own, seed, synthetic, by_example)
                 federations = arms.federations(config, method, clients, seed)
                 traces = []
                 for place, federation in zip(arms.places(config, method, seed), federations, strict=True):
                     arm = folder / name / place
                     start = _start(run, task, method, seed)
+                    settle_method(run, name, algorithm, start, federation.clients, federation.schedule)
                     kind = "vectorised" if batched(run, method) else config.federate.engine
                     cohort = federation.schedule.clients_per_round
-                    with engine(kind, federation.clients, cohort) as run_cohort:
+                    with engine(kind, federation.clients, cohort, device) as run_cohort:
                         trace = federate(
                             algorithm,
                             start,

@@ -13,6 +13,7 @@ import torch
 from genfl import progress
 from genfl.config import Config, Model
 from genfl.data.texts import GENERATED
+from genfl.engines.device import exact
 from genfl.errors import InputError
 from genfl.learning.pretrain import Recipe, pretrain
 from genfl.learning.task import Task, Weights, from_state_dict, load_weights, state_dict, weights_of
@@ -33,10 +34,13 @@ def _run(run: Run) -> dict[str, Any]:
     x = run.data.prepare(x)
     options = config.pretrain.model_dump(exclude={"init"})
     recipe = Recipe(**{**options, "augment": config.pretrain.augment.augment()})
-    task = task_of(run)
+    task, device = task_of(run), torch.device(config.device)
     results = {}
     _discard(run)
-    with progress.bar("pretrain", config.pretrain.epochs * len(config.seeds), "epochs") as advance:
+    with (
+        progress.bar("pretrain", config.pretrain.epochs * len(config.seeds), "epochs") as advance,
+        exact(device),
+    ):
         for seed in config.seeds:
             trained = pretrain(
                 task,
@@ -47,7 +51,7 @@ def _run(run: Run) -> dict[str, Any]:
                 Key(seed).fold("pretrain"),
                 checkpoint=_folder(run, seed) / "checkpoint.safetensors",
                 checkpoint_key=key(run, seed),
-                device=torch.device(config.device),
+                device=device,
                 on_epoch=advance,
             )
             save_tensors(_folder(run, seed) / "model.safetensors", state_dict(trained.weights))
