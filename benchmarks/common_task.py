@@ -2,16 +2,17 @@
 
 100 clients of 64 samples, 10 clients a round, one local epoch, batches of 32, plain SGD.
 ``--side 8 --width 16`` is a CNN for digits, bound by overhead; ``--side 32 --width 32`` one for CIFAR-sized
-images, bound by arithmetic;
-``--model logistic --cohort 100`` and ``--model mlp --cohort 100`` are models whose clients it pays to batch.
-The repetitions of all contestants alternate, so that a machine's drift hits all, and medians are printed.
+images, bound by arithmetic; ``--model logistic --cohort 100`` and ``--model mlp --cohort 100`` are models
+whose clients it pays to batch. The repetitions of all contestants alternate, so that a machine's drift hits
+all, and medians are printed.
 
 ``--model resnet20 --side 32 --device cuda`` and ``vgg19``, with ``--batch 32`` and 64, are for a GPU; there
 the peak of its memory is printed as well. ``--profile NAME`` says what a contestant's time goes to.
 
-``--peer COMMAND`` is another library on the task: a command that reads SIDE, WIDTH and ROUNDS from its
-environment and prints the seconds a round as its last word. ``--only`` picks contestants; under
-``taskset -c 1`` all of them share a core.
+``--peer COMMAND`` is another library on the task: a command that reads SIDE, WIDTH, MODEL, BATCH, COHORT,
+DEVICE and ROUNDS from its environment and prints the seconds a round as its last word; one that reads fewer
+of them runs another task than it is asked for. ``--only`` picks contestants; under ``taskset -c 1`` all of
+them share a core.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ from genfl.engines.choice import Choice, Name, choose, engine
 from genfl.engines.parallel import refusal
 from genfl.engines.rounds import Schedule, cohort, federate
 from genfl.learning.local import LocalSGD
-from genfl.learning.pretrain import CPU
-from genfl.learning.task import classification
+from genfl.learning.task import CPU, classification
 from genfl.models import MLP, MODELS, Classifier, Stack
 from genfl.rng import Key
 
@@ -155,9 +155,10 @@ def main() -> None:
         bare_loop(build, *by_client, chosen.cohort, chosen.rounds, chosen.batch)
 
     def peer() -> float:
-        size = {"SIDE": str(chosen.side), "WIDTH": str(chosen.width), "ROUNDS": str(chosen.rounds)}
+        asked = ("side", "width", "model", "batch", "cohort", "device", "rounds")
+        told = {name.upper(): str(getattr(chosen, name)) for name in asked}
         said = subprocess.run(
-            shlex.split(chosen.peer), env=os.environ | size, capture_output=True, check=True
+            shlex.split(chosen.peer), env=os.environ | told, capture_output=True, check=True
         )
         return float(said.stdout.split()[-1])
 

@@ -739,6 +739,11 @@ class Config(Section):
     report: Report = Report()
 
     @property
+    def device_type(self) -> str:
+        """What kind of device computes, of which results' last bits depend: cpu or cuda."""
+        return self.device.partition(":")[0]
+
+    @property
     def generates(self) -> bool:
         """Whether there is a generator."""
         return not isinstance(self.generator, NoGenerator)

@@ -57,6 +57,11 @@ def unflatten(like: Tree, leaves: Iterable[Any]) -> Tree:
     return fill(like)
 
 
+def to(tree: Tree, device: torch.device) -> Tree:
+    """Returns the tree on a device; leaves that are there stay what they are."""
+    return map(lambda leaf: leaf.to(device), tree)
+
+
 def apart(stacked: Tree, count: int) -> list[Tree]:
     """Returns the trees that a stack of so many was made of, as views of it."""
     each = [leaf.unbind() for leaf in leaves(stacked)]

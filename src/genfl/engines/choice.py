@@ -22,8 +22,7 @@ from genfl.engines.replay import Replaying
 from genfl.engines.rounds import Schedule
 from genfl.engines.sequential import Sequential
 from genfl.engines.vectorised import LEAST, SHARES, Together, Vectorised
-from genfl.learning.pretrain import CPU
-from genfl.learning.task import Task, Weights
+from genfl.learning.task import CPU, Task, Weights
 from genfl.rng import Key
 
 Name = Literal["auto", "parallel", "sequential", "vectorised"]

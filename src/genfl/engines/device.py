@@ -11,8 +11,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import Client, Facts
-from genfl.learning.pretrain import CPU
-from genfl.learning.task import Batch
+from genfl.learning.task import CPU, Batch
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
@@ -38,9 +37,6 @@ def on_device(program: Client, device: torch.device) -> Client:
         return program
     there: dict[int, tuple[Tensor, Tensor]] = {}  # by what is moved, which must stay alive to keep its id
 
-    def move(tree: Tree) -> Tree:
-        return trees.map(lambda leaf: leaf.to(device), tree)
-
     def moved(message: Tree) -> Tree:
         leaves = trees.leaves(message)
         if any(id(leaf) not in there for leaf in leaves):  # another round's
@@ -51,19 +47,19 @@ def on_device(program: Client, device: torch.device) -> Client:
 
     def start(message: Tree, memory: Tree, facts: Facts, key: Key) -> Tree:
         with device:
-            return program.start(moved(message), move(memory), move(facts), key)
+            return program.start(moved(message), trees.to(memory, device), trees.to(facts, device), key)
 
     def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
         with device:
-            return program.step(carry, move(batch), key)
+            return program.step(carry, trees.to(batch, device), key)
 
     def finish(carry: Tree) -> tuple[Tree, Tree]:
         with device:
             upload, memory = program.finish(carry)
-        return trees.map(Tensor.cpu, upload), trees.map(Tensor.cpu, memory)
+        return trees.to(upload, CPU), trees.to(memory, CPU)
 
     def losses(message: Tree, examples: Batch) -> Tensor:
         with device:
-            return program.losses(moved(message), move(examples)).cpu()
+            return program.losses(moved(message), trees.to(examples, device)).cpu()
 
     return Client(start, step, finish, program.reductions, losses)

@@ -16,8 +16,7 @@ from genfl.data.clients import ClientData
 from genfl.data.plans import Batches
 from genfl.engines.base import Engine, Work
 from genfl.engines.device import on_device
-from genfl.learning.pretrain import CPU
-from genfl.learning.task import Batch, Task, Weights
+from genfl.learning.task import CPU, Batch, Task, Weights
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 

@@ -18,8 +18,7 @@ from genfl.engines.base import Engine, Work, one_thread
 from genfl.engines.device import on_device
 from genfl.engines.memory import Memories
 from genfl.errors import GenflError
-from genfl.learning.pretrain import CPU
-from genfl.learning.task import Weights
+from genfl.learning.task import CPU, Weights
 from genfl.rng import Key
 from genfl.storage import load_checkpoint, save_tensors
 from genfl.trees import Tree

@@ -15,14 +15,12 @@ from genfl import trees
 from genfl.errors import InputError
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
-from genfl.learning.task import Task, Weights
+from genfl.learning.task import CPU, Task, Weights
 from genfl.rng import Key
 from genfl.storage import load_checkpoint, save_tensors
 from genfl.trees import Tree
 
 Schedule = Literal["constant", "cosine"]
-
-CPU = torch.device("cpu")
 
 
 class Recipe(NamedTuple):
@@ -106,7 +104,7 @@ def pretrain(
         on_epoch(len(history))
 
     params = trees.map(lambda p: p.to(device, copy=True).requires_grad_(), start["weights"]["params"])
-    buffers = trees.map(lambda b: b.to(device), start["weights"]["buffers"])
+    buffers = trees.to(start["weights"]["buffers"], device)
     optimizer = torch.optim.AdamW(trees.leaves(params), lr=recipe.lr, weight_decay=recipe.weight_decay)
     _restore(optimizer, start["optimizer"])
 
@@ -134,7 +132,7 @@ def pretrain(
         if scores["loss"] is None or not math.isfinite(total):
             raise InputError(f"pretrain.lr: training diverged in epoch {epoch} at {recipe.lr:g}; lower it")
         if not history or scores["loss"] < history[best_epoch - 1]["held_back_loss"]:
-            best, best_epoch = trees.map(Tensor.cpu, now), epoch
+            best, best_epoch = trees.to(now, CPU), epoch
         history.append(
             {
                 "epoch": epoch,

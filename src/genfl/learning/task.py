@@ -146,6 +146,9 @@ class _Head(nn.Module):
 
 Precision = Literal["fp32", "bf16"]
 
+CPU = torch.device("cpu")
+"""Where everything is that nobody moved."""
+
 
 def classification(
     build: Callable[[], Classifier], shape: Sequence[int], precision: Precision = "fp32"

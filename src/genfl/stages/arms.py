@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from genfl.algorithms import ALGORITHMS, Algorithm, combine
 from genfl.algorithms.fedavg import fedavg
 from genfl.config import Config, Method
@@ -60,7 +58,7 @@ def key(run: Run, method: Method, seed: int) -> str:
     upstream = []
     if method.reads_generated:
         upstream.append(generate.STAGE.name)
-    models = [config.precision, torch.device(config.device).type, config.model.model_dump()]
+    models = [config.precision, config.device_type, config.model.model_dump()]
     if "client_tasks" in method.asks_for:
         models += [model.model_dump() for model in config.client_models]
     federation = training(config)

@@ -63,8 +63,7 @@ def _run(run: Run) -> dict[str, Any]:
     device = torch.device(config.device)
 
     def score(weights: Weights) -> Scores:
-        there = trees.map(lambda leaf: leaf.to(device), weights)
-        return evaluate(prepared(task, data), there, data.test.x, test_y)
+        return evaluate(prepared(task, data), trees.to(weights, device), data.test.x, test_y)
 
     synthetic = cache(partial(generate.read, run))  # read only if a method wants it
     by_example = cache(partial(guided.read, run))
@@ -232,7 +231,7 @@ def _inputs(config: Config) -> Any:
     kind = config.federate.engine
     federation = [arms.training(config), "exact" if kind in EXACT else [kind, arms.ROUNDING]]
     models = [
-        *(config.precision, torch.device(config.device).type),
+        *(config.precision, config.device_type),
         *(model.model_dump() for model in (config.model, *config.client_models)),
     ]
     data = [data_key(config.data), config.data.partition.model_dump()]

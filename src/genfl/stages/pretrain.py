@@ -173,7 +173,7 @@ def _inputs(config: Config) -> Any:
 
 def _recipe(config: Config) -> list[Any]:
     """Returns what the models of all seeds depend on."""
-    model = [config.precision, torch.device(config.device).type, config.model.model_dump()]
+    model = [config.precision, config.device_type, config.model.model_dump()]
     recipe = [config.pretrain.model_dump(exclude={"init"}), initial_digest(config)]
     return [recipe, model, data_key(config.data)]
 
