@@ -1,0 +1,210 @@
+"""Layers on the images of many clients at once: a client's channels are a group among all channels.
+
+`torch.vmap` has rules of its own for group norm and max pooling, which are right and slow: they move clients
+to the front, which copies what convolutions leave beside each other, and take group norm's scale, shift and
+gradient apart into some thirty operations each. Here clients stay where convolutions leave them, and each of
+these layers is one operation for all clients, as it is for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
+
+
+class ClientsAsChannels(TorchFunctionMode):
+    """Within this context group norm and max pooling take what `torch.vmap` batches for channels.
+
+    The gradient of a gradient through one of them is refused.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Calls a function of PyTorch, or what stands for it."""
+        instead: Callable[..., Any] = _INSTEAD.get(func, func)
+        return instead(*args, **(kwargs or {}))
+
+
+def _group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    if input.device.type != "cpu" and torch.is_autocast_enabled(input.device.type):
+        return F.group_norm(input, num_groups, weight, bias, eps)  # autocast has a say in its precision there
+    normalised: Tensor = _apply(_GroupNorm, input, weight, bias, input.shape[1] // num_groups, eps)[0]
+    return normalised
+
+
+def _max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    if input.ndim != 4 or return_indices:
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload,no-any-return]
+    sizes = (kernel_size, kernel_size if stride is None else stride, padding, dilation)
+    pairs = [[size, size] if isinstance(size, int) else list(size) for size in sizes]
+    pooled: Tensor = _apply(_MaxPool, input, *pairs, ceil_mode)[0]
+    return pooled
+
+
+_INSTEAD = {F.group_norm: _group_norm, F.max_pool2d: _max_pool2d}
+
+
+class _GroupNorm(Function):
+    """``(x, weight, bias, channels in a group, eps) -> normalised, means, 1 / deviations``."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, width: int, eps: float
+    ) -> tuple[Tensor, ...]:
+        n, channels, *rest = x.shape
+        x, size = x.contiguous(), math.prod(rest)
+        return torch.native_group_norm(x, weight, bias, n, channels, size, channels // width, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, weight, bias, ctx.width, _ = inputs
+        ctx.wanted = [True, weight is not None, bias is not None]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *output[1:], weight)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        return *_apply(_GroupNormBackward, slope, *ctx.saved_tensors, ctx.width, ctx.wanted), None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _as_channels(_GroupNorm, info, dims, args, (1, 0, 0), (1, 1, 1))
+
+
+class _GroupNormBackward(Function):
+    """``(slope, x, means, 1 / deviations, weight, channels in a group, wanted) -> slopes``."""
+
+    @staticmethod
+    def forward(
+        slope: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        weight: Tensor | None,
+        width: int,
+        wanted: list[bool],
+    ) -> tuple[Tensor | None, ...]:
+        n, channels, *rest = x.shape
+        slope, x, size = slope.contiguous(), x.contiguous(), math.prod(rest)
+        slopes = aten.native_group_norm_backward(
+            slope, x, mean, scale, weight, n, channels, size, channels // width, wanted
+        )
+        return tuple(slopes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _as_channels(_GroupNormBackward, info, dims, args, (1, 1, 1, 1, 0), (1, 0, 0))
+
+
+class _MaxPool(Function):
+    """``(x [n, channels, h, w], kernel, stride, padding, dilation, ceil) -> greatest, their places``."""
+
+    @staticmethod
+    def forward(x: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+        pooled: tuple[Tensor, Tensor] = aten.max_pool2d_with_indices(x, *options)
+        return pooled
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, *ctx.options = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        x, places = ctx.saved_tensors
+        return *_apply(_MaxPoolBackward, slope, x, places, *ctx.options), *(None for _ in ctx.options)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _as_channels(_MaxPool, info, dims, args, (1,), (1, 1))
+
+
+class _MaxPoolBackward(Function):
+    """``(slope, x, places, kernel, stride, padding, dilation, ceil) -> slope of x``."""
+
+    @staticmethod
+    def forward(slope: Tensor, x: Tensor, places: Tensor, *options: Any) -> tuple[Tensor]:
+        return (aten.max_pool2d_with_indices_backward(slope, x, *options, places),)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _as_channels(_MaxPoolBackward, info, dims, args, (1, 1, 1), (1,))
+
+
+def _apply(function: type[Function], *args: Any) -> tuple[Any, ...]:
+    results: tuple[Any, ...] = function.apply(*args)
+    return results
+
+
+def _as_channels(
+    function: type[Function],
+    info: Any,
+    dims: tuple[int | None, ...],
+    args: Sequence[Any],
+    ins: Sequence[int],
+    outs: Sequence[int],
+) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+    """Calls a function once for all clients.
+
+    Args:
+        function: The function.
+        info: What `torch.vmap` says.
+        dims: In which dimension of each argument the clients are; None for an argument all share.
+        args: The arguments; the first ones are tensors, or None.
+        ins: The channels' dimension in each of those, of one client.
+        outs: The channels' dimension in each result.
+    """
+    clients = info.batch_size
+
+    def beside(own: Tensor | None, dim: int | None, at: int) -> Tensor | None:
+        if own is None:
+            return None
+        if dim is None:
+            shared = own.unsqueeze(at)
+            own = shared.expand(*shared.shape[:at], clients, *own.shape[at:])
+        else:
+            own = own.movedim(dim, at)
+        return own.flatten(at, at + 1)
+
+    tensors = map(beside, args, dims, ins)
+    results = _apply(function, *tensors, *args[len(ins) :])
+    apart = [
+        None if own is None else own.unflatten(at, (clients, -1))
+        for own, at in zip(results, outs, strict=True)
+    ]
+    return tuple(apart), tuple(None if own is None else at for own, at in zip(apart, outs, strict=True))
