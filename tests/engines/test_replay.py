@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -15,7 +14,7 @@ from genfl.data.plans import Batches
 from genfl.engines import replay
 from genfl.engines.base import Work
 from genfl.engines.choice import engine
-from genfl.engines.graphs import aten, graph_of
+from genfl.engines.graphs import aten
 from genfl.engines.parallel import Parallel
 from genfl.engines.replay import Replaying, replayed
 from genfl.engines.rounds import Schedule, federate
@@ -232,45 +231,3 @@ def test_pooling_in_another_order_of_memory_gives_the_same_bits(precision):
     pools = [place for place, name in enumerate(operations) if name == aten.max_pool2d_with_indices.default]
     assert len(pools) == 2
     assert all(operations[place - 1] is torch.clone for place in pools)
-
-
-def targets(graph):
-    return [node.target for node in graph.__self__.graph.nodes]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_operations_called_by_torchs_own_bindings_give_the_same_bits(dtype):
-    def many(x, y, places):
-        z = x.view(6, 4).t().transpose(0, 1).unsqueeze(1).expand(6, 2, 4).permute(1, 0, 2)
-        z = torch.bmm(z, torch.stack([y, y])) - torch.mm(x, y).neg()
-        chosen = torch.where(places.ne(1), places, 0).unsqueeze(0).expand(2, 6, 1)
-        picked = z.log_softmax(-1).gather(2, chosen).squeeze(2)
-        return [
-            picked.sum(1) / 3,
-            torch.zeros_like(z).scatter(2, chosen, -1.0),
-            torch.add(x, x, alpha=2).relu(),
-        ]
-
-    x, y = torch.randn(6, 4, dtype=dtype), torch.randn(4, 5, dtype=dtype)
-    places = torch.randint(5, (6, 1))
-    graph = graph_of(many, x, y, places)
-    left = {str(target) for target in targets(graph) if isinstance(target, torch._ops.OpOverload)}
-    assert left <= {"aten.stack.default", "aten.scalar_tensor.default", "aten.zeros_like.default"}
-    assert all(map(torch.equal, graph(x, y, places), many(x, y, places)))
-
-
-def test_operations_that_do_nothing_are_left_out_but_for_those_whose_result_is_changed():
-    def useless(x):
-        return [x.view(x.shape).expand(x.shape) * 2 + x.permute(0, 1)]
-
-    def changing(x):
-        y = x + 1
-        y.view(y.shape).unsqueeze_(0)
-        y.view(y.shape).mul_(2)
-        return [y]
-
-    x = torch.randn(3, 4)
-    assert Tensor.view not in targets(graph_of(useless, x))
-    assert Tensor.view in targets(graph_of(changing, x))
-    for function in (useless, changing):
-        assert torch.equal(graph_of(function, x)(x)[0], function(x)[0])
