@@ -30,7 +30,7 @@ from genfl.engines.base import (
     longest_first,
     one_thread,
 )
-from genfl.engines.channels import ClientsAsChannels
+from genfl.engines.folding import Folding
 from genfl.engines.graphs import graph_of
 from genfl.engines.reductions import Plain
 from genfl.engines.replay import Path, Recording, Replays
@@ -253,7 +253,7 @@ class Together:
         )
         if after is not None and replays.believed:
             return after
-        with batched(), ClientsAsChannels():
+        with batched(), Folding():
             run = torch.vmap(step, in_dims=(dims, 0, 0), randomness="error")
             moved = iter(run(stacked, batch, index))
         own = [next(moved) if moves else leaf for leaf, moves in zip(stacked, changing, strict=True)]
@@ -273,7 +273,7 @@ class Together:
         """Records a step of all clients, from what the first of them does."""
         first = [leaf if dim is None else leaf[0] for leaf, dim in zip(stacked, dims, strict=True)]
         example = trees.map(lambda leaf: leaf[0], batch)
-        with batched(), ClientsAsChannels():
+        with batched(), Folding():
             alone, _, drawn = replay.trace(program.step, trees.unflatten(like, first), example, keys[0])
             many = [leaf.expand(len(keys), *leaf.shape).clone() for leaf in drawn]
             inputs, all_dims = stacked + trees.leaves(batch), [*dims, *(0 for _ in batch)]

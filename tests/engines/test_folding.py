@@ -1,4 +1,4 @@
-"""Clients as channels: what every client would compute alone, in one operation a layer."""
+"""Clients folded together: what every client would compute alone."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from genfl.engines.channels import ClientsAsChannels
+from genfl.engines.folding import Folding
 
 CLIENTS, CHANNELS = 3, 6
 
@@ -28,7 +28,7 @@ def loss(layer):
 def same_as_alone(layer, args, dims):
     """Compares gradients of all arguments, batched, with those of each client's own."""
     wanted = tuple(range(len(args)))
-    with ClientsAsChannels():
+    with Folding():
         together = vmap(grad(loss(layer), wanted), dims)(*args)
         values = vmap(layer, dims)(*args)
     for client in range(CLIENTS):
@@ -81,7 +81,7 @@ def test_examples_batched_within_clients():
     def each(x, weight):
         return vmap(grad(loss(layer), 1), (0, None))(x, weight)
 
-    with ClientsAsChannels():
+    with Folding():
         together = vmap(each)(x, weight)
     for client in range(CLIENTS):
         for example in range(5):
@@ -95,7 +95,7 @@ def test_a_layer_is_one_operation_for_all():
         return F.max_pool2d(F.group_norm(maps, 2, weight, bias).relu(), 2)
 
     args = drawn(CLIENTS, 2, 1, 8, 8), drawn(CLIENTS, 6, 1, 3, 3), drawn(CLIENTS, 6), drawn(CLIENTS, 6)
-    with ClientsAsChannels():
+    with Folding():
         graph = make_fx(vmap(grad(loss(layers), (1, 2, 3))))(*args).graph
     graph.eliminate_dead_code()
     names = [node.target._opname for node in graph.nodes if hasattr(node.target, "_opname")]
@@ -112,15 +112,20 @@ def test_no_gradient_of_a_gradient(layer):
     def slope(x):
         return grad(loss(layer))(x).square().sum()
 
-    with ClientsAsChannels(), pytest.raises(NotImplementedError):
+    with Folding(), pytest.raises(NotImplementedError):
         vmap(grad(slope))(drawn(CLIENTS, 4, CHANNELS, 4, 4))
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused_as_ever():
+    with Folding(), pytest.raises(RuntimeError, match="divisible"):
+        vmap(lambda x: F.group_norm(x, 4))(drawn(CLIENTS, 4, CHANNELS, 4, 4))
 
 
 def test_precision_is_autocasts():
     x, norm = drawn(CLIENTS, 4, CHANNELS, 4, 4).bfloat16(), torch.nn.GroupNorm(2, CHANNELS)
     with torch.autocast("cpu", torch.bfloat16):
         expected = torch.stack([norm(own) for own in x])
-        with ClientsAsChannels():
+        with Folding():
             together = vmap(norm)(x)
     assert together.dtype == expected.dtype
     torch.testing.assert_close(together, expected)

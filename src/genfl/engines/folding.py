@@ -1,9 +1,9 @@
-"""Layers on the images of many clients at once: a client's channels are a group among all channels.
+"""Layers on the images of many clients at once, whose channels are folded together.
 
 `torch.vmap` has rules of its own for group norm and max pooling, which are right and slow: they move clients
-to the front, which copies what convolutions leave beside each other, and take group norm's scale, shift and
-gradient apart into some thirty operations each. Here clients stay where convolutions leave them, and each of
-these layers is one operation for all clients, as it is for one.
+to the front, which copies what convolutions leave beside each other, and take group norm's scale, shift
+and gradient apart into some thirty operations each. Here a client's channels are a group among all channels,
+as convolutions leave them, and each of these layers is one operation for all clients.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 aten = torch.ops.aten
 
 
-class ClientsAsChannels(TorchFunctionMode):
-    """Within this context group norm and max pooling take what `torch.vmap` batches for channels.
+class Folding(TorchFunctionMode):
+    """Within this context `torch.vmap` folds clients into the channels of group norm and max pooling.
 
     The gradient of a gradient through one of them is refused.
     """
@@ -42,8 +42,10 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    if input.device.type != "cpu" and torch.is_autocast_enabled(input.device.type):
-        return F.group_norm(input, num_groups, weight, bias, eps)  # autocast has a say in its precision there
+    # where autocast has a say in its precision, or there is something to be said against the number of groups
+    elsewhere = input.device.type != "cpu" and torch.is_autocast_enabled(input.device.type)
+    if elsewhere or input.shape[1] % num_groups:
+        return F.group_norm(input, num_groups, weight, bias, eps)
     normalised: Tensor = _apply(_GroupNorm, input, weight, bias, input.shape[1] // num_groups, eps)[0]
     return normalised
 
@@ -65,7 +67,7 @@ def _max_pool2d(
     return pooled
 
 
-_INSTEAD = {F.group_norm: _group_norm, F.max_pool2d: _max_pool2d}
+_INSTEAD: dict[Any, Callable[..., Tensor]] = {F.group_norm: _group_norm, F.max_pool2d: _max_pool2d}
 
 
 class _GroupNorm(Function):
@@ -93,7 +95,7 @@ class _GroupNorm(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> Any:
-        return _as_channels(_GroupNorm, info, dims, args, (1, 0, 0), (1, 1, 1))
+        return _folded(_GroupNorm, info, dims, args, (1, 0, 0), (1, 1, 1))
 
 
 class _GroupNormBackward(Function):
@@ -122,7 +124,7 @@ class _GroupNormBackward(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> Any:
-        return _as_channels(_GroupNormBackward, info, dims, args, (1, 1, 1, 1, 0), (1, 0, 0))
+        return _folded(_GroupNormBackward, info, dims, args, (1, 1, 1, 1, 0), (1, 0, 0))
 
 
 class _MaxPool(Function):
@@ -147,7 +149,7 @@ class _MaxPool(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> Any:
-        return _as_channels(_MaxPool, info, dims, args, (1,), (1, 1))
+        return _folded(_MaxPool, info, dims, args, (1,), (1, 1))
 
 
 class _MaxPoolBackward(Function):
@@ -163,7 +165,7 @@ class _MaxPoolBackward(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> Any:
-        return _as_channels(_MaxPoolBackward, info, dims, args, (1, 1, 1), (1,))
+        return _folded(_MaxPoolBackward, info, dims, args, (1, 1, 1), (1,))
 
 
 def _apply(function: type[Function], *args: Any) -> tuple[Any, ...]:
@@ -171,7 +173,7 @@ def _apply(function: type[Function], *args: Any) -> tuple[Any, ...]:
     return results
 
 
-def _as_channels(
+def _folded(
     function: type[Function],
     info: Any,
     dims: tuple[int | None, ...],
@@ -179,15 +181,15 @@ def _as_channels(
     ins: Sequence[int],
     outs: Sequence[int],
 ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
-    """Calls a function once for all clients.
+    """Calls a function once for all clients, folded.
 
     Args:
         function: The function.
         info: What `torch.vmap` says.
         dims: In which dimension of each argument the clients are; None for an argument all share.
         args: The arguments; the first ones are tensors, or None.
-        ins: The channels' dimension in each of those, of one client.
-        outs: The channels' dimension in each result.
+        ins: The dimension of each of those, in one client, that clients are folded into.
+        outs: The dimension of each result that they are in.
     """
     clients = info.batch_size
 
