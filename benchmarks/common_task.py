@@ -12,7 +12,7 @@ the peak of its memory is printed as well. ``--profile NAME`` says what a contes
 ``--peer COMMAND`` is another library on the task: a command that reads SIDE, WIDTH, MODEL, BATCH, COHORT,
 DEVICE and ROUNDS from its environment and prints the seconds a round as its last word; one that reads fewer
 of them runs another task than it is asked for. ``--only`` picks contestants; under ``taskset -c 1`` all of
-them share a core.
+them share a core. ``--precision bf16`` is genfl's alone: the others compute in fp32 as ever.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--model", choices=["cnn", "mlp", "logistic", "resnet20", "vgg19"], default="cnn")
     parser.add_argument("--batch", type=int, choices=[16, 32, 64], default=32)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of genfl's engines")
     parser.add_argument("--device", type=torch.device, default=CPU)
     parser.add_argument("--cohort", type=int, default=10, help="clients a round, at most 100")
     parser.add_argument("--rounds", type=int, default=20)
@@ -129,7 +130,7 @@ def main() -> None:
             case name:
                 return MODELS[name].build(shape, CLASSES)
 
-    task = classification(build, shape)
+    task = classification(build, shape, chosen.precision)
     algorithm = fedavg(task, LocalSGD(LR))
     weights = task.init(Key(0))
     by_client = (
