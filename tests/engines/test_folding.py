@@ -1,5 +1,8 @@
 """Clients folded together: what every client would compute alone."""
 
+import contextlib
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,6 +66,8 @@ def test_group_norm(shape, dims):
         torch.nn.MaxPool2d((2, 3), (1, 2), ceil_mode=True),
         torch.nn.MaxPool2d(2, dilation=2),
         lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+        lambda x: F.max_pool2d(x, np.int64(2)),
+        lambda x: F.max_pool2d(x, (2,), []),
         lambda x: torch.stack([F.max_pool2d(image, 2) for image in x.unbind()]),
     ],
 )
@@ -119,6 +124,21 @@ def test_no_gradient_of_a_gradient(layer):
 def test_groups_that_do_not_divide_the_channels_are_refused_as_ever():
     with Folding(), pytest.raises(RuntimeError, match="divisible"):
         vmap(lambda x: F.group_norm(x, 4))(drawn(CLIENTS, 4, CHANNELS, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "error"),
+    [
+        (lambda x: F.group_norm(x, 4), (1, 4), ValueError),  # one value a group
+        (lambda x: F.group_norm(x, -2), (2, 4), RuntimeError),
+        (lambda x: F.max_pool2d(x, 2.0), (2, 4, 4, 4), TypeError),
+        (lambda x: F.max_pool2d(x, 0), (2, 4, 4, 4), RuntimeError),
+    ],
+)
+def test_what_pytorch_refuses_is_refused(layer, shape, error):
+    for context in (contextlib.nullcontext(), Folding()):
+        with context, pytest.raises(error):
+            vmap(layer)(drawn(CLIENTS, *shape))
 
 
 def test_precision_is_autocasts():

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -17,6 +18,7 @@ from genfl.data.plans import Batches
 from genfl.engines import vectorised
 from genfl.engines.base import Work
 from genfl.engines.parallel import Parallel
+from genfl.engines.replay import Replaying
 from genfl.engines.rounds import Schedule, federate
 from genfl.engines.sequential import Sequential
 from genfl.engines.vectorised import Together, Vectorised
@@ -313,6 +315,66 @@ def test_what_all_clients_share_is_there_once(clients):
     mine, other = Vectorised(Together(clients))(program, work), Sequential(clients)(program, work)
     assert [False, True, True] in seen
     assert_close(dict(enumerate(mine.aggregate["w"])), dict(enumerate(other.aggregate["w"])), 1e-12)
+
+
+def image_steps(loss):
+    """Clients with images, and a program of steps down a loss of (weights, images)."""
+    x = torch.randn(60, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    clients = ClientData(x, torch.zeros(60).long(), list(torch.arange(60).view(6, 10).numpy()), 1)
+
+    def step(carry, batch, key):
+        slope = torch.func.grad(lambda w: loss(w[:, None, None], batch["x"]))(carry["w"])
+        return {"w": carry["w"] - 0.1 * slope}
+
+    return clients, Client(start, step, lambda carry: ({"w": carry["w"]}, {}), {"w": "each"})
+
+
+def start(message, memory, facts, key):
+    return message
+
+
+def image_work(number, w):
+    message = {"w": torch.full((4,), w, dtype=torch.float64)}
+    key = Key(number)
+    return [Work(client, message, {}, Batches(5, 3, 1, key.fold(client)), key) for client in range(6)]
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda x: F.group_norm(x, 2), lambda x: F.max_pool2d(x, 2)], ids=["norm", "pool"]
+)
+def test_a_program_that_wants_gradients_of_gradients_of_layers_is_not_folded(layer, caplog):
+    def smooth(w, x):
+        return torch.func.grad(lambda at: layer(at * w).sin().sum())(x).square().sum()
+
+    clients, program = image_steps(smooth)
+    caplog.set_level("INFO")
+    mine, other = (
+        engine(program, image_work(0, 1.0)) for engine in (Vectorised(Together(clients)), Sequential(clients))
+    )
+    for ours, theirs in zip(mine.aggregate["w"], other.aggregate["w"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert sum("layer by layer" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "engine", [lambda data: Replaying(Sequential(data)), lambda data: Vectorised(Together(data))]
+)
+def test_what_a_model_changes_in_place_after_pooling_is_replayed_right(monkeypatch, engine):
+    """Also when windows without a positive number come after the replays that are compared."""
+    monkeypatch.setattr("genfl.engines.replay.AFTER", 10)
+    kernel = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).abs()
+
+    def loss(w, x):
+        pooled = F.max_pool2d(F.conv2d(x.abs() * w, kernel).relu(), 2)
+        pooled += 1.0
+        return pooled.square().mean()
+
+    clients, program = image_steps(loss)
+    mine, other = engine(clients), Sequential(clients)
+    for number, w in enumerate([1.0, 1.0, 1.0, 1.0, -1.0, -1.0]):
+        outcomes = [run(program, image_work(number, w)) for run in (mine, other)]
+        for ours, theirs in zip(*(outcome.aggregate["w"] for outcome in outcomes), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_when_memory_runs_out_the_batch_is_halved_and_the_work_done_again(clients, caplog):

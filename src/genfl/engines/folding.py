@@ -24,7 +24,8 @@ aten = torch.ops.aten
 class Folding(TorchFunctionMode):
     """Within this context `torch.vmap` folds clients into the channels of group norm and max pooling.
 
-    The gradient of a gradient through one of them is refused.
+    Only what training needs can be had of them, values and gradients: the gradient of a gradient and
+    forward-mode derivatives raise `NotImplementedError`.
     """
 
     def __torch_function__(
@@ -42,9 +43,9 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    # where autocast has a say in its precision, or there is something to be said against the number of groups
-    elsewhere = input.device.type != "cpu" and torch.is_autocast_enabled(input.device.type)
-    if elsewhere or input.shape[1] % num_groups:
+    kind, odd = input.device.type, input.ndim < 2 or num_groups < 1 or input.shape[1] % num_groups
+    casts = kind != "cpu" and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if casts or odd or input.numel() <= num_groups:  # PyTorch itself casts, or refuses
         return F.group_norm(input, num_groups, weight, bias, eps)
     normalised: Tensor = _apply(_GroupNorm, input, weight, bias, input.shape[1] // num_groups, eps)[0]
     return normalised
@@ -57,11 +58,12 @@ def _max_pool2d(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-    return_indices: bool = False,
+    **others: Any,
 ) -> Tensor:
-    if input.ndim != 4 or return_indices:
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload,no-any-return]
     sizes = (kernel_size, kernel_size if stride is None else stride, padding, dilation)
+    if input.ndim != 4 or not all(isinstance(size, int | list | tuple) for size in sizes):
+        whole: Tensor = F.max_pool2d(input, *sizes, ceil_mode, **others)
+        return whole
     pairs = [[size, size] if isinstance(size, int) else list(size) for size in sizes]
     pooled: Tensor = _apply(_MaxPool, input, *pairs, ceil_mode)[0]
     return pooled

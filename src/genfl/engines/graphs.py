@@ -31,7 +31,8 @@ _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default, 
 _LIKE = {aten.zeros_like.default, aten.ones_like.default}
 """Operations that look at no more than an input's form."""
 
-_CONSTANT = {*_LIKE, aten.scalar_tensor.default}
+_READERS = {aten.scatter.value, aten.where.self, aten.mul.Tensor, aten.add.Tensor, aten.div.Tensor}
+"""Operations that neither change an input nor return a part of it."""
 
 _POOL_BACKWARD = aten.max_pool2d_with_indices_backward.default
 
@@ -44,8 +45,12 @@ def graph_of(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Cal
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    module = make_fx(function)(*tensors)
+    recorded = make_fx(function)(*tensors)
+    # Once more, without changes in place: then a value is the same wherever it is read.
+    module = make_fx(torch.func.functionalize(recorded, remove="mutations"))(*tensors)
     graph = module.graph
+    if any(map(_changes_its_input, graph.nodes)):
+        raise ValueError("it changes what it is given")
     for node in list(graph.nodes):
         if node.target is aten.detach.default or _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
@@ -73,12 +78,8 @@ def _binding(target: Any) -> Any:
 
 
 def _does_nothing(node: Any) -> bool:
-    """Returns whether a node's result is its input under another name, which nobody changes in place."""
-    if node.target not in _RESHAPES:
-        return False
-    if not _same_form(node.args[0], node):
-        return False
-    return not any(map(_changes_its_input, [*node.users, *node.args[0].users]))
+    """Returns whether a node's result is its input under another name."""
+    return node.target in _RESHAPES and _same_form(node.args[0], node)
 
 
 def _same_form(*nodes: Any) -> bool:
@@ -91,67 +92,64 @@ def _changes_its_input(node: Any) -> bool:
 
 
 def _is_constant(node: Any) -> bool:
-    """Returns whether a node gives the same tensor in every run, which nobody changes or hands on."""
-    if node.target not in _CONSTANT or (node.target not in _LIKE and node.all_input_nodes):
+    """Returns whether a node gives the same tensor in every run, and goes to nobody who might change it."""
+    if node.target not in _LIKE and (node.target is not aten.scalar_tensor.default or node.all_input_nodes):
         return False
-    return all(
-        isinstance(user.target, torch._ops.OpOverload) and not _aliases(user.target) for user in node.users
-    )
-
-
-def _aliases(target: Any) -> bool:
-    """Returns whether an operation changes an input, or returns a part of one."""
-    return any(argument.alias_info is not None for argument in target._schema.arguments)
+    return all(user.target in _READERS for user in node.users)
 
 
 def _keep(module: Any, node: Any) -> None:
     """Computes a constant node once and for all."""
-    value = node.meta["val"]
-    args = [torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)]
-    if node.target not in _LIKE:
-        args = list(node.args)
+    if node.target in _LIKE:
+        value = node.meta["val"]
+        form = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        constant = node.target(form, *node.args[1:], **node.kwargs)
+    else:
+        constant = node.target(*node.args, **node.kwargs)
     name = f"constant_{node.name}"
-    module.register_buffer(name, node.target(*args, **node.kwargs))
+    module.register_buffer(name, constant)
     with module.graph.inserting_before(node):
-        constant = module.graph.get_attr(name)
-    constant.meta = node.meta
-    node.replace_all_uses_with(constant)
+        kept = module.graph.get_attr(name)
+    kept.meta = node.meta
+    node.replace_all_uses_with(kept)
 
 
 def _pool_before_relu(graph: Any, pool: Any) -> None:
-    """Takes the greatest of a window before its ReLU: the same numbers, of a ReLU on the greatest alone."""
+    """Takes the greatest of a window before its ReLU, which then has fewer numbers to look at.
+
+    The greatest of the rectified is the greatest, rectified (a zero may have another sign). A slope goes to
+    the same place, the first of the greatest: where that is positive, rectifying does not change which one is
+    first, and where it is not, the slope is zero, whether it is made so before it goes there or after.
+    """
     relu = _behind_reshapes(pool.args[0])
     if relu.target is not aten.relu.default or not _same_form(relu.args[0], relu):
         return
-    values = [user for user in pool.users if user.args[1] == 0]
-    slopes = [
-        slope for places in pool.users if places.args[1] == 1 for slope in _users_behind_reshapes(places)
+    greatest = [result for result in pool.users if result.args[1] == 0]
+    slopes = [user for result in pool.users if result.args[1] == 1 for user in _users_behind_reshapes(result)]
+    rectified = [
+        user
+        for user in _users_behind_reshapes(relu)
+        if user.target is aten.threshold_backward.default and _behind_reshapes(user.args[0]) in slopes
     ]
-    masks = []
-    for user in _users_behind_reshapes(relu):
-        if user.target is aten.threshold_backward.default and _behind_reshapes(user.args[0]) in slopes:
-            masks.append(user)
-        elif user is not pool and not (user in slopes and user.target is _POOL_BACKWARD):
-            return
-    if any(slope.target is not _POOL_BACKWARD for slope in slopes) or len(values) != 1:
+    if len(greatest) != 1 or any(slope.target is not _POOL_BACKWARD for slope in slopes):
         return
-    if any(_behind_reshapes(mask.args[1]) is not relu or mask.args[2] != 0 for mask in masks):
-        return
-    if {user for slope in slopes for user in _users_behind_reshapes(slope)} != set(masks):
-        return
-    (greatest,) = values
-    with graph.inserting_after(greatest):
-        after = graph.call_function(aten.relu.default, (greatest,))
-    after.meta = greatest.meta
-    greatest.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
+    if {*_users_behind_reshapes(relu)} != {pool, *slopes, *rectified}:
+        return  # others need the rectified numbers
+    if {user for slope in slopes for user in _users_behind_reshapes(slope)} != {*rectified}:
+        return  # others need the slopes that are not rectified
+    with graph.inserting_after(greatest[0]):
+        after = graph.call_function(aten.relu.default, (greatest[0],))
+    after.meta = greatest[0].meta
+    greatest[0].replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
     for slope in slopes:
+        before = slope.args[0]
         with graph.inserting_before(slope):
-            masked = graph.call_function(aten.threshold_backward.default, (slope.args[0], after, 0))
-        masked.meta = slope.args[0].meta
-        slope.replace_input_with(slope.args[0], masked)
-    for mask in masks:
-        mask.replace_all_uses_with(mask.args[0])
-        graph.erase_node(mask)
+            now_rectified = graph.call_function(aten.threshold_backward.default, (before, after, 0))
+        now_rectified.meta = before.meta
+        slope.replace_input_with(before, now_rectified)
+    for node in rectified:
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
     relu.replace_all_uses_with(relu.args[0])
 
 
@@ -178,7 +176,7 @@ def _pool_with_channels_last(graph: Any, node: Any) -> None:
     if not value.is_contiguous() or any(user.target is not operator.getitem for user in node.users):
         return
     images, channels, *size = value.shape
-    in_parts = math.prod(size) >= LARGE and channels > 8 and channels % 8 == 0
+    in_parts = math.prod(size) >= LARGE and channels % 8 == 0
     with graph.inserting_before(node):
         if in_parts:
             x = graph.call_function(aten.view.default, (x, [images * channels // 8, 8, *size]))

@@ -7,7 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ KNOWN = 10_000
 """Clients whose facts are kept from round to round."""
 
 
+_T = TypeVar("_T")
+
+
 class _Job(NamedTuple):
     """A piece of work, and the rows of each of its steps."""
 
@@ -100,6 +103,7 @@ class Together:
         self._program: Client | None = None
         self._changing: dict[str, list[bool]] = {}
         self._replays: OrderedDict[Any, Replays] = OrderedDict()
+        self._folds = True
 
     def shares(self, work: Sequence[Work]) -> list[list[Work]]:
         """Divides a cohort into parts of about the same work; see `genfl.engines.base.Runner`."""
@@ -111,6 +115,7 @@ class Together:
         """Runs the program for each client; see `genfl.engines.base.Runner`."""
         if program is not self._program:
             self._program, self._changing, self._replays = program, {}, OrderedDict()
+            self._folds = True
         for group in self._groups(program, work):
             for finished in self._in_chunks(program, group):
                 yield _checked(finished, expected)
@@ -253,9 +258,8 @@ class Together:
         )
         if after is not None and replays.believed:
             return after
-        with batched(), Folding():
-            run = torch.vmap(step, in_dims=(dims, 0, 0), randomness="error")
-            moved = iter(run(stacked, batch, index))
+        run = torch.vmap(step, in_dims=(dims, 0, 0), randomness="error")
+        moved = iter(self._fit_for_vmap(lambda: run(stacked, batch, index)))
         own = [next(moved) if moves else leaf for leaf, moves in zip(stacked, changing, strict=True)]
         if after is not None:
             replays.compare(after, own)
@@ -273,7 +277,8 @@ class Together:
         """Records a step of all clients, from what the first of them does."""
         first = [leaf if dim is None else leaf[0] for leaf, dim in zip(stacked, dims, strict=True)]
         example = trees.map(lambda leaf: leaf[0], batch)
-        with batched(), Folding():
+
+        def recorded() -> Recording:
             alone, _, drawn = replay.trace(program.step, trees.unflatten(like, first), example, keys[0])
             many = [leaf.expand(len(keys), *leaf.shape).clone() for leaf in drawn]
             inputs, all_dims = stacked + trees.leaves(batch), [*dims, *(0 for _ in batch)]
@@ -281,6 +286,20 @@ class Together:
             in_dims = (*(all_dims[place] for place in alone.tensors), *(0 for _ in many))
             run = torch.vmap(alone.run, in_dims, randomness="error")
             return alone._replace(run=graph_of(run, *tensors, *many))
+
+        return self._fit_for_vmap(recorded)
+
+    def _fit_for_vmap(self, run: Callable[[], _T]) -> _T:
+        """Runs what uses `torch.vmap`, and folds clients unless the program wants more of folded layers."""
+        if self._folds:
+            try:
+                with batched(), Folding():
+                    return run()
+            except NotImplementedError as error:
+                log.info("what clients do is batched layer by layer as torch.vmap does it: %s", error)
+                self._folds = False
+        with batched():
+            return run()
 
     def _changes(self, program: Client, carry: Tree, job: _Job) -> list[bool]:
         """Returns which leaves of a carry a step changes, found out by one step of one client."""
