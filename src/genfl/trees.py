@@ -37,12 +37,16 @@ def leaves(tree: Tree) -> list[Tensor]:
     if type(tree) is not dict:
         return [tree]
     found: list[Tensor] = []
+    _append_leaves(tree, found)
+    return found
+
+
+def _append_leaves(tree: Tree, found: list[Tensor]) -> None:
     for branch in tree.values():
         if type(branch) is dict:
-            found += leaves(branch)
+            _append_leaves(branch, found)
         else:
             found.append(branch)
-    return found
 
 
 def unflatten(like: Tree, leaves: Iterable[Any]) -> Tree:
@@ -104,20 +108,18 @@ def square_norm(tree: Tree) -> Tensor:
     return dot(tree, tree)
 
 
-def structure(tree: Tree) -> str:
-    """Returns a text that is the same for trees with the same names in the same places."""
-    return _text(tree, lambda leaf: "*")
+def names(tree: Tree) -> Any:
+    """Returns what is equal for trees with the same names in the same places and order."""
+    if type(tree) is not dict:
+        return None
+    return tuple([(name, names(branch)) for name, branch in tree.items()])
 
 
 def form(tree: Tree) -> str:
     """Returns a text that is the same for trees of the same structure, shapes and dtypes."""
-    return _text(tree, lambda leaf: f"{leaf.dtype}{tuple(leaf.shape)}")
-
-
-def _text(tree: Tree, of_leaf: Callable[[Tensor], str]) -> str:
     if type(tree) is not dict:
-        return of_leaf(tree)
-    return "{" + ",".join(f"{name!r}:{_text(tree[name], of_leaf)}" for name in sorted(tree)) + "}"
+        return f"{tree.dtype}{tuple(tree.shape)}"
+    return "{" + ",".join(f"{name!r}:{form(tree[name])}" for name in sorted(tree)) + "}"
 
 
 def num_bytes(tree: Tree) -> int:

@@ -85,14 +85,14 @@ class ClientData:
     def sizes(self, client: int) -> tuple[int, int]:
         """Returns how many private and generated samples a client has; it numbers them in this order."""
         samples = self.samples(client)
-        if self.first_generated == len(self.x):
+        if self.first_generated == self.x.shape[0]:
             return samples, 0
         private = int((self._rows(client) < self.first_generated).sum())
         return private, samples - private
 
     def generated(self) -> int:
         """Returns how many generated samples all clients hold together."""
-        if self.first_generated == len(self.x):
+        if self.first_generated == self.x.shape[0]:
             return 0
         rows = self._between(0, int(self.ends[-1]))
         return int((rows >= self.first_generated).sum())

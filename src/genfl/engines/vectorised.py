@@ -174,7 +174,7 @@ class Together:
 
     def _replays_of(self, what: str, leaves: list[Any], dims: list[int | None], like: Tree) -> Replays:
         """Returns the replays of what is done with leaves of this form."""
-        form = what, replay.form_of(dict(enumerate(leaves))), tuple(dims), trees.structure(like)
+        form = what, replay.form_of(dict(enumerate(leaves))), tuple(dims), trees.names(like)
         replays = self._replays.setdefault(form, Replays())
         self._replays.move_to_end(form)
         if len(self._replays) > RECORDINGS:
