@@ -32,7 +32,7 @@ _LIKE = {aten.zeros_like.default, aten.ones_like.default}
 """Operations that look at no more than an input's form."""
 
 _READERS = {aten.scatter.value, aten.where.self, aten.mul.Tensor, aten.add.Tensor, aten.div.Tensor}
-"""Operations that neither change an input nor return a part of it."""
+"""Some of the operations that neither change an input nor return a part of it, those that steps have."""
 
 _POOL_BACKWARD = aten.max_pool2d_with_indices_backward.default
 
@@ -45,19 +45,18 @@ def graph_of(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Cal
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    recorded = make_fx(function)(*tensors)
-    # Once more, without changes in place: then a value is the same wherever it is read.
-    module = make_fx(torch.func.functionalize(recorded, remove="mutations"))(*tensors)
+    # Two inputs may be one tensor now and different ones later, and tracing tells tensors by their identity.
+    module = make_fx(function)(*(tensor.detach() for tensor in tensors))
     graph = module.graph
-    if any(map(_changes_its_input, graph.nodes)):
-        raise ValueError("it changes what it is given")
     for node in list(graph.nodes):
         if node.target is aten.detach.default or _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
     graph.eliminate_dead_code()
+    changes_in_place = any(map(_changes_in_place, graph.nodes))
     for node in list(graph.nodes):
         if node.target is aten.max_pool2d_with_indices.default:
-            _pool_before_relu(graph, node)
+            if not changes_in_place:
+                _pool_before_relu(graph, node)
             _pool_with_channels_last(graph, node)
         elif _is_constant(node):
             _keep(module, node)
@@ -78,8 +77,10 @@ def _binding(target: Any) -> Any:
 
 
 def _does_nothing(node: Any) -> bool:
-    """Returns whether a node's result is its input under another name."""
-    return node.target in _RESHAPES and _same_form(node.args[0], node)
+    """Returns whether a node's result is its input under another name, which nobody changes in place."""
+    if node.target not in _RESHAPES or not _same_form(node.args[0], node):
+        return False
+    return not any(map(_changes_in_place, [*node.users, *node.args[0].users]))
 
 
 def _same_form(*nodes: Any) -> bool:
@@ -87,7 +88,7 @@ def _same_form(*nodes: Any) -> bool:
     return len({(value.shape, value.stride(), value.dtype) for value in values}) == 1
 
 
-def _changes_its_input(node: Any) -> bool:
+def _changes_in_place(node: Any) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
@@ -118,8 +119,9 @@ def _pool_before_relu(graph: Any, pool: Any) -> None:
     """Takes the greatest of a window before its ReLU, which then has fewer numbers to look at.
 
     The greatest of the rectified is the greatest, rectified (a zero may have another sign). A slope goes to
-    the same place, the first of the greatest: where that is positive, rectifying does not change which one is
-    first, and where it is not, the slope is zero, whether it is made so before it goes there or after.
+    the same place, the first of the greatest: where that is positive, rectifying does not change which is the
+    first, and where it is not, the slope is zero, whether it is made so before it goes there or after. As
+    numbers are read later than they were, nothing may be changed in place.
     """
     relu = _behind_reshapes(pool.args[0])
     if relu.target is not aten.relu.default or not _same_form(relu.args[0], relu):
@@ -129,7 +131,10 @@ def _pool_before_relu(graph: Any, pool: Any) -> None:
     rectified = [
         user
         for user in _users_behind_reshapes(relu)
-        if user.target is aten.threshold_backward.default and _behind_reshapes(user.args[0]) in slopes
+        if user.target is aten.threshold_backward.default
+        and _behind_reshapes(user.args[0]) in slopes
+        and _behind_reshapes(user.args[1]) is relu
+        and user.args[2] == 0
     ]
     if len(greatest) != 1 or any(slope.target is not _POOL_BACKWARD for slope in slopes):
         return

@@ -259,7 +259,7 @@ class Together:
         if after is not None and replays.believed:
             return after
         run = torch.vmap(step, in_dims=(dims, 0, 0), randomness="error")
-        moved = iter(self._fit_for_vmap(lambda: run(stacked, batch, index)))
+        moved = iter(self._folded_if_possible(lambda: run(stacked, batch, index)))
         own = [next(moved) if moves else leaf for leaf, moves in zip(stacked, changing, strict=True)]
         if after is not None:
             replays.compare(after, own)
@@ -287,19 +287,22 @@ class Together:
             run = torch.vmap(alone.run, in_dims, randomness="error")
             return alone._replace(run=graph_of(run, *tensors, *many))
 
-        return self._fit_for_vmap(recorded)
+        return self._folded_if_possible(recorded)
 
-    def _fit_for_vmap(self, run: Callable[[], _T]) -> _T:
-        """Runs what uses `torch.vmap`, and folds clients unless the program wants more of folded layers."""
+    def _folded_if_possible(self, run: Callable[[], _T]) -> _T:
+        """Runs what uses `torch.vmap`, clients folded together unless the program wants more of layers."""
         if self._folds:
             try:
                 with batched(), Folding():
                     return run()
             except NotImplementedError as error:
-                log.info("what clients do is batched layer by layer as torch.vmap does it: %s", error)
-                self._folds = False
+                why = error
         with batched():
-            return run()
+            done = run()
+        if self._folds:
+            log.info("what clients do is batched layer by layer as torch.vmap does it: %s", why)
+            self._folds = False
+        return done
 
     def _changes(self, program: Client, carry: Tree, job: _Job) -> list[bool]:
         """Returns which leaves of a carry a step changes, found out by one step of one client."""
