@@ -17,6 +17,7 @@ from PIL import Image
 from genfl import config
 from genfl.data import decode, folders
 from genfl.data.forms import pixels
+from genfl.data.layout import SPLITS
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
 
@@ -113,6 +114,126 @@ def test_class_folders(tmp_path, test):
     assert sorted(data.train.labels) == ["cat"] * 3 + ["dog"] * 3 + ["sea lion"] * 3
     assert data.test.labels == ["cat", "dog", "sea lion"]
     assert torch.equal(data.test.x, as_stored([9, 11, 10]))
+
+
+def pictures(folder, **counts):
+    """Writes images of a folder each, by paths with slashes for double underscores; no two are the same."""
+    for number, (name, count) in enumerate(counts.items()):
+        place = folder / name.replace("__", "/").replace("_", " ")
+        place.mkdir(parents=True, exist_ok=True)
+        for row in range(count):
+            image = np.full((4, 6, 3), 10 * number, np.uint8)
+            image[0, 0] = row
+            (place / f"{row:02}.png").write_bytes(png(image))
+    return folder
+
+
+@pytest.mark.parametrize("other", ["bullet train", "test tube", "blood-test", "eval"])
+def test_a_class_may_be_called_like_a_split(tmp_path, other):
+    """Hugging Face would take any part of a path for a split, and read an image into two of them."""
+    folder = pictures(tmp_path / "d", train__cat=8, test__cat=4)
+    for split, count in (("train", 8), ("test", 4)):
+        pictures(folder / split, cat=count)
+        (folder / split / "cat").rename(folder / split / "x")
+        pictures(folder / split, cat=count)
+        (folder / split / "x").rename(folder / split / other)
+    data = own(folder)
+    for examples, count in ((data.train, 8), (data.test, 4)):
+        assert sorted(examples.labels) == sorted(["cat", other] * count)
+    caps = pictures(tmp_path / "e", Training__cat=3, Training__dog=3, Val__cat=2, Val__dog=2)
+    assert (len(own(caps).train.x), len(own(caps).test.x)) == (6, 4)
+
+
+def test_only_folders_are_splits_of_class_folders(tmp_path):
+    flat = pictures(tmp_path / "flat", bus=10, car=10, train=10)
+    assert sorted(own(flat).train.labels) == ["bus"] * 8 + ["car"] * 8 + ["train"] * 8
+    files = pictures(tmp_path / "files", bus=10, car=10)
+    for path in files.rglob("0[0-4].png"):
+        path.rename(path.with_name(f"crash_test_{path.name}"))
+    (files / "bus" / "crash_test_00.png").rename(files / "bus" / "train_00.png")
+    assert sorted(own(files).train.labels) == ["bus"] * 8 + ["car"] * 8
+    below = pictures(
+        tmp_path / "below", data__train__cat=4, data__train__dog=4, data__test__cat=1, data__test__dog=1
+    )
+    assert (len(own(below).train.x), len(own(below).test.x)) == (8, 2)
+    pictures(below, data__more__cat=1)
+    refused("data.path", "more beside the split test", read=own, folder=below)
+
+
+def test_folders_named_with_the_word_for_a_split_are_splits(tmp_path):
+    words = pictures(
+        tmp_path / "words", **{"mnist-train__cat": 4, "mnist-train__dog": 4, "mnist-test__cat": 1}
+    )
+    pictures(words / "mnist-test", dog=1)
+    assert (len(own(words).train.x), len(own(words).test.x)) == (8, 2)
+    classes = pictures(tmp_path / "classes", train_station=5, test_tube=5)
+    assert sorted({*own(classes).train.labels}) == ["test tube", "train station"], (
+        "these hold no class folders"
+    )
+    stray = pictures(
+        tmp_path / "stray", data__train__cat=4, data__train__dog=4, data__test__cat=1, data__test__dog=1
+    )
+    (stray / "logo.png").write_bytes(png(PIXELS[0]))
+    assert (len(own(stray).train.x), len(own(stray).test.x)) == (8, 2)
+
+
+def test_what_lies_beside_tables_is_no_matter(tmp_path):
+    folder = write(tmp_path / "d", train=hub_rows(range(9)), test=hub_rows(range(9, 12)))
+    (folder / "data" / "label_map.json").write_text("{}")
+    (folder / "stats.csv").write_text("a,b\n")
+    other = write(folder / ".old", train=hub_rows(range(9), names=["x", "y", "z"]))
+    assert other.is_dir()
+    assert same(cifar(folder))
+
+
+def test_tables_that_would_not_be_read_are_refused(tmp_path):
+    folder = write(tmp_path / "d", train=hub_rows(range(9)), test=hub_rows(range(9, 12)))
+    assert same(cifar(folder))
+    pyarrow.parquet.write_table(hub_rows(range(9)).data.table, folder / "data" / "more.parquet")
+    refused("data.path", "more.parquet would not be read", "called train, test", folder=folder)
+    told = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: data/train-*}\n"
+    (folder / "README.md").write_text(f"{told}  - {{split: test, path: data/test-*}}\n---\nMine.\n")
+    assert same(cifar(folder)), "its README says what is read"
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "dev", "eval", "Test"])
+def test_a_split_may_be_called_what_hugging_face_calls_it(tmp_path, name, caplog):
+    caplog.set_level("INFO")
+    saved = {"train": hub_rows(range(9)), name: hub_rows(range(9, 12)), "unsupervised": hub_rows([0])}
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
+    assert same(cifar(tmp_path / "saved"))
+    assert "split unsupervised is not used" in caplog.text
+    beside = {**saved, "validation" if SPLITS[name.lower()] == "validation" else "test": saved[name]}
+    datasets.DatasetDict(beside).save_to_disk(tmp_path / "beside")
+    assert same(cifar(tmp_path / "beside")), "one that is called exactly so is preferred"
+    datasets.DatasetDict({**saved, "valid" if name == "dev" else name.upper(): hub_rows([0])}).save_to_disk(
+        tmp_path / "two"
+    )
+    refused("data.path", "two splits", folder=tmp_path / "two")
+
+
+def test_photographs_stand_upright(tmp_path):
+    image = Image.fromarray(np.zeros((40, 60, 3), np.uint8))
+    image.paste(
+        "white", (0, 0, 20, 40)
+    )  # bright on the left, which to a camera that lay on its side is the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a", "b"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for row in range(4):
+            image.save(tmp_path / "d" / name / f"{row}.jpg", exif=exif, quality=95)
+    x = own(tmp_path / "d", size=(6, 4)).train.x.float().mean((0, 1))
+    assert (x[0] > 200).all()
+    assert (x[-1] < 50).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_images_that_do_not_say_what_is_white_are_left_out_and_counted(tmp_path, kind, caplog):
+    pictures(tmp_path / "d", cat=5, dog=5)
+    Image.fromarray(np.ones((4, 6), kind)).save(tmp_path / "d" / "cat" / "odd.tiff")
+    assert sorted(own(tmp_path / "d").train.labels) == ["cat"] * 4 + ["dog"] * 4
+    assert "1 images of train cannot be read and are left out: cat/odd.tiff" in caplog.text
 
 
 def test_parquet_of_anyones_making_with_names_as_labels(tmp_path):
@@ -214,6 +335,11 @@ def test_any_size_and_mode_becomes_the_same_form(tmp_path):
     assert (rgb(half) == 255).all(), "what cannot be seen is white"
     assert np.array_equal(pixels(palette, (4, 6), 3), np.asarray(palette.convert("RGB")).transpose(2, 0, 1))
     assert np.array_equal(pixels(deep, (4, 6), 1)[0], grey)
+    buffer = io.BytesIO()
+    deep.save(buffer, "PPM")
+    with Image.open(buffer) as pgm:
+        assert pgm.mode == "I"
+        assert np.array_equal(pixels(pgm, (4, 6), 1)[0], grey)
     assert pixels(Image.new("CMYK", (9, 9)), (4, 6), 3).shape == (3, 4, 6)
     large = np.zeros((40, 60, 3), np.uint8)
     large[:20] = 200
@@ -403,10 +529,7 @@ def test_a_label_outside_the_names(tmp_path):
     train = hub_rows(range(9))
     labels = pyarrow.array([0, 1, 2, 0, 7, 2, 0, 1, 2])
     write(tmp_path / "d", train=train.data.table.set_column(1, "label", labels))
-    refused("data.label", "the label 7", "3 classes (cat, sea_lion, dog)", folder=tmp_path / "d")
-    nothing = pyarrow.array([0, 1, None, 0, 1, 2, 0, 1, 2])
-    write(tmp_path / "d", train=train.data.table.set_column(1, "label", nothing))
-    refused("data.label", "the label None", folder=tmp_path / "d")
+    refused("data.label", "the label '7'", "3 classes (cat, sea_lion, dog)", folder=tmp_path / "d")
 
 
 def test_a_class_that_only_the_test_set_has(tmp_path):
@@ -415,9 +538,28 @@ def test_a_class_that_only_the_test_set_has(tmp_path):
         table = {"image": [png(image) for image in PIXELS[:2]], "label": kinds}
         pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "d" / f"{split}.parquet")
     refused("data.label", "split test has the label 'c'", read=own, folder=tmp_path / "d")
-    table = {"image": [png(image) for image in PIXELS[:3]], "label": ["a", "b", None]}
-    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "d" / "train.parquet")
-    refused("data.label", "split train has the label None", read=own, folder=tmp_path / "d")
+
+
+def test_examples_without_a_label_are_left_out_and_counted(tmp_path, caplog):
+    train = hub_rows(range(9)).data.table
+    for missing in (None, -1):  # as Hugging Face numbers the classes of a test set that it keeps secret
+        labels = pyarrow.array([0, 1, missing, 0, missing, 2, 0, 1, 2])
+        folder = write(tmp_path / str(missing), train=train.set_column(1, "label", labels))
+        caplog.clear()
+        data = cifar(folder)
+        assert "2 images of train have no label and are left out: rows 2, 4" in caplog.text
+        assert sorted([*data.train.labels, *data.test.labels]) == ["cat"] * 3 + ["dog"] * 2 + ["sea lion"] * 2
+    secret = hub_rows(range(9, 12), labels=[-1] * 12)
+    folder = write(tmp_path / "secret", train=hub_rows(range(9)), test=secret)
+    refused("data.label", "'label' of split test", "is empty", folder=folder)
+
+
+@pytest.mark.parametrize("label", [[0, 1], {"kind": 0}])
+def test_an_example_is_of_one_class(tmp_path, label):
+    (tmp_path / "d").mkdir()
+    table = pyarrow.table({"image": [png(image) for image in PIXELS], "label": [label] * 12})
+    pyarrow.parquet.write_table(table, tmp_path / "d" / "all.parquet")
+    refused("data.label", "column 'label' holds", "one class", read=own, folder=tmp_path / "d")
 
 
 def test_a_class_of_which_there_is_nothing_to_train_on(tmp_path):

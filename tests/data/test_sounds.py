@@ -189,7 +189,8 @@ def labelled(path, labels, names, folds=None):
     features = {"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
     rows["label"], features["label"] = labels, datasets.ClassLabel(names=names)
     if folds:
-        rows["fold"], features["fold"] = folds, datasets.Value("int64")
+        whole = all(isinstance(fold, int) for fold in folds)
+        rows["fold"], features["fold"] = folds, datasets.Value("int64" if whole else "float64")
     table = datasets.Dataset.from_dict(rows, features=datasets.Features(features)).with_format("arrow")[:]
     features["audio"] = datasets.Audio(decode=False)
     (path / "data").mkdir(parents=True)
@@ -210,7 +211,7 @@ def test_a_label_outside_the_names_is_named(tmp_path):
     table = table.set_column(place, table.schema.field("label"), [[0, 1, 7, 1, 0, 1]])
     pyarrow.parquet.write_table(table, file)
     with pytest.raises(
-        InputError, match=r"^data.label: split train has the label 7, .*none of the 2 classes"
+        InputError, match=r"^data.label: split train has the label '7', .*none of the 2 classes"
     ):
         DATASETS["sounds"].load(path=str(path), seconds=1.0)
 
@@ -222,10 +223,23 @@ def test_a_key_of_the_recipe_is_the_test_set_where_there_is_none(tmp_path, monke
     assert data.train.keys == ["1", "1", "2", "2", "3", "3", "4", "4"]
     whole = LogMel(1.0).encode(MEDIA["audio"].read(wav(tone(200 + 50 * 8))))
     assert np.array_equal(data.test.x[0].numpy(), whole)
+
+
+@pytest.mark.parametrize("key", ["fold", "label"])
+def test_clips_of_a_recording_stay_together_whatever_the_key(tmp_path, key):
+    path = labelled(tmp_path / "d", [0, 1] * 5, ["a", "b"], folds=[1.0, 1, 2, 2, 3, 3, None, 4, 5, 5])
+    whole = DATASETS["esc10"].load(path=str(path), seconds=1.0)
+    assert whole.test.keys == ["5", "5"], "also where a gap made the folds real numbers"
+    data = DATASETS["esc10"].load(path=str(path), seconds=1.0, key=key)
+    assert np.array_equal(data.test.x, whole.test.x)
+    assert set(data.test.keys) == ({"5"} if key == "fold" else {"0", "1"})
+
+
+def test_without_its_fold_a_fifth_is_the_test_set_and_that_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
     without = labelled(tmp_path / "e", [0, 1] * 5, ["a", "b"], folds=[1, 1, 2, 2, 3, 3, 4, 4, 4, 4])
-    assert (
-        len(DATASETS["esc10"].load(path=str(without), seconds=1.0).test.labels) == 2
-    )  # a fifth of each class
+    assert len(DATASETS["esc10"].load(path=str(without), seconds=1.0).test.labels) == 2
+    assert "fold 5 does not divide it, so a fifth of each class" in caplog.text
 
 
 @pytest.mark.parametrize("library", ["soundfile", "soxr"])

@@ -286,22 +286,116 @@ class TestOnesOwn:
         with pytest.raises(InputError, match=r"data.input: none of the 4 cells .* can be read as texts"):
             texts(tables(tmp_path / "d", train=rows))
 
-    @pytest.mark.parametrize("label", ["unheard of", None])
-    def test_a_label_that_train_has_not(self, tmp_path, label):
-        folder = tables(
-            tmp_path / "d", "jsonl", train=ROWS, test=[*TEST, {"text": "x", "label": label, "who": "u"}]
-        )
-        with pytest.raises(InputError, match=rf"split test has the label {label!r}, which is none of the 2"):
+    def test_a_label_that_train_has_not(self, tmp_path):
+        more = {"text": "x", "label": "unheard of", "who": "u"}
+        folder = tables(tmp_path / "d", "jsonl", train=ROWS, test=[*TEST, more])
+        with pytest.raises(
+            InputError, match=r"split test has the label 'unheard of', which is none of the 2"
+        ):
             texts(folder)
+
+    @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+    def test_none_is_a_word_and_nothing_is_no_label(self, tmp_path, kind, caplog):
+        labels = ["None", "NA", "null", "None", "NA", "null", "" if kind == "jsonl" else None]
+        rows = [
+            {"text": "None" if row == 2 else f"t{row}", "label": label} for row, label in enumerate(labels)
+        ]
+        data = texts(tables(tmp_path / "d", kind, train=rows, test=rows[:3]))
+        assert data.train.labels == labels[:6]
+        assert "1 texts of train have no label and are left out: rows 6" in caplog.text
+
+    def test_cells_of_csv_are_text_as_they_are(self, tmp_path):
+        rows = [
+            {"text": f"t{row}", "label": ["01", "1", "0.0"][row % 3], "who": f"0{row % 2}"}
+            for row in range(12)
+        ]
+        folder = tables(tmp_path / "d", "csv", train=rows, test=rows[:3])
+        data = texts(folder, key="who")
+        assert data.train.labels == ["01", "1", "0.0"] * 4
+        assert data.train.keys == ["00", "01"] * 6
+        for table in folder.iterdir():  # as Excel writes them in much of Europe
+            table.write_text("\ufeff" + table.read_text().replace(",", ";"), encoding="utf-8")
+        assert texts(folder, key="who").train.labels == data.train.labels
+
+    def test_csv_as_it_comes(self, tmp_path):
+        """With pandas' index, its columns in another order, a blank first line, and quoted separators."""
+        folder = tables(tmp_path / "d", "csv", train=ROWS, test=TEST)
+        expected = texts(folder).train
+        pd.DataFrame(ROWS).to_csv(folder / "train.csv")
+        test = pd.DataFrame(TEST)[["who", "text", "label"]].assign(**{"Unnamed: 0": 0})
+        test.to_csv(folder / "test.csv", index=False)
+        assert texts(folder).train.labels == expected.labels
+        (folder / "test.csv").unlink()
+        table = '\n"a;b;c;d",text,label\n' + "".join(f'1,"x, {row}",{"ab"[row % 2]}\n' for row in range(9))
+        (folder / "train.csv").write_text(table)
+        assert sorted({*texts(folder).train.labels}) == ["a", "b"]
+
+    def test_a_readme_says_what_a_csv_means(self, tmp_path):
+        folder = tables(tmp_path / "d", "csv", train=[{"text": f"t{n}", "label": n % 2} for n in range(9)])
+        names = "class_label: {names: {'0': neg, '1': pos}}"
+        columns = f"[{{name: text, dtype: string}}, {{name: label, dtype: {{{names}}}}}]"
+        (folder / "README.md").write_text(f"---\ndataset_info: {{features: {columns}}}\n---\n")
+        assert sorted({*texts(folder).train.labels}) == ["neg", "pos"]
+        (folder / "train.csv").write_text("t1|a\nt2|b\n" * 5)
+        told = "[{config_name: default, data_files: train.csv, sep: '|', names: [text, label]}]"
+        (folder / "README.md").write_text(f"---\nconfigs: {told}\n---\n")
+        assert sorted({*texts(folder).train.labels}) == ["a", "b"]
+
+    def test_nan_is_no_label_and_nobody(self, tmp_path, caplog):
+        nan = float("nan")
+        rows = [{"text": f"t{row}", "label": [0.0, 1.0][row % 2], "who": 1.0 + row % 2} for row in range(10)]
+        rows[4]["label"] = rows[7]["who"] = nan
+        folder = tables(tmp_path / "d", train=rows, test=rows[:2])
+        data = texts(folder, key="who")
+        assert ({*data.train.labels}, {*data.train.keys}) == ({"0", "1"}, {"1", "2"})
+        assert "1 texts of train have no label and are left out: rows 4" in caplog.text
+        assert "1 texts of train have no who and are left out: rows 7" in caplog.text
+
+    def test_labels_of_any_kind_in_any_row(self, tmp_path):
+        rows = [{"text": f"t{row}", "label": "12ab"[row // 5_000]} for row in range(20_000)]
+        data = texts(tables(tmp_path / "d", "csv", train=rows, test=rows[::4_000]))
+        assert data.train.labels == [row["label"] for row in rows]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "line"),
+        [
+            ("b.csv", b"text,topic\nx,a\n", r"b.csv has the columns text, topic, and .*a.csv text, label"),
+            (
+                "b.csv",
+                "text,label\nfine,a\ncaf\xe9,b\n".encode("latin-1"),
+                r"line 3 of .*b.csv is not UTF-8",
+            ),
+        ],
+    )
+    def test_what_is_wrong_with_a_table_is_said(self, tmp_path, name, content, line):
+        (tmp_path / "a.csv").write_text("text,label\nx,a\ny,b\n")
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"^data.path: .*{line}"):
+            texts(tmp_path)
+
+    def test_a_line_that_is_no_json_is_named(self, tmp_path):
+        (tmp_path / "a.jsonl").write_text('{"text": "x", "label": "a"}\n{"text": "y", "lab\n')
+        with pytest.raises(InputError, match=r"^data.path: .*line 2 of .*a.jsonl is not JSON"):
+            texts(tmp_path)
+
+    def test_a_table_of_no_split_is_refused(self, tmp_path):
+        folder = tables(tmp_path / "d", "csv", train=ROWS, more=ROWS)
+        with pytest.raises(InputError, match=r"^data.path: .*more.csv would not be read.* called train"):
+            texts(folder)
+        tables(tmp_path / "e", "csv", one=ROWS)
+        pd.DataFrame(ROWS).to_csv(tmp_path / "e" / "two.csv", index=False)
+        both = texts(tmp_path / "e")
+        assert len(both.train.labels) + len(both.test.labels) == 2 * len(ROWS)
 
     def test_a_label_outside_the_names_of_the_file(self, tmp_path):
         features = datasets.Features(
             {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])}
         )
-        table = datasets.Dataset.from_dict({"text": ["x", "y", "z"], "label": [0, 1, -1]}, features=features)
+        table = datasets.Dataset.from_dict({"text": ["x", "y", "z"], "label": [0, 1, 1]}, features=features)
+        table = table.with_format("arrow")[:].set_column(1, "label", [[0, 1, 7]])
         (tmp_path / "d").mkdir()
-        table.to_parquet(str(tmp_path / "d" / "train.parquet"))
-        with pytest.raises(InputError, match=r"the label -1, which is none of the 2 classes \(a, b\)"):
+        pyarrow.parquet.write_table(table, tmp_path / "d" / "train.parquet")
+        with pytest.raises(InputError, match=r"the label '7', which is none of the 2 classes \(a, b\)"):
             texts(tmp_path / "d")
 
     def test_another_tokenizer_is_another_reading(self, tmp_path, words):
@@ -384,6 +478,15 @@ class TestConfig:
             checks.check(mine(f"model={model}"))
         assert str(caught.value).startswith(f"model: {'mlp' if model == 'mlp' else 'lstm'} does not fit")
         assert line in str(caught.value)
+
+    def test_a_model_that_cannot_be_batched_is_refused_before_any_work(self, mine):
+        with pytest.raises(InputError) as caught:
+            checks.check(mine("federate.engine=vectorised"))
+        line = str(caught.value)
+        assert line.startswith("federate.engine: vectorised, but clients of "), line
+        assert line.endswith("; use auto"), line
+        assert "\n" not in line
+        checks.check(mine("federate.engine=auto"))
 
     @pytest.mark.parametrize("name", ["dynafed", "fedftg"])
     def test_methods_that_learn_inputs_are_refused(self, mine, name):

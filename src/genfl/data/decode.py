@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 
 from genfl import progress
-from genfl.data.folders import Folder, first_line
+from genfl.data.folders import BATCH, Folder, first_line, said
 from genfl.data.forms import Form
 from genfl.data.media import MEDIA
 from genfl.errors import GenflError, InputError
@@ -24,13 +24,13 @@ from genfl.storage import digest, read_json, replacing, sha256, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 """Of what the cache holds: a change of the code below that changes arrays raises it."""
 
 TESTS = ("test", "validation")
 """Splits that serve as the test set, the first there is; without one, a fifth of each class of train."""
 
-TASK = 64
+TASK = 16
 """Examples that a thread decodes at a time."""
 
 SHOWN = 5
@@ -44,16 +44,17 @@ class Wanted(NamedTuple):
         label: Names that the column of the classes may have.
         key: The column that says whose an example is, if there.
         form: What the examples are turned into.
-        test_key: Where there is no test split, whose examples are the test set: clips of one recording, for
-            example, do not belong on both sides. None for a fifth of each class.
-        without: The numbers of classes that are left out.
+        apart: Where there is no test split, the column and the value in it of the examples that are the test
+            set: clips of one recording, for example, do not belong on both sides. None for a fifth of each
+            class.
+        without: The names of classes that are left out.
     """
 
     input: tuple[str, ...]
     label: tuple[str, ...]
     key: str | None
     form: Form
-    test_key: str | None = None
+    apart: tuple[str, str] | None = None
     without: tuple[str, ...] = ()
 
 
@@ -103,10 +104,10 @@ def load(path: Path, wanted: Wanted) -> Decoded:
     Raises:
         InputError: Any of it is not there or not as it must be.
     """
-    folder = Folder(path)
     medium = MEDIA[wanted.form.modality]
+    folder = Folder(path, medium)
     form = [wanted.form.modality, *wanted.form.identity()]
-    key = digest([VERSION, folder.identity(medium), {**wanted._asdict(), "form": form}])
+    key = digest([VERSION, folder.identity(), {**wanted._asdict(), "form": form}])
     place = _cache() / key[:32]
     with FileLock(f"{place}.lock"):
         facts = _intact(place)
@@ -119,14 +120,17 @@ def load(path: Path, wanted: Wanted) -> Decoded:
             facts = _intact(place)
     if facts is None:
         raise GenflError(f"{place} is damaged while it is written; is the disk in order?")
+    for note in facts["notes"]:
+        log.info("%s: %s", path, note)
     for name, split in facts["splits"].items():
         _warn_of_left_out(name, split, medium.what)
-    train, test = (
-        # "c": torch has no read-only tensors
-        Split(np.load(place / f"{name}.npy", mmap_mode="c"), split["labels"], split["keys"], split["rows"])
-        for name, split in facts["splits"].items()
-    )
+    train, test = (_split(place, name, facts["splits"][name]) for name in ("train", "test"))
     return Decoded(facts["names"], train, test, key)
+
+
+def _split(place: Path, name: str, facts: dict[str, Any]) -> Split:
+    inputs = np.load(place / f"{name}.npy", mmap_mode="c")  # torch has no read-only tensors
+    return Split(inputs, facts["labels"], facts["keys"], facts["rows"])
 
 
 def contents(path: Path, wanted: Wanted, rows: Sequence[int]) -> list[Any]:
@@ -137,7 +141,8 @@ def contents(path: Path, wanted: Wanted, rows: Sequence[int]) -> list[Any]:
         wanted: As of `load`.
         rows: Where they are, as `Split.rows` says.
     """
-    folder, medium = Folder(path), MEDIA[wanted.form.modality]
+    medium = MEDIA[wanted.form.modality]
+    folder = Folder(path, medium)
     stream = folder.splits()[0]["train"]
     given = folder.column(stream.features, wanted.input, "input")
     cells = itertools.chain.from_iterable(batch[given] for batch in folder.batches(stream, [given]))
@@ -181,18 +186,22 @@ def _decode(folder: Folder, wanted: Wanted, place: Path) -> None:
     if "train" not in streams:
         raise InputError(f"data.path: no train split in {folder.path}; there are: {', '.join(streams)}")
     (place / "about.json").unlink(missing_ok=True)
-    tests = [name for name in TESTS if name in streams]
+    used = ("train", *[name for name in TESTS if name in streams][:1])
+    unused = [f"split {name} is not used" for name in streams if name not in used]
     with progress.bar("decode", total, MEDIA[wanted.form.modality].what) as advance:
         rows = {
             split: _write(folder, streams[name], name, wanted, place / f"{split}.npy", advance)
-            for split, name in zip(("train", "test"), ("train", *tests), strict=False)
+            for split, name in zip(("train", "test"), used, strict=False)
         }
-    names = rows["train"].classes or sorted({label for label in rows["train"].labels if label is not None})
+    names = rows["train"].classes or sorted(set(rows["train"].labels))
     splits = {split: _facts(read, names) for split, read in rows.items()}
     if len(set(splits["train"]["labels"])) < 2:
         raise InputError("data.label: all examples of train are of one class; name a column with several")
+    notes = unused
     if "test" not in splits:
-        splits["test"] = _set_apart(place, splits["train"], folder, wanted)
+        tested, which = _tested(rows["train"], splits["train"]["labels"], wanted)
+        splits = _set_apart(place, splits["train"], tested)
+        notes = [*unused, f"there is no test split; {which} is the test set"]
     untaught = sorted({*splits["test"]["labels"]} - {*splits["train"]["labels"]})
     if untaught:
         raise InputError(
@@ -201,7 +210,7 @@ def _decode(folder: Folder, wanted: Wanted, place: Path) -> None:
         )
     for split, facts in splits.items():
         facts["sha256"] = sha256(place / f"{split}.npy")
-    content = {"names": list(names), "splits": splits}
+    content = {"names": list(names), "splits": splits, "notes": notes}
     write_json(place / "about.json", {"digest": digest(content), "facts": content})
 
 
@@ -210,19 +219,21 @@ class _Rows(NamedTuple):
 
     Attributes:
         split: What the data calls it.
-        labels: Of each example that is kept: a place in `classes`, or where there are none, a name.
+        labels: The class's name of each example that is kept.
         keys: Whose each is; None where the data does not say.
+        apart: Whether each is of those that are to be the test set where there is no test split.
         rows: Where each is in the split's files.
-        classes: What the split calls its classes, if it does; another split may number them differently.
-        left_out: The rows that are not kept, by what they are or do.
+        classes: The names of all classes in the split's order, if it has one.
+        left_out: The rows that are not kept, or their files, by what they are or do.
     """
 
     split: str
-    labels: list[Any]
+    labels: list[str]
     keys: list[str | None] | None
+    apart: list[bool]
     rows: list[int]
     classes: list[str]
-    left_out: dict[str, list[int]]
+    left_out: dict[str, list[Any]]
 
 
 def _write(
@@ -233,56 +244,63 @@ def _write(
     given = folder.column(features, wanted.input, "input")
     label = folder.column(features, wanted.label, "label")
     folder.check_names(label)
+    name = folder.namer(features, label)
     key = wanted.key if wanted.key in features else None
-    columns = [given, label, *([key] if key else [])]
-    labels: list[Any] = []
+    column, value = wanted.apart if wanted.apart and wanted.apart[0] in features else (None, "")
+    columns = [given, label, *filter(None, [key, column])]
+    labels: list[str] = []
     keys: list[str | None] = []
+    apart: list[bool] = []
     rows: list[int] = []
-    unreadable, unwanted, nobodys = list[int](), list[int](), list[int]()
+    unreadable, unlabelled, unwanted, nobodys = list[Any](), list[Any](), list[Any](), list[Any]()
     seen = 0
     with replacing(path) as temporary, ThreadPoolExecutor() as pool, temporary.open("wb") as file:
         _write_header(file, 0, wanted.form)
         for batch in folder.batches(stream, columns):
-            start = seen
             cells = batch[given]
             tasks = (cells[first : first + TASK] for first in range(0, len(cells), TASK))
-            good = []
             arrays = itertools.chain.from_iterable(pool.map(partial(_arrays, wanted.form), tasks))
+            named = map(name, batch[label])
             given_keys = batch[key] if key else [""] * len(cells)
-            owners = [None if owner is None else str(owner) for owner in given_keys]
-            for array, value, owner in zip(arrays, batch[label], owners, strict=True):
+            owners = [said(owner) for owner in given_keys]
+            asked = [said(cell) == value for cell in batch[column]] if column else [False] * len(cells)
+            for cell, array, called, owner, here in zip(cells, arrays, named, owners, asked, strict=True):
                 if array is None:
-                    unreadable.append(seen)
-                elif str(value) in wanted.without:
-                    unwanted.append(seen)
+                    unreadable.append(folder.place(cell) or seen)
+                elif called is None:
+                    unlabelled.append(folder.place(cell) or seen)
+                elif called in wanted.without:
+                    unwanted.append(folder.place(cell) or seen)
                 elif owner is None and split == "train":  # of a test set, nobody asks whose it is
-                    nobodys.append(seen)
+                    nobodys.append(folder.place(cell) or seen)
                 else:
-                    good.append(seen - start)
                     file.write(array.tobytes())
+                    labels.append(called)
+                    keys.append(owner)
+                    apart.append(here)
+                    rows.append(seen)
                 seen += 1
-            labels += map(batch[label].__getitem__, good)
-            keys += map(owners.__getitem__, good)
-            rows += [start + place for place in good]
             advance(len(cells))
-        if nobodys and not labels:
-            raise InputError(f"data.key: column {key!r} of {folder.path} is empty; fill it, or take it away")
         if not labels:
+            where = f"split {split} of {folder.path}"
+            if nobodys:
+                raise InputError(f"data.key: column {key!r} of {where} is empty; fill it, or take it away")
+            if unlabelled:
+                raise InputError(f"data.label: column {label!r} of {where} is empty; name another column")
             raise InputError(
-                f"data.input: none of the {seen} cells of column {given!r} can be read as {medium.what}"
-                f" in split {split} of {folder.path}; name another column"
+                f"data.input: none of the {seen} cells of column {given!r} can be read as {medium.what} in"
+                f" {where}; name another column"
             )
         file.seek(0)
         _write_header(file, len(labels), wanted.form)
-    classes = getattr(features[label], "names", None) or []
-    if not classes:
-        labels = [value if value is None else str(value) for value in labels]
     left_out = {
         "cannot be read": unreadable,
+        "have no label": unlabelled,
         "are of classes that are not wanted": unwanted,
         f"have no {key}": nobodys,
     }
-    return _Rows(split, labels, keys if key else None, rows, classes, left_out)
+    classes = getattr(features[label], "names", None) or []
+    return _Rows(split, labels, keys if key else None, apart, rows, classes, left_out)
 
 
 def _write_header(file: BinaryIO, rows: int, form: Form) -> None:
@@ -305,44 +323,55 @@ def _arrays(form: Form, cells: Sequence[Any]) -> list[np.ndarray | None]:
     return found
 
 
-def _facts(rows: _Rows, names: Sequence[Any]) -> dict[str, Any]:
+def _facts(rows: _Rows, names: Sequence[str]) -> dict[str, Any]:
     """Returns what the cache says of a split, with labels as places in the names."""
     place = {name: number for number, name in enumerate(names)}
-    called = dict(enumerate(rows.classes)) if rows.classes else {name: name for name in rows.labels}
-    for value in rows.labels:
-        if called.get(value) not in place:
+    for label in rows.labels:
+        if label not in place:
             raise InputError(
-                f"data.label: split {rows.split} has the label {called.get(value, value)!r}, which is none of"
-                f" the {len(names)} classes ({_some(names)}); correct it, or name another column"
+                f"data.label: split {rows.split} has the label {label!r}, which is none of the {len(names)}"
+                f" classes ({_some(names)}); correct it, or name another column"
             )
-    labels = [place[called[value]] for value in rows.labels]
+    labels = [place[label] for label in rows.labels]
     return {"labels": labels, "keys": rows.keys, "rows": rows.rows, "left_out": rows.left_out}
 
 
-def _set_apart(place: Path, train: dict[str, Any], folder: Folder, wanted: Wanted) -> dict[str, Any]:
-    """Makes a part of the training set the test set, and returns what the cache says of it."""
-    labels, keys = np.asarray(train["labels"]), train["keys"]
-    theirs = np.asarray(keys) == wanted.test_key if keys and wanted.test_key else np.zeros(0, bool)
-    if theirs.any() and not theirs.all():
-        log.info("no test split in %s: %s %s is the test set", folder.path, wanted.key, wanted.test_key)
-        kept, tested = np.flatnonzero(~theirs), np.flatnonzero(theirs)
-    else:
-        log.info("no test split in %s: a fifth of each class is the test set", folder.path)
-        kept, tested = _fifth(labels)
-    inputs = np.load(place / "train.npy", mmap_mode="r")
+def _tested(train: _Rows, labels: Sequence[int], wanted: Wanted) -> tuple[np.ndarray, str]:
+    """Chooses the examples of the training set that are the test set, and says which they are."""
+    if any(train.apart) and not all(train.apart):
+        return np.asarray(train.apart), " ".join(wanted.apart or ())
+    else_what = f"{' '.join(wanted.apart)} does not divide it, so " if wanted.apart else ""
+    return _fifth(np.asarray(labels)), f"{else_what}a fifth of each class, drawn at random,"
+
+
+def _set_apart(place: Path, train: dict[str, Any], tested: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Divides the training set, and returns what the cache says of both parts.
+
+    Args:
+        place: Where the arrays are.
+        train: What the cache says of the whole.
+        tested: For each example, whether it is for the test set.
+    """
+    inputs = np.load(place / "train.npy", mmap_mode="r")  # of which nothing changes when its name goes on
     facts = {}
-    for split, rows in (("test", np.sort(tested)), ("train", np.sort(kept))):
-        with replacing(place / f"{split}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, inputs[rows])
-        chosen = [keys[row] for row in rows] if keys else None
-        places = [train["rows"][row] for row in rows]
-        facts[split] = {"labels": labels[rows].tolist(), "keys": chosen, "rows": places, "left_out": {}}
-    train |= {**facts["train"], "left_out": train["left_out"]}
-    return facts["test"]
+    for split, chosen in (("test", tested), ("train", ~tested)):
+        rows = np.flatnonzero(chosen)
+        with replacing(place / f"{split}.npy") as temporary:
+            part = np.lib.format.open_memmap(temporary, "w+", inputs.dtype, (len(rows), *inputs.shape[1:]))
+            for first in range(0, len(rows), BATCH):
+                part[first : first + BATCH] = inputs[rows[first : first + BATCH]]
+            part.flush()
+        facts[split] = {
+            "labels": [train["labels"][row] for row in rows],
+            "keys": [train["keys"][row] for row in rows] if train["keys"] else None,
+            "rows": [train["rows"][row] for row in rows],
+            "left_out": train["left_out"] if split == "train" else {},
+        }
+    return facts
 
 
-def _fifth(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Splits rows into four fifths and one of each class."""
+def _fifth(labels: np.ndarray) -> np.ndarray:
+    """Returns for each example whether it is of the fifth of its class that is drawn at random."""
     from sklearn.model_selection import train_test_split
 
     if np.bincount(labels)[labels].min() < 2:
@@ -351,14 +380,16 @@ def _fifth(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             " example; add a folder test, or files named so"
         )
     size = max(len(np.unique(labels)), round(len(labels) / 5))
-    kept, tested = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=0)
-    return kept, tested
+    rows = np.arange(len(labels))
+    _, tested = train_test_split(rows, test_size=size, stratify=labels, random_state=0)
+    return np.isin(rows, tested)
 
 
 def _warn_of_left_out(split: str, facts: dict[str, Any], what: str) -> None:
     for why, rows in facts["left_out"].items():
         if rows:
-            log.warning("%d %s of %s %s and are left out: rows %s", len(rows), what, split, why, _some(rows))
+            where = f"{'' if isinstance(rows[0], str) else 'rows '}{_some(rows)}"
+            log.warning("%d %s of %s %s and are left out: %s", len(rows), what, split, why, where)
 
 
 def _some(values: Sequence[Any]) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from genfl.data.layout import SPLITS, Layout
 from genfl.data.media import Medium
 from genfl.errors import InputError
 from genfl.storage import sha256
 
-BATCH = 1024
-"""Examples that are held at a time."""
+BATCH = 128
+"""Cells that are held at a time, undecoded: a scan or a recording may have many megabytes."""
+
+TYPED = 1024
+"""Rows that say what a JSONL file's columns hold."""
 
 
 class Folder:
@@ -23,42 +27,43 @@ class Folder:
 
     Args:
         path: Where it is.
+        medium: What its examples are.
         section: The part of the config that names it, for messages.
 
     Raises:
         InputError: There is no such folder.
     """
 
-    def __init__(self, path: Path, section: str = "data") -> None:
+    def __init__(self, path: Path, medium: Medium, section: str = "data") -> None:
         if not path.is_dir():
             what = "is a file; give the folder it is in" if path.exists() else "does not exist"
             raise InputError(f"{section}.path: {path} {what}")
         self.path = path
+        self.medium = medium
         self.section = section
+        self.layout = Layout(path, medium, section)
 
-    def identity(self, medium: Medium) -> list[Any]:
+    def identity(self) -> list[Any]:
         """Returns names, sizes and checksums of all files: the same wherever the folder is.
 
         Raises:
-            InputError: None of them can hold such a medium.
+            InputError: None of them can hold examples.
         """
-        paths = sorted(path for path in self.path.rglob("*") if path.is_file())
-        files = {path.relative_to(self.path): path for path in paths}
-        shown = {name: path for name, path in files.items() if not any(part[0] == "." for part in name.parts)}
-        if not any(name.suffix.lower() in (".parquet", ".arrow", *medium.suffixes()) for name in shown):
-            raise InputError(
-                f"{self.section}.path: no Parquet files and no files of {medium.what} in {self.path}"
-            )
-        return [[name.as_posix(), path.stat().st_size, sha256(path)] for name, path in shown.items()]
+        files = self.layout.files
+        names = [path.relative_to(self.path).as_posix() for path in files]
+        return [[name, path.stat().st_size, sha256(path)] for name, path in zip(names, files, strict=True)]
 
     def splits(self) -> tuple[dict[str, Any], int]:
         """Opens the splits without reading them, and says how many examples they have.
+
+        Splits are called train, validation and test, whatever the folder calls these (see
+        `genfl.data.layout.SPLITS`); others keep their names.
 
         Returns:
             For each name an `datasets.IterableDataset`; the number is an estimate where examples are files.
 
         Raises:
-            InputError: It cannot be read.
+            InputError: It cannot be read, or it has files that belong to no split.
         """
         import datasets
 
@@ -68,12 +73,13 @@ class Folder:
                 saved = datasets.load_from_disk(str(self.path))
                 saved = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
                 streams = {name: split.to_iterable_dataset() for name, split in saved.items()}
-                return streams, sum(map(len, saved.values()))
-            tables = list(self.path.rglob("*.parquet"))
-            rows = (pyarrow.parquet.read_metadata(path).num_rows for path in tables)
-            total = sum(rows) if tables else sum(path.is_file() for path in self.path.rglob("*"))
-            found = datasets.load_dataset(str(self.path), streaming=True)
-            return {name: _typed(stream) for name, stream in found.items()}, total
+                return self._named(streams), sum(map(len, saved.values()))
+            rows = [pyarrow.parquet.read_metadata(path).num_rows for path in self._parquet()]
+            total = sum(rows) if rows else len(self.layout.files)
+            found = self._builder().as_streaming_dataset()
+            return self._named({name: _typed(stream) for name, stream in found.items()}), total
+        except InputError:
+            raise
         except Exception as error:  # of datasets, pyarrow, fsspec, ...
             raise InputError(self._damage(error)) from error
 
@@ -103,6 +109,37 @@ class Folder:
         there = ", ".join(features)
         raise InputError(f"{self.section}.{field}: no column {wanted} in {self.path}; there are: {there}")
 
+    def namer(self, features: Mapping[str, Any], label: str) -> Callable[[Any], str | None]:
+        """Returns what gives a class's name by what a cell says; None where it says none, or is blank.
+
+        Raises:
+            InputError: The column's cells are no single values.
+        """
+        import datasets
+
+        feature = features[label]
+        if not isinstance(feature, datasets.ClassLabel | datasets.Value):
+            raise InputError(
+                f"{self.section}.label: column {label!r} holds {feature}, and an example is of one class;"
+                " name another column"
+            )
+        names: list[str] = getattr(feature, "names", None) or []
+
+        def name(cell: Any) -> str | None:
+            if cell is None or (names and cell == -1):  # as Hugging Face has the classes of a secret test set
+                return None
+            called = names[cell] if names and 0 <= cell < len(names) else said(cell)
+            return called if called and called.strip() else None
+
+        return name
+
+    def place(self, cell: Any) -> str | None:
+        """Returns which of the folder's files a cell is; None for one in a table."""
+        if not isinstance(cell, dict) or cell.get("bytes") or not cell.get("path"):
+            return None
+        path, top = Path(cell["path"]), self.path.resolve()
+        return path.relative_to(top).as_posix() if path.is_relative_to(top) else None
+
     def check_names(self, label: str) -> None:
         """Refuses Parquet files that number the classes differently: datasets reads all as it does the first.
 
@@ -112,7 +149,7 @@ class Folder:
         import datasets
 
         known: dict[tuple[str, ...], Path] = {}
-        for path in sorted(self.path.rglob("*.parquet")):
+        for path in self._parquet():
             features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
             if names := getattr(features.get(label), "names", None):
                 known.setdefault(tuple(names), path)
@@ -123,25 +160,75 @@ class Folder:
                 " both with the same names in the same order"
             )
 
+    def _builder(self) -> Any:
+        """Returns what reads the files, each of which is in one split."""
+        import datasets
+
+        described = self.layout.described()
+        if not described and not self.layout.has_tables():
+            kind, patterns = f"{self.medium.column}folder", self.layout.class_folders()
+            return datasets.load_dataset_builder(kind, data_files=patterns)
+        builder = datasets.load_dataset_builder(str(self.path))
+        read = builder.config.data_files
+        if not described:
+            self.layout.refuse_unread(read)
+        if builder.name == "csv" and not described and builder.info.features is None:
+            tables = [Path(file) for split in read.values() for file in split]
+            columns, builder.config.sep = self.layout.csv_columns(tables)
+            # all cells are text, as in the file: 01 is no number, and None and NA are words like others
+            features = datasets.Features(dict.fromkeys(columns, datasets.Value("string")))
+            builder.config.features = builder.info.features = features
+            builder.config.keep_default_na, builder.config.na_values = False, [""]
+        return builder
+
+    def _parquet(self) -> list[Path]:
+        return [path for path in self.layout.files if path.suffix == ".parquet"]
+
+    def _named(self, streams: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns splits by what they are, where their names say it."""
+        found: dict[str, Any] = {}
+        for name, stream in streams.items():
+            split = SPLITS.get(name.lower(), name)
+            if split in streams and split != name:
+                split = name  # besides one that is called so
+            if split in found:
+                raise InputError(
+                    f"{self.section}.path: two splits of {self.path} are both {split}; join them"
+                )
+            found[split] = stream
+        return found
+
     def _damage(self, error: Exception) -> str:
         """Says which file cannot be read, or if all can, what datasets said of the folder."""
-        for path in sorted(self.path.rglob("*.parquet")):
+        for path in self._parquet():
             try:
                 if len(pyarrow.parquet.read_table(path)) == 0:  # which datasets stumbles over
                     return f"{self.section}.path: {path} is empty; fill it, or take it away"
             except (OSError, pyarrow.ArrowException) as wrong:
                 why = first_line(wrong)
                 return f"{self.section}.path: {path} is damaged ({why}); put a whole copy in its place"
+        if line := next(self.layout.damaged_lines(), None):
+            return f"{self.section}.path: {line}"
         return f"{self.section}.path: {self.path} cannot be read as a data set ({first_line(error)})"
 
 
+def said(cell: Any) -> str | None:
+    """Returns what a cell says, as text; None where it says nothing.
+
+    A gap makes the whole numbers of a column real, and is NaN itself.
+    """
+    if cell is None or cell != cell:
+        return None
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
 def _typed(stream: Any) -> Any:
-    """Returns a split whose columns have types: those of its first rows where its files, as CSV, say none."""
+    """Returns a split whose columns have types: where files say none, as JSONL, those of the first rows."""
     import datasets
 
     if stream.features is not None:
         return stream
-    first = next(iter(stream.with_format("arrow").iter(batch_size=BATCH)))
+    first = next(iter(stream.with_format("arrow").iter(batch_size=TYPED)))
     return stream.cast(datasets.Features.from_arrow_schema(first.schema))
 
 

@@ -125,8 +125,14 @@ def pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarr
         image: The image.
         size: Height and width.
         channels: 1 for grey, 3 for RGB.
+
+    Raises:
+        ValueError: Its numbers are real, or have 32 bits: it does not say from where to where they go.
     """
-    if image.mode.startswith("I;16"):  # convert would clip
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.mode in ("F", "I") and not deep:
+        raise ValueError(f"the mode {image.mode} does not say what is black and what is white")
+    if deep:  # convert would clip
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from genfl.errors import InputError
 
@@ -40,7 +40,8 @@ class Medium(NamedTuple):
         read: Turns a cell into the content; raises anything on one that is damaged.
         write: Turns content into a cell.
         feature: Gives the column's type in a `datasets` table.
-        suffixes: Gives the suffixes of files that hold it, with their dots; empty where files hold tables.
+        suffixes: Gives the suffixes of files that hold it, with their dots.
+        tables: Whether such a file is a table of many.
     """
 
     column: str
@@ -49,6 +50,7 @@ class Medium(NamedTuple):
     write: Callable[[Any], Any]
     feature: Callable[[], Any]
     suffixes: Callable[[], Collection[str]]
+    tables: bool = False
 
 
 def _open(cell: Any) -> Any:
@@ -59,6 +61,7 @@ def _open(cell: Any) -> Any:
 
 def _read_image(cell: Any) -> Image.Image:
     with Image.open(_open(cell)) as image:
+        ImageOps.exif_transpose(image, in_place=True)  # photographs say which way is up
         image.load()
         return image
 
@@ -126,5 +129,7 @@ MEDIA: dict[Modality, Medium] = {
     "audio": Medium(
         "audio", "clips", _read_audio, _write_audio, _audio_feature, lambda: (".wav", ".flac", ".ogg", ".mp3")
     ),
-    "text": Medium("text", "texts", _read_text, _same, _text_feature, lambda: (".csv", ".jsonl", ".json")),
+    "text": Medium(
+        "text", "texts", _read_text, _same, _text_feature, lambda: (".csv", ".jsonl", ".json"), tables=True
+    ),
 }

@@ -182,8 +182,8 @@ def read(
         raise InputError(f"data.{missing}")
     folder = Path(path).expanduser() if path is not None else fetch(name, str(recipe.hub))
     columns = ((input,) if input else recipe.input, (label,) if label else recipe.label)
-    test_key = None if key else recipe.test_key
-    wanted = Wanted(*columns, key or recipe.key, form, test_key, recipe.without)
+    apart = (recipe.key, recipe.test_key) if recipe.key and recipe.test_key else None
+    wanted = Wanted(*columns, key or recipe.key, form, apart, recipe.without)
     found = load(folder, wanted)
     if key and found.train.keys is None:
         raise InputError(f"data.key: no column {key!r} in {folder}")

@@ -104,17 +104,20 @@ def _cells(
     place: Path, modality: Modality, input: str, label: str, encode: Callable[[Any], Any]
 ) -> dict[str, list[Any]]:
     """Reads a folder: for each label, as the folder calls it, the cells of its samples that can be used."""
-    folder, medium = Folder(place, "generator"), MEDIA[modality]
-    folder.identity(medium)
+    medium = MEDIA[modality]
+    folder = Folder(place, medium, "generator")
     found: dict[str, list[Any]] = {}
-    unreadable = 0
+    unreadable = unlabelled = 0
     for stream in folder.splits()[0].values():
         sample = folder.column(stream.features, [input], "input")
         classes = folder.column(stream.features, [label], "label")
         folder.check_names(classes)
-        names = getattr(stream.features[classes], "names", None)
+        name = folder.namer(stream.features, classes)
         for batch in folder.batches(stream, [sample, classes]):
-            for cell, value in zip(batch[sample], batch[classes], strict=True):
+            for cell, called in zip(batch[sample], map(name, batch[classes]), strict=True):
+                if called is None:
+                    unlabelled += 1
+                    continue
                 try:
                     encode(medium.read(cell))
                 except InputError:  # a library that is not installed
@@ -122,9 +125,10 @@ def _cells(
                 except Exception:  # decoders raise what they like on damaged files
                     unreadable += 1
                 else:
-                    found.setdefault(names[value] if names else str(value), []).append(cell)
-    if unreadable:
-        log.warning("%d %s of %s cannot be read and are left out", unreadable, medium.what, place)
+                    found.setdefault(called, []).append(cell)
+    for number, why in ((unreadable, "cannot be read"), (unlabelled, "have no label")):
+        if number:
+            log.warning("%d %s of %s %s and are left out", number, medium.what, place, why)
     return found
 
 
@@ -145,8 +149,8 @@ def check_apart(path: str, private: str, modality: Modality) -> None:
         raise InputError(f"generator.path: {path} is data.path, {advice}")
     medium = MEDIA[modality]
     kinds = {".parquet", ".arrow", *medium.suffixes()}
-    known = {checksum for _, _, checksum in Folder(theirs).identity(medium)}
-    for name, _, checksum in Folder(ours, "generator").identity(medium):
+    known = {checksum for _, _, checksum in Folder(theirs, medium).identity()}
+    for name, _, checksum in Folder(ours, medium, "generator").identity():
         file = Path(name)
         if checksum in known and file.suffix.lower() in kinds and file.name not in ABOUT:
             raise InputError(f"generator.path: its file {name} is one of data.path, too, {advice}")
@@ -155,4 +159,4 @@ def check_apart(path: str, private: str, modality: Modality) -> None:
 @lru_cache
 def fingerprint(path: str, modality: Modality) -> str:
     """Returns a digest of a folder's files."""
-    return digest(Folder(Path(path).expanduser(), "generator").identity(MEDIA[modality]))
+    return digest(Folder(Path(path).expanduser(), MEDIA[modality], "generator").identity())
