@@ -55,6 +55,25 @@ def test_group_norm(shape, dims):
     same_as_alone(lambda x, weight, bias: F.group_norm(x, 3, weight, bias), args, dims)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_of_inputs_less_precise_than_its_statistics(kind, training):
+    precise = torch.float64 if kind == torch.float64 else torch.float32
+    x, weight = drawn(CLIENTS, 5, CHANNELS, 4, 3).to(kind), drawn(CLIENTS, CHANNELS).to(precise)
+    mean, var = weight + 1, weight.square()
+
+    def layer(x, weight, mean, var):
+        mean, var = mean.clone(), var.clone()
+        return F.batch_norm(x, mean, var, weight, None, training), mean, var
+
+    with Folding():
+        together = vmap(layer)(x, weight, mean, var)
+    for client in range(CLIENTS):
+        alone = layer(x[client], weight[client], mean[client], var[client])
+        for batched, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(batched[client], expected)
+
+
 @pytest.mark.parametrize(
     "layer",
     [

@@ -6,6 +6,7 @@ import os
 import signal
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -462,3 +463,21 @@ def test_a_program_that_only_sums_what_clients_know_needs_no_batch(clients):
         assert Vectorised(Together(clients))(program, work).aggregate["samples"] == sum(
             clients.samples(job.client) for job in work
         )
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_bfloat16_differs_from_one_by_one_as_much_as_it_rounds(norm):
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 1, 8, 8, generator=rng), torch.randint(CLASSES, (40,), generator=rng)
+    data = ClientData(x, y, np.arange(40).reshape(4, 10), CLASSES)
+    ended = {}
+    for precision in ("fp32", "bf16"):
+        task = classification(partial(CNN, (1, 8, 8), CLASSES, norm=norm), (1, 8, 8), precision)
+        for kind, runner in (("one by one", Sequential(data)), ("batched", Vectorised(Together(data)))):
+            method = ALGORITHMS["fedavg"].build(task, LocalSGD(0.05), {})
+            schedule = Schedule(2, 4, batch_size=5)
+            trace = federate(method, task.init(Key(1)), data, runner, schedule, Key(5), lambda weights: {})
+            ended[precision, kind] = torch.cat([leaf.flatten() for leaf in trees.leaves(trace.weights)])
+    rounding = (ended["bf16", "one by one"] - ended["fp32", "one by one"]).abs().max()
+    assert 1e-4 < rounding < 0.05
+    assert (ended["bf16", "batched"] - ended["bf16", "one by one"]).abs().max() < 2 * rounding

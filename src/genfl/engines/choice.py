@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from textwrap import shorten
 from typing import Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from genfl.algorithms.base import Algorithm, run_once
 from genfl.data.clients import ClientData
 from genfl.engines.allocator import keeping_memory
-from genfl.engines.base import Engine, Forms, ManyData, Work, one_thread
+from genfl.engines.base import Done, Engine, Forms, ManyData, Work, one_thread
 from genfl.engines.parallel import Parallel, cores, refusal
 from genfl.engines.replay import Replaying
 from genfl.engines.rounds import Schedule
@@ -103,26 +103,46 @@ def obstacle(algorithm: Algorithm, weights: Weights, data: ClientData, schedule:
     if not algorithm.same_form:
         return "clients' models differ in form"
     try:
-        with one_thread(), warnings.catch_warnings():
-            warnings.filterwarnings("error", message=UNBATCHED)
-            facts = run_once(algorithm.census, {}, {}, data.facts(0))[0]
-            message = algorithm.send(algorithm.init(weights, facts, Key(0)))
-            work = [
-                Work(
-                    client,
-                    algorithm.address(message, client),
-                    algorithm.memory(weights),
-                    schedule.batches(Key(0), 1)._replace(steps=1),
-                    Key(0),
-                )
-                for client in (0, 1)
-            ]
-            for done in Together(data)(algorithm.client, work, Forms(algorithm.client, data)):
-                for why in done.refused.values():
-                    return why
+        stepped = together(algorithm, weights, data, schedule)
     except Exception as error:  # whatever it is, one client after the other is what everything can do
         return shorten(str(error), 100) or type(error).__name__
-    return None
+    return next((why for done in stepped for why in done.refused.values()), None)
+
+
+def together(
+    algorithm: Algorithm,
+    weights: Weights,
+    data: ClientData,
+    schedule: Schedule,
+    clients: Sequence[int] = (0, 1),
+) -> list[Done]:
+    """Lets clients take a step together.
+
+    Args:
+        algorithm: What clients and server compute.
+        weights: The initial global model.
+        data: What the clients hold.
+        schedule: Rounds, cohorts, local work.
+        clients: Their numbers.
+
+    Raises:
+        Exception: They cannot: whatever the batching of an operation raises.
+    """
+    with one_thread(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=UNBATCHED)
+        facts = run_once(algorithm.census, {}, {}, data.facts(0))[0]
+        message = algorithm.send(algorithm.init(weights, facts, Key(0)))
+        work = [
+            Work(
+                client,
+                algorithm.address(message, client),
+                algorithm.memory(weights),
+                schedule.batches(Key(0), 1)._replace(steps=1),
+                Key(0),
+            )
+            for client in clients
+        ]
+        return list(Together(data)(algorithm.client, work, Forms(algorithm.client, data)))
 
 
 @contextlib.contextmanager

@@ -69,7 +69,26 @@ def _max_pool2d(
     return pooled
 
 
-_INSTEAD: dict[Any, Callable[..., Tensor]] = {F.group_norm: _group_norm, F.max_pool2d: _max_pool2d}
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    *others: Any,
+    **named: Any,
+) -> Tensor:
+    """Batch norm, whose rule under vmap wants inputs as precise as statistics (PyTorch itself does not)."""
+    known = next((tensor for tensor in (running_mean, weight) if tensor is not None), input)
+    precise = input.to(known.dtype)
+    normalised: Tensor = F.batch_norm(precise, running_mean, running_var, weight, *others, **named)
+    return normalised.to(input.dtype)
+
+
+_INSTEAD: dict[Any, Callable[..., Tensor]] = {
+    F.group_norm: _group_norm,
+    F.max_pool2d: _max_pool2d,
+    F.batch_norm: _batch_norm,
+}
 
 
 class _GroupNorm(Function):

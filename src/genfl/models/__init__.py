@@ -23,15 +23,12 @@ class ModelEntry(NamedTuple):
         modality: What it takes: image, audio or text.
         shape: The input of the reference figure for its size.
         classes: The number of classes of that figure.
-        vmap: Whether `torch.func.vmap` trains stacked weights. torch's recurrent kernels have no batching
-            rule: on a CPU it runs a loop inside, elsewhere it may refuse.
     """
 
     build: Callable[..., Classifier]
     modality: str
     shape: tuple[int, ...]
     classes: int
-    vmap: bool = True
 
 
 MODELS: dict[str, ModelEntry] = {
@@ -42,8 +39,8 @@ MODELS: dict[str, ModelEntry] = {
     "resnet20": ModelEntry(resnet20, "image", (3, 32, 32), 10),
     "resnet50": ModelEntry(resnet50, "image", (3, 224, 224), 1000),
     "vgg19": ModelEntry(VGG19, "image", (3, 32, 32), 10),
-    "fedaudio": ModelEntry(FedAudio, "audio", (101, 128), 36, vmap=False),
-    "lstm": ModelEntry(LSTM, "text", (25,), 2, vmap=False),
+    "fedaudio": ModelEntry(FedAudio, "audio", (101, 128), 36),
+    "lstm": ModelEntry(LSTM, "text", (25,), 2),
 }
 
 __all__ = ["CNN", "MLP", "MODELS", "Classifier", "ModelEntry", "Stack", "Wrapped"]

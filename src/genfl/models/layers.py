@@ -17,25 +17,29 @@ Channels = Annotated[int, Ge(4), MultipleOf(4)]
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of inputs [n, channels, ...] that does not count its batches.
+    """Batch norm of inputs [n, channels, ...] that trains on a single value of each channel, too.
 
-    The count has a place in the state dict, as PyTorch's own, but stays zero: it is no part of the weights,
-    and writing to it would be a side effect, which `torch.func.grad` refuses.
+    Such a value (one sample, maps of 1×1) has no spread, for which PyTorch raises an error, in the midst of a
+    federation: here it is normalised by the running statistics, which stay as they are.
+
+    Nor does it count its batches. The count has a place in the state dict, as PyTorch's own, but stays zero:
+    it is no part of the weights, and writing to it would be a side effect, which `torch.func.grad` refuses.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the normalised input, [n, channels, ...]; updates the running statistics in training."""
         mean, var = self.running_mean, self.running_var
         momentum = self.momentum or 0.0
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
+        spread = self.training and x.numel() > x.shape[1]
+        return F.batch_norm(x, mean, var, self.weight, self.bias, spread, momentum, self.eps)
 
 
 def norm_layer(norm: Norm | Literal["instance"], channels: int, groups: int = 4) -> nn.Module:
     """Returns a norm layer for inputs [n, channels, ...].
 
     Args:
-        norm: Its kind. Batch norm cannot train on a single value a channel (one sample whose maps are 1×1);
-            instance norm is group norm with a group for each channel, as dataset condensation defines it.
+        norm: Its kind; instance norm is group norm with a group for each channel, as dataset condensation
+            defines it.
         channels: Number of channels, a multiple of `groups`.
         groups: Groups of group norm.
     """

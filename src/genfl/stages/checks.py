@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from genfl.algorithms.base import no_losses
+from genfl.algorithms.base import Algorithm, no_losses
 from genfl.algorithms.profile import take_a_step
 from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Config, ImageGenerator
+from genfl.data.clients import ClientData
+from genfl.data.folders import first_line
 from genfl.data.sources import DataSet
+from genfl.engines.choice import together
 from genfl.engines.parallel import refusal
+from genfl.engines.rounds import Schedule
 from genfl.errors import InputError
 from genfl.generators.classify import refuse
 from genfl.generators.pretrained import check_device
-from genfl.learning.task import MissingPart
-from genfl.models import MODELS
+from genfl.learning.task import MissingPart, Task
 from genfl.references import GENERATOR
+from genfl.rng import Key
 from genfl.run import data_set
 from genfl.stages import arms, content
 from genfl.stages.pretrain import check_initial, fitting
@@ -37,10 +42,6 @@ def check(config: Config) -> None:
     why_not = refusal() if config.federate.engine == "parallel" else None
     if why_not:
         raise InputError(f"federate.engine: parallel, but {why_not}; use auto or sequential")
-    if config.federate.engine == "vectorised":
-        for model in (config.model, *config.client_models):
-            if not MODELS[model.name].vmap:
-                raise InputError(f"federate.engine: vectorised, but {model.name} cannot be batched; use auto")
     content.check(config)
     for name, method in config.methods.items():
         try:
@@ -57,11 +58,28 @@ def check(config: Config) -> None:
                 f"methods.{name}.algorithm: it needs a model with {error}, which"
                 f" {config.model.name} does not offer"
             ) from error
+        if config.federate.engine == "vectorised":
+            _check_together(name, algorithm, task, max(2, len(config.client_models)))
         if method.content and method.content.filter and algorithm.client.losses is no_losses:
             raise InputError(
                 f"methods.{name}.content.filter: {method.algorithm[0].name} sends clients no global model to"
                 " judge samples by; leave it out"
             )
+
+
+def _check_together(name: str, algorithm: Algorithm, task: Task, clients: int) -> None:
+    form = task.shapes()
+    rows = np.arange(2 * clients).reshape(clients, 2)
+    x, y = torch.zeros(rows.size, *form.input), torch.arange(rows.size) % form.classes
+    data = ClientData(x, y, list(rows), form.classes)
+    schedule = Schedule(rounds=1, clients_per_round=clients, batch_size=2)
+    try:
+        together(algorithm, task.init(Key(0)), data, schedule, range(clients))
+    except Exception as error:  # whatever the batching of an operation raises
+        raise InputError(
+            f"federate.engine: vectorised, but clients of {name} cannot be batched ({first_line(error)}); use"
+            " auto"
+        ) from error
 
 
 def _check_classifier(config: Config, data: DataSet) -> None:
