@@ -1,10 +1,13 @@
 """What the README shows works as shown."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from genfl import config
 from genfl.algorithms import ALGORITHMS
@@ -63,6 +66,19 @@ def test_every_method_is_named():
 def test_python_runs(code, capsys):
     exec(code, {})
     assert "'round': 5, 'accuracy'" in capsys.readouterr().out
+
+
+def test_a_model_of_ones_own_is_trained_by_the_script_shown(tmp_path):
+    (code,) = _blocks("python", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))[1:2]
+    (tmp_path / "mine.py").write_text(code)
+    federate = {"rounds": 1, "clients_per_round": 2, "local": {"steps": 1}}
+    settings = {"name": "own", "data": "digits", "generator": "none", "federate": federate}
+    settings["methods"] = {"fedavg": {"algorithm": "fedavg"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "mine.py", "run", "own.yaml", "model=perceptron", "model.width=8"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    weights = load_file(tmp_path / "runs" / "own" / "federate" / "fedavg" / "seed-0" / "model.safetensors")
+    assert weights["classifier.weight"].shape == (10, 8)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/generators.md", "docs/data.md"])

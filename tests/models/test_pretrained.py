@@ -65,6 +65,25 @@ def test_a_backbone_without_a_head_is_loaded(tmp_path):
     assert torch.equal(model.state_dict()["body.0.weight"], state["body.0.weight"])
 
 
+@pytest.mark.parametrize("form", ["checkpoint", "parallel"])
+def test_files_as_training_scripts_write_them_are_loaded(tmp_path, form):
+    model, state = build(), trained().state_dict()
+    if form == "checkpoint":
+        state = {"state_dict": state, "epoch": 3, "best": 0.5}
+    else:
+        state = {f"module.{name}": value for name, value in state.items()}
+    assert load_pretrained(model, saved(state, tmp_path / "weights.pth")) == []
+    assert all(torch.equal(value, floats(trained())[name]) for name, value in floats(model).items())
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    state = trained().state_dict()
+    name = next(iter(state))
+    state[name].flatten()[0] = float("nan")
+    with pytest.raises(ValueError, match=f"{name}: not finite"):
+        load_pretrained(build(), saved(state, tmp_path / "weights.pth"))
+
+
 def test_counts_of_batches_are_ignored(tmp_path):
     """torchvision's oldest files have none, and no more have the models that a run writes."""
     source, model = trained(), build()
@@ -144,7 +163,7 @@ def test_code_in_a_file_is_not_run(tmp_path, capsys):
     with pytest.raises(ValueError, match="more than tensors"):
         load_pretrained(build(), tmp_path / "a.pth")
     assert capsys.readouterr().out == ""
-    torch.save({"state_dict": trained().state_dict()}, tmp_path / "a.pth")
+    torch.save({"weights": trained().state_dict()}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="not a state dict"):
         load_pretrained(build(), tmp_path / "a.pth")
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
@@ -136,3 +137,70 @@ def test_a_wrapped_module_is_a_function_of_its_weights():
     zeros = {key: torch.zeros_like(p) for key, p in wrapped.named_parameters()}
     assert functional_call(wrapped, zeros, (IMAGES,)).abs().max() == 0
     assert wrapped(IMAGES).abs().max() > 0
+
+
+class Net(nn.Module):
+    """PyTorch's example for MNIST in small: a network that ends with a log-softmax, or not."""
+
+    def __init__(self, softmax):
+        super().__init__()
+        self.fc1, self.fc2, self.softmax = nn.Linear(192, 16), nn.Linear(16, 3), softmax
+
+    def forward(self, x):
+        z = self.fc2(self.fc1(x.flatten(1)).relu())
+        return z.log_softmax(1) if self.softmax else z
+
+
+def test_what_follows_the_last_layer_is_refused():
+    torch.manual_seed(0)
+    Wrapped(Net(False)).check(IMAGES)
+    with pytest.raises(ValueError, match="'fc2' is not the last thing"):
+        classification(lambda: Wrapped(Net(True)), IMAGES.shape[1:])
+    with pytest.raises(ValueError, match="'1' is not the last thing"):
+        places = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Linear(16, 3))
+        Wrapped(places, "1").check(IMAGES)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_check_changes_nothing(name):
+    build, x, chosen = CASES[name]
+    wrapped = Wrapped(build(), **chosen)
+    names, state = (
+        [name for name, _ in wrapped.named_parameters(remove_duplicate=False)],
+        torch.get_rng_state(),
+    )
+    with torch.no_grad():
+        before = wrapped(x)
+        wrapped.check(x)
+        assert torch.equal(wrapped(x), before)
+    assert [name for name, _ in wrapped.named_parameters(remove_duplicate=False)] == names
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Masked(nn.Module):
+    """Knows no zeros, and draws random numbers whatever the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(192, 3)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.fc(F.dropout(x / x.norm(dim=1, keepdim=True), 0.5, training=True))
+
+
+def test_a_module_may_be_random_and_know_no_zeros():
+    assert classification(lambda: Wrapped(Masked()), IMAGES.shape[1:]).form.classes == 3
+
+
+def test_what_is_nothing_for_zeros_is_seen():
+    torch.manual_seed(0)
+    head = nn.Linear(192, 8)
+    nn.init.zeros_(head.bias)
+    with pytest.raises(ValueError, match="is not the last thing"):
+        classification(lambda: Wrapped(nn.Sequential(nn.Flatten(), head, nn.Tanh())), IMAGES.shape[1:])
+
+
+def test_a_module_without_halves_is_told_how_it_gets_them():
+    with pytest.raises(ValueError, match=r"Sequential has no features .* genfl.models.Wrapped\(model\)"):
+        classification(plain, IMAGES.shape[1:])

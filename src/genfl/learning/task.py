@@ -110,6 +110,10 @@ class Task(NamedTuple):
         with torch.no_grad():
             return torch.cat([self.forward(weights, part.to(device))[1] for part in x.split(batch_size)])
 
+    def of_stored(self, prepare: Callable[[Tensor], Tensor]) -> Task:
+        """Returns the task that evaluates on inputs as they are stored, which `prepare` turns into floats."""
+        return self._replace(forward=lambda weights, x: self.forward(weights, prepare(x)))
+
     def shapes(self) -> Form:
         """Returns the form.
 
@@ -165,7 +169,13 @@ def classification(
     nothing that genfl supports reads them.
     """
     with _global_generator(Key(0)):  # only the model's form matters here; leave the caller's stream alone
-        training = _Forward(build()).train().requires_grad_(False)
+        model = build()
+        if not isinstance(model, Classifier):
+            kind = type(model).__name__
+            raise ValueError(f"{kind} has no features and head; give genfl.models.Wrapped(model)")
+        scales = torch.linspace(0, 2, 5).view(-1, *(1 for _ in shape))  # tokens, too, have such numbers
+        model.eval().check(scales * torch.ones(shape))
+        training = _Forward(model).train().requires_grad_(False)
     evaluation = copy.deepcopy(training).eval()
     noise = _Noise()
     _replace_dropout(training, noise)

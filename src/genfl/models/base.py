@@ -28,6 +28,13 @@ class Classifier(nn.Module):
         logits: Tensor = self.classifier(z)
         return logits
 
+    def check(self, x: Tensor) -> None:
+        """Refuses what only shows on inputs [n, ...].
+
+        Raises:
+            ValueError: The model is not what it seems.
+        """
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits, [n, classes]."""
         return self.head(self.features(x))

@@ -55,7 +55,8 @@ def load_pretrained(model: Classifier, path: Path) -> list[str]:
     Args:
         model: A model, on any device; its dtypes are kept.
         path: A ``.safetensors`` file, or a state dict that ``torch.save`` wrote, such as torchvision's
-            ``.pth``. No code in it is run.
+            ``.pth``, as it is or in a checkpoint that calls it ``state_dict``, from a model in
+            `torch.nn.DataParallel` or not. No code in it is run.
 
     Returns:
         The names that were skipped, all of the last layer.
@@ -77,6 +78,7 @@ def load_pretrained(model: Classifier, path: Path) -> list[str]:
         for name, value in wanted.items()
         if name in given and given[name].shape != value.shape
     ]
+    problems += [f"{name}: not finite" for name, value in given.items() if not value.isfinite().all()]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{path} does not fit the model: {'; '.join(problems[:5])}{more}")
@@ -100,6 +102,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading garbage as a pickle raises anything
         raise ValueError(f"{path} is damaged, or holds more than tensors") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} is not a state dict: it does not map names to tensors")
-    return content
+    parallel = all(name.startswith("module.") for name in content)
+    return {name.removeprefix("module.") if parallel else name: value for name, value in content.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from genfl.models.base import Classifier
@@ -36,6 +37,7 @@ class Wrapped(Classifier):
             raise ValueError(f"the last layer, {path!r}, is a {kind}; name the linear one by its dotted path")
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, nn.Identity())
+        self.path = path
         self.body = model
         self.classifier = layer
         self.padding = padding
@@ -46,15 +48,49 @@ class Wrapped(Classifier):
         Raises:
             ValueError: It is not the module's last layer.
         """
+        z = self._run(x)
+        if z.ndim != 2 or z.shape[1] != self.classifier.in_features:
+            raise ValueError("the linear layer is not the last; name that by its dotted path")
+        return z
+
+    def check(self, x: Tensor) -> None:
+        """Refuses a module that does something with what its linear layer gives, as a softmax would.
+
+        Args:
+            x: Some inputs, [n, ...].
+
+        Raises:
+            ValueError: Its output is another than that of both halves.
+        """
+        parent, _, name = self.path.rpartition(".")
+        place = self.body.get_submodule(parent)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            setattr(place, name, self.classifier)
+            try:
+                whole = self._run(x)
+            finally:
+                setattr(place, name, nn.Identity())
+            torch.manual_seed(0)
+            try:
+                same = torch.allclose(self(x), whole, rtol=1e-4, atol=1e-5, equal_nan=True)
+            except RuntimeError:  # of a layer after it that cannot take what it would have changed
+                same = False
+        if not same:
+            raise ValueError(
+                f"{self.path!r} is not the last thing that the module does; let it return that layer's"
+                " logits, without a softmax, or name the last layer by its dotted path"
+            )
+
+    def _run(self, x: Tensor) -> Tensor:
+        """Returns the module's output, [n, ...]; where its last layer is taken out, what reaches that."""
         if self.padding is None:
             output = self.body(x)
         else:
             tokens = x.long()
             output = self.body(tokens, attention_mask=(tokens != self.padding).long())
-        z: Tensor = getattr(output, "logits", output)
-        if z.ndim != 2 or z.shape[1] != self.classifier.in_features:
-            raise ValueError("the linear layer is not the last; name that by its dotted path")
-        return z
+        whole: Tensor = getattr(output, "logits", output)
+        return whole
 
 
 def last_layer(model: nn.Module) -> str:
