@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from genfl.config import Config, Data, Model, validate
+from genfl.config import Config, Data, Model, Partition, validate
 from genfl.data.clients import ClientData
 from genfl.data.partition import OWN, hold_back, partition, subset
 from genfl.data.sources import DATASETS, DataSet, Examples
@@ -182,7 +182,13 @@ def _reading(data: Data, model: Model) -> Model:
 
 def parts(config: Config, seed: int) -> list[Any]:
     """Returns the rows of the training set that are each client's own."""
-    split, train = config.data.partition, data_set(config.data).train
+    data = config.data
+    return list(_parts(data.partition, seed, data.name, **data.options()))
+
+
+@lru_cache(maxsize=8)  # every stage asks, for one seed after the other
+def _parts(split: Partition, seed: int, name: str, **options: Any) -> tuple[Any, ...]:
+    train = _load(name, **options).train
     rows = subset(train.labels, split.samples)
     found = partition(
         [train.labels[row] for row in rows],
@@ -191,7 +197,7 @@ def parts(config: Config, seed: int) -> list[Any]:
         keys=[train.keys[row] for row in rows] if train.keys else None,
         **split.model_dump(exclude={"clients", "test", "samples"}),
     )
-    return [rows[part] for part in found]
+    return tuple(rows[part] for part in found)
 
 
 def kept_and_held(config: Config, seed: int) -> tuple[list[Any], list[Any]]:
@@ -232,11 +238,6 @@ def indices(examples: Examples, labels: Sequence[str]) -> torch.Tensor:
 def task_of(run: Run) -> Task:
     """Returns the learning task of a run: its downstream model on the discovered classes."""
     return classify(run.config, run.config.model, len(run.labels))
-
-
-def prepared(task: Task, data: DataSet) -> Task:
-    """Returns a task that evaluates on inputs as the data set stores them."""
-    return task._replace(forward=lambda weights, x: task.forward(weights, data.prepare(x)))
 
 
 def classify(config: Config, model: Model, classes: int) -> Task:

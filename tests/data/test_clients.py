@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from genfl.data.clients import ClientData, Ranges
+from genfl.data.clients import ClientData, Joined, Ranges
 from genfl.errors import InputError
 from genfl.rng import Key
 
@@ -64,6 +64,16 @@ def test_enriched_clients_hold_their_own_and_what_they_are_given():
     assert [both.samples(k) for k in range(3)] == [3, 3, 3]
 
 
+def test_joined_inputs_are_taken_as_from_one_tensor():
+    parts = [torch.arange(n * 6).reshape(n, 2, 3) + 100 * n for n in (4, 1, 7)]
+    joined, whole = Joined(*parts), torch.cat(parts)
+    for index in (torch.tensor([11, 0, 4, 4, 3, 5]), torch.tensor([4]), torch.arange(0), torch.arange(12)):
+        assert torch.equal(joined.take(index), whole[index])
+    for beyond in (12, -1):
+        with pytest.raises(IndexError, match="a row beyond the last of 12"):
+            joined.take(torch.tensor([0, beyond]))
+
+
 def test_generated_data_alone_is_told_from_private_data():
     assert ClientData(X, Y, PARTS, 3).sizes(1) == (3, 0)
     assert ClientData(X, Y, PARTS, 3, generated=True).sizes(1) == (0, 3)
@@ -101,6 +111,7 @@ def test_inputs_are_prepared_when_they_become_a_batch_and_not_before():
     assert both.batch(0, torch.tensor([0, 2]))["x"].flatten().tolist() == [3.5, 3.5]
     assert asked == [[3, 0], [5], [7, 7]], "only what is in the batch"
     assert data.x.data_ptr() == stored.data_ptr()
+    assert [part.data_ptr() for part in both.x.parts] == [stored.data_ptr()] * 2, "nothing is copied"
 
 
 # --- random changes of inputs
@@ -136,7 +147,7 @@ def test_changes_are_drawn_from_the_key_and_each_part_has_a_stream_of_its_own():
     alone = mine.enriched(X, Y, PARTS)
     assert changed(alone, 1, Key(0))[1][:3] == drawn[:3], "whatever the other part does"
     assert held(both, 1)[0] == [0, 9, 3, 0, 9, 3], "without a key inputs stay as they are"
-    assert torch.equal(both.x[:10], X), "and the stored ones always do"
+    assert torch.equal(mine.x, torch.arange(10.0)[:, None]), "and the stored ones always do"
 
 
 def test_changes_are_of_what_is_prepared():

@@ -8,7 +8,6 @@ from genfl.data.forms import Pixels
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS, DIGIT_NAMES, grey_image
 from genfl.learning.task import Task
-from genfl.run import prepared
 
 
 def test_digits_are_the_bundled_ones_split_once():
@@ -56,7 +55,7 @@ def test_what_is_learned_and_scored_is_prepared():
     )
     data = DATASETS["digits"].load()._replace(prepare=lambda x: x.float() / 5)
     stored = torch.arange(20, dtype=torch.uint8)[:, None]
-    logits = prepared(task, data).predict({}, stored, batch_size=8)
+    logits = task.of_stored(data.prepare).predict({}, stored, batch_size=8)
     assert torch.equal(logits, stored / 5)
     assert [len(x) for x in seen] == [8, 8, 4], "batch by batch"
 

@@ -138,7 +138,7 @@ def test_methods_and_pretraining_start_from_it(parse, tmp_path, weights_file):
         for name, value in start["params"].items():  # its learning rate is as good as nothing
             torch.testing.assert_close(trained_on[name], value, rtol=1e-6, atol=1e-6)
         for name, weights in {"existing": start, "scratch": task.init(initial_key(seed))}.items():
-            scores = evaluate(genfl.run.prepared(task, data), weights, data.test.x, y)
+            scores = evaluate(task.of_stored(data.prepare), weights, data.test.x, y)
             first = traces[name][str(seed)]["evaluations"][0]
             assert {key: first[key] for key in scores} == scores
     methods = summary["methods"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -28,13 +29,43 @@ class Ranges:
     ends: np.ndarray
 
 
+class Joined:
+    """Inputs in several tensors, as if these were one after the other: none is copied.
+
+    Args:
+        parts: Inputs, [n, ...] each, of the same shape and type.
+    """
+
+    def __init__(self, *parts: Tensor) -> None:
+        self.parts = parts
+        self.ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def take(self, index: Tensor) -> Tensor:
+        """Returns some of the inputs, [len(index), ...]."""
+        found, places = [], []
+        for part, end in zip(self.parts, self.ends, strict=True):
+            own = index - (end - len(part))
+            here = (own >= 0) & (own < len(part))
+            if here.all():
+                return _take(part, own)
+            places.append(here.nonzero().squeeze(1))
+            found.append(_take(part, own[places[-1]]))
+        order = torch.cat(places)
+        if len(order) < len(index):
+            raise IndexError(f"a row beyond the last of {len(self)}")
+        return torch.cat(found).index_select(0, order.argsort())
+
+
 class ClientData:
     """All clients' examples, held once and addressed by client.
 
     It keeps a number for each client besides, and one for each row where they are not `Ranges`.
 
     Args:
-        x: Inputs of all clients, [N, ...], which may be memory-mapped: it is not copied.
+        x: Inputs of all clients, [N, ...], which may be memory-mapped: they are not copied.
         y: Class indices, [N] int64, which may be memory-mapped.
         parts: For each client, the rows of `x` and `y` that are its own; disjoint. Or `Ranges`.
         classes: The number of classes.
@@ -48,7 +79,7 @@ class ClientData:
 
     def __init__(
         self,
-        x: Tensor,
+        x: Tensor | Joined,
         y: Tensor,
         parts: Sequence[np.ndarray] | Ranges,
         classes: int,
@@ -85,14 +116,14 @@ class ClientData:
     def sizes(self, client: int) -> tuple[int, int]:
         """Returns how many private and generated samples a client has; it numbers them in this order."""
         samples = self.samples(client)
-        if self.first_generated == self.x.shape[0]:
+        if self.first_generated == len(self.x):
             return samples, 0
         private = int((self._rows(client) < self.first_generated).sum())
         return private, samples - private
 
     def generated(self) -> int:
         """Returns how many generated samples all clients hold together."""
-        if self.first_generated == self.x.shape[0]:
+        if self.first_generated == len(self.x):
             return 0
         rows = self._between(0, int(self.ends[-1]))
         return int((rows >= self.first_generated).sum())
@@ -198,7 +229,8 @@ class ClientData:
             weigh: Whether they add to a client's weight in averages (FedGC's p_k), or not.
         """
         rows = [np.append(self._rows(k), len(self.x) + part) for k, part in enumerate(parts)]
-        both = ClientData(torch.cat([self.x, x]), torch.cat([self.y, y]), rows, self.classes, self.prepare)
+        mine = self.x.parts if isinstance(self.x, Joined) else [self.x]
+        both = ClientData(Joined(*mine, x), torch.cat([self.y, y]), rows, self.classes, self.prepare)
         both.augments = [*self.augments, (range(len(self.x), len(both.x)), augment)]
         both.first_generated, both.weighs_generated = len(self.x), weigh
         return both
@@ -213,8 +245,10 @@ class ClientData:
         return int(self.ends[client - 1]) if client else 0
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def _take(x: Tensor | Joined, index: Tensor) -> Tensor:
     """Returns some of the examples, in the memory layout of all."""
+    if isinstance(x, Joined):
+        return x.take(index)
     if x.ndim == 1 or not x.is_contiguous():
         return x[index]
     return x.index_select(0, index)  # copies whole examples, in a fifth of the time

@@ -65,6 +65,7 @@ def pretrain(
     *,
     checkpoint: Path | None = None,
     checkpoint_key: str = "",
+    prepare: Callable[[Tensor], Tensor] = lambda x: x,
     device: torch.device = CPU,
     on_epoch: Callable[[int], None] = lambda epochs: None,
 ) -> Pretrained:
@@ -83,6 +84,7 @@ def pretrain(
         key: The random stream.
         checkpoint: The file to resume from and to keep the state in after each epoch.
         checkpoint_key: What the training depends on: a checkpoint with another key is not gone on with.
+        prepare: Turns some of `x` into what models are given; see `genfl.data.sources.DataSet`.
         device: Where it computes; what it takes and gives is on the CPU.
         on_epoch: Told how many epochs were just finished.
 
@@ -94,6 +96,7 @@ def pretrain(
     train = order[len(held) :]
     if len(train) == 0:
         raise InputError("pretrain.holdout: nothing is left to train on; lower it or generate more samples")
+    scored = task.of_stored(prepare)
     best, best_epoch, history = weights, 0, []
     start: Tree = {"weights": weights, "optimizer": {}}
     before = load_checkpoint(checkpoint, checkpoint_key)
@@ -119,7 +122,8 @@ def pretrain(
         for step, rows in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = _lr(recipe, epoch - 1 + step / len(batches))
-            batch = {"x": recipe.augment(x[rows], noise).to(device), "y": y[rows].to(device)}
+            inputs = recipe.augment(prepare(x[rows]), noise)
+            batch = {"x": inputs.to(device), "y": y[rows].to(device)}
             with nullcontext() if device == CPU else device:
                 loss, aux = task.loss(params, buffers, batch, drawn.fold("step", step))
             optimizer.zero_grad()
@@ -128,7 +132,7 @@ def pretrain(
             buffers = trees.map(torch.detach, aux.buffers)
             total += loss.item() * len(rows)
         now: Weights = {"params": trees.map(lambda p: p.detach().clone(), params), "buffers": buffers}
-        scores = evaluate(task, now, x[held], y[held])
+        scores = evaluate(scored, now, x[held], y[held])
         if scores["loss"] is None or not math.isfinite(total):
             raise InputError(f"pretrain.lr: training diverged in epoch {epoch} at {recipe.lr:g}; lower it")
         if not history or scores["loss"] < history[best_epoch - 1]["held_back_loss"]:

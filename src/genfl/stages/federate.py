@@ -31,7 +31,6 @@ from genfl.run import (
     held_back_data,
     indices,
     initial_key,
-    prepared,
     private_data,
     task_of,
 )
@@ -59,11 +58,12 @@ def _run(run: Run) -> dict[str, Any]:
     config, folder = run.config, run.folder / STAGE.folder
     task = task_of(run)
     data = run.data
+    scored = task.of_stored(data.prepare)
     test_y = indices(data.test, run.labels)
     device = torch.device(config.device)
 
     def score(weights: Weights) -> Scores:
-        return evaluate(prepared(task, data), trees.to(weights, device), data.test.x, test_y)
+        return evaluate(scored, trees.to(weights, device), data.test.x, test_y)
 
     synthetic = cache(partial(generate.read, run))  # read only if a method wants it
     by_example = cache(partial(guided.read, run))

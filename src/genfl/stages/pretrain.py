@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 def _run(run: Run) -> dict[str, Any]:
     config = run.config
     x, y = generate.read(run)
-    x = run.data.prepare(x)
     options = config.pretrain.model_dump(exclude={"init"})
     recipe = Recipe(**{**options, "augment": config.pretrain.augment.augment()})
     task, device = task_of(run), torch.device(config.device)
@@ -51,6 +50,7 @@ def _run(run: Run) -> dict[str, Any]:
                 Key(seed).fold("pretrain"),
                 checkpoint=_folder(run, seed) / "checkpoint.safetensors",
                 checkpoint_key=key(run, seed),
+                prepare=run.data.prepare,
                 device=device,
                 on_epoch=advance,
             )
