@@ -182,3 +182,16 @@ def test_differences_name_the_path_and_both_values():
     assert lines[0] == "federate.rounds: 100 there, 7 here"
     assert lines[1] == "methods.x: here alone"
     assert len(lines) == 2
+
+
+def test_scientific_notation_needs_no_point():
+    text = (
+        "{name: x, data: digits, model: cnn, federate: {local: {lr: 1e-3}}, methods: {a: {algorithm: moon}}}"
+    )
+    found = config.parse(text, ["pretrain.lr=5E-4", "data.partition.alpha=1e3"])
+    assert (found.federate.local.lr, found.pretrain.lr, found.data.partition.alpha) == (1e-3, 5e-4, 1e3)
+    assert found.data.name == "digits"
+    assert config.parse(text, ["name=1e3x"]).name == "1e3x"
+    quoted = config.parse(text, ["name='1e5'", "methods={'2e3': {algorithm: fedavg}}"])
+    assert (quoted.name, *quoted.methods) == ("1e5", "2e3")
+    assert config.parse(config.dump(quoted)) == quoted

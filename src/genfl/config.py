@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +188,7 @@ class Labels(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would silently keep the second."""
+    """Reads 1e-3 as the number it is, and refuses a key given twice, of which YAML would keep the second."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -196,6 +197,16 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"{key_node.value!r} is given twice, {key_node.start_mark}")
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around a text that `_Loader` would read as a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def _as_list(value: Any) -> Any:
@@ -712,7 +723,7 @@ class Config(Section):
 
     name: FolderName
     seeds: list[int] = Field([0, 1, 2], min_length=1)
-    data: Data
+    data: Annotated[Data, BeforeValidator(_named)]
     labels: Labels = Labels()
     prompts: Prompts = Prompts()
     generator: Generator = Field(
@@ -880,7 +891,7 @@ def parse(text: str, overrides: Sequence[str] = ()) -> Config:
 
 def _parse(text: str, overrides: Sequence[str], source: str) -> dict[str, Any]:
     try:
-        content = yaml.load(text, _Loader)
+        content = plain(text)
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -900,9 +911,19 @@ def validate(content: dict[str, Any]) -> Config:
         raise InputError("\n".join(_explain(problem) for problem in error.errors())) from error
 
 
+def plain(text: str) -> Any:
+    """Reads YAML as plain values.
+
+    Raises:
+        yaml.YAMLError: It is none, or gives a key twice.
+    """
+    return yaml.load(text, _Loader)
+
+
 def dump(config: Config) -> str:
     """Returns the resolved config as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    content = config.model_dump(mode="json")
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -924,7 +945,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not all(path.strip().split(".")):
         raise InputError(f"{override!r}: an override is key=value, for example federate.rounds=20")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = plain(value)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: {value!r} is not a YAML value") from error
     put(content, path.strip(), parsed)
@@ -946,7 +967,7 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
     for above, parent in itertools.pairwise(("", *parents)):
         if above == "algorithm" and parent == "0" and isinstance(node, dict):
             continue  # what was given alone is read as a list of one
-        if isinstance(node, dict) and parent in ("algorithm", "model"):
+        if isinstance(node, dict) and parent in ("algorithm", "data", "model"):
             node[parent] = _named(node.get(parent, {}))  # algorithm: fedavgm, then algorithm.beta=0.5
         if isinstance(node, list) and parent.isdigit() and int(parent) < len(node):
             node[int(parent)] = node = _named(node[int(parent)])

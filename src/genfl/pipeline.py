@@ -128,10 +128,10 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
         _delete_run(folder)
     elif existing.exists():
         try:
-            old = yaml.safe_load(existing.read_text(encoding="utf-8"))
+            old = configs.plain(existing.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError):
             raise InputError(f"--out: {existing} is damaged; --fresh starts over") from None
-        changes = configs.differences(old, yaml.safe_load(configs.dump(config)))
+        changes = configs.differences(old, configs.plain(configs.dump(config)))
         if changes and not update:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             raise InputError(

@@ -19,7 +19,7 @@ from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, grey_image
 from genfl.data.synthetic import SyntheticData
 from genfl.generators.base import Prompt, Sample
-from genfl.report import page, plots, style, tables
+from genfl.report import page, plots, style, tables, text
 from genfl.report.summary import environment, summarise
 from genfl.run import Run
 from genfl.stages import report
@@ -420,12 +420,14 @@ def test_latex_escapes_every_special_character():
 
 
 def test_accuracy_rule_names_the_rounds_it_is_the_mean_of():
-    assert page._accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in range(0, 35, 5)]}}) == (
+    assert text.accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in range(0, 35, 5)]}}) == (
         "the mean of the last 5 evaluations, of rounds 10 to 30"
     )
-    assert page._accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in (0, 5, 10)]}}) == (
+    assert text.accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in (0, 5, 10)]}}) == (
         "the mean of all 2 evaluations, of rounds 5 to 10"
     )
+    once = text.accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in (0, 3)]}})
+    assert once == "those of round 3, the only evaluation"
 
 
 def test_time_of_generation_counts_all_of_its_starts():

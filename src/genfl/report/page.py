@@ -18,7 +18,6 @@ from genfl.data.sources import DATASETS
 from genfl.references import CENTRALISED, GENERATOR, LOCAL
 from genfl.report import pictures, plots, text
 from genfl.report.style import COLOURS, MARKERS, MOST_DRAWN, REST, Look, looks
-from genfl.report.summary import LAST
 from genfl.run import Run, data_set, private_data
 from genfl.stages.federate import SYNTHETIC_ONLY
 from genfl.stages.generate import generator_facts
@@ -105,7 +104,7 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "undrawn_arms": sum(look[name] is REST for name in arms),
         "marks": {name: text.mark(method) for name, method in methods.items()},
         "notes": {name: _note(config, name) for name in methods},
-        "accuracy_rule": _accuracy_rule(arms),
+        "accuracy_rule": text.accuracy_rule(arms),
         "usual_metric": DATASETS[config.data.name].metric,
         "refused": any(method["refused_uploads"] for method in methods.values()),
         **_learning(summary, arms, look),
@@ -251,13 +250,6 @@ def _choices(content: Content) -> str:
         which = " of each class, one at least," if content.filter.by_class else ""
         said.append(f"{100 * content.filter.share:g} %{which} kept from round {content.filter.from_round}")
     return f" ({'; '.join(said)})" if said else ""
-
-
-def _accuracy_rule(arms: Mapping[str, Any]) -> str:
-    """Says which evaluations an accuracy is the mean of; all methods are evaluated after the same rounds."""
-    rounds = [int(point[0]) for point in next(iter(arms.values()))["curve"]][1:]
-    which = f"the last {LAST}" if len(rounds) >= LAST else f"all {len(rounds)}"
-    return f"the mean of {which} evaluations, of rounds {rounds[-LAST:][0]} to {rounds[-1]}"
 
 
 def _learning(summary: dict[str, Any], arms: Mapping[str, Any], look: Mapping[str, Look]) -> dict[str, Any]:

@@ -190,7 +190,8 @@ def _off_diagonal(pairs: Sequence[Sequence[float]]) -> float:
 
 
 def _over_seeds(values: np.ndarray) -> dict[str, Any]:
-    return {"mean": float(values.mean()), "std": _std(values), "per_seed": [float(value) for value in values]}
+    spread = _std(values) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "std": spread, "per_seed": [float(value) for value in values]}
 
 
 def _curve(places: Sequence[float], values: np.ndarray) -> list[list[float]]:
@@ -199,5 +200,5 @@ def _curve(places: Sequence[float], values: np.ndarray) -> list[list[float]]:
 
 
 def _std(values: np.ndarray) -> float:
-    """The sample standard deviation; 0 for a single seed, which has none."""
+    """The sample standard deviation; 0 for a single seed, around whose curve there is no band."""
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0

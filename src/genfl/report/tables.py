@@ -6,8 +6,7 @@ import csv
 import io
 from typing import Any
 
-from genfl.report.summary import LAST
-from genfl.report.text import clients, mark, mean_std, megabytes, target
+from genfl.report.text import accuracy_rule, clients, mark, mean_std, megabytes, target
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -85,6 +84,8 @@ def methods_tex(summary: dict[str, Any]) -> str:
     seeds = len(summary["seeds"])
     head = f"Method & Accuracy (\\%) & Macro-F1 (\\%) & Rounds to {goal} & MB to {goal} & kB/round up & down"
     head += " & ECE (\\%)"
+    over = f"mean $\\pm$ sample standard deviation over {seeds} seeds" if seeds > 1 else "a single seed"
+    rule = accuracy_rule({name: m for name, m in summary["methods"].items() if not m["reference"]})
     tested = any(method["clients"] for method in summary["methods"].values())
     if tested:
         head += " & Clients (\\%) & Worst client (\\%)"
@@ -92,8 +93,7 @@ def methods_tex(summary: dict[str, Any]) -> str:
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "  \\centering",
-        f"  \\caption{{{latex(summary['name'])}: mean $\\pm$ sample standard deviation over {seeds}"
-        f" {'seed' if seeds == 1 else 'seeds'}; accuracy is the mean of the last {LAST} evaluations.}}",
+        f"  \\caption{{{latex(summary['name'])}: {over}; figures of federated methods are {rule}.}}",
         f"  \\begin{{tabular}}{{l{'r' * head.count('&')}}}",
         "    \\toprule",
         f"    {head} \\\\",

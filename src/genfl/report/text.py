@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from genfl.generators.registry import GENERATORS
 from genfl.references import CENTRALISED
+from genfl.report.summary import LAST
 from genfl.stages.federate import SYNTHETIC_ONLY
 
 SAME = 0.05
@@ -274,3 +276,12 @@ def _points(summary: dict[str, Any], best: str, baseline: str) -> str:
 
 def _when(rounds: int) -> str:
     return "before any round" if rounds == 0 else f"after {count(rounds, 'round')}"
+
+
+def accuracy_rule(methods: Mapping[str, Any]) -> str:
+    """Says which evaluations an accuracy is the mean of; all methods are evaluated after the same rounds."""
+    rounds = [int(point[0]) for point in next(iter(methods.values()))["curve"]][1:]
+    if len(rounds) == 1:
+        return f"those of round {rounds[0]}, the only evaluation"
+    which = f"the last {LAST}" if len(rounds) >= LAST else f"all {len(rounds)}"
+    return f"the mean of {which} evaluations, of rounds {rounds[-LAST:][0]} to {rounds[-1]}"
