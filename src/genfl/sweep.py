@@ -160,7 +160,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def _spread(figure: Mapping[str, Any]) -> tuple[float, float | None]:
     """Returns mean and standard deviation, which a single seed has not."""
-    return figure["mean"], figure["std"] if len(figure["per_seed"]) > 1 else None
+    return figure["mean"], figure["std"]
 
 
 def status(folder: Path) -> list[tuple[str, ...]]:

@@ -165,10 +165,8 @@ def test_what_follows_the_last_layer_is_refused():
 def test_a_check_changes_nothing(name):
     build, x, chosen = CASES[name]
     wrapped = Wrapped(build(), **chosen)
-    names, state = (
-        [name for name, _ in wrapped.named_parameters(remove_duplicate=False)],
-        torch.get_rng_state(),
-    )
+    names = [name for name, _ in wrapped.named_parameters(remove_duplicate=False)]
+    state = torch.get_rng_state()
     with torch.no_grad():
         before = wrapped(x)
         wrapped.check(x)

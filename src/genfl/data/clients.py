@@ -36,7 +36,7 @@ class Joined:
         parts: Inputs, [n, ...] each, of the same shape and type.
     """
 
-    def __init__(self, *parts: Tensor) -> None:
+    def __init__(self, *parts: Tensor | Joined) -> None:
         self.parts = parts
         self.ends = list(accumulate(map(len, parts)))
 
@@ -229,8 +229,7 @@ class ClientData:
             weigh: Whether they add to a client's weight in averages (FedGC's p_k), or not.
         """
         rows = [np.append(self._rows(k), len(self.x) + part) for k, part in enumerate(parts)]
-        mine = self.x.parts if isinstance(self.x, Joined) else [self.x]
-        both = ClientData(Joined(*mine, x), torch.cat([self.y, y]), rows, self.classes, self.prepare)
+        both = ClientData(Joined(self.x, x), torch.cat([self.y, y]), rows, self.classes, self.prepare)
         both.augments = [*self.augments, (range(len(self.x), len(both.x)), augment)]
         both.first_generated, both.weighs_generated = len(self.x), weigh
         return both

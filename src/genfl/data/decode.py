@@ -243,7 +243,6 @@ def _write(
     features, medium = stream.features, MEDIA[wanted.form.modality]
     given = folder.column(features, wanted.input, "input")
     label = folder.column(features, wanted.label, "label")
-    folder.check_names(label)
     name = folder.namer(features, label)
     key = wanted.key if wanted.key in features else None
     column, value = wanted.apart if wanted.apart and wanted.apart[0] in features else (None, "")

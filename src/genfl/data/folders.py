@@ -113,7 +113,7 @@ class Folder:
         """Returns what gives a class's name by what a cell says; None where it says none, or is blank.
 
         Raises:
-            InputError: The column's cells are no single values.
+            InputError: The column's cells are no single values, or files number the classes differently.
         """
         import datasets
 
@@ -123,6 +123,7 @@ class Folder:
                 f"{self.section}.label: column {label!r} holds {feature}, and an example is of one class;"
                 " name another column"
             )
+        self._check_names(label)
         names: list[str] = getattr(feature, "names", None) or []
 
         def name(cell: Any) -> str | None:
@@ -140,7 +141,7 @@ class Folder:
         path, top = Path(cell["path"]), self.path.resolve()
         return path.relative_to(top).as_posix() if path.is_relative_to(top) else None
 
-    def check_names(self, label: str) -> None:
+    def _check_names(self, label: str) -> None:
         """Refuses Parquet files that number the classes differently: datasets reads all as it does the first.
 
         Raises:
@@ -207,7 +208,7 @@ class Folder:
             except (OSError, pyarrow.ArrowException) as wrong:
                 why = first_line(wrong)
                 return f"{self.section}.path: {path} is damaged ({why}); put a whole copy in its place"
-        if line := next(self.layout.damaged_lines(), None):
+        if line := self.layout.damaged_line():
             return f"{self.section}.path: {line}"
         return f"{self.section}.path: {self.path} cannot be read as a data set ({first_line(error)})"
 

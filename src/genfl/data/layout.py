@@ -6,7 +6,7 @@ import csv
 import glob
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -137,8 +137,8 @@ class Layout:
         (((separator, _), (_, columns)),) = known.items()
         return columns, separator
 
-    def damaged_lines(self) -> Iterator[str]:
-        """Says which lines of tables of texts are no UTF-8, or of JSONL no JSON, and in which file."""
+    def damaged_line(self) -> str | None:
+        """Says which line of a table of texts is no UTF-8, or of JSONL no JSON; None where all are."""
         for path in filter(self._is_example, self.files if self.medium.tables else ()):
             with path.open("rb") as file:
                 for number, line in enumerate(file, 1):
@@ -147,9 +147,10 @@ class Layout:
                         if path.suffix.lower() == ".jsonl" and text.strip():
                             json.loads(text)
                     except UnicodeDecodeError:
-                        yield f"line {number} of {path} is not UTF-8; save it as such"
+                        return f"line {number} of {path} is not UTF-8; save it as such"
                     except ValueError as error:
-                        yield f"line {number} of {path} is not JSON ({error}); mend it"
+                        return f"line {number} of {path} is not JSON ({error}); mend it"
+        return None
 
     def _hidden(self, path: Path) -> bool:
         """Whether datasets passes over a file."""

@@ -111,7 +111,6 @@ def _cells(
     for stream in folder.splits()[0].values():
         sample = folder.column(stream.features, [input], "input")
         classes = folder.column(stream.features, [label], "label")
-        folder.check_names(classes)
         name = folder.namer(stream.features, classes)
         for batch in folder.batches(stream, [sample, classes]):
             for cell, called in zip(batch[sample], map(name, batch[classes]), strict=True):

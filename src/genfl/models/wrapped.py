@@ -37,7 +37,7 @@ class Wrapped(Classifier):
             raise ValueError(f"the last layer, {path!r}, is a {kind}; name the linear one by its dotted path")
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, nn.Identity())
-        self.path = path
+        self._path = path
         self.body = model
         self.classifier = layer
         self.padding = padding
@@ -62,7 +62,7 @@ class Wrapped(Classifier):
         Raises:
             ValueError: Its output is another than that of both halves.
         """
-        parent, _, name = self.path.rpartition(".")
+        parent, _, name = self._path.rpartition(".")
         place = self.body.get_submodule(parent)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -78,7 +78,7 @@ class Wrapped(Classifier):
                 same = False
         if not same:
             raise ValueError(
-                f"{self.path!r} is not the last thing that the module does; let it return that layer's"
+                f"{self._path!r} is not the last thing that the module does; let it return that layer's"
                 " logits, without a softmax, or name the last layer by its dotted path"
             )
 
