@@ -26,7 +26,7 @@ def test_defaults_are_filled_in_and_the_resolved_config_reads_back_the_same():
 
 def test_the_packaged_config_is_the_example():
     example = Path(__file__).parents[1] / "examples" / "digits.yaml"
-    packaged = Path(config.__file__).parent / "configs" / "digits.yaml"
+    packaged = Path(config.__file__).parents[1] / "configs" / "digits.yaml"
     assert example.read_text() == packaged.read_text()
     assert config.load(example).name == "digits"
 

@@ -93,7 +93,7 @@ def test_every_prompt_of_the_demo_fits_the_tokenizer(generator):
 
     from genfl import config
 
-    prompts = config.load(Path(config.__file__).parent / "configs" / "digits.yaml").prompts
+    prompts = config.load(Path(config.__file__).parents[1] / "configs" / "digits.yaml").prompts
     tokenizer = generator.pipeline.tokenizer
     for words in product(*prompts.blanks.values(), DIGIT_NAMES):
         text = prompts.template.format(**dict(zip((*prompts.blanks, "label"), words, strict=True)))

@@ -1,0 +1,31 @@
+"""A run's config: its schema, and how it is read: YAML, overrides, one clear line for each mistake."""
+
+from genfl.config.data import Data, Partition
+from genfl.config.generation import ChatModel, ImageGenerator, SoundGenerator, TextGenerator
+from genfl.config.methods import Content, Method
+from genfl.config.reading import differences, dump, load, parse, plain, put, read, validate
+from genfl.config.schema import Config
+from genfl.config.section import Section
+from genfl.config.training import Model
+
+__all__ = [
+    "ChatModel",
+    "Config",
+    "Content",
+    "Data",
+    "ImageGenerator",
+    "Method",
+    "Model",
+    "Partition",
+    "Section",
+    "SoundGenerator",
+    "TextGenerator",
+    "differences",
+    "dump",
+    "load",
+    "parse",
+    "plain",
+    "put",
+    "read",
+    "validate",
+]

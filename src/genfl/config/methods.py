@@ -1,0 +1,153 @@
+"""The sections of the methods to compare, and of the generated content of their clients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from genfl.algorithms import ALGORITHMS
+from genfl.algorithms.registry import UNLABELLED
+from genfl.config.section import Choice, Section, one_of
+from genfl.data.budget import Guidance
+from genfl.data.budget import Kind as Budget
+from genfl.options import options
+from genfl.references import GENERATOR, REFERENCES
+
+if TYPE_CHECKING:
+    Algorithm = Choice
+else:  # a union computed from the registries, which no type checker can follow
+    Algorithm = one_of(
+        "Algorithm",
+        {**ALGORITHMS, **REFERENCES},
+        lambda name: ALGORITHMS[name].options() if name in ALGORITHMS else options(REFERENCES[name]),
+    )
+
+
+def _parts(value: Any) -> Any:
+    """Reads one method as a list of it."""
+    return value if isinstance(value, list) else [value]
+
+
+class Filter(Section):
+    """Which generated samples clients train on: those of least loss under the global model (FedGC)."""
+
+    share: float = Field(0.9, gt=0, le=1, description="The share of them that a client keeps.")
+    from_round: int = Field(1, ge=1, description="The first round that filters: early models judge badly.")
+    by_class: bool = Field(
+        False, description="Whether that share of each class is kept, one at least, or of all."
+    )
+
+
+class Content(Section):
+    """Generated content in the clients (FedGC): how much each gets, of what kind, and how it counts."""
+
+    samples: int | None = Field(
+        None, ge=1, description="Generated samples of all clients together; without it, all there are."
+    )
+    budget: Budget = Field(
+        "equal",
+        description="How they are divided. equal: the same for every client and class. inverse: the fewer"
+        " samples a client has, the more. water_filling: the same for every client, poured over its classes"
+        " so that those it has least of rise to one level.",
+    )
+    clients: float = Field(
+        1.0, gt=0, le=1, description="Share of the clients that get any; which ones is drawn for each seed."
+    )
+    guidance: Guidance = Field(
+        "prompt",
+        description="What a client's samples are made from. prompt: prompts alone. real: prompts and examples"
+        " of its own, so that it gets samples of its own classes only. mixed: of a class that it has, half of"
+        " them with an example; of the others, prompts alone.",
+    )
+    by: Literal["clients", "server"] = Field(
+        "clients",
+        description="Who generates: clients, for themselves, so that nothing is sent; or the server, which"
+        " sends every client its own, and their bytes count.",
+    )
+    weight: Literal["merged", "private"] = Field(
+        "merged",
+        description="What counts as a client's samples when models are averaged: merged, private and"
+        " generated ones; or private ones alone, where clients train on any.",
+    )
+    filter: Filter | None = Field(None, description="Has clients choose among their generated samples.")
+
+    def problem(self) -> str | None:
+        """Says what cannot be combined: field and fix; None where there is nothing."""
+        if self.guidance != "prompt" and self.by == "server":
+            return "by: the server has no real examples; use clients, or guidance prompt"
+        if self.guidance != "prompt" and self.samples is None:
+            return "samples: say how many, where real examples guide them"
+        if self.budget == "water_filling" and self.samples is None:
+            return "samples: say how many, where some classes get more than others"
+        return None
+
+    def given(self) -> dict[str, Any]:
+        """Returns what was set, by name."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+class Method(Section):
+    """One arm of the comparison."""
+
+    algorithm: Annotated[list[Algorithm], BeforeValidator(_parts), Field(min_length=1)] = Field(
+        description="A name of `genfl list algorithms`, or a list of those that make one algorithm together;"
+        " or a reference, which is not federated: local (every client alone), centralised (all data in one"
+        " place), generator (the generator as a classifier)."
+    )
+    start: Literal["random", "init", "pretrained"] = Field(
+        "random",
+        description="The initial global model: pretrained is GPT-FL's warm start, init is pretrain.init as it"
+        " is, without generated data.",
+    )
+    data: Literal["private", "generated", "mixed", "p2g", "g2p"] = Field(
+        "private",
+        description="What clients train on: private, generated, or both: mixed together; p2g, private samples"
+        " first in every round, then generated ones; g2p, the other way round.",
+    )
+    content: Content | None = Field(
+        None,
+        description="The generated samples of clients that train on any; what is not set here is as in the"
+        " section content.",
+    )
+
+    @property
+    def reference(self) -> str | None:
+        """The name of the reference that it is; None for federated methods."""
+        name = self.algorithm[0].name
+        return name if name in REFERENCES else None
+
+    @property
+    def asks_for(self) -> set[str]:
+        """The names of the resources that its builders ask for."""
+        parts = [] if self.reference else self.algorithm
+        return {resource for part in parts for resource in ALGORITHMS[part.name].resources}
+
+    @property
+    def reads_generated(self) -> str | None:
+        """The field for which its training needs the synthetic data itself; None where nothing does."""
+        if self.data != "private":
+            return "data"
+        return "algorithm" if self.asks_for & UNLABELLED else None
+
+    @property
+    def needs_generator(self) -> str | None:
+        """The field without which it would not need the generator; None where nothing needs it."""
+        if self.start == "pretrained":
+            return "start"
+        return "algorithm" if self.reference == GENERATOR else self.reads_generated
+
+    def problem(self) -> str | None:
+        """Says what cannot be combined: field and fix; None where there is nothing."""
+        alone = [part.name for part in self.algorithm if part.name in REFERENCES]
+        if alone and len(self.algorithm) > 1:
+            return f"algorithm: {alone[0]} stands alone; it is not federated, so it combines with nothing"
+        if self.reference == GENERATOR and self.start != "random":
+            return "start: generator trains nothing, so there is nothing to start from; leave it out"
+        if self.reference == GENERATOR and self.data != "private":
+            return "data: generator trains on nothing; leave it out"
+        if self.content and self.data == "private":
+            return "content: clients train on private data alone; set data to mixed, or leave it out"
+        if self.content and (problem := self.content.problem()):
+            return f"content.{problem}"
+        return None

@@ -1,0 +1,103 @@
+"""What is wrong with a config, in its author's words: one line for each mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from genfl.algorithms import ALGORITHMS
+from genfl.config.schema import Config
+from genfl.errors import suggest
+from genfl.generators.registry import GENERATORS
+from genfl.models import MODELS
+from genfl.references import REFERENCES
+
+UNIONS: dict[Any, tuple[str, Collection[str]]] = {
+    "algorithm": ("name", [*ALGORITHMS, *REFERENCES]),
+    "model": ("name", MODELS),
+    "client_models": ("name", MODELS),
+    "generator": ("kind", [*GENERATORS, "none"]),
+}
+"""The fields that hold one of several sections, by the key that says which, and its values."""
+
+
+def explain(problem: Any) -> str:
+    """Returns the line for one of the errors of a pydantic ValidationError."""
+    location = _as_written(problem["loc"])
+    field = ".".join(map(str, location))
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{field}: unknown key; {suggest(str(location[-1]), _keys_at(problem['loc'][:-1]))}"
+        case "missing":
+            return f"{field}: required, and not given"
+        case "union_tag_invalid":
+            given, (tag, known) = problem["ctx"]["tag"], _union(location)
+            return f"{field}.{tag}: there is no {given!r}; {suggest(given, list(known))}"
+        case "union_tag_not_found":
+            return f"{field}.{_union(location)[0]}: required, and not given"
+        case "value_error" if not field:
+            return str(problem["ctx"]["error"])
+        case _:
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            return f"{field}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+
+
+def _union(location: Sequence[Any]) -> tuple[str, Collection[str]]:
+    return next(UNIONS[part] for part in reversed(location) if part in UNIONS)
+
+
+def _as_written(parts: Sequence[Any]) -> list[Any]:
+    """Returns a place in the config as its author knows it.
+
+    pydantic names the member of a union, and what was given alone is read as a list of one:
+    ``algorithm.0.fedavg.beta`` is ``algorithm.beta`` to users.
+    """
+    location: list[Any] = []
+    for part in parts:
+        in_list = bool(location) and isinstance(location[-1], int)
+        holder = location[-2 if in_list else -1] if location else None
+        if holder in UNIONS and part in UNIONS[holder][1]:
+            if location[-1] == 0 and holder == "algorithm":
+                location.pop()
+            continue
+        location.append(part)
+    if location[-2:] == ["algorithm", 0]:
+        location.pop()
+    return location
+
+
+def _keys_at(location: Sequence[Any]) -> list[str]:
+    """Returns the keys that the schema knows at a place, as pydantic names it, in the config."""
+    schema = Config.model_json_schema()
+    known: set[str] = set()
+    nodes = [schema]
+    for part in location:
+        if isinstance(part, int):
+            continue  # lists are seen through, below
+        found = []
+        for node in _resolved(nodes, schema):
+            if part in node.get("properties", {}):
+                found.append(node["properties"][part])
+            elif isinstance(node.get("additionalProperties"), dict):
+                found.append(node["additionalProperties"])
+            elif part in (node.get("properties", {}).get(tag, {}).get("const") for tag in ("name", "kind")):
+                found.append(node)  # the member of a union
+        nodes = found
+    for node in _resolved(nodes, schema):
+        known |= set(node.get("properties", {}))
+    return sorted(known)
+
+
+def _resolved(nodes: Sequence[Any], schema: Any) -> list[Any]:
+    """Follows references and alternatives of a JSON schema."""
+    flat: list[Any] = []
+    for node in nodes:
+        if "$ref" in node:
+            flat += _resolved([schema["$defs"][node["$ref"].rsplit("/", 1)[1]]], schema)
+        elif "oneOf" in node or "anyOf" in node:
+            flat += _resolved(node.get("oneOf", []) + node.get("anyOf", []), schema)
+        elif "items" in node:
+            flat += _resolved([node["items"]], schema)
+        else:
+            flat.append(node)
+    return flat

@@ -1,0 +1,160 @@
+"""How a config is read and written: YAML, and overrides of its fields."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from genfl.config.mistakes import explain
+from genfl.config.schema import Config
+from genfl.config.section import named
+from genfl.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as the number it is, and refuses a key given twice, of which YAML would keep the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.YAMLError(f"{key_node.value!r} is given twice, {key_node.start_mark}")
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around a text that `_Loader` would read as a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file.
+
+    Args:
+        path: A YAML file.
+        overrides: ``dotted.path=value`` settings that replace the file's, values in YAML.
+
+    Raises:
+        InputError: One line for each mistake, naming the field.
+    """
+    return validate(read(path, overrides))
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the content of a config file as plain values, unchecked; see `load`."""
+    if not path.is_file():
+        raise InputError(f"config: there is no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    return _parse(text, overrides, str(path))
+
+
+def parse(text: str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config from YAML text; see `load`."""
+    return validate(_parse(text, overrides, "config"))
+
+
+def _parse(text: str, overrides: Sequence[str], source: str) -> dict[str, Any]:
+    try:
+        content = plain(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{source}: a config is a mapping of keys to values")
+    for override in overrides:
+        _apply(content, override)
+    return content
+
+
+def validate(content: dict[str, Any]) -> Config:
+    """Checks a config given as plain values; see `load`."""
+    if "grid" in content:
+        raise InputError("grid: many runs in one config are for `genfl sweep`; leave it out for one run")
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise InputError("\n".join(explain(problem) for problem in error.errors())) from error
+
+
+def plain(text: str) -> Any:
+    """Reads YAML as plain values.
+
+    Raises:
+        yaml.YAMLError: It is none, or gives a key twice.
+    """
+    return yaml.load(text, _Loader)
+
+
+def dump(config: Config) -> str:
+    """Returns the resolved config as YAML."""
+    content = config.model_dump(mode="json")
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Says where two configs, as plain values, differ: ``federate.rounds: 100 there, 20 here``."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [] if old == new else [f"{path}: {old} there, {new} here"]
+    lines = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        where = f"{path}.{key}" if path else key
+        if key in old and key in new:
+            lines += differences(old[key], new[key], where)
+        else:
+            lines.append(f"{where}: {'here' if key in new else 'there'} alone")
+    return lines
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not all(path.strip().split(".")):
+        raise InputError(f"{override!r}: an override is key=value, for example federate.rounds=20")
+    try:
+        parsed = plain(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: {value!r} is not a YAML value") from error
+    put(content, path.strip(), parsed)
+
+
+def put(content: dict[str, Any], path: str, value: Any) -> None:
+    """Sets one field of a config given as plain values.
+
+    Args:
+        content: The config; it is changed.
+        path: The field, as in ``federate.rounds`` or ``methods.gptfl.algorithm.0.mu``.
+        value: Its value.
+
+    Raises:
+        InputError: There can be no such field.
+    """
+    *parents, last = path.split(".")
+    node: Any = content
+    for above, parent in itertools.pairwise(("", *parents)):
+        if above == "algorithm" and parent == "0" and isinstance(node, dict):
+            continue  # what was given alone is read as a list of one
+        if isinstance(node, dict) and parent in ("algorithm", "data", "model"):
+            node[parent] = named(node.get(parent, {}))  # algorithm: fedavgm, then algorithm.beta=0.5
+        if isinstance(node, list) and parent.isdigit() and int(parent) < len(node):
+            node[int(parent)] = node = named(node[int(parent)])
+            continue
+        node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict | list):
+            raise InputError(f"{path}: {parent!r} holds no keys")
+    if not isinstance(node, dict):
+        raise InputError(f"{path}: it is a list; name the place in it, as in {'.'.join(parents)}.0.{last}")
+    node[last] = copy.deepcopy(value)  # the next field may be put into it, and the caller's stays as it is

@@ -1,0 +1,177 @@
+"""The schema of a run's config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from genfl.config.data import Data, Labels
+from genfl.config.generation import (
+    NO_GUIDANCE,
+    UNGUIDED,
+    Generator,
+    ImageGenerator,
+    NoGenerator,
+    Prompts,
+    SpeechGenerator,
+    TextGenerator,
+)
+from genfl.config.methods import Content, Method
+from genfl.config.section import Device, FolderName, Section, named
+from genfl.config.training import Federation, Model, Pretraining
+from genfl.data.plans import ORDERS
+from genfl.data.texts import GENERATED, HASHED
+from genfl.learning.task import Precision
+
+
+class Report(Section):
+    """What is reported."""
+
+    target_accuracy: float = Field(0.9, gt=0, lt=1, description="Rounds and bytes to it are reported.")
+    real_examples: bool | None = Field(
+        None,
+        description="Whether the page shows clients' examples; if not set, of public data sets only.",
+    )
+
+
+class Config(Section):
+    """A run: the private data, the generator, the methods to compare, and the seeds to average over."""
+
+    name: FolderName
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    data: Annotated[Data, BeforeValidator(named)]
+    labels: Labels = Labels()
+    prompts: Prompts = Prompts()
+    generator: Generator = Field(
+        ImageGenerator(), description="What makes the synthetic data; none trains without it."
+    )
+    model: Model = Field(description="The downstream model: a name of `genfl list models`, and its options.")
+    client_models: list[Model] = Field(
+        [], description="The models of clients, in turn, for methods whose clients differ (Fed-ET)."
+    )
+    precision: Precision = Field(
+        "fp32",
+        description="bf16 runs models in bfloat16 (torch.autocast), which processors with AVX512-BF16, AMX or"
+        " a GPU do several times faster; weights and sums stay in fp32.",
+    )
+    device: Device = Field(
+        "cpu",
+        description="Where clients and pre-training compute, and models are tested: cpu, cuda or cuda:1."
+        " Data, random numbers and the server's work stay on the CPU.",
+    )
+    pretrain: Pretraining = Pretraining()
+    federate: Federation = Federation()
+    content: Content = Content()
+    methods: dict[FolderName, Method] = Field(min_length=1)
+    report: Report = Report()
+
+    @property
+    def device_type(self) -> str:
+        """What kind of device computes, of which results' last bits depend: cpu or cuda."""
+        return self.device.partition(":")[0]
+
+    @property
+    def generates(self) -> bool:
+        """Whether there is a generator."""
+        return not isinstance(self.generator, NoGenerator)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unguided(cls, content: Any) -> Any:
+        """Has speech say labels alone, and no scale guide what none can, where nothing else is asked for."""
+        kind, prompts = (content.get(name) or {} for name in ("generator", "prompts"))
+        if isinstance(kind, dict) and kind.get("kind") in UNGUIDED and isinstance(prompts, dict):
+            style = {"style": "label"} if kind["kind"] == "speech" else {}
+            return {**content, "prompts": {**style, "guidance_scale": NO_GUIDANCE, **prompts}}
+        return content
+
+    @model_validator(mode="after")
+    def _content_of_methods(self) -> Self:
+        """Gives methods whose clients hold generated content what the section says and they do not."""
+        shared = dict(self.content)
+        filled = {
+            name: method.model_copy(
+                update={"content": Content(**shared | (method.content or Content()).given())}
+            )
+            for name, method in self.methods.items()
+            if method.data != "private"
+        }
+        return self.model_copy(update={"methods": self.methods | filled})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = [*self._problems(), *self._problems_of_methods(), *self._problems_without_generator()]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """Says what is wrong with sections alone, and together: field and fix."""
+        clients, cohort = self.data.partition.known, self.federate.clients_per_round
+        if clients is not None and cohort > clients:
+            yield (
+                f"federate.clients_per_round: {cohort} clients a round, but data.partition.clients is"
+                f" {clients}; lower the one or raise the other"
+            )
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            yield "seeds: give different non-negative integers"
+        if problem := self.data.problem():
+            yield f"data.{problem}"
+        if self.generator.kind in UNGUIDED and self.prompts.guidance_scale != NO_GUIDANCE:
+            yield f"prompts.guidance_scale: {self.generator.kind} is not guided; leave it out"
+        if problem := self.prompts.problem():
+            yield f"prompts.{problem}"
+        if isinstance(self.generator, SpeechGenerator | TextGenerator) and (
+            problem := self.generator.problem()
+        ):
+            yield f"generator.{problem}"
+        if self.content != Content() and not any(method.content for method in self.methods.values()):
+            yield (
+                "content: no method's clients train on generated data; set data: mixed in one, or leave it"
+                " out"
+            )
+
+    def _problems_of_methods(self) -> Iterator[str]:
+        """Says which methods cannot be as they are, or not in this run."""
+        if "synthetic_only" in self.methods:
+            yield "methods: synthetic_only names the pre-trained model itself; choose another name"
+        if all(method.reference for method in self.methods.values()):
+            yield (
+                "methods: all of them are references; name a federated algorithm for them to be compared with"
+            )
+        for name, method in self.methods.items():
+            if problem := method.problem():
+                yield f"methods.{name}.{problem}"
+            choice = method.content.filter if method.content else None
+            if choice and choice.from_round > self.federate.rounds:
+                yield (
+                    f"methods.{name}.content.filter.from_round: {choice.from_round}, but there are"
+                    f" {self.federate.rounds} rounds; lower it, or raise federate.rounds"
+                )
+            if method.data in ORDERS[1:] and self.federate.local.steps == 1:
+                yield (
+                    f"methods.{name}.data: {method.data} is for two steps a round at least; raise"
+                    " federate.local.steps"
+                )
+            if method.start == "init" and self.pretrain.init is None:
+                yield (
+                    f"methods.{name}.start: init, but pretrain.init names no model; give a file or imagenet"
+                )
+
+    def _problems_without_generator(self) -> Iterator[str]:
+        """Says what asks for generated data where there is none."""
+        if self.generates:
+            return
+        for name, method in self.methods.items():
+            if field := method.needs_generator:
+                yield (
+                    f"methods.{name}.{field}: it needs generated data, but generator is none; name a"
+                    " generator, or leave the method out"
+                )
+        if self.data.tokenizer == GENERATED:
+            yield (
+                f"data.tokenizer: {GENERATED} takes its words from generated texts, but generator is none;"
+                f" use {HASHED}, or name a generator"
+            )
