@@ -23,6 +23,10 @@ from genfl.generators.image import MINIATURE, StableDiffusion, locate
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
+FACTORS = (1, 2, 4, 4)
+"""How much wider each level of a U-Net or an autoencoder is than the first."""
+
+
 def now() -> float:
     """Returns the time, when what the GPU has been told is done."""
     if torch.cuda.is_available():
@@ -50,24 +54,31 @@ def share_outside(unet: torch.nn.Module, work: Callable[[], Any]) -> float:
     return 1 - sum(marks) / total
 
 
-def full_size(folder: Path) -> None:
-    """Writes a pipeline as large as Stable Diffusion 2.1: random weights, the miniature's tokenizer."""
+def full_size(folder: Path, width: int = 320, vae_width: int = 128, latent: int = 96) -> None:
+    """Writes a pipeline as large as Stable Diffusion 2.1: random weights, the miniature's tokenizer.
+
+    Args:
+        folder: Where it is written.
+        width: Channels of the U-Net's first level; smaller ones are for trying this out.
+        vae_width: Channels of the decoder's last level.
+        latent: Height and width of an image's latent, an eighth of the image's.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     unet = UNet2DConditionModel(
-        sample_size=96,
-        block_out_channels=(320, 640, 1280, 1280),
-        attention_head_dim=(5, 10, 20, 20),
+        sample_size=latent,
+        block_out_channels=tuple(width * factor for factor in FACTORS),
+        attention_head_dim=tuple(max(1, width * factor // 64) for factor in FACTORS),  # the number of heads
         cross_attention_dim=1024,
         use_linear_projection=True,
     )
     vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
+        block_out_channels=tuple(vae_width * factor for factor in FACTORS),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
-        sample_size=768,
+        sample_size=8 * latent,
     )
     tokenizer = CLIPTokenizer.from_pretrained(Path(locate(MINIATURE)) / "tokenizer", model_max_length=77)
     text_encoder = CLIPTextModel(
@@ -90,7 +101,7 @@ def full_size(folder: Path) -> None:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).half().save_pretrained(folder)
+    ).to(torch.float16).save_pretrained(folder)
 
 
 def main() -> None:

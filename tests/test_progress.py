@@ -28,7 +28,23 @@ def test_rate_and_time_left_are_there_after_the_first_block_however_slow(monkeyp
     assert f"{minutes // 60}:{minutes % 60:02}:{rest:02}" in seen
 
 
-def test_nothing_is_drawn_where_there_is_no_terminal(capsys):
-    with progress.bar("generate", 200, "samples") as advance:
-        advance(50)
+def test_without_a_terminal_there_is_a_line_a_minute(monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with progress.bar("generate", 1000, "samples", done=100) as advance:
+        for _ in range(9):
+            now[0] += 25
+            advance(100)
     assert capsys.readouterr() == ("", "")
+    assert caplog.messages == [
+        "generate: 400 of 1000 samples, 4/s, 3 min left",
+        "generate: 700 of 1000 samples, 4/s, 2 min left",
+    ]
+    caplog.clear()
+    progress.enabled.set(False)
+    with progress.bar("generate", 1000, "samples") as advance:
+        now[0] += 3600
+        advance(1)
+    progress.enabled.set(True)
+    assert caplog.messages == []

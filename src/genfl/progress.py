@@ -1,14 +1,21 @@
-"""Progress bars with rate and time left: on a terminal only, never in machine-readable output."""
+"""Progress with rate and time left: a bar on a terminal, elsewhere a line a minute in the log."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
+log = logging.getLogger(__name__)
+
+EVERY = 60.0
+"""Seconds between two lines of the log."""
+
 enabled: ContextVar[bool] = ContextVar("enabled", default=True)
-"""Set to False to silence every bar of this context, as ``--json`` does."""
+"""Set to False to silence all progress of this context, as ``--json`` does."""
 
 Advance = Callable[[int], None]
 
@@ -26,8 +33,11 @@ def bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     Yields:
         A function to call with the number of units just finished.
     """
-    if not (enabled.get() and sys.stderr.isatty()):
+    if not enabled.get():
         yield lambda amount: None
+        return
+    if not sys.stderr.isatty():
+        yield _lines(what, total, unit, done)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -54,3 +64,22 @@ def bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
                 progress.update(task, rate=f"{speed:.3g}/s")
 
         yield advance
+
+
+def _lines(what: str, total: int, unit: str, done: int) -> Advance:
+    """Returns what logs a line when `EVERY` seconds are over since the last."""
+    began = told = time.monotonic()
+    now = done
+
+    def advance(amount: int) -> None:
+        nonlocal now, told
+        now += amount
+        seconds = time.monotonic() - began
+        if began + seconds - told < EVERY or now >= total:
+            return
+        told = began + seconds
+        speed = (now - done) / seconds
+        left = round((total - now) / speed)
+        log.info("%s: %d of %d %s, %.3g/s, %d min left", what, now, total, unit, speed, -(-left // 60))
+
+    return advance

@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 from genfl import config, pipeline
+from genfl.data.sources import DATASETS, read
 from genfl.errors import InputError
 from genfl.generators.base import Prompt
 from genfl.generators.files import Files, check_apart, fingerprint
@@ -66,11 +67,15 @@ def test_words_stand_for_the_folders_own_names(folder):
 def test_it_says_which_label_has_too_few(folder, caplog):
     (folder / "dog" / "103.png").write_bytes(b"not an image")
     files = Files(str(folder), "image")
+    files.check(["dog", "black cat"], 6)  # what can be read is not known before it is
+    with pytest.raises(InputError, match=r"prompts.per_label: 7, but made has 6 of 'dog'; lower it"):
+        files.check(["dog", "black cat"], 7)
+    assert caplog.text == ""
+    list(files.generate(ask("dog", 5)))
     assert "1 images of" in caplog.text
     assert "cannot be read and are left out" in caplog.text
-    files.check(["dog", "black cat"], 5)
     with pytest.raises(InputError, match=r"prompts.per_label: 6, but made has 5 of 'dog'; lower it"):
-        files.check(["dog", "black cat"], 6)
+        list(files.generate(ask("dog", 6)))
 
 
 def test_what_the_form_cannot_encode_counts_as_unreadable(folder, caplog):
@@ -80,10 +85,10 @@ def test_what_the_form_cannot_encode_counts_as_unreadable(folder, caplog):
 
     draw(folder, "dog", 200, size=1)
     files = Files(str(folder), "image", encode=encode)
+    assert len(list(files.generate(ask("dog", 6)))) == 6
     assert "1 images of" in caplog.text
-    files.check(["dog"], 6)
     with pytest.raises(InputError, match=r"has 6 of 'dog'"):
-        files.check(["dog"], 7)
+        list(files.generate(ask("dog", 7)))
 
 
 def test_two_labels_of_one_word_are_refused(folder):
@@ -91,7 +96,7 @@ def test_two_labels_of_one_word_are_refused(folder):
     with pytest.raises(
         InputError, match=r"^generator.label: two labels of made are both called 'black cat'; rename"
     ):
-        Files(str(folder), "image")
+        Files(str(folder), "image").check(["dog"], 1)
 
 
 def test_private_examples_are_not_taken_for_generated_ones(folder, tmp_path):
@@ -129,7 +134,30 @@ def test_what_is_not_there_is_named(tmp_path, folder):
     with pytest.raises(InputError, match=r"generator.path: .*absent does not exist"):
         Files(str(tmp_path / "absent"), "image")
     with pytest.raises(InputError, match=r"generator.label: no column 'class' in"):
-        Files(str(folder), "image", label="class")
+        Files(str(folder), "image", label="class").check(["dog"], 1)
+    with pytest.raises(
+        InputError, match=r"^generator.path: genfl-tests/absent is no folder, and no data set to"
+    ):
+        Files("genfl-tests/absent", "image")
+
+
+def test_a_data_set_of_the_hub_is_taken_by_its_id(folder, tmp_path, monkeypatch):
+    """As the Hub's own client keeps it; here nothing can be downloaded."""
+    commit = "0" * 40
+    place = tmp_path / "hub" / "datasets--somebody--cats"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, place / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    files = Files("somebody/cats", "image")
+    assert files.id == "somebody/cats"
+    assert [value(sample) for sample in files.generate(ask("dog", 6))] == [
+        value(sample) for sample in Files(str(folder), "image").generate(ask("dog", 6))
+    ]
+    assert fingerprint("somebody/cats", "image") == fingerprint(str(folder), "image")
+    data = read("images", DATASETS["images"].recipe, path="somebody/cats", size=(4, 4))
+    assert len(data.train.labels) + len(data.test.labels) == 12
 
 
 def settings(tmp_path, **changes):
@@ -163,7 +191,8 @@ def test_the_pipeline_takes_them_as_synthetic_data(tmp_path):
     assert x.shape == (10, *data_set(run.config.data).shape)
     assert len(x.unique(dim=0)) == 10
     card = (run.folder / "synthetic" / "README.md").read_text()
-    assert f"- taken from: {tmp_path / 'made'}" in card
+    assert "- taken from: made\n" in card
+    assert str(tmp_path) not in card
     assert "- recorded from the world: not known" in card
     assert "guidance scales:" not in card
     rows = datasets.load_dataset(str(run.folder / "synthetic"), split="train")
@@ -202,10 +231,21 @@ def test_clips_too_short_for_a_spectrogram_are_not_taken(tmp_path):
     }
     many = settings(tmp_path / "images", prompts={"per_label": 3}, **sounds)
     with pytest.raises(InputError, match=r"^prompts.per_label: 3, but clips has 2 of "):
-        pipeline.execute(many, tmp_path / "run")
+        pipeline.execute(many, tmp_path / "many")
     run = Run(settings(tmp_path / "images", prompts={"per_label": 2}, **sounds), tmp_path / "run")
     pipeline.execute(run.config, run.folder, until="generate")
     assert len(generate.read(run)[0]) == 4
+
+
+def test_a_generator_that_makes_nothing_usable_is_stopped_early(tmp_path, folder):
+    for label in ("black_cat", "dog"):
+        for number in range(6, 40):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / label / f"{number}.png")
+        for number in (*range(6), *range(100, 106)):
+            (folder / label / f"{number}.png").unlink(missing_ok=True)
+    prompts = {"style": "label", "per_label": 30, "block_size": 4}
+    with pytest.raises(InputError, match=r"^generator: nothing is left of the first 12 samples \(blank\); "):
+        pipeline.execute(settings(tmp_path, prompts=prompts), tmp_path / "run")
 
 
 def test_a_sample_of_unknown_making_is_shown_as_such():

@@ -1,5 +1,6 @@
 import inspect
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_a_seed_decides_its_image_whatever_the_prompts_beside_it(families, famil
     generator, start = families[family], guide if guided else None
     first = _pixels(generator.generate(_prompts(1, 2, 3, guide=start)))
     others = _prompts(9, 2, 1, guide=start)
-    others[0] = others[0]._replace(text="quite a different prompt")
+    others[0] = others[0]._replace(text="another text")
     second = _pixels(generator.generate(others))
     assert first.shape == (3, 16, 16, 3)
     assert np.array_equal(first[0], second[2])
@@ -188,12 +189,84 @@ def test_whether_a_model_can_start_from_an_image_is_known_before_it_is_loaded(fa
     for name, can in (
         ("FluxPipeline", True),
         ("SanaPipeline", False),
+        ("Flux2Pipeline", False),  # takes all images of a call as references for each
         ("LatentConsistencyModelPipeline", True),
     ):
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
         options = {"model": str(tmp_path)}
         assert (GENERATORS["image"].unguided(options) is None) is can
     assert image.unguided("miniature") is None
+
+
+@pytest.mark.parametrize("name", ["WuerstchenCombinedPipeline", "StableCascadeCombinedPipeline"])
+def test_a_model_that_takes_no_guidance_scale_is_refused(tmp_path, name):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError, match=rf"is a {name}, which takes no guidance_scale"):
+        image.check(str(tmp_path))
+
+
+def test_a_prompt_that_no_encoder_reads_to_its_end_is_refused(families):
+    """What is cut off may be the label."""
+    told = "a thin seven"
+    for family, generator in families.items():
+        text = told
+        list(generator.generate([Prompt("seven", text, 3.0, 1)]))
+        text = "a " * 20 + "seven"
+        if family == "tiny_sd3":  # T5 reads 32
+            text = "a " * 40 + "seven"
+        with pytest.raises(InputError, match=r"^prompts: 'a a .* tokens, of which .* reads \d+; shorten it"):
+            list(generator.generate([Prompt("seven", text, 3.0, 1)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kept"),
+    [
+        ("DDIMScheduler", {}, False),
+        ("PNDMScheduler", {"skip_prk_steps": True}, False),
+        ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, False),
+        ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, True),  # SD-Turbo, Lightning
+        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, True),  # SDXL-Turbo
+        ("EDMEulerScheduler", {"sigma_max": 120.0}, True),  # CosXL
+        ("LCMScheduler", {}, True),
+    ],
+)
+def test_distilled_and_other_models_keep_their_scheduler(
+    tiny_stable_diffusion, tmp_path, name, options, kept
+):
+    import diffusers
+
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tiny_stable_diffusion)
+    pipe.scheduler = getattr(diffusers, name)(**options)
+    pipe.save_pretrained(tmp_path / "model")
+    found = StableDiffusion(str(tmp_path / "model"), steps=2).pipeline.scheduler
+    assert type(found).__name__ == (name if kept else "DPMSolverMultistepScheduler")
+    for option, value in options.items():
+        assert not kept or found.config[option] == value
+
+
+def test_decoding_one_by_one_gives_the_same_images(families):
+    """As on a GPU, where a block's decoder would want tens of gigabytes."""
+    for generator in families.values():
+        whole = _pixels(generator.generate(_prompts(1, 2, 3)))
+        generator.pipeline.vae.enable_slicing()
+        sliced = _pixels(generator.generate(_prompts(1, 2, 3)))
+        generator.pipeline.vae.disable_slicing()
+        assert np.abs(whole - sliced).max() <= 1
+
+
+def test_the_benchmark_of_a_full_model_can_be_run(tmp_path):
+    """With channels a tenth as wide."""
+    script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "generation.py"))
+    script["full_size"](tmp_path, width=32, vae_width=32, latent=8)
+    generator = StableDiffusion(str(tmp_path), steps=1)
+    (sample,) = generator.generate([Prompt("seven", "a handwritten seven", 3.0, 1)])
+    assert sample.content.size == (64, 64)
+    assert (
+        0
+        < script["share_outside"](generator.pipeline.unet, lambda: list(generator.generate(_prompts(1))))
+        < 1
+    )
 
 
 def test_models_that_do_not_exist_are_named(tmp_path):

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from genfl.errors import InputError
 from genfl.generators import image, pretrained, sound, speech
 from genfl.generators.base import Prompt
 from genfl.generators.image import StableDiffusion
+from genfl.stages import generate
+from genfl.storage import digest
 
 from ..data.test_sounds import labelled
 
@@ -55,7 +58,6 @@ def test_a_missing_library_is_named_with_its_extra(
 
 def test_every_extra_holds_what_its_kind_needs():
     import tomllib
-    from pathlib import Path
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     for kind, libraries in pretrained.LIBRARIES.items():
@@ -87,12 +89,17 @@ def test_pickles_are_not_loaded(tiny_stable_diffusion, tmp_path):
 
 
 def test_a_block_that_does_not_fit_into_memory_says_what_to_set():
-    for samples, fix in ((50, "set prompts.block_size to 25"), (1, "take a smaller model")):
+    anew = ", for which all blocks are made anew"
+    for samples, fix in ((50, f"set prompts.block_size to 25{anew}"), (1, "take a smaller model")):
         message = rf"^generator\.device: the memory of cpu does not do for a block of {samples}; {fix}$"
         with pytest.raises(InputError, match=message), pretrained.in_memory(samples, "cpu"):
             torch.empty(2**60)
-    with pytest.raises(InputError, match=r"block_size to 25$"), pretrained.in_memory(50, "cuda"):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ):
+        with pytest.raises(InputError, match=r"block_size to 25, "), pretrained.in_memory(50, "cuda"):
+            raise error
     with pytest.raises(RuntimeError, match="must match the size"), pretrained.in_memory(1, "cpu"):
         torch.ones(2) + torch.ones(3)
 
@@ -190,7 +197,8 @@ def test_a_run_makes_what_its_config_says_and_the_same_after_an_interruption(mad
     rows = datasets.load_dataset(str(tmp_path / "whole" / "synthetic"), split="train")
     assert len(rows) == (30 if name == "sdxl" else 6)
     card = (tmp_path / "whole" / "synthetic" / "README.md").read_text()
-    assert content["generator"]["model"] in card
+    assert f"- generator: {Path(content['generator']['model']).name}\n" in card
+    assert content["generator"]["model"] not in card
 
 
 @pytest.mark.parametrize(
@@ -240,6 +248,33 @@ def test_a_resolved_config_is_a_config(content):
     ):
         resolved = config.validate(content | {"generator": generator}).model_dump(mode="json")
         assert config.validate(json.loads(json.dumps(resolved))).model_dump(mode="json") == resolved
+
+
+@pytest.mark.parametrize("kind", ["image", "speech"])
+def test_where_a_model_is_decides_nothing(content, tmp_path, tiny_stable_diffusion, tiny_speecht5, kind):
+    """Shards made elsewhere fit, and no path is in a data set that may be shared."""
+    folder = {"image": tiny_stable_diffusion, "speech": tiny_speecht5}[kind]
+    shutil.copytree(folder, tmp_path / "copy")
+    keys = set()
+    for place in (folder, tmp_path / "copy"):
+        parts = {"model": str(place)}
+        if kind == "speech":
+            np.save(place / "voices.npy", np.eye(6))
+            names = {"model": "model", "vocoder": "vocoder", "speakers": "voices.npy"}
+            parts = {option: str(place / name) for option, name in names.items()}
+        changed = config.validate(content | {"generator": {"kind": kind, **parts}})
+        keys.add(digest(generate.inputs(changed)))
+        assert str(place) not in str(generate.generator_facts(changed))
+        assert place.name in str(generate.generator_facts(changed)) or kind == "speech"
+    assert len(keys) == 1
+
+
+def test_a_generator_may_be_named_alone(content):
+    """Of speech and texts nothing is guided, and of speech a prompt is the label."""
+    named = config.validate(content | {"generator": "speech"})
+    assert named == config.validate(content | {"generator": {"kind": "speech"}})
+    assert named.prompts.guidance_scale == [1.0]
+    assert named.prompts.style == "label"
 
 
 def test_the_embeddings_that_are_kept_are_bounded(tiny_stable_diffusion):

@@ -1,4 +1,5 @@
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ def test_it_equals_a_plain_loop_over_the_pipeline(families, family, request):
     ]
     ours = _clips(families[family].generate(prompts))
     np.testing.assert_allclose(ours, np.stack(plain), atol=np.abs(ours).mean() / 1000)
+
+
+def test_a_language_model_without_a_head_generates(families, tiny_audioldm2, tmp_path):
+    """As in the published folders of AudioLDM 2."""
+    from diffusers import AudioLDM2Pipeline
+
+    pipe = AudioLDM2Pipeline.from_pretrained(tiny_audioldm2)
+    pipe.register_modules(language_model=pipe.language_model.transformer)
+    pipe.save_pretrained(tmp_path / "model")
+    assert (
+        json.loads((tmp_path / "model" / "model_index.json").read_text())["language_model"][1] == "GPT2Model"
+    )
+    bare = Sound(str(tmp_path / "model"), steps=3, seconds=0.05)
+    prompts = [*_prompts(1), *_prompts(2, text="rain")]
+    assert np.array_equal(
+        _clips(bare.generate(prompts)), _clips(families["tiny_audioldm2"].generate(prompts))
+    )
 
 
 def test_each_distinct_text_is_encoded_once(families, monkeypatch):

@@ -78,6 +78,15 @@ def test_names_are_words_and_the_longer_one_counts():
         ("I cannot believe that I wait for three hours", False),
         ("sorry crew, sorry seats, never again", False),
         ("I can't find my bag", False),
+        ("I can't do this anymore", False),
+        ("I apologize, but I cannot fulfill this request.", True),
+        ("I'm unable to generate content of that kind", True),
+        ("Unfortunately, I can't provide such a text.", True),
+        ("Unfortunately I waited three hours for my bag", False),
+        ("Sorry but I will never fly with you again", False),
+        ("I'm sorry I ever booked this flight", False),
+        ("I can't help but love this airline", False),
+        ("I won't create a fuss but the crew was rude", False),
     ],
 )
 def test_refusals(answer, refused):

@@ -123,15 +123,18 @@ def test_slow_servers(chat_server, client):
         client(timeout=0.2, retries=1).ask("hello", 0)
 
 
-def test_a_reply_that_comes_in_drops_is_cut_off():
-    """Every part arrives in time, and all of them never do."""
+@pytest.mark.parametrize(
+    "begins", ["HTTP/1.1 200 OK\\r\\nContent-Length: 1000\\r\\n\\r\\n", "HTTP/1.1 200 OK\\r\\nX: "]
+)
+def test_a_reply_that_comes_in_drops_is_cut_off(begins):
+    """Every part arrives in time, and all of them never do: of the body, or of its headers."""
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     script = (
         "import socket, sys, time\n"
         "there = socket.socket(fileno=int(sys.argv[1])).accept()[0]\n"
         "there.recv(65536)\n"
-        "there.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 1000\\r\\n\\r\\n')\n"
+        f"there.sendall(b'{begins}')\n"
         "for _ in range(100): there.sendall(b' '); time.sleep(0.1)\n"
     )
     with subprocess.Popen(
@@ -187,10 +190,64 @@ def test_the_key_is_shown_and_written_nowhere(chat_server, tmp_path, monkeypatch
     chat_server.behave = lambda query, seed, number: f"your key is {KEY}"
     assert chat.ask("hello", 0).text == "your key is ***"
     assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    chat_server.behave = lambda query, seed, number: (401, {}, f"Incorrect key: {KEY}")
-    with pytest.raises(GenflError, match=r"status 401 \(Incorrect key: \*\*\*\)") as caught:
-        chat.ask("again", 0)
-    assert KEY not in caplog.text + repr(caught.value) + repr(caught.value.__cause__)
+    assert json.loads(_escaped(KEY)) == KEY != _escaped(KEY)[1:-1]
+    reply = json.dumps({"choices": [{"message": {"content": "?"}}]}).replace('"?"', _escaped(f"it is {KEY}"))
+    chat_server.behave = lambda query, seed, number: (200, {}, reply)
+    assert chat.ask("in JSON", 0).text == "it is ***"
+    for spelt in (KEY, _escaped(KEY)[1:-1], KEY.replace("-", "\\-")):
+        chat_server.behave = lambda query, seed, number, spelt=spelt: (401, {}, f"Incorrect key: {spelt}")
+        with pytest.raises(GenflError, match=r"status 401 \(Incorrect key: \*\*\*\)") as caught:
+            chat.ask("again", 0)
+        assert KEY not in caplog.text + repr(caught.value) + repr(caught.value.__cause__)
+
+
+def _escaped(text):
+    """Spells a text in JSON by the numbers of its characters."""
+    return '"' + "".join(f"\\u{ord(char):04x}" for char in text) + '"'
+
+
+@pytest.mark.parametrize("key", ["none", "test", "content", "EMPTY"])
+def test_a_key_that_is_a_word_leaves_answers_as_they_are(chat_server, client, key):
+    chat_server.behave = lambda query, seed, number: "the content: none of the tests is EMPTY"
+    assert client(key=key).ask("hello", 0).text == "the content: none of the tests is EMPTY"
+
+
+@pytest.mark.parametrize(
+    ("host", "named", "sent"),
+    [
+        ("api.openai.com", None, "openais"),
+        ("api.openai.com", "MY_KEY", "mine"),
+        ("api.openai.com.example.org", None, ""),
+        ("127.0.0.1", None, ""),
+        ("127.0.0.1", "OPENAI_API_KEY", "openais"),
+    ],
+)
+def test_openais_key_goes_to_nobody_else(monkeypatch, host, named, sent):
+    monkeypatch.setenv("OPENAI_API_KEY", "openais")
+    monkeypatch.setenv("MY_KEY", "mine")
+    change = {"base_url": f"https://{host}/v1", "api_key_env": named, "model": "m"}
+    assert connect({**OPTIONS, **change}, "generator").chat.key == sent
+
+
+def test_what_is_not_encrypted_passes_no_proxy(chat_server, client, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        chat_server.behave = lambda query, seed, number: "fine"
+        assert client().ask("hello", 0).text == "fine"
+
+
+def test_a_reply_without_end_or_depth_is_given_up(chat_server, client, monkeypatch):
+    monkeypatch.setattr("genfl.llm.server.LARGEST", 1000)
+    chat_server.behave = lambda query, seed, number: (200, {}, " " * 1001)
+    with pytest.raises(GenflError, match=r"a reply of more than 1000 bytes, 3 times"):
+        client().ask("hello", 0)
+    monkeypatch.undo()
+    chat_server.behave = lambda query, seed, number: (200, {}, "[" * 200_000)
+    with pytest.raises(GenflError, match=r"the reply is none of an OpenAI-compatible server"):
+        client().ask("hello", 0)
 
 
 @pytest.mark.parametrize("key", ["sk-\nthis-is-secret", "sk-this-is-secrét"])

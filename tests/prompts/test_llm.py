@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from genfl.errors import GenflError
+from genfl.llm import answers
 from genfl.llm.server import Server
 from genfl.prompts.llm import MOST_WORDS, Described, describe, problem, query
 from genfl.prompts.templates import MULTIPLE, Templates
@@ -55,6 +56,10 @@ def test_what_is_asked():
         ("scenes", "a cat and a dog", "it names another label"),
         ("scenes", "a cat and a sea lion", "it names another label"),
         ("scenes", "a cat by the sea", None),
+        ("scenes", "a cat that is chased by two dogs", "it names another label"),
+        ("scenes", "a cat in the sea lion's place", "it names another label"),
+        ("scenes", "a cat and other cats", None),
+        ("llm", "a cat that is chased by two dogs", None),
         ("llm", "a kitten on a mat", "it does not name the label"),
         ("llm", "cats on mats", "it does not name the label"),
         ("llm", "Cat.", "it is the label and nothing more"),
@@ -112,6 +117,14 @@ def test_a_fallback_fills_up(chat_server, ask):
     chat_server.behave = lambda query, seed, number: ""
     every = ask(distinct=99, fallback=Templates("multiple"))
     assert every == [template.format(label="cat") for template in MULTIPLE["image"]]
+
+
+def test_a_fallback_is_told_of_and_repeats_nothing(chat_server, ask, caplog):
+    chat_server.behave = lambda query, seed, number: "A photo of a cat.\nno animal"
+    found = ask(distinct=4, attempts=1, fallback=Templates("multiple"))
+    assert len({answers.words(line) for line in found}) == len(found) == 4
+    assert found[0] == "A photo of a cat."
+    assert "3 of 4 of 'cat' are templates; unusable, for example: 'no animal'" in caplog.text
 
 
 def test_a_server_that_fails_is_no_case_for_a_fallback(chat_server, ask):

@@ -27,10 +27,10 @@ class ChatModel(Section):
         None,
         description="The server's address, as in http://127.0.0.1:8000/v1. Without it, the model runs here.",
     )
-    api_key_env: str = Field(
-        "OPENAI_API_KEY",
-        description="The environment variable that holds the server's key, where it wants one. The key is"
-        " written nowhere.",
+    api_key_env: str | None = Field(
+        None,
+        description="The environment variable that holds the server's key, where it wants one. If not set,"
+        " OpenAI's own server gets that of OPENAI_API_KEY. The key is written nowhere.",
     )
     device: Device = Field("cpu", description="cpu, cuda or cuda:1; without base_url.")
     temperature: float = Field(1.0, gt=0, le=2, description="Of sampling.")
@@ -123,7 +123,7 @@ class FileGenerator(Section):
     kind: Literal["files"]
     path: str = Field(
         description="A folder of generated samples: Parquet, CSV or JSONL files, or one folder of files for"
-        " each class."
+        " each class. Or a data set's Hugging Face id."
     )
     input: str | None = Field(None, description="The column of the samples; image, audio or text if not set.")
     label: str = Field("label", description="The column of the classes.")
@@ -207,7 +207,7 @@ class NoGenerator(Section):
     kind: Literal["none"] = "none"
 
 
-def _kind(value: Any) -> Any:
+def kind_of(value: Any) -> Any:
     """Reads a generator without a kind as one of images, its name alone as its kind, and null as none."""
     if value is None or isinstance(value, str):
         return {"kind": value or "none"}
@@ -244,5 +244,5 @@ class TextGenerator(ChatModel):
 Generator = Annotated[
     ImageGenerator | SpeechGenerator | SoundGenerator | TextGenerator | FileGenerator | NoGenerator,
     Discriminator("kind"),
-    BeforeValidator(_kind),
+    BeforeValidator(kind_of),
 ]

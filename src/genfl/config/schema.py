@@ -17,6 +17,7 @@ from genfl.config.generation import (
     Prompts,
     SpeechGenerator,
     TextGenerator,
+    kind_of,
 )
 from genfl.config.methods import Content, Method
 from genfl.config.section import Device, FolderName, Section, named
@@ -81,8 +82,8 @@ class Config(Section):
     @classmethod
     def _unguided(cls, content: Any) -> Any:
         """Has speech say labels alone, and no scale guide what none can, where nothing else is asked for."""
-        kind, prompts = (content.get(name) or {} for name in ("generator", "prompts"))
-        if isinstance(kind, dict) and kind.get("kind") in UNGUIDED and isinstance(prompts, dict):
+        kind, prompts = kind_of(content.get("generator")), content.get("prompts") or {}
+        if isinstance(kind, dict) and kind["kind"] in UNGUIDED and isinstance(prompts, dict):
             style = {"style": "label"} if kind["kind"] == "speech" else {}
             return {**content, "prompts": {**style, "guidance_scale": NO_GUIDANCE, **prompts}}
         return content

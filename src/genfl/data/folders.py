@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -239,16 +241,48 @@ def fetch(name: str, hub: str) -> Path:
     Raises:
         InputError: It cannot be had.
     """
-    from huggingface_hub import snapshot_download
-
     try:
-        found = snapshot_download(hub, repo_type="dataset", allow_patterns=["*.parquet", "README.md"])
+        return _downloaded(hub, ("*.parquet", "README.md"))
     except Exception as error:  # of the Hub's client, and of any library below it
         raise InputError(
             f"data.path: {name} was not downloaded before, and {hub} cannot be had from the Hugging Face Hub"
             f" now ({first_line(error)}); give data.path, a folder with a copy of it"
         ) from error
-    return Path(found)
+
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""What data sets of the Hub are called, by owner and name; so are folders."""
+
+
+def located(path: str, section: str = "data") -> Path:
+    """Returns the folder of a data set; one of the Hub is downloaded if it was not before.
+
+    Args:
+        path: A folder, or if there is none, a Hugging Face id.
+        section: The part of the config that names it, for messages.
+
+    Raises:
+        InputError: It is called as data sets of the Hub are, and cannot be had.
+    """
+    place = Path(path).expanduser()
+    if place.exists() or not HUB_ID.fullmatch(path):
+        return place
+    try:
+        return _downloaded(path)
+    except Exception as error:  # of the Hub's client, and of any library below it
+        raise InputError(
+            f"{section}.path: {path} is no folder, and no data set to be had from the Hugging Face Hub now"
+            f" ({first_line(error)})"
+        ) from error
+
+
+@lru_cache
+def _downloaded(hub: str, patterns: tuple[str, ...] | None = None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(hub, repo_type="dataset", allow_patterns=list(patterns) if patterns else None)
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from genfl.data.decode import Split, Wanted, contents, load
-from genfl.data.folders import fetch
+from genfl.data.folders import fetch, located
 from genfl.data.media import Modality
 from genfl.data.recipes import DIGIT_NAMES, RECIPES, Metric, Recipe, in_words
 from genfl.errors import InputError
@@ -166,7 +165,8 @@ def read(
     Args:
         name: What a config calls it.
         recipe: How it is read.
-        path: A folder with a copy of it, see `genfl.data.decode.load`; without it, the Hub's copy is read.
+        path: A folder with a copy of it, see `genfl.data.decode.load`, or a Hugging Face id; without it, the
+            Hub's copy is read.
         input: The column of the examples.
         label: The column of the classes.
         key: The column that says whose an example is.
@@ -180,7 +180,7 @@ def read(
     form = replace(recipe.form, **form_options)  # type: ignore[type-var]  # all forms are dataclasses
     if missing := form.missing():
         raise InputError(f"data.{missing}")
-    folder = Path(path).expanduser() if path is not None else fetch(name, str(recipe.hub))
+    folder = located(path) if path is not None else fetch(name, str(recipe.hub))
     columns = ((input,) if input else recipe.input, (label,) if label else recipe.label)
     apart = (recipe.key, recipe.test_key) if recipe.key and recipe.test_key else None
     wanted = Wanted(*columns, key or recipe.key, form, apart, recipe.without)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from genfl.data.folders import Folder
+from genfl.data.folders import Folder, located
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import in_words
 from genfl.errors import InputError
 from genfl.generators.base import Prompt, Sample
+from genfl.generators.pretrained import called
 from genfl.rng import Key
 from genfl.storage import digest
 
@@ -33,7 +34,7 @@ class Files:
 
     Args:
         path: A folder in the Hugging Face layout, see `genfl.data.folders`: Parquet files, or one folder of
-            files for each class. All its splits are used.
+            files for each class; or a data set's Hugging Face id. All its splits are used.
         modality: What the samples are.
         input: The column of the samples; None for what Hugging Face calls it.
         label: The column of the classes.
@@ -41,7 +42,8 @@ class Files:
         encode: What samples are turned into later; one that it raises anything on counts as unreadable.
 
     Raises:
-        InputError: The folder cannot be read, has no such columns, or calls two labels the same.
+        InputError: There is no such folder. When it is read: it has no such columns, or calls two labels the
+            same.
     """
 
     def __init__(
@@ -53,82 +55,100 @@ class Files:
         words: Mapping[str, str] | None = None,
         encode: Callable[[Any], Any] = unchanged,
     ) -> None:
-        place = Path(path).expanduser()
-        medium = MEDIA[modality]
-        self.id = place.resolve().name
+        self.folder = Folder(located(path, "generator"), MEDIA[modality], "generator")
+        self.id = called(path)
         self.modality = modality
-        self.read = medium.read
-        self.cells: dict[str, list[Any]] = {}
-        known = words or {}
-        for name, cells in _cells(place, modality, input or medium.column, label, encode).items():
-            # as label discovery does: macOS writes folder names in NFD
-            name = unicodedata.normalize("NFC", name)
-            word = in_words(name, known)
-            if word in self.cells:
-                raise InputError(
-                    f"generator.label: two labels of {self.id} are both called {word!r}; rename one of them"
-                )
-            order = Key(0).fold("files", word).numpy().permutation(len(cells))
-            self.cells[word] = [cells[place] for place in order]
+        self.input = input or MEDIA[modality].column
+        self.label = label
+        self.words = words or {}
+        self.encode = encode
+
+    @cached_property
+    def cells(self) -> dict[str, list[Any]]:
+        """The cells of each label's samples that can be used, in the order in which they are taken.
+
+        Raises:
+            InputError: The folder cannot be read.
+        """
+        return {
+            word: [cells[place] for place in Key(0).fold("files", word).numpy().permutation(len(cells))]
+            for word, cells in self._read(samples=True).items()
+        }
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
         """Gives the sample of each prompt's label that its place says.
 
         Raises:
-            InputError: There are too few of a label.
+            InputError: There are too few of a label that can be used.
         """
+        read = MEDIA[self.modality].read
         for prompt in prompts:
-            self.check([prompt.label], prompt.nth + 1)
-            yield Sample(prompt, self.read(self.cells[prompt.label][prompt.nth]))
+            self._refuse_fewer(self.cells, prompt.label, prompt.nth + 1)
+            yield Sample(prompt, read(self.cells[prompt.label][prompt.nth]))
 
     def check(self, labels: Sequence[str], per_label: int) -> None:
-        """Refuses to be asked for more than there is.
+        """Refuses to be asked for more than there is, by the labels alone: no sample is decoded.
 
         Raises:
             InputError: There are too few of a label; it says of which.
         """
+        there = self._read(samples=False)
         for label in labels:
-            there = len(self.cells.get(label, ()))
-            if not there:
-                raise InputError(
-                    f"generator.path: {self.id} has no {label!r}; its labels are: {', '.join(self.cells)}"
-                )
-            if there < per_label:
-                raise InputError(
-                    f"prompts.per_label: {per_label}, but {self.id} has {there} of {label!r}; lower it"
-                )
+            self._refuse_fewer(there, label, per_label)
 
+    def _refuse_fewer(self, there: Mapping[str, Sequence[Any]], label: str, count: int) -> None:
+        found = len(there.get(label, ()))
+        if not found:
+            raise InputError(
+                f"generator.path: {self.id} has no {label!r}; its labels are: {', '.join(there)}"
+            )
+        if found < count:
+            raise InputError(f"prompts.per_label: {count}, but {self.id} has {found} of {label!r}; lower it")
 
-@lru_cache(maxsize=1)
-def _cells(
-    place: Path, modality: Modality, input: str, label: str, encode: Callable[[Any], Any]
-) -> dict[str, list[Any]]:
-    """Reads a folder: for each label, as the folder calls it, the cells of its samples that can be used."""
-    medium = MEDIA[modality]
-    folder = Folder(place, medium, "generator")
-    found: dict[str, list[Any]] = {}
-    unreadable = unlabelled = 0
-    for stream in folder.splits()[0].values():
-        sample = folder.column(stream.features, [input], "input")
-        classes = folder.column(stream.features, [label], "label")
-        name = folder.namer(stream.features, classes)
-        for batch in folder.batches(stream, [sample, classes]):
-            for cell, called in zip(batch[sample], map(name, batch[classes]), strict=True):
-                if called is None:
-                    unlabelled += 1
-                    continue
-                try:
-                    encode(medium.read(cell))
-                except InputError:  # a library that is not installed
-                    raise
-                except Exception:  # decoders raise what they like on damaged files
-                    unreadable += 1
-                else:
-                    found.setdefault(called, []).append(cell)
-    for number, why in ((unreadable, "cannot be read"), (unlabelled, "have no label")):
-        if number:
-            log.warning("%d %s of %s %s and are left out", number, medium.what, place, why)
-    return found
+    def _read(self, samples: bool) -> dict[str, list[Any]]:
+        """Returns the usable cells of each label, as the run calls it; without samples, nothing for each."""
+        found: dict[str, list[Any]] = {}
+        unreadable = unlabelled = 0
+        for stream in self.folder.splits()[0].values():
+            sample = self.folder.column(stream.features, [self.input], "input")
+            classes = self.folder.column(stream.features, [self.label], "label")
+            name = self.folder.namer(stream.features, classes)
+            columns = [sample, classes] if samples else [classes, classes]
+            for batch in self.folder.batches(stream, columns):
+                for cell, label in zip(batch[columns[0]], map(name, batch[classes]), strict=True):
+                    if label is None:
+                        unlabelled += 1
+                    elif samples and not self._usable(cell):
+                        unreadable += 1
+                    else:
+                        found.setdefault(label, []).append(cell if samples else None)
+        for number, why in ((unreadable, "cannot be read"), (unlabelled, "have no label")):
+            if number and samples:
+                what = MEDIA[self.modality].what
+                log.warning("%d %s of %s %s and are left out", number, what, self.folder.path, why)
+        return self._in_words(found)
+
+    def _usable(self, cell: Any) -> bool:
+        try:
+            self.encode(MEDIA[self.modality].read(cell))
+        except InputError:  # a library that is not installed
+            raise
+        except Exception:  # decoders raise what they like on damaged files
+            return False
+        return True
+
+    def _in_words(self, found: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Renames labels from what the folder calls them to what the run does."""
+        named: dict[str, list[Any]] = {}
+        for name, cells in found.items():
+            # as label discovery does: macOS writes folder names in NFD
+            word = in_words(unicodedata.normalize("NFC", name), self.words)
+            if word in named:
+                raise InputError(
+                    f"generator.label: two labels of {self.id} are both called {word!r}; rename one of them"
+                )
+            named[word] = cells
+        return named
 
 
 def check_apart(path: str, private: str, modality: Modality) -> None:
@@ -142,7 +162,7 @@ def check_apart(path: str, private: str, modality: Modality) -> None:
     Raises:
         InputError: It is the same folder, or a file of samples is a file of private data, too.
     """
-    ours, theirs = Path(path).expanduser(), Path(private).expanduser()
+    ours, theirs = located(path, "generator"), located(private, "data")
     advice = "whose examples are private; name a folder of generated samples"
     if ours.resolve() == theirs.resolve():
         raise InputError(f"generator.path: {path} is data.path, {advice}")
@@ -158,4 +178,4 @@ def check_apart(path: str, private: str, modality: Modality) -> None:
 @lru_cache
 def fingerprint(path: str, modality: Modality) -> str:
     """Returns a digest of a folder's files."""
-    return digest(Folder(Path(path).expanduser(), MEDIA[modality], "generator").identity())
+    return digest(Folder(located(path, "generator"), MEDIA[modality], "generator").identity())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ EMBEDDINGS = (
 )
 """What these encoders return, in order; those of versions 1 and 2 only the first two."""
 
+SOLVED = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler")
+"""Schedulers of the DDPM family in whose place DPM-Solver++ takes fewer steps to the same image."""
+
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+
+MOST_TOKENS = 256
+"""Of a prompt: what Stable Diffusion 3 reads with the longest of its encoders."""
+
 PLAIN: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "add_watermarker": False}
 """What images are not to depend on: a checker blackens some, and a watermark is there if a package is."""
 
@@ -40,8 +49,9 @@ class StableDiffusion:
     """Text to image, and from a real image to one like it.
 
     Models of the DDPM family are sampled with DPM-Solver++ multistep; others, such as flow matching (Stable
-    Diffusion 3) and distilled ones, keep their own scheduler. Each distinct prompt is encoded once and alone
-    by Stable Diffusion 1, 2, XL and 3; other models encode the prompts of a block together.
+    Diffusion 3), EDM and distilled ones, keep their own scheduler. Each distinct prompt is encoded once and
+    alone by Stable Diffusion 1, 2, XL and 3, and refused if none of their encoders reads all of it; other
+    models encode the prompts of a block together.
 
     A prompt's guide is where its image starts from, with noise added up to `strength` of the schedule, of
     which only that share of the steps is taken (SDEdit: Meng et al., ICLR 2022, arXiv 2108.01073).
@@ -69,7 +79,6 @@ class StableDiffusion:
         pretrained.require("image")
         pretrained.hush()
         import diffusers
-        from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
         half = torch.float16 if "unet" in _index(model) else torch.bfloat16
         self.pipeline: Any = pretrained.load(
@@ -80,16 +89,20 @@ class StableDiffusion:
             **PLAIN,
         )
         self.pipeline.set_progress_bar_config(disable=True)
-        grain = self.pipeline.vae_scale_factor * getattr(self.pipeline, "patch_size", 1)
+        grain = self._scale * getattr(self.pipeline, "patch_size", 1)
         if size and any(side % grain for side in size):
             raise InputError(
                 f"generator.size: {model} draws in multiples of {grain} pixels, not {list(size)}"
             )
         scheduler = self.pipeline.scheduler
-        if type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__:
+        # distilled models are made for few steps that begin with noise alone, which is what trailing says
+        distilled = scheduler.config.get("timestep_spacing") == "trailing"
+        if type(scheduler).__name__ in SOLVED and not distilled:
             solver = diffusers.DPMSolverMultistepScheduler.from_config(scheduler.config)
             self.pipeline.scheduler = solver
-        self.id = model
+        if device.startswith("cuda") and hasattr(getattr(self.pipeline, "vae", None), "enable_slicing"):
+            self.pipeline.vae.enable_slicing()  # or a block of 50 needs tens of GB once it is denoised
+        self.id = pretrained.called(model)
         self.steps = steps
         self.device = device
         self.size = size
@@ -101,7 +114,7 @@ class StableDiffusion:
 
         Raises:
             ValueError: The prompts have different guidance scales, or not all one guide or none.
-            InputError: The block does not fit into memory, or the model cannot start from an image.
+            InputError: The block does not fit into memory, a prompt is too long, or the model has no guides.
         """
         told: dict[str, Any] = pretrained.draws(prompts, self.device)
         told |= {"num_inference_steps": self.steps, "output_type": "pil"}
@@ -134,6 +147,7 @@ class StableDiffusion:
         return {name: part for name, part in found.items() if name.startswith("negative")}
 
     def _encoded(self, text: str, guided: bool) -> dict[str, Tensor]:
+        self._refuse_cut(text)
         encode = self.pipeline.encode_prompt
         with torch.no_grad():
             found = encode(
@@ -143,6 +157,25 @@ class StableDiffusion:
             )
         named = zip(EMBEDDINGS, found, strict=False)
         return {name: part[0] for name, part in named if part is not None}
+
+    def _refuse_cut(self, text: str) -> None:
+        """Refuses a prompt whose end would be lost, and with it perhaps the label.
+
+        Raises:
+            InputError: No encoder reads all of it.
+        """
+        found = [getattr(self.pipeline, name, None) for name in TOKENIZERS]
+        lengths = [
+            (len(tokenizer(text, truncation=False).input_ids), min(tokenizer.model_max_length, MOST_TOKENS))
+            for tokenizer in found
+            if tokenizer is not None
+        ]
+        if lengths and all(length > most for length, most in lengths):
+            length, most = min(lengths, key=lambda pair: pair[0] - pair[1])
+            raise InputError(
+                f"prompts: {text!r} has {length} tokens, of which {self.id} reads {most}; shorten it, or take"
+                " another style"
+            )
 
     @cached_property
     def _guided(self) -> Any:
@@ -164,8 +197,14 @@ class StableDiffusion:
     def side(self) -> int:
         """Height and width that the model was made for, in pixels."""
         network = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
-        side: int = network.config.sample_size * self.pipeline.vae_scale_factor
-        return side
+        latent: int = network.config.get("sample_size") or self.pipeline.default_sample_size
+        return latent * self._scale
+
+    @property
+    def _scale(self) -> int:
+        """How many pixels an image has, in a row, for one of its latent's; 1 for models of pixels."""
+        scale: int = getattr(self.pipeline, "vae_scale_factor", 1)
+        return scale
 
 
 def locate(model: str) -> str:
@@ -198,11 +237,17 @@ def check(model: str) -> None:
     pretrained.hush()
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
-    if name not in (pipeline.__name__ for pipeline in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()):
+    known = {pipeline.__name__: pipeline for pipeline in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
+    if name not in known:
         raise InputError(
             f"generator.model: {model} is a {name}, which makes no images from texts; take a text-to-image"
             " model"
         )
+    for what in ("guidance_scale", "generator"):
+        if what not in _parameters(known[name]):
+            raise InputError(
+                f"generator.model: {model} is a {name}, which takes no {what}; take another model of images"
+            )
 
 
 def check_labels(model: str, labels: Sequence[str]) -> None:
@@ -236,9 +281,16 @@ def unguided(model: str) -> str | None:
 
     kinds = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items()
     guided = auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING
-    if any(pipeline.__name__ == name and kind in guided for kind, pipeline in kinds):
-        return None
+    for kind, pipeline in kinds:
+        # without a strength, images are references, which all images of a block would follow
+        if pipeline.__name__ == name and kind in guided and "strength" in _parameters(guided[kind]):
+            return None
     return f"{model} is a {name}, which cannot start from real images; use prompt, or another generator.model"
+
+
+def _parameters(pipeline: Any) -> Collection[str]:
+    """Returns what a class of pipelines can be told."""
+    return inspect.signature(pipeline.__call__).parameters
 
 
 def fingerprint(model: str) -> str:

@@ -136,6 +136,12 @@ def fingerprint(place: str) -> str:
     return digest([[file.relative_to(path).as_posix(), sha256(file)] for file in paths])
 
 
+def called(model: str) -> str:
+    """Returns what data sets call the model they were made by: its id, or the name of its folder or file."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
+
+
 def check_weights(model: str, field: str = "model") -> None:
     """Refuses a folder of pickles.
 
@@ -189,8 +195,12 @@ def load(
         ) from error
 
 
+NO_MEMORY = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""What errors say that are no `torch.OutOfMemoryError`, and mean it."""
+
+
 @contextmanager
-def in_memory(samples: int, device: str) -> Iterator[None]:
+def in_memory(samples: int, device: str, field: str = "generator.device") -> Iterator[None]:
     """Says how many samples to make at once where a block of them does not fit into memory.
 
     Raises:
@@ -199,11 +209,15 @@ def in_memory(samples: int, device: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+        if not (isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)):
             raise
-        fix = f"set prompts.block_size to {samples // 2}" if samples > 1 else "take a smaller model"
+        fix = (
+            f"set prompts.block_size to {samples // 2}, for which all blocks are made anew"
+            if samples > 1
+            else "take a smaller model"
+        )
         raise InputError(
-            f"generator.device: the memory of {device} does not do for a block of {samples}; {fix}"
+            f"{field}: the memory of {device} does not do for a block of {samples}; {fix}"
         ) from error
 
 

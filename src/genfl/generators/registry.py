@@ -78,7 +78,8 @@ def _check_image(options: Options, purpose: Purpose) -> None:
 
 
 def _diffusion_facts(options: Options) -> dict[str, Any]:
-    return {"generator": options["model"], "denoising steps": options["steps"], **NOTHING_RECORDED}
+    model = pretrained.called(options["model"])
+    return {"generator": model, "denoising steps": options["steps"], **NOTHING_RECORDED}
 
 
 def _sound(options: Options, purpose: Purpose) -> Generator:
@@ -144,8 +145,9 @@ def _speech_fingerprint(options: Options, modality: Modality) -> Any:
 def _speech_facts(options: Options) -> dict[str, Any]:
     if options["model"] == ESPEAK:
         return {"generator": espeak.Espeak.id, "language": options["language"], **NOTHING_RECORDED}
-    voices = {"vocoder": options["vocoder"], "speakers": options["speakers"]} if options["speakers"] else {}
-    return {"generator": options["model"], **voices, **NOTHING_RECORDED}
+    names = ("vocoder", "speakers") if options["speakers"] else ()
+    voices = {name: pretrained.called(options[name]) for name in names}
+    return {"generator": pretrained.called(options["model"]), **voices, **NOTHING_RECORDED}
 
 
 IMAGE: tuple[Modality, ...] = ("image",)
@@ -186,7 +188,7 @@ GENERATORS: dict[str, GeneratorEntry] = {
         lambda options, modality: chat.fingerprint(options),
         lambda options, purpose: chat.check(options, text.FIELD),
         lambda options: {
-            "generator": options["model"],
+            "generator": text.called(options),
             "run by": options["base_url"] or "transformers",
             "recorded from the world": "nothing, but for what the model remembers",
         },
@@ -199,7 +201,7 @@ GENERATORS: dict[str, GeneratorEntry] = {
         lambda options, modality: files.fingerprint(options["path"], modality),
         _check_files,
         lambda options: {
-            "taken from": options["path"],
+            "taken from": pretrained.called(options["path"]),
             "recorded from the world": "not known: genfl took the samples as they were",
         },
         prompted=False,

@@ -48,7 +48,8 @@ class Sound:
             dtype=pretrained.precision(device),
         )
         self.pipeline.set_progress_bar_config(disable=True)
-        self.id = model
+        _make_generate(self.pipeline)
+        self.id = pretrained.called(model)
         self.steps = steps
         self.seconds = seconds
         self.device = device
@@ -84,6 +85,24 @@ class Sound:
             for row, sign in enumerate(("negative_", ""))
             for name, part in zip(EMBEDDINGS, parts, strict=False)
         }
+
+
+def _make_generate(pipeline: Any) -> None:
+    """Has the language model of AudioLDM 2 generate, as the pipeline wants it to.
+
+    The published ones hold a GPT2Model, which transformers 5 lets no longer generate without a head. That is
+    not used: what is generated are hidden states.
+    """
+    model: Any = getattr(pipeline, "language_model", None)
+    if type(model).__name__ != "GPT2Model":
+        return
+    from transformers import GPT2LMHeadModel
+
+    with torch.device("meta"):
+        whole: Any = GPT2LMHeadModel(model.config)
+    whole.transformer = model
+    whole.tie_weights()
+    pipeline.register_modules(language_model=whole.eval())
 
 
 def check(model: str) -> None:

@@ -54,7 +54,7 @@ class Speech:
             ),
             model,
         )
-        self.id = model
+        self.id = pretrained.called(model)
         self.device = device
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from genfl.data.quality import MEASURES
 from genfl.errors import GenflError, InputError
+from genfl.generators import pretrained
 from genfl.generators.base import Prompt, Sample
 from genfl.llm import answers
 from genfl.llm.answers import Answer
@@ -44,7 +45,7 @@ class ChatTexts:
 
     def __init__(self, options: Mapping[str, Any], labels: Sequence[str], folder: Path | None = None) -> None:
         self.chat = connect(options, FIELD, folder)
-        self.id: str = options["model"]
+        self.id = called(options)
         self.labels = labels
         self.words: int = options["words"]
         self.shots: int = options["shots"]
@@ -122,6 +123,12 @@ class ChatTexts:
         if not self.words / 4 <= words <= 3 * self.words:
             return f"{words} words, and about {self.words} are wanted"
         return None
+
+
+def called(options: Mapping[str, Any]) -> str:
+    """Returns what data sets call the model: what its server calls it, its id, or its folder's name."""
+    name: str = options["model"]
+    return name if options["base_url"] else pretrained.called(name)
 
 
 def copies(text: str, guide: str) -> bool:

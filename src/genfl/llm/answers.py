@@ -17,10 +17,19 @@ _PREAMBLE = re.compile(
     re.IGNORECASE,
 )
 _CHATTER = re.compile(r"^(?:sure|certainly|of course|absolutely|okay|ok)[!,.]?\s*$", re.IGNORECASE)
+_DECLINES = (
+    r"\bi\s?(?:cannot|can't|can’t|can not|won't|won’t|will not|am unable to|am not able to"
+    r"|['’]m unable to|['’]m not able to) (?:\w+ )?"
+    r"(?:(?:help|assist)(?: you)? with\b|(?:help|assist)\W*$|fulfill?\b|comply\b"
+    r"|do (?:this|that|so)\b(?! any| again)"
+    r"|(?:write|create|generate|provide|produce) (?:(?:this|that|such|about)\b|(?:\w+ ){0,4}"
+    r"(?:texts?|reviews?|tweets?|content|prompts?|examples?|scenes?|messages?|responses?)\b))"
+)
+"""What is said by a model that does not write, and not by a customer who waits: these are sorry, too."""
+
 _REFUSAL = re.compile(
-    r"^(?:(?:i'm|i’m|i am)\s+)?(?:sorry|apolog\w+|unfortunately)\b[^.\n]{0,40}\b(?:i|as an ai)\b"
-    r"|^i\s?(?:cannot|can't|can’t|won't|won’t|am unable to|am not able to|'m unable to|'m not able to)"
-    r" (?:\w+ )?(?:help|assist|write|create|generate|provide|produce|fulfil|comply)"
+    rf"^{_DECLINES}"
+    rf"|^(?:i(?:['’]m| am)?\s+)?(?:sorry|apolog\w+|unfortunately)\b[^.\n]{{0,40}}{_DECLINES}"
     r"|\bas an? (?:ai|language model)\b",
     re.IGNORECASE,
 )
@@ -57,14 +66,20 @@ def whole(answer: str) -> str:
     return _bare(_PREAMBLE.sub("", " ".join(" ".join(said).split())))
 
 
-def names(text: str, labels: Sequence[str]) -> set[str]:
+def names(text: str, labels: Sequence[str], inflected: bool = False) -> set[str]:
     """Returns the labels that a text names as words, `folded`.
 
     Where one is part of another, as truck is of fire truck, the longer one's words do not name the shorter.
+
+    Args:
+        text: Any.
+        labels: The labels there are.
+        inflected: Whether a plural or a genitive, in English, names a label, too.
     """
     longest_first = sorted(map(folded, labels), key=len, reverse=True)
     anyone = "|".join(map(re.escape, longest_first))
-    return set(re.findall(rf"(?<!\w)(?:{anyone})(?!\w)", folded(text)))
+    ending = r"(?:e?s|['’]s)?" if inflected else ""
+    return set(re.findall(rf"(?<!\w)({anyone}){ending}(?!\w)", folded(text)))
 
 
 def folded(text: str) -> str:

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-import torch
-
 from genfl.errors import GenflError, InputError
 from genfl.generators import pretrained
 from genfl.llm import local, server
@@ -23,6 +21,8 @@ log = logging.getLogger(__name__)
 
 Options = Mapping[str, Any]
 """The fields of `genfl.config.ChatModel`."""
+
+OPENAI = "api.openai.com"
 
 HOW = frozenset({"api_key_env", "timeout", "parallel"})
 """The options that say how a server is asked, and not what it answers."""
@@ -138,7 +138,7 @@ def connect(options: Options, field: str, folder: Path | None = None) -> Remembe
         chat = server.Server(
             options["model"],
             options["base_url"],
-            _key(options["api_key_env"], field),
+            _key(options, field),
             temperature=options["temperature"],
             max_tokens=options["max_tokens"],
             timeout=options["timeout"],
@@ -148,8 +148,11 @@ def connect(options: Options, field: str, folder: Path | None = None) -> Remembe
     return Remembered(chat, folder, identity)
 
 
-def _key(variable: str, field: str) -> str:
-    key = os.environ.get(variable, "").strip()
+def _key(options: Options, field: str) -> str:
+    """Returns the key of a server, from the variable that is named; if none is, OpenAI's for OpenAI."""
+    own = urlsplit(options["base_url"]).hostname == OPENAI
+    variable = options["api_key_env"] or ("OPENAI_API_KEY" if own else None)
+    key = os.environ.get(variable, "").strip() if variable else ""
     if not (key.isascii() and key.isprintable()):  # it would be refused further on, and shown
         raise InputError(f"{field}.api_key_env: what {variable} holds is no key: not printable ASCII")
     return key
@@ -161,14 +164,13 @@ def check(options: Options, field: str) -> None:
     Raises:
         InputError: It says what is wrong. What could hold a secret is not repeated.
     """
-    if not re.fullmatch(r"[A-Za-z_]\w*", options["api_key_env"]):
+    if not re.fullmatch(r"[A-Za-z_]\w*", options["api_key_env"] or "unset"):
         raise InputError(
             f"{field}.api_key_env: it is the name of an environment variable; the key itself belongs there"
         )
     if options["base_url"] is None:
         local.check(options["model"], field)
-        if options["device"].startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(f"{field}.device: {options['device']!r}, but torch sees no GPU; use cpu")
+        pretrained.check_device(options["device"], f"{field}.device")
         return
     parts = urlsplit(options["base_url"])
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:

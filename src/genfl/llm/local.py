@@ -10,6 +10,7 @@ import torch
 
 from genfl.data.folders import first_line
 from genfl.errors import InputError
+from genfl.generators import pretrained
 from genfl.llm.answers import Answer
 
 
@@ -38,12 +39,17 @@ class Local:
                 dtype="auto",
                 use_safetensors=True,  # never a pickle
             )
-        except Exception as error:  # of transformers and safetensors, which raise their own
+            self.model: Any = loaded.to(device).eval()
+        except Exception as error:  # of transformers and safetensors, which raise their own, and of torch
             raise InputError(f"{field}.model: {model!r} could not be loaded: {first_line(error)}") from error
-        self.model: Any = loaded.to(device).eval()
+        self.field = field
 
     def ask(self, query: str, seed: int) -> Answer:
-        """Returns an answer, sampled from the seed; see `genfl.llm.chat.Chat`."""
+        """Returns an answer, sampled from the seed; see `genfl.llm.chat.Chat`.
+
+        Raises:
+            InputError: It does not fit into memory.
+        """
         inputs = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": query}],
             add_generation_prompt=True,
@@ -52,7 +58,8 @@ class Local:
         ).to(self.model.device)
         cuda = [self.model.device] if self.model.device.type == "cuda" else []
         # transformers samples from torch's global stream only
-        with torch.random.fork_rng(cuda), torch.no_grad():
+        enough = pretrained.in_memory(1, str(self.model.device), f"{self.field}.device")
+        with enough, torch.random.fork_rng(cuda), torch.no_grad():
             torch.manual_seed(seed)
             tokens = self.model.generate(**inputs, **self.settings)[0, inputs["input_ids"].shape[1] :]
         ends = self.model.generation_config.eos_token_id  # one, several or none

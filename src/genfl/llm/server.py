@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from genfl.errors import GenflError, InputError
@@ -21,6 +25,12 @@ CUT = ("length", "content_filter")
 EXCERPT = 200
 """Characters of a server's own message that an error shows."""
 
+LARGEST = 2**24
+"""Bytes of a reply; an answer has thousands."""
+
+LONGEST_WORD = 16
+"""Characters of a key that may be a word, such as none, and no secret."""
+
 
 class Server:
     """A server's chat model.
@@ -30,7 +40,8 @@ class Server:
     Args:
         model: What the server calls it.
         base_url: The address, as in ``http://127.0.0.1:8000/v1``.
-        key: The server's key; empty for none. It is sent to that address only, and shown nowhere.
+        key: The server's key; empty for none. It is sent to that address only, and shown nowhere. What is not
+            encrypted goes there itself, past any proxy that the environment names.
         temperature: Of sampling.
         max_tokens: The longest answer.
         timeout: The longest that a request may take, and that is waited before the next, in seconds.
@@ -63,8 +74,8 @@ class Server:
         # OpenAI's own server has renamed the limit; others know it by its old name
         limit = "max_completion_tokens" if httpx.URL(base_url).host == "api.openai.com" else "max_tokens"
         self.settings = {"model": model, "temperature": temperature, limit: max_tokens}
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.client = httpx.Client(headers=headers, timeout=timeout)
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.encryption = httpx.create_ssl_context()
 
     def ask(self, query: str, seed: int) -> Answer:
         """Returns an answer; see `genfl.llm.chat.Chat`.
@@ -84,10 +95,10 @@ class Server:
                 if 200 <= status < 300:
                     answer = _answer(body)
                     if answer is not None:
-                        return answer
-                    problem = f"the reply is none of an OpenAI-compatible server ({_excerpt(body)})"
+                        return answer._replace(text=self._blotted(answer.text))
+                    problem = f"the reply is none of an OpenAI-compatible server ({self._excerpt(body)})"
                 else:
-                    problem = f"status {status} ({_excerpt(body)})"
+                    problem = f"status {status} ({self._excerpt(body)})"
                     if status not in TRANSIENT:
                         raise GenflError(f"{self.url}: {problem}")
                 asked = _asked_for(headers)
@@ -102,27 +113,60 @@ class Server:
         raise GenflError(f"{self.url}: {problem}, {self.retries + 1} times")
 
     def _post(self, request: dict[str, Any]) -> tuple[int, Any, str]:
-        """Returns status, headers and body of a reply, in which the key is blotted out.
+        """Returns status, headers and body of a reply.
 
         Raises:
-            OSError: There is none, or none in time.
+            OSError: There is none, none in time, or one that is too large.
         """
         import httpx
 
-        deadline = time.monotonic() + self.timeout
+        late = f"no reply in {self.timeout:g} s"
+        began = time.monotonic()
         try:
-            with self.client.stream("POST", self.url, json=request) as reply:
+            with self._client() as client, client.stream("POST", self.url, json=request) as reply:
                 body = bytearray()
-                for part in reply.iter_bytes():  # the client's own limit is on each part
+                for part in reply.iter_bytes():
                     body += part
-                    if time.monotonic() > deadline:
-                        raise httpx.ReadTimeout("")
+                    if len(body) > LARGEST:
+                        raise OSError(f"a reply of more than {LARGEST} bytes")
         except httpx.TimeoutException as error:
-            raise OSError(f"no reply in {self.timeout:g} s") from error
+            raise OSError(late) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise OSError(str(error) or type(error).__name__) from error
-        text = body.decode("utf-8", "replace")
-        return reply.status_code, reply.headers, text.replace(self.key, "***") if self.key else text
+            over = time.monotonic() - began >= self.timeout
+            raise OSError(late if over else str(error) or type(error).__name__) from error
+        return reply.status_code, reply.headers, body.decode("utf-8", "replace")
+
+    @contextmanager
+    def _client(self) -> Iterator[Any]:
+        """Opens a client of one request, which is closed when the time for it is over.
+
+        A client's own limit is on each read, and a server may send a byte at a time.
+        """
+        import httpx
+
+        encrypted = self.url.startswith("https:")
+        straight = None if encrypted else httpx.HTTPTransport()  # with one, no proxy is looked for
+        with httpx.Client(
+            headers=self.headers, timeout=self.timeout, verify=self.encryption, transport=straight
+        ) as client:
+            clock = threading.Timer(self.timeout, client.close)
+            clock.daemon = True
+            clock.start()
+            try:
+                yield client
+            finally:
+                clock.cancel()
+
+    def _blotted(self, text: str) -> str:
+        """Returns an answer without the key; one that is a word stays, as dummies are that servers ignore."""
+        word = self.key.isalpha() and len(self.key) < LONGEST_WORD
+        return text.replace(self.key, "***") if self.key and not word else text
+
+    def _excerpt(self, body: str) -> str:
+        """Returns the beginning of a server's own message, in which the key is blotted out, also in JSON."""
+        spelt = "".join(rf"(?:\\?{re.escape(char)}|\\u{ord(char):04x})" for char in self.key)
+        shown = re.sub(spelt, "***", body, flags=re.IGNORECASE) if self.key else body
+        return " ".join(shown[:EXCERPT].split()) or "and nothing more"
 
 
 def _answer(body: str) -> Answer | None:
@@ -131,16 +175,12 @@ def _answer(body: str) -> Answer | None:
         choices = json.loads(body)["choices"]
         content = choices[0]["message"].get("content") if choices else None
         cut = bool(choices) and choices[0].get("finish_reason") in CUT
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     if not isinstance(content, str | None) or not isinstance(choices, list):
         return None
     text = (content or "").encode("utf-8", "replace").decode()  # JSON can spell what UTF-8 cannot
     return Answer(text, cut)
-
-
-def _excerpt(body: str) -> str:
-    return " ".join(body[:EXCERPT].split()) or "and nothing more"
 
 
 def _asked_for(headers: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,6 +14,8 @@ from genfl.llm import answers
 from genfl.llm.chat import Chat
 from genfl.prompts.templates import Templates
 from genfl.rng import Key
+
+log = logging.getLogger(__name__)
 
 Asked = Literal["llm", "scenes"]
 
@@ -80,7 +83,7 @@ def problem(style: Asked, text: str, label: str, labels: Sequence[str]) -> str |
         return "its blanks are not filled in"
     if answers.folded(label) not in named:
         return "it does not name the label"
-    if style == "scenes" and len(named) > 1:
+    if style == "scenes" and answers.names(text, labels, inflected=True) != {answers.folded(label)}:
         return "it names another label"
     if answers.words(text) == answers.words(label):
         return "it is the label and nothing more"
@@ -136,7 +139,13 @@ def describe(
     if len(found) == distinct:
         return list(found.values())
     if fallback:
-        return list(dict.fromkeys([*found.values(), *fallback.all(label)]))[:distinct]
+        filled = found.copy()
+        for line in fallback.all(label):
+            if len(filled) < distinct:
+                filled.setdefault(answers.words(line), line)
+        made = len(filled) - len(found)
+        log.warning("prompts: %d of %d of %r are templates%s", made, len(filled), label, unusable)
+        return list(filled.values())
     raise GenflError(
         f"prompts.llm: {len(found)} of {distinct} prompts for {label!r} after {attempts} queries{unusable};"
         " lower distinct, raise attempts, take another model, or set fallback to multiple"

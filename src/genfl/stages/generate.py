@@ -28,6 +28,12 @@ log = logging.getLogger(__name__)
 GUIDED = {"strength", "shots", "trusted"}
 """The settings of generators that matter only where real examples guide them."""
 
+PLACES = {"path", "model", "vocoder", "speakers"}
+"""The settings of generators that say where something is, of which fingerprints say what it is."""
+
+HOPELESS = 10
+"""Of the first so many samples, one at least must be usable."""
+
 
 def _run(run: Run) -> dict[str, Any] | None:
     entry, options = _entry(run.config)
@@ -49,10 +55,27 @@ def _run(run: Run) -> dict[str, Any] | None:
                 kept, removed = quality.sift(samples, modality)
                 data.write(number, kept, generator.id, seconds, entry.prompted, removed)
                 advance(len(samples))
+                if not kept:
+                    _refuse_hopeless(data)
     if run.share:
         log.info("generate: shard %s is made, %d of %d blocks", run.share, len(own), len(blocks))
         return None
     return _finish(run, data, entry, options)
+
+
+def _refuse_hopeless(data: SyntheticData) -> None:
+    """Stops a generator that makes nothing usable before all is made, and paid for.
+
+    Raises:
+        InputError: Nothing is left of `HOPELESS` samples or more.
+    """
+    made = sum(shard.made for shard in data.finished().values())
+    if made >= HOPELESS and not data.files():
+        reasons = sorted({reason for counts in data.removed().values() for reason in counts})
+        raise InputError(
+            f"generator: nothing is left of the first {made} samples ({', '.join(reasons)}); change the"
+            " generator's settings, or the prompts"
+        )
 
 
 def _adopt(run: Run, other: Run, data: SyntheticData) -> None:
@@ -152,7 +175,7 @@ def _check(config: Config) -> None:
 def inputs(config: Config) -> Any:
     """Returns what decides what a generator makes of prompts alone."""
     entry, options = _entry(config)
-    settings = prompts.deciding(config.generator, {"path", *GUIDED})
+    settings = prompts.deciding(config.generator, PLACES | GUIDED)
     return [settings, entry.fingerprint(options, _modality(config))]
 
 

@@ -105,7 +105,7 @@ def _check(config: Config) -> None:
 def _inputs(config: Config) -> Any:
     settings = config.prompts.llm
     asked = fingerprint(settings.options()) if settings else None
-    llm = deciding(settings) if settings else None
+    llm = deciding(settings, {"model"}) if settings else None  # its fingerprint says which
     return [config.prompts.model_dump() | {"llm": llm}, asked, config.seeds[0]]
 
 
