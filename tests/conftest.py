@@ -33,7 +33,7 @@ def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
     torch.manual_seed(0)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -42,7 +42,7 @@ def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
-            max_position_embeddings=16,
+            max_position_embeddings=77,
             bos_token_id=vocabulary["<|startoftext|>"],
             eos_token_id=vocabulary["<|endoftext|>"],
             pad_token_id=vocabulary["<|endoftext|>"],

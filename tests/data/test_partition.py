@@ -3,6 +3,7 @@ import logging
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -351,7 +352,7 @@ def read(*overrides, **split):
         "federate": {"clients_per_round": 2},
         "methods": {"fedavg": {"algorithm": "fedavg"}},
     }
-    return config.parse(config.yaml.safe_dump(content), overrides)
+    return config.parse(yaml.safe_dump(content), overrides)
 
 
 def test_the_data_says_how_many_clients_there_are(keyed, caplog):

@@ -26,14 +26,14 @@ def _clip(folder: Path) -> tuple[Any, dict[str, Any]]:
 
     vocab, merges, vocabulary = _wordpieces(folder)
     end = vocabulary["<|endoftext|>"]
-    return CLIPTokenizer(vocab, merges, model_max_length=16), {
+    return CLIPTokenizer(vocab, merges, model_max_length=77), {
         "vocab_size": len(vocabulary),
         "hidden_size": 16,
         "intermediate_size": 32,
         "projection_dim": 16,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "max_position_embeddings": 16,
+        "max_position_embeddings": 77,
         "bos_token_id": vocabulary["<|startoftext|>"],
         "eos_token_id": end,
         "pad_token_id": end,
@@ -46,7 +46,7 @@ def _t5(folder: Path, words: int = 40) -> tuple[Any, Any]:
 
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters = [*vocabulary, *((letter, -3.0) for letter in string.ascii_lowercase)]
-    tokenizer = T5Tokenizer(vocab=letters, extra_ids=0, model_max_length=32)
+    tokenizer = T5Tokenizer(vocab=letters, extra_ids=0, model_max_length=512)
     encoder = T5EncoderModel(
         T5Config(vocab_size=words, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     )

@@ -94,7 +94,7 @@ def test_what_a_method_does_not_say_is_as_in_the_section(run):
     assert methods["mixed"].content == methods["p2g"].content == run.config.content
     assert (methods["half"].content.samples, methods["half"].content.budget) == (60, "inverse")
     assert (methods["equal"].content.samples, methods["equal"].content.budget) == (120, "equal")
-    again = config.validate(config.yaml.safe_load(config.dump(run.config)))
+    again = config.validate(config.plain(config.dump(run.config)))
     assert again == run.config
 
 

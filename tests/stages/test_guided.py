@@ -174,8 +174,10 @@ def test_without_guidance_there_is_no_such_stage(tmp_path):
 def test_mistakes_are_named(override, line):
     with pytest.raises(InputError) as caught:
         config.parse(CONFIG, [override])
-    assert str(caught.value).startswith(line)
-    assert "\n" not in str(caught.value)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(line)
+    problem = lines[0].partition(": ")[2]
+    assert all(other.endswith(problem) for other in lines), "one line for each method that has it"
 
 
 def test_guides_take_turns():

@@ -285,7 +285,7 @@ def test_augmentations_that_cannot_be(parse, tmp_path, override, line):
 )
 def test_clients_change_what_the_config_says(parse, tmp_path, data, private, generated):
     settings = parse("methods.existing.start=random", "federate.local.augment.flip=true")
-    settings = config.validate(config.yaml.safe_load(config.dump(settings)))  # as from a run's folder
+    settings = config.validate(config.plain(config.dump(settings)))  # as from a run's folder
     assert settings.federate.local.augment.data == ["private", "generated"]
     mixed = ("methods.existing.start=random", "methods.mixed={algorithm: fedavg, data: mixed}")
     settings = parse(*mixed, f"federate.local.augment={{flip: true, data: {data}}}")
