@@ -120,7 +120,6 @@ class Server:
         """
         import httpx
 
-        late = f"no reply in {self.timeout:g} s"
         began = time.monotonic()
         try:
             with self._client() as client, client.stream("POST", self.url, json=request) as reply:
@@ -129,11 +128,13 @@ class Server:
                     body += part
                     if len(body) > LARGEST:
                         raise OSError(f"a reply of more than {LARGEST} bytes")
-        except httpx.TimeoutException as error:
-            raise OSError(late) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            over = time.monotonic() - began >= self.timeout
-            raise OSError(late if over else str(error) or type(error).__name__) from error
+        except Exception as error:
+            over = time.monotonic() - began >= self.timeout  # what is closed in the middle fails in any way
+            if over or isinstance(error, httpx.TimeoutException):
+                raise OSError(f"no reply in {self.timeout:g} s") from error
+            if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
+                raise OSError(str(error) or type(error).__name__) from error
+            raise
         return reply.status_code, reply.headers, body.decode("utf-8", "replace")
 
     @contextmanager
