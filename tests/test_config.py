@@ -24,10 +24,24 @@ def test_defaults_are_filled_in_and_the_resolved_config_reads_back_the_same():
     assert config.parse(config.dump(resolved)) == resolved
 
 
+PACKAGED = Path(config.__file__).parents[1] / "configs" / "digits.yaml"
+
+
+def test_every_mistake_is_told_once():
+    wrong = ["federate.clients_per_round=99", "seeds=[1, 1]", "data.path=somewhere", "prompts.style=llm"]
+    with pytest.raises(InputError) as caught:
+        config.load(PACKAGED, wrong)
+    fields = [line.partition(":")[0] for line in str(caught.value).splitlines()]
+    assert fields == ["federate.clients_per_round", "seeds", "data.path", "prompts.llm"]
+    shared = ["content={guidance: real, by: server}", "methods.a={algorithm: fedavg, data: mixed}"]
+    with pytest.raises(InputError) as caught:
+        config.load(PACKAGED, [*shared, "methods.b={algorithm: fedprox, data: mixed}"])
+    assert str(caught.value) == "content.by: the server has no real examples; use clients, or guidance prompt"
+
+
 def test_the_packaged_config_is_the_example():
     example = Path(__file__).parents[1] / "examples" / "digits.yaml"
-    packaged = Path(config.__file__).parents[1] / "configs" / "digits.yaml"
-    assert example.read_text() == packaged.read_text()
+    assert example.read_text() == PACKAGED.read_text()
     assert config.load(example).name == "digits"
 
 

@@ -33,14 +33,23 @@ def test_without_a_terminal_there_is_a_line_a_minute(monkeypatch, capsys, caplog
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with progress.bar("generate", 1000, "samples", done=100) as advance:
+        advance(0)
         for _ in range(9):
             now[0] += 25
             advance(100)
     assert capsys.readouterr() == ("", "")
     assert caplog.messages == [
-        "generate: 400 of 1000 samples, 4/s, 3 min left",
-        "generate: 700 of 1000 samples, 4/s, 2 min left",
+        "generate: 400 of 1000 samples, 4/s, 2 min left",
+        "generate: 700 of 1000 samples, 4/s, 1 min left",
     ]
+    caplog.clear()
+    with progress.bar("federate", 1000, "rounds") as advance:
+        advance(900)  # by an earlier run
+        for _ in range(3):
+            now[0] += 60
+            advance(0)
+            advance(1)
+    assert [line.rpartition(", ")[2] for line in caplog.messages[-2:]] == ["98 min left", "97 min left"]
     caplog.clear()
     progress.enabled.set(False)
     with progress.bar("generate", 1000, "samples") as advance:

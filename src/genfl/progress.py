@@ -68,18 +68,17 @@ def bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
 
 def _lines(what: str, total: int, unit: str, done: int) -> Advance:
     """Returns what logs a line when `EVERY` seconds are over since the last."""
-    began = told = time.monotonic()
-    now = done
+    told, then, now = time.monotonic(), done, done
 
     def advance(amount: int) -> None:
-        nonlocal now, told
+        nonlocal told, then, now
         now += amount
-        seconds = time.monotonic() - began
-        if began + seconds - told < EVERY or now >= total:
+        seconds = time.monotonic() - told
+        if seconds < EVERY or now in (then, total):
             return
-        told = began + seconds
-        speed = (now - done) / seconds
-        left = round((total - now) / speed)
-        log.info("%s: %d of %d %s, %.3g/s, %d min left", what, now, total, unit, speed, -(-left // 60))
+        speed = (now - then) / seconds  # of late: what an earlier run did comes in the beginning, all at once
+        told, then = told + seconds, now
+        minutes = max(1, round((total - now) / speed / 60))
+        log.info("%s: %d of %d %s, %.3g/s, %d min left", what, now, total, unit, speed, minutes)
 
     return advance

@@ -10,6 +10,7 @@ from PIL import Image
 
 from genfl import config, pipeline
 from genfl.data.sources import DATASETS, read
+from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
 from genfl.generators.base import Prompt
 from genfl.generators.files import Files, check_apart, fingerprint
@@ -75,6 +76,8 @@ def test_it_says_which_label_has_too_few(folder, caplog):
     assert "1 images of" in caplog.text
     assert "cannot be read and are left out" in caplog.text
     with pytest.raises(InputError, match=r"prompts.per_label: 6, but made has 5 of 'dog'; lower it"):
+        files.check_prompts([*ask("black cat", 6), *ask("dog", 6)])
+    with pytest.raises(InputError, match=r"prompts.per_label: 6, but made has 5 of 'dog'; lower it"):
         list(files.generate(ask("dog", 6)))
 
 
@@ -100,25 +103,25 @@ def test_two_labels_of_one_word_are_refused(folder):
 
 
 def test_private_examples_are_not_taken_for_generated_ones(folder, tmp_path):
-    with pytest.raises(InputError, match=r"^generator.path: .* is data.path, whose examples are private; "):
-        check_apart(str(folder), f"{folder}/../made", "image")
+    with pytest.raises(InputError, match=r"^generator.path: .* is the private data, whose "):
+        check_apart(str(folder), folder / ".." / "made", "image")
     other = tmp_path / "other"
     draw(other, "dog", 50)
     (folder / "LICENSE").write_text("free")
     shutil.copy(folder / "LICENSE", other)
-    check_apart(str(folder), str(other), "image")
+    check_apart(str(folder), other, "image")
     shutil.copy(folder / "dog" / "103.png", other / "dog" / "private.png")
     with pytest.raises(InputError, match=r"^generator.path: its file dog/103.png is one of data.path, too, "):
-        check_apart(str(folder), str(other), "image")
+        check_apart(str(folder), other, "image")
 
 
 def test_what_save_to_disk_writes_beside_texts_is_no_example(tmp_path):
     for name, words in (("made", ["good", "bad"]), ("own", ["fine", "poor"])):
         rows = datasets.Dataset.from_dict({"text": words, "label": [0, 1]})
         datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / name)
-    check_apart(str(tmp_path / "made"), str(tmp_path / "own"), "text")
+    check_apart(str(tmp_path / "made"), tmp_path / "own", "text")
     with pytest.raises(InputError, match=r"one of data.path, too"):
-        check_apart(str(tmp_path / "made" / "train"), str(tmp_path / "made"), "text")
+        check_apart(str(tmp_path / "made" / "train"), tmp_path / "made", "text")
 
 
 def test_the_fingerprint_follows_the_content_not_the_place(folder, tmp_path):
@@ -136,9 +139,11 @@ def test_what_is_not_there_is_named(tmp_path, folder):
     with pytest.raises(InputError, match=r"generator.label: no column 'class' in"):
         Files(str(folder), "image", label="class").check(["dog"], 1)
     with pytest.raises(
-        InputError, match=r"^generator.path: genfl-tests/absent is no folder, and no data set to"
+        InputError, match=r"^generator.path: hf://datasets/genfl-tests/absent was not downloaded before"
     ):
-        Files("genfl-tests/absent", "image")
+        Files("hf://datasets/genfl-tests/absent", "image")
+    with pytest.raises(InputError, match=r"^generator.path: hospital/patients does not exist"):
+        Files("hospital/patients", "image")  # a mistake, and nobody else's data set
 
 
 def test_a_data_set_of_the_hub_is_taken_by_its_id(folder, tmp_path, monkeypatch):
@@ -150,13 +155,13 @@ def test_a_data_set_of_the_hub_is_taken_by_its_id(folder, tmp_path, monkeypatch)
     shutil.copytree(folder, place / "snapshots" / commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    files = Files("somebody/cats", "image")
-    assert files.id == "somebody/cats"
+    files = Files("hf://datasets/somebody/cats", "image")
+    assert files.id == "hf://datasets/somebody/cats"
     assert [value(sample) for sample in files.generate(ask("dog", 6))] == [
         value(sample) for sample in Files(str(folder), "image").generate(ask("dog", 6))
     ]
-    assert fingerprint("somebody/cats", "image") == fingerprint(str(folder), "image")
-    data = read("images", DATASETS["images"].recipe, path="somebody/cats", size=(4, 4))
+    assert fingerprint("hf://datasets/somebody/cats", "image") == fingerprint(str(folder), "image")
+    data = read("images", DATASETS["images"].recipe, path="hf://datasets/somebody/cats", size=(4, 4))
     assert len(data.train.labels) + len(data.test.labels) == 12
 
 
@@ -206,7 +211,7 @@ def test_what_cannot_be_is_refused_before_any_work(tmp_path):
     with pytest.raises(InputError, match=r"^prompts.style: files takes samples as they are, "):
         pipeline.execute(settings(tmp_path, prompts=filled), tmp_path / "run")
     private = {"kind": "files", "path": str(tmp_path / "private")}
-    with pytest.raises(InputError, match=r"^generator.path: .* is data.path, "):
+    with pytest.raises(InputError, match=r"^generator.path: .* is the private data, "):
         pipeline.execute(settings(tmp_path, generator=private), tmp_path / "run")
 
 
@@ -244,8 +249,11 @@ def test_a_generator_that_makes_nothing_usable_is_stopped_early(tmp_path, folder
         for number in (*range(6), *range(100, 106)):
             (folder / label / f"{number}.png").unlink(missing_ok=True)
     prompts = {"style": "label", "per_label": 30, "block_size": 4}
+    run = Run(settings(tmp_path, prompts=prompts), tmp_path / "run")
     with pytest.raises(InputError, match=r"^generator: nothing is left of the first 12 samples \(blank\); "):
-        pipeline.execute(settings(tmp_path, prompts=prompts), tmp_path / "run")
+        pipeline.execute(run.config, run.folder)
+    # what was wrong may be outside of the config, so that nothing counts as made
+    assert SyntheticData(run.folder / "synthetic", run.labels, 15).finished() == {}
 
 
 def test_a_sample_of_unknown_making_is_shown_as_such():

@@ -128,6 +128,6 @@ def test_other_models_are_refused_before_they_are_loaded(tiny_stable_diffusion, 
 
 
 def test_options_are_those_of_a_config():
-    from genfl.config import SoundGenerator
+    from genfl.config.generation import SoundGenerator
 
     assert set(inspect.signature(Sound).parameters) == set(SoundGenerator.model_fields) - {"kind"}

@@ -3,7 +3,7 @@
 import pytest
 
 from genfl import config
-from genfl.config import TextGenerator
+from genfl.config.generation import TextGenerator
 from genfl.errors import GenflError, InputError
 from genfl.generators.base import Prompt
 from genfl.generators.registry import GENERATORS

@@ -145,7 +145,7 @@ def test_a_reply_that_comes_in_drops_is_cut_off(begins):
         began = time.monotonic()
         with pytest.raises(GenflError, match=r"no reply in 0\.5 s"):
             Server("m", url, timeout=0.5, retries=0).ask("hello", 0)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 1.5
         process.kill()
     listener.close()
 
@@ -206,7 +206,7 @@ def _escaped(text):
     return '"' + "".join(f"\\u{ord(char):04x}" for char in text) + '"'
 
 
-@pytest.mark.parametrize("key", ["none", "test", "content", "EMPTY"])
+@pytest.mark.parametrize("key", ["none", "test", "content", "EMPTY", "1", "e"])
 def test_a_key_that_is_a_word_leaves_answers_as_they_are(chat_server, client, key):
     chat_server.behave = lambda query, seed, number: "the content: none of the tests is EMPTY"
     assert client(key=key).ask("hello", 0).text == "the content: none of the tests is EMPTY"
@@ -227,6 +227,9 @@ def test_openais_key_goes_to_nobody_else(monkeypatch, host, named, sent):
     monkeypatch.setenv("MY_KEY", "mine")
     change = {"base_url": f"https://{host}/v1", "api_key_env": named, "model": "m"}
     assert connect({**OPTIONS, **change}, "generator").chat.key == sent
+    if named is None:
+        change["base_url"] = f"http://{host}/v1"
+        assert connect({**OPTIONS, **change}, "generator").chat.key == ""
 
 
 def test_what_is_not_encrypted_passes_no_proxy(chat_server, client, monkeypatch):

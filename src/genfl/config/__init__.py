@@ -1,7 +1,7 @@
 """A run's config: its schema, and how it is read: YAML, overrides, one clear line for each mistake."""
 
 from genfl.config.data import Data, Partition
-from genfl.config.generation import ChatModel, ImageGenerator, SoundGenerator, TextGenerator
+from genfl.config.generation import ImageGenerator
 from genfl.config.methods import Content, Method
 from genfl.config.reading import differences, dump, load, parse, plain, put, read, validate
 from genfl.config.schema import Config
@@ -9,7 +9,6 @@ from genfl.config.section import Section
 from genfl.config.training import Model
 
 __all__ = [
-    "ChatModel",
     "Config",
     "Content",
     "Data",
@@ -18,8 +17,6 @@ __all__ = [
     "Model",
     "Partition",
     "Section",
-    "SoundGenerator",
-    "TextGenerator",
     "differences",
     "dump",
     "load",

@@ -74,8 +74,8 @@ class Data(Section):
     path: str | None = Field(
         None,
         description="A folder with a copy: Parquet files, CSV or JSONL files of texts, one folder of files"
-        " for each class, or what save_to_disk wrote; or a Hugging Face id. Without it, the recipe's own"
-        " comes from the Hub.",
+        " for each class, or what save_to_disk wrote; or hf://datasets/owner/name. Without it, the recipe's"
+        " own comes from the Hub.",
     )
     input: str | None = Field(None, description="The column of the inputs, where it has another name.")
     label: str | None = Field(None, description="The column of the classes, where it has another name.")

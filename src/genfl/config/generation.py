@@ -123,7 +123,7 @@ class FileGenerator(Section):
     kind: Literal["files"]
     path: str = Field(
         description="A folder of generated samples: Parquet, CSV or JSONL files, or one folder of files for"
-        " each class. Or a data set's Hugging Face id."
+        " each class. Or hf://datasets/owner/name."
     )
     input: str | None = Field(None, description="The column of the samples; image, audio or text if not set.")
     label: str = Field("label", description="The column of the classes.")
@@ -207,13 +207,6 @@ class NoGenerator(Section):
     kind: Literal["none"] = "none"
 
 
-def kind_of(value: Any) -> Any:
-    """Reads a generator without a kind as one of images, its name alone as its kind, and null as none."""
-    if value is None or isinstance(value, str):
-        return {"kind": value or "none"}
-    return {"kind": "image", **value} if isinstance(value, dict) else value
-
-
 class TextGenerator(ChatModel):
     """Texts by a language model."""
 
@@ -239,6 +232,13 @@ class TextGenerator(ChatModel):
                 f" {3 * self.words} or more"
             )
         return None
+
+
+def kind_of(value: Any) -> Any:
+    """Reads a generator without a kind as one of images, its name alone as its kind, and null as none."""
+    if value is None or isinstance(value, str):
+        return {"kind": value or "none"}
+    return {"kind": "image", **value} if isinstance(value, dict) else value
 
 
 Generator = Annotated[

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.registry import UNLABELLED
-from genfl.config.section import Choice, Section, one_of
+from genfl.config.section import Choice, Section, as_list, one_of
 from genfl.data.budget import Guidance
 from genfl.data.budget import Kind as Budget
 from genfl.options import options
@@ -22,11 +22,6 @@ else:  # a union computed from the registries, which no type checker can follow
         {**ALGORITHMS, **REFERENCES},
         lambda name: ALGORITHMS[name].options() if name in ALGORITHMS else options(REFERENCES[name]),
     )
-
-
-def _parts(value: Any) -> Any:
-    """Reads one method as a list of it."""
-    return value if isinstance(value, list) else [value]
 
 
 class Filter(Section):
@@ -90,7 +85,7 @@ class Content(Section):
 class Method(Section):
     """One arm of the comparison."""
 
-    algorithm: Annotated[list[Algorithm], BeforeValidator(_parts), Field(min_length=1)] = Field(
+    algorithm: Annotated[list[Algorithm], BeforeValidator(as_list), Field(min_length=1)] = Field(
         description="A name of `genfl list algorithms`, or a list of those that make one algorithm together;"
         " or a reference, which is not federated: local (every client alone), centralised (all data in one"
         " place), generator (the generator as a classifier)."

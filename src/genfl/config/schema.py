@@ -128,6 +128,8 @@ class Config(Section):
             problem := self.generator.problem()
         ):
             yield f"generator.{problem}"
+        if (problem := self.content.problem()) and any(method.content for method in self.methods.values()):
+            yield f"content.{problem}"
         if self.content != Content() and not any(method.content for method in self.methods.values()):
             yield (
                 "content: no method's clients train on generated data; set data: mixed in one, or leave it"
@@ -143,7 +145,8 @@ class Config(Section):
                 "methods: all of them are references; name a federated algorithm for them to be compared with"
             )
         for name, method in self.methods.items():
-            if problem := method.problem():
+            problem = method.problem()
+            if problem and problem != f"content.{self.content.problem()}":  # said once, of the section
                 yield f"methods.{name}.{problem}"
             choice = method.content.filter if method.content else None
             if choice and choice.from_round > self.federate.rounds:

@@ -45,7 +45,7 @@ Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:(0|[1-9]\d?))?)$")]
 
 
 def as_list(value: Any) -> Any:
-    """Reads one number as a list of it."""
+    """Reads one value as a list of it."""
     return value if isinstance(value, list) else [value]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,8 @@ from genfl.data.layout import SPLITS, Layout
 from genfl.data.media import Medium
 from genfl.errors import InputError
 from genfl.storage import sha256
+
+log = logging.getLogger(__name__)
 
 BATCH = 128
 """Cells that are held at a time, undecoded: a scan or a recording may have many megabytes."""
@@ -250,29 +251,28 @@ def fetch(name: str, hub: str) -> Path:
         ) from error
 
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-"""What data sets of the Hub are called, by owner and name; so are folders."""
+HUB = "hf://datasets/"
+"""How the address of a data set of the Hub begins: ``hf://datasets/owner/name``."""
 
 
 def located(path: str, section: str = "data") -> Path:
     """Returns the folder of a data set; one of the Hub is downloaded if it was not before.
 
     Args:
-        path: A folder, or if there is none, a Hugging Face id.
+        path: A folder, or the Hub's address of a data set.
         section: The part of the config that names it, for messages.
 
     Raises:
-        InputError: It is called as data sets of the Hub are, and cannot be had.
+        InputError: It is an address, and cannot be had.
     """
-    place = Path(path).expanduser()
-    if place.exists() or not HUB_ID.fullmatch(path):
-        return place
+    if not path.startswith(HUB):
+        return Path(path).expanduser()
     try:
-        return _downloaded(path)
+        return _downloaded(path.removeprefix(HUB).rstrip("/"))
     except Exception as error:  # of the Hub's client, and of any library below it
         raise InputError(
-            f"{section}.path: {path} is no folder, and no data set to be had from the Hugging Face Hub now"
-            f" ({first_line(error)})"
+            f"{section}.path: {path} was not downloaded before, and cannot be had now ({first_line(error)});"
+            " give a folder with a copy of it"
         ) from error
 
 
@@ -280,9 +280,9 @@ def located(path: str, section: str = "data") -> Path:
 def _downloaded(hub: str, patterns: tuple[str, ...] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(hub, repo_type="dataset", allow_patterns=list(patterns) if patterns else None)
-    )
+    chosen = list(patterns) if patterns else None
+    log.info("%s is taken from the Hugging Face Hub", hub)
+    return Path(snapshot_download(hub, repo_type="dataset", allow_patterns=chosen))
 
 
 def first_line(error: Exception) -> str:

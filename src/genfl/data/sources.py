@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,6 +148,15 @@ def to_image(x: Tensor) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
+def folder_of(recipe: Recipe, path: str | None, name: str) -> Path:
+    """Returns the folder that a data set is read from: a copy, or what is downloaded from the Hub.
+
+    Raises:
+        InputError: It cannot be had.
+    """
+    return located(path) if path is not None else fetch(name, str(recipe.hub))
+
+
 def read(
     name: str,
     recipe: Recipe,
@@ -165,8 +175,8 @@ def read(
     Args:
         name: What a config calls it.
         recipe: How it is read.
-        path: A folder with a copy of it, see `genfl.data.decode.load`, or a Hugging Face id; without it, the
-            Hub's copy is read.
+        path: A folder with a copy of it, see `genfl.data.decode.load`, or an address of the Hub; without it,
+            the recipe's own is read.
         input: The column of the examples.
         label: The column of the classes.
         key: The column that says whose an example is.
@@ -180,7 +190,7 @@ def read(
     form = replace(recipe.form, **form_options)  # type: ignore[type-var]  # all forms are dataclasses
     if missing := form.missing():
         raise InputError(f"data.{missing}")
-    folder = located(path) if path is not None else fetch(name, str(recipe.hub))
+    folder = folder_of(recipe, path, name)
     columns = ((input,) if input else recipe.input, (label,) if label else recipe.label)
     apart = (recipe.key, recipe.test_key) if recipe.key and recipe.test_key else None
     wanted = Wanted(*columns, key or recipe.key, form, apart, recipe.without)

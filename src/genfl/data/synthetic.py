@@ -184,6 +184,10 @@ class SyntheticData:
             pyarrow.parquet.write_table(table, temporary)
         return file
 
+    def forget(self) -> None:
+        """Takes all shards off the manifest, so that they are made again."""
+        self.manifest.unlink(missing_ok=True)
+
     def _list(self, new: Mapping[int, Shard]) -> None:
         """Lists shards in the manifest."""
         shards = {str(n): s._asdict() for n, s in sorted({**self.finished(), **new}.items())}

@@ -48,6 +48,17 @@ class Generator(Protocol):
 
     id: str
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuses prompts of which it cannot make samples, before any is made.
+
+        Args:
+            prompts: Those of all blocks.
+
+        Raises:
+            InputError: There is one; it says what is wrong.
+        """
+        return
+
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
         """Makes one sample for each prompt of a block, in order.
 

@@ -15,7 +15,7 @@ import numpy as np
 from genfl.data.media import Clip
 from genfl.data.sounds import RATE, resampled
 from genfl.errors import GenflError, InputError
-from genfl.generators.base import Prompt, Sample
+from genfl.generators.base import Generator, Prompt, Sample
 from genfl.rng import Key
 
 # fmt: off
@@ -48,7 +48,7 @@ _PARAMETERS = {"rate": 1, "pitch": 3, "range": 4}
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
-class Espeak:
+class Espeak(Generator):
     """Speaks prompts, each in a voice, at a speed, a pitch and a loudness drawn from its seed.
 
     A clip depends on its prompt alone.

@@ -13,7 +13,7 @@ from genfl.data.folders import Folder, located
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import in_words
 from genfl.errors import InputError
-from genfl.generators.base import Prompt, Sample
+from genfl.generators.base import Generator, Prompt, Sample
 from genfl.generators.pretrained import called
 from genfl.rng import Key
 from genfl.storage import digest
@@ -29,7 +29,7 @@ def unchanged(content: Any) -> Any:
     return content
 
 
-class Files:
+class Files(Generator):
     """Takes samples of each label from a folder, each at most once, in an order drawn at random.
 
     Args:
@@ -75,15 +75,19 @@ class Files:
             for word, cells in self._read(samples=True).items()
         }
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
-        """Gives the sample of each prompt's label that its place says.
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuses to be asked for more than can be used; see `genfl.generators.base.Generator`."""
+        most: dict[str, int] = {}
+        for prompt in prompts:
+            most[prompt.label] = max(most.get(prompt.label, 0), prompt.nth + 1)
+        for label, count in most.items():
+            self._refuse_fewer(self.cells, label, count)
 
-        Raises:
-            InputError: There are too few of a label that can be used.
-        """
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
+        """Gives the sample of each prompt's label that its place says."""
+        self.check_prompts(prompts)
         read = MEDIA[self.modality].read
         for prompt in prompts:
-            self._refuse_fewer(self.cells, prompt.label, prompt.nth + 1)
             yield Sample(prompt, read(self.cells[prompt.label][prompt.nth]))
 
     def check(self, labels: Sequence[str], per_label: int) -> None:
@@ -151,7 +155,7 @@ class Files:
         return named
 
 
-def check_apart(path: str, private: str, modality: Modality) -> None:
+def check_apart(path: str, private: Path, modality: Modality) -> None:
     """Refuses a folder that shares examples with the private data.
 
     Args:
@@ -162,10 +166,10 @@ def check_apart(path: str, private: str, modality: Modality) -> None:
     Raises:
         InputError: It is the same folder, or a file of samples is a file of private data, too.
     """
-    ours, theirs = located(path, "generator"), located(private, "data")
+    ours, theirs = located(path, "generator"), private
     advice = "whose examples are private; name a folder of generated samples"
     if ours.resolve() == theirs.resolve():
-        raise InputError(f"generator.path: {path} is data.path, {advice}")
+        raise InputError(f"generator.path: {path} is the private data, {advice}")
     medium = MEDIA[modality]
     kinds = {".parquet", ".arrow", *medium.suffixes()}
     known = {checksum for _, _, checksum in Folder(theirs, medium).identity()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genfl.errors import InputError
 from genfl.generators import pretrained
-from genfl.generators.base import Prompt, Sample
+from genfl.generators.base import Generator, Prompt, Sample
 from genfl.generators.pretrained import Embeddings, accepted
 
 MINIATURE = "miniature"
@@ -45,7 +45,7 @@ PLAIN: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": Fals
 """What images are not to depend on: a checker blackens some, and a watermark is there if a package is."""
 
 
-class StableDiffusion:
+class StableDiffusion(Generator):
     """Text to image, and from a real image to one like it.
 
     Models of the DDPM family are sampled with DPM-Solver++ multistep; others, such as flow matching (Stable
@@ -108,6 +108,11 @@ class StableDiffusion:
         self.size = size
         self.strength = strength
         self.embedding = lru_cache(pretrained.CACHED_PROMPTS)(self._embedding)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuses prompts that are too long; see `genfl.generators.base.Generator`."""
+        for text in {prompt.text for prompt in prompts}:
+            self._refuse_cut(text)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
         """Makes one image for each prompt of a block; see `genfl.generators.base.Generator`.

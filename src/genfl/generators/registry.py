@@ -29,7 +29,7 @@ class Purpose(NamedTuple):
         words: What prompts call classes whose own names in data sets are codes.
         per_label: How many samples of each label are wanted.
         encode: Turns a sample into what models are trained on.
-        private: The folder of the private examples, if a config names one.
+        private: The folder of the private examples; None where they come with genfl's requirements.
         answers: Where language models' answers are kept, if anywhere.
     """
 
@@ -38,7 +38,7 @@ class Purpose(NamedTuple):
     words: Mapping[str, str]
     per_label: int
     encode: Callable[[Any], Any]
-    private: str | None
+    private: Path | None
     answers: Path | None = None
 
 

@@ -10,7 +10,7 @@ import torch
 
 from genfl.errors import InputError
 from genfl.generators import pretrained
-from genfl.generators.base import Prompt, Sample
+from genfl.generators.base import Generator, Prompt, Sample
 from genfl.generators.pretrained import Embeddings
 
 PIPELINES = ("AudioLDMPipeline", "AudioLDM2Pipeline")
@@ -19,7 +19,7 @@ EMBEDDINGS = ("prompt_embeds", "attention_mask", "generated_prompt_embeds")
 """What their encoders return, in order, each for no prompt and for the prompt; AudioLDM's only the first."""
 
 
-class Sound:
+class Sound(Generator):
     """Text to sound, with the model's own scheduler.
 
     Each distinct prompt is encoded once and alone; guidance leads away from the empty one.

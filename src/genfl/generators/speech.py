@@ -13,14 +13,14 @@ from torch import Tensor
 from genfl.data.folders import first_line
 from genfl.errors import InputError
 from genfl.generators import pretrained
-from genfl.generators.base import Prompt, Sample
+from genfl.generators.base import Generator, Prompt, Sample
 from genfl.rng import Key
 
 SPEECHT5, VITS = "speecht5", "vits"
 VOCODER = "microsoft/speecht5_hifigan"
 
 
-class Speech:
+class Speech(Generator):
     """Speaks prompts, each in a voice drawn from its seed: an x-vector of SpeechT5, a speaker of VITS.
 
     A clip depends on its prompt alone, and is made alone: models draw from torch's global stream (SpeechT5 in

@@ -11,7 +11,7 @@ from typing import Any
 from genfl.data.quality import MEASURES
 from genfl.errors import GenflError, InputError
 from genfl.generators import pretrained
-from genfl.generators.base import Prompt, Sample
+from genfl.generators.base import Generator, Prompt, Sample
 from genfl.llm import answers
 from genfl.llm.answers import Answer
 from genfl.llm.chat import connect, each
@@ -28,14 +28,14 @@ HOPELESS = 10
 """In a block of so many texts, one at least must be usable."""
 
 
-class ChatTexts:
+class ChatTexts(Generator):
     """Writes texts of a class: what the prompt says, in the manner of its guides where it has any (FedGC).
 
     A sample depends on its prompt alone. A text that repeats its query or copies a guide is refused. Of an
     answer to a query with guides, nothing but a usable text is kept: the rest may repeat them.
 
     Args:
-        options: The fields of `genfl.config.TextGenerator`.
+        options: The fields of `genfl.config.generation.TextGenerator`.
         labels: The names of all classes.
         folder: Where answers are kept; None for nowhere.
 
@@ -146,7 +146,7 @@ def unguided(options: Mapping[str, Any]) -> str | None:
     """Says why no real example can guide it, and the fix; None where one can.
 
     Args:
-        options: The fields of `genfl.config.TextGenerator`.
+        options: The fields of `genfl.config.generation.TextGenerator`.
     """
     if not options["shots"]:
         return f"no example is shown where {FIELD}.shots is 0; raise it, or use prompt"

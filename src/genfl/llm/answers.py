@@ -17,19 +17,18 @@ _PREAMBLE = re.compile(
     re.IGNORECASE,
 )
 _CHATTER = re.compile(r"^(?:sure|certainly|of course|absolutely|okay|ok)[!,.]?\s*$", re.IGNORECASE)
-_DECLINES = (
-    r"\bi\s?(?:cannot|can't|can’t|can not|won't|won’t|will not|am unable to|am not able to"
-    r"|['’]m unable to|['’]m not able to) (?:\w+ )?"
-    r"(?:(?:help|assist)(?: you)? with\b|(?:help|assist)\W*$|fulfill?\b|comply\b"
-    r"|do (?:this|that|so)\b(?! any| again)"
-    r"|(?:write|create|generate|provide|produce) (?:(?:this|that|such|about)\b|(?:\w+ ){0,4}"
-    r"(?:texts?|reviews?|tweets?|content|prompts?|examples?|scenes?|messages?|responses?)\b))"
-)
-"""What is said by a model that does not write, and not by a customer who waits: these are sorry, too."""
-
+_NOT = r"(?:can(?:not|'t|’t| not)|won['’]t|will not|(?:am |['’]m )?(?:unable|not able) to) (?:\w+ )?"
 _REFUSAL = re.compile(
-    rf"^{_DECLINES}"
-    rf"|^(?:i(?:['’]m| am)?\s+)?(?:sorry|apolog\w+|unfortunately)\b[^.\n]{{0,40}}{_DECLINES}"
+    # with an excuse, what is not done need not be named
+    r"^(?:i(?:['’]m| am)?\s+)?(?:sorry|apolog\w+|unfortunately)\b[^.\n]{0,40}\bi\s?(?:"
+    rf"{_NOT}(?:(?:help|assist)(?! but)|write|create|generate|provide|produce|fulfil|fulfill|comply|continue"
+    r"|discuss|engage|answer|respond|complete|do (?:this|that|so))\b"
+    r"|(?:must|have to) decline\b|(?:don['’]t|do not) feel comfortable\b)"
+    # without one, customers decline as well: to write home, to create a fuss, to help themselves
+    rf"|^i\s?{_NOT}(?:(?:help|assist)(?: you)? with\b|(?:help|assist|do (?:this|that|so))\W*$"
+    r"|fulfill?\b|comply\b|(?:write|create|generate|provide|produce) (?:(?:this|that|such|about)\b"
+    r"|(?:[\w-]+ ){0,4}(?:texts?|reviews?|tweets?|content|prompts?|examples?|scenes?|messages?|responses?"
+    r"|descriptions?|stor(?:y|ies)|advice|language)\b))"
     r"|\bas an? (?:ai|language model)\b",
     re.IGNORECASE,
 )
@@ -74,12 +73,18 @@ def names(text: str, labels: Sequence[str], inflected: bool = False) -> set[str]
     Args:
         text: Any.
         labels: The labels there are.
-        inflected: Whether a plural or a genitive, in English, names a label, too.
+        inflected: Whether its regular English plurals and genitive name a label, too.
     """
-    longest_first = sorted(map(folded, labels), key=len, reverse=True)
-    anyone = "|".join(map(re.escape, longest_first))
-    ending = r"(?:e?s|['’]s)?" if inflected else ""
-    return set(re.findall(rf"(?<!\w)({anyone}){ending}(?!\w)", folded(text)))
+    names = map(folded, labels)
+    forms = {form: name for name in names for form in (_inflections(name) if inflected else [name])}
+    anyone = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
+    return {forms[form] for form in re.findall(rf"(?<!\w)(?:{anyone})(?!\w)", folded(text))}
+
+
+def _inflections(name: str) -> list[str]:
+    """Returns a word, its genitive, and what may be its plural: cats, foxes, flies, wolves."""
+    bases = [name, f"{name}e", re.sub("y$", "ie", name), re.sub("fe?$", "ve", name)]
+    return [*(f"{base}s" for base in bases), f"{name}'s", f"{name}’s", name]
 
 
 def folded(text: str) -> str:

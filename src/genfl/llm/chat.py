@@ -20,7 +20,7 @@ from genfl.storage import digest, read_json, write_json
 log = logging.getLogger(__name__)
 
 Options = Mapping[str, Any]
-"""The fields of `genfl.config.ChatModel`."""
+"""The fields of `genfl.config.generation.ChatModel`."""
 
 OPENAI = "api.openai.com"
 
@@ -150,8 +150,9 @@ def connect(options: Options, field: str, folder: Path | None = None) -> Remembe
 
 def _key(options: Options, field: str) -> str:
     """Returns the key of a server, from the variable that is named; if none is, OpenAI's for OpenAI."""
-    own = urlsplit(options["base_url"]).hostname == OPENAI
-    variable = options["api_key_env"] or ("OPENAI_API_KEY" if own else None)
+    parts, variable = urlsplit(options["base_url"]), options["api_key_env"]
+    if variable is None and (parts.scheme, parts.hostname) == ("https", OPENAI):
+        variable = "OPENAI_API_KEY"
     key = os.environ.get(variable, "").strip() if variable else ""
     if not (key.isascii() and key.isprintable()):  # it would be refused further on, and shown
         raise InputError(f"{field}.api_key_env: what {variable} holds is no key: not printable ASCII")
@@ -164,7 +165,7 @@ def check(options: Options, field: str) -> None:
     Raises:
         InputError: It says what is wrong. What could hold a secret is not repeated.
     """
-    if not re.fullmatch(r"[A-Za-z_]\w*", options["api_key_env"] or "unset"):
+    if options["api_key_env"] is not None and not re.fullmatch(r"[A-Za-z_]\w*", options["api_key_env"]):
         raise InputError(
             f"{field}.api_key_env: it is the name of an environment variable; the key itself belongs there"
         )

@@ -7,8 +7,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
 from typing import Any
 
 from genfl.errors import GenflError, InputError
@@ -28,8 +27,8 @@ EXCERPT = 200
 LARGEST = 2**24
 """Bytes of a reply; an answer has thousands."""
 
-LONGEST_WORD = 16
-"""Characters of a key that may be a word, such as none, and no secret."""
+SECRET = 16
+"""Characters of a key that no text holds by chance, as it may hold none, test or 1."""
 
 
 class Server:
@@ -74,8 +73,11 @@ class Server:
         # OpenAI's own server has renamed the limit; others know it by its old name
         limit = "max_completion_tokens" if httpx.URL(base_url).host == "api.openai.com" else "max_tokens"
         self.settings = {"model": model, "temperature": temperature, limit: max_tokens}
-        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.encryption = httpx.create_ssl_context()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        straight = (
+            None if self.url.startswith("https:") else httpx.HTTPTransport()
+        )  # so it looks for no proxy
+        self.client = httpx.Client(headers=headers, timeout=timeout, transport=straight)
 
     def ask(self, query: str, seed: int) -> Answer:
         """Returns an answer; see `genfl.llm.chat.Chat`.
@@ -118,50 +120,45 @@ class Server:
         Raises:
             OSError: There is none, none in time, or one that is too large.
         """
+        late = f"no reply in {self.timeout:g} s"
+        deadline = time.monotonic() + self.timeout
+        reply: Future[tuple[int, Any, str]] = Future()
+
+        def run() -> None:
+            try:
+                reply.set_result(self._exchange(request, deadline))
+            except Exception as error:
+                reply.set_exception(error)
+
+        # the client's own limits are on each read, and a server may send its headers byte by byte: it is left
+        # alone then, in a thread that no exit waits for
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            return reply.result(self.timeout)
+        except TimeoutError as error:
+            raise OSError(late) from error
+
+    def _exchange(self, request: dict[str, Any], deadline: float) -> tuple[int, Any, str]:
         import httpx
 
-        began = time.monotonic()
         try:
-            with self._client() as client, client.stream("POST", self.url, json=request) as reply:
+            with self.client.stream("POST", self.url, json=request) as reply:
                 body = bytearray()
                 for part in reply.iter_bytes():
                     body += part
                     if len(body) > LARGEST:
                         raise OSError(f"a reply of more than {LARGEST} bytes")
-        except Exception as error:
-            over = time.monotonic() - began >= self.timeout  # what is closed in the middle fails in any way
-            if over or isinstance(error, httpx.TimeoutException):
-                raise OSError(f"no reply in {self.timeout:g} s") from error
-            if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
-                raise OSError(str(error) or type(error).__name__) from error
-            raise
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+        except httpx.TimeoutException as error:
+            raise TimeoutError from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise OSError(str(error) or type(error).__name__) from error
         return reply.status_code, reply.headers, body.decode("utf-8", "replace")
 
-    @contextmanager
-    def _client(self) -> Iterator[Any]:
-        """Opens a client of one request, which is closed when the time for it is over.
-
-        A client's own limit is on each read, and a server may send a byte at a time.
-        """
-        import httpx
-
-        encrypted = self.url.startswith("https:")
-        straight = None if encrypted else httpx.HTTPTransport()  # with one, no proxy is looked for
-        with httpx.Client(
-            headers=self.headers, timeout=self.timeout, verify=self.encryption, transport=straight
-        ) as client:
-            clock = threading.Timer(self.timeout, client.close)
-            clock.daemon = True
-            clock.start()
-            try:
-                yield client
-            finally:
-                clock.cancel()
-
     def _blotted(self, text: str) -> str:
-        """Returns an answer without the key; one that is a word stays, as dummies are that servers ignore."""
-        word = self.key.isalpha() and len(self.key) < LONGEST_WORD
-        return text.replace(self.key, "***") if self.key and not word else text
+        """Returns an answer without the key; a short one stays, as dummies are that servers ignore."""
+        return text.replace(self.key, "***") if len(self.key) >= SECRET else text
 
     def _excerpt(self, body: str) -> str:
         """Returns the beginning of a server's own message, in which the key is blotted out, also in JSON."""

@@ -24,8 +24,8 @@ ASKED: tuple[Asked, ...] = ("llm", "scenes")
 
 A_THING: dict[Modality, str] = {"image": "an image", "audio": "a sound", "text": "a text"}
 
-MOST_WORDS = 50
-"""A prompt's. The text encoders of Stable Diffusion read 77 tokens."""
+MOST_WORDS = 40
+"""A prompt's. The text encoders of Stable Diffusion read 77 tokens, and a word may be two."""
 
 
 class Described:

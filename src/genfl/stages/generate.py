@@ -14,7 +14,7 @@ from genfl import progress
 from genfl.config import Config
 from genfl.data import quality
 from genfl.data.media import MEDIA, Modality
-from genfl.data.sources import DATASETS
+from genfl.data.sources import DATASETS, folder_of
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
 from genfl.generators.base import Generator
@@ -47,6 +47,7 @@ def _run(run: Run) -> dict[str, Any] | None:
     if missing:
         total, left = (sum(len(blocks[number]) for number in numbers) for numbers in (own, missing))
         generator = make(run)
+        generator.check_prompts([prompt for block in blocks for prompt in block])
         with progress.bar("generate", total, "samples", total - left) as advance:
             for number in missing:
                 began = time.perf_counter()
@@ -72,6 +73,7 @@ def _refuse_hopeless(data: SyntheticData) -> None:
     made = sum(shard.made for shard in data.finished().values())
     if made >= HOPELESS and not data.files():
         reasons = sorted({reason for counts in data.removed().values() for reason in counts})
+        data.forget()  # what is mended may be outside the config
         raise InputError(
             f"generator: nothing is left of the first {made} samples ({', '.join(reasons)}); change the"
             " generator's settings, or the prompts"
@@ -204,7 +206,7 @@ def _purpose(config: Config, labels: Sequence[str]) -> Purpose:
         words=recipe.words if recipe else {},
         per_label=config.prompts.per_label,
         encode=data_set(config.data).encode,
-        private=config.data.path,
+        private=folder_of(recipe, config.data.path, config.data.name) if recipe else None,
     )
 
 
