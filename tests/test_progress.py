@@ -49,7 +49,7 @@ def test_without_a_terminal_there_is_a_line_a_minute(monkeypatch, capsys, caplog
             now[0] += 60
             advance(0)
             advance(1)
-    assert [line.rpartition(", ")[2] for line in caplog.messages[-2:]] == ["98 min left", "97 min left"]
+    assert [line.rpartition(", ")[2] for line in caplog.messages[-2:]] == ["99 min left", "98 min left"]
     caplog.clear()
     progress.enabled.set(False)
     with progress.bar("generate", 1000, "samples") as advance:
