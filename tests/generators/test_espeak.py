@@ -100,6 +100,11 @@ def test_what_cannot_be_heard_is_counted_and_refused():
     Espeak().check(WORDS)
     with pytest.raises(InputError, match=r"^generator.language: .* has no sound for the label '---'; rename"):
         Espeak().check([*WORDS, "---"])
+    with pytest.raises(InputError, match=r"^generator.language: .* says '左' and '右' alike; rename"):
+        Espeak().check([*WORDS, "左", "右"])  # both are a Chinese letter to it
+    with pytest.raises(InputError, match=r"says 'two' and 'too' alike"):
+        Espeak().check(["two", "one", "too"])
+    Espeak("cmn").check(["左", "右"])
 
 
 def test_an_unknown_language_and_a_missing_extra_are_named(monkeypatch):

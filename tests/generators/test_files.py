@@ -74,7 +74,7 @@ def test_it_says_which_label_has_too_few(folder, caplog):
     assert caplog.text == ""
     list(files.generate(ask("dog", 5)))
     assert "1 images of" in caplog.text
-    assert "cannot be read and are left out" in caplog.text
+    assert "cannot be read and are left out: dog/103.png" in caplog.text
     with pytest.raises(InputError, match=r"prompts.per_label: 6, but made has 5 of 'dog'; lower it"):
         files.check_prompts([*ask("black cat", 6), *ask("dog", 6)])
     with pytest.raises(InputError, match=r"prompts.per_label: 6, but made has 5 of 'dog'; lower it"):

@@ -275,6 +275,10 @@ def test_a_generator_may_be_named_alone(content):
     assert named == config.validate(content | {"generator": {"kind": "speech"}})
     assert named.prompts.guidance_scale == [1.0]
     assert named.prompts.style == "label"
+    for style in ("single", "multiple"):
+        told = {"generator": "speech", "prompts": {"style": style}}
+        with pytest.raises(InputError, match=rf"^prompts.style: {style} describes a sample, and speech"):
+            config.validate(content | told)
 
 
 def test_the_embeddings_that_are_kept_are_bounded(tiny_stable_diffusion):

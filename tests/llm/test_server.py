@@ -90,7 +90,15 @@ def test_what_does_not_pass_is_one_line(chat_server, client, name):
     assert len(chat_server.asked) == 3
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 302])
+def test_a_key_that_is_missing_is_said_to_be(chat_server, client):
+    chat_server.behave = lambda query, seed, number: (401, {}, "no such key")
+    with pytest.raises(GenflError, match=r"\(no such key\); no key was sent, as api_key_env names none"):
+        client().ask("hello", 0)
+    with pytest.raises(GenflError, match=r"\(no such key\)$"):
+        client(key=KEY).ask("hello", 0)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 302])
 def test_what_cannot_pass_is_not_tried_again(chat_server, client, status):
     chat_server.behave = lambda query, seed, number: (status, {"Location": "http://127.0.0.1:9/"}, "no\nway")
     with pytest.raises(GenflError, match=rf"completions: status {status} \(no way\)$"):
@@ -277,9 +285,10 @@ OPTIONS |= {"max_tokens": 5, "timeout": 5.0, "parallel": 1}
     ("change", "line"),
     [
         ({"api_key_env": KEY}, "generator.api_key_env: it is the name of an environment variable"),
-        ({"base_url": f"http://{KEY}@h/v1"}, "generator.base_url: give a server's address without name"),
-        ({"base_url": f"http://h/v1?key={KEY}"}, "generator.base_url: give a server's address without name"),
+        ({"base_url": f"http://{KEY}@h/v1"}, "generator.base_url: give a server's address, from http"),
+        ({"base_url": f"http://h/v1?key={KEY}"}, "generator.base_url: give a server's address, from http"),
         ({"base_url": "localhost:8000"}, "generator.base_url: give a server's address"),
+        ({"base_url": "http://h/v1/chat/completions/"}, "generator.base_url: leave /chat/completions out"),
         ({"base_url": "file:///etc"}, "generator.base_url: give a server's address"),
     ],
 )

@@ -64,9 +64,9 @@ class Prompts(Section):
     style: Literal["label", "single", "multiple", "fill", "llm", "scenes"] = Field(
         "single",
         description="label: its name alone. single: one sentence, such as 'a photo of a {label}', or for"
-        " sounds or texts. multiple: one of several. fill: your own template. llm: a language model fills"
-        " in a sentence around the label (GPT-FL). scenes: it describes scenes with this label and no other"
-        " (FedGC).",
+        " sounds or texts; of speech, label is the default. multiple: one of several. fill: your own"
+        " template. llm: a language model fills in a sentence around the label (GPT-FL). scenes: it describes"
+        " scenes with this label and no other (FedGC).",
     )
     llm: PromptModel | None = Field(None, description="For styles llm and scenes: who writes the prompts.")
     template: str | None = Field(None, description="For style fill: 'a {look} {label}'.")

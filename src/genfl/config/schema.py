@@ -122,6 +122,11 @@ class Config(Section):
             yield f"data.{problem}"
         if self.generator.kind in UNGUIDED and self.prompts.guidance_scale != NO_GUIDANCE:
             yield f"prompts.guidance_scale: {self.generator.kind} is not guided; leave it out"
+        if self.generator.kind == "speech" and self.prompts.style in ("single", "multiple"):
+            yield (
+                f"prompts.style: {self.prompts.style} describes a sample, and speech says all of it; leave it"
+                " out, for the label alone, or use fill"
+            )
         if problem := self.prompts.problem():
             yield f"prompts.{problem}"
         if isinstance(self.generator, SpeechGenerator | TextGenerator) and (

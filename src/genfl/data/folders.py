@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +275,6 @@ def located(path: str, section: str = "data") -> Path:
         ) from error
 
 
-@lru_cache
 def _downloaded(hub: str, patterns: tuple[str, ...] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 

@@ -110,13 +110,20 @@ class Espeak(Generator):
         return Clip(samples * np.float32(rng.uniform(*PEAK) / np.abs(samples).max()), RATE)
 
     def check(self, labels: Sequence[str]) -> None:
-        """Refuses labels that cannot be said.
+        """Refuses labels that cannot be said, or are said as another is.
 
         Raises:
-            InputError: Nothing can be heard of a label; it says of which.
+            InputError: Nothing can be heard of a label, or two sound the same; it says of which.
         """
+        said: dict[bytes, str] = {}
         for label in labels:
-            if not len(trimmed(utter(label, self.voices[0], {}, 0).samples)):
+            sound = trimmed(utter(label, self.voices[0], {}, 0).samples).tobytes()
+            if sound and (other := said.setdefault(sound, label)) != label:
+                raise InputError(
+                    f"generator.language: espeak-ng's {self.language!r} says {other!r} and {label!r} alike;"
+                    " rename one of them, or take another language"
+                )
+            if not sound:
                 raise InputError(
                     f"generator.language: espeak-ng's {self.language!r} has no sound for the label {label!r};"
                     " rename it, or take another language"

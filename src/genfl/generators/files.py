@@ -112,7 +112,7 @@ class Files(Generator):
     def _read(self, samples: bool) -> dict[str, list[Any]]:
         """Returns the usable cells of each label, as the run calls it; without samples, nothing for each."""
         found: dict[str, list[Any]] = {}
-        unreadable = unlabelled = 0
+        unlabelled, unreadable = 0, []
         for stream in self.folder.splits()[0].values():
             sample = self.folder.column(stream.features, [self.input], "input")
             classes = self.folder.column(stream.features, [self.label], "label")
@@ -123,13 +123,15 @@ class Files(Generator):
                     if label is None:
                         unlabelled += 1
                     elif samples and not self._usable(cell):
-                        unreadable += 1
+                        unreadable.append(self.folder.place(cell) or "one in a table")
                     else:
                         found.setdefault(label, []).append(cell if samples else None)
-        for number, why in ((unreadable, "cannot be read"), (unlabelled, "have no label")):
-            if number and samples:
-                what = MEDIA[self.modality].what
-                log.warning("%d %s of %s %s and are left out", number, what, self.folder.path, why)
+        what, place = MEDIA[self.modality].what, self.folder.path
+        if unreadable:
+            some = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+            log.warning("%d %s of %s cannot be read and are left out: %s", len(unreadable), what, place, some)
+        if unlabelled and samples:
+            log.warning("%d %s of %s have no label and are left out", unlabelled, what, place)
         return self._in_words(found)
 
     def _usable(self, cell: Any) -> bool:

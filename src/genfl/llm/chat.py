@@ -176,9 +176,11 @@ def check(options: Options, field: str) -> None:
     parts = urlsplit(options["base_url"])
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
         raise InputError(
-            f"{field}.base_url: give a server's address without name, password or key, such as"
-            " http://127.0.0.1:8000/v1"
+            f"{field}.base_url: give a server's address, from http:// or https:// on, without name, password"
+            " or key, such as http://127.0.0.1:8000/v1"
         )
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        raise InputError(f"{field}.base_url: leave /chat/completions out, which is added to it")
     server.check(field)
 
 

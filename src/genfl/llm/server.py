@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
 
+UNAUTHORISED = 401
+
 CUT = ("length", "content_filter")
 """What servers say ended an answer that did not come to its end."""
 
@@ -102,7 +104,9 @@ class Server:
                 else:
                     problem = f"status {status} ({self._excerpt(body)})"
                     if status not in TRANSIENT:
-                        raise GenflError(f"{self.url}: {problem}")
+                        hint = "; no key was sent, as api_key_env names none that is set"
+                        lacks = status == UNAUTHORISED and not self.key
+                        raise GenflError(f"{self.url}: {problem}{hint if lacks else ''}")
                 asked = _asked_for(headers)
                 if asked > self.timeout:
                     raise GenflError(

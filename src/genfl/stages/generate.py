@@ -113,9 +113,13 @@ def _finish(run: Run, data: SyntheticData, entry: GeneratorEntry, options: dict[
         sum(counts[what] for counts in found.values())
         for what in ("samples", "duplicates", "near_duplicates")
     )
+    if 2 * duplicates >= samples:
+        log.warning("generate: %d of %d samples repeat another, to the byte", duplicates, samples)
     facts = generator_facts(run.config)
     if entry.prompted:
         facts["guidance scales"] = ", ".join(f"{scale:g}" for scale in run.config.prompts.guidance_scale)
+        if run.config.prompts.wrong:
+            facts["labels that are wrong on purpose"] = f"{100 * run.config.prompts.wrong:g} %"
         facts["prompts, for example"] = "; ".join(run.result("prompts")["examples"])
     facts["left out"] = "; ".join(f"{label}: {reasons}" for label, reasons in left_out.items()) or "nothing"
     facts["exact duplicates"] = duplicates
