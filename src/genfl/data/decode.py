@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 
 from genfl import progress
-from genfl.data.folders import BATCH, Folder, first_line, said
+from genfl.data.folders import BATCH, Folder, first_line, said, some
 from genfl.data.forms import Form
 from genfl.data.media import MEDIA
 from genfl.errors import GenflError, InputError
@@ -32,8 +32,6 @@ TESTS = ("test", "validation")
 
 TASK = 16
 """Examples that a thread decodes at a time."""
-
-SHOWN = 5
 
 
 class Wanted(NamedTuple):
@@ -206,7 +204,7 @@ def _decode(folder: Folder, wanted: Wanted, place: Path) -> None:
     if untaught:
         raise InputError(
             "data.label: train has no example of classes of the test set"
-            f" ({_some([names[number] for number in untaught])}); add some, or take these classes out of it"
+            f" ({some([names[number] for number in untaught])}); add some, or take these classes out of it"
         )
     for split, facts in splits.items():
         facts["sha256"] = sha256(place / f"{split}.npy")
@@ -329,7 +327,7 @@ def _facts(rows: _Rows, names: Sequence[str]) -> dict[str, Any]:
         if label not in place:
             raise InputError(
                 f"data.label: split {rows.split} has the label {label!r}, which is none of the {len(names)}"
-                f" classes ({_some(names)}); correct it, or name another column"
+                f" classes ({some(names)}); correct it, or name another column"
             )
     labels = [place[label] for label in rows.labels]
     return {"labels": labels, "keys": rows.keys, "rows": rows.rows, "left_out": rows.left_out}
@@ -387,9 +385,5 @@ def _fifth(labels: np.ndarray) -> np.ndarray:
 def _warn_of_left_out(split: str, facts: dict[str, Any], what: str) -> None:
     for why, rows in facts["left_out"].items():
         if rows:
-            where = f"{'' if isinstance(rows[0], str) else 'rows '}{_some(rows)}"
+            where = f"{'' if isinstance(rows[0], str) else 'rows '}{some(rows)}"
             log.warning("%d %s of %s %s and are left out: %s", len(rows), what, split, why, where)
-
-
-def _some(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")

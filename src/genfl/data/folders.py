@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 BATCH = 128
 """Cells that are held at a time, undecoded: a scan or a recording may have many megabytes."""
 
+SHOWN = 5
+"""How many of several things a message names."""
+
 TYPED = 1024
 """Rows that say what a JSONL file's columns hold."""
 
@@ -281,6 +284,11 @@ def _downloaded(hub: str, patterns: tuple[str, ...] | None = None) -> Path:
     chosen = list(patterns) if patterns else None
     log.info("%s is taken from the Hugging Face Hub", hub)
     return Path(snapshot_download(hub, repo_type="dataset", allow_patterns=chosen))
+
+
+def some(values: Sequence[Any]) -> str:
+    """Returns the first of some values, as many as a message names."""
+    return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
 
 
 def first_line(error: Exception) -> str:

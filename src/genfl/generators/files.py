@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from genfl.data.folders import Folder, located
+from genfl.data.folders import Folder, located, some
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import in_words
 from genfl.errors import InputError
@@ -34,7 +34,7 @@ class Files(Generator):
 
     Args:
         path: A folder in the Hugging Face layout, see `genfl.data.folders`: Parquet files, or one folder of
-            files for each class; or a data set's Hugging Face id. All its splits are used.
+            files for each class; or the Hub's address of a data set. All its splits are used.
         modality: What the samples are.
         input: The column of the samples; None for what Hugging Face calls it.
         label: The column of the classes.
@@ -128,8 +128,10 @@ class Files(Generator):
                         found.setdefault(label, []).append(cell if samples else None)
         what, place = MEDIA[self.modality].what, self.folder.path
         if unreadable:
-            some = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
-            log.warning("%d %s of %s cannot be read and are left out: %s", len(unreadable), what, place, some)
+            which = some(unreadable)
+            log.warning(
+                "%d %s of %s cannot be read and are left out: %s", len(unreadable), what, place, which
+            )
         if unlabelled and samples:
             log.warning("%d %s of %s have no label and are left out", unlabelled, what, place)
         return self._in_words(found)
