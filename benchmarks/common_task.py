@@ -36,14 +36,15 @@ from torch import nn
 from genfl import trees
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
-from genfl.engines import replay
-from genfl.engines.choice import Choice, Name, choose, engine
-from genfl.engines.parallel import refusal
-from genfl.engines.rounds import Schedule, cohort, federate
+from genfl.data.plans import Schedule
+from genfl.engines.auto import Choice, Name, choose, engine
+from genfl.engines.fast import recording as replay
+from genfl.engines.pool import refusal
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import CPU, classification
 from genfl.models import MLP, MODELS, Classifier, Stack
 from genfl.rng import Key
+from genfl.simulation import cohort, federate
 
 CLIENTS, SAMPLES, LR, CLASSES = 100, 64, 0.05, 10
 
@@ -191,8 +192,8 @@ def main() -> None:
             "bare loop, 1 thread": lambda: bare(1),
             "bare loop, 2 threads": lambda: bare(2),
             "sequential": ours("sequential", "sequential"),
-            "vectorised": ours("vectorised", "vectorised"),
-            "auto": ours("auto", "vectorised" if choice.batched else "auto"),
+            "vectorized": ours("vectorized", "vectorized"),
+            "auto": ours("auto", "vectorized" if choice.batched else "auto"),
         }
         if refusal() is None:
             works["parallel"] = ours("parallel", "parallel")

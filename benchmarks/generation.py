@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from genfl.generators.base import Prompt
+from genfl.data.samples import Prompt
 from genfl.generators.image import MINIATURE, StableDiffusion, locate
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -19,12 +19,13 @@ import torch
 
 from genfl.algorithms.scaffold import scaffold
 from genfl.data.clients import ClientData, Ranges
-from genfl.engines.rounds import Schedule, federate
-from genfl.engines.sequential import Sequential
+from genfl.data.plans import Schedule
+from genfl.engines.in_process import sequential
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import MLP
 from genfl.rng import Key
+from genfl.simulation import federate
 
 SHAPE, CLASSES, BATCH, SAMPLES = (1, 8, 8), 10, 8, 16
 
@@ -47,7 +48,7 @@ def rounds(cohort: int, width: int, steps: int, number: int) -> np.ndarray:
             scaffold(task, LocalSGD(0.01)),
             task.init(Key(0)),
             data,
-            Sequential(data),
+            sequential(data),
             Schedule(1 + number, cohort, BATCH, steps, evaluate_every=10**9),
             Key(0),
             lambda weights: {},

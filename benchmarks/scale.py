@@ -57,12 +57,13 @@ def federation(folder: Path, clients: int, width: int, rounds: int, engine_name:
 
     from genfl.algorithms.scaffold import scaffold
     from genfl.data.clients import ClientData, Ranges
-    from genfl.engines.choice import engine
-    from genfl.engines.rounds import Schedule, federate
+    from genfl.data.plans import Schedule
+    from genfl.engines.auto import engine
     from genfl.learning.local import LocalSGD
     from genfl.learning.task import classification
     from genfl.models import CNN
     from genfl.rng import Key
+    from genfl.simulation import federate
 
     x, y = (torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="r+")) for name in ("x", "y"))
     ends = np.arange(1, clients + 1) * SAMPLES

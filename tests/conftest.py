@@ -96,10 +96,11 @@ def quadratics(float64):
     import torch
 
     from genfl.data.clients import ClientData
-    from genfl.engines.rounds import Schedule, federate
-    from genfl.engines.sequential import Sequential
+    from genfl.data.plans import Schedule
+    from genfl.engines.in_process import sequential
     from genfl.learning.task import Aux, Task
     from genfl.rng import Key
+    from genfl.simulation import federate
 
     def loss(params, buffers, batch, key):
         a, b = batch["x"].mean(0)
@@ -110,7 +111,7 @@ def quadratics(float64):
         loss=loss,
     )
 
-    def run(algorithm, clients, rounds=200, cohort=None, seed=0, engine=Sequential, **schedule):
+    def run(algorithm, clients, rounds=200, cohort=None, seed=0, engine=sequential, **schedule):
         """Clients are (a, b, steps): a client takes one step for each of its samples."""
         rows = [[a, b] for a, b, steps in clients for _ in range(steps)]
         ends = torch.tensor([steps for _, _, steps in clients]).cumsum(0).tolist()
@@ -202,7 +203,7 @@ def tiny_chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from genfl.generators.base import Prompt
+    from genfl.data.samples import Prompt
     from genfl.generators.text import ChatTexts
 
     folder = tmp_path_factory.mktemp("tiny-chat") / "model"

@@ -11,21 +11,22 @@ from PIL import Image
 from genfl import config, references, trees
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
-from genfl.data.plans import plan
+from genfl.data.plans import Schedule, plan
 from genfl.data.sources import DATASETS, DIGIT_NAMES, grey_image, to_image
-from genfl.engines.rounds import Schedule, Trace, federate
-from genfl.engines.sequential import Sequential
+from genfl.engines.in_process import sequential
 from genfl.errors import InputError
+from genfl.experiment.context import private_data
+from genfl.experiment.folder import Run
 from genfl.generators.classify import ROWS, label_scores, refuse
 from genfl.generators.image import StableDiffusion
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import Stack
 from genfl.rng import Key
-from genfl.run import Run, private_data
-from genfl.stages import arms, classified
-from genfl.stages import federate as stage
-from genfl.stages.content import holdings
+from genfl.simulation import Trace, federate
+from genfl.stages.federate import stage as stage
+from genfl.stages.federate import trial
+from genfl.stages.federate.generated_content import training_data
 from genfl.storage import write_json
 
 SIZES = (3, 9, 20)
@@ -48,7 +49,7 @@ def train(federation, task, **options):
         fedavg(task, LocalSGD(0.3, momentum=0.5, weight_decay=0.01)),
         task.init(Key(1)),
         federation.clients,
-        Sequential(federation.clients),
+        sequential(federation.clients),
         federation.schedule,
         federation.key,
         lambda weights: {"norm": trees.square_norm(weights["params"]).item()},
@@ -170,7 +171,7 @@ def synthetic():
 def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
     x, y = synthetic()
     private, made, mixed = (
-        holdings(run, name, private_data(run, 0), 0, synthetic, None)
+        training_data(run, name, private_data(run, 0), 0, synthetic, None)
         for name in ("local", "centralised_synthetic", "local+generated")
     )
     assert len(private) == len(made) == len(mixed) == 4
@@ -187,7 +188,7 @@ def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
     assert all(
         label[tuple(row)] == int(of) for row, of in zip(made.x.flatten(1).tolist(), made.y, strict=True)
     )
-    other = holdings(run, "centralised_synthetic", private_data(run, 1), 1, synthetic, None)
+    other = training_data(run, "centralised_synthetic", private_data(run, 1), 1, synthetic, None)
     assert not torch.equal(made.rows, other.rows), "another seed deals them out otherwise"
 
 
@@ -286,7 +287,7 @@ def test_an_interrupted_reference_ends_bit_identical_and_a_finished_one_is_read_
     assert stage.STAGE.run(run) == whole
     assert stage.STAGE.progress(run)[:2] == (total, total)
     with monkeypatch.context() as patch:
-        patch.setattr(Sequential, "__call__", lambda *_: pytest.fail("it was trained again"))
+        patch.setattr(sequential, "__call__", lambda *_: pytest.fail("it was trained again"))
         assert stage.STAGE.run(run) == whole
 
 
@@ -305,7 +306,7 @@ def test_folders_of_clients_that_are_no_more_are_deleted(run, monkeypatch):
 
 
 def keys(run):
-    return {name: arms.key(run, method, 0) for name, method in run.config.methods.items()}
+    return {name: trial.key(run, method, 0) for name, method in run.config.methods.items()}
 
 
 def test_only_what_reads_what_was_generated_is_redone_with_it(run):

@@ -153,8 +153,7 @@ def sweep(
     maps fields to lists of values: `grid: {data.partition.alpha: [0.05, 0.1, 1.0]}`. Stages that are the same
     at several points are done once.
     """
-    from genfl import config, progress
-    from genfl import sweep as sweeps
+    from genfl import config, grid, progress
     from genfl.errors import InputError
 
     _configure_logging()
@@ -163,11 +162,11 @@ def sweep(
     name = content.get("name")
     if out is None and not isinstance(name, str):
         raise InputError("name: give the config one, which the folder of all runs is called by, or use --out")
-    results = sweeps.sweep(content, out or Path("runs") / str(name), fresh=fresh, update=update)
+    results = grid.sweep(content, out or Path("runs") / str(name), fresh=fresh, update=update)
     if as_json:
         _print_json(results)
     else:
-        _print_table(*sweeps.overview(results))
+        _print_table(*grid.overview(results))
 
 
 @app.command()
@@ -177,10 +176,10 @@ def status(
     debug: Debug = False,
 ) -> None:
     """Show how far a run is, or the runs of a sweep."""
-    from genfl import pipeline, sweep
+    from genfl import grid, pipeline
 
-    if (folder / sweep.MARKER).exists():
-        head, runs = ("run", "stage", "progress"), sweep.status(folder)
+    if (folder / grid.MARKER).exists():
+        head, runs = ("run", "stage", "progress"), grid.status(folder)
         if as_json:
             _print_json([dict(zip(head, run, strict=True)) for run in runs])
         else:
@@ -231,12 +230,12 @@ def _execute(
     shard: str | None = None,
 ) -> None:
     from genfl import pipeline, progress
-    from genfl.run import Share
+    from genfl.experiment.folder import Shard
 
     _configure_logging()
     progress.enabled.set(not as_json)
     folder = out or Path("runs") / config.name
-    share = Share.parse(shard) if shard else None
+    share = Shard.parse(shard) if shard else None
     summary = pipeline.execute(config, folder, until=until.value, fresh=fresh, update=update, share=share)
     if as_json:
         rows = [row._asdict() for row in pipeline.status(share.folder(folder) if share else folder)]

@@ -17,9 +17,11 @@ import genfl
 from genfl import config as configs
 from genfl.config import Config
 from genfl.errors import GenflError, InputError
-from genfl.report.summary import environment, summarise
-from genfl.run import ANSWERS, Run, Share, resolved, share_folders
-from genfl.stages import generate, report
+from genfl.experiment.context import resolved
+from genfl.experiment.folder import ANSWERS, Run, Shard, shard_folders
+from genfl.report import stage as report
+from genfl.results.summarise import environment, summarise
+from genfl.stages import generate
 from genfl.stages.base import Stage
 from genfl.storage import digest, link, read_json, sha256, write_json, write_text
 
@@ -42,7 +44,7 @@ def execute(
     fresh: bool = False,
     update: bool = False,
     others: Sequence[Path] = (),
-    share: Share | None = None,
+    share: Shard | None = None,
 ) -> dict[str, Any] | None:
     """Runs the pipeline in a folder, doing only what is not done yet.
 
@@ -69,7 +71,7 @@ def execute(
     last = next(stage for stage in STAGES if stage.name == until)
     if not last.wanted(config):
         raise InputError(f"--until: this config has no use for {until}; name another stage, or leave it out")
-    made = [path for path in share_folders(folder) if (path / MARKER).exists()]
+    made = [path for path in shard_folders(folder) if (path / MARKER).exists()]
     run = Run(config, share.folder(folder), share) if share else Run(config, folder, shares=tuple(made))
     with contextlib.ExitStack() as held:
         for place in (run.folder, *run.shares):

@@ -8,13 +8,14 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from genfl.data.clients import ClientData
-from genfl.engines.rounds import Schedule, Trace
+from genfl.data.plans import Schedule
 from genfl.generators.classify import label_scores
 from genfl.rng import Key
+from genfl.simulation import Trace
 
 
 class Federation(NamedTuple):
-    """What `genfl.engines.rounds.federate` is to run.
+    """What `genfl.simulation.federate` is to run.
 
     Attributes:
         clients: The private data.
@@ -43,8 +44,8 @@ def centralised(clients: ClientData, schedule: Schedule, key: Key) -> list[Feder
     A round has as many steps as the clients of a cohort take together, on average over the cohorts where
     clients count in epochs.
     """
-    plan = schedule.batches(key, 1)
-    steps = [plan.length(*clients.sizes(client)) for client in range(len(clients))]
+    plan = schedule.batches(key)
+    steps = [plan.length(clients.part_sizes(client)) for client in range(len(clients))]
     work = round(schedule.clients_per_round * fmean(steps))
     one = replace(schedule, clients_per_round=1, local_steps=work)
     return [Federation(clients.as_one(range(len(clients))), one, key)]

@@ -115,11 +115,11 @@ def names(tree: Tree) -> Any:
     return tuple([(name, names(branch)) for name, branch in tree.items()])
 
 
-def form(tree: Tree) -> str:
+def signature(tree: Tree) -> str:
     """Returns a text that is the same for trees of the same structure, shapes and dtypes."""
     if type(tree) is not dict:
         return f"{tree.dtype}{tuple(tree.shape)}"
-    return "{" + ",".join(f"{name!r}:{form(tree[name])}" for name in sorted(tree)) + "}"
+    return "{" + ",".join(f"{name!r}:{signature(tree[name])}" for name in sorted(tree)) + "}"
 
 
 def num_bytes(tree: Tree) -> int:

@@ -105,11 +105,11 @@ def disco_weights(samples, counts, cohort, clients, a, b):
     weighting = feddisco(cohort, a=a, b=b)
     census = {"samples": torch.tensor(float(sum(samples))), "clients": torch.tensor(float(clients))}
     announced = weighting.announce(census)
-    facts = [
+    client_info = [
         {"samples": torch.tensor(float(n)), "label_counts": torch.tensor(c, dtype=torch.double)}
         for n, c in zip(samples, counts, strict=True)
     ]
-    weights = np.array([weighting.weight(f, announced).item() for f in facts])
+    weights = np.array([weighting.weight(f, announced).item() for f in client_info])
     return weights / weights.sum()
 
 
@@ -132,8 +132,8 @@ def test_feddisco_takes_a_cohorts_average_samples_for_its_share(float64):
     """Two of twenty clients a round: shares are of a tenth of all samples, not of all."""
     weighting = feddisco(2, a=0.0, b=0.0)
     announced = weighting.announce({"samples": torch.tensor(1000.0), "clients": torch.tensor(20.0)})
-    facts = {"samples": torch.tensor(50.0), "label_counts": torch.ones(3)}
-    assert weighting.weight(facts, announced).item() == pytest.approx(0.5, rel=2 * SMALLEST)
+    client_info = {"samples": torch.tensor(50.0), "label_counts": torch.ones(3)}
+    assert weighting.weight(client_info, announced).item() == pytest.approx(0.5, rel=2 * SMALLEST)
 
 
 def test_feddisco_with_none_but_unbalanced_clients_averages_as_fedavg(float64):

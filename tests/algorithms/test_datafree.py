@@ -12,15 +12,16 @@ from genfl.algorithms.fedftg import class_weights, discrepancy, ensemble, fedftg
 from genfl.algorithms.fedgen import fedgen
 from genfl.algorithms.profile import take_a_step
 from genfl.data.clients import ClientData
+from genfl.data.plans import Schedule
 from genfl.data.sources import DIGIT_NAMES, digits
-from genfl.engines.rounds import Schedule, federate
-from genfl.engines.sequential import Sequential
+from genfl.engines.in_process import sequential
 from genfl.learning.conditional import Generator, similarity
 from genfl.learning.evaluate import evaluate
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import MissingPart, classification
 from genfl.models import MLP, Stack
 from genfl.rng import Key
+from genfl.simulation import federate
 
 SHAPE, CLASSES = (1, 8, 8), 10
 
@@ -60,7 +61,7 @@ def run(algorithm, task, handwriting, rounds, cohort=4, seed=0):
         algorithm._replace(server=server),
         task.init(Key(seed)),
         data,
-        Sequential(data),
+        sequential(data),
         Schedule(rounds, cohort, 32, 10, evaluate_every=rounds),
         Key(seed),
         lambda weights: evaluate(task, weights, x, y),
@@ -156,13 +157,13 @@ def test_fedgens_penalty_and_its_gradient_equal_numpys_and_reach_only_the_head(f
     task = mlp_task(8)
     weights = task.init(Key(0))
     batch = {"x": torch.randn(5, *SHAPE, generator=Key(1).torch()), "y": torch.arange(5)}
-    facts = {"samples": torch.tensor(5.0), "label_counts": torch.ones(CLASSES)}
+    client_info = {"samples": torch.tensor(5.0), "label_counts": torch.ones(CLASSES)}
     algorithm = fedgen(task, LocalSGD(lr), weight=weight, generator_steps=0, noise=3, batch_size=size)
     state = algorithm.init(weights, {"label_counts": torch.arange(float(CLASSES))}, Key(2))
     ends = []
     for strength in (weight, 0.0):
         message = algorithm.send(state) | {"strength": torch.tensor(strength)}
-        carry = algorithm.client.start(message, algorithm.memory(weights), facts, Key(3))
+        carry = algorithm.client.start(message, algorithm.memory(weights), client_info, Key(3))
         ends.append(trained(algorithm.client.step(carry, batch, Key(4)))["params"])
         key = context(task, carry, Key(4)).key
     moved = trees.sub(*ends)
@@ -184,9 +185,9 @@ def test_fedgens_labels_and_noise_differ_from_step_to_step(float64):
     algorithm = fedgen(task, LocalSGD(0.1))
     state = algorithm.init(weights, {"label_counts": torch.ones(CLASSES)}, Key(2))
     message = algorithm.send(state) | {"strength": torch.tensor(1.0)}
-    facts = {"samples": torch.tensor(5.0), "label_counts": torch.ones(CLASSES)}
+    client_info = {"samples": torch.tensor(5.0), "label_counts": torch.ones(CLASSES)}
     batch = {"x": torch.zeros(5, *SHAPE), "y": torch.arange(5)}
-    carry = algorithm.client.start(message, algorithm.memory(weights), facts, Key(3))
+    carry = algorithm.client.start(message, algorithm.memory(weights), client_info, Key(3))
     ends = [trained(algorithm.client.step(carry, batch, Key(4).fold(step))) for step in range(2)]
     assert not same(*ends)
 

@@ -11,13 +11,14 @@ from genfl.algorithms import ALGORITHMS, combine, profile
 from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.fedet import confident_consensus
 from genfl.data.clients import ClientData
-from genfl.engines.rounds import Schedule, cohort, federate
-from genfl.engines.sequential import Sequential
+from genfl.data.plans import Schedule
+from genfl.engines.in_process import sequential
 from genfl.learning.distil import distil
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN, MLP, Stack
 from genfl.rng import Key
+from genfl.simulation import cohort, federate
 
 D, C = 5, 3
 LR = 0.3
@@ -55,7 +56,7 @@ def run(algorithm, task, clients, rounds=3, size=2, batch_size=4, **options):
         algorithm._replace(server=server),
         task.init(Key(1)),
         clients,
-        Sequential(clients),
+        sequential(clients),
         Schedule(rounds, size, batch_size),
         Key(3),
         lambda weights: {"norm": trees.square_norm(weights).item()},
@@ -186,12 +187,12 @@ def test_feddfs_student_reaches_the_mean_of_the_clients_logits(float64):
     def ends(state):
         """Returns where each client ends, from its upload in a round of its own."""
         for client in range(2):
-            facts = clients.facts(client)
-            carry = average.client.start(average.send(state), average.memory({}), facts, Key(0))
+            client_info = clients.facts(client)
+            carry = average.client.start(average.send(state), average.memory({}), client_info, Key(0))
             for _ in range(4):
                 carry = average.client.step(carry, clients.batch(client, torch.arange(2)), Key(0))
             upload, _ = average.client.finish(carry)
-            change = trees.scale(1 / facts["samples"], upload["delta"])
+            change = trees.scale(1 / client_info["samples"], upload["delta"])
             logits.append(task.predict(trees.add(state["weights"], change), shared))
             yield upload
 

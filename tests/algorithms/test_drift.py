@@ -9,9 +9,9 @@ from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.feddyn import feddyn
 from genfl.algorithms.fednova import fednova
 from genfl.algorithms.scaffold import scaffold
-from genfl.engines.rounds import cohort as drawn
 from genfl.learning.local import LocalSGD, Memory
 from genfl.rng import Key
+from genfl.simulation import cohort as drawn
 
 fedprox, fedsam = ALGORITHMS["fedprox"].build, ALGORITHMS["fedsam"].build
 LR = 0.05

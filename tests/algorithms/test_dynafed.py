@@ -13,13 +13,14 @@ from genfl.algorithms import ALGORITHMS, profile
 from genfl.algorithms.dynafed import dynafed
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
-from genfl.engines.rounds import Schedule, federate
-from genfl.engines.sequential import Sequential
+from genfl.data.plans import Schedule
+from genfl.engines.in_process import sequential
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Aux, Task, classification
 from genfl.learning.trajectory import matching_loss, synthesise, train
 from genfl.models import Stack
 from genfl.rng import Key
+from genfl.simulation import federate
 
 D, C, L = 4, 3, 4
 SMALL = {"trajectory": L, "span": 2, "inner_steps": 3, "per_class": 2, "synthesis_steps": 5}
@@ -236,7 +237,7 @@ def run(algorithm, task, clients, rounds=L + 2, **kwargs):
         algorithm._replace(init=init, server=server),
         task.init(Key(1)),
         clients,
-        Sequential(clients),
+        sequential(clients),
         Schedule(rounds, 3, 4, local_steps=3),
         Key(3),
         lambda weights: {"norm": trees.square_norm(weights).item()},

@@ -8,12 +8,13 @@ from genfl import trees
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
-from genfl.engines.rounds import Schedule, federate
-from genfl.engines.sequential import Sequential
+from genfl.data.plans import Schedule
+from genfl.engines.in_process import sequential
 from genfl.learning.local import Context, LocalSGD
 from genfl.learning.task import MissingPart, Task, classification
 from genfl.models import Stack
 from genfl.rng import Key
+from genfl.simulation import federate
 
 moon, feddecorr = ALGORITHMS["moon"].make, ALGORITHMS["feddecorr"].make
 INPUTS, FEATURES, CLASSES, BATCH = 4, 3, 2, 6
@@ -93,8 +94,8 @@ def test_moon_remembers_the_model_it_ended_with(task, batch):
     weights = task.init(Key(0))
     memory = algorithm.memory(weights)
     assert memory["local"] is weights, "a client that never took part compares with the initial model"
-    facts = {"samples": torch.tensor(6.0)}
-    carry = algorithm.client.start({"weights": weights, "announced": {}}, memory, facts, Key(0))
+    client_info = {"samples": torch.tensor(6.0)}
+    carry = algorithm.client.start({"weights": weights, "announced": {}}, memory, client_info, Key(0))
     carry = algorithm.client.step(carry, batch, Key(0))
     upload, memory = algorithm.client.finish(carry)
     ended = trees.add(weights, trees.scale(1 / 6, upload["delta"]))
@@ -159,7 +160,7 @@ def path(algorithm, task, clients):
         algorithm,
         task.init(Key(0)),
         clients,
-        Sequential(clients),
+        sequential(clients),
         Schedule(5, 2, batch_size=4, local_epochs=1),
         Key(1),
         lambda weights: seen.append(torch.cat([leaf.reshape(-1) for leaf in trees.leaves(weights)])) or {},

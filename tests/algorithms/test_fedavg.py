@@ -37,7 +37,7 @@ def test_fedavg_is_biased_away_from_the_minimiser_of_the_mean_objective(quadrati
 
 
 def test_the_weight_decides_the_fixed_point(quadratics):
-    alike = Weighting(lambda census: {}, lambda facts, announced: torch.ones(()))
+    alike = Weighting(lambda census: {}, lambda client_info, announced: torch.ones(()))
     one = fedavg(quadratics.task, LocalSGD(LR), weighting=alike)
     trace = quadratics(one, UNEQUAL)
     assert trace.weights["params"]["w"].item() == pytest.approx(fixed_point(UNEQUAL, [1, 1]), abs=1e-9)
@@ -116,8 +116,8 @@ def test_buffers_are_averaged_as_the_models_are_and_never_stepped(name, mean):
     state = algorithm.init(weights, {"clients": torch.tensor(2.0)}, Key(0))
     uploads = []
     for value, samples in ((1.0, 1.0), (5.0, 3.0)):
-        facts = {"samples": torch.tensor(samples)}
-        carry = algorithm.client.start(algorithm.send(state), algorithm.memory(weights), facts, Key(0))
+        client_info = {"samples": torch.tensor(samples)}
+        carry = algorithm.client.start(algorithm.send(state), algorithm.memory(weights), client_info, Key(0))
         carry = algorithm.client.step(carry, {"x": torch.tensor([value])}, Key(0))
         uploads.append(algorithm.client.finish(carry)[0])
     after = algorithm.server(state, trees.add(*uploads), Key(0))

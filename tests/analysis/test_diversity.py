@@ -6,12 +6,12 @@ from genfl.learning.local import LocalSGD
 
 
 def _first(quadratics, clients):
-    from genfl.engines.sequential import Sequential
+    from genfl.engines.in_process import sequential
 
     seen = {}
 
     def engine(data):
-        inner = Sequential(data)
+        inner = sequential(data)
         measure = gradient_diversity()
 
         def run(program, work):

@@ -8,15 +8,16 @@ from genfl import config, pipeline, trees
 from genfl.algorithms import ALGORITHMS
 from genfl.analysis.heterogeneity import divergence, generality, mean_features, similarity
 from genfl.data.clients import ClientData
-from genfl.engines.base import run_client
-from genfl.engines.rounds import Schedule, cohort, federate
-from genfl.engines.sequential import Sequential
-from genfl.engines.vectorised import Together, Vectorised
+from genfl.data.plans import Schedule
+from genfl.engines.in_process import sequential
+from genfl.engines.protocol import run_client
+from genfl.engines.vmapped import VmapRunner
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN
-from genfl.report import summary
+from genfl.results import summarise as summary
 from genfl.rng import Key
+from genfl.simulation import cohort, federate
 
 SHAPE = (1, 8, 8)
 PARTS = [np.arange(0, 9), np.arange(9, 30), np.arange(30, 34), np.arange(34, 60)]
@@ -69,7 +70,7 @@ def run(clients, task, engine, measures, schedule):
     )
 
 
-@pytest.mark.parametrize("make", [Sequential, lambda data: Vectorised(Together(data))])
+@pytest.mark.parametrize("make", [sequential, lambda data: InProcess(VmapRunner(data))])
 def test_divergence_and_generality_are_those_of_the_local_models(clients, task, make):
     rng = Key(7).torch()
     x, y = torch.randn(40, *SHAPE, generator=rng), torch.randint(3, (40,), generator=rng)
@@ -80,10 +81,10 @@ def test_divergence_and_generality_are_those_of_the_local_models(clients, task, 
         """Trains every client's model aside, and notes its distance and its accuracy."""
         plain = ALGORITHMS["scaffold"].build(task, LocalSGD(0.1), {}).client
         rows = []
-        for job in work:
-            upload, _ = run_client(plain, clients, job)
+        for client_task in work:
+            upload, _ = run_client(plain, clients, client_task)
             change = upload["delta"]
-            local = trees.add(job.message["weights"], change)
+            local = trees.add(client_task.message["weights"], change)
             right = task.forward(local, x)[1].argmax(1) == y
             rows.append((float(trees.square_norm(change["params"]) ** 0.5), float(right.double().mean())))
         seen.append(np.mean(rows, axis=0))
@@ -97,7 +98,7 @@ def test_divergence_and_generality_are_those_of_the_local_models(clients, task, 
 
 def test_measuring_changes_nothing_else(clients, task):
     schedule = Schedule(3, 3, batch_size=8, local_steps=4)
-    engine = Sequential(clients)
+    engine = sequential(clients)
     without = run(clients, task, engine, {}, schedule)
     measured = run(clients, task, engine, {"divergence": divergence()}, schedule)
     pairs = zip(trees.leaves(without.weights), trees.leaves(measured.weights), strict=True)

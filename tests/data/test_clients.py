@@ -19,9 +19,9 @@ def test_each_client_sees_exactly_its_rows():
         assert batch["x"].flatten().tolist() == part.tolist()
         assert batch["y"].tolist() == Y[part].tolist()
         assert data.samples(client) == len(part)
-        facts = data.facts(client)
-        assert facts["samples"].item() == len(part)
-        assert facts["label_counts"].tolist() == np.bincount(Y[part], minlength=3).tolist()
+        client_info = data.client_info(client)
+        assert client_info["samples"].item() == len(part)
+        assert client_info["label_counts"].tolist() == np.bincount(Y[part], minlength=3).tolist()
 
 
 def test_an_empty_client_and_a_shared_row_are_refused():
@@ -81,10 +81,16 @@ def test_generated_data_alone_is_told_from_private_data():
 
 def test_private_samples_alone_may_decide_a_clients_weight():
     both, own = enriched(), enriched(weigh=False)
-    assert both.facts_table["samples"].tolist() == [3, 3, 3]
-    assert own.facts_table["samples"].tolist() == [own.facts(k)["samples"] for k in range(3)] == [2, 3, 1]
+    assert both.client_info_table["samples"].tolist() == [3, 3, 3]
+    assert (
+        own.client_info_table["samples"].tolist() == [own.facts(k)["samples"] for k in range(3)] == [2, 3, 1]
+    )
     labels = [[1, 2, 0], [3, 0, 0], [0, 1, 2]]  # trained on in either case
-    assert own.facts_table["label_counts"].tolist() == both.facts_table["label_counts"].tolist() == labels
+    assert (
+        own.client_info_table["label_counts"].tolist()
+        == both.client_info_table["label_counts"].tolist()
+        == labels
+    )
     assert own.table(1, 3)["samples"].tolist() == [3, 1]
 
 

@@ -11,8 +11,8 @@ from genfl import config
 from genfl.data.partition import hold_back, partition, subset
 from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, digits
 from genfl.errors import InputError
+from genfl.experiment.context import parts, resolved, train_test_rows
 from genfl.rng import Key
-from genfl.run import kept_and_held, parts, resolved
 
 LABELS = [f"label {n % 7}" for n in range(500)]
 DEFAULTS = {"alpha": 1.0, "min_size": 1, "seed": 0}
@@ -401,6 +401,6 @@ def test_what_cannot_be_is_one_line(keyed):
 
 def test_what_clients_hold_back_is_part_of_what_they_have(keyed):
     whole, held_back = read(kind="dirichlet", alpha=1.0), read(kind="dirichlet", alpha=1.0, test=0.25)
-    own, (kept, held) = parts(whole, 3), kept_and_held(held_back, 3)
+    own, (kept, held) = parts(whole, 3), train_test_rows(held_back, 3)
     assert [sorted([*a, *b]) for a, b in zip(kept, held, strict=True)] == [sorted(rows) for rows in own]
     assert [len(rows) for rows in held] == [len(rows) // 4 for rows in own]

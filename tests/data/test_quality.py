@@ -10,8 +10,8 @@ from PIL import Image, ImageEnhance
 from genfl.data import quality
 from genfl.data.media import Clip
 from genfl.data.quality import MEASURES, near_duplicates, sift, survey
+from genfl.data.samples import Prompt, Sample
 from genfl.data.synthetic import SyntheticData
-from genfl.generators.base import Prompt, Sample
 
 RATE = 16_000
 

@@ -17,7 +17,7 @@ from PIL import Image
 from genfl import config
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
-from genfl.run import parts
+from genfl.experiment.context import parts
 
 from .conftest import find
 

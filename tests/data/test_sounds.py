@@ -13,7 +13,7 @@ from genfl.data.media import MEDIA, Clip
 from genfl.data.sounds import FLOOR, HOP, MELS, RANGE, RATE, WINDOW, LogMel, log_mel, mel_bands, resampled
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
-from genfl.run import parts
+from genfl.experiment.context import parts
 
 from .conftest import find
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-import genfl.run
+import genfl.experiment.context
 from genfl import config
-from genfl.run import Run, private_data
-from genfl.stages import federate, labels, pretrain
-from genfl.stages.content import holdings
+from genfl.experiment.context import private_data
+from genfl.experiment.folder import Run
+from genfl.stages import labels, pretrain
+from genfl.stages.federate import stage as federate
+from genfl.stages.federate.generated_content import training_data
 from genfl.storage import write_json
 
 CONFIG = """
@@ -39,7 +41,7 @@ def draw(folder, per_class=15, seed=0):
         for n in range(per_class):
             pixels = rng.integers(100, size=(4, 4, 3), dtype=np.uint8) + np.uint8(150 * number)
             Image.fromarray(pixels).save(folder / "train" / name / f"{n}.bmp")
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
     return folder
 
 
@@ -53,9 +55,11 @@ def run(tmp_path, monkeypatch):
     rng = torch.Generator().manual_seed(0)
     x = torch.randint(256, (12, 3, 4, 4), generator=rng, dtype=torch.uint8)
     monkeypatch.setattr("genfl.stages.generate.read", lambda run: (x, torch.arange(12) % 2))
-    monkeypatch.setattr(pretrain, "weights", lambda run, task, seed: task.init(genfl.run.initial_key(seed)))
+    monkeypatch.setattr(
+        pretrain, "weights", lambda run, task, seed: task.init(genfl.experiment.context.initial_key(seed))
+    )
     yield run
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ def seen(monkeypatch):
 
         return task._replace(loss=loss, forward=forward)
 
-    task_of = genfl.run.task_of
+    task_of = genfl.experiment.context.task_of
     for stage in (federate, pretrain):
         monkeypatch.setattr(stage, "task_of", lambda run: watch(task_of(run)))
     return seen
@@ -96,9 +100,9 @@ def test_pretraining_is_not_given_bytes(run, seen):
 
 
 def test_private_and_generated_examples_are_stored_and_given_alike(run):
-    x, y = genfl.run.data_set(run.config.data).train.x[:6], torch.tensor([0, 1] * 3)
+    x, y = genfl.experiment.context.data_set(run.config.data).train.x[:6], torch.tensor([0, 1] * 3)
     for name in ("private", "generated", "mixed"):
-        data = holdings(run, name, private_data(run, 0), 0, lambda: (x, y), None)
+        data = training_data(run, name, private_data(run, 0), 0, lambda: (x, y), None)
         parts = data.x.parts if name == "mixed" else [data.x]
         assert {part.dtype for part in parts} == {torch.uint8}
         found = data.batch(0, torch.arange(2))["x"]
@@ -108,7 +112,7 @@ def test_private_and_generated_examples_are_stored_and_given_alike(run):
 
 def test_stages_depend_on_the_content_of_the_data_and_not_on_its_place(run, tmp_path):
     def inputs(folder):
-        genfl.run._load.cache_clear()
+        genfl.experiment.context._load.cache_clear()
         read = config.parse(CONFIG, [f"data.path={folder}"])
         return [stage.STAGE.inputs(read) for stage in (labels, pretrain, federate)]
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from genfl.data.media import MEDIA
+from genfl.data.samples import Prompt, Sample
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import GenflError
-from genfl.generators.base import Prompt, Sample
 
 
 def _samples(shard):

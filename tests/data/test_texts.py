@@ -15,18 +15,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import genfl.run
+import genfl.experiment.context
 from genfl import config, pipeline
 from genfl.algorithms import ALGORITHMS
 from genfl.data.recipes import RECIPES
+from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS
 from genfl.data.texts import BUCKETS, HASHED, Tokens, hashed, tokenizer, vocabulary
 from genfl.errors import InputError
-from genfl.generators.base import Prompt
+from genfl.experiment.context import data_of
+from genfl.experiment.folder import Run
 from genfl.generators.files import Files
 from genfl.models import LSTM
-from genfl.run import Run
-from genfl.stages import checks
+from genfl.stages.federate import checks
 
 from .conftest import find
 
@@ -444,25 +445,27 @@ class TestConfig:
     @pytest.fixture
     def mine(self, tmp_path):
         folder = tables(tmp_path / "d", train=ROWS, test=TEST)
-        genfl.run._load.cache_clear()
+        genfl.experiment.context._load.cache_clear()
         yield lambda *overrides: config.parse(
             BASE, [f"data.path={folder}", "data.partition={kind: iid, clients: 3}", *overrides]
         )
-        genfl.run._load.cache_clear()
+        genfl.experiment.context._load.cache_clear()
 
     def test_the_vocabulary_follows_the_tokenizer(self, mine, words):
-        found = genfl.run.resolved(
+        found = genfl.experiment.context.resolved(
             mine(f"data.tokenizer={words}", "client_models=[lstm, {name: lstm, width: 8}]")
         )
         size = Tokens(1, str(words)).vocabulary()
         assert found.model.options()["vocabulary"] == size
         assert [model.options()["vocabulary"] for model in found.client_models] == [size, size]
         again = config.parse(config.dump(found))
-        assert again == genfl.run.resolved(again) == found
+        assert again == genfl.experiment.context.resolved(again) == found
 
     def test_a_vocabulary_that_is_set_stays(self, mine):
         assert (
-            genfl.run.resolved(mine("model={name: lstm, vocabulary: 12345}")).model.options()["vocabulary"]
+            genfl.experiment.context.resolved(mine("model={name: lstm, vocabulary: 12345}")).model.options()[
+                "vocabulary"
+            ]
             == 12345
         )
 
@@ -481,9 +484,9 @@ class TestConfig:
 
     def test_a_model_that_cannot_be_batched_is_refused_before_any_work(self, mine):
         with pytest.raises(InputError) as caught:
-            checks.check(mine("federate.engine=vectorised"))
+            checks.check(mine("federate.engine=vectorized"))
         line = str(caught.value)
-        assert line.startswith("federate.engine: vectorised, but clients of "), line
+        assert line.startswith("federate.engine: vectorized, but clients of "), line
         assert line.endswith("; use auto"), line
         assert "\n" not in line
         checks.check(mine("federate.engine=auto"))
@@ -545,7 +548,7 @@ def test_generated_texts_are_taken_from_tables_of_any_kind(tmp_path, kind):
 
 
 def test_generated_texts_go_through_the_whole_pipeline(tmp_path, words):
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
     own = tables(tmp_path / "own", "jsonl", train=ROWS, test=TEST)
     made = tables(tmp_path / "made", "csv", train=GENERATED)
     read = config.parse(RUN, [f"data.path={own}", f"generator.path={made}", f"data.tokenizer={words}"])
@@ -565,10 +568,10 @@ def test_generated_texts_go_through_the_whole_pipeline(tmp_path, words):
     assert "good, &#34;" not in page, "private texts are no part of it"
     # stopped on the way and gone on with
     pipeline.execute(read, tmp_path / "again", until="generate")
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
     again = pipeline.execute(read, tmp_path / "again")
     assert again["methods"] == summary["methods"]
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -598,7 +601,7 @@ class TestWordsOfGeneratedTexts:
         assert {"bad", "day"} < known
         encoded = {
             tuple(x)
-            for x, label in zip(run.data.train.x.tolist(), run.data.train.labels, strict=True)
+            for x, label in zip(data_of(run).train.x.tolist(), data_of(run).train.labels, strict=True)
             if label == "broken"
         }
         assert len(encoded) == 1, "only a number tells these private texts apart"
@@ -687,11 +690,11 @@ def test_clients_are_the_people_with_five_tweets_or_more(real, session_cache, ca
     read = config.parse(
         BASE, [f"data={{name: airline_tweets, path: {folder}, partition: {{kind: natural, min_size: 5}}}}"]
     )
-    genfl.run._load.cache_clear()
-    found = genfl.run.resolved(read)
+    genfl.experiment.context._load.cache_clear()
+    found = genfl.experiment.context.resolved(read)
     assert found.data.partition.clients == 367
     assert "5793 of 6160 clients have fewer than 5 samples and are left out, with 8808 samples" in caplog.text
-    parts = genfl.run.parts(found, 0)
+    parts = genfl.experiment.context.parts(found, 0)
     assert [{len({data.train.keys[row] for row in rows}) for rows in parts}, sum(map(len, parts))] == [
         {1},
         2_709,
@@ -699,5 +702,5 @@ def test_clients_are_the_people_with_five_tweets_or_more(real, session_cache, ca
     by_airline = config.parse(
         BASE, [f"data={{name: airline_tweets, path: {folder}, key: airline, partition: {{kind: natural}}}}"]
     )
-    assert genfl.run.resolved(by_airline).data.partition.clients == 6
-    genfl.run._load.cache_clear()
+    assert genfl.experiment.context.resolved(by_airline).data.partition.clients == 6
+    genfl.experiment.context._load.cache_clear()

@@ -8,18 +8,18 @@ import torch
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
-from genfl.algorithms.base import Client
+from genfl.algorithms.base import ClientProgram
 from genfl.data.clients import ClientData
-from genfl.data.plans import Batches
-from genfl.engines.base import Work, run_client
-from genfl.engines.parallel import Parallel
-from genfl.engines.rounds import Schedule, federate
-from genfl.engines.sequential import Sequential
+from genfl.data.plans import Batches, Schedule
+from genfl.engines.in_process import sequential
+from genfl.engines.pool import WorkerPool
+from genfl.engines.protocol import ClientTask, run_client
 from genfl.learning.augment import Augment
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN
 from genfl.rng import Key
+from genfl.simulation import federate
 
 SHAPE = (1, 8, 8)
 PRIVATE = Augment(crop=2, flip=True, noise=0.1)
@@ -55,7 +55,7 @@ def run(clients, engine, rounds=4, **options):
 
 
 def sequential(clients, **options):
-    return run(clients, Sequential(clients), **options)
+    return run(clients, sequential(clients), **options)
 
 
 def same(a, b):
@@ -66,7 +66,7 @@ def same(a, b):
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_both_engines_give_the_same_bits(workers):
     clients = mixed()
-    engine = Parallel(clients, workers=workers)
+    engine = WorkerPool(PerClientRunner(clients, accelerated=False), workers=workers)
     try:
         assert same(run(clients, engine), sequential(mixed()))
     finally:
@@ -106,8 +106,8 @@ def test_round_client_and_step_each_have_changes_of_their_own():
     """A client that holds one image sees it changed differently every time."""
     x = torch.rand(2, *SHAPE, generator=Key(3).torch())
     one = ClientData(x[:1].repeat(2, 1, 1, 1), torch.zeros(2).long(), [[0], [1]], 1, augment=PRIVATE)
-    watch = Client(
-        start=lambda message, memory, facts, key: [],
+    watch = ClientProgram(
+        start=lambda message, memory, client_info, key: [],
         step=lambda carry, batch, key: [*carry, batch["x"]],
         finish=lambda carry: ({"seen": torch.cat(carry)}, {}),
         reductions={"seen": "each"},
@@ -115,7 +115,7 @@ def test_round_client_and_step_each_have_changes_of_their_own():
 
     def seen(client, number):
         key = Key(5).fold("client", number, client)
-        return run_client(watch, one, Work(client, {}, {}, Batches(1, 3, 1, key), key))[0]["seen"]
+        return run_client(watch, one, ClientTask(client, {}, {}, Batches(1, 3, 1, key), key))[0]["seen"]
 
     found = torch.cat([seen(client, number) for client in (0, 1) for number in (1, 2)])
     assert len({image.numpy().tobytes() for image in found}) == 2 * 2 * 3

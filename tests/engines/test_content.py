@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
-from genfl.algorithms.base import Client
+from genfl.algorithms.base import ClientProgram
 from genfl.data.clients import ClientData
-from genfl.data.plans import Batches, Keep, plan
-from genfl.engines.base import Work, drawn, run_client
-from genfl.engines.parallel import Parallel
-from genfl.engines.rounds import Schedule, federate
-from genfl.engines.sequential import Sequential
-from genfl.engines.vectorised import Together, Vectorised
+from genfl.data.plans import Batches, SampleFilter, Schedule, plan
+from genfl.engines.in_process import sequential
+from genfl.engines.pool import WorkerPool
+from genfl.engines.protocol import ClientTask, run_client
+from genfl.engines.vmapped import VmapRunner
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN
 from genfl.rng import Key
+from genfl.simulation import federate
 
 SHAPE = (1, 8, 8)
 PRIVATE = [np.arange(a, b) for a, b in itertools.pairwise([0, 9, 30, 34, 60])]
@@ -55,15 +55,15 @@ def trained_on(clients, client, plan):
         for n, x in enumerate(clients.batch(client, torch.arange(clients.samples(client)))["x"])
     }
     seen = []
-    program = Client(
-        lambda message, memory, facts, key: {},
+    program = ClientProgram(
+        lambda message, memory, client_info, key: {},
         lambda carry, batch, key: (
             seen.append([place[tuple(x.flatten().tolist())] for x in batch["x"]]) or carry
         ),
         lambda carry: ({}, {}),
         {},
     )
-    run_client(program, clients, Work(client, {}, {}, plan, Key(0)))
+    run_client(program, clients, ClientTask(client, {}, {}, plan, Key(0)))
     return [[number >= private for number in batch] for batch in seen], seen
 
 
@@ -132,7 +132,7 @@ def test_without_generated_samples_every_order_is_the_plan():
 def test_exactly_the_share_is_kept_and_it_has_the_least_losses(count, share, by_class, seed):
     rng = np.random.default_rng(seed)
     losses, labels = rng.random(count), rng.integers(4, size=count)
-    kept = Keep(share, by_class).choose(torch.from_numpy(losses), torch.from_numpy(labels)).numpy()
+    kept = SampleFilter(share, by_class).choose(torch.from_numpy(losses), torch.from_numpy(labels)).numpy()
     assert kept.tolist() == sorted(set(kept.tolist()))
     for group in np.unique(labels) if by_class else [None]:
         among = np.flatnonzero(labels == group) if by_class else np.arange(count)
@@ -145,22 +145,24 @@ def test_clients_judge_by_the_global_model_and_keep_all_of_their_own(clients):
     task = classification(lambda: CNN(SHAPE, 3, width=4), SHAPE)
     algorithm = ALGORITHMS["fedavg"].build(task, LocalSGD(0.1), {})
     weights = task.init(Key(1))
-    job = Work(0, {"weights": weights}, {}, batches("mixed", keep=Keep(0.5, False), size=1), Key(0))
-    used = set(torch.cat(drawn(algorithm.client, clients, job)).tolist())
+    client_task = ClientTask(
+        0, {"weights": weights}, {}, batches("mixed", keep=SampleFilter(0.5, False), size=1), Key(0)
+    )
+    used = set(torch.cat(planned_rows(algorithm.client, clients, client_task)).tolist())
     made = clients.batch(0, torch.arange(9, 21))
     losses = F.cross_entropy(task.forward(weights, made["x"])[1], made["y"], reduction="none")
     assert used == set(range(9)) | {9 + int(place) for place in losses.argsort()[:6]}
 
 
 def test_a_program_that_cannot_judge_says_so(clients):
-    program = Client(lambda *_: {}, lambda carry, *_: carry, lambda carry: ({}, {}), {})
-    job = Work(0, {}, {}, batches("mixed", keep=Keep(0.5, False)), Key(0))
+    program = ClientProgram(lambda *_: {}, lambda carry, *_: carry, lambda carry: ({}, {}), {})
+    client_task = ClientTask(0, {}, {}, batches("mixed", keep=SampleFilter(0.5, False)), Key(0))
     with pytest.raises(ValueError, match="cannot choose among generated samples"):
-        run_client(program, clients, job)
+        run_client(program, clients, client_task)
 
 
 def test_filtering_begins_with_its_round(clients):
-    schedule = Schedule(5, 2, 4, keep=Keep(0.5, True), keep_from=3)
+    schedule = Schedule(5, 2, 4, keep=SampleFilter(0.5, True), keep_from=3)
     assert [schedule.batches(Key(0), number).keep for number in (1, 2, 3, 5)] == [
         None,
         None,
@@ -185,18 +187,18 @@ def run(clients, engine, order, keep, method="scaffold"):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("keep", [None, Keep(0.6, False), Keep(0.6, True)])
+@pytest.mark.parametrize("keep", [None, SampleFilter(0.6, False), SampleFilter(0.6, True)])
 def test_engines_agree(float64, order, keep):
     clients = ClientData(*examples(60, 0), PRIVATE, 3).enriched(*examples(40, 1), GENERATED)
-    expected = trees.leaves(run(clients, Sequential(clients), order, keep).weights)
-    parallel = Parallel(clients, workers=2)
+    expected = trees.leaves(run(clients, sequential(clients), order, keep).weights)
+    parallel = WorkerPool(PerClientRunner(clients, accelerated=False), workers=2)
     try:
         forked = trees.leaves(run(clients, parallel, order, keep).weights)
     finally:
         parallel.close()
-    batched = trees.leaves(run(clients, Vectorised(Together(clients)), order, keep).weights)
+    batched = trees.leaves(run(clients, InProcess(VmapRunner(clients)), order, keep).weights)
     assert all(torch.equal(a, b) for a, b in zip(expected, forked, strict=True))
     assert all(torch.allclose(a, b, rtol=0, atol=1e-9) for a, b in zip(expected, batched, strict=True))
-    plain = trees.leaves(run(clients, Sequential(clients), "mixed", None).weights)
+    plain = trees.leaves(run(clients, sequential(clients), "mixed", None).weights)
     alike = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, plain, strict=True))
     assert alike == (order == "mixed" and keep is None)

@@ -19,13 +19,13 @@ from genfl.algorithms.base import no_losses, run_once
 from genfl.analysis.diversity import NAME, gradient_diversity
 from genfl.analysis.heterogeneity import DIVERGENCE, GENERALITY, divergence, generality
 from genfl.data.clients import ClientData
-from genfl.engines import replay
+from genfl.data.plans import Schedule
 from genfl.engines.device import exact, on_device
 from genfl.engines.evaluation import evaluate_clients, evaluation
-from genfl.engines.replay import Replaying
-from genfl.engines.rounds import Schedule, federate
-from genfl.engines.sequential import Sequential
-from genfl.engines.vectorised import Together, Vectorised
+from genfl.engines.fast import recording as replay
+from genfl.engines.in_process import sequential
+from genfl.engines.per_client import PerClientRunner
+from genfl.engines.vmapped import VmapRunner
 from genfl.errors import InputError
 from genfl.learning.augment import Augment
 from genfl.learning.local import LocalSGD
@@ -33,6 +33,7 @@ from genfl.learning.pretrain import Recipe, pretrain
 from genfl.learning.task import classification
 from genfl.models import MLP, Stack
 from genfl.rng import Key, Keys
+from genfl.simulation import federate
 
 SHAPE, CLASSES = (1, 4, 4), 3
 X = torch.linspace(-1, 1, 70 * 16).reshape(70, *SHAPE)
@@ -81,7 +82,7 @@ def play(algorithm, clients, run, device, rounds=4):
     trace = federate(
         algorithm, start, clients, run, schedule, Key(5), lambda w: {}, measures=measures, device=device
     )
-    assert not any(facts["refused"] for facts in trace.rounds)
+    assert not any(client_info["refused"] for client_info in trace.rounds)
     return trace
 
 
@@ -96,30 +97,30 @@ def assert_same(one, other):
 def test_what_clients_compute_elsewhere_is_the_same(clients, name, monkeypatch):
     monkeypatch.setattr(replay, "AFTER", 5)
     algorithm = method(name)
-    alone = play(algorithm, clients, Sequential(clients), torch.device("cpu"))
-    assert_same(play(algorithm, clients, Replaying(Sequential(clients)), ELSEWHERE), alone)
+    alone = play(algorithm, clients, sequential(clients), torch.device("cpu"))
+    assert_same(play(algorithm, clients, InProcess(PerClientRunner(clients)), ELSEWHERE), alone)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedgen"])
 def test_batches_of_clients_elsewhere(clients, name, monkeypatch):
     monkeypatch.setattr(replay, "AFTER", 5)
     algorithm = method(name)
-    here = play(algorithm, clients, Vectorised(Together(clients)), torch.device("cpu"))
-    assert_same(play(algorithm, clients, Vectorised(Together(clients)), ELSEWHERE), here)
+    here = play(algorithm, clients, InProcess(VmapRunner(clients)), torch.device("cpu"))
+    assert_same(play(algorithm, clients, InProcess(VmapRunner(clients)), ELSEWHERE), here)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_nothing_that_clients_compute_with_is_left_behind(clients, name):
     algorithm, weights = method(name), TASK.init(Key(1))
-    facts, memory = clients.facts(0), algorithm.memory(weights)
-    census = run_once(algorithm.census, {}, {}, facts)[0]
+    client_info, memory = clients.facts(0), algorithm.memory(weights)
+    census = run_once(algorithm.census, {}, {}, client_info)[0]
     message = algorithm.address(algorithm.send(algorithm.init(weights, census, Key(0))), 0)
     program = algorithm.client
     for measure in MEASURES.values() if algorithm.same_form else ():
         program = measure.wrap(program)
     program, batch = on_device(program, FAKE), {"x": X[:4], "y": Y[:4]}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        carry = program.start(message, memory, facts, Key(0))
+        carry = program.start(message, memory, client_info, Key(0))
         carry = program.step(carry, batch, Key(1))
         assert places(carry) == {FAKE}
         assert places(program.finish(carry)[0]) == {torch.device("cpu")}
@@ -176,7 +177,7 @@ def test_what_is_drawn_from_something_elsewhere_is_drawn_here():
 
 
 def test_clients_test_models_elsewhere(clients):
-    models, engine = [TASK.init(Key(seed)) for seed in range(len(clients))], Sequential(clients)
+    models, engine = [TASK.init(Key(seed)) for seed in range(len(clients))], sequential(clients)
     assert evaluate_clients(TASK, models, clients, engine, ELSEWHERE) == evaluate_clients(
         TASK, models, clients, engine
     )
@@ -211,10 +212,10 @@ def test_pre_training_elsewhere_and_going_on_there(tmp_path):
 def test_a_gpu_computes_what_the_cpu_does(clients, name, batched, monkeypatch):
     monkeypatch.setattr(replay, "AFTER", 5)
     algorithm = method(name)
-    run = Vectorised(Together(clients)) if batched else Replaying(Sequential(clients))
+    run = InProcess(VmapRunner(clients)) if batched else InProcess(PerClientRunner(clients))
     with exact(torch.device("cuda")):
         there = play(algorithm, clients, run, torch.device("cuda"), rounds=2)
-    here = play(algorithm, clients, Sequential(clients), torch.device("cpu"), rounds=2)
+    here = play(algorithm, clients, sequential(clients), torch.device("cpu"), rounds=2)
     for a, b in zip(trees.leaves(there.weights), trees.leaves(here.weights), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 

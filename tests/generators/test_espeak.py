@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from genfl import config, pipeline
+from genfl.data.samples import Prompt
 from genfl.data.sounds import RATE
 from genfl.errors import InputError
 from genfl.generators import espeak
-from genfl.generators.base import Prompt
 from genfl.generators.espeak import Espeak, accents, noise, trimmed, utter
 from genfl.rng import Key
 

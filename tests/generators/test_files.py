@@ -9,13 +9,14 @@ import yaml
 from PIL import Image
 
 from genfl import config, pipeline
+from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS, read
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.generators.base import Prompt
+from genfl.experiment.context import data_set
+from genfl.experiment.folder import Run
 from genfl.generators.files import Files, check_apart, fingerprint
 from genfl.report.pictures import VIEWS, Generated
-from genfl.run import Run, data_set
 from genfl.stages import generate
 
 

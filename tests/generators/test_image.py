@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from genfl.data.samples import Prompt
 from genfl.errors import InputError
 from genfl.generators import classify, image
-from genfl.generators.base import Prompt
 from genfl.generators.image import StableDiffusion, locate
 from genfl.generators.registry import GENERATORS
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS, DIGIT_NAMES
-from genfl.generators.base import Prompt
 from genfl.generators.image import StableDiffusion, locate
 from genfl.models import CNN
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from genfl import config, pipeline
-from genfl.run import Run, data_set, kept_and_held
+from genfl.experiment.context import data_set, train_test_rows
+from genfl.experiment.folder import Run
 from genfl.stages import guided
-from genfl.stages.content import label_counts
+from genfl.stages.federate.generated_content import label_counts
 
 PACS = Path(__file__).parents[3] / "shared" / "data" / "pacs64"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pacs.yaml"
@@ -46,7 +47,7 @@ def run(tmp_path_factory, tiny_sdxl):
 
 def test_clients_are_guided_by_images_of_their_own_domain(run):
     (kind,) = guided.wanted(run.config)
-    kept, _ = kept_and_held(run.config, 0)
+    kept, _ = train_test_rows(run.config, 0)
     domains = np.asarray(data_set(run.config.data).train.keys)
     looks = [set(domains[rows].tolist()) for rows in kept]
     assert all(len(look) == 1 for look in looks)

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from genfl import config, pipeline
+from genfl import config, hub, pipeline
+from genfl.data.samples import Prompt
 from genfl.data.sounds import RATE
 from genfl.errors import InputError
 from genfl.generators import image, pretrained, sound, speech
-from genfl.generators.base import Prompt
 from genfl.generators.image import StableDiffusion
 from genfl.stages import generate
 from genfl.storage import digest
@@ -24,17 +24,17 @@ from ..data.test_sounds import labelled
 def test_a_retrained_folder_has_another_fingerprint(tiny_stable_diffusion, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_stable_diffusion, copy)
-    before = pretrained.fingerprint(str(copy))
-    assert before == pretrained.fingerprint(str(tiny_stable_diffusion)), "a copy is the same model"
+    before = hub.fingerprint(str(copy))
+    assert before == hub.fingerprint(str(tiny_stable_diffusion)), "a copy is the same model"
     (copy / "README.md").write_text("words do not matter")
-    pretrained.fingerprint.cache_clear()
-    assert pretrained.fingerprint(str(copy)) == before
+    hub.fingerprint.cache_clear()
+    assert hub.fingerprint(str(copy)) == before
     weights = next((copy / "unet").glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    pretrained.fingerprint.cache_clear()  # once a process is enough elsewhere
-    assert pretrained.fingerprint(str(copy)) != before
+    hub.fingerprint.cache_clear()  # once a process is enough elsewhere
+    assert hub.fingerprint(str(copy)) != before
     assert image.fingerprint("miniature") != image.fingerprint("some/id") == "some/id"
 
 
@@ -48,7 +48,7 @@ def test_a_missing_library_is_named_with_its_extra(
     }
     for kind, check in checks.items():
         check()
-        for library in pretrained.LIBRARIES[kind]:
+        for library in hub.LIBRARIES[kind]:
             with monkeypatch.context() as patch:
                 patch.setitem(sys.modules, library, None)
                 wanted = f"generator.kind: {kind} needs {library}: pip install 'genfl[{kind}]'"
@@ -60,17 +60,17 @@ def test_every_extra_holds_what_its_kind_needs():
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    for kind, libraries in pretrained.LIBRARIES.items():
+    for kind, libraries in hub.LIBRARIES.items():
         wanted = {re.split(r"[><=]", need)[0] for need in project["optional-dependencies"][kind]}
         assert set(libraries) <= wanted
 
 
 def test_a_gpu_that_is_not_there_is_named():
-    pretrained.check_device("cpu")
+    hub.check_device("cpu")
     with pytest.raises(
         InputError, match=r"^generator\.device: 'cuda:99', but torch sees no GPU of that number; use cpu$"
     ):
-        pretrained.check_device("cuda:99")
+        hub.check_device("cuda:99")
 
 
 def test_pickles_are_not_loaded(tiny_stable_diffusion, tmp_path):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from genfl.data.samples import Prompt
 from genfl.data.sounds import RATE
 from genfl.errors import InputError
 from genfl.generators import sound
-from genfl.generators.base import Prompt
 from genfl.generators.sound import Sound
 
 FAMILIES = ("tiny_audioldm", "tiny_audioldm2")

@@ -7,10 +7,10 @@ import torch
 from pyarrow import parquet
 from safetensors.numpy import save_file
 
+from genfl.data.samples import Prompt
 from genfl.data.sounds import RATE
 from genfl.errors import InputError
 from genfl.generators import speech
-from genfl.generators.base import Prompt
 from genfl.generators.speech import Speech, x_vectors
 
 VOICES = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)

@@ -4,8 +4,8 @@ import pytest
 
 from genfl import config
 from genfl.config.generation import TextGenerator
+from genfl.data.samples import Prompt
 from genfl.errors import GenflError, InputError
-from genfl.generators.base import Prompt
 from genfl.generators.registry import GENERATORS
 from genfl.generators.text import HOPELESS, ChatTexts, copies
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from genfl.engines.base import Outcome
-from genfl.engines.reductions import secure
-from genfl.engines.sequential import Sequential
+from genfl.engines.in_process import sequential
+from genfl.engines.protocol import RoundResult
+from genfl.engines.reducers import secure_reducers
 from genfl.errors import GenflError, InputError
 from genfl.labels.discovery import discover
 from genfl.labels.iblt import IBLT
@@ -14,7 +14,7 @@ SETS = [{"cat", "dog"}, {"dog"}, {"dog", "Ökölögie", "new york"}, {"cat"}]
 
 
 def engine(data, key):
-    return Sequential(data, secure(key))
+    return sequential(data, secure_reducers(key))
 
 
 def test_the_union_and_the_number_of_holders_are_found():
@@ -62,10 +62,10 @@ def test_the_server_never_gets_a_client_table_in_the_clear(monkeypatch):
 def test_a_hostile_sum_is_an_error_and_never_a_union():
     def hostile(data, key):
         def run(program, work):
-            outcome = Sequential(data, secure(key))(program, work)
+            outcome = sequential(data, secure_reducers(key))(program, work)
             table = outcome.aggregate["table"].numpy().copy()
             table[np.flatnonzero(table[:, 0])[0], 0] += 70_000  # more holders than clients
-            return Outcome({"table": torch.from_numpy(table)}, outcome.memories, {}, {})
+            return RoundResult({"table": torch.from_numpy(table)}, outcome.memories, {}, {})
 
         return run
 

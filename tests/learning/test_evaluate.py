@@ -7,12 +7,12 @@ import pytest
 import torch
 from sklearn.metrics import recall_score
 
-from genfl.engines.rounds import Trace
 from genfl.learning.evaluate import calibration_error, evaluate, recall
 from genfl.learning.task import Task, classification
 from genfl.models import Stack
 from genfl.references import mean
 from genfl.rng import Key
+from genfl.simulation import Trace
 
 given = Task(init=None, loss=None, forward=lambda weights, x: (x, x))
 """A task whose inputs are the logits."""

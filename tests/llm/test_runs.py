@@ -10,7 +10,7 @@ import time
 import datasets
 import pytest
 
-import genfl.run
+import genfl.experiment.context
 from genfl import config, pipeline
 from genfl.data.texts import vocabulary
 from genfl.errors import GenflError, InputError
@@ -46,9 +46,9 @@ def mine(tmp_path, monkeypatch):
     folder.mkdir()
     for split, rows in ROWS.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
     yield lambda *overrides: config.parse(RUN, [f"data.path={folder}", *overrides])
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
 
 
 def files(folder):
@@ -95,7 +95,7 @@ def test_fresh_starts_over_with_its_questions_too(mine, chat_server, tmp_path):
     chat_server.asked.clear()
     made = datasets.load_dataset(str(tmp_path / "run" / "synthetic"), split="train")["text"]
     vocabulary(made, 100, tmp_path / "words.json")
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
     own = mine(
         "generator.model=m",
         f"generator.base_url={chat_server.url}",

@@ -16,13 +16,13 @@ from PIL import Image
 
 from genfl import config
 from genfl.data.recipes import RECIPES
+from genfl.data.samples import Prompt, Sample
 from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, grey_image
 from genfl.data.synthetic import SyntheticData
-from genfl.generators.base import Prompt, Sample
+from genfl.experiment.folder import Run
 from genfl.report import page, plots, style, tables, text
-from genfl.report.summary import environment, summarise
-from genfl.run import Run
-from genfl.stages import report
+from genfl.report import stage as report
+from genfl.results.summarise import environment, summarise
 from genfl.storage import write_json
 
 NASTY = '<b>&"x'  # as a label, a method, a prompt and a name of a run

@@ -9,10 +9,10 @@ import soundfile
 from PIL import Image
 
 from genfl.data.media import Clip
+from genfl.data.samples import Prompt, Sample
 from genfl.data.sounds import RATE, LogMel
 from genfl.data.sources import DataSet, Examples
 from genfl.data.synthetic import SyntheticData
-from genfl.generators.base import Prompt, Sample
 from genfl.report import pictures
 
 FORM = LogMel(1.0)

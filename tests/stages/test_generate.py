@@ -12,10 +12,10 @@ import soundfile
 import yaml
 from PIL import Image
 
-import genfl.run
+import genfl.experiment.context
 from genfl import config, pipeline
 from genfl.errors import InputError
-from genfl.run import Run, Share, share_folders
+from genfl.experiment.folder import Run, Shard, shard_folders
 from genfl.stages import generate, prompts
 from genfl.storage import read_json
 
@@ -54,7 +54,7 @@ def blank(folder, label, *numbers):
 def made(tmp_path, monkeypatch):
     """A folder with six samples of each label."""
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
     draw(tmp_path / "own", 6, seed=0)
     return draw(tmp_path / "made", 6, seed=1)
 
@@ -201,7 +201,7 @@ def whole(made, tmp_path):
 
 @pytest.mark.parametrize("order", [["0/2", "1/2"], ["1/2", "0/2"], ["2/3", "0/3", "1/3"], ["0/1"], ["6/7"]])
 def test_shards_make_the_data_set_that_one_process_makes(made, tmp_path, whole, order):
-    for share in map(Share.parse, order):
+    for share in map(Shard.parse, order):
         execute(made, tmp_path / "run", share=share)
     assert not (tmp_path / "run").exists()
     run = execute(made, tmp_path / "run")
@@ -215,10 +215,10 @@ def test_shards_make_the_data_set_that_one_process_makes(made, tmp_path, whole, 
 
 
 def test_what_a_shard_lacks_or_has_damaged_is_made_again(made, tmp_path, whole, caplog):
-    for share in (Share(0, 2), Share(1, 2)):
+    for share in (Shard(0, 2), Shard(1, 2)):
         execute(made, tmp_path / "run", share=share)
-    folder = Share(0, 2).folder(tmp_path / "run")
-    assert [path.name for path in share_folders(tmp_path / "run")] == ["run.shard-0-of-2", "run.shard-1-of-2"]
+    folder = Shard(0, 2).folder(tmp_path / "run")
+    assert [path.name for path in shard_folders(tmp_path / "run")] == ["run.shard-0-of-2", "run.shard-1-of-2"]
     damaged, absent, *_ = sorted((folder / "synthetic" / "data").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:-1])
     absent.unlink()
@@ -227,7 +227,7 @@ def test_what_a_shard_lacks_or_has_damaged_is_made_again(made, tmp_path, whole, 
 
 
 def test_a_shard_goes_on_and_is_never_taken_for_the_whole(made, tmp_path):
-    share, folder = Share(0, 2), Share(0, 2).folder(tmp_path / "run")
+    share, folder = Shard(0, 2), Shard(0, 2).folder(tmp_path / "run")
     execute(made, tmp_path / "run", share=share)
     (lost, *others) = sorted((folder / "synthetic" / "data").iterdir())
     before = {path: path.stat().st_mtime_ns for path in others}
@@ -242,9 +242,9 @@ def test_a_shard_goes_on_and_is_never_taken_for_the_whole(made, tmp_path):
 
 
 def test_shards_of_another_config_or_of_other_prompts_are_left_alone(made, tmp_path, whole, caplog):
-    execute(made, tmp_path / "run", "prompts.guidance_scale=2.0", share=Share(0, 2))
-    execute(made, tmp_path / "elsewhere", share=Share(1, 2))
-    moved = Share(1, 2).folder(tmp_path / "elsewhere").rename(Share(1, 2).folder(tmp_path / "run"))
+    execute(made, tmp_path / "run", "prompts.guidance_scale=2.0", share=Shard(0, 2))
+    execute(made, tmp_path / "elsewhere", share=Shard(1, 2))
+    moved = Shard(1, 2).folder(tmp_path / "elsewhere").rename(Shard(1, 2).folder(tmp_path / "run"))
     assert synthetic(execute(made, tmp_path / "run").folder) == whole
     assert "shard-0-of-2 is of another config" in caplog.text
     assert "shard-1-of-2 is of another config" not in caplog.text
@@ -260,21 +260,21 @@ def test_shards_of_another_config_or_of_other_prompts_are_left_alone(made, tmp_p
 def test_a_shard_takes_over_the_prompts_that_there_are(made, tmp_path, caplog):
     caplog.set_level("INFO", "genfl")
     execute(made, tmp_path / "run", until="prompts")
-    execute(made, tmp_path / "run", share=Share(0, 2))
+    execute(made, tmp_path / "run", share=Shard(0, 2))
     assert f"prompts: taken over from {tmp_path / 'run'}" in caplog.text
     caplog.clear()
-    execute(made, tmp_path / "run", share=Share(1, 2))
+    execute(made, tmp_path / "run", share=Shard(1, 2))
     assert "prompts: taken over from" in caplog.text
 
 
 def test_folders_at_work_are_not_joined(made, tmp_path):
-    execute(made, tmp_path / "run", share=Share(0, 2))
-    busy = Share(0, 2).folder(tmp_path / "run")
+    execute(made, tmp_path / "run", share=Shard(0, 2))
+    busy = Shard(0, 2).folder(tmp_path / "run")
     with filelock.FileLock(busy / pipeline.LOCK):
-        for options in ({}, {"share": Share(0, 2)}):
+        for options in ({}, {"share": Shard(0, 2)}):
             with pytest.raises(InputError, match=rf"^--out: another process is at work in {busy}$"):
                 execute(made, tmp_path / "run", **options)
-        execute(made, tmp_path / "run", share=Share(1, 2))
+        execute(made, tmp_path / "run", share=Shard(1, 2))
     (tmp_path / "run.shard-mine").mkdir()
     (tmp_path / "run.shard-mine" / "notes.txt").write_text("mine")
     execute(made, tmp_path / "run")
@@ -284,7 +284,7 @@ def test_folders_at_work_are_not_joined(made, tmp_path):
 def test_a_shard_of_a_run_in_the_working_folder_is_beside_it(made, tmp_path, monkeypatch, whole):
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path / "run")
-    execute(made, Path(), share=Share(1, 2))
+    execute(made, Path(), share=Shard(1, 2))
     assert (tmp_path / "run.shard-1-of-2" / "synthetic").is_dir()
     execute(made, Path())
     assert synthetic(tmp_path / "run") == whole
@@ -293,12 +293,12 @@ def test_a_shard_of_a_run_in_the_working_folder_is_beside_it(made, tmp_path, mon
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "1/2/3", "a/b", "0/0", "", "½/2", "1/ 2"])
 def test_a_shard_that_cannot_be_is_refused(text):
     with pytest.raises(InputError, match=r"^--shard: say which of how many, counted from 0, "):
-        Share.parse(text)
+        Shard.parse(text)
 
 
 def test_only_generating_is_shared(made, tmp_path):
     with pytest.raises(InputError, match=r"^--shard: .*add --until generate$"):
-        execute(made, tmp_path / "run", until="report", share=Share(0, 2))
+        execute(made, tmp_path / "run", until="report", share=Shard(0, 2))
     assert list(tmp_path.glob("run*")) == []
 
 
@@ -374,8 +374,8 @@ def test_killed_while_generating_it_ends_with_the_same_data_set(tmp_path, monkey
 def test_shards_in_processes_of_which_one_is_killed(tmp_path, monkeypatch, generating):
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
     write_config(tmp_path, "files")
-    whole, part = (generating(tmp_path / "c.yaml", tmp_path / "run", Share(n, 2)) for n in (0, 1))
+    whole, part = (generating(tmp_path / "c.yaml", tmp_path / "run", Shard(n, 2)) for n in (0, 1))
     part.kill()
     assert "shard 0/2 is made, 80 of 160 blocks" in whole.ended()
-    finish(tmp_path, "run", share=Share(1, 2))
+    finish(tmp_path, "run", share=Shard(1, 2))
     assert finish(tmp_path, "run") == finish(tmp_path, "whole")

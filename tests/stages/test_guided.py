@@ -11,9 +11,12 @@ import torch
 from genfl import config, pipeline
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.run import Run, data_set, indices, kept_and_held, private_data
-from genfl.stages import arms, federate, guided
-from genfl.stages.content import holdings, label_counts
+from genfl.experiment.context import data_set, indices, private_data, train_test_rows
+from genfl.experiment.folder import Run
+from genfl.stages import guided
+from genfl.stages.federate import stage as federate
+from genfl.stages.federate import trial
+from genfl.stages.federate.generated_content import label_counts, training_data
 from genfl.storage import read_json, sha256
 
 CONFIG = """
@@ -55,7 +58,7 @@ def test_alike_content_is_generated_once(run):
 def test_real_guidance_is_never_of_a_class_the_client_lacks(run):
     for kind, seed in itertools.product(guided.wanted(run.config), run.config.seeds):
         y = indices(data_set(run.config.data).train, run.labels).numpy()
-        kept, _ = kept_and_held(run.config, seed)
+        kept, _ = train_test_rows(run.config, seed)
         for block in guided._blocks(run, kind, seed):
             for prompt, rows in zip(block.prompts, block.guides, strict=True):
                 assert len(rows) == 1
@@ -90,7 +93,7 @@ def test_clients_hold_what_was_guided_and_what_was_not(run):
         return x, torch.arange(60) % 10
 
     for name in ("real", "mixed"):
-        data = holdings(run, name, private_data(run, 0), 0, pool, partial(guided.read, run))
+        data = training_data(run, name, private_data(run, 0), 0, pool, partial(guided.read, run))
         assert data.generated() == 60
         for client in range(3):
             private, made = data.sizes(client)
@@ -132,8 +135,8 @@ def test_only_what_decides_the_samples_makes_them_again(run, tmp_path):
     ):
         assert not made(change) & before
     one = config.parse(CONFIG, ["seeds=[0]"])
-    keys = {name: arms.key(Run(one, run.folder), method, 0) for name, method in one.methods.items()}
-    again = {name: arms.key(run, method, 0) for name, method in run.config.methods.items()}
+    keys = {name: trial.key(Run(one, run.folder), method, 0) for name, method in one.methods.items()}
+    again = {name: trial.key(run, method, 0) for name, method in run.config.methods.items()}
     assert keys == again, "another seed trains nothing anew"
 
 

@@ -5,11 +5,13 @@ import json
 
 import pytest
 
-import genfl.run
+import genfl.experiment.context
 from genfl import config, pipeline
 from genfl.errors import InputError
-from genfl.run import Run, data_set
-from genfl.stages import federate, guided
+from genfl.experiment.context import data_set
+from genfl.experiment.folder import Run
+from genfl.stages import guided
+from genfl.stages.federate import stage as federate
 
 CONFIG = """
 {name: t, model: {name: lstm, embedding: 4, width: 4}, seeds: [0],
@@ -36,11 +38,11 @@ def parse(tmp_path, monkeypatch, chat_server):
     (tmp_path / "data").mkdir()
     for split, rows in (("train", ROWS), ("test", ROWS[::5])):
         (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
     yield lambda *overrides: config.parse(
         CONFIG, [f"data.path={tmp_path / 'data'}", f"generator.base_url={chat_server.url}", *overrides]
     )
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
 
 
 def test_queries_show_the_clients_own_texts_of_the_class(parse, tmp_path, chat_server):

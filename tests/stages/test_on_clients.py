@@ -9,10 +9,11 @@ import torch
 
 from genfl import config, pipeline
 from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, digits, to_image
+from genfl.experiment.context import held_back_data, private_data, task_of
+from genfl.experiment.folder import Run
 from genfl.learning.evaluate import evaluate
 from genfl.learning.task import from_state_dict
 from genfl.rng import Key
-from genfl.run import Run, held_back_data, private_data, task_of
 from genfl.storage import load_tensors
 
 CONFIG = """

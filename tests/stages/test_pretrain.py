@@ -10,16 +10,18 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-import genfl.run
+import genfl.experiment.context
 from genfl import config, pipeline
 from genfl.errors import InputError
+from genfl.experiment.context import initial_key, private_data, task_of
+from genfl.experiment.folder import Run
 from genfl.learning.evaluate import evaluate
 from genfl.models import MODELS
 from genfl.models.resnet import resnet18, resnet20
 from genfl.report import text
-from genfl.run import Run, initial_key, private_data, task_of
-from genfl.stages import arms, pretrain
-from genfl.stages.content import holdings
+from genfl.stages import pretrain
+from genfl.stages.federate import trial
+from genfl.stages.federate.generated_content import training_data
 from genfl.storage import load_tensors
 
 CONFIG = """
@@ -55,14 +57,14 @@ def parse(tmp_path, monkeypatch):
     """Reads the config, with data to train on and no caches but the test's own."""
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
     own, made = draw(tmp_path / "own", 12, seed=0), draw(tmp_path / "made", 6, seed=1)
 
     def parse(*overrides):
         return config.parse(CONFIG, [f"data.path={own}", f"generator.path={made}", *overrides])
 
     yield parse
-    genfl.run._load.cache_clear()
+    genfl.experiment.context._load.cache_clear()
 
 
 def trained(model):
@@ -128,9 +130,9 @@ def test_a_head_of_as_many_classes_is_kept(parse, tmp_path, caplog):
 def test_methods_and_pretraining_start_from_it(parse, tmp_path, weights_file):
     settings = parse(f"pretrain.init={weights_file}")
     summary = pipeline.execute(settings, tmp_path / "run")
-    run, data = Run(settings, tmp_path / "run"), genfl.run.data_set(settings.data)
+    run, data = Run(settings, tmp_path / "run"), genfl.experiment.context.data_set(settings.data)
     task = task_of(run)
-    y = genfl.run.indices(data.test, run.labels)
+    y = genfl.experiment.context.indices(data.test, run.labels)
     traces = run.result("federate")["methods"]
     for seed in settings.seeds:
         start = pretrain.initial(settings, task, seed)
@@ -183,7 +185,7 @@ def test_its_content_counts_and_not_its_place(parse, tmp_path, weights_file):
     moved = parse(f"pretrain.init={copy}", "seeds=[0]")
 
     def key(settings, method):
-        return arms.key(Run(settings, tmp_path / "run"), settings.methods[method], 0)
+        return trial.key(Run(settings, tmp_path / "run"), settings.methods[method], 0)
 
     def state(settings):
         pipeline.execute(settings, tmp_path / "run", until="labels", update=True)
@@ -291,7 +293,9 @@ def test_clients_change_what_the_config_says(parse, tmp_path, data, private, gen
     settings = parse(*mixed, f"federate.local.augment={{flip: true, data: {data}}}")
     run = Run(settings, tmp_path / "run")
     pipeline.execute(settings, run.folder, until="generate")
-    held = holdings(run, "mixed", private_data(run, 0), 0, partial(genfl.stages.generate.read, run), None)
+    held = training_data(
+        run, "mixed", private_data(run, 0), 0, partial(genfl.stages.generate.read, run), None
+    )
     assert [augment is not None for _, augment in held.augments] == [private, generated]
     off = parse("methods.existing.start=random", f"federate.local.augment={{data: {data}}}")
     held = private_data(Run(off, run.folder), 0)

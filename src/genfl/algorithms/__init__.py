@@ -1,6 +1,6 @@
 """Federated algorithms, by the names a config uses."""
 
-from genfl.algorithms.base import Algorithm, Client, run_once
+from genfl.algorithms.base import Algorithm, ClientProgram, run_once
 from genfl.algorithms.profile import Profile, profile
 from genfl.algorithms.registry import ALGORITHMS, AlgorithmEntry, combine
 
@@ -8,7 +8,7 @@ __all__ = [
     "ALGORITHMS",
     "Algorithm",
     "AlgorithmEntry",
-    "Client",
+    "ClientProgram",
     "Profile",
     "combine",
     "profile",

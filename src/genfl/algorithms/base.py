@@ -6,12 +6,12 @@ the work runs and adds the uploads up. Hyper-parameters are closed over by the b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
+from torch import Tensor
 
 from genfl import trees
 from genfl.learning.local import Context, LocalSGD
@@ -19,7 +19,7 @@ from genfl.learning.task import Batch, Task, Weights
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
-Facts = dict[str, Any]
+ClientInfo = dict[str, Any]
 """What a client knows of its own data before round 0: ``samples`` (scalar), ``label_counts`` [classes]."""
 
 Positive = Annotated[float, Gt(0)]
@@ -28,32 +28,90 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 Steps = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
 
-Reduction = Literal["sum", "each"]
+ReductionKind = Literal["sum", "each"]
 """What the server may see of an upload: its sum over the cohort, or every client's own."""
 
 
-def no_losses(message: Tree, examples: Batch) -> torch.Tensor:
-    """What programs have that cannot judge examples: it refuses."""
-    raise ValueError("the program cannot choose among generated samples: nothing in its message says how")
+class StartFn(Protocol):
+    """Begins a client's round."""
+
+    def __call__(self, message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
+        """Return the carry before the first step.
+
+        Args:
+            message: What the server sent this client.
+            memory: What the client kept from its last counted round.
+            client_info: What it knows of its own data.
+            key: The random stream of the start.
+        """
+        ...
 
 
-class Client(NamedTuple):
+class StepFn(Protocol):
+    """Takes one step on one batch."""
+
+    def __call__(self, carry: Tree, batch: Batch, key: Stream) -> Tree:
+        """Return the carry after the step; where clients are batched, this runs under `torch.vmap`.
+
+        Args:
+            carry: The state of the client's round.
+            batch: The step's examples.
+            key: The random stream of the step.
+        """
+        ...
+
+
+class FinishFn(Protocol):
+    """Ends a client's round."""
+
+    def __call__(self, carry: Tree) -> tuple[Tree, Tree]:
+        """Return the upload, and the memory, which never leaves the client."""
+        ...
+
+
+class HeldSamples(NamedTuple):
+    """What a client holds, for a program that selects the samples to train on.
+
+    Attributes:
+        round: The round's number, from 1.
+        part_sizes: How many samples it has of each part of the data; rows are numbered in this order.
+        examples: ``(rows) -> batch`` of some of them, without random changes.
+    """
+
+    round: int
+    part_sizes: tuple[int, ...]
+    examples: Callable[[Tensor], Batch]
+
+
+class SelectFn(Protocol):
+    """Selects the samples that a client trains on in a round (FedGC's filter)."""
+
+    def __call__(self, message: Tree, held: HeldSamples) -> Sequence[Tensor]:
+        """Return the selected rows of each part, int64 [n], ascending.
+
+        Args:
+            message: What the server sent this client.
+            held: What the client holds.
+        """
+        ...
+
+
+class ClientProgram(NamedTuple):
     """A program that runs on a client. The engine owns the loop over batches.
 
     Attributes:
-        start: ``(message, memory, facts, key) -> carry``.
-        step: ``(carry, batch, key) -> carry``; where clients are batched, under `torch.vmap`.
-        finish: ``(carry) -> (upload, memory)``; the memory never leaves the client.
+        start: ``(message, memory, client_info, key) -> carry``.
+        step: ``(carry, batch, key) -> carry``.
+        finish: ``(carry) -> (upload, memory)``.
         reductions: For each name of the upload, what the server may see of it.
-        losses: ``(message, examples) -> loss`` of each under the global model, [n]; by it clients choose
-            among their generated samples.
+        select: ``(message, held) -> rows`` to train on; None trains on all.
     """
 
-    start: Callable[[Tree, Tree, Facts, Key], Tree]
-    step: Callable[[Tree, Batch, Stream], Tree]
-    finish: Callable[[Tree], tuple[Tree, Tree]]
-    reductions: dict[str, Reduction]
-    losses: Callable[[Tree, Batch], torch.Tensor] = no_losses
+    start: StartFn
+    step: StepFn
+    finish: FinishFn
+    reductions: Mapping[str, ReductionKind]
+    select: SelectFn | None = None
 
 
 class Algorithm(NamedTuple):
@@ -71,40 +129,42 @@ class Algorithm(NamedTuple):
         same_form: Whether clients train models of the global model's form.
     """
 
-    census: Client
+    census: ClientProgram
     init: Callable[[Weights, Tree, Key], Tree]
     send: Callable[[Tree], Tree]
-    client: Client
+    client: ClientProgram
     server: Callable[[Tree, Tree, Key], Tree]
     memory: Callable[[Weights], Tree]
     address: Callable[[Tree, int], Tree] = lambda message, client: message
     same_form: bool = True
 
 
-def statistics(reductions: dict[str, Callable[[Facts], torch.Tensor]]) -> Client:
+def statistics(reductions: dict[str, Callable[[ClientInfo], torch.Tensor]]) -> ClientProgram:
     """Returns a client program without training whose uploads are sums of the clients' facts.
 
     Args:
         reductions: For each upload, what a client contributes to the sum.
     """
 
-    def finish(facts: Tree) -> tuple[Tree, Tree]:
-        return {name: of(facts) for name, of in reductions.items()}, {}
+    def finish(carry: Tree) -> tuple[Tree, Tree]:
+        return {name: of(carry) for name, of in reductions.items()}, {}
 
-    return Client(
-        start=lambda message, memory, facts, key: facts,
+    return ClientProgram(
+        start=lambda message, memory, client_info, key: client_info,
         step=lambda carry, batch, key: carry,
         finish=finish,
         reductions=dict.fromkeys(reductions, "sum"),
     )
 
 
-def run_once(client: Client, message: Tree, memory: Tree, facts: Tree) -> tuple[Tree, Tree]:
+def run_once(client: ClientProgram, message: Tree, memory: Tree, client_info: Tree) -> tuple[Tree, Tree]:
     """Runs a client program without a single batch: what it would upload and remember, in form."""
-    return client.finish(client.start(message, memory, facts, Key(0)))
+    return client.finish(client.start(message, memory, client_info, Key(0)))
 
 
-head_count = statistics({"clients": lambda facts: torch.ones(()), "samples": lambda facts: facts["samples"]})
+head_count = statistics(
+    {"clients": lambda client_info: torch.ones(()), "samples": lambda client_info: client_info["samples"]}
+)
 """The default census: how many clients there are, and how many samples they hold together."""
 
 
@@ -117,14 +177,14 @@ def training_client(
     task: Task,
     local: LocalSGD,
     upload: Callable[[Tree], Tree],
-    reductions: dict[str, Reduction],
+    reductions: dict[str, ReductionKind],
     *,
     shift: Callable[[Tree, Tree], Tree] | None = None,
     remember: Callable[[Tree], Tree] = lambda carry: {},
-) -> Client:
+) -> ClientProgram:
     """Returns the program of a client that trains the global model by local steps.
 
-    Its carry is ``{"local": the training state, "message", "memory", "facts", "shift"}``, and its memory
+    Its carry is ``{"local": the training state, "message", "memory", "client_info", "shift"}``. Its memory is
     ``{"method": what the algorithm keeps, "local": what the hooks of `local` keep}``.
 
     Args:
@@ -136,12 +196,12 @@ def training_client(
         remember: ``(carry) -> memory`` of the algorithm after the last step.
     """
 
-    def start(message: Tree, memory: Tree, facts: Facts, key: Key) -> Tree:
+    def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         return {
             "local": local.start(message["weights"]),
             "message": message,
             "memory": memory,
-            "facts": facts,
+            "client_info": client_info,
             "shift": shift(message, memory["method"]) if shift else None,
         }
 
@@ -152,11 +212,7 @@ def training_client(
     def finish(carry: Tree) -> tuple[Tree, Tree]:
         return upload(carry), {"method": remember(carry), "local": local.memory.remember(carry["local"])}
 
-    def losses(message: Tree, examples: Batch) -> torch.Tensor:
-        logits = task.predict(message["weights"], examples["x"])
-        return F.cross_entropy(logits, examples["y"], reduction="none")
-
-    return Client(start, step, finish, reductions, losses)
+    return ClientProgram(start, step, finish, reductions)
 
 
 def training_memory(
@@ -168,7 +224,7 @@ def training_memory(
 
 def context(task: Task, carry: Tree, key: Stream) -> Context:
     """Returns what the hooks may read in a step of a `training_client`."""
-    return Context(task, carry["message"], carry["memory"]["local"], carry["facts"], key)
+    return Context(task, carry["message"], carry["memory"]["local"], carry["client_info"], key)
 
 
 def trained(carry: Tree) -> Weights:

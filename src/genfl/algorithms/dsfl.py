@@ -8,12 +8,11 @@ from torch import Tensor
 from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
+    ClientInfo,
     Count,
-    Facts,
     Positive,
     Steps,
     head_count,
-    no_losses,
     trained,
     training_client,
     training_memory,
@@ -68,12 +67,12 @@ def dsfl(
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
         return {"weights": weights, "targets": torch.zeros_like(task.predict(weights, shared))}
 
-    def start(message: Tree, memory: Tree, facts: Facts, key: Key) -> Tree:
+    def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         own, targets = memory["method"], message["targets"]
         # Zero targets have no gradient, but to see the inputs would still change batch norm's statistics.
         first = (targets == 0).all()
         begin = trees.map(lambda a, b: torch.where(first, a, b), own, learn(own, targets, key))
-        return client.start({**message, "weights": begin}, memory, facts, key)
+        return client.start({**message, "weights": begin}, memory, client_info, key)
 
     def upload(carry: Tree) -> Tree:
         probabilities = torch.softmax(task.predict(trained(carry), shared), 1)
@@ -91,7 +90,7 @@ def dsfl(
         census=head_count,
         init=init,
         send=lambda state: {"targets": state["targets"]},
-        client=client._replace(start=start, losses=no_losses),
+        client=client._replace(start=start),
         server=server,
         memory=training_memory(local, lambda weights: weights),
     )

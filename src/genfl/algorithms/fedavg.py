@@ -10,7 +10,7 @@ from torch import Tensor
 from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
-    Facts,
+    ClientInfo,
     head_count,
     model_change,
     training_client,
@@ -32,10 +32,10 @@ class Weighting(NamedTuple):
     """
 
     announce: Callable[[Tree], Tree]
-    weight: Callable[[Facts, Tree], Tensor]
+    weight: Callable[[ClientInfo, Tree], Tensor]
 
 
-by_samples = Weighting(lambda census: {}, lambda facts, announced: facts["samples"])
+by_samples = Weighting(lambda census: {}, lambda client_info, announced: client_info["samples"])
 """Weights a client by its number of samples."""
 
 
@@ -71,7 +71,7 @@ def fedavg(
         return {"weights": state["weights"], "announced": state["announced"]}
 
     def upload(carry: Tree) -> Tree:
-        w = weighting.weight(carry["facts"], carry["message"]["announced"])
+        w = weighting.weight(carry["client_info"], carry["message"]["announced"])
         return {"weight": w, "delta": trees.scale(w, model_change(carry))}
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:

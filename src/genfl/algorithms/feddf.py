@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genfl.algorithms.base import Algorithm, Count, Positive, Reduction, Steps, trained
+from genfl.algorithms.base import Algorithm, Count, Positive, ReductionKind, Steps, trained
 from genfl.algorithms.fedavg import fedavg
 from genfl.learning.distil import distil
 from genfl.learning.local import LocalSGD
@@ -56,6 +56,6 @@ def feddf(
         )
         return {**after, "weights": student}
 
-    reductions: dict[str, Reduction] = {**average.client.reductions, "clients": "sum", "logits": "sum"}
+    reductions: dict[str, ReductionKind] = {**average.client.reductions, "clients": "sum", "logits": "sum"}
     client = average.client._replace(finish=finish, reductions=reductions)
     return average._replace(client=client, server=server)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genfl.algorithms.base import Facts, NonNegative
+from genfl.algorithms.base import ClientInfo, NonNegative
 from genfl.algorithms.fedavg import Weighting
 from genfl.trees import Tree
 
@@ -32,9 +32,9 @@ def feddisco(cohort: int, *, a: NonNegative = 0.5, b: NonNegative = 0.1) -> Weig
     def announce(census: Tree) -> Tree:
         return {"cohort_samples": census["samples"] * cohort / census["clients"]}
 
-    def weight(facts: Facts, announced: Tree) -> Tensor:
-        share: Tensor = facts["samples"] / announced["cohort_samples"]
-        distribution = facts["label_counts"] / facts["label_counts"].sum()
+    def weight(client_info: ClientInfo, announced: Tree) -> Tensor:
+        share: Tensor = client_info["samples"] / announced["cohort_samples"]
+        distribution = client_info["label_counts"] / client_info["label_counts"].sum()
         discrepancy = (distribution - 1 / len(distribution)).square().sum().sqrt()
         return torch.relu(share - a * discrepancy + b) + SMALLEST * share
 

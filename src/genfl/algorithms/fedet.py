@@ -11,9 +11,9 @@ from torch import Tensor
 from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
-    Client,
+    ClientInfo,
+    ClientProgram,
     Count,
-    Facts,
     NonNegative,
     Positive,
     Steps,
@@ -66,7 +66,7 @@ def fedet(
         raise ValueError("fedet: a client's model has no one form, but local training remembers a model")
 
     def upload(carry: Tree) -> Tree:
-        return {"weights": trained(carry), "samples": carry["facts"]["samples"]}
+        return {"weights": trained(carry), "samples": carry["client_info"]["samples"]}
 
     programs = {
         name: training_client(own, local, upload, {"weights": "each", "samples": "each"})
@@ -83,9 +83,9 @@ def fedet(
         return {"models": {name: message["models"][name]}}
 
     # What belongs to a client carries the name of its architecture, by which its program is found.
-    def start(message: Tree, memory: Tree, facts: Facts, key: Key) -> Tree:
+    def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         ((name, weights),) = message["models"].items()
-        return {name: programs[name].start({"weights": weights}, memory, facts, key)}
+        return {name: programs[name].start({"weights": weights}, memory, client_info, key)}
 
     def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
         ((name, training),) = carry.items()
@@ -113,7 +113,7 @@ def fedet(
         census=head_count,
         init=init,
         send=lambda state: {"models": state["models"]},
-        client=Client(start, step, finish, {"trained": "each"}),
+        client=ClientProgram(start, step, finish, {"trained": "each"}),
         server=server,
         memory=training_memory(local),
         address=address,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genfl import trees
-from genfl.algorithms.base import Algorithm, Count, NonNegative, Positive, Reduction, Steps
+from genfl.algorithms.base import Algorithm, Count, NonNegative, Positive, ReductionKind, Steps
 from genfl.algorithms.fedavg import fedavg
 from genfl.learning.conditional import Generator, similarity
 from genfl.learning.local import LocalSGD
@@ -71,7 +71,7 @@ def fedftg(
 
     def finish(carry: Tree) -> tuple[Tree, Tree]:
         upload, memory = average.client.finish(carry)
-        return {**upload, "label_counts": carry["facts"]["label_counts"]}, memory
+        return {**upload, "label_counts": carry["client_info"]["label_counts"]}, memory
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
         teachers = [
@@ -107,7 +107,7 @@ def fedftg(
         weights = {**state["weights"], "params": trees.map(torch.detach, model)}
         return {**state, "weights": weights, "generator": trees.map(torch.detach, g)}
 
-    reductions: dict[str, Reduction] = dict.fromkeys(("weight", "delta", "label_counts"), "each")
+    reductions: dict[str, ReductionKind] = dict.fromkeys(("weight", "delta", "label_counts"), "each")
     client = average.client._replace(finish=finish, reductions=reductions)
     return average._replace(init=init, client=client, server=server)
 

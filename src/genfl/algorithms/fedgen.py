@@ -93,5 +93,5 @@ def fedgen(
         strength = torch.full_like(state["strength"], weight)
         return {**state, "generator": trees.map(torch.detach, g), "strength": strength}
 
-    census = statistics({"label_counts": lambda facts: facts["label_counts"]})
+    census = statistics({"label_counts": lambda client_info: client_info["label_counts"]})
     return average._replace(census=census, init=init, send=send, server=server)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
-    Reduction,
+    ReductionKind,
     head_count,
     model_change,
     send_weights,
@@ -36,7 +36,7 @@ def fednova(task: Task, local: LocalSGD) -> Algorithm:
         return {"weights": weights}
 
     def upload(carry: Tree) -> Tree:
-        samples, change = carry["facts"]["samples"], model_change(carry)
+        samples, change = carry["client_info"]["samples"], model_change(carry)
         effective = local.effective_steps(carry["local"])
         return {
             "samples": samples,
@@ -52,6 +52,6 @@ def fednova(task: Task, local: LocalSGD) -> Algorithm:
         buffers = trees.add(weights["buffers"], trees.scale(1 / samples, aggregate["buffers"]))
         return {"weights": {"params": params, "buffers": buffers}}
 
-    uploads: dict[str, Reduction] = dict.fromkeys(("samples", "steps", "direction", "buffers"), "sum")
+    uploads: dict[str, ReductionKind] = dict.fromkeys(("samples", "steps", "direction", "buffers"), "sum")
     client = training_client(task, local, upload, uploads)
     return Algorithm(head_count, init, send_weights, client, server, training_memory(local))

@@ -45,10 +45,10 @@ def profile(entry: AlgorithmEntry) -> Profile:
     """Measures a method on the reference setting."""
     task = _task()
     algorithm = _build(entry, task)
-    facts = {"samples": torch.ones(()), "label_counts": torch.ones(_CLASSES)}
+    client_info = {"samples": torch.ones(()), "label_counts": torch.ones(_CLASSES)}
     weights = task.init(Key(0))
     message = algorithm.address(algorithm.send(_state(algorithm, task)), 0)
-    upload, memory = run_once(algorithm.client, message, algorithm.memory(weights), facts)
+    upload, memory = run_once(algorithm.client, message, algorithm.memory(weights), client_info)
     model = trees.num_bytes(weights)
     only_sums = set(algorithm.client.reductions.values()) == {"sum"}
     return Profile(
@@ -83,15 +83,20 @@ def take_a_step(algorithm: Algorithm, task: Task, client: int = 0) -> None:
     """
     form = task.shapes()
     batch = {"x": torch.zeros(2, *form.input), "y": torch.arange(2) % form.classes}
-    facts = {"samples": torch.ones(()), "label_counts": torch.ones(form.classes)}
+    client_info = {"samples": torch.ones(()), "label_counts": torch.ones(form.classes)}
     message = algorithm.address(algorithm.send(_state(algorithm, task)), client)
-    carry = algorithm.client.start(message, algorithm.memory(task.init(Key(0))), facts, Key(0))
+    carry = algorithm.client.start(message, algorithm.memory(task.init(Key(0))), client_info, Key(0))
     algorithm.client.finish(algorithm.client.step(carry, batch, Key(0)))
 
 
+def sends_weights(algorithm: Algorithm, task: Task) -> bool:
+    """Return whether clients get the global model itself, by which they can judge samples."""
+    return "weights" in algorithm.address(algorithm.send(_state(algorithm, task)), 0)
+
+
 def _state(algorithm: Algorithm, task: Task) -> trees.Tree:
-    facts = {"samples": torch.ones(()), "label_counts": torch.ones(task.shapes().classes)}
-    return algorithm.init(task.init(Key(0)), run_once(algorithm.census, {}, {}, facts)[0], Key(0))
+    client_info = {"samples": torch.ones(()), "label_counts": torch.ones(task.shapes().classes)}
+    return algorithm.init(task.init(Key(0)), run_once(algorithm.census, {}, {}, client_info)[0], Key(0))
 
 
 def _build(entry: AlgorithmEntry, task: Task) -> Algorithm:

@@ -9,8 +9,8 @@ import torch
 from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
-    Client,
-    Facts,
+    ClientInfo,
+    ClientProgram,
     Positive,
     context,
     head_count,
@@ -93,12 +93,12 @@ def scaffold(
     return Algorithm(head_count, init, send, client, server, memory)
 
 
-def _summing_gradients(client: Client, task: Task, local: LocalSGD) -> Client:
+def _summing_gradients(client: ClientProgram, task: Task, local: LocalSGD) -> ClientProgram:
     """Adds the sum of the batches' gradients at the global model to a client's carry, as ``at_global``."""
 
-    def start(message: Tree, memory: Tree, facts: Facts, key: Key) -> Tree:
+    def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         zero = trees.zeros_like(message["weights"]["params"])
-        return {**client.start(message, memory, facts, key), "at_global": zero}
+        return {**client.start(message, memory, client_info, key), "at_global": zero}
 
     def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
         x = carry["message"]["weights"]

@@ -7,8 +7,8 @@ import math
 import torch
 
 from genfl import trees
-from genfl.algorithms.base import Client, model_change
-from genfl.engines.rounds import Measure
+from genfl.algorithms.base import ClientProgram, model_change
+from genfl.simulation import Measure
 from genfl.trees import Tree
 
 NAME = "diversity"
@@ -24,7 +24,7 @@ def gradient_diversity() -> Measure:
     Source: Yin et al., AISTATS 2018 (arXiv 1706.05699), Definition 1; GPT-FL (arXiv 2306.02210), Equation 1.
     """
 
-    def wrap(client: Client) -> Client:
+    def wrap(client: ClientProgram) -> ClientProgram:
         def finish(carry: Tree) -> tuple[Tree, Tree]:
             upload, memory = client.finish(carry)
             change = model_change(carry)["params"]

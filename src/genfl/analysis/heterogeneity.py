@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from genfl import trees
-from genfl.algorithms.base import Client, model_change, trained
+from genfl.algorithms.base import ClientProgram, model_change, trained
 from genfl.data.clients import ClientData
-from genfl.engines.rounds import Measure
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
+from genfl.simulation import Measure
 from genfl.trees import Tree
 
 DIVERGENCE, GENERALITY = "divergence", "generality"
@@ -49,7 +49,7 @@ def generality(task: Task, x: Tensor, y: Tensor) -> Measure:
 def _mean(name: str, measured: Callable[[Tree], Tensor]) -> Measure:
     """Returns the measure that is the mean over the cohort of what each client measures, by sums alone."""
 
-    def wrap(client: Client) -> Client:
+    def wrap(client: ClientProgram) -> ClientProgram:
         def finish(carry: Tree) -> tuple[Tree, Tree]:
             upload, memory = client.finish(carry)
             value = measured(carry)

@@ -22,7 +22,7 @@ from genfl.config.generation import (
 from genfl.config.methods import Content, Method
 from genfl.config.section import Device, FolderName, Section, named
 from genfl.config.training import Federation, Model, Pretraining
-from genfl.data.plans import ORDERS
+from genfl.data.budget import ORDERS
 from genfl.data.texts import GENERATED, HASHED
 from genfl.learning.task import Precision
 
@@ -159,7 +159,7 @@ class Config(Section):
                     f"methods.{name}.content.filter.from_round: {choice.from_round}, but there are"
                     f" {self.federate.rounds} rounds; lower it, or raise federate.rounds"
                 )
-            if method.data in ORDERS[1:] and self.federate.local.steps == 1:
+            if ORDERS.get(method.data) and self.federate.local.steps == 1:
                 yield (
                     f"methods.{name}.data: {method.data} is for two steps a round at least; raise"
                     " federate.local.steps"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from genfl.config.section import Choice, Section, as_list, one_of
-from genfl.engines.choice import Name as EngineName
+from genfl.engines.auto import Name as EngineName
 from genfl.learning.augment import Augment, Padding
 from genfl.models import MODELS
 from genfl.options import options
@@ -115,6 +115,6 @@ class Federation(Section):
     engine: EngineName = Field(
         "auto",
         description="What executes the work. parallel and sequential run clients one by one and give the same"
-        " bits; vectorised runs them in batches and gives the same up to rounding. auto is vectorised where"
+        " bits; vectorized runs them in batches and gives the same up to rounding. auto is vectorized where"
         " steps are short, clients take the same ones, and every core, of at most four, has a batch.",
     )

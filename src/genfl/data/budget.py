@@ -9,6 +9,10 @@ import numpy as np
 Kind = Literal["equal", "inverse", "water_filling"]
 Guidance = Literal["prompt", "real", "mixed"]
 
+ORDERS: dict[str, tuple[int, ...] | None] = {"mixed": None, "p2g": (0, 1), "g2p": (1, 0)}
+"""How private (part 0) and generated samples (part 1) take turns in a client's round; see
+`genfl.data.plans.Batches`."""
+
 
 def budget(kind: Kind, samples: int, label_counts: np.ndarray) -> np.ndarray:
     """Divides a number of generated samples over clients and classes, to the last one.

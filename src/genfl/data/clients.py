@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from genfl.trees import Tree
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Random changes of prepared inputs; see `genfl.learning.augment`."""
+
+
+PRIVATE, GENERATED = "private", "generated"
+"""The names of the parts of clients' data."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,22 @@ class Joined:
         return torch.cat(found).index_select(0, order.argsort())
 
 
+class Part(NamedTuple):
+    """A part of the data that clients hold, such as their private or their generated samples.
+
+    Attributes:
+        name: What the part is called: ``private`` or ``generated``.
+        rows: The rows of the inputs that belong to it.
+        augment: Random changes of its inputs, in batches; None for none.
+        weighs: Whether its samples add to a client's weight in averages.
+    """
+
+    name: str
+    rows: range
+    augment: Augment | None = None
+    weighs: bool = True
+
+
 class ClientData:
     """All clients' examples, held once and addressed by client.
 
@@ -67,11 +88,11 @@ class ClientData:
     Args:
         x: Inputs of all clients, [N, ...], which may be memory-mapped: they are not copied.
         y: Class indices, [N] int64, which may be memory-mapped.
-        parts: For each client, the rows of `x` and `y` that are its own; disjoint. Or `Ranges`.
+        rows: For each client, the rows of `x` and `y` that are its own; disjoint. Or `Ranges`.
         classes: The number of classes.
         prepare: Turns some of `x` into what models are given; see `genfl.data.sources.DataSet`.
         augment: Random changes of what is prepared, in batches.
-        generated: Whether the examples are generated ones, and not the clients' own.
+        name: What the samples are: ``private`` or ``generated``.
 
     Raises:
         InputError: A client has no data, or a row belongs to two clients.
@@ -81,20 +102,20 @@ class ClientData:
         self,
         x: Tensor | Joined,
         y: Tensor,
-        parts: Sequence[np.ndarray] | Ranges,
+        rows: Sequence[np.ndarray] | Ranges,
         classes: int,
         prepare: Callable[[Tensor], Tensor] = lambda x: x,
         augment: Augment | None = None,
         *,
-        generated: bool = False,
+        name: str = PRIVATE,
     ) -> None:
-        self.ends = parts.ends if isinstance(parts, Ranges) else np.cumsum([len(part) for part in parts])
+        self.ends = rows.ends if isinstance(rows, Ranges) else np.cumsum([len(own) for own in rows])
         empty = np.flatnonzero(np.diff(self.ends, prepend=0) <= 0)
         if len(empty):
             raise InputError(f"data.partition: client {empty[0]} has no samples; raise min_size or use fewer")
         self.rows: Tensor | None = None  # of consecutive ones the ends say enough
-        if not isinstance(parts, Ranges):
-            self.rows = torch.from_numpy(np.concatenate(list(parts)).astype(np.int64, copy=False))
+        if not isinstance(rows, Ranges):
+            self.rows = torch.from_numpy(np.concatenate(list(rows)).astype(np.int64, copy=False))
             taken = torch.zeros(len(x), dtype=torch.bool)
             taken[self.rows] = True
             if int(taken.sum()) != len(self.rows):
@@ -102,9 +123,7 @@ class ClientData:
         elif self.ends[-1] > len(x):
             raise InputError(f"data.partition: the last client ends at row {self.ends[-1]} of {len(x)}")
         self.x, self.y, self.classes, self.prepare = x, y, classes, prepare
-        self.augments = [(range(len(x)), augment)]  # by the rows of x they are for
-        self.first_generated = 0 if generated else len(x)  # the row of x: private ones come first
-        self.weighs_generated = True
+        self.parts = [Part(name, range(len(x)), augment)]  # in the order of the rows of x
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -113,26 +132,25 @@ class ClientData:
         """Returns how many samples a client has."""
         return int(self.ends[client]) - self._start(client)
 
-    def sizes(self, client: int) -> tuple[int, int]:
-        """Returns how many private and generated samples a client has; it numbers them in this order."""
-        samples = self.samples(client)
-        if self.first_generated == len(self.x):
-            return samples, 0
-        private = int((self._rows(client) < self.first_generated).sum())
-        return private, samples - private
+    def part_sizes(self, client: int) -> tuple[int, ...]:
+        """Return how many samples a client has of each part; it numbers them in this order."""
+        if len(self.parts) == 1:
+            return (self.samples(client),)
+        return self._part_sizes(self._rows(client))
 
-    def generated(self) -> int:
-        """Returns how many generated samples all clients hold together."""
-        if self.first_generated == len(self.x):
-            return 0
-        rows = self._between(0, int(self.ends[-1]))
-        return int((rows >= self.first_generated).sum())
+    def count(self, name: str) -> int:
+        """Return how many samples all clients hold together of the parts of this name."""
+        sizes = self._part_sizes(self._between(0, int(self.ends[-1])))
+        return sum(size for part, size in zip(self.parts, sizes, strict=True) if part.name == name)
+
+    def _part_sizes(self, rows: Tensor) -> tuple[int, ...]:
+        return tuple(int(((part.rows.start <= rows) & (rows < part.rows.stop)).sum()) for part in self.parts)
 
     def labels(self, client: int) -> Tensor:
         """Returns a client's class indices."""
         return self.y[self._rows(client)]
 
-    def facts(self, client: int) -> Tree:
+    def client_info(self, client: int) -> Tree:
         """Returns what a client knows of its data: ``samples`` (scalar) and ``label_counts`` [classes].
 
         Its samples are its weight in averages. The labels are those of all that it trains on.
@@ -140,11 +158,13 @@ class ClientData:
         labels, kind = self.labels(client), torch.get_default_dtype()
         counts = labels.bincount(minlength=self.classes)
         self._refuse(len(counts) - 1)
-        samples = len(labels) if self.weighs_generated else self.sizes(client)[0]
+        samples = sum(
+            size for part, size in zip(self.parts, self.part_sizes(client), strict=True) if part.weighs
+        )
         return {"samples": torch.tensor(samples, dtype=kind), "label_counts": counts.to(kind)}
 
     @property
-    def facts_table(self) -> Tree:
+    def client_info_table(self) -> Tree:
         """What all clients know: ``samples`` [clients], ``label_counts`` [clients, classes]."""
         return self.table(0, len(self))
 
@@ -158,8 +178,12 @@ class ClientData:
         self._refuse(int(labels.max()))
         owners = torch.arange(len(ends)).repeat_interleave(sizes)
         counts = (owners * self.classes + labels).bincount(minlength=len(ends) * self.classes)
-        if not self.weighs_generated:
-            sizes = owners[rows < self.first_generated].bincount(minlength=len(ends))
+        if not all(part.weighs for part in self.parts):
+            counted = sum(
+                ((part.rows.start <= rows) & (rows < part.rows.stop) for part in self.parts if part.weighs),
+                torch.zeros(len(rows), dtype=torch.bool),
+            )
+            sizes = owners[counted].bincount(minlength=len(ends))
         kind = torch.get_default_dtype()
         return {"samples": sizes.to(kind), "label_counts": counts.view(-1, self.classes).to(kind)}
 
@@ -177,17 +201,17 @@ class ClientData:
         """
         index = self._rows(client)[rows]
         x = self.prepare(_take(self.x, index))
-        for number, (part, augment) in enumerate(self.augments):
-            if key is not None and augment is not None:
-                chosen = (part.start <= index) & (index < part.stop)
-                x[chosen] = augment(x[chosen], key.fold(number).torch())
+        for number, part in enumerate(self.parts):
+            if key is not None and part.augment is not None:
+                chosen = (part.rows.start <= index) & (index < part.rows.stop)
+                x[chosen] = part.augment(x[chosen], key.fold(number).torch())
         return {"x": x, "y": self.y[index]}
 
     def batches(
         self, clients: Sequence[int], rows: Sequence[Tensor], keys: Callable[[], Sequence[Key]]
     ) -> dict[str, Tensor]:
         """Returns what `batch` gives for each of several clients, stacked; they take equally many rows."""
-        if any(augment is not None for _, augment in self.augments):
+        if any(part.augment is not None for part in self.parts):
             each = [self.batch(*asked) for asked in zip(clients, rows, keys(), strict=True)]
             return {name: torch.stack([batch[name] for batch in each]) for name in each[0]}
         together, who = torch.stack(list(rows)), np.asarray(clients)
@@ -202,36 +226,37 @@ class ClientData:
         return {name: value.unflatten(0, (len(clients), -1)) for name, value in found.items()}
 
     def as_one(self, clients: Iterable[int]) -> ClientData:
-        """Returns the data of one client that holds what these clients hold, and nothing else."""
+        """Return the data of one client that holds what these clients hold, and nothing else."""
         rows = np.concatenate([self._rows(client).numpy() for client in clients])
-        rows = rows[np.argsort(rows >= self.first_generated, kind="stable")]
-        one = ClientData(self.x, self.y, [rows], self.classes, self.prepare)
-        one.augments, one.first_generated = self.augments, self.first_generated
-        one.weighs_generated = self.weighs_generated
+        starts = [part.rows.start for part in self.parts]
+        by_part = np.argsort(np.searchsorted(starts, rows, side="right"), kind="stable")
+        one = ClientData(self.x, self.y, [rows[by_part]], self.classes, self.prepare)
+        one.parts = self.parts
         return one
 
-    def enriched(
+    def with_part(
         self,
+        name: str,
         x: Tensor,
         y: Tensor,
-        parts: Sequence[np.ndarray],
+        rows: Sequence[np.ndarray],
         augment: Augment | None = None,
         *,
-        weigh: bool = True,
+        weighs: bool = True,
     ) -> ClientData:
-        """Returns clients each of which holds generated examples besides its own.
+        """Return clients each of which holds one more part besides what it has, such as generated samples.
 
         Args:
-            x: Generated inputs, [M, ...], prepared like those here.
+            name: What the part is called.
+            x: Its inputs, [M, ...], prepared like those here.
             y: Their class indices, [M] int64.
-            parts: For each client, the rows of `x` and `y` that it gets, if any; disjoint.
-            augment: Random changes of generated inputs, in batches.
-            weigh: Whether they add to a client's weight in averages (FedGC's p_k), or not.
+            rows: For each client, the rows of `x` and `y` that it gets, if any; disjoint.
+            augment: Random changes of these inputs, in batches.
+            weighs: Whether they add to a client's weight in averages (FedGC's p_k), or not.
         """
-        rows = [np.append(self._rows(k), len(self.x) + part) for k, part in enumerate(parts)]
-        both = ClientData(Joined(self.x, x), torch.cat([self.y, y]), rows, self.classes, self.prepare)
-        both.augments = [*self.augments, (range(len(self.x), len(both.x)), augment)]
-        both.first_generated, both.weighs_generated = len(self.x), weigh
+        own = [np.append(self._rows(k), len(self.x) + more) for k, more in enumerate(rows)]
+        both = ClientData(Joined(self.x, x), torch.cat([self.y, y]), own, self.classes, self.prepare)
+        both.parts = [*self.parts, Part(name, range(len(self.x), len(both.x)), augment, weighs)]
         return both
 
     def _rows(self, client: int) -> Tensor:

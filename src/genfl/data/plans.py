@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from genfl.rng import Key
-
-Order = Literal["mixed", "p2g", "g2p"]
-"""How private and generated samples take turns in a round: together, or one after the other."""
-
-ORDERS: tuple[Order, ...] = get_args(Order)
-
-
-class Keep(NamedTuple):
-    """Which of its generated samples a client trains on: those that the global model finds most plausible.
-
-    Source: "Federated Learning with Generative Content" (NeurIPS 2024 submission 6501), Appendix L.
-
-    Attributes:
-        share: The share of them that is kept, those of least loss, and one at least; in (0, 1].
-        by_class: Whether of each class so many are kept, or of all together.
-    """
-
-    share: float
-    by_class: bool
-
-    def choose(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """Returns the places of the samples that are kept, ascending, given each one's loss and class."""
-        groups = labels if self.by_class else torch.zeros_like(labels)
-        kept = []
-        for group in groups.unique():
-            places = torch.nonzero(groups == group)[:, 0]
-            best = losses[places].argsort(stable=True)
-            kept.append(places[best[: max(1, int(self.share * len(places) + 0.5))]])
-        return torch.cat(kept).sort().values
 
 
 class Batches(NamedTuple):
@@ -48,44 +22,79 @@ class Batches(NamedTuple):
         steps: How many batches; None to count in epochs.
         epochs: How many passes over the data, where `steps` is None.
         key: The random stream.
-        order: How private and generated samples take turns. One after the other, each gets all the epochs, or
-            its half of the steps.
-        keep: Which generated samples are trained on; None for all.
+        order: The parts of the data that are trained on one after the other, as their numbers; None mixes
+            them. Each part gets all the epochs, or an equal share of the steps.
     """
 
     batch_size: int
     steps: int | None
     epochs: int
     key: Key
-    order: Order = "mixed"
-    keep: Keep | None = None
+    order: Sequence[int] | None = None
 
-    def draw(self, private: int, generated: int) -> list[Tensor]:
-        """Returns each step's samples: their places, private ones first, of a client that has so many."""
+    def draw(self, part_sizes: Sequence[int]) -> list[Tensor]:
+        """Return the samples of each step, as their places among all the client's samples.
+
+        Args:
+            part_sizes: How many samples the client has of each part of the data.
+        """
         rng = self.key.numpy()
         drawn: list[Tensor] = []
-        for first, samples, steps in self._phases(private, generated):
+        for first, samples, steps in self._phases(part_sizes):
             batches = plan(samples, self.batch_size, steps, self.epochs, rng)
             drawn += [first + places for places in batches] if first else batches
         return drawn
 
-    def length(self, private: int, generated: int) -> int:
-        """Returns how many steps a client with so many samples takes."""
+    def length(self, part_sizes: Sequence[int]) -> int:
+        """Return how many steps a client takes that has so many samples of each part."""
         return sum(
             self.epochs * (samples // min(self.batch_size, samples)) if steps is None else steps
-            for _, samples, steps in self._phases(private, generated)
+            for _, samples, steps in self._phases(part_sizes)
         )
 
-    def _phases(self, private: int, generated: int) -> list[tuple[int, int, int | None]]:
-        """Returns what is trained on in turn: the first place, how many samples, and for how many steps."""
-        if self.order == "mixed" or not (private and generated):
-            total = private + generated
-            return [(0, total, self.steps)] if total else []
-        both = [(0, private), (private, generated)]
-        if self.order == "g2p":
-            both.reverse()
-        halves = (None, None) if self.steps is None else ((self.steps + 1) // 2, self.steps // 2)
-        return [(first, samples, steps) for (first, samples), steps in zip(both, halves, strict=True)]
+    def _phases(self, part_sizes: Sequence[int]) -> list[tuple[int, int, int | None]]:
+        """Return what is trained on in turn: the first place, how many samples, and for how many steps."""
+        starts = list(itertools.accumulate(part_sizes, initial=0))
+        parts = [number for number in self.order or () if part_sizes[number]]
+        if len(parts) < 2:
+            return [(0, starts[-1], self.steps)] if starts[-1] else []
+        return [
+            (
+                starts[number],
+                part_sizes[number],
+                None if self.steps is None else (self.steps + len(parts) - 1 - turn) // len(parts),
+            )
+            for turn, number in enumerate(parts)
+        ]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Who works when, and how much.
+
+    Attributes:
+        rounds: Number of rounds.
+        clients_per_round: Size of the cohort, drawn uniformly without replacement.
+        batch_size: Samples in a step's batch; a client with fewer uses all it has.
+        local_steps: Steps a client takes in a round; None to count in epochs.
+        local_epochs: Passes over the client's data in a round, where `local_steps` is None.
+        evaluate_every: Evaluate after every so many rounds, besides round 0 and the last.
+        checkpoint_every: Keep the state on disk after every so many rounds.
+        order: The parts of clients' data that are trained on one after the other; None mixes them.
+    """
+
+    rounds: int
+    clients_per_round: int
+    batch_size: int
+    local_steps: int | None = None
+    local_epochs: int = 1
+    evaluate_every: int = 1
+    checkpoint_every: int = 1
+    order: Sequence[int] | None = None
+
+    def batches(self, key: Key) -> Batches:
+        """Return how a client's batches are drawn in a round, given the random stream of both."""
+        return Batches(self.batch_size, self.local_steps, self.local_epochs, key, self.order)
 
 
 def plan(

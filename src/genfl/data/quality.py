@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from genfl.data.media import Clip, Modality
+from genfl.data.samples import Sample
 from genfl.data.sounds import RATE, WINDOW, log_mel, resampled
 from genfl.data.synthetic import Removed, SyntheticData
-from genfl.generators.base import Sample
 
 SILENCE = 1e-3
 """A sound that never leaves a band so wide is silent: −60 dB of full scale."""

@@ -12,8 +12,8 @@ import pyarrow
 import pyarrow.parquet
 
 from genfl.data.media import MEDIA, Modality
+from genfl.data.samples import Sample
 from genfl.errors import GenflError
-from genfl.generators.base import Sample
 from genfl.storage import link, read_json, replacing, sha256, write_json, write_text
 
 log = logging.getLogger(__name__)

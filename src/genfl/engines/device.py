@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from genfl import trees
-from genfl.algorithms.base import Client, Facts
+from genfl.algorithms.base import ClientInfo, ClientProgram, HeldSamples
 from genfl.learning.task import CPU, Batch
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
@@ -23,7 +23,7 @@ def exact(device: torch.device) -> Iterator[None]:
         yield
 
 
-def on_device(program: Client, device: torch.device) -> Client:
+def on_device(program: ClientProgram, device: torch.device) -> ClientProgram:
     """Returns a client program that does the same on a device, and gives and takes tensors of the CPU.
 
     So engines, servers and files know of no device, and what is drawn is drawn on the CPU, the same for all.
@@ -45,9 +45,9 @@ def on_device(program: Client, device: torch.device) -> Client:
             there.update({id(leaf): (leaf, leaf.to(device)) for leaf in leaves} | kept)
         return trees.map(lambda leaf: there[id(leaf)][1], message)
 
-    def start(message: Tree, memory: Tree, facts: Facts, key: Key) -> Tree:
+    def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         with device:
-            return program.start(moved(message), trees.to(memory, device), trees.to(facts, device), key)
+            return program.start(moved(message), trees.to(memory, device), trees.to(client_info, device), key)
 
     def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
         with device:
@@ -58,8 +58,10 @@ def on_device(program: Client, device: torch.device) -> Client:
             upload, memory = program.finish(carry)
         return trees.to(upload, CPU), trees.to(memory, CPU)
 
-    def losses(message: Tree, examples: Batch) -> Tensor:
+    def select(message: Tree, held: HeldSamples) -> Sequence[Tensor]:
+        assert program.select is not None
         with device:
-            return program.losses(moved(message), trees.to(examples, device)).cpu()
+            there = held._replace(examples=lambda rows: trees.to(held.examples(rows), device))
+            return program.select(moved(message), there)
 
-    return Client(start, step, finish, program.reductions, losses)
+    return ClientProgram(start, step, finish, program.reductions, select if program.select else None)

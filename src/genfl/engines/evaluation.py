@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from genfl.algorithms.base import Client, Facts, Reduction
+from genfl.algorithms.base import ClientInfo, ClientProgram, ReductionKind
 from genfl.data.clients import ClientData
 from genfl.data.plans import Batches
-from genfl.engines.base import Engine, Work
 from genfl.engines.device import on_device
+from genfl.engines.protocol import ClientTask, Engine
 from genfl.learning.task import CPU, Batch, Task, Weights
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
@@ -46,14 +46,14 @@ class ClientScores(TypedDict):
     quantiles: list[float]
 
 
-def evaluation(task: Task) -> Client:
+def evaluation(task: Task) -> ClientProgram:
     """Returns the program of a client that tests the model of the message on its samples.
 
     Sums suffice for the accuracy and the loss over all samples. How clients differ does not follow from sums,
     so every client's accuracy is seen as well.
     """
 
-    def start(message: Tree, memory: Tree, facts: Facts, key: Key) -> Tree:
+    def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         zeros = dict.fromkeys(SUMS, torch.zeros((), dtype=torch.int64))
         return {**zeros, "loss": torch.zeros((), dtype=torch.float64), "weights": message["weights"]}
 
@@ -73,8 +73,8 @@ def evaluation(task: Task) -> Client:
         sums = {name: carry[name] for name in SUMS}
         return {**sums, "accuracy": carry["correct"].double() / carry["samples"]}, {}
 
-    reductions: dict[str, Reduction] = {**dict.fromkeys(SUMS, "sum"), "accuracy": "each"}
-    return Client(start, step, finish, reductions)
+    reductions: dict[str, ReductionKind] = {**dict.fromkeys(SUMS, "sum"), "accuracy": "each"}
+    return ClientProgram(start, step, finish, reductions)
 
 
 def evaluate_clients(
@@ -90,8 +90,8 @@ def evaluate_clients(
         device: Where clients compute.
     """
     whole = Batches(sys.maxsize, None, 1, Key(0))  # one batch of all that a client holds: nothing is drawn
-    work = [Work(k, {"weights": model}, {}, whole, Key(0)) for k, model in enumerate(models)]
-    total = engine(on_device(evaluation(task), device), work).aggregate
+    client_tasks = [ClientTask(k, {"weights": model}, {}, whole, Key(0)) for k, model in enumerate(models)]
+    total = engine.run(on_device(evaluation(task), device), client_tasks).aggregate
     assert total is not None
     loss = float(total["loss"] / total["samples"])
     shares = np.linspace(0, 1, QUANTILES)

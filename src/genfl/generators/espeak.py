@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from genfl.data.media import Clip
+from genfl.data.samples import Prompt, Sample
 from genfl.data.sounds import RATE, resampled
 from genfl.errors import GenflError, InputError
-from genfl.generators.base import Generator, Prompt, Sample
+from genfl.generators.base import Generator
 from genfl.rng import Key
 
 # fmt: off

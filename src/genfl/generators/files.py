@@ -12,9 +12,10 @@ from typing import Any
 from genfl.data.folders import Folder, located, some
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import in_words
+from genfl.data.samples import Prompt, Sample
 from genfl.errors import InputError
-from genfl.generators.base import Generator, Prompt, Sample
-from genfl.generators.pretrained import called
+from genfl.generators.base import Generator
+from genfl.hub import model_name
 from genfl.rng import Key
 from genfl.storage import digest
 
@@ -56,7 +57,7 @@ class Files(Generator):
         encode: Callable[[Any], Any] = unchanged,
     ) -> None:
         self.folder = Folder(located(path, "generator"), MEDIA[modality], "generator")
-        self.id = called(path)
+        self.id = model_name(path)
         self.modality = modality
         self.input = input or MEDIA[modality].column
         self.label = label

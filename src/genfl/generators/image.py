@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genfl import hub
+from genfl.data.samples import Prompt, Sample
 from genfl.errors import InputError
 from genfl.generators import pretrained
-from genfl.generators.base import Generator, Prompt, Sample
+from genfl.generators.base import Generator
 from genfl.generators.pretrained import Embeddings, accepted
 
 MINIATURE = "miniature"
@@ -76,16 +78,16 @@ class StableDiffusion(Generator):
         size: Sequence[int] | None = None,
         strength: float = 0.6,
     ) -> None:
-        pretrained.require("image")
-        pretrained.hush()
+        hub.require_libraries("image")
+        hub.hush()
         import diffusers
 
         half = torch.float16 if "unet" in _index(model) else torch.bfloat16
-        self.pipeline: Any = pretrained.load(
+        self.pipeline: Any = hub.load_model(
             diffusers.AutoPipelineForText2Image.from_pretrained,
             locate(model),
             device=device,
-            dtype=pretrained.precision(device, half),
+            dtype=hub.dtype_on(device, half),
             **PLAIN,
         )
         self.pipeline.set_progress_bar_config(disable=True)
@@ -102,7 +104,7 @@ class StableDiffusion(Generator):
             self.pipeline.scheduler = solver
         if device.startswith("cuda") and hasattr(getattr(self.pipeline, "vae", None), "enable_slicing"):
             self.pipeline.vae.enable_slicing()  # or a block of 50 needs tens of GB once it is denoised
-        self.id = pretrained.called(model)
+        self.id = hub.model_name(model)
         self.steps = steps
         self.device = device
         self.size = size
@@ -233,13 +235,13 @@ def check(model: str) -> None:
     Raises:
         InputError: diffusers is not installed, there is no such model, or it makes something else.
     """
-    pretrained.require("image")
+    hub.require_libraries("image")
     name = _index(model)["_class_name"]
     if model != MINIATURE:
-        pretrained.check_weights(model)
+        hub.check_weights(model)
     if name.startswith(FAMILY):
         return  # the import below takes seconds
-    pretrained.hush()
+    hub.hush()
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
     known = {pipeline.__name__: pipeline for pipeline in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
@@ -281,7 +283,7 @@ def unguided(model: str) -> str | None:
     name = _index(model)["_class_name"]
     if name.startswith(FAMILY):
         return None  # the import below takes seconds
-    pretrained.hush()
+    hub.hush()
     from diffusers.pipelines import auto_pipeline
 
     kinds = auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items()
@@ -299,10 +301,10 @@ def _parameters(pipeline: Any) -> Collection[str]:
 
 
 def fingerprint(model: str) -> str:
-    """Returns what changes when a local model changes; see `genfl.generators.pretrained.fingerprint`."""
-    return pretrained.fingerprint(locate(model) if model == MINIATURE else model)
+    """Returns what changes when a local model changes; see `genfl.hub.fingerprint`."""
+    return hub.fingerprint(locate(model) if model == MINIATURE else model)
 
 
 def _index(model: str) -> dict[str, Any]:
     place = locate(model) if model == MINIATURE else model
-    return pretrained.settings(place, pretrained.PIPELINE, embedded=MINIATURE)
+    return hub.read_settings(place, hub.PIPELINE_FILE, embedded=MINIATURE)

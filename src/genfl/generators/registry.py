@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from genfl import hub
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import NOT_WORDS, in_words
 from genfl.errors import InputError
-from genfl.generators import espeak, files, image, pretrained, sound, speech, text
+from genfl.generators import espeak, files, image, sound, speech, text
 from genfl.generators.base import Generator
 from genfl.llm import chat
 
@@ -74,11 +75,11 @@ def _image(options: Options, purpose: Purpose) -> Generator:
 def _check_image(options: Options, purpose: Purpose) -> None:
     image.check(options["model"])
     image.check_labels(options["model"], purpose.labels)
-    pretrained.check_device(options["device"])
+    hub.check_device(options["device"])
 
 
 def _diffusion_facts(options: Options) -> dict[str, Any]:
-    model = pretrained.called(options["model"])
+    model = hub.model_name(options["model"])
     return {"generator": model, "denoising steps": options["steps"], **NOTHING_RECORDED}
 
 
@@ -88,7 +89,7 @@ def _sound(options: Options, purpose: Purpose) -> Generator:
 
 def _check_sound(options: Options, purpose: Purpose) -> None:
     sound.check(options["model"])
-    pretrained.check_device(options["device"])
+    hub.check_device(options["device"])
 
 
 def _files(options: Options, purpose: Purpose) -> files.Files:
@@ -133,7 +134,7 @@ def _check_speech(options: Options, purpose: Purpose) -> None:
         return
     speech.check(options["model"], options["vocoder"], options["speakers"])
     speech.check_labels(options["model"], purpose.labels)
-    pretrained.check_device(options["device"])
+    hub.check_device(options["device"])
 
 
 def _speech_fingerprint(options: Options, modality: Modality) -> Any:
@@ -146,8 +147,8 @@ def _speech_facts(options: Options) -> dict[str, Any]:
     if options["model"] == ESPEAK:
         return {"generator": espeak.Espeak.id, "language": options["language"], **NOTHING_RECORDED}
     names = ("vocoder", "speakers") if options["speakers"] else ()
-    voices = {name: pretrained.called(options[name]) for name in names}
-    return {"generator": pretrained.called(options["model"]), **voices, **NOTHING_RECORDED}
+    voices = {name: hub.model_name(options[name]) for name in names}
+    return {"generator": hub.model_name(options["model"]), **voices, **NOTHING_RECORDED}
 
 
 IMAGE: tuple[Modality, ...] = ("image",)
@@ -177,7 +178,7 @@ GENERATORS: dict[str, GeneratorEntry] = {
         AUDIO,
         "a folder or Hugging Face id of AudioLDM or AudioLDM 2",
         _sound,
-        lambda options, modality: pretrained.fingerprint(options["model"]),
+        lambda options, modality: hub.fingerprint(options["model"]),
         _check_sound,
         _diffusion_facts,
     ),
@@ -201,7 +202,7 @@ GENERATORS: dict[str, GeneratorEntry] = {
         lambda options, modality: files.fingerprint(options["path"], modality),
         _check_files,
         lambda options: {
-            "taken from": pretrained.called(options["path"]),
+            "taken from": hub.model_name(options["path"]),
             "recorded from the world": "not known: genfl took the samples as they were",
         },
         prompted=False,

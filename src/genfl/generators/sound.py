@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from genfl import hub
+from genfl.data.samples import Prompt, Sample
 from genfl.errors import InputError
 from genfl.generators import pretrained
-from genfl.generators.base import Generator, Prompt, Sample
+from genfl.generators.base import Generator
 from genfl.generators.pretrained import Embeddings
 
 PIPELINES = ("AudioLDMPipeline", "AudioLDM2Pipeline")
@@ -38,18 +40,18 @@ class Sound(Generator):
 
     def __init__(self, model: str, steps: int = 100, seconds: float = 5.0, device: str = "cpu") -> None:
         check(model)
-        pretrained.hush()
+        hub.hush()
         import diffusers
 
-        self.pipeline: Any = pretrained.load(
+        self.pipeline: Any = hub.load_model(
             diffusers.DiffusionPipeline.from_pretrained,
             model,
             device=device,
-            dtype=pretrained.precision(device),
+            dtype=hub.dtype_on(device),
         )
         self.pipeline.set_progress_bar_config(disable=True)
         _make_generate(self.pipeline)
-        self.id = pretrained.called(model)
+        self.id = hub.model_name(model)
         self.steps = steps
         self.seconds = seconds
         self.device = device
@@ -111,8 +113,8 @@ def check(model: str) -> None:
     Raises:
         InputError: diffusers is not installed, there is no such model, or it is another one.
     """
-    pretrained.require("sound")
-    name = pretrained.settings(model, pretrained.PIPELINE)["_class_name"]
+    hub.require_libraries("sound")
+    name = hub.read_settings(model, hub.PIPELINE_FILE)["_class_name"]
     if name not in PIPELINES:
         raise InputError(f"generator.model: {model} is a {name}; sound takes AudioLDM or AudioLDM 2")
-    pretrained.check_weights(model)
+    hub.check_weights(model)

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genfl import hub
 from genfl.data.folders import first_line
+from genfl.data.samples import Prompt, Sample
 from genfl.errors import InputError
 from genfl.generators import pretrained
-from genfl.generators.base import Generator, Prompt, Sample
+from genfl.generators.base import Generator
 from genfl.rng import Key
 
 SPEECHT5, VITS = "speecht5", "vits"
@@ -47,14 +49,14 @@ class Speech(Generator):
 
         parts = {}
         if self.speakers is not None:
-            parts["vocoder"] = pretrained.load(SpeechT5HifiGan.from_pretrained, vocoder, "vocoder", device)
-        self.pipeline: Any = pretrained.load(
+            parts["vocoder"] = hub.load_model(SpeechT5HifiGan.from_pretrained, vocoder, "vocoder", device)
+        self.pipeline: Any = hub.load_model(
             lambda name, **options: pipeline(
                 "text-to-audio", model=name, model_kwargs=options, device=device, **parts
             ),
             model,
         )
-        self.id = pretrained.called(model)
+        self.id = hub.model_name(model)
         self.device = device
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
@@ -92,9 +94,9 @@ def check(model: str, vocoder: str, speakers: str | None) -> Tensor | None:
         InputError: transformers is not installed, there is no such model, it speaks no texts, or its vocoder
             or speakers are missing or do not fit.
     """
-    pretrained.require("speech")
-    config = pretrained.settings(model, pretrained.CONFIG)
-    pretrained.hush()
+    hub.require_libraries("speech")
+    config = hub.read_settings(model, hub.CONFIG_FILE)
+    hub.hush()
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES
 
     kind = config.get("model_type")
@@ -103,19 +105,19 @@ def check(model: str, vocoder: str, speakers: str | None) -> Tensor | None:
             f"generator.model: {model} is a model of type {kind!r}, which does not speak; take SpeechT5, VITS"
             " (MMS) or another text-to-speech model of transformers"
         )
-    pretrained.check_weights(model)
+    hub.check_weights(model)
     if kind != SPEECHT5:
         if speakers is not None:
             raise InputError(
                 f"generator.speakers: {model} takes no x-vectors, as SpeechT5 does; leave it out"
             )
         return None
-    made = pretrained.settings(vocoder, pretrained.CONFIG, "vocoder").get("architectures") or []
+    made = hub.read_settings(vocoder, hub.CONFIG_FILE, "vocoder").get("architectures") or []
     if "SpeechT5HifiGan" not in made:
         raise InputError(
             f"generator.vocoder: {vocoder} is no SpeechT5HifiGan, which SpeechT5 needs; take {VOCODER}"
         )
-    pretrained.check_weights(vocoder, "vocoder")
+    hub.check_weights(vocoder, "vocoder")
     if speakers is None:
         raise InputError(
             "generator.speakers: SpeechT5 needs a file or folder of x-vectors, such as a copy of the data set"
@@ -138,9 +140,9 @@ def check_labels(model: str, labels: Sequence[str]) -> None:
     """
     from transformers import AutoTokenizer
 
-    if pretrained.settings(model, pretrained.CONFIG)["model_type"] not in (SPEECHT5, VITS):
+    if hub.read_settings(model, hub.CONFIG_FILE)["model_type"] not in (SPEECHT5, VITS):
         return
-    tokenizer = pretrained.load(lambda name, **_: AutoTokenizer.from_pretrained(name), model)
+    tokenizer = hub.load_model(lambda name, **_: AutoTokenizer.from_pretrained(name), model)
     for label in labels:
         try:
             said, nothing = tokenizer(label).input_ids, tokenizer("").input_ids
@@ -210,5 +212,5 @@ _READERS = {".npy": _of_numpy, ".safetensors": _of_safetensors, ".parquet": _of_
 
 
 def fingerprint(model: str, vocoder: str, speakers: str | None) -> list[str]:
-    """Returns what changes when local files change; see `genfl.generators.pretrained.fingerprint`."""
-    return [pretrained.fingerprint(place) for place in (model, vocoder, speakers) if place]
+    """Returns what changes when local files change; see `genfl.hub.fingerprint`."""
+    return [hub.fingerprint(place) for place in (model, vocoder, speakers) if place]

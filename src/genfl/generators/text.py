@@ -8,10 +8,11 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from genfl import hub
 from genfl.data.quality import MEASURES
+from genfl.data.samples import Prompt, Sample
 from genfl.errors import GenflError, InputError
-from genfl.generators import pretrained
-from genfl.generators.base import Generator, Prompt, Sample
+from genfl.generators.base import Generator
 from genfl.llm import answers
 from genfl.llm.answers import Answer
 from genfl.llm.chat import connect, each
@@ -128,7 +129,7 @@ class ChatTexts(Generator):
 def called(options: Mapping[str, Any]) -> str:
     """Returns what data sets call the model: what its server calls it, its id, or its folder's name."""
     name: str = options["model"]
-    return name if options["base_url"] else pretrained.called(name)
+    return name if options["base_url"] else hub.model_name(name)
 
 
 def copies(text: str, guide: str) -> bool:

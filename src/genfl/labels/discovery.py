@@ -8,13 +8,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from genfl.algorithms.base import Client, Facts
-from genfl.engines.base import Data, Engine, Work
+from genfl.algorithms.base import ClientProgram
+from genfl.engines.protocol import ClientTask, DataView, Engine, InfoOnly
 from genfl.errors import GenflError, InputError
 from genfl.labels.iblt import IBLT, CorruptTable, TableTooSmall
-from genfl.learning.task import Batch
 from genfl.rng import Key
 from genfl.trees import Tree
 
@@ -38,35 +36,18 @@ class Discovery(NamedTuple):
     attempts: int
 
 
-class LabelSets(NamedTuple):
-    """What clients hold, as far as label discovery is concerned."""
-
-    names: Sequence[Collection[str]]
-
-    def facts(self, client: int) -> Facts:
-        """Returns ``{"label_names": names}``."""
-        return {"label_names": self.names[client]}
-
-    def sizes(self, client: int) -> tuple[int, int]:
-        """Returns 0 and 0."""
-        return 0, 0
-
-    def batch(self, client: int, rows: Tensor, key: Key | None = None) -> Batch:
-        """There is none."""
-        raise IndexError("label discovery has no batches")
-
-
-def label_table(table: IBLT) -> Client:
+def label_table(table: IBLT) -> ClientProgram:
     """Returns the client program that uploads a table of the client's own label names.
 
-    Its facts are ``{"label_names": names}``; its one upload, ``table`` (uint32), is only ever summed.
+    What it knows of its data is ``{"label_names": names}``. Its one upload, ``table`` (uint32), is only ever
+    summed.
     """
 
-    def finish(names: Tree) -> tuple[Tree, Tree]:
-        return {"table": torch.from_numpy(table.encode(names))}, {}
+    def finish(carry: Tree) -> tuple[Tree, Tree]:
+        return {"table": torch.from_numpy(table.encode(carry))}, {}
 
-    return Client(
-        start=lambda message, memory, facts, key: facts["label_names"],
+    return ClientProgram(
+        start=lambda message, memory, client_info, key: client_info["label_names"],
         step=lambda carry, batch, key: carry,
         finish=finish,
         reductions={"table": "sum"},
@@ -75,7 +56,7 @@ def label_table(table: IBLT) -> Client:
 
 def discover(
     label_sets: Sequence[Collection[str]],
-    engine: Callable[[Data, Key], Engine],
+    engine: Callable[[DataView, Key], Engine],
     key: Key,
     *,
     cells: int = 80,
@@ -103,22 +84,23 @@ def discover(
         InputError: A name cannot be put in a table, or no table decoded.
         GenflError: The sum is not one of well-formed tables.
     """
+    known = [{"label_names": names} for names in label_sets]
     sent = 0
     for attempt in range(1, attempts + 1):
         table = IBLT(cells, hashes, max_bytes, seed=key.fold("hashes", attempt).integer())
-        work = [
-            Work(client, {}, {}, None, key.fold("client", attempt, client))
+        tasks = [
+            ClientTask(client, {}, {}, None, key.fold("client", attempt, client))
             for client in range(len(label_sets))
         ]
         try:
-            outcome = engine(LabelSets(label_sets), key.fold("sum", attempt))(label_table(table), work)
+            result = engine(InfoOnly(known), key.fold("sum", attempt)).run(label_table(table), tasks)
         except ValueError as error:
             raise InputError(str(error)) from error
-        if outcome.aggregate is None:
+        if result.aggregate is None:
             raise InputError("labels: no client took part in the discovery")
         sent += table.nbytes
         try:
-            holders = table.decode(outcome.aggregate["table"].numpy(), clients=len(outcome.memories))
+            holders = table.decode(result.aggregate["table"].numpy(), clients=len(result.memories))
             return Discovery(holders, cells, sent, attempt)
         except CorruptTable as error:
             raise GenflError(f"labels: the clients' tables do not add up to label names: {error}") from error

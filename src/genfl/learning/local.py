@@ -31,7 +31,7 @@ class Context(NamedTuple):
     task: Task
     message: Tree
     memory: Tree
-    facts: Tree
+    client_info: Tree
     key: Stream
 
 

@@ -64,7 +64,7 @@ def pretrain(
     key: Key,
     *,
     checkpoint: Path | None = None,
-    checkpoint_key: str = "",
+    checkpoint_digest: str = "",
     prepare: Callable[[Tensor], Tensor] = lambda x: x,
     device: torch.device = CPU,
     on_epoch: Callable[[int], None] = lambda epochs: None,
@@ -83,7 +83,7 @@ def pretrain(
         recipe: How to train.
         key: The random stream.
         checkpoint: The file to resume from and to keep the state in after each epoch.
-        checkpoint_key: What the training depends on: a checkpoint with another key is not gone on with.
+        checkpoint_digest: What the training depends on: a checkpoint with another key is not gone on with.
         prepare: Turns some of `x` into what models are given; see `genfl.data.sources.DataSet`.
         device: Where it computes; what it takes and gives is on the CPU.
         on_epoch: Told how many epochs were just finished.
@@ -99,7 +99,7 @@ def pretrain(
     scored = task.of_stored(prepare)
     best, best_epoch, history = weights, 0, []
     start: Tree = {"weights": weights, "optimizer": {}}
-    before = load_checkpoint(checkpoint, checkpoint_key)
+    before = load_checkpoint(checkpoint, checkpoint_digest)
     if before:
         tree, meta = before
         start, best = tree["now"], tree["best"]
@@ -147,7 +147,7 @@ def pretrain(
         )
         if checkpoint:
             tree = {"now": {"weights": now, "optimizer": _tensors(optimizer)}, "best": best}
-            meta = {"key": checkpoint_key, "best_epoch": best_epoch, "history": history}
+            meta = {"key": checkpoint_digest, "best_epoch": best_epoch, "history": history}
             save_tensors(checkpoint, tree, meta)
         on_epoch(1)
     return Pretrained(best, best_epoch, history)

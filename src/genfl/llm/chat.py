@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from genfl import hub
 from genfl.errors import GenflError, InputError
-from genfl.generators import pretrained
 from genfl.llm import local, server
 from genfl.llm.answers import Answer
 from genfl.storage import digest, read_json, write_json
@@ -171,7 +171,7 @@ def check(options: Options, field: str) -> None:
         )
     if options["base_url"] is None:
         local.check(options["model"], field)
-        pretrained.check_device(options["device"], f"{field}.device")
+        hub.check_device(options["device"], f"{field}.device")
         return
     parts = urlsplit(options["base_url"])
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
@@ -186,5 +186,5 @@ def check(options: Options, field: str) -> None:
 
 def fingerprint(options: Options) -> list[Any]:
     """Returns what changes when the model changes: its name and server, or the content of its folder."""
-    name = options["model"] if options["base_url"] else pretrained.fingerprint(options["model"])
+    name = options["model"] if options["base_url"] else hub.fingerprint(options["model"])
     return [name, options["base_url"]]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from genfl.generators.base import Prompt
+from genfl.data.samples import Prompt
 from genfl.rng import Key
 
 

@@ -15,11 +15,12 @@ from genfl import config as configs
 from genfl.config import Config, Content
 from genfl.data.quality import MEASURES
 from genfl.data.sources import DATASETS
+from genfl.experiment.context import data_set, private_data
+from genfl.experiment.folder import Run
 from genfl.references import CENTRALISED, GENERATOR, LOCAL
 from genfl.report import pictures, plots, text
 from genfl.report.style import COLOURS, MARKERS, MOST_DRAWN, REST, Look, looks
-from genfl.run import Run, data_set, private_data
-from genfl.stages.federate import SYNTHETIC_ONLY
+from genfl.stages.federate.stage import SYNTHETIC_ONLY
 from genfl.stages.generate import generator_facts
 
 MOST_CLIENTS = 200
@@ -58,7 +59,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
 
     Args:
         run: A run whose other stages are done.
-        summary: Its figures; see `genfl.report.summary.summarise`.
+        summary: Its figures; see `genfl.results.summarise.summarise`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -349,7 +350,7 @@ def _holders(config: Config, found: dict[str, Any]) -> list[Bar]:
 
 
 def _label_counts(run: Run) -> dict[str, Any]:
-    counts = private_data(run, run.config.seeds[0]).facts_table["label_counts"].numpy().astype(int)
+    counts = private_data(run, run.config.seeds[0]).client_info_table["label_counts"].numpy().astype(int)
     shown = counts[:MOST_CLIENTS]
     return {
         "label_counts": plots.label_counts(shown, run.labels),

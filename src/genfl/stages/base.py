@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from genfl.config import Config
-from genfl.run import Run
+from genfl.experiment.folder import Run
 
 
 class Stage(NamedTuple):

@@ -17,9 +17,10 @@ from genfl.data.media import MEDIA, Modality
 from genfl.data.sources import DATASETS, folder_of
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
+from genfl.experiment.context import data_of, data_set
+from genfl.experiment.folder import Run
 from genfl.generators.base import Generator
 from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
-from genfl.run import Run, data_set
 from genfl.stages import prompts
 from genfl.stages.base import Stage
 
@@ -142,7 +143,7 @@ def _finish(run: Run, data: SyntheticData, entry: GeneratorEntry, options: dict[
 
 def read(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads the synthetic data as inputs [m, ...] stored like the private ones, and class indices [m]."""
-    data, encode = SyntheticData.open(run.folder / STAGE.folder), run.data.encode
+    data, encode = SyntheticData.open(run.folder / STAGE.folder), data_of(run).encode
     x, names = data.read(lambda cell: encode(data.medium.read(cell)))
     return torch.stack(x), torch.tensor([run.labels.index(name) for name in names])
 

@@ -16,13 +16,16 @@ import torch
 from genfl import progress
 from genfl.config import Config, Content
 from genfl.data import quality
+from genfl.data.samples import Prompt
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.generators.base import Generator, Prompt
+from genfl.experiment.context import data_digest, data_of, data_set, indices, train_test_rows
+from genfl.experiment.folder import Run
+from genfl.generators.base import Generator
 from genfl.rng import Key
-from genfl.run import Run, data_key, data_set, indices, kept_and_held
-from genfl.stages import content, generate, prompts
+from genfl.stages import generate, prompts
 from genfl.stages.base import Stage
+from genfl.stages.federate import generated_content
 from genfl.storage import digest
 
 log = logging.getLogger(__name__)
@@ -57,7 +60,7 @@ def identity(run: Run, kind: Content) -> str:
     """Returns a digest of all that decides what clients generate, but for the seed."""
     config = run.config
     upstream = [run.key("labels"), run.key("prompts")]
-    split = [data_key(config.data), config.data.partition.model_dump(), config.prompts.block_size]
+    split = [data_digest(config.data), config.data.partition.model_dump(), config.prompts.block_size]
     return digest([STAGE.version, _shares(kind), upstream, split, generate.inputs(config), _settings(config)])
 
 
@@ -73,7 +76,7 @@ def read(run: Run, kind: Content, seed: int) -> tuple[torch.Tensor, torch.Tensor
         Inputs [m, ...] stored like the private ones, class indices [m], and each client's rows of them.
     """
     data = SyntheticData.open(_folder(run, kind, seed))
-    encode = run.data.encode
+    encode = data_of(run).encode
     x, names = data.read(lambda cell: encode(data.medium.read(cell)))
     if not x:
         raise InputError(
@@ -157,10 +160,10 @@ def _blocks(run: Run, kind: Content, seed: int) -> Iterator[Block]:
     for prompt in itertools.chain(*prompts.read(run)):
         told.setdefault(prompt.label, []).append(prompt)
     y = indices(data_set(config.data).train, labels).numpy()
-    kept, _ = kept_and_held(config, seed)
+    kept, _ = train_test_rows(config, seed)
     pools = np.full(len(labels), config.prompts.per_label)
     most = getattr(config.generator, "shots", 1)  # of examples that guide a sample; an image starts from one
-    wanted = content.shares(kind, content.label_counts(config, labels, seed), pools, seed)
+    wanted = generated_content.shares(kind, generated_content.label_counts(config, labels, seed), pools, seed)
     for client, (rows, own) in enumerate(zip(kept, wanted.guided, strict=True)):
         key = Key(seed).fold("guided", client)
         of_class = {c: key.fold("guides", c).numpy().permutation(rows[y[rows] == c]) for c in range(len(own))}
@@ -192,7 +195,7 @@ def _folder(run: Run, kind: Content, seed: int) -> Path:
 
 def _inputs(config: Config) -> Any:
     kinds = sorted(map(str, map(_shares, wanted(config))))
-    split = [data_key(config.data), config.data.partition.model_dump(), config.prompts.block_size]
+    split = [data_digest(config.data), config.data.partition.model_dump(), config.prompts.block_size]
     return [kinds, split, generate.inputs(config), _settings(config), config.seeds]
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from genfl.config import Config
-from genfl.engines.base import Data, Engine
-from genfl.engines.reductions import secure
-from genfl.engines.sequential import Sequential
+from genfl.engines.in_process import sequential
+from genfl.engines.protocol import DataView, Engine
+from genfl.engines.reducers import secure_reducers
 from genfl.errors import InputError
+from genfl.experiment.context import data_digest, data_set, parts, train_test_rows
+from genfl.experiment.folder import Run
 from genfl.labels.discovery import discover
 from genfl.labels.iblt import IBLT
 from genfl.rng import Key
-from genfl.run import Run, data_key, data_set, kept_and_held, parts
 from genfl.stages.base import Stage
 from genfl.storage import write_json
 
@@ -34,13 +35,13 @@ def _run(run: Run) -> dict[str, Any]:
     return result
 
 
-def _engine(data: Data, key: Key) -> Engine:
-    return Sequential(data, secure(key))
+def _engine(data: DataView, key: Key) -> Engine:
+    return sequential(data, secure_reducers(key))
 
 
 def _inputs(config: Config) -> Any:
     return [
-        data_key(config.data),
+        data_digest(config.data),
         config.data.partition.model_dump(exclude={"test"}),  # a client knows its labels, tested or not
         config.labels.model_dump(),
         config.seeds[0],
@@ -49,7 +50,7 @@ def _inputs(config: Config) -> Any:
 
 def _check(config: Config) -> None:
     for seed in config.seeds:
-        kept_and_held(config, seed)
+        train_test_rows(config, seed)
     options = config.labels
     try:
         table = IBLT(options.cells, options.hashes, options.max_bytes)
@@ -62,7 +63,7 @@ def _names(config: Config) -> Any:
     """Returns the names that there are to be found: who holds which is of no interest to other stages."""
     labels = data_set(config.data).train.labels
     names = {labels[row] for rows in parts(config, config.seeds[0]) for row in rows}
-    return [data_key(config.data), sorted(names), config.labels.max_bytes]
+    return [data_digest(config.data), sorted(names), config.labels.max_bytes]
 
 
 STAGE = Stage("labels", "labels", 1, _inputs, (), _run, check=_check, gives=_names)

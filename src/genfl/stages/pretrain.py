@@ -15,12 +15,13 @@ from genfl.config import Config, Model
 from genfl.data.texts import GENERATED
 from genfl.engines.device import exact
 from genfl.errors import InputError
+from genfl.experiment.context import classify, data_digest, data_of, data_set, initial_key, task_of
+from genfl.experiment.folder import VOCABULARY, Run
 from genfl.learning.pretrain import Recipe, pretrain
 from genfl.learning.task import Task, Weights, from_state_dict, load_weights, state_dict, weights_of
 from genfl.models import MODELS
 from genfl.models.pretrained import load_pretrained, locate
 from genfl.rng import Key
-from genfl.run import VOCABULARY, Run, classify, data_key, data_set, initial_key, task_of
 from genfl.stages import generate
 from genfl.stages.base import Stage
 from genfl.storage import digest, load_tensors, save_tensors, sha256
@@ -49,8 +50,8 @@ def _run(run: Run) -> dict[str, Any]:
                 recipe,
                 Key(seed).fold("pretrain"),
                 checkpoint=_folder(run, seed) / "checkpoint.safetensors",
-                checkpoint_key=key(run, seed),
-                prepare=run.data.prepare,
+                checkpoint_digest=key(run, seed),
+                prepare=data_of(run).prepare,
                 device=device,
                 on_epoch=advance,
             )
@@ -175,7 +176,7 @@ def _recipe(config: Config) -> list[Any]:
     """Returns what the models of all seeds depend on."""
     model = [config.precision, config.device_type, config.model.model_dump()]
     recipe = [config.pretrain.model_dump(exclude={"init"}), initial_digest(config)]
-    return [recipe, model, data_key(config.data)]
+    return [recipe, model, data_digest(config.data)]
 
 
 STAGE = Stage(

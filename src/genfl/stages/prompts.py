@@ -8,16 +8,16 @@ from typing import Any, cast
 
 from genfl import progress
 from genfl.config import Config, Section
+from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
-from genfl.generators.base import Prompt
+from genfl.experiment.folder import Run
 from genfl.generators.registry import GENERATORS
 from genfl.llm.chat import HOW, check, connect, each, fingerprint
 from genfl.prompts.llm import ASKED, Asked, Described, describe
 from genfl.prompts.plan import plan
 from genfl.prompts.templates import Style, Templates
 from genfl.rng import Key
-from genfl.run import Run
 from genfl.stages.base import Stage
 from genfl.storage import write_text
 

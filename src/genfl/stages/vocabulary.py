@@ -10,7 +10,8 @@ from genfl.config import Config
 from genfl.data.synthetic import SyntheticData
 from genfl.data.texts import BUCKETS, GENERATED, UNKNOWN, require, tokenizer, vocabulary
 from genfl.errors import InputError
-from genfl.run import VOCABULARY, Run, data_set
+from genfl.experiment.context import data_set
+from genfl.experiment.folder import VOCABULARY, Run
 from genfl.stages import generate
 from genfl.stages.base import Stage
 from genfl.storage import digest

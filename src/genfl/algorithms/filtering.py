@@ -1,0 +1,75 @@
+"""FedGC's filter: clients train on those generated samples that the global model finds most plausible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genfl.algorithms.base import Algorithm, HeldSamples
+from genfl.learning.task import MissingPart, Task
+from genfl.trees import Tree
+
+
+class SampleFilter(NamedTuple):
+    """Which samples of a part of its data a client trains on: those of least loss.
+
+    Source: "Federated Learning with Generative Content" (NeurIPS 2024 submission 6501), Appendix L.
+
+    Attributes:
+        share: The share of the samples that is kept, one at least; in (0, 1].
+        by_class: Whether that share of each class is kept, or of all samples.
+    """
+
+    share: float
+    by_class: bool
+
+    def choose(self, losses: Tensor, labels: Tensor) -> Tensor:
+        """Return the places of the kept samples, ascending.
+
+        Args:
+            losses: Of each sample, [n].
+            labels: Their class indices, [n].
+        """
+        groups = labels if self.by_class else torch.zeros_like(labels)
+        chosen = []
+        for group in groups.unique():
+            places = torch.nonzero(groups == group)[:, 0]
+            best = losses[places].argsort(stable=True)
+            chosen.append(places[best[: max(1, int(self.share * len(places) + 0.5))]])
+        return torch.cat(chosen).sort().values
+
+
+def filtered(
+    algorithm: Algorithm, task: Task, keep: SampleFilter, *, part: int, from_round: int = 1
+) -> Algorithm:
+    """Return the algorithm whose clients filter one part of their data by its loss under the global model.
+
+    Source: as `SampleFilter`.
+
+    Args:
+        algorithm: What clients and server compute; its message holds the global model as ``weights``.
+        task: What is learned.
+        keep: Which samples are kept.
+        part: The number of the part of clients' data that is filtered; FedGC's generated samples.
+        from_round: The first round that filters, from 1: early models judge badly.
+    """
+
+    def select(message: Tree, held: HeldSamples) -> Sequence[Tensor]:
+        numbers = torch.arange(sum(held.part_sizes), device="cpu")
+        rows = list(numbers.split(list(held.part_sizes)))
+        if held.round < from_round or part >= len(rows) or not len(rows[part]):
+            return rows
+        if "weights" not in message:
+            raise MissingPart("a global model in what the server sends")
+        examples = held.examples(rows[part])
+        logits = task.predict(message["weights"], examples["x"])
+        losses = F.cross_entropy(logits, examples["y"], reduction="none")
+        kept = keep.choose(losses.cpu(), examples["y"].cpu())
+        rows[part] = rows[part][kept]
+        return rows
+
+    return algorithm._replace(client=algorithm.client._replace(select=select))

@@ -1,0 +1,184 @@
+"""Which engine runs a federation."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from textwrap import shorten
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from genfl.algorithms.base import Algorithm, run_once
+from genfl.data.clients import ClientData
+from genfl.data.plans import Schedule
+from genfl.engines.fast.allocator import keeping_memory
+from genfl.engines.in_process import InProcess, sequential
+from genfl.engines.per_client import PerClientRunner
+from genfl.engines.pool import WorkerPool, cores, refusal
+from genfl.engines.protocol import (
+    BatchedDataView,
+    ClientResults,
+    ClientTask,
+    Engine,
+    ResultTemplates,
+    Runner,
+    one_thread,
+)
+from genfl.engines.vmapped import LEAST, SHARES, VmapRunner
+from genfl.learning.task import CPU, Task, Weights
+from genfl.rng import Key
+
+Name = Literal["auto", "parallel", "sequential", "vectorized"]
+
+EXACT = {"parallel", "sequential"}
+"""Engines that give the same bits; those of `vectorized` agree with them to rounding."""
+
+SHORT = 10_000_000
+"""Floating point operations of a batch's forward pass up to which calling them takes longer than they do."""
+
+ALIKE = 0.9
+"""Share of all steps that clients must take together: as many of them each, with batches of the same size."""
+
+UNBATCHED = "There is a performance drop"
+"""How torch's warning begins when vmap runs an operation once for each client."""
+
+
+class Choice(NamedTuple):
+    """Whether clients run in batches, and why."""
+
+    batched: bool
+    why: str
+
+
+def choose(task: Task, weights: Weights, data: ClientData, schedule: Schedule) -> Choice:
+    """Decides whether ``auto`` runs clients in batches (`vectorized`) or one by one: what is faster on a CPU.
+
+    Batches pay where steps are short, every core gets a batch, and clients go through the same steps: each
+    number of clients still at work, and each batch size, is a program of its own to record. This is a rule
+    about the federation and the number of cores, and no measurement, so that a result's bits do not depend on
+    what else a machine does.
+
+    Args:
+        task: What is learned.
+        weights: The initial global model.
+        data: What the clients hold.
+        schedule: Rounds, cohorts, local work.
+    """
+    if cores() > SHARES:
+        return Choice(False, f"there are more than {SHARES} cores, and no more parts of a cohort")
+    if schedule.clients_per_round < (many := LEAST * max(2, cores())):
+        return Choice(False, f"fewer than {many} clients work in a round")
+    share, client = _alike(data, schedule)
+    if share < ALIKE:
+        return Choice(False, "clients differ in the number of their steps or in the size of their batches")
+    batch = data.batch(client, torch.arange(min(schedule.batch_size, data.samples(client))))
+    with FlopCounterMode(display=False) as counter:
+        task.predict(weights, batch["x"])
+    operations = f"a batch's forward pass takes {counter.get_total_flops() / 1e6:.1f} million operations"
+    if counter.get_total_flops() > SHORT:
+        return Choice(False, operations)
+    return Choice(True, f"they take the same steps, and {operations}")
+
+
+def _alike(data: ClientData, schedule: Schedule) -> tuple[float, int]:
+    """Returns the largest share of all steps that clients take together, and one of these clients."""
+    sizes = np.diff(data.ends, prepend=0)
+    widths = np.minimum(sizes, schedule.batch_size)
+    if schedule.local_steps is None:
+        steps = schedule.local_epochs * (sizes // widths)
+    else:
+        steps = np.full_like(sizes, schedule.local_steps)
+    pairs = widths * (steps.max() + 1) + steps  # each a number
+    _, first, counts = np.unique(pairs, return_index=True, return_counts=True)
+    taken = counts * steps[first]
+    return float(taken.max() / steps.sum()), int(first[taken.argmax()])
+
+
+def obstacle(algorithm: Algorithm, weights: Weights, data: ClientData, schedule: Schedule) -> str | None:
+    """Says why an algorithm's clients cannot run in batches; None if two took a step together.
+
+    Args:
+        algorithm: What clients and server compute.
+        weights: The initial global model.
+        data: What the clients hold.
+        schedule: Rounds, cohorts, local work.
+    """
+    if not algorithm.same_form:
+        return "clients' models differ in form"
+    try:
+        stepped = together(algorithm, weights, data, schedule)
+    except Exception as error:  # whatever it is, one client after the other is what everything can do
+        return shorten(str(error), 100) or type(error).__name__
+    return next((why for done in stepped for why in done.refused.values()), None)
+
+
+def together(
+    algorithm: Algorithm,
+    weights: Weights,
+    data: ClientData,
+    schedule: Schedule,
+    clients: Sequence[int] = (0, 1),
+) -> list[ClientResults]:
+    """Lets clients take a step together.
+
+    Args:
+        algorithm: What clients and server compute.
+        weights: The initial global model.
+        data: What the clients hold.
+        schedule: Rounds, cohorts, local work.
+        clients: Their numbers.
+
+    Raises:
+        Exception: They cannot: whatever the batching of an operation raises.
+    """
+    with one_thread(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=UNBATCHED)
+        client_info = run_once(algorithm.census, {}, {}, data.client_info(0))[0]
+        message = algorithm.send(algorithm.init(weights, client_info, Key(0)))
+        client_tasks = [
+            ClientTask(
+                client,
+                algorithm.address(message, client),
+                algorithm.memory(weights),
+                schedule.batches(Key(0))._replace(steps=1),
+                Key(0),
+            )
+            for client in clients
+        ]
+        return list(VmapRunner(data)(algorithm.client, client_tasks, ResultTemplates(algorithm.client, data)))
+
+
+@contextlib.contextmanager
+def engine(name: Name, data: BatchedDataView, cohort: int, device: torch.device = CPU) -> Iterator[Engine]:
+    """Opens an engine for the length of a federation.
+
+    Args:
+        name: ``auto`` runs clients one by one: it is ``parallel`` where there are several cores, several
+            clients in a round, and Linux without an accelerator, whose processes fork safely; ``sequential``
+            elsewhere, with the same bits. Whether to batch clients instead, `choose` says.
+        data: What the clients hold.
+        cohort: Clients in a round.
+        device: Where they compute.
+    """
+    forks = sys.platform == "linux" and refusal() is None and cores() > 1 and cohort > 1
+    with keeping_memory():
+        if name == "sequential":
+            yield sequential(data)
+            return
+        runner: Runner
+        if name == "vectorized":
+            runner = VmapRunner(data, shares=SHARES if device == CPU else 1)  # a GPU takes a whole cohort
+            pooled = forks
+        else:
+            runner = PerClientRunner(data)
+            pooled = name == "parallel" or forks
+        if not pooled:
+            yield InProcess(runner)
+            return
+        with contextlib.closing(WorkerPool(runner)) as pool:
+            yield pool

@@ -1,0 +1,101 @@
+"""How a cohort's uploads become what the server sees."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genfl import trees
+from genfl.privacy.secure_sum import SecureSum
+from genfl.rng import Key
+from genfl.trees import Tree
+
+
+class PlainReducer:
+    """Adds uploads in the clear, as they come; uploads declared ``each`` are listed."""
+
+    def __init__(self, reductions: Mapping[str, str]) -> None:
+        self.reductions = reductions
+        self.sums: dict[str, Tree] = {}
+        self.lists: dict[str, dict[int, Tree]] = {}
+
+    def add(self, clients: Sequence[int], uploads: Tree) -> None:
+        """Takes some clients' stacked uploads."""
+        for name, value in uploads.items():
+            if self.reductions[name] == "each":
+                own = [trees.map(torch.clone, upload) for upload in trees.apart(value, len(clients))]
+                self.lists.setdefault(name, {}).update(zip(clients, own, strict=True))
+            elif name in self.sums:
+                trees.map(_add, self.sums[name], value)
+            else:
+                self.sums[name] = trees.map(lambda stack: _sum(stack).clone(), value)
+
+    def aggregate(self) -> Tree:
+        """Returns the aggregate of all uploads taken; lists are in the order of client numbers."""
+        lists = {name: [own for _, own in sorted(given.items())] for name, given in self.lists.items()}
+        return self.sums | lists
+
+
+def _add(total: Tensor, stack: Tensor) -> None:
+    total.add_(_sum(stack))
+
+
+def _sum(stack: Tensor) -> Tensor:
+    """Returns the sum over clients; of one, its upload itself."""
+    return stack.squeeze(0) if stack.shape[0] == 1 else stack.sum(0, dtype=stack.dtype)
+
+
+class SecureReducer:
+    """Adds masked unsigned integers, so that only their sum is ever in the clear.
+
+    It simulates the protocol in one process (see `genfl.privacy.secure_sum`). A program with an upload that
+    is not declared ``sum`` is refused.
+
+    Args:
+        reductions: The program's declared reductions.
+        key: Where the pairwise secrets come from; fresh for every sum.
+    """
+
+    def __init__(self, reductions: Mapping[str, str], key: Key) -> None:
+        each = [name for name, reduction in reductions.items() if reduction != "sum"]
+        if each:
+            raise ValueError(f"a secure sum cannot carry uploads the server must see one by one: {each}")
+        self.key = key
+        self.uploads: dict[int, Tree] = {}
+
+    def add(self, clients: Sequence[int], uploads: Tree) -> None:
+        """Takes some clients' stacked uploads."""
+        self.uploads |= zip(clients, trees.apart(uploads, len(clients)), strict=True)
+
+    def aggregate(self) -> Tree:
+        """Masks every client's upload, adds the masked ones, and returns the sum that appears."""
+        clients = tuple(self.uploads)
+        counter = itertools.count()
+
+        def add_masked(*values: Tensor) -> Tensor:
+            context = f"leaf {next(counter)}"  # no mask is ever used twice
+            protocol = SecureSum(clients, seed=self.key.integer(), context=context)
+            masked = {k: protocol.mask(k, _unsigned(v)) for k, v in zip(clients, values, strict=True)}
+            return torch.from_numpy(protocol.add(masked))
+
+        return trees.map(add_masked, *self.uploads.values())
+
+
+def secure_reducers(key: Key) -> Callable[[Mapping[str, str]], SecureReducer]:
+    """Returns the reduction that adds by pairwise masking, with secrets derived from `key`.
+
+    Every sum gets secrets of its own: two uploads under one mask would tell their difference.
+    """
+    sums = itertools.count()
+    return lambda reductions: SecureReducer(reductions, key.fold("sum", next(sums)))
+
+
+def _unsigned(value: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]:
+    array = value.numpy()
+    if array.dtype not in (np.uint32, np.uint64):
+        raise ValueError(f"a secure sum adds uint32 or uint64, not {array.dtype}: encode it first")
+    return array

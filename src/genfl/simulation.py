@@ -1,0 +1,199 @@
+"""The loop over rounds, the same for every algorithm and engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from genfl import trees
+from genfl.algorithms.base import Algorithm, ClientProgram, run_once
+from genfl.data.clients import ClientData
+from genfl.data.plans import Schedule
+from genfl.engines.client_state import ClientStateStore
+from genfl.engines.device import on_device
+from genfl.engines.protocol import ClientTask, Engine, one_thread
+from genfl.errors import GenflError
+from genfl.learning.task import CPU, Weights
+from genfl.rng import Key
+from genfl.storage import load_checkpoint, save_tensors
+from genfl.trees import Tree
+
+log = logging.getLogger(__name__)
+
+CHUNK = 10_000
+"""Clients whose facts are in memory at a time."""
+
+
+class Measure(NamedTuple):
+    """Something measured on the cohort, at no cost to the federation being simulated.
+
+    Attributes:
+        wrap: Adds the measure's upload, under the measure's name, to a client program.
+        value: Turns the aggregate of that upload into a number, or None where it has none.
+    """
+
+    wrap: Callable[[ClientProgram], ClientProgram]
+    value: Callable[[Tree], float | None]
+
+
+class Trace(NamedTuple):
+    """What happened in a federation.
+
+    Attributes:
+        weights: The final global model.
+        evaluations: One dict an evaluation: ``round``, and what the evaluation gave.
+        rounds: One dict a round: ``round``, ``uplink_bytes`` and ``downlink_bytes`` of the whole cohort,
+            ``refused`` (how many uploads were not counted), and each measure's value (None where no upload
+            counted).
+    """
+
+    weights: Weights
+    evaluations: list[dict[str, Any]]
+    rounds: list[dict[str, Any]]
+
+
+def federate(
+    algorithm: Algorithm,
+    weights: Weights,
+    clients: ClientData,
+    engine: Engine,
+    schedule: Schedule,
+    key: Key,
+    evaluate: Callable[[Weights], Mapping[str, object]],
+    *,
+    checkpoint: Path | None = None,
+    checkpoint_digest: str = "",
+    measures: dict[str, Measure] | None = None,
+    device: torch.device = CPU,
+    on_round: Callable[[int], None] = lambda rounds: None,
+) -> Trace:
+    """Runs a federation, or goes on with one that was interrupted.
+
+    Args:
+        algorithm: What clients and server compute.
+        weights: The initial global model.
+        clients: The private data.
+        engine: What executes the clients' work.
+        schedule: Rounds, cohorts, local work.
+        key: Where all randomness comes from: cohorts, batches, dropout.
+        evaluate: Scores a global model.
+        checkpoint: The file to resume from and to keep the state in; None keeps nothing. An interrupted run
+            ends bit-identical to an uninterrupted one.
+        checkpoint_digest: What the federation depends on: a checkpoint with another key is not gone on with.
+        measures: What to measure each round, by name.
+        device: Where clients compute; the server computes on the CPU.
+        on_round: Told how many rounds were just finished.
+    """
+    measures = measures or {}
+    program = algorithm.client
+    for measure in measures.values():
+        program = measure.wrap(program)
+    program = on_device(program, device)
+
+    before, memories = _resume(checkpoint, checkpoint_digest, algorithm.memory(weights), schedule.rounds)
+    if before:
+        tree, meta = before
+        state, evaluations, rounds = tree["state"], meta["evaluations"], meta["rounds"]
+        if len(rounds) < schedule.rounds:
+            log.info("going on after round %d", len(rounds))
+        on_round(len(rounds))
+    else:
+        with one_thread():
+            state = algorithm.init(weights, census(algorithm.census, clients), key.fold("init"))
+        rounds = []
+        evaluations = [{"round": 0, **evaluate(state["weights"])}]
+
+    for number in range(len(rounds) + 1, schedule.rounds + 1):
+        message = algorithm.send(state)
+        plans, streams = key.fold("plan", number), key.fold("client", number)
+        client_tasks = [
+            ClientTask(
+                client,
+                algorithm.address(message, client),
+                memories[client],
+                schedule.batches(plans.fold(client)),
+                streams.fold(client),
+                number,
+            )
+            for client in cohort(len(clients), schedule.clients_per_round, key.fold("cohort", number))
+        ]
+        result = engine.run(program, client_tasks)
+        for client, why in result.refused.items():
+            log.warning("round %d: the upload of client %d was refused: %s", number, client, why)
+        if result.aggregate is not None:
+            memories.update(result.memories)
+            aggregate = {name: result.aggregate[name] for name in algorithm.client.reductions}
+            with one_thread():
+                state = algorithm.server(state, aggregate, key.fold("server", number))
+        rounds.append(
+            {
+                "round": number,
+                "uplink_bytes": sum(result.uplink_bytes[name] for name in algorithm.client.reductions),
+                "downlink_bytes": _bytes_of(client_task.message for client_task in client_tasks),
+                "refused": len(result.refused),
+                **{
+                    name: measure.value(result.aggregate[name]) if result.aggregate is not None else None
+                    for name, measure in measures.items()
+                },
+            }
+        )
+        last = number == schedule.rounds
+        if last or number % schedule.evaluate_every == 0:
+            evaluations.append({"round": number, **evaluate(state["weights"])})
+        if checkpoint and (last or number % schedule.checkpoint_every == 0):
+            history = {"evaluations": evaluations, "rounds": rounds}
+            meta = {"key": checkpoint_digest, "memories": memories.flush(), **history}
+            save_tensors(checkpoint, {"state": state}, meta)
+            memories.clean()
+        on_round(1)
+    return Trace(state["weights"], evaluations, rounds)
+
+
+def _resume(
+    checkpoint: Path | None, key: str, initial: Tree, rounds: int
+) -> tuple[tuple[Tree, dict[str, Any]] | None, ClientStateStore]:
+    """Returns where an interrupted federation stood, if anywhere, and what its clients remember."""
+    folder = checkpoint.with_suffix(".memories") if checkpoint else None
+    before = load_checkpoint(checkpoint, key)
+    if before and len(before[1]["rounds"]) >= rounds:
+        return before, ClientStateStore(None, initial)  # nobody will ask
+    if before and "memories" in before[1]:  # an earlier version had them among the tensors
+        try:
+            return before, ClientStateStore(folder, initial, before[1]["memories"])
+        except GenflError as error:
+            log.warning("%s; starting over", error)
+    return None, ClientStateStore(folder, initial)
+
+
+def _bytes_of(messages: Iterable[Tree]) -> int:
+    """Returns the bytes of all messages; most clients are sent one and the same."""
+    sizes: dict[int, int] = {}
+    total = 0
+    for message in messages:
+        if id(message) not in sizes:
+            sizes[id(message)] = trees.num_bytes(message)
+        total += sizes[id(message)]
+    return total
+
+
+def cohort(clients: int, size: int, key: Key) -> Sequence[int]:
+    """Draws a round's clients uniformly without replacement, in ascending order."""
+    chosen = key.numpy().choice(clients, size, replace=False)
+    return sorted(int(client) for client in chosen)
+
+
+def census(program: ClientProgram, clients: ClientData) -> Tree:
+    """Sums a program without batches over all clients, vectorized over the table of their facts."""
+
+    def contribute(client_info: Tree) -> Tree:
+        return run_once(program, {}, {}, client_info)[0]
+
+    sums = [
+        trees.map(lambda values: values.sum(0), torch.vmap(contribute)(clients.table(first, first + CHUNK)))
+        for first in range(0, len(clients), CHUNK)
+    ]
+    return trees.add(*sums)

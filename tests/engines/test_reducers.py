@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from genfl.algorithms.base import ClientProgram
+from genfl.engines.in_process import sequential
+from genfl.engines.protocol import ClientTask
+from genfl.engines.reducers import secure_reducers
+from genfl.rng import Key
+
+
+class Numbers:
+    """Clients that know nothing but their own number."""
+
+    def client_info(self, client):
+        return {"client": client}
+
+
+def _program(value, reductions=None) -> ClientProgram:
+    return ClientProgram(
+        start=lambda message, memory, client_info, key: client_info["client"],
+        step=lambda carry, batch, key: carry,
+        finish=lambda client: ({"tables": {"a": value(client), "b": value(client + 1)}}, {}),
+        reductions=reductions or {"tables": "sum"},
+    )
+
+
+def _run(program, reduce, clients=5):
+    work = [ClientTask(k, {}, {}, None, Key(k)) for k in range(clients)]
+    return sequential(Numbers(), reduce)(program, work)
+
+
+def _table(client: int) -> torch.Tensor:
+    rng = np.random.default_rng(client)
+    return torch.from_numpy(rng.integers(0, 2**32, (3, 4), dtype=np.uint32))
+
+
+def test_a_secure_sum_is_the_exact_sum_modulo_the_word_size():
+    outcome = _run(_program(_table), secure_reducers(Key(0)))
+    for name, first in (("a", 0), ("b", 1)):
+        expected = sum(_table(k).numpy().astype(np.uint64) for k in range(first, first + 5)) % 2**32
+        assert np.array_equal(outcome.aggregate["tables"][name].numpy(), expected)
+    assert outcome.uplink_bytes == {"tables": 5 * 2 * 3 * 4 * 4}
+
+
+def test_a_secure_sum_refuses_uploads_the_server_must_see():
+    with pytest.raises(ValueError, match="one by one"):
+        _run(_program(_table, {"tables": "each"}), secure_reducers(Key(0)))
+
+
+def test_a_secure_sum_refuses_floats():
+    with pytest.raises(ValueError, match="encode it first"):
+        _run(_program(lambda k: torch.ones(2)), secure_reducers(Key(0)))
+
+
+def test_each_lists_uploads_in_the_order_of_clients():
+    program = _program(lambda k: torch.tensor(float(k)), {"tables": "each"})
+    outcome = _run(program, Plain)
+    assert [upload["a"].item() for upload in outcome.aggregate["tables"]] == [0, 1, 2, 3, 4]
+
+
+def test_a_plain_sum_adds_in_the_order_of_clients():
+    values = [1e8, 1.0, -1e8, 1.0, 3.0]  # float32: any other order gives another result
+    outcome = _run(_program(lambda k: torch.tensor(values[k % 5])), Plain)
+    expected = np.float32(0)
+    for value in values:
+        expected = expected + np.float32(value)
+    assert outcome.aggregate["tables"]["a"].item() == expected
+
+
+def test_stacks_are_added_whatever_is_in_which():
+    """Uploads of five clients: one by one, all in one, or some of the later ones first."""
+    rng = torch.Generator().manual_seed(0)
+    floats = torch.randn(5, 3, 2, generator=rng, dtype=torch.float64)
+    wholes = torch.arange(10, dtype=torch.int32).view(5, 2)
+    for stacks in ([[0], [1], [2], [3], [4]], [[0, 1, 2, 3, 4]], [[3, 1], [4], [2, 0]]):
+        plain = Plain({"floats": "sum", "wholes": "sum", "seen": "each"})
+        for clients in stacks:
+            given = {"floats": floats[clients], "wholes": {"a": wholes[clients]}, "seen": floats[clients]}
+            plain.add(clients, given)
+            given["seen"].zero_()  # the next round's uploads lie where these did
+            given["wholes"]["a"].zero_()
+        found = plain.result()
+        torch.testing.assert_close(found["floats"], floats.sum(0), rtol=0, atol=1e-12)
+        assert found["wholes"]["a"].dtype == torch.int32
+        assert found["wholes"]["a"].tolist() == wholes.sum(0).tolist()
+        assert [torch.equal(*pair) for pair in zip(found["seen"], floats, strict=True)] == [True] * 5
+
+
+def test_no_mask_is_used_twice():
+    """Two sums with one reduction have secrets of their own."""
+    seen = []
+    reduce = secure_reducers(Key(0))
+
+    class Watched:
+        def __init__(self, reductions):
+            self.inner = reduce(reductions)
+
+        def add(self, client, upload):
+            self.inner.add(client, upload)
+
+        def result(self):
+            seen.append(self.inner.key)
+            return self.inner.result()
+
+    for _ in range(2):
+        _run(_program(_table), Watched)
+    assert len(set(seen)) == 2

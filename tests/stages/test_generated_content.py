@@ -1,0 +1,285 @@
+"""Generated content in clients: who gets what, how it counts, and what a config may ask for."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import genfl.experiment.context
+from genfl import config, pipeline
+from genfl.data.budget import budget
+from genfl.data.sources import DIGIT_NAMES
+from genfl.errors import InputError
+from genfl.experiment.context import held_back_data, private_data
+from genfl.experiment.folder import Run
+from genfl.rng import Key
+from genfl.stages import generate
+from genfl.stages.federate import generated_content, trial
+from genfl.stages.federate import stage as federate
+from genfl.stages.federate.generated_content import deal, training_data
+from genfl.storage import read_json, sha256, write_json
+
+CONFIG = """
+name: content
+seeds: [0, 1]
+data: {name: digits, partition: {kind: dirichlet, alpha: 0.3, clients: 6, min_size: 5}}
+prompts: {style: label, per_label: 12}
+generator: {steps: 1}
+model: {name: mlp, width: 8}
+content: {samples: 60, budget: inverse}
+pretrain: {epochs: 1}
+federate: {rounds: 3, clients_per_round: 4, local: {steps: 4, batch_size: 8}, evaluate_every: 1}
+methods:
+  plain: {algorithm: fedavg}
+  mixed: {algorithm: fedavg, data: mixed}
+  p2g: {algorithm: fedavg, data: p2g}
+  equal: {algorithm: fedavg, data: mixed, content: {budget: equal, samples: 120, by: server}}
+  half: {algorithm: fedavg, data: mixed, content: {clients: 0.5, weight: private}}
+  chosen: {algorithm: fedavg, data: mixed, content: {filter: {share: 0.5, from_round: 2, by_class: true}}}
+  alone: {algorithm: fedavg, data: generated, content: {budget: equal}}
+"""
+POOL = torch.arange(10).repeat_interleave(12)
+"""The labels of the synthetic data."""
+
+
+def synthetic():
+    """Inputs that are nobody's: each has its number as its first pixel, larger than any real one's."""
+    x = torch.zeros(120, 1, 8, 8)
+    x[:, 0, 0, 0] = 100 + torch.arange(120)
+    return x, POOL
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run(config.parse(CONFIG), tmp_path)
+    write_json(run.record("labels"), {"key": "labels", "result": {"found": sorted(DIGIT_NAMES)}})
+    for name in ("generate", "pretrain"):
+        write_json(run.record(name), {"key": name, "result": {"samples": 120, "bytes": 5000}})
+    return run
+
+
+def given(data):
+    """For each client the numbers of the generated samples it holds."""
+    rows = [data.batch(k, torch.arange(data.samples(k)))["x"][:, 0, 0, 0] for k in range(len(data))]
+    return [[int(value) - 100 for value in of if value >= 100] for of in rows]
+
+
+# --- who gets what
+
+
+def test_every_sample_is_dealt_to_one_client_and_every_client_gets_its_share():
+    shares = np.array([[3, 0, 1], [2, 4, 0], [0, 0, 0]])
+    y = torch.tensor([0, 1, 2] * 6)
+    parts = deal(y, shares, seed=0)
+    assert [np.bincount(y[part], minlength=3).tolist() for part in parts] == shares.tolist()
+    every = np.concatenate(parts)
+    assert len(set(every.tolist())) == len(every)
+    again, other = deal(y, shares, seed=0), deal(y, shares, seed=1)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(parts, other, strict=True))
+
+
+def test_clients_hold_their_own_and_what_the_budget_gives_them(run):
+    own = private_data(run, 0).client_info_table["label_counts"].numpy()
+    data = training_data(run, "mixed", private_data(run, 0), 0, synthetic, None)
+    found = [np.bincount(POOL[numbers], minlength=10).tolist() for numbers in given(data)]
+    assert found == budget("inverse", 60, own).tolist()
+    assert data.generated() == 60
+    assert data.client_info_table["label_counts"].tolist() == (own + found).tolist()
+    assert data.client_info_table["samples"].tolist() == (own + found).sum(1).tolist()
+    assert given(data) != given(training_data(run, "mixed", private_data(run, 1), 1, synthetic, None))
+
+
+def test_what_a_method_does_not_say_is_as_in_the_section(run):
+    methods = run.config.methods
+    assert methods["plain"].content is None
+    assert methods["mixed"].content == methods["p2g"].content == run.config.content
+    assert (methods["half"].content.samples, methods["half"].content.budget) == (60, "inverse")
+    assert (methods["equal"].content.samples, methods["equal"].content.budget) == (120, "equal")
+    again = config.validate(config.plain(config.dump(run.config)))
+    assert again == run.config
+
+
+def test_a_share_of_the_clients_may_generate(run):
+    data = training_data(run, "half", private_data(run, 0), 0, synthetic, None)
+    counts = list(map(len, given(data)))
+    assert sum(counts) == 60
+    assert sum(count > 0 for count in counts) <= 3
+    own = private_data(run, 0).client_info_table["samples"]
+    assert data.client_info_table["samples"].tolist() == own.tolist(), "weight: private"
+    others = list(map(len, given(training_data(run, "half", private_data(run, 1), 1, synthetic, None))))
+    assert [count > 0 for count in counts] != [count > 0 for count in others]
+
+
+def test_generated_data_alone_has_no_private_sample(run):
+    data = training_data(run, "alone", private_data(run, 0), 0, synthetic, None)
+    assert [data.sizes(k) for k in range(6)] == [(0, 10)] * 6
+    assert sorted(itertools.chain(*given(data))) != list(range(120))
+
+
+def test_without_a_number_all_there_is_is_dealt_out(run):
+    settings = config.parse(CONFIG, ["content={}", "methods.half.content={weight: private}"])
+    run = Run(settings, run.folder)
+    data = training_data(run, "half", private_data(run, 0), 0, synthetic, None)
+    assert sorted(itertools.chain(*given(data))) == list(range(120))
+
+
+def test_what_tests_see_is_never_generated(run):
+    settings = config.parse(CONFIG, ["data.partition.test=0.3"])
+    held = held_back_data(Run(settings, run.folder), 0)[1]
+    assert held.generated() == 0
+    assert held.x.max() < 100
+    run = Run(settings, run.folder)
+    kept = training_data(run, "mixed", private_data(run, 0), 0, synthetic, None)
+    assert kept.generated() == 60
+
+
+# --- how it is trained on
+
+
+def test_methods_differ_in_order_and_filter_and_in_nothing_else(run):
+    schedules = {name: trial.schedule(run.config, method) for name, method in run.config.methods.items()}
+    assert schedules["mixed"] == schedules["plain"] == schedules["equal"] == schedules["alone"]
+    assert schedules["p2g"].order == "p2g"
+    kept = [schedules["chosen"].batches(Key(0), number).keep for number in (1, 2, 3)]
+    assert kept == [None, (0.5, True), (0.5, True)]
+
+
+def test_the_server_sends_what_it_generates_for_clients_and_clients_nothing(run):
+    methods = run.config.methods
+    assert trial.sent_to_clients(run, methods["mixed"], 60) == 0
+    assert trial.sent_to_clients(run, methods["equal"], 120) == 5000
+    assert trial.sent_to_clients(run, methods["equal"], 30) == 1250
+
+
+# --- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "content.samples=600",
+            "methods.mixed.content.samples: with seed 0, clients get",
+        ),
+        (
+            "methods.alone.content.samples=5",
+            "methods.alone.data: with seed 0, client 5 gets no",
+        ),
+        ("methods.alone.content.budget=inverse", "methods.alone.data: with seed"),
+    ],
+)
+def test_more_than_there_is_and_clients_with_nothing_are_refused_before_anything_works(override, line):
+    with pytest.raises(InputError) as caught:
+        federate.STAGE.check(config.parse(CONFIG, [override]))
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("methods.plain.content={samples: 3}", "methods.plain.content: clients train on private data alone"),
+        ("content.budget=fair", "content.budget: should be 'equal', 'inverse' or 'water_filling'"),
+        ("content.clients=0", "content.clients: should be greater than 0"),
+        (
+            "methods.mixed.content={sample: 3}",
+            "methods.mixed.content.sample: unknown key; did you mean",
+        ),
+        (
+            "methods.mixed.content.filter={share: 2}",
+            "methods.mixed.content.filter.share: should be less",
+        ),
+        ("methods.mixed.content=3", "methods.mixed.content: should be a valid dictionary"),
+        (
+            "methods.chosen.content.filter.from_round=4",
+            "methods.chosen.content.filter.from_round: 4, but there are 3 rounds",
+        ),
+        ("federate.local.steps=1", "methods.p2g.data: p2g is for two steps a round at least"),
+        ("methods={plain: {algorithm: fedavg}}", "content: no method's clients train on generated data"),
+        (
+            "methods.p2g.content={budget: water_filling, samples: null}",
+            "methods.p2g.content.samples: say how many, where some classes",
+        ),
+        ("content=3", "content: should be a valid dictionary"),
+        (
+            "methods.mixed.data=g2g",
+            "methods.mixed.data: should be 'private', 'generated',",
+        ),
+    ],
+)
+def test_mistakes_are_named(override, line):
+    with pytest.raises(InputError) as caught:
+        config.parse(CONFIG, [override])
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("fedet", ["client_models=[{name: mlp, width: 4}]"]), ("dsfl", [])],
+)
+def test_methods_that_send_no_global_model_cannot_filter(method, options):
+    arm = f"methods.mixed={{algorithm: {method}, data: mixed, content: {{filter: {{share: 0.5}}}}}}"
+    with pytest.raises(InputError, match=rf"^methods\.mixed\.content\.filter: {method} sends"):
+        federate.STAGE.check(config.parse(CONFIG, [arm, *options]))
+
+
+def test_samples_that_were_left_out_lower_the_largest_shares(run, caplog):
+    """Two of each class for each of six clients are asked for, and of one class there are five."""
+    x, y = synthetic()
+    kept = torch.ones(120, dtype=torch.bool)
+    kept[:7] = False
+    run = Run(config.parse(CONFIG, ["content={samples: 120}"]), run.folder)
+    data = training_data(run, "mixed", private_data(run, 0), 0, lambda: (x[kept], y[kept]), None)
+    numbers = given(data)
+    assert sorted(itertools.chain(*numbers)) == list(range(7, 120))
+    of_short = [sum(number < 12 for number in own) for own in numbers]
+    assert sorted(of_short) == [0, 1, 1, 1, 1, 1]
+    assert "methods.mixed: clients get 7 generated samples less than content.samples" in caplog.text
+
+
+def test_class_names_may_be_spelt_in_two_ways(monkeypatch):
+    data = genfl.experiment.context.data_set(config.parse(CONFIG).data)
+    names = [name.replace("one", "e\u0301") for name in data.train.labels]
+    decomposed = data._replace(train=data.train._replace(labels=names))
+    for module in ("genfl.experiment.context", "genfl.stages.federate.generated_content"):
+        monkeypatch.setattr(f"{module}.data_set", lambda _: decomposed)
+    generated_content.check(config.parse(CONFIG))
+
+
+# --- a run
+
+
+def test_a_run_with_all_of_it(tmp_path):
+    summary = pipeline.execute(config.parse(CONFIG, ["seeds=[0]"]), tmp_path)
+    methods = summary["methods"]
+    samples = {name: methods[name]["generated_samples"] for name in methods if name != "synthetic_only"}
+    assert samples == {
+        "plain": 0,
+        "mixed": 60,
+        "p2g": 60,
+        "equal": 120,
+        "half": 60,
+        "chosen": 60,
+        "alone": 60,
+    }
+    folder = tmp_path / generate.STAGE.folder
+    size = sum(path.stat().st_size for path in folder.glob("data/*.parquet"))
+    discovery = methods["mixed"]["setup_bytes"]
+    assert methods["equal"]["setup_bytes"] - discovery == size
+    assert methods["plain"]["setup_bytes"] == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "generated data, equal" in page
+    assert "mixed (inverse budget; 50 % of the clients; weight by private samples alone)" in page
+    assert "50 % of each class, one at least, kept from round 2" in page
+    assert methods["half"]["content"]["weight"] == "private"
+    models = {sha256(tmp_path / "federate" / name / "seed-0" / "model.safetensors") for name in samples}
+    assert len(models) == len(samples), "no two of them are the same federation"
+    again = pipeline.execute(
+        config.parse(CONFIG, ["seeds=[0]", "methods.p2g.content={samples: 30}"]), tmp_path, update=True
+    )
+    assert again["methods"]["p2g"]["generated_samples"] == 30
+    assert again["methods"]["mixed"]["curve"] == methods["mixed"]["curve"]
+    assert read_json(tmp_path / "summary.json")["methods"]["p2g"]["generated_samples"] == 30

@@ -1,0 +1,302 @@
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from genfl import config, grid, pipeline
+from genfl.errors import InputError
+from genfl.storage import write_text
+
+CONTENT = {
+    "name": "small",
+    "seeds": [0],
+    "data": {"name": "digits", "partition": {"clients": 4, "alpha": 1.0}},
+    "prompts": {"style": "label", "per_label": 2, "block_size": 10},
+    "generator": {"kind": "image", "steps": 1},
+    "model": "mlp",
+    "pretrain": {"epochs": 1},
+    "federate": {"rounds": 2, "clients_per_round": 2, "local": {"steps": 1}},
+    "methods": {"fedavg": {"algorithm": "fedavg"}, "gptfl": {"algorithm": "fedavg", "start": "pretrained"}},
+}
+
+
+def grid(**fields):
+    return {**CONTENT, "grid": {field.replace("__", "."): values for field, values in fields.items()}}
+
+
+def test_a_grid_is_every_combination_the_last_field_fastest():
+    found = grid.points(grid(federate__rounds=[1, 2], data__partition__alpha=[0.5, 5.0]))
+    assert [tuple(point.settings.values()) for point in found] == [(1, 0.5), (1, 5.0), (2, 0.5), (2, 5.0)]
+    assert [p.config.data.partition.alpha for p in found] == [0.5, 5.0, 0.5, 5.0]
+    assert [p.config.federate.rounds for p in found] == [1, 1, 2, 2]
+    assert found[0].name == "federate.rounds=1,data.partition.alpha=0.5"
+    assert CONTENT["federate"]["rounds"] == 2, "the content is left as it was"
+
+
+def test_a_field_may_lie_within_another_of_the_grid():
+    found = grid.points(grid(model=[{"name": "cnn"}], model__width=[8, 16]))
+    assert [point.config.model.width for point in found] == [8, 16]
+    assert [point.settings for point in found] == [
+        {"model": {"name": "cnn"}, "model.width": width} for width in (8, 16)
+    ]
+
+
+@pytest.mark.parametrize("given", ["fedprox", {"name": "fedprox"}, ["fedprox"], [{"name": "fedprox"}]])
+def test_an_algorithm_given_alone_is_the_first_of_a_list(given):
+    content = {**CONTENT, "methods": {"x": {"algorithm": given}}}
+    found = grid.points({**content, "grid": {"methods.x.algorithm.0.mu": [0.1, 0.2]}})
+    assert [point.config.methods["x"].algorithm[0].mu for point in found] == [0.1, 0.2]
+
+
+def test_values_that_do_not_fit_into_a_name_are_told_apart():
+    paths = [f"{'long/' * 20}{end}" for end in ("a", "b")] + ["x/y", "x_y", "plain"]
+    found = grid.points({**grid(data__path=paths), "data": {"name": "cifar10"}})
+    assert len({point.name for point in found}) == len(paths)
+    assert all("/" not in point.name and len(point.name) < 100 for point in found)
+    assert found[-1].name == "data.path=plain"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (CONTENT, "grid: name fields"),
+        ({**CONTENT, "grid": {}}, "grid: name fields"),
+        (grid(federate__rounds=3), "grid.federate.rounds: give a list of values, not 3"),
+        (grid(federate__rounds=[]), "grid.federate.rounds: give a list"),
+        (grid(federate__rounds=[1, 1]), "grid: a value is given twice"),
+        (grid(federate__rouns=[1]), "federate.rouns: unknown key; did you mean 'rounds'? (in the grid at"),
+        (
+            grid(federate__rounds=[1, 0]),
+            "federate.rounds: should be greater than or equal to 1, not 0 (in the",
+        ),
+        (grid(name__x=[1]), "name.x: 'name' holds no keys"),
+        ({**CONTENT, "grid": {1: [2]}}, "grid.1: name a field of the config"),
+        ({**CONTENT, "grid": {"federate..rounds": [2]}}, "grid.federate..rounds: name a field"),
+        (grid(model=["cnn", "lstm"]), "(in the grid at model=lstm)"),  # the images are no tokens
+    ],
+)
+def test_mistakes_are_found_before_the_first_run(content, line, tmp_path):
+    with pytest.raises(InputError) as caught:
+        grid.sweep(content, tmp_path / "out")
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_with_a_grid_is_no_single_run():
+    with pytest.raises(InputError, match=r"grid: many runs in one config are for `genfl sweep`"):
+        config.validate(grid(federate__rounds=[1]))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep by the command, over what the federate stage alone reads."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "small.yaml").write_text(yaml.safe_dump(grid(federate__clients_per_round=[1, 2])))
+    command = [sys.executable, "-m", "genfl", "sweep", "small.yaml", "--out", "out"]
+    first = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return folder, command, first
+
+
+def test_stages_that_are_the_same_are_done_once(swept):
+    folder, _, first = swept
+    assert first.returncode == 0, first.stderr
+    one, two = (folder / "out" / f"federate.clients_per_round={size}" for size in (1, 2))
+    for stage in ("prompts", "generate", "pretrain"):
+        assert f"{stage}: taken over from out/{one.name}" in first.stderr
+    assert first.stderr.count("generate: running") == 1
+    shard = "synthetic/data/train-00000-of-00002.parquet"
+    assert (one / shard).samefile(two / shard)
+    alone = pipeline.execute(config.load(two / "config.yaml"), folder / "alone")
+    shared = json.loads((two / "summary.json").read_text())
+    assert alone["methods"] == shared["methods"], "as if it had been run alone"
+
+
+def test_the_table_holds_every_run_and_method(swept):
+    folder, _, first = swept
+    rows = list(csv.DictReader((folder / "out" / "sweep.csv").open()))
+    assert [(row["federate.clients_per_round"], row["method"]) for row in rows] == [
+        (size, method) for size in ("1", "2") for method in ("synthetic_only", "fedavg", "gptfl")
+    ]
+    summary = json.loads((folder / "out" / "federate.clients_per_round=2" / "summary.json").read_text())
+    assert float(rows[-1]["accuracy_mean"]) == summary["methods"]["gptfl"]["accuracy"]["mean"]
+    assert {row["accuracy_std"] for row in rows} == {""}, "a single seed has no deviation"
+    header, *lines = first.stdout.splitlines()
+    assert header.split() == ["federate.clients_per_round", "synthetic_only", "fedavg", "gptfl"]
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+
+
+def test_again_nothing_is_done_again(swept):
+    folder, command, _ = swept
+    before = (folder / "out" / "sweep.csv").read_bytes()
+    again = subprocess.run([*command, "--json"], cwd=folder, capture_output=True, text=True)
+    assert "running" not in again.stderr
+    assert (folder / "out" / "sweep.csv").read_bytes() == before
+    assert [result["settings"] for result in json.loads(again.stdout)] == [
+        {"federate.clients_per_round": 1},
+        {"federate.clients_per_round": 2},
+    ]
+
+
+def test_status_says_how_far_each_run_is(swept, tmp_path):
+    folder, _, _ = swept
+    names = [f"federate.clients_per_round={size}" for size in (1, 2)]
+    assert grid.status(folder / "out") == [(name, "done", "") for name in names]
+    shown = subprocess.run(
+        [sys.executable, "-m", "genfl", "status", "out"], cwd=folder, capture_output=True, text=True
+    )
+    assert [line.split() for line in shown.stdout.splitlines()][1:] == [[name, "done"] for name in names]
+    begun = tmp_path / "sweep" / names[0]
+    begun.mkdir(parents=True)
+    (begun / "config.yaml").write_text(config.dump(config.validate(CONTENT)))
+    assert grid.status(tmp_path / "sweep") == [(names[0], "labels", "")]
+
+
+def test_no_stage_is_done_again_for_what_it_does_not_read(tmp_path):
+    content = grid(report__target_accuracy=[0.05, 0.99])
+    easy, hard = grid.sweep(content, tmp_path / "out")
+    stages = json.loads((tmp_path / "out" / hard["run"] / "summary.json").read_text())["stages"]
+    assert [name for name, stage in stages.items() if not stage["skipped"]] == ["report"]
+    assert easy["methods"]["fedavg"]["curve"] == hard["methods"]["fedavg"]["curve"]
+    assert (easy["methods"]["fedavg"]["rounds_to_target"], hard["methods"]["fedavg"]["rounds_to_target"]) == (
+        0,
+        None,
+    )
+
+
+def test_another_split_asks_for_the_same_generated_data(tmp_path):
+    """Who holds which label does not change what is generated, nor what is made of it."""
+    settings = [
+        config.validate({**CONTENT, "data": {**CONTENT["data"], "partition": {"clients": 4, "alpha": a}}})
+        for a in (0.1, 5.0)
+    ]
+    one, other = ({stage.name: key for stage, key in pipeline.keyed(c)} for c in settings)
+    same = [name for name in one if one[name] == other[name]]
+    assert same == ["prompts", "generate", "pretrain"]
+
+
+def test_fresh_deletes_the_runs_of_the_grid_and_nothing_else(swept, tmp_path):
+    import shutil
+
+    folder, command, _ = swept
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    out = tmp_path / "out"
+    (out / "notes.txt").write_text("mine")
+    (out / "federate.clients_per_round=3").mkdir()
+    before = (out / "sweep.csv").read_bytes()
+    again = subprocess.run([*command, "--fresh"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert again.stderr.count("generate: running") == 1
+    assert again.stderr.count("federate: running") == 2
+    assert (out / "sweep.csv").read_bytes() == before
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "federate.clients_per_round=3").exists()
+
+
+@pytest.mark.parametrize("file", ["sweep.json", ".genfl"])
+def test_a_folder_that_is_no_sweeps_is_left_alone(file, tmp_path):
+    (tmp_path / file).write_text("mine")
+    for fresh in (False, True):
+        with pytest.raises(InputError, match=r"^--out: .* is not empty and holds no sweep; choose another"):
+            grid.sweep(grid(federate__rounds=[1]), tmp_path, fresh=fresh)
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    assert (tmp_path / file).read_text() == "mine"
+
+
+def test_two_processes_do_not_share_a_sweep(swept):
+    from filelock import FileLock
+
+    folder, command, _ = swept
+    with FileLock(folder / "out" / ".lock"):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: --out: another process is at work in out\n"
+
+
+def test_the_folder_of_all_runs_needs_a_name(tmp_path):
+    content = {name: value for name, value in grid(name=["a", "b"]).items() if name != "name"}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "genfl", "sweep", "small.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: name: give the config one")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
+
+
+def test_where_files_cannot_be_linked_they_are_copied(swept, tmp_path):
+    folder, _, _ = swept
+    one = folder / "out" / "federate.clients_per_round=1"
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system to write to")
+    with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+        place = Path(elsewhere) / "run"
+        pipeline.execute(config.load(one / "config.yaml"), place, until="generate", others=[one])
+        shards = [run / "synthetic" / "data" / "train-00000-of-00002.parquet" for run in (one, place)]
+        assert shards[0].read_bytes() == shards[1].read_bytes()
+        assert not shards[0].samefile(shards[1])
+        records = [(run / "stages" / "generate.json").read_bytes() for run in (one, place)]
+        assert records[0] == records[1], "taken over, not made again"
+
+
+def test_a_link_that_a_kill_left_is_not_written_through(swept, tmp_path):
+    folder, _, _ = swept
+    one = folder / "out" / "federate.clients_per_round=1"
+    labels = one / "labels" / "labels.json"
+    before = labels.read_bytes()
+    (tmp_path / ".labels.json.tmp").hardlink_to(labels)
+    write_text(tmp_path / "labels.json", "other")
+    assert labels.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_killed_while_it_generates_and_while_it_federates_it_ends_with_the_same_table(tmp_path):
+    content = {
+        **grid(prompts__per_label=[2, 40]),
+        "federate": {**CONTENT["federate"], "rounds": 20, "checkpoint_every": 1},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "genfl", "sweep", "small.yaml", "--out"]
+    subprocess.run([*command, "whole"], cwd=tmp_path, check=True, capture_output=True)
+    killed = tmp_path / "killed" / "prompts.per_label=40"
+    for part in ("synthetic/data/train-00001-of-*.parquet", "federate/fedavg/seed-0/checkpoint.safetensors"):
+        process = subprocess.Popen(
+            [*command, "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        began = time.monotonic()
+        while not list(killed.glob(part)):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() - began < 300
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert not (killed / "summary.json").exists(), "it was over before the kill"
+    again = subprocess.run([*command, "killed"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert again.stderr.count("federate: running") == 1, "the first point was done"
+    assert (tmp_path / "killed" / "sweep.csv").read_bytes() == (tmp_path / "whole" / "sweep.csv").read_bytes()
+
+
+def test_a_damaged_stage_is_not_taken_over(swept, tmp_path):
+    folder, _, _ = swept
+    one = folder / "out" / "federate.clients_per_round=1"
+    shard = one / "synthetic" / "data" / "train-00000-of-00002.parquet"
+    whole = shard.read_bytes()
+    shard.unlink()  # the other run's link stays as it is
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    wanted = config.load(one / "config.yaml")
+    pipeline.execute(wanted, tmp_path / "run", until="generate", others=[one])
+    made = tmp_path / "run" / "synthetic" / "data" / shard.name
+    assert made.read_bytes() == whole, "made again"
+    assert not made.samefile(shard)
+
+
+def test_a_mistake_for_a_later_stage_is_found_though_the_run_is_to_stop_before(tmp_path):
+    content = {**CONTENT, "methods": {"a": {"algorithm": "fedet"}}}  # it needs client_models
+    with pytest.raises(InputError, match=r"methods.a.algorithm: .*client_models"):
+        pipeline.execute(config.validate(content), tmp_path / "run", until="labels")
+    assert not (tmp_path / "run").exists()
