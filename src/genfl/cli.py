@@ -235,10 +235,10 @@ def _execute(
     _configure_logging()
     progress.enabled.set(not as_json)
     folder = out or Path("runs") / config.name
-    share = Shard.parse(shard) if shard else None
-    summary = pipeline.execute(config, folder, until=until.value, fresh=fresh, update=update, share=share)
+    part = Shard.parse(shard) if shard else None
+    summary = pipeline.execute(config, folder, until=until.value, fresh=fresh, update=update, shard=part)
     if as_json:
-        rows = [row._asdict() for row in pipeline.status(share.folder(folder) if share else folder)]
+        rows = [row._asdict() for row in pipeline.status(part.folder(folder) if part else folder)]
         _print_json(summary if summary is not None else {"stages": rows})
     elif summary is not None:
         from genfl.report.text import table, verdict
@@ -247,7 +247,7 @@ def _execute(
         _print_table(*table(summary))
         typer.echo(f"\nReport: {folder / 'report' / 'index.html'}")
     else:
-        typer.echo(f"Done as far as {until.value}: {share.folder(folder) if share else folder}")
+        typer.echo(f"Done as far as {until.value}: {part.folder(folder) if part else folder}")
 
 
 def _configure_logging() -> None:

@@ -18,6 +18,7 @@ from genfl import config as configs
 from genfl import pipeline
 from genfl.config import Config
 from genfl.errors import InputError
+from genfl.experiment.context import Context
 from genfl.storage import digest, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -120,21 +121,25 @@ def sweep(
             something else, or is in use.
     """
     grid = points(content)
-    # by data set, of which only a few are held in memory: each is read once
+    context = Context()  # the runs share it, so that each data set is read once
     for point in sorted(grid, key=lambda point: repr(point.config.data.options())):
         with _located(point.name):
-            pipeline.checked(point.config)
+            pipeline.checked(point.config, context)
     with pipeline.holding(folder, "sweep", MARKER):
-        return _sweep(grid, folder, fresh=fresh, update=update)
+        return _sweep(grid, folder, context, fresh=fresh, update=update)
 
 
-def _sweep(grid: list[Point], folder: Path, *, fresh: bool, update: bool) -> list[dict[str, Any]]:
+def _sweep(
+    grid: list[Point], folder: Path, context: Context, *, fresh: bool, update: bool
+) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     done: list[Path] = []
     for number, point in enumerate(grid, start=1):
         log.info("run %d of %d: %s", number, len(grid), point.name)
         place = folder / point.name
-        summary = pipeline.execute(point.config, place, fresh=fresh, update=update, others=done)
+        summary = pipeline.execute(
+            point.config, place, fresh=fresh, update=update, others=done, context=context
+        )
         assert summary is not None
         done.append(place)
         results.append({"settings": point.settings, "run": point.name, "methods": summary["methods"]})

@@ -1,4 +1,4 @@
-"""The stages in order: each skipped when its inputs are unchanged, each gone on with after a crash."""
+"""Run the stages in order: skip what is up to date, and continue what was interrupted."""
 
 from __future__ import annotations
 
@@ -17,21 +17,32 @@ import genfl
 from genfl import config as configs
 from genfl.config import Config
 from genfl.errors import GenflError, InputError
-from genfl.experiment.context import resolved
+from genfl.experiment.context import Context
 from genfl.experiment.folder import ANSWERS, Run, Shard, shard_folders
 from genfl.report import stage as report
 from genfl.results.summarise import environment, summarise
-from genfl.stages import generate
-from genfl.stages.base import Stage
-from genfl.storage import digest, link, read_json, sha256, write_json, write_text
+from genfl.stages import generate, guided, labels, pretrain, prompts, vocabulary
+from genfl.stages.base import Stage, StageRun, digest_of
+from genfl.stages.federate import stage as federate
+from genfl.storage import digest as digest_of_record
+from genfl.storage import link, read_json, sha256, write_json, write_text
 
 log = logging.getLogger(__name__)
 
-STAGES: tuple[Stage, ...] = (*report.BEFORE, report.STAGE)
+STAGES: tuple[Stage[Any], ...] = (
+    labels.STAGE,
+    prompts.STAGE,
+    generate.STAGE,
+    guided.STAGE,
+    vocabulary.STAGE,
+    pretrain.STAGE,
+    federate.STAGE,
+    report.STAGE,
+)
 CONFIG = "config.yaml"
 LOCK = ".lock"
 MARKER = ".genfl"
-"""What a folder of a run is known by."""
+"""The file by which a run's folder is recognised."""
 
 SUMMARY = "summary.json"
 
@@ -44,53 +55,60 @@ def execute(
     fresh: bool = False,
     update: bool = False,
     others: Sequence[Path] = (),
-    share: Shard | None = None,
+    shard: Shard | None = None,
+    context: Context | None = None,
 ) -> dict[str, Any] | None:
-    """Runs the pipeline in a folder, doing only what is not done yet.
+    """Run the pipeline in a folder, doing only what is not done yet.
 
     Args:
-        config: The resolved config.
+        config: The config.
         folder: The run's folder; made if absent.
         until: The last stage to run.
         fresh: Delete an earlier run in the folder and start over.
         update: Take over a folder that was made with another config: what does not depend on the changes is
             kept.
         others: Folders of runs whose finished stages are taken over where they are the same.
-        share: Generate this share alone, in a folder beside that of the run, which takes over what it finds
-            in such folders.
+        shard: Generate this shard alone, in a folder beside that of the run, which takes over the shards
+            that it finds there.
+        context: Data sets and splits of a sweep, which its runs share; None for those of this run alone.
 
     Returns:
         The summary, also written to ``summary.json``; None if the report was not reached.
 
     Raises:
-        InputError: The folder holds something else, or is in use; or a share is to be more than generated.
+        InputError: The folder holds something else, or is in use; or a shard is to do more than generate.
     """
-    if share and until != generate.STAGE.name:
+    if shard and until != generate.STAGE.name:
         raise InputError("--shard: several processes share the generating alone; add --until generate")
-    config = checked(config)  # all of it, also what comes after `until`: mistakes are cheapest now
+    context = context or Context()
+    config = checked(config, context)  # all of it, also what comes after `until`: mistakes are cheapest now
     last = next(stage for stage in STAGES if stage.name == until)
     if not last.wanted(config):
         raise InputError(f"--until: this config has no use for {until}; name another stage, or leave it out")
-    made = [path for path in shard_folders(folder) if (path / MARKER).exists()]
-    run = Run(config, share.folder(folder), share) if share else Run(config, folder, shares=tuple(made))
+    shards = [path for path in shard_folders(folder) if (path / MARKER).exists()]
+    run = Run(config, shard.folder(folder), shard) if shard else Run(config, folder, shards=tuple(shards))
     with contextlib.ExitStack() as held:
-        for place in (run.folder, *run.shares):
+        for place in (run.folder, *run.shards):
             held.enter_context(holding(place, "run", MARKER))
         _claim(config, run.folder, fresh=fresh, update=update)
-        beside = [place for place in (folder, *made) if place != run.folder]
-        return _execute(run, until, [*others, *beside])
+        beside = [place for place in (folder, *shards) if place != run.folder]
+        return _execute(run, context, until, [*others, *beside])
 
 
-def checked(config: Config) -> Config:
-    """Returns a config as `resolved` does, after all checks of the stages, which the schema cannot make.
+def checked(config: Config, context: Context) -> Config:
+    """Return the config as `Context.resolve` does, after all checks of the stages.
+
+    Args:
+        config: The config, which the schema accepted.
+        context: Of the run.
 
     Raises:
-        InputError: The config is not as it must be.
+        InputError: A stage cannot work with it.
     """
-    config = resolved(config)
+    config = context.resolve(config)
     for stage in STAGES:
         if stage.wanted(config):
-            stage.check(config)
+            stage.check(stage.inputs(config, context), context)
     return config
 
 
@@ -170,36 +188,66 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _execute(run: Run, until: str, others: Sequence[Path]) -> dict[str, Any] | None:
+def _execute(run: Run, context: Context, until: str, others: Sequence[Path]) -> dict[str, Any] | None:
     skipped: dict[str, bool] = {}
     last = [stage.name for stage in STAGES].index(until)
-    for stage, key in keyed(run.config):
-        if stage in STAGES[: last + 1]:
-            skipped[stage.name] = _bring_up_to_date(stage, key, run, others)
+    for step in steps(run, context):
+        if step.stage in STAGES[: last + 1]:
+            skipped[step.stage.name] = _bring_up_to_date(step, run, others)
     if STAGES[last] is not STAGES[-1]:
         return None
-    summary = summarise(run, skipped)
+    summary = summarise(run, context, skipped)
     write_json(run.folder / SUMMARY, summary)
     return summary
 
 
-def keyed(config: Config) -> Iterator[tuple[Stage, str]]:
-    """Yields each stage the config wants with the key of its output: a digest of all that decides it."""
-    given: dict[str, str] = {}  # what the output is to the stages after it
+class Step(NamedTuple):
+    """A stage of a run.
+
+    Attributes:
+        stage: The stage.
+        inputs: Its inputs.
+        work: What it works with.
+    """
+
+    stage: Stage[Any]
+    inputs: Any
+    work: StageRun
+
+
+def steps(run: Run, context: Context) -> Iterator[Step]:
+    """Yield the stages that the config wants, with their inputs and the digests of their outputs."""
+    wanted = [stage for stage in STAGES if stage.wanted(run.config)]
+    folders = {stage.name: stage.folder for stage in wanted}
+    for stage, inputs, digest in digests(run.config, context):
+        yield Step(stage, inputs, stage.work(run, context, digest, folders))
+
+
+def digests(config: Config, context: Context) -> Iterator[tuple[Stage[Any], Any, str]]:
+    """Yield the stages that a config wants, their inputs, and the digest of all that decides their output.
+
+    Args:
+        config: The resolved config.
+        context: Of the run.
+    """
+    outputs: dict[str, str] = {}  # what each output is to the stages after it
     for stage in STAGES:
         if not stage.wanted(config):
             continue
-        upstream = {name: given[name] for name in stage.needs if name in given}
-        key = digest([stage.name, stage.version, stage.inputs(config), upstream])
-        given[stage.name] = digest([stage.name, stage.version, stage.gives(config)]) if stage.gives else key
-        yield stage, key
+        inputs = stage.inputs(config, context)
+        upstream = {name: outputs[name] for name in stage.upstream if name in outputs}
+        digest = digest_of(stage.name, stage.version, inputs, upstream)
+        gives = stage.gives(inputs, context) if stage.gives else None
+        outputs[stage.name] = digest_of(stage.name, stage.version, gives, {}) if stage.gives else digest
+        yield stage, inputs, digest
 
 
-def _bring_up_to_date(stage: Stage, key: str, run: Run, others: Sequence[Path]) -> bool:
-    """Runs a stage unless its output is there and intact; returns whether it was skipped."""
-    record, folder = run.record(stage.name), run.folder / stage.folder
+def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
+    """Run a stage unless its output is there and intact; return whether it was skipped."""
+    stage, digest = step.stage, step.work.digest
+    record, folder = run.record(stage.name), step.work.folder
     old = _read_record(record)
-    if old and old["key"] != key:
+    if old and old["digest"] != digest:
         old = None
     if old and old["done"]:
         damaged = [path for path, checksum in old["files"].items() if not _intact(folder / path, checksum)]
@@ -207,17 +255,17 @@ def _bring_up_to_date(stage: Stage, key: str, run: Run, others: Sequence[Path]) 
             log.info("%s: up to date", stage.name)
             return True
         for path in damaged:
-            log.warning("%s: %s is damaged and will be made again", stage.name, folder / path)
+            log.warning("%s: %s is damaged and will be regenerated", stage.name, folder / path)
             (folder / path).unlink(missing_ok=True)
     elif old is None:
         if not stage.keeps:
             _remove(folder)
-        if any(_take_over(stage, key, run, Run(run.config, other)) for other in others):
+        if any(_take_over(stage, digest, run, Run(run.config, other)) for other in others):
             return True
-    _write_record(record, {"stage": stage.name, "key": key, "done": False})
+    _write_record(record, {"stage": stage.name, "digest": digest, "done": False})
     log.info("%s: running", stage.name)
     began = time.perf_counter()
-    result = stage.run(run)
+    result = stage.run(step.inputs, step.work)
     seconds = time.perf_counter() - began
     if result is None:
         return False
@@ -230,7 +278,7 @@ def _bring_up_to_date(stage: Stage, key: str, run: Run, others: Sequence[Path]) 
         record,
         {
             "stage": stage.name,
-            "key": key,
+            "digest": digest,
             "done": True,
             "seconds": round(seconds, 3),
             "environment": environment(),
@@ -242,10 +290,10 @@ def _bring_up_to_date(stage: Stage, key: str, run: Run, others: Sequence[Path]) 
     return False
 
 
-def _take_over(stage: Stage, key: str, run: Run, other: Run) -> bool:
+def _take_over(stage: Stage[Any], digest: str, run: Run, other: Run) -> bool:
     """Links a stage's files from another run, if they are the same there and intact."""
     record = _read_record(other.record(stage.name))
-    if not record or record["key"] != key or not record["done"]:
+    if not record or record["digest"] != digest or not record["done"]:
         return False
     source, target = other.folder / stage.folder, run.folder / stage.folder
     if not all(_intact(source / path, checksum) for path, checksum in record["files"].items()):
@@ -259,7 +307,7 @@ def _take_over(stage: Stage, key: str, run: Run, other: Run) -> bool:
 
 
 def _write_record(path: Path, content: dict[str, Any]) -> None:
-    write_json(path, {**content, "sha256": digest(content)})
+    write_json(path, {**content, "sha256": digest_of_record(content)})
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
@@ -268,7 +316,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = read_json(path)
-        if content.pop("sha256") == digest(content):
+        if content.pop("sha256") == digest_of_record(content):
             return content
     except (GenflError, KeyError, AttributeError):
         pass
@@ -304,18 +352,17 @@ def status(folder: Path) -> list[StageStatus]:
     """
     if not (folder / CONFIG).exists():
         raise InputError(f"{folder} holds no run: there is no {CONFIG} in it")
-    run = Run(configs.load(folder / CONFIG), folder)
-    rows = []
-    for stage, key in keyed(run.config):
+    run, rows = Run(configs.load(folder / CONFIG), folder), []
+    for stage, inputs, work in steps(run, Context()):
         record = _read_record(run.record(stage.name))
-        if record is None or record["key"] != key:
+        if record is None or record["digest"] != work.digest:
             rows.append(StageStatus(stage.name, "missing", None, ""))
-        elif record["done"] and all((folder / stage.folder / path).is_file() for path in record["files"]):
+        elif record["done"] and all((work.folder / path).is_file() for path in record["files"]):
             rows.append(StageStatus(stage.name, "done", record["seconds"], ""))
         else:
             progress = ""
             if stage.progress and all(row.state == "done" for row in rows):
-                done, total, unit = stage.progress(run)
+                done, total, unit = stage.progress(inputs, work)
                 progress = f"{done} of {total} {unit}"
             rows.append(StageStatus(stage.name, "partial", None, progress))
     return rows

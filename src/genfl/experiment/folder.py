@@ -11,10 +11,10 @@ from genfl.errors import InputError
 from genfl.storage import read_json
 
 ANSWERS = "answers"
-
+"""The folder of language models' answers, so that nothing is asked twice."""
 
 VOCABULARY = "vocabulary"
-"""The stage that makes the tokenizer `genfl.data.texts.GENERATED`, and its folder."""
+"""The stage that builds the tokenizer `genfl.data.texts.GENERATED`, and its folder."""
 
 
 class Shard(NamedTuple):
@@ -25,10 +25,10 @@ class Shard(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Reads ``0/4``.
+        """Read ``0/4``.
 
         Raises:
-            InputError: It is something else.
+            InputError: The text is something else.
         """
         match text.split("/"):
             case [number, of] if number.isdecimal() and of.isdecimal() and int(number) < int(of):
@@ -36,7 +36,7 @@ class Shard(NamedTuple):
         raise InputError(f"--shard: say which of how many, counted from 0, as in 0/4 to 3/4; not {text!r}")
 
     def folder(self, run: Path) -> Path:
-        """Returns where it is made: beside the folder of the run that it is for."""
+        """Return the shard's folder: beside the folder of the run that it is for."""
         run = run.resolve()
         return run.with_name(f"{run.name}.shard-{self.number}-of-{self.of}")
 
@@ -45,48 +45,48 @@ class Shard(NamedTuple):
 
 
 def shard_folders(run: Path) -> list[Path]:
-    """Returns the folders of the shares that were made for a run, or begun."""
+    """Return the folders of all shards of a run, finished or not."""
     run = run.resolve()
     return [path for path in sorted(run.parent.glob("*")) if path.name.startswith(f"{run.name}.shard-")]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the pipeline.
+    """A run's config and folder.
 
     Attributes:
-        config: Its resolved config.
+        config: The resolved config.
         folder: Its folder.
-        share: What it generates, if not everything.
-        shares: Folders of runs that generated shares for it.
+        shard: What it generates, if not everything.
+        shards: Folders of the runs that generated shards for it.
     """
 
     config: Config
     folder: Path
-    share: Shard | None = None
-    shares: tuple[Path, ...] = ()
+    shard: Shard | None = None
+    shards: tuple[Path, ...] = ()
 
     def record(self, stage: str) -> Path:
-        """The file that says what a finished stage gave."""
+        """Return the path of a stage's record."""
         return self.folder / "stages" / f"{stage}.json"
 
-    def key(self, stage: str) -> str:
-        """Returns the digest of all that a finished stage's output depends on."""
-        key: str = read_json(self.record(stage))["key"]
-        return key
+    def digest(self, stage: str) -> str:
+        """Return the digest of everything that a finished stage's output depends on."""
+        digest: str = read_json(self.record(stage))["digest"]
+        return digest
 
     def result(self, stage: str) -> dict[str, Any]:
-        """Returns what a finished stage gave."""
+        """Return the figures of a finished stage."""
         result: dict[str, Any] = read_json(self.record(stage))["result"]
         return result
 
     @property
     def labels(self) -> list[str]:
         """The discovered label names; a class's index is its place in this list."""
-        found: list[str] = self.result("labels")["found"]
-        return found
+        labels: list[str] = self.result("labels")["found"]
+        return labels
 
     @property
     def answers(self) -> Path:
-        """Where the answers of language models are kept, so that nothing is asked twice."""
+        """The folder of language models' answers."""
         return self.folder / ANSWERS

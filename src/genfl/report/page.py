@@ -15,13 +15,13 @@ from genfl import config as configs
 from genfl.config import Config, Content
 from genfl.data.quality import MEASURES
 from genfl.data.sources import DATASETS
-from genfl.experiment.context import data_set, private_data
+from genfl.experiment.context import Context
 from genfl.experiment.folder import Run
+from genfl.generators.registry import GENERATORS
 from genfl.references import CENTRALISED, GENERATOR, LOCAL
 from genfl.report import pictures, plots, text
 from genfl.report.style import COLOURS, MARKERS, MOST_DRAWN, REST, Look, looks
-from genfl.stages.federate.stage import SYNTHETIC_ONLY
-from genfl.stages.generate import generator_facts
+from genfl.results.names import SYNTHETIC_ONLY
 
 MOST_CLIENTS = 200
 """More columns than this could not be told apart."""
@@ -54,7 +54,7 @@ class Tile(NamedTuple):
     note: str
 
 
-def render(run: Run, summary: dict[str, Any]) -> str:
+def render(run: Run, context: Context, summary: dict[str, Any]) -> str:
     """Returns the page as HTML.
 
     Args:
@@ -76,10 +76,10 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         "megabytes": text.megabytes,
         "count": text.count,
     }
-    return environment.get_template("template.html.j2").render(_context(run, summary))
+    return environment.get_template("template.html.j2").render(_context(run, context, summary))
 
 
-def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+def _context(run: Run, context: Context, summary: dict[str, Any]) -> dict[str, Any]:
     config = run.config
     methods = summary["methods"]
     arms = {name: method for name, method in methods.items() if not method["reference"]}
@@ -89,7 +89,7 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "title": f"{config.name}: {_question(config)}",
         "config": configs.dump(config),
         "settings": config,
-        "generator": generator_facts(config) if config.generates else {},
+        "generator": _generator_facts(config) if config.generates else {},
         "summary": summary,
         "verdict": _firm(text.verdict(summary)),
         "target": _firm(text.target(summary)),
@@ -114,16 +114,21 @@ def _context(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "heterogeneity": _heterogeneity(methods, look),
         "recall": plots.recall({n: m["recall"] for n, m in _ordered(methods).items()}, run.labels),
         "client_accuracy": _client_accuracy(methods, look),
-        "rows": _rows(run),
-        "near_means": MEASURES[data_set(config.data).modality].means,
+        "rows": _rows(run, context),
+        "near_means": MEASURES[context.data_set(config.data).modality].means,
         "holders": _holders(config, summary["labels"]),
-        **_label_counts(run),
+        **_label_counts(run, context),
         **_pretraining(run),
         "time": _time(summary),
         "generating": text.generated(summary),
         "against_training": _against_training(summary),
         "traffic": _traffic(config, summary, arms),
     }
+
+
+def _generator_facts(config: Config) -> dict[str, Any]:
+    """Return what a data card and a report say of the generator."""
+    return GENERATORS[config.generator.kind].facts(config.generator.model_dump(exclude={"kind"}))
 
 
 def _question(config: Config) -> str:
@@ -334,8 +339,8 @@ def _client_accuracy(methods: Mapping[str, Any], look: Mapping[str, Look]) -> Ma
     return plots.clients(tested, look) if tested else None
 
 
-def _rows(run: Run) -> list[pictures.Row]:
-    data = data_set(run.config.data)
+def _rows(run: Run, context: Context) -> list[pictures.Row]:
+    data = context.data_set(run.config.data)
     if not run.config.generates or data.modality not in pictures.VIEWS:
         return []
     real = run.config.report.real_examples
@@ -349,8 +354,8 @@ def _holders(config: Config, found: dict[str, Any]) -> list[Bar]:
     return [Bar(name, str(held), held / clients) for name, held in found["holders"].items()]
 
 
-def _label_counts(run: Run) -> dict[str, Any]:
-    counts = private_data(run, run.config.seeds[0]).client_info_table["label_counts"].numpy().astype(int)
+def _label_counts(run: Run, context: Context) -> dict[str, Any]:
+    counts = context.label_counts(run.config.data, run.labels, run.config.seeds[0])
     shown = counts[:MOST_CLIENTS]
     return {
         "label_counts": plots.label_counts(shown, run.labels),

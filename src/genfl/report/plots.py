@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from genfl.report.style import ACCENT, COLOURS, INK, LINE, MUTED, REST, SYNTHETIC, Look
 from genfl.report.text import count
-from genfl.stages.federate.stage import SYNTHETIC_ONLY
+from genfl.results.names import SYNTHETIC_ONLY
 
 WIDTH, HEIGHT = 400, 250
 """Of a chart, in units that are about a pixel of a phone's screen."""

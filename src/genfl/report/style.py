@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from genfl.stages.federate.stage import SYNTHETIC_ONLY
+from genfl.results.names import SYNTHETIC_ONLY
 
 
 class Colour(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from genfl.generators.registry import GENERATORS
 from genfl.references import CENTRALISED
+from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.summarise import LAST
-from genfl.stages.federate.stage import SYNTHETIC_ONLY
 
 SAME = 0.05
 """Differences in accuracy below this many points are none: the tables would not show them."""

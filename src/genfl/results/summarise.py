@@ -13,12 +13,9 @@ import torch
 
 import genfl
 from genfl.config import Config, Method
-from genfl.experiment.context import data_set
+from genfl.experiment.context import Context
 from genfl.experiment.folder import Run
-from genfl.stages import generate, guided, vocabulary
-from genfl.stages.base import Stage
-from genfl.stages.federate.stage import SYNTHETIC_ONLY
-from genfl.stages.federate.trial import sent_to_clients
+from genfl.results.names import SYNTHETIC_ONLY
 from genfl.storage import read_json
 
 SCHEMA = 2
@@ -26,11 +23,12 @@ LAST = 5
 """A method's accuracy is the mean of its last so many evaluations, never its best one."""
 
 
-def summarise(run: Run, skipped: dict[str, bool]) -> dict[str, Any]:
+def summarise(run: Run, context: Context, skipped: dict[str, bool]) -> dict[str, Any]:
     """Collects a run's figures from the records of its stages.
 
     Args:
         run: A run whose stages are done.
+        context: Of the run.
         skipped: For each stage, whether this invocation found it up to date.
     """
     return {
@@ -38,11 +36,11 @@ def summarise(run: Run, skipped: dict[str, bool]) -> dict[str, Any]:
         "name": run.config.name,
         "seeds": list(run.config.seeds),
         "labels": run.result("labels"),
-        "test_samples": len(data_set(run.config.data).test.labels),
+        "test_samples": len(context.data_set(run.config.data).test.labels),
         "generator": run.config.generator.kind,
-        "synthetic": _result(run, generate.STAGE),
-        "guided": _result(run, guided.STAGE),
-        "vocabulary": _result(run, vocabulary.STAGE),
+        "synthetic": run.result("generate") if "generate" in skipped else None,
+        "guided": run.result("guided") if "guided" in skipped else None,
+        "vocabulary": run.result("vocabulary") if "vocabulary" in skipped else None,
         "methods": methods(run),
         "target_accuracy": run.config.report.target_accuracy,
         "stages": {
@@ -51,11 +49,6 @@ def summarise(run: Run, skipped: dict[str, bool]) -> dict[str, Any]:
         },
         "environment": read_json(run.record("federate"))["environment"],
     }
-
-
-def _result(run: Run, stage: Stage) -> dict[str, Any] | None:
-    """Returns what a stage gave; None if the config has no use for it."""
-    return run.result(stage.name) if stage.wanted(run.config) else None
 
 
 def methods(run: Run) -> dict[str, Any]:
@@ -203,3 +196,21 @@ def _curve(places: Sequence[float], values: np.ndarray) -> list[list[float]]:
 def _std(values: np.ndarray) -> float:
     """The sample standard deviation; 0 for a single seed, around whose curve there is no band."""
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def sent_to_clients(run: Run, method: Method, content: float) -> float:
+    """Returns the bytes of synthetic data, as on disk, that all clients of a method get together, once.
+
+    Args:
+        run: A run whose data is generated.
+        method: One of its methods.
+        content: How many generated samples its clients train on.
+    """
+    if not run.config.generates:
+        return 0.0
+    made = run.result("generate")
+    size: int = made["bytes"]
+    copies: float = run.config.data.partition.clients * ("shared" in method.asks_for)
+    if method.content and method.content.by == "server" and method.reference is None:
+        copies += content / made["samples"]  # every client gets its own
+    return copies * size

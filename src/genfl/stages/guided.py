@@ -6,37 +6,44 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from genfl import progress
-from genfl.config import Config, Content
+from genfl.config import Config, Content, Partition
+from genfl.config.generation import Prompts
 from genfl.data import quality
 from genfl.data.samples import Prompt
+from genfl.data.sources import DataSet
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.experiment.context import data_digest, data_of, data_set, indices, train_test_rows
-from genfl.experiment.folder import Run
+from genfl.experiment.context import Context, class_indices
 from genfl.generators.base import Generator
 from genfl.rng import Key
-from genfl.stages import generate, prompts
-from genfl.stages.base import Stage
-from genfl.stages.federate import generated_content
-from genfl.storage import digest
+from genfl.stages import generate
+from genfl.stages.allocations import allocate
+from genfl.stages.base import IGNORED, DataInputs, Stage, StageRun, Upstream, digest_of
+from genfl.stages.generate import MANIFEST, GeneratorInputs
+from genfl.stages.prompts import read_prompts
+from genfl.storage import read_json, write_json
 
 log = logging.getLogger(__name__)
 
+OWNERS = "clients.json"
+"""The file that says which client each block is of."""
 
-class Block(NamedTuple):
+
+class GuidedBlock(NamedTuple):
     """Samples that one client generates in one call.
 
     Attributes:
         client: Its number.
-        prompts: What they are made from, guides left out.
+        prompts: What they are generated from, guides left out.
         guides: For each of them the rows of the training set that guide it: some of the client's own.
     """
 
@@ -45,75 +52,166 @@ class Block(NamedTuple):
     guides: list[list[int]]
 
 
-def wanted(config: Config) -> list[Content]:
-    """Returns the kinds of content that real examples guide, each once."""
-    kinds = [method.content for method in config.methods.values() if method.content]
-    return list({str(_shares(kind)): kind for kind in kinds if kind.guidance != "prompt"}.values())
+@dataclass(frozen=True)
+class KindInputs:
+    """What decides the samples of one kind of content, but for the seed; see `GuidedInputs`."""
+
+    content: dict[str, Any]
+    data: DataInputs
+    partition: Partition
+    block_size: int
+    generator: GeneratorInputs
+    settings: dict[str, Any]
 
 
-def _shares(kind: Content) -> dict[str, Any]:
-    """Returns what decides how much is generated of what; the rest is about what is done with it."""
+@dataclass(frozen=True)
+class GuidedInputs:
+    """What decides the samples that clients generate from their own examples.
+
+    Attributes:
+        contents: The settings of each kind of content that real examples guide.
+        data: The private data.
+        partition: How it is split.
+        block_size: Samples in a block.
+        generator: What generates them.
+        settings: The generator's settings that matter where real examples guide it.
+        seeds: One set of samples for each.
+        prompts: The section of the prompts, which the stage before has read.
+        kinds: The kinds of content, each once.
+    """
+
+    contents: list[dict[str, Any]]
+    data: DataInputs
+    partition: Partition
+    block_size: int
+    generator: GeneratorInputs
+    settings: dict[str, Any]
+    seeds: list[int]
+    prompts: Annotated[Prompts, IGNORED]
+    kinds: Annotated[list[Content], IGNORED]
+
+    def of_kind(self, kind: Content) -> KindInputs:
+        """Return what decides the samples of one kind of content."""
+        content = _allocation_settings(kind)
+        return KindInputs(content, self.data, self.partition, self.block_size, self.generator, self.settings)
+
+
+def guided_inputs(config: Config, context: Context) -> GuidedInputs:
+    """Return what decides the guided samples of a config."""
+    kinds = guided_contents(config)
+    return GuidedInputs(
+        sorted((_allocation_settings(kind) for kind in kinds), key=str),
+        DataInputs.of(config, context),
+        config.data.partition,
+        config.prompts.block_size,
+        GeneratorInputs.of(config, context),
+        config.generator.model_dump(include=generate.GUIDED),
+        config.seeds,
+        config.prompts,
+        kinds,
+    )
+
+
+def guided_contents(config: Config) -> list[Content]:
+    """Return the kinds of content that real examples guide, each once."""
+    contents = [method.content for method in config.methods.values() if method.content]
+    guided = [content for content in contents if content.guidance != "prompt"]
+    return list({str(_allocation_settings(content)): content for content in guided}.values())
+
+
+def _allocation_settings(kind: Content) -> dict[str, Any]:
+    """Return what decides how much is generated of what; the rest is about what is done with it."""
     return kind.model_dump(include={"samples", "budget", "clients", "guidance"})
 
 
-def identity(run: Run, kind: Content) -> str:
-    """Returns a digest of all that decides what clients generate, but for the seed."""
-    config = run.config
-    upstream = [run.key("labels"), run.key("prompts")]
-    split = [data_digest(config.data), config.data.partition.model_dump(), config.prompts.block_size]
-    return digest([STAGE.version, _shares(kind), upstream, split, generate.inputs(config), _settings(config)])
+def kind_digest(inputs: GuidedInputs, upstream: Upstream, kind: Content) -> str:
+    """Return the digest of everything that decides what clients generate, but for the seed."""
+    stages = {stage: upstream.digest(stage) for stage in ("labels", "prompts")}
+    return digest_of(STAGE.name, STAGE.version, inputs.of_kind(kind), stages)
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    """Returns the generator's settings that matter where real examples guide it."""
-    return config.generator.model_dump(include=generate.GUIDED)
+def content_folder(folder: Path, digest: str, kind: Content, seed: int) -> Path:
+    """Return the folder of the samples of one kind of content with one seed.
+
+    Args:
+        folder: The stage's folder.
+        digest: Of everything that decides them; see `kind_digest`.
+        kind: The kind of content.
+        seed: The seed.
+    """
+    return folder / f"{kind.guidance}-{kind.budget}-{digest[:12]}" / f"seed-{seed}"
 
 
-def read(run: Run, kind: Content, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[np.ndarray]]:
-    """Reads what clients generated by their own examples.
+def read_guided(
+    folder: Path, data_set: DataSet, labels: list[str], clients: int
+) -> tuple[torch.Tensor, torch.Tensor, list[np.ndarray]]:
+    """Read what clients generated by their own examples.
+
+    Args:
+        folder: See `content_folder`.
+        data_set: The private data.
+        labels: The discovered label names.
+        clients: The number of clients.
 
     Returns:
         Inputs [m, ...] stored like the private ones, class indices [m], and each client's rows of them.
+
+    Raises:
+        InputError: There is no usable sample.
     """
-    data = SyntheticData.open(_folder(run, kind, seed))
-    encode = data_of(run).encode
-    x, names = data.read(lambda cell: encode(data.medium.read(cell)))
+    data = SyntheticData.open(folder)
+    x, names = data.read(lambda cell: data_set.encode(data.medium.read(cell)))
     if not x:
         raise InputError(
-            f"generator: nothing is left of what clients make by their own examples with seed {seed}; change"
-            " the generator's settings, or use guidance prompt"
+            f"generator: no sample that clients generated by their own examples is usable ({folder.name});"
+            " change the generator's settings, or use guidance prompt"
         )
-    clients = [block.client for block in _blocks(run, kind, seed)]
     shards = [shard for _, shard in sorted(data.finished().items())]
-    owners = np.repeat(clients, [shard.rows for shard in shards])
-    parts = [np.flatnonzero(owners == client) for client in range(run.config.data.partition.clients)]
-    return torch.stack(x), torch.tensor([run.labels.index(name) for name in names]), parts
+    owners = np.repeat(read_json(folder / OWNERS), [shard.rows for shard in shards])
+    rows = [np.flatnonzero(owners == client) for client in range(clients)]
+    return torch.stack(x), torch.tensor([labels.index(name) for name in names]), rows
 
 
-def _run(run: Run) -> dict[str, Any]:
-    config = run.config
-    plans = {(kind, seed): list(_blocks(run, kind, seed)) for kind in wanted(config) for seed in config.seeds}
-    stores = {
-        which: SyntheticData(_folder(run, *which), run.labels, len(blocks), data_set(config.data).modality)
-        for which, blocks in plans.items()
-    }
-    _discard(run, [store.folder for store in stores.values()])
-    total = sum(len(block.prompts) for blocks in plans.values() for block in blocks)
-    left = {which: store.missing() for which, store in stores.items()}
-    done = total - sum(len(plans[which][n].prompts) for which, numbers in left.items() for n in numbers)
-    generator = generate.make(run) if done < total else None
-    with progress.bar("guided", total, "samples", done) as advance:
-        for which, store in stores.items():
-            if left[which]:
+class _Store(NamedTuple):
+    """The blocks of one kind of content with one seed, and the data set that they become."""
+
+    blocks: list[GuidedBlock]
+    data: SyntheticData
+
+    def count(self, numbers: Collection[int]) -> int:
+        """Return how many samples these blocks have."""
+        return sum(len(self.blocks[number].prompts) for number in numbers)
+
+
+def _run(inputs: GuidedInputs, work: StageRun) -> dict[str, Any]:
+    labels = work.upstream.labels
+    stores = []
+    for kind in inputs.kinds:
+        for seed in inputs.seeds:
+            folder = content_folder(work.folder, kind_digest(inputs, work.upstream, kind), kind, seed)
+            blocks = list(_blocks(inputs, work, kind, seed))
+            stores.append(
+                _Store(blocks, SyntheticData(folder, labels, len(blocks), inputs.generator.modality))
+            )
+            write_json(folder / OWNERS, [block.client for block in blocks])
+    _discard(work.folder, [store.data.folder for store in stores])
+    missing = [store.data.missing() for store in stores]
+    total = sum(store.count(range(len(store.blocks))) for store in stores)
+    left = sum(store.count(numbers) for store, numbers in zip(stores, missing, strict=True))
+    generator = None
+    if left:
+        section, per_label = inputs.data.section, inputs.prompts.per_label
+        generator = inputs.generator.make(section, per_label, labels, work.context, work.answers)
+    with progress.bar("guided", total, "samples", total - left) as advance:
+        for store, numbers in zip(stores, missing, strict=True):
+            if numbers:
                 assert generator is not None
-                _fill(
-                    run, store, {number: plans[which][number] for number in left[which]}, generator, advance
-                )
-    settings = {**_settings(config), "recorded from the world": "the examples of clients that guided them"}
-    for store in stores.values():
-        facts = generate.generator_facts(config) | settings
-        store.write_card("Synthetic data guided by clients' real examples", facts)
-    shards = [shard for store in stores.values() for shard in store.finished().values()]
+                _fill(store, numbers, generator, work.context.data_set(inputs.data.section), advance)
+    settings = {**inputs.settings, "recorded from the world": "the examples of clients that guided them"}
+    for store in stores:
+        facts = inputs.generator.facts | settings
+        store.data.write_card("Synthetic data guided by clients' real examples", facts)
+    shards = [shard for store in stores for shard in store.data.finished().values()]
     removed = sum(shard.made - shard.rows for shard in shards)
     if removed:
         log.warning("guided: %d of %d samples are left out: nothing can be learnt from them", removed, total)
@@ -125,87 +223,84 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def _fill(
-    run: Run, store: SyntheticData, blocks: dict[int, Block], generator: Generator, advance: progress.Advance
+    store: _Store,
+    numbers: Collection[int],
+    generator: Generator,
+    data_set: DataSet,
+    advance: progress.Advance,
 ) -> None:
-    """Generates the blocks that a data set lacks."""
-    data = data_set(run.config.data)
+    """Generate the blocks that a data set lacks."""
+    blocks = {number: store.blocks[number] for number in numbers}
     rows = sorted({row for block in blocks.values() for row in itertools.chain(*block.guides)})
-    examples = dict(zip(rows, data.originals(rows), strict=True))
+    examples = dict(zip(rows, data_set.originals(rows), strict=True))
     for number, block in blocks.items():
         guided = [
-            prompt._replace(guides=tuple(examples[row] for row in own))
-            for prompt, own in zip(block.prompts, block.guides, strict=True)
+            prompt._replace(guides=tuple(examples[row] for row in guides))
+            for prompt, guides in zip(block.prompts, block.guides, strict=True)
         ]
         began = time.perf_counter()
         samples = list(generator.generate(guided))
         seconds = time.perf_counter() - began
-        kept, removed = quality.sift(samples, data.modality)
-        store.write(number, kept, generator.id, seconds, removed=removed)
+        usable, removed = quality.sift(samples, data_set.modality)
+        store.data.write(number, usable, generator.id, seconds, removed=removed)
         advance(len(samples))
 
 
-def _discard(run: Run, kept: list[Path]) -> None:
-    """Deletes what was made for another config."""
-    for folder in (run.folder / STAGE.folder).glob("*/seed-*"):
-        if folder not in kept:
-            shutil.rmtree(folder)
-            if not any(folder.parent.iterdir()):
-                folder.parent.rmdir()
+def _discard(folder: Path, current: list[Path]) -> None:
+    """Delete what was generated for another config."""
+    for old in folder.glob("*/seed-*"):
+        if old not in current:
+            shutil.rmtree(old)
+            if not any(old.parent.iterdir()):
+                old.parent.rmdir()
 
 
-def _blocks(run: Run, kind: Content, seed: int) -> Iterator[Block]:
-    """Yields what each client generates, in blocks of one guidance scale."""
-    config, labels = run.config, run.labels
+def _blocks(inputs: GuidedInputs, work: StageRun, kind: Content, seed: int) -> Iterator[GuidedBlock]:
+    """Yield what each client generates, in blocks of one guidance scale."""
+    labels, section, prompts = work.upstream.labels, inputs.data.section, inputs.prompts
     told: dict[str, list[Prompt]] = {}
-    for prompt in itertools.chain(*prompts.read(run)):
+    for prompt in itertools.chain(*read_prompts(work.upstream.folder("prompts"))):
         told.setdefault(prompt.label, []).append(prompt)
-    y = indices(data_set(config.data).train, labels).numpy()
-    kept, _ = train_test_rows(config, seed)
-    pools = np.full(len(labels), config.prompts.per_label)
-    most = getattr(config.generator, "shots", 1)  # of examples that guide a sample; an image starts from one
-    wanted = generated_content.shares(kind, generated_content.label_counts(config, labels, seed), pools, seed)
-    for client, (rows, own) in enumerate(zip(kept, wanted.guided, strict=True)):
+    y = class_indices(work.context.data_set(section).train, labels).numpy()
+    train_rows, _ = work.context.train_test_rows(section, seed)
+    pools = np.full(len(labels), prompts.per_label)
+    most = inputs.generator.options.get(
+        "shots", 1
+    )  # of examples that guide a sample; an image starts from one
+    counts = work.context.label_counts(section, labels, seed)
+    allocation = allocate(kind, counts, pools, seed)
+    for client, (rows, wanted) in enumerate(zip(train_rows, allocation.guided, strict=True)):
         key = Key(seed).fold("guided", client)
-        of_class = {c: key.fold("guides", c).numpy().permutation(rows[y[rows] == c]) for c in range(len(own))}
-        asked = [(c, nth) for c in range(len(own)) for nth in range(own[c])]
-        for first in range(0, len(asked), config.prompts.block_size):
-            batch = asked[first : first + config.prompts.block_size]
+        of_class = {
+            c: key.fold("guides", c).numpy().permutation(rows[y[rows] == c]) for c in range(len(wanted))
+        }
+        asked = [(c, nth) for c in range(len(wanted)) for nth in range(wanted[c])]
+        for first in range(0, len(asked), inputs.block_size):
+            batch = asked[first : first + inputs.block_size]
             rng = key.fold("block", *batch[0]).numpy()
-            scale = config.prompts.guidance_scale[int(rng.integers(len(config.prompts.guidance_scale)))]
-            block = Block(client, [], [])
+            scale = prompts.guidance_scale[int(rng.integers(len(prompts.guidance_scale)))]
+            block = GuidedBlock(client, [], [])
             for c, nth in batch:
                 text = told[labels[c]][int(rng.integers(len(told[labels[c]])))].text
-                block.prompts.append(
-                    Prompt(labels[c], text, scale, key.fold("sample", c, nth).integer(), nth)
-                )
+                sample_seed = key.fold("sample", c, nth).integer()
+                block.prompts.append(Prompt(labels[c], text, scale, sample_seed, nth))
                 block.guides.append(_in_turn(of_class[c], most, nth))
             yield block
 
 
 def _in_turn(rows: np.ndarray, most: int, nth: int) -> list[int]:
-    """Returns the rows whose turn it is when everybody takes so many, or all there are."""
+    """Return the rows whose turn it is when every sample takes so many, or all there are."""
     count = min(most, len(rows))
-    return [int(rows[place % len(rows)]) for place in range(nth * count, (nth + 1) * count)]
+    return [int(rows[turn % len(rows)]) for turn in range(nth * count, (nth + 1) * count)]
 
 
-def _folder(run: Run, kind: Content, seed: int) -> Path:
-    name = f"{kind.guidance}-{kind.budget}-{identity(run, kind)[:12]}"
-    return run.folder / STAGE.folder / name / f"seed-{seed}"
-
-
-def _inputs(config: Config) -> Any:
-    kinds = sorted(map(str, map(_shares, wanted(config))))
-    split = [data_digest(config.data), config.data.partition.model_dump(), config.prompts.block_size]
-    return [kinds, split, generate.inputs(config), _settings(config), config.seeds]
-
-
-def _progress(run: Run) -> tuple[int, int, str]:
+def _progress(inputs: GuidedInputs, work: StageRun) -> tuple[int, int, str]:
     done = total = 0
-    for kind in wanted(run.config):
-        for seed in run.config.seeds:
-            total += sum(len(block.prompts) for block in _blocks(run, kind, seed))
-            folder = _folder(run, kind, seed)
-            if (folder / "manifest.json").exists():
+    for kind in inputs.kinds:
+        for seed in inputs.seeds:
+            total += sum(len(block.prompts) for block in _blocks(inputs, work, kind, seed))
+            folder = content_folder(work.folder, kind_digest(inputs, work.upstream, kind), kind, seed)
+            if (folder / MANIFEST).exists():
                 done += sum(shard.made for shard in SyntheticData.open(folder).finished().values())
     return done, total, "samples"
 
@@ -214,10 +309,10 @@ STAGE = Stage(
     "guided",
     "guided",
     2,
-    _inputs,
     ("labels", "prompts"),
+    guided_inputs,
     _run,
     _progress,
     keeps=True,
-    wanted=lambda config: bool(wanted(config)),
+    wanted=lambda config: bool(guided_contents(config)),
 )

@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from genfl.config import Config
+from genfl.config import Config, Partition
+from genfl.config.data import Labels
 from genfl.engines.in_process import sequential
 from genfl.engines.protocol import DataView, Engine
 from genfl.engines.reducers import secure_reducers
 from genfl.errors import InputError
-from genfl.experiment.context import data_digest, data_set, parts, train_test_rows
-from genfl.experiment.folder import Run
+from genfl.experiment.context import Context
 from genfl.labels.discovery import discover
 from genfl.labels.iblt import IBLT
 from genfl.rng import Key
-from genfl.stages.base import Stage
+from genfl.stages.base import IGNORED, DataInputs, Stage, StageRun, Without
 from genfl.storage import write_json
 
 
-def _run(run: Run) -> dict[str, Any]:
-    config, seed = run.config, run.config.seeds[0]  # the union is the same for every seed's split
-    train = data_set(config.data).train
-    label_sets = [sorted({train.labels[row] for row in rows}) for rows in parts(config, seed)]
-    options = config.labels.model_dump()
-    discovery = discover(label_sets, _engine, Key(seed).fold("labels"), **options)
+@dataclass(frozen=True)
+class LabelInputs:
+    """What label discovery reads.
+
+    Attributes:
+        data: The private data.
+        partition: How it is split; a client knows its labels, whether it tests on some samples or not.
+        labels: The settings of the table.
+        seed: The first seed: the union of the labels is the same for every seed's split.
+        seeds: All of them, to check their splits.
+    """
+
+    data: DataInputs
+    partition: Annotated[Partition, Without({"test"})]
+    labels: Labels
+    seed: int
+    seeds: Annotated[list[int], IGNORED]
+
+
+def _inputs(config: Config, context: Context) -> LabelInputs:
+    data = DataInputs.of(config, context)
+    return LabelInputs(data, config.data.partition, config.labels, config.seeds[0], config.seeds)
+
+
+def _run(inputs: LabelInputs, work: StageRun) -> dict[str, Any]:
+    section = inputs.data.section
+    train = work.context.data_set(section).train
+    parts = work.context.client_rows(section, inputs.seed)
+    label_sets = [sorted({train.labels[row] for row in rows}) for rows in parts]
+    options = inputs.labels.model_dump()
+    discovery = discover(label_sets, _engine, Key(inputs.seed).fold("labels"), **options)
     result = {
         "found": list(discovery.holders),
         "cells": discovery.cells,
@@ -31,7 +57,7 @@ def _run(run: Run) -> dict[str, Any]:
         "attempts": discovery.attempts,
         "holders": discovery.holders,
     }
-    write_json(run.folder / STAGE.folder / "labels.json", result)
+    write_json(work.folder / "labels.json", result)
     return result
 
 
@@ -39,31 +65,23 @@ def _engine(data: DataView, key: Key) -> Engine:
     return sequential(data, secure_reducers(key))
 
 
-def _inputs(config: Config) -> Any:
-    return [
-        data_digest(config.data),
-        config.data.partition.model_dump(exclude={"test"}),  # a client knows its labels, tested or not
-        config.labels.model_dump(),
-        config.seeds[0],
-    ]
-
-
-def _check(config: Config) -> None:
-    for seed in config.seeds:
-        train_test_rows(config, seed)
-    options = config.labels
+def _check(inputs: LabelInputs, context: Context) -> None:
+    for seed in inputs.seeds:
+        context.train_test_rows(inputs.data.section, seed)
+    options = inputs.labels
     try:
         table = IBLT(options.cells, options.hashes, options.max_bytes)
-        table.encode(data_set(config.data).train.labels)
+        table.encode(context.data_set(inputs.data.section).train.labels)
     except ValueError as error:
         raise InputError(f"labels: {error}") from error
 
 
-def _names(config: Config) -> Any:
-    """Returns the names that there are to be found: who holds which is of no interest to other stages."""
-    labels = data_set(config.data).train.labels
-    names = {labels[row] for rows in parts(config, config.seeds[0]) for row in rows}
-    return [data_digest(config.data), sorted(names), config.labels.max_bytes]
+def _gives(inputs: LabelInputs, context: Context) -> Any:
+    """Return the names that exist: which client holds which does not matter to other stages."""
+    section = inputs.data.section
+    labels = context.data_set(section).train.labels
+    names = {labels[row] for rows in context.client_rows(section, inputs.seed) for row in rows}
+    return [inputs.data, sorted(names), inputs.labels.max_bytes]
 
 
-STAGE = Stage("labels", "labels", 1, _inputs, (), _run, check=_check, gives=_names)
+STAGE = Stage("labels", "labels", 1, (), _inputs, _run, check=_check, gives=_gives)

@@ -4,187 +4,233 @@ from __future__ import annotations
 
 import logging
 import shutil
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from genfl import progress
 from genfl.config import Config, Model
+from genfl.config.training import Pretraining
 from genfl.data.texts import GENERATED
 from genfl.engines.device import exact
 from genfl.errors import InputError
-from genfl.experiment.context import classify, data_digest, data_of, data_set, initial_key, task_of
-from genfl.experiment.folder import VOCABULARY, Run
+from genfl.experiment.context import Context, initial_key
+from genfl.experiment.folder import VOCABULARY
 from genfl.learning.pretrain import Recipe, pretrain
-from genfl.learning.task import Task, Weights, from_state_dict, load_weights, state_dict, weights_of
+from genfl.learning.task import (
+    Precision,
+    Task,
+    Weights,
+    from_state_dict,
+    load_weights,
+    state_dict,
+    weights_of,
+)
 from genfl.models import MODELS
 from genfl.models.pretrained import load_pretrained, locate
 from genfl.rng import Key
 from genfl.stages import generate
-from genfl.stages.base import Stage
-from genfl.storage import digest, load_tensors, save_tensors, sha256
+from genfl.stages.base import IGNORED, DataInputs, Stage, StageRun, Upstream, Without, digest_of
+from genfl.stages.vocabulary import readable
+from genfl.storage import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
 
-def _run(run: Run) -> dict[str, Any]:
-    config = run.config
-    x, y = generate.read(run)
-    options = config.pretrain.model_dump(exclude={"init"})
-    recipe = Recipe(**{**options, "augment": config.pretrain.augment.augment()})
-    task, device = task_of(run), torch.device(config.device)
+@dataclass(frozen=True)
+class ModelInputs:
+    """The downstream model, and the existing model that it may start from.
+
+    Attributes:
+        model: Its architecture and options.
+        precision: Of its arithmetic.
+        device_type: What kind of device computes: last bits depend on it.
+        initial: The digest of the existing model's file; None where there is none.
+        path: Where that file is.
+        device: Which device computes.
+    """
+
+    model: Model
+    precision: Precision
+    device_type: str
+    initial: str | None
+    path: Annotated[Path | None, IGNORED]
+    device: Annotated[str, IGNORED]
+
+    @classmethod
+    def of(cls, config: Config, context: Context) -> ModelInputs:
+        """Return those of a config.
+
+        Raises:
+            InputError: The existing model is not there.
+        """
+        path = _existing(config.pretrain.init, config.model)
+        initial = context.file_digest(path) if path else None
+        return cls(config.model, config.precision, config.device_type, initial, path, config.device)
+
+    def weights(self, task: Task, seed: int) -> tuple[Weights, list[str]]:
+        """Return where training starts: the existing model, if there is one, else random weights.
+
+        The head stays random where the existing model has none, or one of another number of classes.
+
+        Returns:
+            The weights, and the names of those that the existing model did not give.
+
+        Raises:
+            InputError: The existing model is not one of the config's.
+        """
+        weights = task.init(initial_key(seed))
+        if self.path is None:
+            return weights, list(state_dict(weights))
+        form = task.shapes()
+        with torch.random.fork_rng(devices=[]):  # what building draws is overwritten
+            model = MODELS[self.model.name].build(form.input, form.classes, **self.model.options())
+        load_weights(model, weights)
+        try:
+            fresh = load_pretrained(model, self.path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"pretrain.init: {error}") from error
+        return weights_of(model), fresh
+
+    def check(self, task: Task, seed: int) -> None:
+        """Check that the existing model fits, where there is to be one.
+
+        Raises:
+            InputError: It does not.
+        """
+        if self.path is not None:
+            _, fresh = self.weights(task, seed)
+            but = f", but for a new head ({', '.join(fresh)})" if fresh else ""
+            log.info("pretrain.init: the weights of %s%s", self.path, but)
+
+
+@dataclass(frozen=True)
+class PretrainInputs:
+    """What decides the pre-trained models, besides the synthetic data.
+
+    Attributes:
+        data: The private data, in whose form the model reads synthetic data.
+        model: The downstream model.
+        recipe: How it is trained.
+        seeds: One model for each.
+    """
+
+    data: DataInputs
+    model: ModelInputs
+    recipe: Annotated[Pretraining, Without({"init"})]
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class SeedInputs:
+    """What decides the pre-trained model of one seed; see `PretrainInputs`."""
+
+    data: DataInputs
+    model: ModelInputs
+    recipe: Annotated[Pretraining, Without({"init"})]
+    labels: list[str]
+    seed: int
+
+
+def pretrain_inputs(config: Config, context: Context) -> PretrainInputs:
+    """Return what decides the pre-trained models of a config."""
+    data = DataInputs.of(config, context)
+    return PretrainInputs(data, ModelInputs.of(config, context), config.pretrain, config.seeds)
+
+
+def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
+    section = readable(inputs.data.section, work.upstream)
+    data, labels = work.context.data_set(section), work.upstream.labels
+    x, y = generate.read_synthetic(work.upstream.folder("generate"), data, labels)
+    options = inputs.recipe.model_dump(exclude={"init"})
+    recipe = Recipe(**{**options, "augment": inputs.recipe.augment.augment()})
+    task = work.context.classify(section, inputs.model.model, len(labels), inputs.model.precision)
+    device = torch.device(inputs.model.device)
     results = {}
-    _discard(run)
+    _discard(work.folder, inputs.seeds)
     with (
-        progress.bar("pretrain", config.pretrain.epochs * len(config.seeds), "epochs") as advance,
+        progress.bar("pretrain", inputs.recipe.epochs * len(inputs.seeds), "epochs") as advance,
         exact(device),
     ):
-        for seed in config.seeds:
+        for seed in inputs.seeds:
+            start, _ = inputs.model.weights(task, seed)
             trained = pretrain(
                 task,
-                initial(config, task, seed),
+                start,
                 x,
                 y,
                 recipe,
                 Key(seed).fold("pretrain"),
-                checkpoint=_folder(run, seed) / "checkpoint.safetensors",
-                checkpoint_digest=key(run, seed),
-                prepare=data_of(run).prepare,
+                checkpoint=seed_folder(work.folder, seed) / "checkpoint.safetensors",
+                checkpoint_digest=seed_digest(inputs, work.upstream, seed),
+                prepare=data.prepare,
                 device=device,
                 on_epoch=advance,
             )
-            save_tensors(_folder(run, seed) / "model.safetensors", state_dict(trained.weights))
+            save_tensors(seed_folder(work.folder, seed) / "model.safetensors", state_dict(trained.weights))
             results[str(seed)] = {"best_epoch": trained.epoch, "history": trained.history}
     return {"seeds": results}
 
 
-def _discard(run: Run) -> None:
-    """Deletes the models of seeds that the config no longer has."""
-    kept = {_folder(run, seed) for seed in run.config.seeds}
-    for folder in (run.folder / STAGE.folder).glob("seed-*"):
-        if folder not in kept:
-            log.info("pretrain: the config has no %s any more: its model is deleted", folder.name)
-            shutil.rmtree(folder)
+def _discard(folder: Path, seeds: list[int]) -> None:
+    """Delete the models of seeds that the config no longer has."""
+    current = {seed_folder(folder, seed) for seed in seeds}
+    for old in folder.glob("seed-*"):
+        if old not in current:
+            log.info("pretrain: the config has no %s any more: its model is deleted", old.name)
+            shutil.rmtree(old)
 
 
-def key(run: Run, seed: int) -> str:
-    """Returns a digest of all that the model of one seed depends on, and of nothing else."""
-    upstream = [generate.STAGE.name]
-    if run.config.data.tokenizer == GENERATED:
-        upstream.append(VOCABULARY)
-    keys = {name: run.key(name) for name in upstream}
-    return digest([STAGE.version, _recipe(run.config), run.labels, seed, keys])
+def seed_digest(inputs: PretrainInputs, upstream: Upstream, seed: int) -> str:
+    """Return the digest of everything that the model of one seed depends on, and of nothing else."""
+    stages = ["generate"]
+    if inputs.data.section.tokenizer == GENERATED:
+        stages.append(VOCABULARY)
+    digests = {stage: upstream.digest(stage) for stage in stages}
+    own = SeedInputs(inputs.data, inputs.model, inputs.recipe, upstream.labels, seed)
+    return digest_of(STAGE.name, STAGE.version, own, digests)
 
 
-def weights(run: Run, task: Task, seed: int) -> Weights:
-    """Returns the model that this stage trained for a seed."""
-    tensors, _ = load_tensors(_folder(run, seed) / "model.safetensors")
+def read_weights(folder: Path, task: Task, seed: int) -> Weights:
+    """Return the model that this stage trained for a seed.
+
+    Args:
+        folder: The stage's folder.
+        task: What is learned.
+        seed: The seed.
+    """
+    tensors, _ = load_tensors(seed_folder(folder, seed) / "model.safetensors")
     return from_state_dict(tensors, like=task.init(initial_key(seed)))
 
 
-def initial(config: Config, task: Task, seed: int) -> Weights:
-    """Returns where pre-training starts: the existing model, if there is one, else random weights.
-
-    Its head stays random where the existing model has none, or one of another number of classes.
-
-    Raises:
-        InputError: The existing model is not there, or not one of the config's.
-    """
-    return _initial(config, task, seed)[0]
-
-
-def _initial(config: Config, task: Task, seed: int) -> tuple[Weights, list[str]]:
-    """Returns where pre-training starts, and the names of what an existing model did not give."""
-    weights = task.init(initial_key(seed))
-    path = _existing(config)
-    if path is None:
-        return weights, list(state_dict(weights))
-    form = task.shapes()
-    with torch.random.fork_rng(devices=[]):  # what building draws is overwritten
-        model = MODELS[config.model.name].build(form.input, form.classes, **config.model.options())
-    load_weights(model, weights)
-    try:
-        fresh = load_pretrained(model, path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"pretrain.init: {error}") from error
-    return weights_of(model), fresh
-
-
-def initial_digest(config: Config) -> str | None:
-    """Returns a digest of the existing model; None where there is none."""
-    path = _existing(config)
-    return _checksum(path, path.stat().st_mtime_ns) if path else None
-
-
-def _existing(config: Config) -> Path | None:
-    if config.pretrain.init is None:
+def _existing(init: str | None, model: Model) -> Path | None:
+    if init is None:
         return None
     try:
-        return locate(config.pretrain.init, config.model.name)
+        return locate(init, model.name)
     except ValueError as error:
         raise InputError(f"pretrain.init: {error}") from error
 
 
-@lru_cache(maxsize=1)
-def _checksum(path: Path, modified: int) -> str:
-    return sha256(path)
-
-
-def fitting(field: str, config: Config, model: Model, classes: int) -> Task:
-    """Returns the task with a model.
-
-    Raises:
-        InputError: The model does not fit the inputs.
-    """
-    try:
-        return classify(config, model, classes)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{field}: {model.name} does not fit inputs of shape {data_set(config.data).shape}: {error}"
-        ) from error
-
-
-def _check(config: Config) -> None:
-    data = data_set(config.data)
-    if problem := config.pretrain.augment.augment().problem(data.modality, data.shape):
+def _check(inputs: PretrainInputs, context: Context) -> None:
+    data = context.data_set(inputs.data.section)
+    if problem := inputs.recipe.augment.augment().problem(data.modality, data.shape):
         raise InputError(f"pretrain.augment.{problem}")
 
 
-def check_initial(config: Config, task: Task) -> None:
-    """Sees that the existing model is there and fits, where there is to be one.
-
-    Raises:
-        InputError: It is not, or does not.
-    """
-    if config.pretrain.init is not None:
-        _, fresh = _initial(config, task, config.seeds[0])
-        but = f", but for a new head ({', '.join(fresh)})" if fresh else ""
-        log.info("pretrain.init: the weights of %s%s", _existing(config), but)
-
-
-def _folder(run: Run, seed: int) -> Path:
-    return run.folder / STAGE.folder / f"seed-{seed}"
-
-
-def _inputs(config: Config) -> Any:
-    return [*_recipe(config), config.seeds]
-
-
-def _recipe(config: Config) -> list[Any]:
-    """Returns what the models of all seeds depend on."""
-    model = [config.precision, config.device_type, config.model.model_dump()]
-    recipe = [config.pretrain.model_dump(exclude={"init"}), initial_digest(config)]
-    return [recipe, model, data_digest(config.data)]
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Return the folder of one seed's model."""
+    return folder / f"seed-{seed}"
 
 
 STAGE = Stage(
     "pretrain",
     "pretrain",
     2,
-    _inputs,
     ("labels", "generate", VOCABULARY),
+    pretrain_inputs,
     _run,
     check=_check,
     keeps=True,

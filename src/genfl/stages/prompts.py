@@ -4,36 +4,78 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any, cast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 from genfl import progress
 from genfl.config import Config, Section
+from genfl.config.generation import PromptModel, Prompts
+from genfl.data.media import Modality
 from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
-from genfl.experiment.folder import Run
+from genfl.experiment.context import Context
 from genfl.generators.registry import GENERATORS
 from genfl.llm.chat import HOW, check, connect, each, fingerprint
 from genfl.prompts.llm import ASKED, Asked, Described, describe
 from genfl.prompts.plan import plan
 from genfl.prompts.templates import Style, Templates
 from genfl.rng import Key
-from genfl.stages.base import Stage
+from genfl.stages.base import IGNORED, Stage, StageRun, Without
 from genfl.storage import write_text
 
-FILE = "prompts.jsonl"
+PROMPTS_FILE = "prompts.jsonl"
 SECTION = "prompts.llm"
 
 
-def _run(run: Run) -> dict[str, Any]:
-    config = run.config.prompts
-    key = Key(run.config.seeds[0]).fold("prompts")
-    source = _described(run, config.style, key) if config.style in ASKED else templates(run.config)
+@dataclass(frozen=True)
+class PromptInputs:
+    """What decides the prompts, besides the label names.
+
+    Attributes:
+        prompts: The section of the config.
+        llm: The settings of the language model that change what it writes; None where none is asked.
+        llm_fingerprint: Which model it is.
+        modality: What the prompts are for.
+        seed: Decides the draws.
+        generator: The kind of generator.
+    """
+
+    prompts: Annotated[Prompts, Without({"llm"})]
+    llm: dict[str, Any] | None
+    llm_fingerprint: Any
+    modality: Modality
+    seed: int
+    generator: Annotated[str, IGNORED]
+
+
+def _inputs(config: Config, context: Context) -> PromptInputs:
+    settings = config.prompts.llm
+    options = settings.options() if settings else None
+    return PromptInputs(
+        config.prompts,
+        deciding(settings, {"model"}) if settings else None,  # its fingerprint says which
+        context.once(("llm", str(options)), lambda: fingerprint(options)) if options else None,
+        DATASETS[config.data.name].modality,
+        config.seeds[0],
+        config.generator.kind,
+    )
+
+
+def _run(inputs: PromptInputs, work: StageRun) -> dict[str, Any]:
+    prompts, labels = inputs.prompts, work.upstream.labels
+    key = Key(inputs.seed).fold("prompts")
+    if prompts.style in ASKED:
+        assert prompts.llm is not None
+        source: Any = _described(prompts, prompts.llm, inputs.modality, labels, key, work.answers)
+    else:
+        source = templates(prompts, inputs.modality)
     blocks = plan(
-        run.labels, config.per_label, source, config.guidance_scale, config.block_size, key, config.wrong
+        labels, prompts.per_label, source, prompts.guidance_scale, prompts.block_size, key, prompts.wrong
     )
     lines = [json.dumps({"block": n, **_row(p)}) for n, block in enumerate(blocks) for p in block]
-    write_text(run.folder / STAGE.folder / FILE, "\n".join(lines) + "\n")
+    write_text(work.folder / PROMPTS_FILE, "\n".join(lines) + "\n")
     texts = {prompt.text for block in blocks for prompt in block}
     return {
         "samples": len(lines),
@@ -49,68 +91,60 @@ def _row(prompt: Prompt) -> dict[str, Any]:
     return row
 
 
-def read(run: Run) -> list[list[Prompt]]:
-    """Returns the blocks of prompts that this stage wrote."""
+def read_prompts(folder: Path) -> list[list[Prompt]]:
+    """Return the blocks of prompts that this stage wrote to its folder."""
     blocks: dict[int, list[Prompt]] = {}
-    for line in (run.folder / STAGE.folder / FILE).read_text(encoding="utf-8").splitlines():
+    for line in (folder / PROMPTS_FILE).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         blocks.setdefault(row.pop("block"), []).append(Prompt(**row))
     return list(blocks.values())
 
 
-def templates(config: Config) -> Templates:
-    """Returns a config's sentences; of styles that ask a language model, those of the style multiple."""
-    prompts, modality = config.prompts, DATASETS[config.data.name].modality
+def templates(prompts: Prompts, modality: Modality) -> Templates:
+    """Return a config's sentences; of styles that ask a language model, those of the style multiple."""
     style = "multiple" if prompts.style in ASKED else prompts.style
     return Templates(cast(Style, style), prompts.template, prompts.blanks, modality)
 
 
-def _described(run: Run, style: Asked, key: Key) -> Described:
-    settings, modality = run.config.prompts.llm, DATASETS[run.config.data.name].modality
-    assert settings is not None
-    chat = connect(settings.options(), SECTION, run.answers)
-    with progress.bar("prompts", len(run.labels), "labels") as advance:
+def _described(
+    prompts: Prompts, llm: PromptModel, modality: Modality, labels: list[str], key: Key, answers: Path
+) -> Described:
+    chat = connect(llm.options(), SECTION, answers)
+    with progress.bar("prompts", len(labels), "labels") as advance:
 
-        def of(label: str) -> list[str]:
-            found = describe(
+        def describe_label(label: str) -> list[str]:
+            texts = describe(
                 chat,
-                style,
+                cast(Asked, prompts.style),
                 label,
-                run.labels,
+                labels,
                 modality,
-                distinct=settings.distinct,
-                attempts=settings.attempts,
+                distinct=llm.distinct,
+                attempts=llm.attempts,
                 key=key.fold("llm", label),
-                fallback=templates(run.config) if settings.fallback else None,
+                fallback=templates(prompts, modality) if llm.fallback else None,
             )
             advance(1)
-            return found
+            return texts
 
-        return Described(dict(zip(run.labels, each(chat, of, run.labels), strict=True)))
+        return Described(dict(zip(labels, each(chat, describe_label, labels), strict=True)))
 
 
-def _check(config: Config) -> None:
-    templates(config)
-    settings = config.prompts.llm
+def _check(inputs: PromptInputs, context: Context) -> None:
+    templates(inputs.prompts, inputs.modality)
+    settings = inputs.prompts.llm
     if settings is None:
         return
-    if not GENERATORS[config.generator.kind].prompted:
+    if not GENERATORS[inputs.generator].prompted:
         raise InputError(
-            f"prompts.style: {config.generator.kind} takes samples as they are, so there is nothing to ask a"
+            f"prompts.style: {inputs.generator} takes samples as they are, so there is nothing to ask a"
             " language model for; leave style and llm out"
         )
     check(settings.options(), SECTION)
 
 
-def _inputs(config: Config) -> Any:
-    settings = config.prompts.llm
-    asked = fingerprint(settings.options()) if settings else None
-    llm = deciding(settings, {"model"}) if settings else None  # its fingerprint says which
-    return [config.prompts.model_dump() | {"llm": llm}, asked, config.seeds[0]]
-
-
 def deciding(section: Section, without: Collection[str] = ()) -> dict[str, Any]:
-    """Returns a section's settings without those that decide nothing of what a model makes.
+    """Return the settings of a section that change what a model makes.
 
     Args:
         section: It says which model, and how it is run or asked.
@@ -126,8 +160,8 @@ STAGE = Stage(
     "prompts",
     "prompts",
     3,
-    _inputs,
     ("labels",),
+    _inputs,
     _run,
     check=_check,
     wanted=lambda config: config.generates,

@@ -2,58 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from genfl.config import Config
+from genfl.config import Config, Data
 from genfl.data.synthetic import SyntheticData
 from genfl.data.texts import BUCKETS, GENERATED, UNKNOWN, require, tokenizer, vocabulary
 from genfl.errors import InputError
-from genfl.experiment.context import data_set
-from genfl.experiment.folder import VOCABULARY, Run
+from genfl.experiment.context import Context
+from genfl.experiment.folder import VOCABULARY
 from genfl.stages import generate
-from genfl.stages.base import Stage
+from genfl.stages.base import IGNORED, Stage, StageRun, Upstream
 from genfl.storage import digest
 
 
-def _run(run: Run) -> dict[str, Any]:
-    data = SyntheticData.open(run.folder / generate.STAGE.folder)
+@dataclass(frozen=True)
+class VocabularyInputs:
+    """What decides the vocabulary, besides the generated texts.
+
+    Attributes:
+        most_words: How many words there may be.
+        data: The private data, some of whose words are unknown to it.
+    """
+
+    most_words: int
+    data: Annotated[Data, IGNORED]
+
+
+def _inputs(config: Config, context: Context) -> VocabularyInputs:
+    return VocabularyInputs(_most_words(config), config.data)
+
+
+def _run(inputs: VocabularyInputs, work: StageRun) -> dict[str, Any]:
+    data = SyntheticData.open(work.upstream.folder(generate.STAGE.name))
     texts, _ = data.read(lambda cell: str(data.medium.read(cell)))
-    most = words(run.config)
-    place = digest([most, texts])[:16]  # other words are never found under a name that was read before
-    folder = run.folder / VOCABULARY / place
-    vocabulary(texts, most, folder / "tokenizer.json")
-    made = tokenizer(str(folder))
-    test: Tensor = data_set(run.config.data.model_copy(update={"tokenizer": str(folder)})).test.x
-    unknown = test.eq(1 + made.get_vocab()[UNKNOWN]).sum() / test.ne(0).sum().clamp(min=1)
-    return {"folder": place, "words": made.get_vocab_size(), "unknown": round(float(unknown), 4)}
+    name = digest([inputs.most_words, texts])[:16]  # other words are never found under a known name
+    folder = work.folder / name
+    vocabulary(texts, inputs.most_words, folder / "tokenizer.json")
+    words = tokenizer(str(folder))
+    section = inputs.data.model_copy(update={"tokenizer": str(folder)})
+    test: Tensor = work.context.data_set(section).test.x
+    unknown = test.eq(1 + words.get_vocab()[UNKNOWN]).sum() / test.ne(0).sum().clamp(min=1)
+    return {"folder": name, "words": words.get_vocab_size(), "unknown": round(float(unknown), 4)}
 
 
-def words(config: Config) -> int:
-    """Returns how many words there may be: what models have room for, beside padding."""
+def _most_words(config: Config) -> int:
+    """Return how many words there may be: what models have room for, beside padding."""
     rooms = [
         model.options().get("vocabulary", 1 + BUCKETS) for model in (config.model, *config.client_models)
     ]
     return int(min(rooms)) - 1
 
 
-def _check(config: Config) -> None:
+def readable(data: Data, upstream: Upstream) -> Data:
+    """Return the section by which the stages after this one read the private data.
+
+    Texts are read by the words of the generated ones, where the config says so.
+
+    Args:
+        data: The section of the config.
+        upstream: What the stage may read.
+    """
+    if data.tokenizer != GENERATED:
+        return data
+    folder = upstream.folder(VOCABULARY) / upstream.result(VOCABULARY)["folder"]
+    return data.model_copy(update={"tokenizer": str(folder)})
+
+
+def _check(inputs: VocabularyInputs, context: Context) -> None:
     require(GENERATED)
-    if words(config) < 2:
+    if inputs.most_words < 2:
         raise InputError("model.vocabulary: no room for words beside padding and what is unknown; raise it")
-
-
-def _inputs(config: Config) -> Any:
-    return [words(config)]
 
 
 STAGE = Stage(
     VOCABULARY,
     VOCABULARY,
     1,
-    _inputs,
     (generate.STAGE.name,),
+    _inputs,
     _run,
     check=_check,
     wanted=lambda config: config.data.tokenizer == GENERATED,

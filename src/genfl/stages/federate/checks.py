@@ -1,4 +1,4 @@
-"""Whether every method of a config can be, tried on the real models before any stage works."""
+"""Whether every method of a config can run, tried on the real models before any stage works."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from genfl.algorithms.base import Algorithm
 from genfl.algorithms.profile import sends_weights, take_a_step
 from genfl.algorithms.registry import UNLABELLED
-from genfl.config import Config, ImageGenerator
+from genfl.config import ImageGenerator, Model
 from genfl.data.clients import ClientData
 from genfl.data.folders import first_line
 from genfl.data.plans import Schedule
@@ -16,55 +16,81 @@ from genfl.data.sources import DataSet
 from genfl.engines.auto import together
 from genfl.engines.pool import refusal
 from genfl.errors import InputError
-from genfl.experiment.context import data_set
+from genfl.experiment.context import Context
 from genfl.generators.classify import refuse
 from genfl.hub import check_device
 from genfl.learning.task import MissingPart, Task
 from genfl.references import GENERATOR
 from genfl.rng import Key
-from genfl.stages.federate import generated_content, trial
-from genfl.stages.pretrain import check_initial, fitting
+from genfl.stages.federate.generated_content import check_content
+from genfl.stages.federate.inputs import FederateInputs
+from genfl.stages.federate.methods import build_algorithm
+from genfl.stages.federate.setting import resources
 
 
-def check(config: Config) -> None:
-    """Refuses methods that cannot be: tried on the real models, with as many classes as names in the data."""
-    check_device(config.device, "device")
-    data = data_set(config.data)
+def check(inputs: FederateInputs, context: Context) -> None:
+    """Refuse methods that cannot run: tried on the real models, with the data's number of classes.
+
+    Args:
+        inputs: Of the stage.
+        context: Of the run.
+
+    Raises:
+        InputError: There is one.
+    """
+    check_device(inputs.model.device, "device")
+    data = context.data_set(inputs.data.section)
     classes = len(set(data.train.labels))
-    task = fitting("model", config, config.model, classes)
-    check_initial(config, task)
-    for index, model in enumerate(config.client_models):
-        fitting(f"client_models.{index}", config, model, classes)
-    if problem := config.federate.local.augment.augment().problem(data.modality, data.shape):
+    task = _fitting("model", inputs, context, inputs.model.model, classes)
+    inputs.model.check(task, inputs.seeds[0])
+    client_tasks = {
+        f"{index}-{model.name}": _fitting(f"client_models.{index}", inputs, context, model, classes)
+        for index, model in enumerate(inputs.client_models)
+    }
+    if problem := inputs.federation.local.augment.augment().problem(data.modality, data.shape):
         raise InputError(f"federate.local.augment.{problem}")
     nothing_yet = torch.zeros(2, *data.shape)
-    resources = trial.resources(config, classes) | dict.fromkeys(UNLABELLED, nothing_yet)
-    why_not = refusal() if config.federate.engine == "parallel" else None
+    provided = resources(inputs, client_tasks) | dict.fromkeys(UNLABELLED, nothing_yet)
+    why_not = refusal() if inputs.federation.engine == "parallel" else None
     if why_not:
         raise InputError(f"federate.engine: parallel, but {why_not}; use auto or sequential")
-    generated_content.check(config)
-    for name, method in config.methods.items():
+    check_content(inputs, context)
+    for name, method in inputs.methods.items():
         try:
             if method.reference == GENERATOR:
-                _check_classifier(config, data)
+                _check_classifier(inputs, data)
                 continue
-            algorithm = trial.algorithm(config, method, task, resources)
-            for client in range(max(1, len(config.client_models))):  # models may differ between clients
+            algorithm = build_algorithm(inputs.federation, method, task, provided)
+            for client in range(max(1, len(inputs.client_models))):  # models may differ between clients
                 take_a_step(algorithm, task, client)
         except ValueError as error:
             raise InputError(f"methods.{name}.algorithm: {error}") from error
         except MissingPart as error:
             raise InputError(
                 f"methods.{name}.algorithm: it needs a model with {error}, which"
-                f" {config.model.name} does not offer"
+                f" {inputs.model.model.name} does not offer"
             ) from error
-        if config.federate.engine == "vectorized":
-            _check_together(name, algorithm, task, max(2, len(config.client_models)))
+        if inputs.federation.engine == "vectorized":
+            _check_together(name, algorithm, task, max(2, len(inputs.client_models)))
         if method.content and method.content.filter and not sends_weights(algorithm, task):
             raise InputError(
                 f"methods.{name}.content.filter: {method.algorithm[0].name} sends clients no global model to"
                 " judge samples by; leave it out"
             )
+
+
+def _fitting(field: str, inputs: FederateInputs, context: Context, model: Model, classes: int) -> Task:
+    """Return the task with a model.
+
+    Raises:
+        InputError: The model does not fit the inputs.
+    """
+    section = inputs.data.section
+    try:
+        return context.classify(section, model, classes, inputs.model.precision)
+    except (ValueError, RuntimeError) as error:
+        shape = context.data_set(section).shape
+        raise InputError(f"{field}: {model.name} does not fit inputs of shape {shape}: {error}") from error
 
 
 def _check_together(name: str, algorithm: Algorithm, task: Task, clients: int) -> None:
@@ -82,9 +108,12 @@ def _check_together(name: str, algorithm: Algorithm, task: Task, clients: int) -
         ) from error
 
 
-def _check_classifier(config: Config, data: DataSet) -> None:
-    if not isinstance(config.generator, ImageGenerator):
-        raise InputError(f"generator classifies with a diffusion model, which {config.generator.kind} is not")
+def _check_classifier(inputs: FederateInputs, data: DataSet) -> None:
+    assert inputs.generator is not None
+    if not isinstance(inputs.generator.section, ImageGenerator):
+        raise InputError(f"generator classifies with a diffusion model, which {inputs.generator.kind} is not")
     if data.decode is None:
-        raise InputError(f"generator classifies images, and the examples of {config.data.name} are none")
-    refuse(config.generator.model)
+        raise InputError(
+            f"generator classifies images, and the examples of {inputs.data.section.name} are none"
+        )
+    refuse(inputs.generator.section.model)

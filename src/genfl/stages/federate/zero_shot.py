@@ -9,35 +9,44 @@ import torch
 
 from genfl import progress
 from genfl.config import ImageGenerator, Method
-from genfl.experiment.context import data_set, indices
-from genfl.experiment.folder import Run
 from genfl.generators.classify import label_scores
 from genfl.generators.image import StableDiffusion
 from genfl.learning.evaluate import evaluate
-from genfl.learning.task import Task
 from genfl.rng import Key
-from genfl.stages import prompts
-from genfl.stages.federate import trial
+from genfl.stages.federate.inputs import trial_digest
+from genfl.stages.federate.setting import Setting
+from genfl.stages.prompts import templates
 from genfl.storage import load_checkpoint, save_tensors, write_json
 
 BLOCK = 32
 """Images that the generator classifies between two checkpoints."""
 
 
-def classified(run: Run, name: str, method: Method, task: Task) -> dict[str, Any]:
-    """Scores the generator as a classifier: the same for every seed, but for the draws."""
-    config, labels, data = run.config, run.labels, data_set(run.config.data)
-    settings, (part,) = config.generator, method.algorithm
+def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, Any]:
+    """Score the generator as a classifier: the same for every seed, but for the draws.
+
+    Args:
+        setting: What all trials share.
+        name: What the config calls the reference.
+        method: The reference.
+
+    Returns:
+        Its evaluation for each seed, as plain values.
+    """
+    inputs, labels, data, work = setting.inputs, setting.labels, setting.data, setting.work
+    assert inputs.generator is not None
+    settings, (part,) = inputs.generator.section, method.algorithm
     assert isinstance(settings, ImageGenerator)
     load = cache(partial(StableDiffusion, settings.model, settings.steps, settings.device))
-    templates = prompts.templates(config)
+    sentences = templates(inputs.prompts, data.modality)
     assert data.decode is not None
     images = [data.decode(x) for x in data.test.x]
     results = {}
-    with progress.bar(name, len(config.seeds) * len(images), "images") as advance:
-        for seed in config.seeds:
-            arm, key = run.folder / trial.FOLDER / name / f"seed-{seed}", trial.key(run, method, seed)
-            before = load_checkpoint(arm / "checkpoint.safetensors", key)
+    with progress.bar(name, len(inputs.seeds) * len(images), "images") as advance:
+        for seed in inputs.seeds:
+            folder = work.folder / name / f"seed-{seed}"
+            digest = trial_digest(inputs, work.upstream, method, seed, batched=False)
+            before = load_checkpoint(folder / "checkpoint.safetensors", digest)
             logits = before[0]["logits"] if before else torch.zeros(0, len(labels))
             advance(len(logits))
             for first in range(len(logits), len(images), BLOCK):
@@ -45,15 +54,16 @@ def classified(run: Run, name: str, method: Method, task: Task) -> dict[str, Any
                     load(),
                     images[first : first + BLOCK],
                     # the same stream for every label, and so the same sentence
-                    lambda key: [templates.draw(label, key.numpy()) for label in labels],
+                    lambda key: [sentences.draw(label, key.numpy()) for label in labels],
                     Key(seed).fold("classify"),
                     **part.options(),
                 )
                 logits = torch.cat([logits, block])
-                save_tensors(arm / "checkpoint.safetensors", {"logits": logits}, {"key": key, "rounds": []})
+                meta = {"key": digest, "rounds": []}
+                save_tensors(folder / "checkpoint.safetensors", {"logits": logits}, meta)
                 advance(len(block))
-            given = task._replace(forward=lambda weights, x: (x, x))  # the inputs are the logits
-            scores = evaluate(given, {}, logits, indices(data.test, labels))
+            identity = setting.task._replace(forward=lambda weights, x: (x, x))  # the inputs are the logits
+            scores = evaluate(identity, {}, logits, setting.test_y)
             results[str(seed)] = {"evaluations": [{"round": 0, **scores}], "rounds": []}
-            write_json(arm / "trace.json", results[str(seed)])
+            write_json(folder / "trace.json", results[str(seed)])
     return results

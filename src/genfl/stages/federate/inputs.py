@@ -1,0 +1,153 @@
+"""What the federated stage, and each of its trials, depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from genfl.config import Config, Method, Model, Partition
+from genfl.config.generation import Prompts
+from genfl.config.training import Federation
+from genfl.data.texts import GENERATED
+from genfl.engines.auto import EXACT
+from genfl.experiment.context import Context
+from genfl.experiment.folder import VOCABULARY
+from genfl.learning.task import Precision
+from genfl.references import GENERATOR
+from genfl.stages.base import IGNORED, DataInputs, Upstream, Without, digest_of
+from genfl.stages.generate import GeneratorInputs
+from genfl.stages.guided import GuidedInputs, guided_inputs, kind_digest
+from genfl.stages.pretrain import ModelInputs, PretrainInputs, pretrain_inputs, seed_digest
+
+NAME, FOLDER, VERSION = "federate", "federate", 4
+"""The stage's name, its folder, and the version of its trials."""
+
+ROUNDING = 2
+"""Raised whenever clients in batches are computed or added up in another order."""
+
+BITWISE_SAME = {"checkpoint_every", "engine", "fast"}
+"""The settings of a federation that change no bit of its results; the engine is looked at apart."""
+
+
+@dataclass(frozen=True)
+class FederateInputs:
+    """What decides the federated results, besides what was generated and pre-trained.
+
+    Attributes:
+        data: The private data.
+        partition: How it is split.
+        model: The downstream model.
+        client_models: The models of clients, for methods whose clients differ.
+        federation: Rounds, cohorts, local training.
+        engine: ``exact`` for engines with the same bits, else the engine and the version of its rounding.
+        methods: What is compared.
+        seeds: What is averaged over.
+        generator: What generates; None where nothing is generated.
+        prompts: The section of the prompts, by which the generator classifies.
+        guided: The guided samples; None where nothing is generated.
+        pretrained: The pre-trained models; None where nothing is generated.
+    """
+
+    data: DataInputs
+    partition: Partition
+    model: ModelInputs
+    client_models: list[Model]
+    federation: Annotated[Federation, Without(BITWISE_SAME)]
+    engine: Any
+    methods: dict[str, Method]
+    seeds: list[int]
+    generator: Annotated[GeneratorInputs | None, IGNORED]
+    prompts: Annotated[Prompts, IGNORED]
+    guided: Annotated[GuidedInputs | None, IGNORED]
+    pretrained: Annotated[PretrainInputs | None, IGNORED]
+
+    @classmethod
+    def of(cls, config: Config, context: Context) -> FederateInputs:
+        """Return those of a config."""
+        engine = config.federate.engine
+        return cls(
+            DataInputs.of(config, context),
+            config.data.partition,
+            ModelInputs.of(config, context),
+            config.client_models,
+            config.federate,
+            "exact" if engine in EXACT else [engine, ROUNDING],
+            config.methods,
+            config.seeds,
+            GeneratorInputs.of(config, context) if config.generates else None,
+            config.prompts,
+            guided_inputs(config, context) if config.generates else None,
+            pretrain_inputs(config, context) if config.generates else None,
+        )
+
+
+@dataclass(frozen=True)
+class TrialInputs:
+    """What decides the training of one method with one seed; see `FederateInputs`."""
+
+    labels: list[str]
+    data: DataInputs
+    partition: Partition
+    precision: Precision
+    device_type: str
+    model: Model
+    client_models: list[Model]
+    federation: Annotated[Federation, Without(BITWISE_SAME)]
+    engine: Any
+    method: Method
+    seed: int
+
+
+@dataclass(frozen=True)
+class ZeroShotInputs:
+    """What decides the generator's answers as a classifier, with one seed."""
+
+    labels: list[str]
+    data: DataInputs
+    sentences: list[Any]
+    generator: GeneratorInputs | None
+    method: Method
+    seed: int
+
+
+def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, seed: int, batched: bool) -> str:
+    """Return the digest of everything that a method's training with one seed depends on, and of nothing else.
+
+    Args:
+        inputs: Of the stage.
+        upstream: The outputs that it reads.
+        method: The method.
+        seed: The seed.
+        batched: Whether its clients run in batches, which changes the last bits.
+    """
+    stages: dict[str, str] = {}
+    if method.reference == GENERATOR:
+        sentences = [inputs.prompts.style, inputs.prompts.template, inputs.prompts.blanks]
+        zero_shot = ZeroShotInputs(upstream.labels, inputs.data, sentences, inputs.generator, method, seed)
+        return digest_of(NAME, VERSION, zero_shot, stages)
+    if method.reads_generated:
+        stages["generate"] = upstream.digest("generate")
+    if inputs.data.section.tokenizer == GENERATED:
+        stages[VOCABULARY] = upstream.digest(VOCABULARY)
+    if method.content and method.content.guidance != "prompt":
+        assert inputs.guided is not None
+        stages["guided"] = kind_digest(inputs.guided, upstream, method.content)
+    if method.start == "pretrained":
+        assert inputs.pretrained is not None
+        stages["pretrain"] = seed_digest(inputs.pretrained, upstream, seed)
+    if method.start == "init":
+        stages["init"] = str(inputs.model.initial)
+    own = TrialInputs(
+        upstream.labels,
+        inputs.data,
+        inputs.partition,
+        inputs.model.precision,
+        inputs.model.device_type,
+        inputs.model.model,
+        inputs.client_models if "client_tasks" in method.asks_for else [],
+        inputs.federation,
+        ["vectorized", ROUNDING] if batched else "exact",
+        method,
+        seed,
+    )
+    return digest_of(NAME, VERSION, own, stages)

@@ -1,0 +1,55 @@
+"""What a method of a config computes, and its rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from genfl.algorithms import ALGORITHMS, Algorithm, combine
+from genfl.algorithms.fedavg import fedavg
+from genfl.algorithms.filtering import SampleFilter, filtered
+from genfl.config import Method
+from genfl.config.training import Federation
+from genfl.data.budget import ORDERS
+from genfl.data.plans import Schedule
+from genfl.learning.local import LocalSGD
+from genfl.learning.task import Task
+
+
+def build_algorithm(
+    federation: Federation, method: Method, task: Task, resources: Mapping[str, Any]
+) -> Algorithm:
+    """Return what clients and server of a method compute; of a reference, how its one client trains.
+
+    Args:
+        federation: The section of the config.
+        method: The method.
+        task: What is learned.
+        resources: What builders may ask for; see `genfl.algorithms.registry.RESOURCES`.
+    """
+    training = federation.local
+    local = LocalSGD(training.lr, training.momentum, training.weight_decay)
+    if method.reference:
+        return fedavg(task, local)  # of a single client: its own training
+    parts = [(ALGORITHMS[part.name], part.options()) for part in method.algorithm]
+    combined = combine(task, local, parts, resources)
+    choice = method.content.filter if method.content else None
+    if choice is None:
+        return combined
+    keep = SampleFilter(choice.share, choice.by_class)
+    part = 0 if method.data == "generated" else 1
+    return filtered(combined, task, keep, part=part, from_round=choice.from_round)
+
+
+def schedule(federation: Federation, method: Method) -> Schedule:
+    """Return the rounds, cohorts and work, the same for all methods, in a method's order of training."""
+    return Schedule(
+        rounds=federation.rounds,
+        clients_per_round=federation.clients_per_round,
+        batch_size=federation.local.batch_size,
+        local_steps=federation.local.steps,
+        local_epochs=federation.local.epochs,
+        evaluate_every=federation.evaluate_every,
+        checkpoint_every=federation.checkpoint_every,
+        order=ORDERS.get(method.data),
+    )
