@@ -19,9 +19,8 @@ from genfl.config import Config
 from genfl.errors import GenflError, InputError
 from genfl.experiment.context import Context
 from genfl.experiment.folder import ANSWERS, Run, Shard, shard_folders
-from genfl.report import stage as report
 from genfl.results.summarise import environment, summarise
-from genfl.stages import generate, guided, labels, pretrain, prompts, vocabulary
+from genfl.stages import generate, guided, labels, pretrain, prompts, report, vocabulary
 from genfl.stages.base import Stage, StageRun, digest_of
 from genfl.stages.federate import stage as federate
 from genfl.storage import digest as digest_of_record

@@ -21,7 +21,7 @@ from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, grey_imag
 from genfl.data.synthetic import SyntheticData
 from genfl.experiment.folder import Run
 from genfl.report import page, plots, style, tables, text
-from genfl.report import stage as report
+from genfl.stages import report
 from genfl.results.summarise import environment, summarise
 from genfl.storage import write_json
 

@@ -31,9 +31,9 @@ def _run(inputs: FederateInputs, work: StageRun) -> dict[str, Any]:
     for name, method in inputs.methods.items():
         if method.reference == GENERATOR:
             results[name] = classify_test_set(setting, name, method)
-    if inputs.pretrained is not None:
-        results[SYNTHETIC_ONLY] = {str(seed): _untrained(setting, seed) for seed in inputs.seeds}
     with progress.bar("federate", _rounds(inputs), "rounds") as advance, exact(setting.device):
+        if inputs.pretrained is not None:
+            results[SYNTHETIC_ONLY] = {str(seed): _untrained(setting, seed) for seed in inputs.seeds}
         choice.decide(setting)
         for trial in trained_trials(inputs):
             results[trial.name][str(trial.seed)] = trial.run(setting, choice, advance)
