@@ -1,1 +1,1 @@
-"""Secure sums and what protects clients."""
+"""Secure sums, which protect what clients upload."""

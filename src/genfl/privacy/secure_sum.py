@@ -1,28 +1,33 @@
-"""Secure sums, simulated: masked uploads of which only the sum over all clients can be read.
+"""Simulated secure sums: masked uploads whose sum over all clients can be read, but nothing else.
 
-Every pair of neighbouring clients shares a secret. From it both derive the same pseudorandom mask; the lower
-of the two adds it to its upload and the higher subtracts it, so that the masks cancel in the sum. Source:
-Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, section 4
-(pairwise masking); Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS 2020,
-section 3 (sparse neighbour graph: a ring in random order, each client linked to the nearest on both sides).
+Every pair of neighbouring clients shares a secret. From it, both derive the same pseudorandom mask. The
+client with the lower id adds the mask to its upload, and the other one subtracts it. So the masks cancel in
+the sum.
 
-**This simulates the protocol in one process.** The arithmetic and the masks are those of the protocol; these
+Sources: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017,
+section 4 (pairwise masking); Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead",
+CCS 2020, section 3 (sparse neighbour graph: a ring in random order, where each client is linked to the
+nearest ones on both sides).
+
+**This simulates the protocol in one process.** The arithmetic and the masks are those of the protocol. These
 parts are not:
 
-* Key agreement: the pairwise secrets and the ring's order are derived from one seed. Whoever has the seed,
-  and so this process, can unmask everything. Nothing here is a protection against the process itself.
-* Dropouts: there is no recovery. If one client's upload is missing the sum is refused.
+* Key agreement: the pairwise secrets and the order of the ring are derived from one seed. Whoever has the
+  seed, and so this process, can unmask everything. Nothing here protects against the process itself.
+* Dropouts: there is no recovery. If the upload of one client is missing, there is no sum.
 
 The networked protocol, with keys of the clients' own, comes with the Flower engine.
 
-Threat model of what is simulated: a server that follows the protocol but is curious, and clients that may
-collude with it. An upload, and the sum of any group of uploads, looks uniformly random as long as the group
-has an honest neighbour outside it; colluding neighbours can take their masks off. In a ring of n clients of
-which a random share c colludes, the honest rest is cut in two groups with a probability of about
-``(n * c ** (degree / 2)) ** 2 / 2`` (two runs of degree / 2 colluders): below 2^-39 for 5,000 clients, a
-third of them colluding, and the default degree of 40. Out of scope: clients that upload false values, a
-server that deviates or lies about who takes part, and what the sum itself tells: all clients but one
-colluding know the last one's values from it. A secure sum is not differential privacy.
+Threat model of the simulated protocol: the server follows the protocol but is curious, and clients may
+collude with it. An upload looks uniformly random, and so does the sum of any group of uploads, as long as the
+group has an honest neighbour outside it. Colluding neighbours can remove their masks. Consider a ring of n
+clients where a random share c colludes. The honest clients are split into two groups with a probability of
+about ``(n * c ** (degree / 2)) ** 2 / 2`` (two runs of degree / 2 colluders). This is below 2^-39 for 5,000
+clients, a third of them colluding, and the default degree of 40.
+
+Out of scope: clients that upload false values; a server that deviates or lies about who takes part; and what
+the sum itself reveals. If all clients but one collude, they learn the last one's values from it. A secure sum
+is not differential privacy.
 """
 
 import hashlib
@@ -35,31 +40,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 COMPLETE_UP_TO = 100
-"""Most clients for which ``degree=None`` links every pair."""
+"""The most clients for which ``degree=None`` links every pair."""
 
 RING_DEGREE = 40
-"""Neighbours per client that ``degree=None`` gives larger groups."""
+"""The neighbours per client of a larger group with ``degree=None``."""
 
 Word = TypeVar("Word", np.uint32, np.uint64)
 
 
 @dataclass(frozen=True)
 class SecureSum:
-    """One secure sum: the parties' common view of one upload per client.
+    """One secure sum, as all parties see it, with one upload per client.
 
-    A context must be used for one upload per client only: two uploads under the same masks tell their
-    difference. So it names the round and what is summed, and a repetition gets a new one.
+    A context must be used for one upload per client only, because two uploads under the same masks reveal
+    their difference. So the context names the round and what is summed, and a repetition gets a new context.
 
     Attributes:
         clients: Distinct ids (>= 0) of the clients that take part, at least 2.
-        seed: Source of all pairwise secrets, >= 0; in place of a key agreement.
+        seed: The source of all pairwise secrets, >= 0; it stands in for a key agreement.
         context: What the masks are for, such as ``"round 3/labels"``.
-        degree: Neighbours per client, even and at least 2; that many or fewer other clients are all linked.
-            None links all of up to 100 clients, and 40 neighbours per client beyond.
+        degree: Neighbours per client, even and at least 2. If there are no more other clients than that, all
+            are linked. None links all of up to 100 clients, and 40 neighbours per client beyond.
 
     Raises:
-        ValueError: If there are fewer than 2 clients (a sum of one hides nothing), an id is negative or
-            given twice, or ``seed`` or ``degree`` is out of range.
+        ValueError: There are fewer than 2 clients (a sum of one hides nothing), an id is negative or occurs
+            twice, or ``seed`` or ``degree`` is out of range.
     """
 
     clients: tuple[int, ...]
@@ -79,20 +84,20 @@ class SecureSum:
             raise ValueError(f"degree must be even and at least 2, not {self.degree}")
 
     def neighbours(self, client: int) -> tuple[int, ...]:
-        """The clients that share a mask with ``client``, in rising order; the relation is symmetric.
+        """Return the clients that share a mask with ``client``, in rising order; the relation is symmetric.
 
         Raises:
-            ValueError: If the client does not take part.
+            ValueError: The client does not take part.
         """
-        place = self._places.get(client)
-        if place is None:
+        position = self._positions.get(client)
+        if position is None:
             raise ValueError(f"client {client} does not take part in this secure sum")
-        ring, n = tuple(self._places), len(self.clients)
+        ring, n = tuple(self._positions), len(self.clients)
         degree = self.degree or (n - 1 if n <= COMPLETE_UP_TO else RING_DEGREE)
         if degree >= n - 1:
             return tuple(sorted(set(ring) - {client}))
         reach = range(1, degree // 2 + 1)
-        return tuple(sorted(ring[(place + step) % n] for r in reach for step in (-r, r)))
+        return tuple(sorted(ring[(position + step) % n] for r in reach for step in (-r, r)))
 
     def mask(self, client: int, values: NDArray[Word]) -> NDArray[Word]:
         """Mask one client's values for upload.
@@ -105,7 +110,7 @@ class SecureSum:
             The values plus or minus one mask per neighbour, modulo 2^32 or 2^64; same shape and dtype.
 
         Raises:
-            ValueError: If the client does not take part or the dtype is another.
+            ValueError: The client does not take part, or the dtype is another.
         """
         _check_dtype(values.dtype)
         masked = np.array(values)
@@ -127,7 +132,7 @@ class SecureSum:
             The exact sum of the clients' values modulo 2^32 or 2^64.
 
         Raises:
-            ValueError: If an upload is missing, comes from a client that does not take part, or differs from
+            ValueError: An upload is missing, comes from a client that does not take part, or differs from
                 the others in shape or dtype.
         """
         if missing := sorted(set(self.clients) - masked.keys()):
@@ -148,17 +153,17 @@ class SecureSum:
         return total
 
     @cached_property
-    def _places(self) -> dict[int, int]:
-        """Client -> place on the ring, in pseudorandom order, so that colluders cannot choose neighbours."""
+    def _positions(self) -> dict[int, int]:
+        """Client -> position on the ring; the order is random, so colluders cannot choose neighbours."""
         ring = sorted(self.clients, key=lambda client: self._secret(f"ring {client:d}"))
-        return {client: place for place, client in enumerate(ring)}
+        return {client: position for position, client in enumerate(ring)}
 
     def _secret(self, purpose: str) -> bytes:
-        """32 bytes from the seed for a purpose: what a key agreement would give."""
+        """Return 32 bytes for a purpose, derived from the seed in place of a key agreement."""
         return hashlib.sha3_256(f"genfl secure sum {self.seed:d} {purpose}".encode()).digest()
 
     def _pair_mask(self, client: int, other: int, like: NDArray[Word]) -> NDArray[Word]:
-        """The pair's mask with the shape and dtype of ``like``; SHAKE256 as pseudorandom generator."""
+        """Return the pair's mask with the shape and dtype of ``like``, from SHAKE256."""
         secret = self._secret(f"pair {min(client, other):d} {max(client, other):d}")
         # The shape is part of the input so that uploads of two shapes never share the beginning of a mask.
         purpose = repr((self.context, like.itemsize, like.shape)).encode()
@@ -172,7 +177,7 @@ def _check_dtype(dtype: np.dtype[np.generic]) -> None:
 
 
 def encode_fixed(values: NDArray[np.floating], clients: int, fraction_bits: int = 24) -> NDArray[np.uint64]:
-    """Write reals as fixed-point numbers in the ring of 64-bit integers, so that they can be summed securely.
+    """Encode reals as fixed-point numbers in the ring of 64-bit integers, for a secure sum.
 
     Args:
         values: Floats of up to 64 bits, any shape; absolute values below about
@@ -185,7 +190,7 @@ def encode_fixed(values: NDArray[np.floating], clients: int, fraction_bits: int 
         2^-(fraction_bits + 1).
 
     Raises:
-        ValueError: If a value is not finite or out of range, or ``clients`` or ``fraction_bits`` is.
+        ValueError: A value is not finite or out of range, or ``clients`` or ``fraction_bits`` is.
     """
     _check_fraction_bits(fraction_bits)
     if clients < 1:
@@ -208,7 +213,7 @@ def encode_fixed(values: NDArray[np.floating], clients: int, fraction_bits: int 
 
 
 def decode_fixed(total: NDArray[np.uint64], fraction_bits: int = 24) -> NDArray[np.float64]:
-    """Read a sum of fixed-point numbers.
+    """Decode a sum of fixed-point numbers.
 
     Args:
         total: Sum modulo 2^64 of encoded values, uint64, any shape.
@@ -219,7 +224,7 @@ def decode_fixed(total: NDArray[np.uint64], fraction_bits: int = 24) -> NDArray[
         at most 2^-53 of the result (none while it is below 2^(53 - fraction_bits)).
 
     Raises:
-        ValueError: If the dtype is not uint64 or ``fraction_bits`` is out of range.
+        ValueError: The dtype is not uint64 or ``fraction_bits`` is out of range.
     """
     _check_fraction_bits(fraction_bits)
     if total.dtype != np.uint64:
