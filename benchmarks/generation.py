@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from genfl.data.samples import Prompt
-from genfl.generators.image import MINIATURE, StableDiffusion, locate
+from genfl.generators.image import MINIATURE, StableDiffusion, locate_image_model
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -80,7 +80,9 @@ def full_size(folder: Path, width: int = 320, vae_width: int = 128, latent: int 
         layers_per_block=2,
         sample_size=8 * latent,
     )
-    tokenizer = CLIPTokenizer.from_pretrained(Path(locate(MINIATURE)) / "tokenizer", model_max_length=77)
+    tokenizer = CLIPTokenizer.from_pretrained(
+        Path(locate_image_model(MINIATURE)) / "tokenizer", model_max_length=77
+    )
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             hidden_size=1024,

@@ -17,7 +17,7 @@ from genfl.engines.in_process import sequential
 from genfl.errors import InputError
 from genfl.experiment.context import private_data
 from genfl.experiment.folder import Run
-from genfl.generators.classify import ROWS, label_scores, refuse
+from genfl.generators.classify import PAIRS_PER_CALL, check_classifier, label_scores
 from genfl.generators.image import StableDiffusion
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
@@ -381,7 +381,7 @@ def test_the_check_refuses_what_the_schema_cannot_see(monkeypatch, tmp_path):
         "methods.g.algorithm: generator classifies images, and the examples of unseen are none"
     )
     with pytest.raises(InputError, match="FluxPipeline"):
-        refuse(str(tmp_path))
+        check_classifier(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_the_logits_are_those_of_a_plain_loop_over_images_labels_and_draws(gener
     pipeline, images, key = generator.pipeline, drawings(), Key(3)
     ours = label_scores(generator, images, lambda key: TEXTS, key, samples=4)
     assert ours.shape == (9, 3)
-    assert len(images) * len(TEXTS) < ROWS
+    assert len(images) * len(TEXTS) < PAIRS_PER_CALL
     ddpm = DDPMScheduler.from_config(pipeline.scheduler.config)
     with torch.no_grad():
         for image, found in zip(images, ours, strict=True):
@@ -471,7 +471,9 @@ def test_every_draw_asks_for_its_prompts_with_a_key_of_its_own(generator):
 def test_a_model_that_predicts_something_else_is_refused(tiny_stable_diffusion):
     made = StableDiffusion(str(tiny_stable_diffusion), steps=1)
     made.pipeline.scheduler.register_to_config(prediction_type="sample")
-    with pytest.raises(InputError, match=r"predicts sample; classifying needs epsilon or v_prediction"):
+    with pytest.raises(
+        InputError, match=r"predicts sample; to classify, use a model that predicts epsilon or v_pred"
+    ):
         label_scores(made, drawings(1), lambda key: TEXTS, Key(0))
 
 

@@ -1,10 +1,10 @@
-"""Finding and loading somebody's pretrained model: a folder, or an id of the Hugging Face Hub."""
+"""Find and load somebody's pretrained model: a local folder, or an id of the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,32 +16,48 @@ from genfl.errors import InputError
 from genfl.storage import digest, sha256
 
 PIPELINE_FILE = "model_index.json"
-"""The file that says what a pipeline of diffusers consists of."""
+"""The file that lists the parts of a diffusers pipeline."""
 
 CONFIG_FILE = "config.json"
-"""The file that says what a model of transformers is."""
+"""The file that describes a transformers model."""
 
 LIBRARIES = {
     "image": ("diffusers", "transformers"),
     "speech": ("transformers", "sentencepiece"),
     "sound": ("diffusers", "transformers"),
 }
-"""What each kind of generator needs beyond genfl's own requirements; the extra is called as the kind."""
+"""The libraries of each kind of generator beyond genfl's own; the extra has the name of the kind."""
+
+FINGERPRINTED = (".json", ".jinja", ".txt", ".model", ".safetensors", ".npy", ".parquet")
+"""Suffixes of the files that decide what a model does: weights, settings, tokenizers, speakers."""
+
+OUT_OF_MEMORY_MESSAGES = (
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""Parts of messages that mean out of memory, in errors that are no `torch.OutOfMemoryError`."""
 
 
 def require_libraries(kind: str) -> None:
-    """Refuses a kind of generator whose libraries are not installed, without importing them.
+    """Check that the libraries of a kind of generator are installed, without importing them.
+
+    Args:
+        kind: A key of `LIBRARIES`.
 
     Raises:
-        InputError: One is missing.
+        InputError: A library is missing.
     """
     for library in LIBRARIES[kind]:
         if find_spec(library) is None:
-            raise InputError(f"generator.kind: {kind} needs {library}: pip install 'genfl[{kind}]'")
+            raise InputError(
+                f"generator.kind: {kind} needs {library}, which is not installed; run pip install"
+                f" 'genfl[{kind}]'"
+            )
 
 
-def hush() -> None:
-    """Has diffusers and transformers report errors alone, and show no progress of their own."""
+def silence_libraries() -> None:
+    """Limit diffusers and transformers to error messages, and hide their progress bars."""
     import transformers
 
     libraries = [transformers]
@@ -55,29 +71,33 @@ def hush() -> None:
 
 
 def read_settings(model: str, file: str, field: str = "model", embedded: str | None = None) -> dict[str, Any]:
-    """Returns what a model says of itself, without loading it.
+    """Return the settings of a model from its JSON file, without loading the model.
 
     Args:
         model: A folder, or a Hugging Face id.
         file: `PIPELINE_FILE` or `CONFIG_FILE`.
-        field: The generator's option that names the model, for messages.
-        embedded: What else may be named there, for messages.
+        field: The option of the generator that names the model, for messages.
+        embedded: The name of the embedded model, if the option accepts one, for messages.
 
     Raises:
-        InputError: There is no such model, or it is none of that library.
+        InputError: The model does not exist, or belongs to another library.
     """
     if Path(model).is_dir():
         path = Path(model) / file
         if not path.is_file():
-            what = "pipeline of diffusers" if file == PIPELINE_FILE else "model of transformers"
-            raise InputError(f"generator.{field}: the folder {model} holds no {file}, so no {what}")
+            kind = "diffusers pipeline" if file == PIPELINE_FILE else "transformers model"
+            raise InputError(
+                f"generator.{field}: the folder {model} has no {file}, so it is not a {kind}; give a folder"
+                " that save_pretrained wrote"
+            )
     else:
-        path = Path(_downloaded(model, file, field, embedded))
+        path = Path(_download(model, file, field, embedded))
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
-def _downloaded(model: str, file: str, field: str, embedded: str | None) -> str:
+def _download(model: str, file: str, field: str, embedded: str | None) -> str:
+    """Return the local path of a file of a Hub model, downloaded if it is not in the cache."""
     from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
@@ -85,96 +105,149 @@ def _downloaded(model: str, file: str, field: str, embedded: str | None) -> str:
         if isinstance(cached := try_to_load_from_cache(model, file), str):
             return cached
         if not constants.HF_HUB_OFFLINE:
-            HfApi().model_info(model, timeout=10)  # fails sooner than a download does
+            HfApi().model_info(model, timeout=10)  # without a network, this fails sooner than a download
             return hf_hub_download(model, file)
-        reason = "the Hub is switched off by HF_HUB_OFFLINE"
+        reason = "HF_HUB_OFFLINE switches the Hub off"
     except HFValidationError:
-        reason = "it is no valid Hub id"
-    except Exception as error:  # the client raises its own, its HTTP library's and OSErrors alike
+        reason = "it is not a valid Hub id"
+    except Exception as error:  # the client raises its own errors, those of its HTTP library, and OSErrors
         reason = first_line(error)
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            reason = f"it holds no {file}"
-    other = f"not {embedded!r}, " if embedded else ""
+            reason = f"it has no {file}"
+    name = f"not {embedded!r}, " if embedded else ""
     raise InputError(
-        f"generator.{field}: {model!r} is {other}no folder, not in the local Hugging Face cache,"
-        f" and not to be had from the Hub ({reason})"
+        f"generator.{field}: {model!r} is {name}not a folder, not in the local Hugging Face cache, and not"
+        f" available from the Hub ({reason}); give a folder or the id of a model"
     )
 
 
-@lru_cache
-def fingerprint(place: str) -> str:
-    """Returns what changes when local files change, so that data made with the old ones is made again.
+def fingerprint(model: str) -> str:
+    """Return a digest that changes when local files of a model change.
 
-    It is a digest of the names and contents of weights and settings. A Hugging Face id stands for itself: pin
-    a revision by downloading it to a folder.
+    The digest covers names and contents of weights and settings, so a copy elsewhere has the same digest.
+    Every call reads the files again: a caller that asks often in one run keeps the answer for that run.
 
     Args:
-        place: A file, a folder, or a Hugging Face id.
+        model: A file, a folder, or a Hugging Face id. Links are followed.
+
+    Returns:
+        A hexadecimal SHA-256. A Hugging Face id is returned as it is: to pin a revision, download it to a
+        folder.
     """
-    path = Path(place).expanduser()
+    path = Path(model).expanduser()
     if path.is_file():
         return sha256(path)
     if not path.is_dir():
-        return place
-    kinds = (".json", ".jinja", ".txt", ".model", ".safetensors", ".npy", ".parquet")
-    paths = [file for file in sorted(path.rglob("*")) if file.suffix in kinds]
+        return model
+    paths = [file for file in model_files(path) if file.suffix in FINGERPRINTED]
     return digest([[file.relative_to(path).as_posix(), sha256(file)] for file in paths])
 
 
+def model_files(folder: Path) -> list[Path]:
+    """Return all files below a folder in the order of their names, also those behind links to folders."""
+    return sorted(_files(folder, ()))
+
+
+def _files(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in parents:  # a link back to a folder above would never end
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path, (*parents, real))
+        elif path.is_file():
+            yield path
+
+
 def model_name(model: str) -> str:
-    """Returns what data sets call the model they were made by: its id, or the name of its folder or file."""
+    """Return the name of a model for data cards: its id, or the name of its folder or file."""
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else model
 
 
 def check_weights(model: str, field: str = "model") -> None:
-    """Refuses a folder of pickles.
+    """Check that a folder holds weights as safetensors: pickles can run code when they are loaded.
+
+    Args:
+        model: A folder, or a Hugging Face id, which is not checked.
+        field: The option of the generator that names the model, for messages.
 
     Raises:
-        InputError: It holds no safetensors file.
+        InputError: The folder has no safetensors file.
     """
-    if Path(model).is_dir() and next(Path(model).rglob("*.safetensors"), None) is None:
+    folder = Path(model)
+    if folder.is_dir() and not any(file.suffix == ".safetensors" for file in model_files(folder)):
         raise InputError(
-            f"generator.{field}: the folder {model} holds no .safetensors files, and pickles are never"
-            " loaded; save_pretrained the model to a folder"
+            f"generator.{field}: the folder {model} has no .safetensors files, and pickles are never loaded;"
+            " write the model with save_pretrained"
         )
 
 
 def check_device(device: str, field: str = "generator.device") -> None:
-    """Refuses a GPU that is not there.
+    """Check that torch sees the GPU that a device names.
+
+    Args:
+        device: A torch device, such as ``cpu`` or ``cuda:1``.
+        field: The config field, for messages.
 
     Raises:
-        InputError: torch sees none of that number.
+        InputError: torch sees no GPU of that number.
     """
     if device.startswith("cuda") and (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise InputError(f"{field}: {device!r}, but torch sees no GPU of that number; use cpu")
 
 
 def dtype_on(device: str, half: torch.dtype = torch.float16) -> torch.dtype:
-    """Returns the type of numbers that a model runs in: half precision on a GPU."""
+    """Return the dtype that a model runs in: ``half`` on a GPU, float32 elsewhere."""
     return half if device.startswith("cuda") else torch.float32
 
 
 def load_model(
     loader: Callable[..., Any], model: str, field: str = "model", device: str | None = None, **options: Any
 ) -> Any:
-    """Loads a model or a pipeline from safetensors files, never from a pickle.
+    """Load a model or a pipeline from safetensors files, never from a pickle.
 
     Args:
         loader: A ``from_pretrained`` of diffusers or transformers.
-        model: What it takes.
-        field: The generator's option that names it, for messages.
-        device: Where it is put; None for where the loader puts it.
-        **options: Of the loader.
+        model: A folder, or a Hugging Face id.
+        field: The option of the generator that names the model, for messages.
+        device: The torch device to move it to; None leaves it where the loader puts it.
+        **options: Further arguments of the loader.
 
     Raises:
-        InputError: It cannot be loaded.
+        InputError: The model cannot be loaded.
     """
     try:
         loaded = loader(model, use_safetensors=True, **options)
         return loaded.to(device) if device else loaded
-    except Exception as error:  # the libraries raise their own, those of file formats, and torch's for memory
+    except Exception as error:  # the libraries raise errors of their own, of file formats, and of memory
         raise InputError(
-            f"generator.{field}: {model!r} could not be loaded, which takes safetensors files:"
-            f" {first_line(error)}"
+            f"generator.{field}: {model!r} could not be loaded ({first_line(error)}); give a model with"
+            " safetensors files"
         ) from error
+
+
+@contextmanager
+def explain_out_of_memory(samples: int, device: str, field: str = "generator.device") -> Iterator[None]:
+    """Turn an out-of-memory error of the block into one that says which setting helps.
+
+    Args:
+        samples: The number of samples that the block makes in one call.
+        device: The torch device, for the message.
+        field: The config field of the device, for the message.
+
+    Raises:
+        InputError: The memory does not suffice.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        known = any(part in str(error) for part in OUT_OF_MEMORY_MESSAGES)
+        if not (known or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        fix = (
+            f"set prompts.block_size to {samples // 2} (existing blocks will be regenerated)"
+            if samples > 1
+            else "use a smaller model"
+        )
+        raise InputError(f"{field}: out of memory on {device} with a block of {samples}; {fix}") from error

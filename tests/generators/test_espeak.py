@@ -9,7 +9,7 @@ from genfl.data.samples import Prompt
 from genfl.data.sounds import RATE
 from genfl.errors import InputError
 from genfl.generators import espeak
-from genfl.generators.espeak import Espeak, accents, noise, trimmed, utter
+from genfl.generators.espeak import Espeak, accents, background_noise, trim_silence, utter
 from genfl.rng import Key
 
 from ..data.test_sounds import labelled
@@ -72,7 +72,7 @@ def test_noise_has_the_drawn_power():
         20, abs=0.3
     )
     for seed in range(3):
-        assert np.square(noise(RATE, np.random.default_rng(seed))).mean() == pytest.approx(1)
+        assert np.square(background_noise(RATE, np.random.default_rng(seed))).mean() == pytest.approx(1)
 
 
 def test_there_are_far_more_than_forty_voices_that_differ():
@@ -87,33 +87,37 @@ def test_there_are_far_more_than_forty_voices_that_differ():
 
 def test_trimming_keeps_all_that_is_heard():
     sound = np.concatenate([np.zeros(50), [0.5, 0.0, -0.5], np.full(20, 0.001)])
-    assert trimmed(sound).tolist() == [0.5, 0.0, -0.5]
-    assert len(trimmed(np.zeros(10))) == 0
+    assert trim_silence(sound).tolist() == [0.5, 0.0, -0.5]
+    assert len(trim_silence(np.zeros(10))) == 0
 
 
 def test_what_cannot_be_heard_is_counted_and_refused():
     prompts = [*ask(2), *ask(2, "..."), *ask(1, " ")]
     with pytest.raises(
-        InputError, match=r"^prompts: 3 of 5 cannot be heard in espeak-ng's 'en', such as '...'"
+        InputError, match=r"^prompts: espeak-ng's 'en' cannot speak 3 of 5 texts, such as '...'; write"
     ):
         list(Espeak().generate(prompts))
-    Espeak().check(WORDS)
-    with pytest.raises(InputError, match=r"^generator.language: .* has no sound for the label '---'; rename"):
-        Espeak().check([*WORDS, "---"])
-    with pytest.raises(InputError, match=r"^generator.language: .* says '左' and '右' alike; rename"):
-        Espeak().check([*WORDS, "左", "右"])  # both are a Chinese letter to it
-    with pytest.raises(InputError, match=r"says 'two' and 'too' alike"):
-        Espeak().check(["two", "one", "too"])
-    Espeak("cmn").check(["左", "右"])
+    Espeak().check_labels(WORDS)
+    with pytest.raises(InputError, match=r"^generator.language: .* cannot speak the label '---'; rename"):
+        Espeak().check_labels([*WORDS, "---"])
+    with pytest.raises(InputError, match=r"^generator.language: .* speaks '左' and '右' the same; rename"):
+        Espeak().check_labels([*WORDS, "左", "右"])  # both are a Chinese letter to it
+    with pytest.raises(InputError, match=r"speaks 'two' and 'too' the same"):
+        Espeak().check_labels(["two", "one", "too"])
+    Espeak("cmn").check_labels(["左", "右"])
 
 
 def test_an_unknown_language_and_a_missing_extra_are_named(monkeypatch):
-    with pytest.raises(InputError, match=r"^generator.language: espeak-ng does not speak 'klingon'; .* de, "):
+    with pytest.raises(
+        InputError, match=r"^generator.language: espeak-ng does not speak 'klingon'; use one of: .* de, "
+    ):
         Espeak("klingon")
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     accents.cache_clear()
-    for ask_for in (lambda: Espeak(), espeak.fingerprint):
-        with pytest.raises(InputError, match=r"speech needs espeak-ng: pip install 'genfl\[speech\]'$"):
+    for ask_for in (lambda: Espeak(), espeak.espeak_fingerprint):
+        with pytest.raises(
+            InputError, match=r"needs espeak-ng, which is not installed; run pip install 'genfl\[speech\]'$"
+        ):
             ask_for()
 
 

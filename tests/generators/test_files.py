@@ -15,7 +15,7 @@ from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
 from genfl.experiment.context import data_set
 from genfl.experiment.folder import Run
-from genfl.generators.files import Files, check_apart, fingerprint
+from genfl.generators.files import Files, check_not_private, samples_fingerprint
 from genfl.report.pictures import VIEWS, Generated
 from genfl.stages import generate
 
@@ -61,7 +61,8 @@ def test_words_stand_for_the_folders_own_names(folder):
     (sample,) = files.generate(ask("hound", 1))
     assert value(sample) >= 100
     with pytest.raises(
-        InputError, match=r"generator.path: made has no 'dog'; its labels are: black cat, hound"
+        InputError,
+        match=r"generator.path: made has no samples of 'dog'; .* one of its labels: black cat, hound$",
     ):
         list(files.generate(ask("dog", 1)))
 
@@ -69,16 +70,16 @@ def test_words_stand_for_the_folders_own_names(folder):
 def test_it_says_which_label_has_too_few(folder, caplog):
     (folder / "dog" / "103.png").write_bytes(b"not an image")
     files = Files(str(folder), "image")
-    files.check(["dog", "black cat"], 6)  # what can be read is not known before it is
-    with pytest.raises(InputError, match=r"prompts.per_label: 7, but made has 6 of 'dog'; lower it"):
-        files.check(["dog", "black cat"], 7)
+    files.check_labels(["dog", "black cat"], 6)  # what can be read is not known before it is
+    with pytest.raises(InputError, match=r"prompts.per_label: 7, but made has 6 samples of 'dog'; lower it"):
+        files.check_labels(["dog", "black cat"], 7)
     assert caplog.text == ""
     list(files.generate(ask("dog", 5)))
     assert "1 images of" in caplog.text
     assert "cannot be read and are left out: dog/103.png" in caplog.text
-    with pytest.raises(InputError, match=r"prompts.per_label: 6, but made has 5 of 'dog'; lower it"):
+    with pytest.raises(InputError, match=r"prompts.per_label: 6, but made has 5 samples of 'dog'; lower it"):
         files.check_prompts([*ask("black cat", 6), *ask("dog", 6)])
-    with pytest.raises(InputError, match=r"prompts.per_label: 6, but made has 5 of 'dog'; lower it"):
+    with pytest.raises(InputError, match=r"prompts.per_label: 6, but made has 5 samples of 'dog'; lower it"):
         list(files.generate(ask("dog", 6)))
 
 
@@ -91,7 +92,7 @@ def test_what_the_form_cannot_encode_counts_as_unreadable(folder, caplog):
     files = Files(str(folder), "image", encode=encode)
     assert len(list(files.generate(ask("dog", 6)))) == 6
     assert "1 images of" in caplog.text
-    with pytest.raises(InputError, match=r"has 6 of 'dog'"):
+    with pytest.raises(InputError, match=r"has 6 samples of 'dog'"):
         list(files.generate(ask("dog", 7)))
 
 
@@ -100,45 +101,44 @@ def test_two_labels_of_one_word_are_refused(folder):
     with pytest.raises(
         InputError, match=r"^generator.label: two labels of made are both called 'black cat'; rename"
     ):
-        Files(str(folder), "image").check(["dog"], 1)
+        Files(str(folder), "image").check_labels(["dog"], 1)
 
 
 def test_private_examples_are_not_taken_for_generated_ones(folder, tmp_path):
     with pytest.raises(InputError, match=r"^generator.path: .* is the private data, whose "):
-        check_apart(str(folder), folder / ".." / "made", "image")
+        check_not_private(str(folder), folder / ".." / "made", "image")
     other = tmp_path / "other"
     draw(other, "dog", 50)
     (folder / "LICENSE").write_text("free")
     shutil.copy(folder / "LICENSE", other)
-    check_apart(str(folder), other, "image")
+    check_not_private(str(folder), other, "image")
     shutil.copy(folder / "dog" / "103.png", other / "dog" / "private.png")
-    with pytest.raises(InputError, match=r"^generator.path: its file dog/103.png is one of data.path, too, "):
-        check_apart(str(folder), other, "image")
+    with pytest.raises(InputError, match=r"^generator.path: its file dog/103.png is also in data.path, "):
+        check_not_private(str(folder), other, "image")
 
 
 def test_what_save_to_disk_writes_beside_texts_is_no_example(tmp_path):
     for name, words in (("made", ["good", "bad"]), ("own", ["fine", "poor"])):
         rows = datasets.Dataset.from_dict({"text": words, "label": [0, 1]})
         datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / name)
-    check_apart(str(tmp_path / "made"), tmp_path / "own", "text")
-    with pytest.raises(InputError, match=r"one of data.path, too"):
-        check_apart(str(tmp_path / "made" / "train"), tmp_path / "made", "text")
+    check_not_private(str(tmp_path / "made"), tmp_path / "own", "text")
+    with pytest.raises(InputError, match=r"also in data.path"):
+        check_not_private(str(tmp_path / "made" / "train"), tmp_path / "made", "text")
 
 
 def test_the_fingerprint_follows_the_content_not_the_place(folder, tmp_path):
-    before = fingerprint(str(folder), "image")
+    before = samples_fingerprint(str(folder), "image")
     moved = folder.rename(tmp_path / "elsewhere")
-    assert fingerprint(str(moved), "image") == before
+    assert samples_fingerprint(str(moved), "image") == before
     draw(moved, "dog", 7)
-    fingerprint.cache_clear()
-    assert fingerprint(str(moved), "image") != before
+    assert samples_fingerprint(str(moved), "image") != before
 
 
 def test_what_is_not_there_is_named(tmp_path, folder):
     with pytest.raises(InputError, match=r"generator.path: .*absent does not exist"):
         Files(str(tmp_path / "absent"), "image")
     with pytest.raises(InputError, match=r"generator.label: no column 'class' in"):
-        Files(str(folder), "image", label="class").check(["dog"], 1)
+        Files(str(folder), "image", label="class").check_labels(["dog"], 1)
     with pytest.raises(
         InputError, match=r"^generator.path: hf://datasets/genfl-tests/absent was not downloaded before"
     ):
@@ -161,7 +161,9 @@ def test_a_data_set_of_the_hub_is_taken_by_its_id(folder, tmp_path, monkeypatch)
     assert [value(sample) for sample in files.generate(ask("dog", 6))] == [
         value(sample) for sample in Files(str(folder), "image").generate(ask("dog", 6))
     ]
-    assert fingerprint("hf://datasets/somebody/cats", "image") == fingerprint(str(folder), "image")
+    assert samples_fingerprint("hf://datasets/somebody/cats", "image") == samples_fingerprint(
+        str(folder), "image"
+    )
     data = read("images", DATASETS["images"].recipe, path="hf://datasets/somebody/cats", size=(4, 4))
     assert len(data.train.labels) + len(data.test.labels) == 12
 
@@ -236,7 +238,7 @@ def test_clips_too_short_for_a_spectrogram_are_not_taken(tmp_path):
         "model": "fedaudio",
     }
     many = settings(tmp_path / "images", prompts={"per_label": 3}, **sounds)
-    with pytest.raises(InputError, match=r"^prompts.per_label: 3, but clips has 2 of "):
+    with pytest.raises(InputError, match=r"^prompts.per_label: 3, but clips has 2 samples of "):
         pipeline.execute(many, tmp_path / "many")
     run = Run(settings(tmp_path / "images", prompts={"per_label": 2}, **sounds), tmp_path / "run")
     pipeline.execute(run.config, run.folder, until="generate")
@@ -275,6 +277,8 @@ def test_folders_named_in_another_form_of_unicode_are_found(tmp_path):
 @pytest.mark.usefixtures("folder")
 def test_too_few_are_refused_before_any_work(tmp_path):
     wanted = settings(tmp_path, prompts={"style": "label", "per_label": 7})
-    with pytest.raises(InputError, match=r"prompts.per_label: 7, but made has 6 of 'black cat'; lower it"):
+    with pytest.raises(
+        InputError, match=r"prompts.per_label: 7, but made has 6 samples of 'black cat'; lower it"
+    ):
         pipeline.execute(wanted, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from PIL import Image
 from genfl.data.samples import Prompt
 from genfl.errors import InputError
 from genfl.generators import classify, image
-from genfl.generators.image import StableDiffusion, locate
+from genfl.generators.image import StableDiffusion, locate_image_model
 from genfl.generators.registry import GENERATORS
 
 FAMILIES = ("tiny_stable_diffusion", "tiny_sdxl", "tiny_sd3")
@@ -139,14 +139,16 @@ def test_images_are_drawn_at_the_size_asked_for(request, guide):
 
 
 def test_a_size_that_a_model_cannot_draw_is_named(tiny_sd3):
-    with pytest.raises(InputError, match=r"^generator\.size: .* in multiples of 4 pixels, not \[18, 16\]$"):
+    with pytest.raises(
+        InputError, match=r"^generator\.size: \[18, 16\], but .* in multiples of 4 pixels; round it$"
+    ):
         StableDiffusion(str(tiny_sd3), size=[18, 16])
 
 
 def test_a_model_of_two_text_encoders_does_not_classify(tiny_sdxl, tiny_stable_diffusion):
-    classify.refuse(str(tiny_stable_diffusion))
+    classify.check_classifier(str(tiny_stable_diffusion))
     with pytest.raises(InputError, match=r"one text encoder; .* has several$"):
-        classify.refuse(str(tiny_sdxl))
+        classify.check_classifier(str(tiny_sdxl))
 
 
 def test_one_step_at_least_is_taken_from_a_guide(tiny_stable_diffusion, guide):
@@ -168,22 +170,25 @@ def test_blocks_that_do_not_go_together_are_refused(generator, guide):
 
 def test_models_of_other_makers_draw_too(tiny_pixart, guide):
     """Their encoders differ, so that the prompts of a block are encoded together."""
-    image.check(str(tiny_pixart))
-    assert "is a PixArtAlphaPipeline, which cannot start from real images; use prompt" in image.unguided(
-        str(tiny_pixart)
+    image.check_image_model(str(tiny_pixart))
+    assert (
+        "is a PixArtAlphaPipeline, which cannot start from real images; use prompt"
+        in image.image_guidance_problem(str(tiny_pixart))
     )
     generator = StableDiffusion(str(tiny_pixart), steps=2, size=[16, 16])
     first = _pixels(generator.generate(_prompts(1, 2)))
     again = _pixels(generator.generate(_prompts(3, 1)))
     assert first.shape == (2, 16, 16, 3)
     assert np.abs(first[0] - again[1]).max() <= 1 < np.abs(first[0] - first[1]).max()
-    with pytest.raises(InputError, match=r"^generator\.model: .* cannot start from real images$"):
+    with pytest.raises(
+        InputError, match=r"^generator\.model: .* cannot start from real images; use guidance "
+    ):
         list(generator.generate(_prompts(1, guide=guide)))
 
 
 def test_whether_a_model_can_start_from_an_image_is_known_before_it_is_loaded(families, request, tmp_path):
     for family, generator in families.items():
-        assert image.unguided(str(request.getfixturevalue(family))) is None
+        assert image.image_guidance_problem(str(request.getfixturevalue(family))) is None
         assert generator._guided
     # by the class alone
     for name, can in (
@@ -195,7 +200,7 @@ def test_whether_a_model_can_start_from_an_image_is_known_before_it_is_loaded(fa
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
         options = {"model": str(tmp_path)}
         assert (GENERATORS["image"].unguided(options) is None) is can
-    assert image.unguided("miniature") is None
+    assert image.image_guidance_problem("miniature") is None
 
 
 @pytest.mark.parametrize("name", ["WuerstchenCombinedPipeline", "StableCascadeCombinedPipeline"])
@@ -203,7 +208,7 @@ def test_a_model_that_takes_no_guidance_scale_is_refused(tmp_path, name):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError, match=rf"is a {name}, which takes no guidance_scale"):
-        image.check(str(tmp_path))
+        image.check_image_model(str(tmp_path))
 
 
 def test_a_prompt_that_no_encoder_reads_to_its_end_is_refused(families):
@@ -212,7 +217,7 @@ def test_a_prompt_that_no_encoder_reads_to_its_end_is_refused(families):
         longest = 75 if family != "tiny_sd3" else 127  # words: CLIP's 77 tokens, or T5's 256 of half a word
         list(generator.generate([Prompt("seven", " ".join("a" * longest), 3.0, 1)]))
         with pytest.raises(
-            InputError, match=r"^prompts: 'a a .*' has \d+ tokens, of which model reads \d+; sho"
+            InputError, match=r"^prompts: 'a a .*' has \d+ tokens, but model reads only \d+; sho"
         ):
             list(generator.generate([Prompt("seven", " ".join("a" * (longest + 1)), 3.0, 1)]))
 
@@ -268,23 +273,25 @@ def test_the_benchmark_of_a_full_model_can_be_run(tmp_path):
 
 
 def test_models_that_do_not_exist_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"generator\.model: .*holds no model_index\.json"):
-        locate(str(tmp_path))
-    with pytest.raises(InputError, match=r"generator\.model: 'no/such model' .*no valid Hub id"):
-        locate("no/such model")
+    with pytest.raises(InputError, match=r"generator\.model: .*has no model_index\.json"):
+        locate_image_model(str(tmp_path))
+    with pytest.raises(InputError, match=r"generator\.model: 'no/such model' .*not a valid Hub id"):
+        locate_image_model("no/such model")
     with pytest.raises(InputError, match=r"generator\.model: 'genfl-tests/absent'"):
-        locate("genfl-tests/absent")
+        locate_image_model("genfl-tests/absent")
 
 
 def test_a_model_of_sounds_is_refused_before_it_is_loaded(tiny_audioldm):
     with pytest.raises(InputError, match=r"^generator\.model: .* is a AudioLDMPipeline, which makes no "):
-        image.check(str(tiny_audioldm))
+        image.check_image_model(str(tiny_audioldm))
 
 
 def test_the_miniature_is_refused_for_what_it_cannot_draw(tmp_path):
-    image.check_labels("miniature", ["zero", "Seven", "4", "digit nine"])
-    with pytest.raises(InputError, match="draws handwritten digits, and no 'polar bear'; give the folder or"):
-        image.check_labels("miniature", ["one", "polar bear", "dog"])
-    with pytest.raises(InputError, match="no 'a'"):
-        image.check_labels("miniature", list("abc"))
-    image.check_labels(str(tmp_path), ["dog"])  # what other models know nobody can say
+    image.check_image_labels("miniature", ["zero", "Seven", "4", "digit nine"])
+    with pytest.raises(
+        InputError, match="draws handwritten digits only, not 'polar bear'; give the folder or"
+    ):
+        image.check_image_labels("miniature", ["one", "polar bear", "dog"])
+    with pytest.raises(InputError, match="not 'a'"):
+        image.check_image_labels("miniature", list("abc"))
+    image.check_image_labels(str(tmp_path), ["dog"])  # what other models know nobody can say

@@ -11,10 +11,10 @@ from PIL import Image
 
 from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS, DIGIT_NAMES
-from genfl.generators.image import StableDiffusion, locate
+from genfl.generators.image import StableDiffusion, locate_image_model
 from genfl.models import CNN
 
-FOLDER = Path(locate("miniature"))
+FOLDER = Path(locate_image_model("miniature"))
 
 
 @pytest.fixture(scope="module")

@@ -27,32 +27,56 @@ def test_a_retrained_folder_has_another_fingerprint(tiny_stable_diffusion, tmp_p
     before = hub.fingerprint(str(copy))
     assert before == hub.fingerprint(str(tiny_stable_diffusion)), "a copy is the same model"
     (copy / "README.md").write_text("words do not matter")
-    hub.fingerprint.cache_clear()
     assert hub.fingerprint(str(copy)) == before
     weights = next((copy / "unet").glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    hub.fingerprint.cache_clear()  # once a process is enough elsewhere
-    assert hub.fingerprint(str(copy)) != before
-    assert image.fingerprint("miniature") != image.fingerprint("some/id") == "some/id"
+    assert hub.fingerprint(str(copy)) != before, "a change within one process is noticed"
+    assert image.image_fingerprint("miniature") != image.image_fingerprint("some/id") == "some/id"
+
+
+def test_hub_fingerprint_follows_links(tiny_stable_diffusion, tmp_path):
+    plain, linked, parts = tmp_path / "plain", tmp_path / "linked", tmp_path / "parts"
+    shutil.copytree(tiny_stable_diffusion, plain)
+    shutil.copytree(tiny_stable_diffusion, linked)
+    (linked / "unet").rename(parts)
+    (linked / "unet").symlink_to(parts, target_is_directory=True)
+    (linked / "self").symlink_to(linked, target_is_directory=True)  # a loop
+    (linked / "broken.json").symlink_to(tmp_path / "absent.json")
+    (tmp_path / "link").symlink_to(linked, target_is_directory=True)
+    before = hub.fingerprint(str(tmp_path / "link"))
+    assert before == hub.fingerprint(str(plain))
+    (parts / "config.json").write_text("{}")
+    assert hub.fingerprint(str(tmp_path / "link")) != before
+
+
+def test_hub_weights_behind_a_link_are_accepted(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "model.safetensors").touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "unet").symlink_to(tmp_path / "parts", target_is_directory=True)
+    hub.check_weights(str(tmp_path / "model"))
 
 
 def test_a_missing_library_is_named_with_its_extra(
     monkeypatch, tiny_stable_diffusion, tiny_audioldm, tiny_vits
 ):
     checks = {
-        "image": lambda: image.check(str(tiny_stable_diffusion)),
-        "sound": lambda: sound.check(str(tiny_audioldm)),
-        "speech": lambda: speech.check(str(tiny_vits), speech.VOCODER, None),
+        "image": lambda: image.check_image_model(str(tiny_stable_diffusion)),
+        "sound": lambda: sound.check_sound_model(str(tiny_audioldm)),
+        "speech": lambda: speech.check_speech_model(str(tiny_vits), speech.VOCODER, None),
     }
     for kind, check in checks.items():
         check()
         for library in hub.LIBRARIES[kind]:
             with monkeypatch.context() as patch:
                 patch.setitem(sys.modules, library, None)
-                wanted = f"generator.kind: {kind} needs {library}: pip install 'genfl[{kind}]'"
-                with pytest.raises(InputError, match=f"^{re.escape(wanted)}$"):
+                message = (
+                    f"generator.kind: {kind} needs {library}, which is not installed; run pip install"
+                    f" 'genfl[{kind}]'"
+                )
+                with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
                     check()
 
 
@@ -79,34 +103,35 @@ def test_pickles_are_not_loaded(tiny_stable_diffusion, tmp_path):
     torch.save({}, weights.with_suffix(".bin"))
     weights.unlink()
     with pytest.raises(
-        InputError, match=r"^generator\.model: .* could not be loaded, which takes safetensors"
+        InputError,
+        match=r"^generator\.model: .* could not be loaded \(.*\); give a model with safetensors files$",
     ):
         StableDiffusion(str(tmp_path / "model"))
     for file in (tmp_path / "model").rglob("*.safetensors"):
         file.unlink()
-    with pytest.raises(InputError, match=r"^generator\.model: .* holds no \.safetensors files, and pickles "):
-        image.check(str(tmp_path / "model"))
+    with pytest.raises(InputError, match=r"^generator\.model: .* has no \.safetensors files, and pickles "):
+        image.check_image_model(str(tmp_path / "model"))
 
 
 def test_a_block_that_does_not_fit_into_memory_says_what_to_set():
-    anew = ", for which all blocks are made anew"
-    for samples, fix in ((50, f"set prompts.block_size to 25{anew}"), (1, "take a smaller model")):
-        message = rf"^generator\.device: the memory of cpu does not do for a block of {samples}; {fix}$"
-        with pytest.raises(InputError, match=message), pretrained.in_memory(samples, "cpu"):
+    regenerated = r" \(existing blocks will be regenerated\)"
+    for samples, fix in ((50, f"set prompts.block_size to 25{regenerated}"), (1, "use a smaller model")):
+        message = rf"^generator\.device: out of memory on cpu with a block of {samples}; {fix}$"
+        with pytest.raises(InputError, match=message), hub.explain_out_of_memory(samples, "cpu"):
             torch.empty(2**60)
     for error in (
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ):
-        with pytest.raises(InputError, match=r"block_size to 25, "), pretrained.in_memory(50, "cuda"):
+        with pytest.raises(InputError, match=r"block_size to 25 "), hub.explain_out_of_memory(50, "cuda"):
             raise error
-    with pytest.raises(RuntimeError, match="must match the size"), pretrained.in_memory(1, "cpu"):
+    with pytest.raises(RuntimeError, match="must match the size"), hub.explain_out_of_memory(1, "cpu"):
         torch.ones(2) + torch.ones(3)
 
 
 def test_clips_are_of_one_channel_at_16_khz_and_never_beyond_full_scale():
     stereo = np.stack([np.full(480, 2.0), np.zeros(480)])
-    clip = pretrained.clip(stereo, 48_000)
+    clip = pretrained.clip_of(stereo, 48_000)
     assert (clip.rate, clip.samples.shape, clip.samples.dtype) == (RATE, (160,), np.float32)
     assert clip.samples.max() <= 1
     assert clip.samples[80] == pytest.approx(1.0, abs=0.01)
@@ -207,19 +232,22 @@ def test_a_run_makes_what_its_config_says_and_the_same_after_an_interruption(mad
         ({"kind": "sound"}, "generator.model: required, and not given"),
         (
             {"kind": "sound", "model": "IMAGE"},
-            "generator.model: .* is a StableDiffusionPipeline; sound takes ",
+            "generator.model: .* is a StableDiffusionPipeline; use AudioLDM or AudioLDM 2",
         ),
         ({"kind": "sound", "model": "SOUND", "device": "cuda:99"}, "generator.device: 'cuda:99', but torch "),
         (
             {"kind": "sound", "model": "nowhere/at-all"},
-            "generator.model: 'nowhere/at-all' is no folder, not ",
+            "generator.model: 'nowhere/at-all' is not a folder, not in ",
         ),
-        ({"kind": "speech", "model": "SOUND"}, "generator.model: the folder .* holds no config.json, so no "),
+        ({"kind": "speech", "model": "SOUND"}, "generator.model: the folder .* has no config.json, so it "),
         (
             {"kind": "speech", "model": "VITS", "snr": None},
             "generator.snr: it is for espeak alone; leave it out",
         ),
-        ({"kind": "speech", "model": "VITS", "speakers": "x"}, "generator.speakers: .* takes no x-vectors, "),
+        (
+            {"kind": "speech", "model": "VITS", "speakers": "x"},
+            "generator.speakers: .* takes no x-vectors, only ",
+        ),
         ({"kind": "speech", "speakers": "x"}, "generator.speakers: it is not for espeak; leave it out, or "),
         ({"kind": "speech", "device": "cuda"}, "generator.device: it is not for espeak; leave it out, or "),
         ({"kind": "image", "size": [30, 32]}, "generator.size.0: should be a multiple of 8, not 30"),

@@ -119,12 +119,12 @@ def test_a_vocoder_of_another_rate_is_resampled(tiny_audioldm):
 
 
 def test_other_models_are_refused_before_they_are_loaded(tiny_stable_diffusion, tmp_path):
-    with pytest.raises(InputError, match=r"^generator\.model: .* is a StableDiffusionPipeline; sound takes"):
-        sound.check(str(tiny_stable_diffusion))
-    with pytest.raises(InputError, match=r"^generator\.model: the folder .* holds no model_index\.json"):
-        sound.check(str(tmp_path))
-    with pytest.raises(InputError, match=r"^generator\.model: 'genfl-tests/absent' is no folder, not in "):
-        sound.check("genfl-tests/absent")
+    with pytest.raises(InputError, match=r"^generator\.model: .* is a StableDiffusionPipeline; use AudioLDM"):
+        sound.check_sound_model(str(tiny_stable_diffusion))
+    with pytest.raises(InputError, match=r"^generator\.model: the folder .* has no model_index\.json"):
+        sound.check_sound_model(str(tmp_path))
+    with pytest.raises(InputError, match=r"^generator\.model: 'genfl-tests/absent' is not a folder, not in "):
+        sound.check_sound_model("genfl-tests/absent")
 
 
 def test_options_are_those_of_a_config():

@@ -132,17 +132,20 @@ def test_a_folder_of_x_vectors_is_read_in_the_order_of_its_names(tmp_path):
 
 
 def test_x_vectors_that_are_none_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"^generator\.speakers: .*/absent is no file or folder of x-"):
+    with pytest.raises(InputError, match=r"^generator\.speakers: .*/absent is not a file or folder of x-"):
         x_vectors(str(tmp_path / "absent"))
     np.save(tmp_path / "a.npy", VOICES)
     np.save(tmp_path / "b.npy", VOICES[:, :3])
-    with pytest.raises(InputError, match=r"^generator\.speakers: .* of different widths: \[3, 6\]$"):
+    with pytest.raises(
+        InputError,
+        match=r"^generator\.speakers: .* of different widths: \[3, 6\]; give vectors of one width$",
+    ):
         x_vectors(str(tmp_path))
     (tmp_path / "a.npy").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"^generator\.speakers: .*a\.npy could not be read: "):
+    with pytest.raises(InputError, match=r"^generator\.speakers: .*a\.npy could not be read \("):
         x_vectors(str(tmp_path))
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(InputError, match=r"^generator\.speakers: .*a\.npy could not be read: .*pickle"):
+    with pytest.raises(InputError, match=r"^generator\.speakers: .*a\.npy could not be read \(.*pickle"):
         x_vectors(str(tmp_path))
 
 
@@ -152,36 +155,45 @@ def test_what_does_not_fit_together_is_refused_before_it_is_loaded(
     model, vocoder = str(tiny_speecht5 / "model"), str(tiny_speecht5 / "vocoder")
     np.save(tmp_path / "wide.npy", np.zeros((2, 9)))
     for given, message in (
-        ((model, vocoder, None), r"speakers: SpeechT5 needs a file or folder of x-vectors, such as "),
-        ((model, vocoder, str(tmp_path / "wide.npy")), r"speakers: x-vectors of 9 numbers in .* takes 6$"),
-        ((model, model, voices), r"vocoder: .* is no SpeechT5HifiGan, which SpeechT5 needs; take "),
-        ((model, str(tmp_path), voices), r"vocoder: the folder .* holds no config.json, so no model of"),
+        (
+            (model, vocoder, None),
+            r"speakers: SpeechT5 needs a file or folder of x-vectors; give one, such as ",
+        ),
+        (
+            (model, vocoder, str(tmp_path / "wide.npy")),
+            r"speakers: the x-vectors in .* have 9 numbers, but .* takes 6; give ",
+        ),
+        ((model, model, voices), r"vocoder: .* is not a SpeechT5HifiGan, which SpeechT5 needs; use "),
+        (
+            (model, str(tmp_path), voices),
+            r"vocoder: the folder .* has no config.json, so it is not a transformers model; ",
+        ),
         ((str(tiny_vits), vocoder, voices), r"speakers: .* takes no x-vectors, .* leave it out$"),
         ((vocoder, vocoder, voices), r"model: .* is a model of type '.*hifigan', which does not speak; "),
-        ((str(tiny_stable_diffusion), vocoder, voices), r"model: the folder .* holds no config.json"),
-        (("genfl-tests/absent", vocoder, voices), r"model: 'genfl-tests/absent' is no folder, not in the"),
+        ((str(tiny_stable_diffusion), vocoder, voices), r"model: the folder .* has no config.json"),
+        (("genfl-tests/absent", vocoder, voices), r"model: 'genfl-tests/absent' is not a folder, not in the"),
     ):
         with pytest.raises(InputError, match=rf"^generator\.{message}"):
-            speech.check(*given)
-    assert speech.check(model, vocoder, voices).shape == (4, 6)
-    assert speech.check(str(tiny_vits), vocoder, None) is None
+            speech.check_speech_model(*given)
+    assert speech.check_speech_model(model, vocoder, voices).shape == (4, 6)
+    assert speech.check_speech_model(str(tiny_vits), vocoder, None) is None
 
 
 @pytest.mark.parametrize("family", ["speecht5", "vits"])
 def test_labels_of_unknown_letters_are_named(tiny_speecht5, tiny_vits, family):
     model = {"speecht5": str(tiny_speecht5 / "model"), "vits": str(tiny_vits)}[family]
-    speech.check_labels(model, ["yes", "no way"])
+    speech.check_speech_labels(model, ["yes", "no way"])
     for label in ("7", "ü"):
         with pytest.raises(
-            InputError, match=rf"^generator\.model: .* has no sound for the label '{label}'; rename"
+            InputError, match=rf"^generator\.model: .* cannot speak the label '{label}'; rename"
         ):
-            speech.check_labels(model, ["yes", label])
+            speech.check_speech_labels(model, ["yes", label])
 
 
 def test_other_vocoders_speakers_and_models_make_other_data(tiny_speecht5, voices, tmp_path):
     given = [str(tiny_speecht5 / "model"), str(tiny_speecht5 / "vocoder"), voices]
     other = tmp_path / "voices.npy"
     np.save(other, VOICES + 1)
-    assert speech.fingerprint(*given) == speech.fingerprint(*given)
-    assert speech.fingerprint(*given) != speech.fingerprint(*given[:2], str(other))
-    assert speech.fingerprint(*given) != speech.fingerprint(given[1], *given[1:])
+    assert speech.speech_fingerprint(*given) == speech.speech_fingerprint(*given)
+    assert speech.speech_fingerprint(*given) != speech.speech_fingerprint(*given[:2], str(other))
+    assert speech.speech_fingerprint(*given) != speech.speech_fingerprint(given[1], *given[1:])

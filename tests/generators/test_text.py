@@ -7,7 +7,7 @@ from genfl.config.generation import TextGenerator
 from genfl.data.samples import Prompt
 from genfl.errors import GenflError, InputError
 from genfl.generators.registry import GENERATORS
-from genfl.generators.text import HOPELESS, ChatTexts, copies
+from genfl.generators.text import UNUSABLE_BLOCK, ChatTexts, is_copy
 
 LABELS = ["bad", "good"]
 
@@ -54,24 +54,28 @@ class TestLocal:
         options = {"model": str(tiny_chat_model), "words": 2, "max_tokens": 4, "temperature": 0.5}
         short = ChatTexts(TextGenerator(kind="text", **options).model_dump(), LABELS)
         assert {sample.content for sample in short.generate(prompts(4))} == {""}
-        assert "cut off, as by max_tokens" in caplog.text
+        assert "cut off, for example by max_tokens" in caplog.text
 
     def test_a_folder_that_holds_no_chat_model(self, tmp_path, tiny_chat_model):
         import shutil
 
         options = TextGenerator(kind="text", model=str(tmp_path)).model_dump()
         check = GENERATORS["text"].check
-        with pytest.raises(InputError, match=r"generator\.model: '.*' is no folder with a chat model"):
+        with pytest.raises(
+            InputError, match=r"generator\.model: '.*' is neither a folder with a chat model nor "
+        ):
             check(options, None)
         plain = tmp_path / "plain"
         shutil.copytree(tiny_chat_model, plain)
         (plain / "chat_template.jinja").unlink()
         options["model"] = str(plain)
-        with pytest.raises(InputError, match=r"is no chat model: its tokenizer has no chat template"):
+        with pytest.raises(
+            InputError, match=r"is not a chat model, because its tokenizer has no chat template; use "
+        ):
             check(options, None)
         options["model"] = "genfl-tests/absent"
         with pytest.raises(
-            InputError, match="'genfl-tests/absent' is no folder with a chat model, and none to"
+            InputError, match="'genfl-tests/absent' is neither a folder with a chat model nor available"
         ):
             check(options, None)
         options |= {"model": str(tiny_chat_model), "device": "cuda:9"}
@@ -84,7 +88,7 @@ class TestLocal:
         shutil.copytree(tiny_chat_model, tmp_path / "m")
         (tmp_path / "m" / "model.safetensors").write_bytes(b"x" * 100)
         options = TextGenerator(kind="text", model=str(tmp_path / "m")).model_dump()
-        with pytest.raises(InputError, match=r"generator\.model: '.*' could not be loaded: "):
+        with pytest.raises(InputError, match=r"generator\.model: '.*' could not be loaded \(.*\); give "):
             ChatTexts(options, LABELS)
 
     def test_another_template_is_another_generator(self, tmp_path, tiny_chat_model):
@@ -112,8 +116,8 @@ UNUSABLE = {
     "": "empty",
     "I'm sorry, but I can't write that.": "a refusal",
     "a text about bad": "it repeats the query",
-    "hm": "1 words, and about 6 are wanted",
-    "word " * 19: "19 words, and about 6 are wanted",
+    "hm": "it has 1 words instead of about 6",
+    "word " * 19: "it has 19 words instead of about 6",
 }
 
 
@@ -127,17 +131,17 @@ def test_it_is_asked_again_until_an_answer_is_usable(chat_server, writer, caplog
     chat_server.behave = lambda query, seed, number: answer
     (sample,) = writer(attempts=2).generate(prompts(1))
     assert sample.content == ""
-    assert "1 of 1 texts unusable, each asked for 2 times, such as" in caplog.text
+    assert "1 of 1 texts are unusable after 2 attempts each, for example" in caplog.text
     assert caplog.text.rstrip().endswith(UNUSABLE[answer])
 
 
 def test_a_model_that_is_of_no_use_is_given_up(chat_server, writer):
     chat_server.behave = lambda query, seed, number: "no"
     with pytest.raises(GenflError) as caught:
-        list(writer(attempts=2).generate(prompts(HOPELESS)))
+        list(writer(attempts=2).generate(prompts(UNUSABLE_BLOCK)))
     assert str(caught.value) == (
-        "generator: 10 of 10 texts unusable, each asked for 2 times, such as 'no': 1 words, and about 6 are"
-        " wanted; take another model, or other words and attempts"
+        "generator: 10 of 10 texts are unusable after 2 attempts each, for example 'no': it has 1 words"
+        " instead of about 6; use another model, or change words or attempts"
     )
     assert len(chat_server.asked) == 20
 
@@ -187,7 +191,7 @@ class TestGuided:
         assert "suitcase" not in "".join(path.read_text() for path in tmp_path.iterdir())
 
     def test_they_go_to_no_server_that_is_not_the_clients_own(self, chat_server, writer):
-        with pytest.raises(InputError, match=r"server at generator\.base_url would be shown clients' real"):
+        with pytest.raises(InputError, match=r"server at generator\.base_url would see clients' real"):
             list(writer().generate(prompts(2, guides=self.REAL)))
         assert not chat_server.asked
         chat_server.behave = lambda query, seed, number: "we sat there for four hours"
@@ -207,17 +211,17 @@ class TestGuided:
     ],
 )
 def test_what_copies_a_real_example(text, copied):
-    assert copies(text, "The crew was kind, and the seats were wide.") is copied
+    assert is_copy(text, "The crew was kind, and the seats were wide.") is copied
 
 
 def test_an_example_in_another_order_is_copied():
     first = "the crew was as kind as anybody could be to us"
     second = "and we slept for the whole night in seats that were wide and soft"
-    assert copies(f"{second} {first}", f"{first} {second}")
+    assert is_copy(f"{second} {first}", f"{first} {second}")
 
 
 def test_an_example_without_words_is_not_copied():
-    assert not copies("my bag is gone", ":-)")
+    assert not is_copy("my bag is gone", ":-)")
 
 
 BASE = """

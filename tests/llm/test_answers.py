@@ -26,7 +26,7 @@ from genfl.llm.answers import Answer
 )
 def test_lines(answer, lines):
     cats = ["a cat", "a red cat", "a small cat", "a big cat", "one cat", "my cat"]
-    assert answers.lines(Answer(answer)) == (cats if lines is None else lines)
+    assert answers.answer_lines(Answer(answer)) == (cats if lines is None else lines)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_lines(answer, lines):
     ],
 )
 def test_the_line_that_is_cut_off_is_left_out(answer, lines):
-    assert answers.lines(Answer(answer, cut=True)) == lines
+    assert answers.answer_lines(Answer(answer, cut=True)) == lines
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,16 @@ def test_the_line_that_is_cut_off_is_left_out(answer, lines):
     ],
 )
 def test_whole(answer, text):
-    assert answers.whole(answer) == text
+    assert answers.answer_text(answer) == text
 
 
 def test_names_are_words_and_the_longer_one_counts():
     labels = ["truck", "fire truck", "cat", "Sea or Lake", "lake"]
-    assert answers.names("a Cat concatenates trucks", labels) == {"cat"}
-    assert answers.names("a fire truck, red", labels) == {"fire truck"}
-    assert answers.names("a truck by a fire truck", labels) == {"truck", "fire truck"}
-    assert answers.names("sea  or lake", labels) == {"sea or lake"}
-    assert answers.names("C++ and (x)", ["c++", "(x)", "c"]) == {"c++", "(x)"}
+    assert answers.named_labels("a Cat concatenates trucks", labels) == {"cat"}
+    assert answers.named_labels("a fire truck, red", labels) == {"fire truck"}
+    assert answers.named_labels("a truck by a fire truck", labels) == {"truck", "fire truck"}
+    assert answers.named_labels("sea  or lake", labels) == {"sea or lake"}
+    assert answers.named_labels("C++ and (x)", ["c++", "(x)", "c"]) == {"c++", "(x)"}
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,4 @@ def test_names_are_words_and_the_longer_one_counts():
     ],
 )
 def test_refusals(answer, refused):
-    assert answers.refusal(answer) is refused
+    assert answers.is_refusal(answer) is refused

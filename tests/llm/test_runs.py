@@ -128,7 +128,7 @@ def test_prompts_by_a_server(mine, chat_server, tmp_path, style):
     llm = f"{{model: m, base_url: '{chat_server.url}', distinct: 2}}"
     asks = f"prompts={{style: {style}, per_label: 9, llm: {llm}}}"
     read = mine(asks, "generator={kind: text, model: x}")
-    with pytest.raises(InputError, match=r"generator\.model: 'x' is no folder with a chat model"):
+    with pytest.raises(InputError, match=r"generator\.model: 'x' is neither a folder with a chat model nor"):
         pipeline.execute(read, tmp_path / "run")
     read = mine(asks, f"generator.base_url={chat_server.url}", "generator.model=m")
     pipeline.execute(read, tmp_path / "run", until="prompts")
@@ -141,7 +141,7 @@ def test_prompts_by_a_server(mine, chat_server, tmp_path, style):
     chat_server.behave = lambda query, seed, number: "an umbrella"
     few = mine(asks, f"generator.base_url={chat_server.url}", "generator.model=m", "prompts.llm.distinct=3")
     with pytest.raises(
-        GenflError, match=r"prompts\.llm: 0 of 3 prompts for 'bad' after 5 queries; unusable, for"
+        GenflError, match=r"prompts\.llm: 0 of 3 prompts for 'bad' after 5 queries \(unusable: "
     ):
         pipeline.execute(few, tmp_path / "other", until="prompts")
     filled = mine(

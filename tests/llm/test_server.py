@@ -13,9 +13,8 @@ import pytest
 
 from genfl.errors import GenflError, InputError
 from genfl.llm.answers import Answer
-from genfl.llm.chat import Remembered, check, connect, each
-from genfl.llm.server import Server
-from genfl.llm.server import check as check_server
+from genfl.llm.chat import CachedChat, check_chat_model, connect, map_queries
+from genfl.llm.server import ServerChat, check_server_libraries
 
 KEY = "sk-this-is-secret"
 
@@ -23,7 +22,7 @@ KEY = "sk-this-is-secret"
 @pytest.fixture
 def client(chat_server):
     def make(**options):
-        return Server("m", chat_server.url, **{"retries": 2, "wait": 0.01, "timeout": 5.0, **options})
+        return ServerChat("m", chat_server.url, **{"retries": 2, "wait": 0.01, "timeout": 5.0, **options})
 
     return make
 
@@ -46,26 +45,29 @@ def test_what_is_sent(chat_server, client):
 
 
 def test_openais_own_server_calls_the_limit_otherwise():
-    assert Server("m", "https://api.openai.com/v1").settings["max_completion_tokens"] == 300
-    assert Server("m", "https://api.openai.com.example.org/v1").settings["max_tokens"] == 300
+    assert ServerChat("m", "https://api.openai.com/v1").settings["max_completion_tokens"] == 300
+    assert ServerChat("m", "https://api.openai.com.example.org/v1").settings["max_tokens"] == 300
 
 
 GOOD = json.dumps({"choices": [{"message": {"content": "fine"}}]})
 BROKEN = {
     "500": ((500, {}, "oops"), "status 500 (oops)"),
-    "503 without a body": ((503, {}, ""), "status 503 (and nothing more), 3 times"),
+    "503 without a body": ((503, {}, ""), "status 503 (without a message), 3 times"),
     "429": ((429, {"Retry-After": "0.01"}, "slow down"), "status 429 (slow down)"),
-    "truncated JSON": ((200, {}, GOOD[:-5]), "the reply is none of an OpenAI-compatible server ({"),
+    "truncated JSON": ((200, {}, GOOD[:-5]), "the reply is not that of an OpenAI-compatible server ({"),
     "cut off": ((200, {"Content-Length": 1000}, GOOD), "peer closed connection"),
     "HTML": ((200, {}, "<html>log in</html>"), "server (<html>log in</html>), 3 times"),
     "another schema": ((200, {}, '{"text": "fine"}'), 'server ({"text": "fine"})'),
     "a list": ((200, {}, "[]"), "server ([])"),
     "null": ((200, {}, "null"), "server (null)"),
-    "content is a number": ((200, {}, '{"choices": [{"message": {"content": 5}}]}'), "the reply is none"),
-    "choices are numbers": ((200, {}, '{"choices": [1]}'), "the reply is none"),
-    "a message is text": ((200, {}, '{"choices": [{"message": "fine"}]}'), "the reply is none"),
-    "choices is text": ((200, {}, '{"choices": "abc"}'), "the reply is none"),
-    "not UTF-8": ((200, {}, b"\xff\xfe"), "the reply is none"),
+    "content is a number": (
+        (200, {}, '{"choices": [{"message": {"content": 5}}]}'),
+        "the reply is not that of",
+    ),
+    "choices are numbers": ((200, {}, '{"choices": [1]}'), "the reply is not that of"),
+    "a message is text": ((200, {}, '{"choices": [{"message": "fine"}]}'), "the reply is not that of"),
+    "choices is text": ((200, {}, '{"choices": "abc"}'), "the reply is not that of"),
+    "not UTF-8": ((200, {}, b"\xff\xfe"), "the reply is not that of"),
 }
 
 
@@ -92,7 +94,9 @@ def test_what_does_not_pass_is_one_line(chat_server, client, name):
 
 def test_a_key_that_is_missing_is_said_to_be(chat_server, client):
     chat_server.behave = lambda query, seed, number: (401, {}, "no such key")
-    with pytest.raises(GenflError, match=r"\(no such key\); no key was sent, as api_key_env names none"):
+    with pytest.raises(
+        GenflError, match=r"\(no such key\); no key was sent, set the variable that api_key_env names$"
+    ):
         client().ask("hello", 0)
     with pytest.raises(GenflError, match=r"\(no such key\)$"):
         client(key=KEY).ask("hello", 0)
@@ -112,12 +116,14 @@ def test_a_server_that_asks_to_wait_is_waited_for_within_the_limit(chat_server, 
     assert client().ask("hello", 0).text == "ok"
     assert time.monotonic() - began >= 1
     chat_server.behave = lambda query, seed, number: (429, {"Retry-After": "3600"}, "later")
-    with pytest.raises(GenflError, match=r"status 429 \(later\); a wait of 3600 s exceeds timeout"):
+    with pytest.raises(
+        GenflError, match=r"status 429 \(later\); the server asks to wait 3600 s, raise timeout$"
+    ):
         client().ask("hello", 0)
     # a date is a wait of unknown length: the client's own
     date = "Wed, 21 Oct 2099 07:28:00 GMT"
     chat_server.behave = lambda query, seed, number: (429, {"Retry-After": date}, "")
-    with pytest.raises(GenflError, match=r"status 429 \(and nothing more\), 3 times"):
+    with pytest.raises(GenflError, match=r"status 429 \(without a message\), 3 times"):
         client().ask("hello", 0)
 
 
@@ -152,7 +158,7 @@ def test_a_reply_that_comes_in_drops_is_cut_off(begins):
     ) as process:
         began = time.monotonic()
         with pytest.raises(GenflError, match=r"no reply in 0\.5 s"):
-            Server("m", url, timeout=0.5, retries=0).ask("hello", 0)
+            ServerChat("m", url, timeout=0.5, retries=0).ask("hello", 0)
         assert time.monotonic() - began < 1.5
         process.kill()
     listener.close()
@@ -162,7 +168,7 @@ def test_no_server_at_all():
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(GenflError, match=rf"^{url}/chat/completions: .*refused, 2 times$"):
-        Server("m", url, retries=1, wait=0.01).ask("hello", 0)
+        ServerChat("m", url, retries=1, wait=0.01).ask("hello", 0)
 
 
 @pytest.mark.parametrize("body", ['{"choices": []}', '{"choices": [{"message": {"content": null}}]}'])
@@ -184,7 +190,7 @@ def test_an_answer_that_is_cut_off_is_known(chat_server, client, reason, cut):
 def test_an_answer_that_is_no_unicode_can_be_written(chat_server, tmp_path):
     body = '{"choices": [{"message": {"content": "a \\ud800 b"}}]}'
     chat_server.behave = lambda query, seed, number: (200, {}, body)
-    chat = Remembered(Server("m", chat_server.url), tmp_path, "m")
+    chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, "m")
     assert chat.ask("hello", 0) == chat.ask("hello", 0) == Answer("a ? b")
     assert len(chat_server.asked) == 1
 
@@ -253,18 +259,20 @@ def test_what_is_not_encrypted_passes_no_proxy(chat_server, client, monkeypatch)
 def test_a_reply_without_end_or_depth_is_given_up(chat_server, client, monkeypatch):
     monkeypatch.setattr("genfl.llm.server.LARGEST", 1000)
     chat_server.behave = lambda query, seed, number: (200, {}, " " * 1001)
-    with pytest.raises(GenflError, match=r"a reply of more than 1000 bytes, 3 times"):
+    with pytest.raises(GenflError, match=r"the reply has more than 1000 bytes, 3 times"):
         client().ask("hello", 0)
     monkeypatch.undo()
     chat_server.behave = lambda query, seed, number: (200, {}, "[" * 200_000)
-    with pytest.raises(GenflError, match=r"the reply is none of an OpenAI-compatible server"):
+    with pytest.raises(GenflError, match=r"the reply is not that of an OpenAI-compatible server"):
         client().ask("hello", 0)
 
 
 @pytest.mark.parametrize("key", ["sk-\nthis-is-secret", "sk-this-is-secrét"])
 def test_a_key_that_is_none_is_not_shown(monkeypatch, key):
     monkeypatch.setenv("K", key)
-    with pytest.raises(InputError, match=r"what K holds is no key: not printable ASCII$"):
+    with pytest.raises(
+        InputError, match=r"the value of K is not a key, because it is not printable ASCII; set "
+    ):
         connect(OPTIONS, "generator")
 
 
@@ -284,61 +292,76 @@ OPTIONS |= {"max_tokens": 5, "timeout": 5.0, "parallel": 1}
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"api_key_env": KEY}, "generator.api_key_env: it is the name of an environment variable"),
-        ({"base_url": f"http://{KEY}@h/v1"}, "generator.base_url: give a server's address, from http"),
-        ({"base_url": f"http://h/v1?key={KEY}"}, "generator.base_url: give a server's address, from http"),
-        ({"base_url": "localhost:8000"}, "generator.base_url: give a server's address"),
-        ({"base_url": "http://h/v1/chat/completions/"}, "generator.base_url: leave /chat/completions out"),
-        ({"base_url": "file:///etc"}, "generator.base_url: give a server's address"),
+        (
+            {"api_key_env": KEY},
+            "generator.api_key_env: it must be the name of an environment variable; put the key in",
+        ),
+        (
+            {"base_url": f"http://{KEY}@h/v1"},
+            "generator.base_url: it must be a server's address that begins with http",
+        ),
+        (
+            {"base_url": f"http://h/v1?key={KEY}"},
+            "generator.base_url: it must be a server's address that begins with http",
+        ),
+        ({"base_url": "localhost:8000"}, "generator.base_url: it must be a server's address"),
+        (
+            {"base_url": "http://h/v1/chat/completions/"},
+            "generator.base_url: /chat/completions is added to it; leave that part out",
+        ),
+        ({"base_url": "file:///etc"}, "generator.base_url: it must be a server's address"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_asked_and_do_not_repeat_secrets(change, line):
     with pytest.raises(InputError) as caught:
-        check({**OPTIONS, **change}, "generator")
+        check_chat_model({**OPTIONS, **change}, "generator")
     assert str(caught.value).startswith(line)
     assert KEY not in str(caught.value)
 
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpx", None)
-    with pytest.raises(InputError, match=r"generator\.base_url: it needs httpx: pip install 'genfl\[text\]'"):
-        check_server("generator")
+    with pytest.raises(
+        InputError,
+        match=r"generator\.base_url: a server needs httpx, .* run pip install 'genfl\[text\]'$",
+    ):
+        check_server_libraries("generator")
 
 
-class TestRemembered:
+class TestCachedChat:
     def test_nothing_is_asked_twice(self, chat_server, tmp_path):
         chat_server.behave = lambda query, seed, number: f"{query} {seed} {number}"
-        chat = Remembered(Server("m", chat_server.url), tmp_path, ["m"])
+        chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, ["m"])
         found = [chat.ask("a", 0), chat.ask("a", 1), chat.ask("b", 0)]
         assert [answer.text for answer in found] == ["a 0 0", "a 1 1", "b 0 2"]
-        again = Remembered(Server("m", chat_server.url), tmp_path, ["m"])
+        again = CachedChat(ServerChat("m", chat_server.url), tmp_path, ["m"])
         assert [again.ask("a", 0), again.ask("a", 1), again.ask("b", 0)] == found
-        assert Remembered(Server("m", chat_server.url), tmp_path, ["other"]).ask("a", 0).text == "a 0 3"
+        assert CachedChat(ServerChat("m", chat_server.url), tmp_path, ["other"]).ask("a", 0).text == "a 0 3"
 
     def test_whether_an_answer_was_cut_off_is_kept(self, chat_server, tmp_path):
         body = '{"choices": [{"message": {"content": "a cat"}, "finish_reason": "length"}]}'
         chat_server.behave = lambda query, seed, number: (200, {}, body)
-        chat = Remembered(Server("m", chat_server.url), tmp_path, "m")
+        chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, "m")
         assert chat.ask("a", 0) == chat.ask("a", 0) == Answer("a cat", cut=True)
         assert len(chat_server.asked) == 1
 
     def test_no_answer_is_asked_for_again(self, chat_server, tmp_path):
         said = ["", " \n", "yes", "no"]
         chat_server.behave = lambda query, seed, number: said[number]
-        chat = Remembered(Server("m", chat_server.url), tmp_path, "m")
+        chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, "m")
         assert [chat.ask("a", 0).text for _ in range(4)] == ["", " \n", "yes", "yes"]
 
     def test_only_what_is_left_of_an_answer_is_written(self, chat_server, tmp_path):
         chat_server.behave = lambda query, seed, number: "a private text"
         for judged in (Answer("", problem="a copy"), Answer("another text")):
-            chat = Remembered(Server("m", chat_server.url), tmp_path, judged.problem)
+            chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, judged.problem)
             assert chat.ask("a", 0, lambda answer, judged=judged: judged) == judged
             assert chat.ask("a", 0) == judged
         assert len(chat_server.asked) == 2
         assert "private" not in "".join(path.read_text() for path in tmp_path.iterdir())
 
     def test_a_damaged_file_is_named_and_asked_again(self, chat_server, tmp_path, caplog):
-        chat = Remembered(Server("m", chat_server.url), tmp_path, "m")
+        chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, "m")
         chat.ask("a", 0)
         (path,) = tmp_path.iterdir()
         content = json.loads(path.read_text())
@@ -346,11 +369,11 @@ class TestRemembered:
         for bad in ("", "[]", '{"answer": "no"}', json.dumps(other)):
             path.write_text(bad)
             assert chat.ask("a", 0).text == "yes"
-            assert f"{path} is damaged; its query is asked again" in caplog.text
+            assert f"{path} is damaged; the query is asked again" in caplog.text
         assert len(chat_server.asked) == 5
 
     def test_queries_are_not_written(self, chat_server, tmp_path):
-        Remembered(Server("m", chat_server.url), tmp_path, "m").ask("a private text", 0)
+        CachedChat(ServerChat("m", chat_server.url), tmp_path, "m").ask("a private text", 0)
         assert "private" not in "".join(path.read_text() for path in tmp_path.iterdir())
 
     def test_what_was_answered_before_a_failure_is_kept(self, chat_server, tmp_path):
@@ -358,14 +381,14 @@ class TestRemembered:
             return (400, {}, "no") if query == "4" else query
 
         chat_server.behave = fails
-        chat = Remembered(Server("m", chat_server.url, at_once=2), tmp_path, "m")
+        chat = CachedChat(ServerChat("m", chat_server.url, at_once=2), tmp_path, "m")
         queries = list(map(str, range(6)))
         with pytest.raises(GenflError, match="status 400"):
-            each(chat, lambda query: chat.ask(query, 0), queries)
+            map_queries(chat, lambda query: chat.ask(query, 0), queries)
         assert len(list(tmp_path.iterdir())) >= 4
         chat_server.asked.clear()
         chat_server.behave = lambda query, seed, number: query
-        assert each(chat, lambda query: chat.ask(query, 0).text, queries) == queries
+        assert map_queries(chat, lambda query: chat.ask(query, 0).text, queries) == queries
         assert {request["messages"][0]["content"] for _, request in chat_server.asked} <= {"4", "5"}
 
 
@@ -375,8 +398,10 @@ def test_queries_are_in_flight_together(chat_server):
 
     together = threading.Barrier(4, timeout=10)
     chat_server.behave = lambda query, seed, number: f"{together.wait() >= 0} {query}"
-    chat = Server("m", chat_server.url, at_once=4, retries=0)
-    assert each(chat, lambda query: chat.ask(query, 0).text, "abcd") == [f"True {query}" for query in "abcd"]
+    chat = ServerChat("m", chat_server.url, at_once=4, retries=0)
+    assert map_queries(chat, lambda query: chat.ask(query, 0).text, "abcd") == [
+        f"True {query}" for query in "abcd"
+    ]
 
 
 @pytest.mark.slow
@@ -401,7 +426,7 @@ def test_transformers_serve(tiny_chat_model, chat_texts, tmp_path):
             except httpx.HTTPError:
                 assert process.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.5)
-        chat = Server(str(tiny_chat_model), f"http://127.0.0.1:{port}/v1", max_tokens=12, temperature=0.5)
+        chat = ServerChat(str(tiny_chat_model), f"http://127.0.0.1:{port}/v1", max_tokens=12, temperature=0.5)
         query = (
             'Write one text of the class "bad". The classes are: bad, good.\nWhat it is: a text about bad.\n'
             "It has about 6 words.\nAnswer with the text alone."

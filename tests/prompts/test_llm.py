@@ -8,8 +8,8 @@ import pytest
 
 from genfl.errors import GenflError
 from genfl.llm import answers
-from genfl.llm.server import Server
-from genfl.prompts.llm import MOST_WORDS, Described, describe, problem, query
+from genfl.llm.server import ServerChat
+from genfl.prompts.llm import MAX_WORDS, PromptLists, prompt_problem, prompt_query, write_prompts
 from genfl.prompts.templates import MULTIPLE, Templates
 from genfl.rng import Key
 
@@ -19,8 +19,8 @@ LABELS = ["cat", "dog", "sea lion"]
 @pytest.fixture
 def ask(chat_server):
     def run(style="llm", label="cat", distinct=3, attempts=2, key=None, fallback=None, labels=LABELS):
-        return describe(
-            Server("m", chat_server.url, wait=0.01),
+        return write_prompts(
+            ServerChat("m", chat_server.url, wait=0.01),
             style,
             label,
             labels,
@@ -35,17 +35,17 @@ def ask(chat_server):
 
 
 def test_what_is_asked():
-    asked = query("llm", "cat", ["dog"], 5, "audio")
+    asked = prompt_query("llm", "cat", ["dog"], 5, "audio")
     assert (
         'Q: "_ _ _ _ cat _ _ _ _" Please fill in the blanks and make it a prompt to generate a sound.'
         in asked
     )
     assert "5 different" in asked
     assert "dog" not in asked
-    scenes = query("scenes", "cat", ["dog", "sea lion"], 5, "image", ["a cat on a mat"])
+    scenes = prompt_query("scenes", "cat", ["dog", "sea lion"], 5, "image", ["a cat on a mat"])
     assert "None of them mentions any of: dog, sea lion." in scenes
     assert "give others: a cat on a mat." in scenes
-    assert "None of them" not in query("scenes", "cat", [], 5, "image")
+    assert "None of them" not in prompt_query("scenes", "cat", [], 5, "image")
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_what_is_asked():
         ("llm", "a cat that is chased by two dogs", None),
         ("llm", "a kitten on a mat", "it does not name the label"),
         ("llm", "cats on mats", "it does not name the label"),
-        ("llm", "Cat.", "it is the label and nothing more"),
+        ("llm", "Cat.", "it has no word besides the label"),
         ("llm", "_ _ cat on a mat", "its blanks are not filled in"),
         ("llm", "I'm sorry, but I cannot write about a cat", "a refusal"),
-        ("llm", "cat " * (MOST_WORDS + 1), f"more than {MOST_WORDS} words"),
+        ("llm", "cat " * (MAX_WORDS + 1), f"it has more than {MAX_WORDS} words"),
     ],
 )
 def test_what_is_a_prompt(style, text, wrong):
-    assert problem(style, text, "cat", LABELS) == wrong
+    assert prompt_problem(style, text, "cat", LABELS) == wrong
 
 
 def test_it_is_asked_until_there_are_enough(chat_server, ask):
@@ -104,8 +104,8 @@ def test_too_few_are_one_line_with_an_example(chat_server, ask):
     with pytest.raises(GenflError) as caught:
         ask()
     assert str(caught.value) == (
-        "prompts.llm: 1 of 3 prompts for 'cat' after 2 queries; unusable, for example: 'a big dog', it does"
-        " not name the label; lower distinct, raise attempts, take another model, or set fallback to multiple"
+        "prompts.llm: 1 of 3 prompts for 'cat' after 2 queries (unusable: 'a big dog', it does not name the"
+        " label); lower distinct, raise attempts, use another model, or set fallback to multiple"
     )
     assert len(chat_server.asked) == 2
 
@@ -122,9 +122,9 @@ def test_a_fallback_fills_up(chat_server, ask):
 def test_a_fallback_is_told_of_and_repeats_nothing(chat_server, ask, caplog):
     chat_server.behave = lambda query, seed, number: "A photo of a cat.\nno animal"
     found = ask(distinct=4, attempts=1, fallback=Templates("multiple"))
-    assert len({answers.words(line) for line in found}) == len(found) == 4
+    assert len({answers.normalize_words(line) for line in found}) == len(found) == 4
     assert found[0] == "A photo of a cat."
-    assert "3 of 4 of 'cat' are templates; unusable, for example: 'no animal'" in caplog.text
+    assert "3 of 4 prompts for 'cat' are templates (unusable: 'no animal', it does not name" in caplog.text
 
 
 def test_a_server_that_fails_is_no_case_for_a_fallback(chat_server, ask):
@@ -134,7 +134,7 @@ def test_a_server_that_fails_is_no_case_for_a_fallback(chat_server, ask):
 
 
 def test_prompts_are_drawn_from_those_of_the_label():
-    described = Described({"cat": ["a cat", "my cat"], "dog": ["a dog"]})
+    lists = PromptLists({"cat": ["a cat", "my cat"], "dog": ["a dog"]})
     rng = np.random.default_rng(0)
-    assert {described.draw("cat", rng) for _ in range(50)} == {"a cat", "my cat"}
-    assert described.draw("dog", rng) == "a dog"
+    assert {lists.draw("cat", rng) for _ in range(50)} == {"a cat", "my cat"}
+    assert lists.draw("dog", rng) == "a dog"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from genfl.errors import InputError
-from genfl.prompts.plan import plan
+from genfl.prompts.plan import plan_prompts
 from genfl.prompts.templates import MULTIPLE, Templates
 from genfl.rng import Key
 
@@ -43,13 +43,13 @@ def test_braces_in_a_label_are_no_blanks():
     ("style", "template", "blanks", "message"),
     [
         ("fill", None, {}, r"prompts\.template: style 'fill' needs one"),
-        ("fill", "a {look} thing", {"look": ["x"]}, r"must name \{label\}"),
+        ("fill", "a {look} thing", {"look": ["x"]}, r"must name \{label\}; add it"),
         ("fill", "a {look} {label}", {}, r"blank \{look\} has no words"),
         ("fill", "a {label}", {"look": ["x"]}, r"'look' is not named"),
-        ("fill", "a {look} {label}", {"look": []}, r"prompts\.blanks\.look: give at least one"),
+        ("fill", "a {look} {label}", {"look": []}, r"blanks\.look: it has no words; give at least one"),
         ("fill", "a {label", {}, r"prompts\.template: "),
         ("fill", "a {label}", {"label": ["x"]}, r"another name"),
-        ("fill", "a {label:d}", {}, r"a blank is \{name\}"),
+        ("fill", "a {label:d}", {}, r"a blank that is more than \{name\}"),
         ("fill", "a {label!x}", {}, r"prompts\.template: "),
         ("single", "a {label}", {}, r"takes no template"),
     ],
@@ -61,21 +61,21 @@ def test_templates_that_cannot_work_are_refused(style, template, blanks, message
 
 def test_blocks_have_one_scale_uniform_labels_and_distinct_seeds():
     labels = ["a", "b", "c"]
-    blocks = plan(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(0))
+    blocks = plan_prompts(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(0))
     prompts = [prompt for block in blocks for prompt in block]
     assert [len(block) for block in blocks] == [16] * 13 + [2]
     assert Counter(prompt.label for prompt in prompts) == dict.fromkeys(labels, 70)
     assert all(len({prompt.guidance_scale for prompt in block}) == 1 for block in blocks)
     assert {prompt.guidance_scale for prompt in prompts} == {1.0, 2.0, 3.0}
     assert len({prompt.seed for prompt in prompts}) == 210
-    assert blocks == plan(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(0))
-    assert blocks != plan(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(1))
+    assert blocks == plan_prompts(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(0))
+    assert blocks != plan_prompts(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(1))
 
 
 def test_a_share_of_the_prompts_may_be_wrong_and_nothing_else_changes():
     labels = ["a", "b", "c"]
-    right = [p for block in plan(labels, 200, FILL, [1.0, 2.0], 16, Key(0)) for p in block]
-    wrong = [p for block in plan(labels, 200, FILL, [1.0, 2.0], 16, Key(0), 0.3) for p in block]
+    right = [p for block in plan_prompts(labels, 200, FILL, [1.0, 2.0], 16, Key(0)) for p in block]
+    wrong = [p for block in plan_prompts(labels, 200, FILL, [1.0, 2.0], 16, Key(0), 0.3) for p in block]
     told = [prompt.text.split()[-1] for prompt in wrong]
     share = np.mean([said != prompt.label for said, prompt in zip(told, wrong, strict=True)])
     assert 0.24 < share < 0.36
@@ -83,5 +83,5 @@ def test_a_share_of_the_prompts_may_be_wrong_and_nothing_else_changes():
     for mine, its in zip(wrong, right, strict=True):
         assert mine._replace(text="") == its._replace(text="")
         assert mine.text == its.text.removesuffix(its.label) + mine.text.split()[-1]
-    every = [p for block in plan(labels, 5, FILL, [1.0], 16, Key(0), 1.0) for p in block]
+    every = [p for block in plan_prompts(labels, 5, FILL, [1.0], 16, Key(0), 1.0) for p in block]
     assert all(prompt.text.split()[-1] != prompt.label for prompt in every)

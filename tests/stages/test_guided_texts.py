@@ -67,8 +67,8 @@ def test_queries_show_the_clients_own_texts_of_the_class(parse, tmp_path, chat_s
 @pytest.mark.parametrize(
     ("override", "why"),
     [
-        ("generator.trusted=false", "the server at generator.base_url would be shown clients' real texts"),
-        ("generator.shots=0", "no example is shown where generator.shots is 0"),
+        ("generator.trusted=false", "the server at generator.base_url would see clients' real texts"),
+        ("generator.shots=0", "generator.shots is 0, so no real example is shown"),
     ],
 )
 def test_who_may_not_see_them_is_asked_nothing(parse, chat_server, override, why):

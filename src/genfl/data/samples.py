@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 
 
 class Prompt(NamedTuple):
-    """What one sample is made from.
+    """The description of one sample to generate.
 
     Attributes:
         label: The name of its class.
-        text: What the generator is told.
-        guidance_scale: Weight of the prompt in classifier-free guidance; at 1 or below there is none.
-        seed: Decides the sample's noise, whatever else is in its block.
-        nth: Its place among the samples of its label, from 0.
-        guides: Real examples of its class that guide the sample (FedGC), contents of its own kind: an image
-            starts from one, a text is written in the manner of several. Empty for the prompt alone.
+        text: The text for the generator.
+        guidance_scale: The weight of the text in classifier-free guidance; there is none at 1 or below.
+        seed: The seed of the sample's noise, independent of its block.
+        nth: The number of the sample among those of its label, from 0.
+        guides: Real examples of its class that guide the sample (FedGC), of the same modality. An image
+            starts from one; a text is written in the manner of several. Empty if there is only the text.
     """
 
     label: str
@@ -27,11 +27,11 @@ class Prompt(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A generated sample and what it was made from.
+    """A generated sample with its prompt.
 
     Attributes:
-        prompt: What it was made from.
-        content: A PIL image, a `genfl.data.media.Clip` or a text, as the generator's modality says.
+        prompt: The prompt it was made from.
+        content: A PIL image, a `genfl.data.media.Clip` or a text, depending on the generator's modality.
     """
 
     prompt: Prompt

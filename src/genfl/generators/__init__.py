@@ -1,1 +1,1 @@
-"""From prompts to labelled synthetic samples."""
+"""Generators: labelled synthetic samples from prompts."""

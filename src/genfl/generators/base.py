@@ -1,4 +1,4 @@
-"""What every generator takes and gives."""
+"""The interface of all generators."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from genfl.data.samples import Prompt, Sample
 
 
 class Generator(Protocol):
-    """Makes labelled samples from prompts.
+    """A source of labelled samples that are made from prompts.
 
     Attributes:
-        id: What is written beside every sample: the model's id.
+        id: The model's name, which is written beside every sample.
     """
 
     id: str
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Refuses prompts of which it cannot make samples, before any is made.
+        """Check the prompts before any sample is made.
 
         Args:
-            prompts: Those of all blocks.
+            prompts: The prompts of all blocks.
 
         Raises:
-            InputError: There is one; it says what is wrong.
+            InputError: The generator cannot make a sample from one of them; the message says why.
         """
         return
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
-        """Makes one sample for each prompt of a block, in order.
+        """Make one sample for each prompt of a block, in order.
 
         Args:
-            prompts: A block: all of one guidance scale and all with equally many guides, made in one call of
-                the model.
+            prompts: One block. All its prompts have the same guidance scale and the same number of guides,
+                so one call of the model makes all samples.
         """
         ...

@@ -1,4 +1,4 @@
-"""Speech from espeak-ng, whose library comes as a wheel: hundreds of voices, no model to download, no GPU."""
+"""Speech from espeak-ng: hundreds of voices from a wheel, without a model to download or a GPU."""
 
 from __future__ import annotations
 
@@ -29,37 +29,40 @@ SPEAKERS = (
     "rob", "robert", "sandro", "shelby", "steph", "travis", "victor", "zac",
 )
 # fmt: on
-"""What each accent can be spoken by: espeak-ng's own variants but robots, whispers and effects, and but those
-of its sixth Klatt synthesiser, which draws from the C library's random numbers: no two takes are the same."""
+"""The voice variants that can speak each accent.
+
+These are espeak-ng's own variants without robots, whispers and effects. Its sixth Klatt synthesiser is left
+out too: it draws from the random numbers of the C library, so its speech cannot be repeated.
+"""
 
 WORDS_A_MINUTE = (110, 230)
 PITCH = (20, 80)
 MELODY = (20, 80)
-"""Ranges to draw from. Of pitch and melody (how far the pitch goes), 50 is the voice's own."""
+"""Ranges to draw from. Melody is the range of the pitch; 50 is the voice's own pitch and melody."""
 
 PEAK = (0.1, 0.9)
 """The range of a clip's loudest sample."""
 
 QUIET = 0.003
-"""A sample below this share of full scale, or 50 dB, is silence."""
+"""A sample below this share of full scale (−50 dB) is silence."""
 
-# Of espeak-ng's speak_lib.h.
+# Constants of espeak-ng's speak_lib.h.
 _SYNCHRONOUS, _DO_NOT_EXIT, _UTF8 = 2, 0x8000, 1
 _PARAMETERS = {"rate": 1, "pitch": 3, "range": 4}
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 class Espeak(Generator):
-    """Speaks prompts, each in a voice, at a speed, a pitch and a loudness drawn from its seed.
+    """A text-to-speech program that draws voice, speed, pitch and loudness from each prompt's seed.
 
     A clip depends on its prompt alone.
 
     Args:
-        language: A language as espeak-ng calls it, with all its accents, such as ``en``; or one of them, such
+        language: A language as espeak-ng names it, with all its accents, such as ``en``; or one accent, such
             as ``en-us``.
-        seconds: How long a clip is at least: what is said is put at a random place in it.
-        snr: The range of the signal-to-noise ratio in dB, drawn for each clip, of noise that is added to all
-            of it, with a spectrum between white and pink; None for silence around the words.
+        seconds: The least length of a clip, at least 0; speech starts at a random time in it.
+        snr: The range of the signal-to-noise ratio in dB, drawn for each clip. The noise covers the whole
+            clip, with a spectrum between white and pink. None for silence around the speech.
 
     Raises:
         InputError: espeak-ng is not installed, or does not speak the language.
@@ -76,87 +79,98 @@ class Espeak(Generator):
         self.snr = snr
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
-        """Speaks each prompt; see `genfl.generators.base.Generator`.
+        """Speak each prompt; see `genfl.generators.base.Generator`.
 
         Raises:
-            InputError: Of some nothing can be heard.
+            InputError: The speech of a prompt is silent.
         """
-        spoken = [self.speak(prompt) for prompt in prompts]
-        silent = [prompt.text for prompt, clip in zip(prompts, spoken, strict=True) if clip is None]
+        clips = [self.speak(prompt) for prompt in prompts]
+        silent = [prompt.text for prompt, clip in zip(prompts, clips, strict=True) if clip is None]
         if silent:
             raise InputError(
-                f"prompts: {len(silent)} of {len(prompts)} cannot be heard in espeak-ng's {self.language!r},"
+                f"prompts: espeak-ng's {self.language!r} cannot speak {len(silent)} of {len(prompts)} texts,"
                 f" such as {silent[0]!r}; write them in letters of the language"
             )
-        for prompt, clip in zip(prompts, spoken, strict=True):
+        for prompt, clip in zip(prompts, clips, strict=True):
             yield Sample(prompt, clip)
 
     def speak(self, prompt: Prompt) -> Clip | None:
-        """Returns a prompt as a clip of 16 kHz, or None where nothing can be heard."""
+        """Return a prompt as a clip of 16 kHz, or None if it is silent."""
         rng = Key(prompt.seed).fold("espeak").numpy()
         voice = self.voices[rng.integers(len(self.voices))]
-        drawn = {"rate": WORDS_A_MINUTE, "pitch": PITCH, "range": MELODY}
-        parameters = {name: int(rng.integers(*span, endpoint=True)) for name, span in drawn.items()}
-        said = trimmed(
-            resampled(utter(prompt.text, voice, parameters, int(rng.integers(2**31))), RATE).samples
-        )
-        if not len(said):
+        spans = {"rate": WORDS_A_MINUTE, "pitch": PITCH, "range": MELODY}
+        parameters = {name: int(rng.integers(*span, endpoint=True)) for name, span in spans.items()}
+        utterance = utter(prompt.text, voice, parameters, int(rng.integers(2**31)))
+        speech = trim_silence(resampled(utterance, RATE).samples)
+        if not len(speech):
             return None
-        samples = np.zeros(max(len(said), round(self.seconds * RATE)), np.float32)
-        start = rng.integers(len(samples) - len(said), endpoint=True)
-        samples[start : start + len(said)] = said
+        samples = np.zeros(max(len(speech), round(self.seconds * RATE)), np.float32)
+        start = rng.integers(len(samples) - len(speech), endpoint=True)
+        samples[start : start + len(speech)] = speech
         if self.snr:
-            power = np.square(said).mean() / 10 ** (rng.uniform(self.snr[0], self.snr[1]) / 10)
-            samples += np.sqrt(power) * noise(len(samples), rng)
+            power = np.square(speech).mean() / 10 ** (rng.uniform(self.snr[0], self.snr[1]) / 10)
+            samples += np.sqrt(power) * background_noise(len(samples), rng)
         return Clip(samples * np.float32(rng.uniform(*PEAK) / np.abs(samples).max()), RATE)
 
-    def check(self, labels: Sequence[str]) -> None:
-        """Refuses labels that cannot be said, or are said as another is.
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Check that all labels can be spoken, and that no two sound the same.
+
+        Args:
+            labels: The names of the classes.
 
         Raises:
-            InputError: Nothing can be heard of a label, or two sound the same; it says of which.
+            InputError: A label is silent, or two labels sound the same; the message names them.
         """
-        said: dict[bytes, str] = {}
+        spoken: dict[bytes, str] = {}
         for label in labels:
-            sound = trimmed(utter(label, self.voices[0], {}, 0).samples).tobytes()
-            if sound and (other := said.setdefault(sound, label)) != label:
+            sound = trim_silence(utter(label, self.voices[0], {}, 0).samples).tobytes()
+            if sound and (other := spoken.setdefault(sound, label)) != label:
                 raise InputError(
-                    f"generator.language: espeak-ng's {self.language!r} says {other!r} and {label!r} alike;"
-                    " rename one of them, or take another language"
+                    f"generator.language: espeak-ng's {self.language!r} speaks {other!r} and {label!r} the"
+                    " same; rename one of them, or use another language"
                 )
             if not sound:
                 raise InputError(
-                    f"generator.language: espeak-ng's {self.language!r} has no sound for the label {label!r};"
-                    " rename it, or take another language"
+                    f"generator.language: espeak-ng's {self.language!r} cannot speak the label {label!r};"
+                    " rename it, or use another language"
                 )
 
 
-def trimmed(samples: np.ndarray) -> np.ndarray:
-    """Returns a sound without the silence before and after it."""
+def trim_silence(samples: np.ndarray) -> np.ndarray:
+    """Return a sound without the silence before and after it.
+
+    Args:
+        samples: [n], full scale is [−1, 1]; a sample below `QUIET` is silence.
+    """
     loud = np.flatnonzero(np.abs(samples) > QUIET)
     return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
 
 
-def noise(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns noise of power 1 whose spectrum falls with a drawn power of the frequency, from 0 to 1."""
+def background_noise(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return noise of power 1 whose spectrum falls with a power of the frequency, drawn from [0, 1].
+
+    Args:
+        count: The number of samples.
+        rng: The random stream.
+    """
     spectrum = np.fft.rfft(rng.standard_normal(count))
     spectrum[1:] /= np.arange(1, len(spectrum)) ** (rng.uniform() / 2)
-    found = np.fft.irfft(spectrum, count)
-    of_power_1: np.ndarray = found / np.sqrt(np.square(found).mean())
-    return of_power_1
+    noise = np.fft.irfft(spectrum, count)
+    normalized: np.ndarray = noise / np.sqrt(np.square(noise).mean())
+    return normalized
 
 
 def utter(text: str, voice: str, parameters: dict[str, int], seed: int) -> Clip:
-    """Returns what espeak-ng makes of a text.
+    """Return a text as espeak-ng speaks it.
 
     Args:
         text: What to say.
-        voice: An accent's file and a variant: ``gmw/en-US+f1``.
-        parameters: Rate, pitch and range; espeak-ng's defaults for those not given.
-        seed: Of espeak-ng's own random numbers, below 2³¹.
+        voice: The file of an accent and a variant: ``gmw/en-US+f1``.
+        parameters: Rate, pitch and range; espeak-ng's defaults for the missing ones.
+        seed: The seed of espeak-ng's own random numbers, below 2³¹.
 
     Raises:
-        GenflError: It fails.
+        GenflError: espeak-ng fails.
     """
     chunks = []
 
@@ -166,53 +180,59 @@ def utter(text: str, voice: str, parameters: dict[str, int], seed: int) -> Clip:
         return 0
 
     callback = _CALLBACK(keep)
-    # Loaded for each utterance: espeak-ng keeps state in static variables, even beyond espeak_Terminate.
+    # Loaded anew for each utterance: static variables of espeak-ng outlive espeak_Terminate.
     library = ctypes.CDLL(_loader().get_library_path())
     try:
         rate = library.espeak_Initialize(_SYNCHRONOUS, 0, _loader().get_data_path().encode(), _DO_NOT_EXIT)
         if rate <= 0:
-            raise GenflError(f"espeak-ng cannot read its data in {_loader().get_data_path()}")
+            raise GenflError(
+                f"espeak-ng cannot read its data in {_loader().get_data_path()}; reinstall espeakng-loader"
+            )
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         library.espeak_SetSynthCallback(callback)
-        told = [library.espeak_SetVoiceByName(voice.encode())]
-        told += [
+        errors = [library.espeak_SetVoiceByName(voice.encode())]
+        errors += [
             library.espeak_SetParameter(_PARAMETERS[name], value, 0) for name, value in parameters.items()
         ]
-        said = text.encode()
-        told.append(library.espeak_Synth(said, len(said) + 1, 0, 1, 0, _UTF8, None, None))
+        encoded = text.encode()
+        errors.append(library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, _UTF8, None, None))
         library.espeak_Terminate()
     finally:
         _ctypes.dlclose(library._handle)
-    if any(told):
-        raise GenflError(f"espeak-ng cannot say {text!r} as {voice}")
+    if any(errors):
+        raise GenflError(f"espeak-ng cannot speak {text!r} with the voice {voice}; use another text or voice")
     samples = np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
     return Clip(samples.astype(np.float32) / 2**15, rate)
 
 
-@lru_cache
+@lru_cache  # the voices belong to the installed wheel, so they do not change within a process
 def accents(language: str) -> list[str]:
-    """Returns the files of the voices that speak a language, as `utter` takes them.
+    """Return the files of the voices that speak a language, as `utter` takes them.
 
     Raises:
-        InputError: espeak-ng is not installed, or does not speak it.
+        InputError: espeak-ng is not installed, or does not speak the language.
     """
     folder = Path(_loader().get_data_path()) / "lang"
-    spoken: dict[str, list[str]] = {}
+    voices: dict[str, list[str]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         for line in path.read_text(encoding="utf-8").splitlines():
             match line.split():
                 case ["language", name, *_]:
-                    spoken.setdefault(name, []).append(path.relative_to(folder).as_posix())
-    if language not in spoken:
+                    voices.setdefault(name, []).append(path.relative_to(folder).as_posix())
+    if language not in voices:
         raise InputError(
-            f"generator.language: espeak-ng does not speak {language!r};"
-            f" it speaks: {', '.join(sorted(spoken))}"
+            f"generator.language: espeak-ng does not speak {language!r}; use one of:"
+            f" {', '.join(sorted(voices))}"
         )
-    return spoken[language]
+    return voices[language]
 
 
-def fingerprint() -> str:
-    """Returns what changes when espeak-ng changes."""
+def espeak_fingerprint() -> str:
+    """Return the version of the installed espeak-ng.
+
+    Raises:
+        InputError: espeak-ng is not installed.
+    """
     _loader()
     return version("espeakng-loader")
 
@@ -221,5 +241,7 @@ def _loader() -> Any:
     try:
         import espeakng_loader
     except ImportError as error:
-        raise InputError("generator.kind: speech needs espeak-ng: pip install 'genfl[speech]'") from error
+        raise InputError(
+            "generator.kind: speech needs espeak-ng, which is not installed; run pip install 'genfl[speech]'"
+        ) from error
     return espeakng_loader

@@ -1,11 +1,11 @@
-"""Samples that exist already: a folder of them, by label."""
+"""Existing samples from a folder, by label."""
 
 from __future__ import annotations
 
 import logging
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,31 @@ from genfl.storage import digest
 
 log = logging.getLogger(__name__)
 
-ABOUT = ("dataset_dict.json", "dataset_info.json", "state.json")
-"""Files that ``save_to_disk`` writes beside the examples; those of different ones may be the same."""
+DESCRIPTION_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
+"""Files that ``save_to_disk`` writes beside the examples. Those of two different data sets may be equal."""
 
 
 def unchanged(content: Any) -> Any:
-    """Returns a sample as it is."""
+    """Return a sample as it is."""
     return content
 
 
 class Files(Generator):
-    """Takes samples of each label from a folder, each at most once, in an order drawn at random.
+    """A folder of samples. Each sample of a label is used at most once, in a random order.
 
     Args:
-        path: A folder in the Hugging Face layout, see `genfl.data.folders`: Parquet files, or one folder of
-            files for each class; or the Hub's address of a data set. All its splits are used.
+        path: A folder in the Hugging Face layout (see `genfl.data.folders`): Parquet files, or one folder of
+            files for each class. Or the Hub's address of a data set. All splits are used.
         modality: What the samples are.
-        input: The column of the samples; None for what Hugging Face calls it.
+        input: The column of the samples; None for the name that Hugging Face uses.
         label: The column of the classes.
-        words: What labels are called whose names in the folder are others.
-        encode: What samples are turned into later; one that it raises anything on counts as unreadable.
+        words: The run's names of labels that have other names in the folder.
+        encode: The function that later turns a sample into an input; a sample that it fails on counts as
+            unreadable.
 
     Raises:
-        InputError: There is no such folder. When it is read: it has no such columns, or calls two labels the
-            same.
+        InputError: The folder does not exist. On reading: a column does not exist, or two labels have the
+            same name.
     """
 
     def __init__(
@@ -66,53 +67,60 @@ class Files(Generator):
 
     @cached_property
     def cells(self) -> dict[str, list[Any]]:
-        """The cells of each label's samples that can be used, in the order in which they are taken.
+        """The cells of each label's usable samples, in the order in which they are used.
 
         Raises:
             InputError: The folder cannot be read.
         """
         return {
-            word: [cells[place] for place in Key(0).fold("files", word).numpy().permutation(len(cells))]
+            word: [cells[row] for row in Key(0).fold("files", word).numpy().permutation(len(cells))]
             for word, cells in self._read(samples=True).items()
         }
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Refuses to be asked for more than can be used; see `genfl.generators.base.Generator`."""
-        most: dict[str, int] = {}
+        """Check that there are enough usable samples; see `genfl.generators.base.Generator`."""
+        counts: dict[str, int] = {}
         for prompt in prompts:
-            most[prompt.label] = max(most.get(prompt.label, 0), prompt.nth + 1)
-        for label, count in most.items():
-            self._refuse_fewer(self.cells, label, count)
+            counts[prompt.label] = max(counts.get(prompt.label, 0), prompt.nth + 1)
+        for label, count in counts.items():
+            self._check_count(self.cells, label, count)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
-        """Gives the sample of each prompt's label that its place says."""
+        """Yield for each prompt the sample of its label with the prompt's number."""
         self.check_prompts(prompts)
         read = MEDIA[self.modality].read
         for prompt in prompts:
             yield Sample(prompt, read(self.cells[prompt.label][prompt.nth]))
 
-    def check(self, labels: Sequence[str], per_label: int) -> None:
-        """Refuses to be asked for more than there is, by the labels alone: no sample is decoded.
+    def check_labels(self, labels: Sequence[str], per_label: int) -> None:
+        """Check that there are enough samples of each label, without decoding any.
+
+        Args:
+            labels: The names of the classes.
+            per_label: The number of samples wanted of each.
 
         Raises:
-            InputError: There are too few of a label; it says of which.
+            InputError: There are too few samples of a label; the message names it.
         """
-        there = self._read(samples=False)
+        cells = self._read(samples=False)
         for label in labels:
-            self._refuse_fewer(there, label, per_label)
+            self._check_count(cells, label, per_label)
 
-    def _refuse_fewer(self, there: Mapping[str, Sequence[Any]], label: str, count: int) -> None:
-        found = len(there.get(label, ()))
-        if not found:
+    def _check_count(self, cells: Mapping[str, Sequence[Any]], label: str, count: int) -> None:
+        available = len(cells.get(label, ()))
+        if not available:
             raise InputError(
-                f"generator.path: {self.id} has no {label!r}; its labels are: {', '.join(there)}"
+                f"generator.path: {self.id} has no samples of {label!r}; give another folder, or rename one"
+                f" of its labels: {', '.join(cells)}"
             )
-        if found < count:
-            raise InputError(f"prompts.per_label: {count}, but {self.id} has {found} of {label!r}; lower it")
+        if available < count:
+            raise InputError(
+                f"prompts.per_label: {count}, but {self.id} has {available} samples of {label!r}; lower it"
+            )
 
     def _read(self, samples: bool) -> dict[str, list[Any]]:
-        """Returns the usable cells of each label, as the run calls it; without samples, nothing for each."""
-        found: dict[str, list[Any]] = {}
+        """Return the usable cells of each label by the run's names; without samples, None for each cell."""
+        labelled: dict[str, list[Any]] = {}
         unlabelled, unreadable = 0, []
         for stream in self.folder.splits()[0].values():
             sample = self.folder.column(stream.features, [self.input], "input")
@@ -126,42 +134,45 @@ class Files(Generator):
                     elif samples and not self._usable(cell):
                         unreadable.append(self.folder.place(cell) or "one in a table")
                     else:
-                        found.setdefault(label, []).append(cell if samples else None)
-        what, place = MEDIA[self.modality].what, self.folder.path
+                        labelled.setdefault(label, []).append(cell if samples else None)
+        plural, path = MEDIA[self.modality].what, self.folder.path
         if unreadable:
-            which = some(unreadable)
             log.warning(
-                "%d %s of %s cannot be read and are left out: %s", len(unreadable), what, place, which
+                "%d %s of %s cannot be read and are left out: %s",
+                len(unreadable),
+                plural,
+                path,
+                some(unreadable),
             )
         if unlabelled and samples:
-            log.warning("%d %s of %s have no label and are left out", unlabelled, what, place)
-        return self._in_words(found)
+            log.warning("%d %s of %s have no label and are left out", unlabelled, plural, path)
+        return self._in_words(labelled)
 
     def _usable(self, cell: Any) -> bool:
         try:
             self.encode(MEDIA[self.modality].read(cell))
-        except InputError:  # a library that is not installed
+        except InputError:  # a missing library
             raise
-        except Exception:  # decoders raise what they like on damaged files
+        except Exception:  # decoders raise any error on damaged files
             return False
         return True
 
-    def _in_words(self, found: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """Renames labels from what the folder calls them to what the run does."""
-        named: dict[str, list[Any]] = {}
-        for name, cells in found.items():
-            # as label discovery does: macOS writes folder names in NFD
+    def _in_words(self, labelled: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Rename labels from the folder's names to the run's."""
+        renamed: dict[str, list[Any]] = {}
+        for name, cells in labelled.items():
+            # NFC as in label discovery: macOS writes folder names in NFD
             word = in_words(unicodedata.normalize("NFC", name), self.words)
-            if word in named:
+            if word in renamed:
                 raise InputError(
                     f"generator.label: two labels of {self.id} are both called {word!r}; rename one of them"
                 )
-            named[word] = cells
-        return named
+            renamed[word] = cells
+        return renamed
 
 
-def check_apart(path: str, private: Path, modality: Modality) -> None:
-    """Refuses a folder that shares examples with the private data.
+def check_not_private(path: str, private: Path, modality: Modality) -> None:
+    """Check that a folder of samples shares no example with the private data.
 
     Args:
         path: The folder of samples.
@@ -169,22 +180,30 @@ def check_apart(path: str, private: Path, modality: Modality) -> None:
         modality: What both hold.
 
     Raises:
-        InputError: It is the same folder, or a file of samples is a file of private data, too.
+        InputError: It is the same folder, or one of its files is also a file of the private data.
     """
-    ours, theirs = located(path, "generator"), private
-    advice = "whose examples are private; name a folder of generated samples"
-    if ours.resolve() == theirs.resolve():
+    samples = located(path, "generator")
+    advice = "whose examples are private; give a folder of generated samples"
+    if samples.resolve() == private.resolve():
         raise InputError(f"generator.path: {path} is the private data, {advice}")
     medium = MEDIA[modality]
-    kinds = {".parquet", ".arrow", *medium.suffixes()}
-    known = {checksum for _, _, checksum in Folder(theirs, medium).identity()}
-    for name, _, checksum in Folder(ours, medium, "generator").identity():
+    suffixes = {".parquet", ".arrow", *medium.suffixes()}
+    private_checksums = {checksum for _, _, checksum in Folder(private, medium).identity()}
+    for name, _, checksum in Folder(samples, medium, "generator").identity():
         file = Path(name)
-        if checksum in known and file.suffix.lower() in kinds and file.name not in ABOUT:
-            raise InputError(f"generator.path: its file {name} is one of data.path, too, {advice}")
+        is_example = file.suffix.lower() in suffixes and file.name not in DESCRIPTION_FILES
+        if checksum in private_checksums and is_example:
+            raise InputError(f"generator.path: its file {name} is also in data.path, {advice}")
 
 
-@lru_cache
-def fingerprint(path: str, modality: Modality) -> str:
-    """Returns a digest of a folder's files."""
+def samples_fingerprint(path: str, modality: Modality) -> str:
+    """Return a digest of the files of a folder; every call reads them again.
+
+    Args:
+        path: A folder, or the Hub's address of a data set.
+        modality: What the samples are.
+
+    Raises:
+        InputError: The folder does not exist.
+    """
     return digest(Folder(located(path, "generator"), MEDIA[modality], "generator").identity())

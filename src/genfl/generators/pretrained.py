@@ -1,10 +1,9 @@
-"""What generators share that run somebody's pretrained model: where it is, what it is, and how it runs."""
+"""Helpers of the generators that run a pretrained model: prompts, noise, embeddings and clips."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,46 +14,25 @@ from torch.nn.utils.rnn import pad_sequence
 from genfl.data.media import Clip
 from genfl.data.samples import Prompt
 from genfl.data.sounds import RATE, resampled
-from genfl.errors import InputError
 
 CACHED_PROMPTS = 512
-"""How many prompts' embeddings are kept; those of the largest text encoders take 3 MB each."""
+"""The number of prompts whose embeddings are kept; those of the largest text encoders take 3 MB each."""
 
 Embeddings = dict[str, Tensor]
-"""What a pipeline is given in place of a text, and of the empty one that guidance leads away from, by
-argument, without a batch dimension."""
+"""A pipeline's arguments that replace a text and the empty text that guidance leads away from.
+
+Keys are the names of the arguments. The tensors have no batch dimension.
+"""
 
 
-NO_MEMORY = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-"""What errors say that are no `torch.OutOfMemoryError`, and mean it."""
+def guidance_and_noise(prompts: Sequence[Prompt], device: str) -> dict[str, Any]:
+    """Return the arguments of a diffusers pipeline for a block's guidance scale and noise.
 
+    Each sample has its own random stream, so its noise does not depend on its block.
 
-@contextmanager
-def in_memory(samples: int, device: str, field: str = "generator.device") -> Iterator[None]:
-    """Says how many samples to make at once where a block of them does not fit into memory.
-
-    Raises:
-        InputError: It does not.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)):
-            raise
-        fix = (
-            f"set prompts.block_size to {samples // 2}, for which all blocks are made anew"
-            if samples > 1
-            else "take a smaller model"
-        )
-        raise InputError(
-            f"{field}: the memory of {device} does not do for a block of {samples}; {fix}"
-        ) from error
-
-
-def draws(prompts: Sequence[Prompt], device: str) -> dict[str, Any]:
-    """Returns what a pipeline of diffusers is told of a block's guidance and noise.
-
-    Each sample has a random stream of its own, so that its noise does not depend on its block.
+    Args:
+        prompts: One block.
+        device: The torch device of the random streams.
 
     Raises:
         ValueError: The prompts have different guidance scales.
@@ -68,24 +46,32 @@ def draws(prompts: Sequence[Prompt], device: str) -> dict[str, Any]:
     }
 
 
-def together(texts: Sequence[Embeddings]) -> dict[str, Tensor]:
-    """Returns what a pipeline of diffusers is told in place of texts.
+def stack_embeddings(texts: Sequence[Embeddings]) -> dict[str, Tensor]:
+    """Return the arguments of a diffusers pipeline for a batch of encoded texts.
+
+    Shorter texts are padded with zeros, which their mask leaves out.
 
     Args:
-        texts: Of each, its embeddings, encoded alone: the size of a batch would change the last bits. Those
-            of a shorter text end in zeros, which its mask leaves out.
+        texts: The embeddings of each text. Each text was encoded alone, because the size of a batch would
+            change the last bits.
     """
     return {name: pad_sequence([text[name] for text in texts], batch_first=True) for name in texts[0]}
 
 
-def accepted(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
-    """Returns those options that a function takes: pipelines of one task differ in them."""
+def accepted_options(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """Return the options that a function accepts: pipelines of one task take different ones."""
     known = inspect.signature(function).parameters
     return {name: value for name, value in options.items() if name in known}
 
 
-def clip(samples: np.ndarray, rate: int) -> Clip:
-    """Returns a model's sound [n] or [channels, n] as a clip of 16 kHz, cut at full scale."""
+def clip_of(samples: np.ndarray, rate: int) -> Clip:
+    """Return a model's sound as a mono clip of 16 kHz, limited to full scale.
+
+    Args:
+        samples: [n] or [channels, n]; full scale is [−1, 1].
+        rate: Samples per second.
+    """
     mono = np.atleast_2d(samples).mean(0, dtype=np.float32)
-    made = resampled(Clip(mono, rate), RATE)
-    return made._replace(samples=made.samples.clip(-1, 1))  # what is resampled may overshoot
+    resampled_clip = resampled(Clip(mono, rate), RATE)
+    # resampling may overshoot full scale
+    return resampled_clip._replace(samples=resampled_clip.samples.clip(-1, 1))

@@ -1,37 +1,43 @@
-"""Generators by the kinds a config names."""
+"""The kinds of generators that a config can name.
+
+Functions import the modules they need when they are called: this module loads no model library and no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from genfl import hub
 from genfl.data.media import MEDIA, Modality
-from genfl.data.recipes import NOT_WORDS, in_words
 from genfl.errors import InputError
-from genfl.generators import espeak, files, image, sound, speech, text
-from genfl.generators.base import Generator
-from genfl.llm import chat
 
-Options = Mapping[str, Any]
-"""A generator's section of the config, without its kind."""
+if TYPE_CHECKING:
+    from genfl.generators.base import Generator
+    from genfl.generators.espeak import Espeak
+    from genfl.generators.files import Files
 
+ESPEAK = "espeak"
+"""The name of espeak-ng among the models of the kind ``speech``."""
+
+GeneratorOptions = Mapping[str, Any]
+"""The generator's section of the config, without its kind."""
 
 NOTHING_RECORDED = {"recorded from the world": "nothing"}
+"""The fact on a data card whose samples hold no real recording."""
 
 
 class Purpose(NamedTuple):
-    """What a run wants a generator for.
+    """The task that a run has for a generator.
 
     Attributes:
-        modality: What the private examples are.
+        modality: The modality of the private examples.
         labels: The names of their classes.
-        words: What prompts call classes whose own names in data sets are codes.
-        per_label: How many samples of each label are wanted.
-        encode: Turns a sample into what models are trained on.
-        private: The folder of the private examples; None where they come with genfl's requirements.
-        answers: Where language models' answers are kept, if anywhere.
+        words: The words that prompts use for classes whose names in the data set are codes.
+        per_label: The number of samples wanted of each label.
+        encode: The function that turns a sample into a model's input.
+        private: The folder of the private examples; None if they come with genfl's requirements.
+        answers: The folder of the cached answers of language models; None to keep none.
     """
 
     modality: Modality
@@ -47,53 +53,89 @@ class GeneratorEntry(NamedTuple):
     """A kind of generator.
 
     Attributes:
-        modalities: What it can make.
-        models: What it can load, in words.
-        make: Gives the generator.
-        fingerprint: Returns what changes when what it loads changes.
-        check: Refuses options that cannot work, without generating.
-        facts: Returns what a data card says of it.
+        modalities: The modalities that it can make.
+        models: The models that it can load, in words.
+        make: ``(options, purpose) -> generator``.
+        fingerprint: ``(options, modality) -> plain values`` that change when the loaded files change. Every
+            call reads the files again.
+        check: ``(options, purpose)`` raises InputError for options that cannot work, without generating.
+        facts: ``(options) -> rows of the data card``.
         prompted: Whether samples are made from prompts.
-        unguided: Says why no real example can guide one with these options, and the fix; None where one can.
-            It is there for the kinds that can be guided at all.
+        unguided: ``(options) -> why`` real examples cannot guide it, with the fix; the answer is None if they
+            can. The function is None for kinds that no real example can guide.
     """
 
     modalities: Collection[Modality]
     models: str
-    make: Callable[[Options, Purpose], Generator]
-    fingerprint: Callable[[Options, Modality], Any]
-    check: Callable[[Options, Purpose], None]
-    facts: Callable[[Options], dict[str, Any]]
+    make: Callable[[GeneratorOptions, Purpose], Generator]
+    fingerprint: Callable[[GeneratorOptions, Modality], Any]
+    check: Callable[[GeneratorOptions, Purpose], None]
+    facts: Callable[[GeneratorOptions], dict[str, Any]]
     prompted: bool = True
-    unguided: Callable[[Options], str | None] | None = None
+    unguided: Callable[[GeneratorOptions], str | None] | None = None
 
 
-def _image(options: Options, purpose: Purpose) -> Generator:
-    return image.StableDiffusion(**options)
+def _make_image(options: GeneratorOptions, purpose: Purpose) -> Generator:
+    from genfl.generators.image import StableDiffusion
+
+    return StableDiffusion(**options)
 
 
-def _check_image(options: Options, purpose: Purpose) -> None:
-    image.check(options["model"])
-    image.check_labels(options["model"], purpose.labels)
+def _check_image(options: GeneratorOptions, purpose: Purpose) -> None:
+    from genfl import hub
+    from genfl.generators import image
+
+    image.check_image_model(options["model"])
+    image.check_image_labels(options["model"], purpose.labels)
     hub.check_device(options["device"])
 
 
-def _diffusion_facts(options: Options) -> dict[str, Any]:
-    model = hub.model_name(options["model"])
-    return {"generator": model, "denoising steps": options["steps"], **NOTHING_RECORDED}
+def _image_fingerprint(options: GeneratorOptions, modality: Modality) -> Any:
+    from genfl.generators.image import image_fingerprint
+
+    return image_fingerprint(options["model"])
 
 
-def _sound(options: Options, purpose: Purpose) -> Generator:
-    return sound.Sound(**options)
+def _image_unguided(options: GeneratorOptions) -> str | None:
+    from genfl.generators.image import image_guidance_problem
+
+    return image_guidance_problem(options["model"])
 
 
-def _check_sound(options: Options, purpose: Purpose) -> None:
-    sound.check(options["model"])
+def _diffusion_facts(options: GeneratorOptions) -> dict[str, Any]:
+    from genfl.hub import model_name
+
+    return {
+        "generator": model_name(options["model"]),
+        "denoising steps": options["steps"],
+        **NOTHING_RECORDED,
+    }
+
+
+def _make_sound(options: GeneratorOptions, purpose: Purpose) -> Generator:
+    from genfl.generators.sound import Sound
+
+    return Sound(**options)
+
+
+def _check_sound(options: GeneratorOptions, purpose: Purpose) -> None:
+    from genfl import hub
+    from genfl.generators.sound import check_sound_model
+
+    check_sound_model(options["model"])
     hub.check_device(options["device"])
 
 
-def _files(options: Options, purpose: Purpose) -> files.Files:
-    return files.Files(
+def _sound_fingerprint(options: GeneratorOptions, modality: Modality) -> Any:
+    from genfl import hub
+
+    return hub.fingerprint(options["model"])
+
+
+def _make_files(options: GeneratorOptions, purpose: Purpose) -> Files:
+    from genfl.generators.files import Files
+
+    return Files(
         options["path"],
         purpose.modality,
         options["input"],
@@ -103,108 +145,185 @@ def _files(options: Options, purpose: Purpose) -> files.Files:
     )
 
 
-def _check_files(options: Options, purpose: Purpose) -> None:
+def _check_files(options: GeneratorOptions, purpose: Purpose) -> None:
+    from genfl.generators.files import check_not_private
+
     if purpose.private:
-        files.check_apart(options["path"], purpose.private, purpose.modality)
-    _files(options, purpose).check(purpose.labels, purpose.per_label)
+        check_not_private(options["path"], purpose.private, purpose.modality)
+    _make_files(options, purpose).check_labels(purpose.labels, purpose.per_label)
 
 
-ESPEAK = "espeak"
+def _files_fingerprint(options: GeneratorOptions, modality: Modality) -> Any:
+    from genfl.generators.files import samples_fingerprint
+
+    return samples_fingerprint(options["path"], modality)
 
 
-def _espeak(options: Options) -> espeak.Espeak:
-    return espeak.Espeak(options["language"], options["seconds"], options["snr"])
+def _files_facts(options: GeneratorOptions) -> dict[str, Any]:
+    from genfl.hub import model_name
+
+    return {
+        "taken from": model_name(options["path"]),
+        "recorded from the world": "not known: genfl took the samples as they were",
+    }
 
 
-def _speech(options: Options, purpose: Purpose) -> Generator:
+def _make_espeak(options: GeneratorOptions) -> Espeak:
+    from genfl.generators.espeak import Espeak
+
+    return Espeak(options["language"], options["seconds"], options["snr"])
+
+
+def _make_speech(options: GeneratorOptions, purpose: Purpose) -> Generator:
     if options["model"] == ESPEAK:
-        return _espeak(options)
-    return speech.Speech(options["model"], options["vocoder"], options["speakers"], options["device"])
+        return _make_espeak(options)
+    from genfl.generators.speech import Speech
+
+    return Speech(options["model"], options["vocoder"], options["speakers"], options["device"])
 
 
-def _check_speech(options: Options, purpose: Purpose) -> None:
+def _check_speech(options: GeneratorOptions, purpose: Purpose) -> None:
+    from genfl.data.recipes import NOT_WORDS, in_words
+
     for name in NOT_WORDS:
         if in_words(name, purpose.words) in purpose.labels:
             raise InputError(
-                f"generator.kind: speech cannot make the class {name!r}, which is no word; use files, or a"
-                " data.path without it"
+                f"generator.kind: speech cannot make the class {name!r}, which is not a word; use files, or a"
+                " data.path without this class"
             )
     if options["model"] == ESPEAK:
-        _espeak(options).check(purpose.labels)
+        _make_espeak(options).check_labels(purpose.labels)
         return
-    speech.check(options["model"], options["vocoder"], options["speakers"])
-    speech.check_labels(options["model"], purpose.labels)
+    from genfl import hub
+    from genfl.generators import speech
+
+    speech.check_speech_model(options["model"], options["vocoder"], options["speakers"])
+    speech.check_speech_labels(options["model"], purpose.labels)
     hub.check_device(options["device"])
 
 
-def _speech_fingerprint(options: Options, modality: Modality) -> Any:
+def _speech_fingerprint(options: GeneratorOptions, modality: Modality) -> Any:
     if options["model"] == ESPEAK:
-        return espeak.fingerprint()
-    return speech.fingerprint(options["model"], options["vocoder"], options["speakers"])
+        from genfl.generators.espeak import espeak_fingerprint
+
+        return espeak_fingerprint()
+    from genfl.generators.speech import speech_fingerprint
+
+    return speech_fingerprint(options["model"], options["vocoder"], options["speakers"])
 
 
-def _speech_facts(options: Options) -> dict[str, Any]:
+def _speech_facts(options: GeneratorOptions) -> dict[str, Any]:
     if options["model"] == ESPEAK:
-        return {"generator": espeak.Espeak.id, "language": options["language"], **NOTHING_RECORDED}
+        from genfl.generators.espeak import Espeak
+
+        return {"generator": Espeak.id, "language": options["language"], **NOTHING_RECORDED}
+    from genfl.hub import model_name
+
     names = ("vocoder", "speakers") if options["speakers"] else ()
-    voices = {name: hub.model_name(options[name]) for name in names}
-    return {"generator": hub.model_name(options["model"]), **voices, **NOTHING_RECORDED}
+    voices = {name: model_name(options[name]) for name in names}
+    return {"generator": model_name(options["model"]), **voices, **NOTHING_RECORDED}
 
 
-IMAGE: tuple[Modality, ...] = ("image",)
-AUDIO: tuple[Modality, ...] = ("audio",)
-TEXT: tuple[Modality, ...] = ("text",)
+def _make_text(options: GeneratorOptions, purpose: Purpose) -> Generator:
+    from genfl.generators.text import ChatTexts
+
+    return ChatTexts(options, purpose.labels, purpose.answers)
+
+
+def _check_text(options: GeneratorOptions, purpose: Purpose) -> None:
+    from genfl.generators.text import FIELD
+    from genfl.llm.chat import check_chat_model
+
+    check_chat_model(options, FIELD)
+
+
+def _text_fingerprint(options: GeneratorOptions, modality: Modality) -> Any:
+    from genfl.llm.chat import chat_fingerprint
+
+    return chat_fingerprint(options)
+
+
+def _text_facts(options: GeneratorOptions) -> dict[str, Any]:
+    from genfl.generators.text import chat_model_name
+
+    return {
+        "generator": chat_model_name(options),
+        "run by": options["base_url"] or "transformers",
+        "recorded from the world": "nothing, except what the model remembers",
+    }
+
+
+def _text_unguided(options: GeneratorOptions) -> str | None:
+    from genfl.generators.text import text_guidance_problem
+
+    return text_guidance_problem(options)
+
+
+_IMAGE: tuple[Modality, ...] = ("image",)
+_AUDIO: tuple[Modality, ...] = ("audio",)
+_TEXT: tuple[Modality, ...] = ("text",)
 
 GENERATORS: dict[str, GeneratorEntry] = {
     "image": GeneratorEntry(
-        IMAGE,
-        "miniature (embedded), or a folder or Hugging Face id of Stable Diffusion or another diffusers model",
-        _image,
-        lambda options, modality: image.fingerprint(options["model"]),
-        _check_image,
-        _diffusion_facts,
-        unguided=lambda options: image.unguided(options["model"]),
+        modalities=_IMAGE,
+        models="miniature (embedded), or a folder or Hugging Face id of Stable Diffusion or another diffusers"
+        " model",
+        make=_make_image,
+        fingerprint=_image_fingerprint,
+        check=_check_image,
+        facts=_diffusion_facts,
+        unguided=_image_unguided,
     ),
     "speech": GeneratorEntry(
-        AUDIO,
-        "espeak (espeak-ng: hundreds of voices, a hundred languages), or a folder or Hugging Face id of"
-        " SpeechT5 or another text-to-speech model of transformers",
-        _speech,
-        _speech_fingerprint,
-        _check_speech,
-        _speech_facts,
+        modalities=_AUDIO,
+        models="espeak (espeak-ng: hundreds of voices, a hundred languages), or a folder or Hugging Face id"
+        " of SpeechT5 or another text-to-speech model of transformers",
+        make=_make_speech,
+        fingerprint=_speech_fingerprint,
+        check=_check_speech,
+        facts=_speech_facts,
     ),
     "sound": GeneratorEntry(
-        AUDIO,
-        "a folder or Hugging Face id of AudioLDM or AudioLDM 2",
-        _sound,
-        lambda options, modality: hub.fingerprint(options["model"]),
-        _check_sound,
-        _diffusion_facts,
+        modalities=_AUDIO,
+        models="a folder or Hugging Face id of AudioLDM or AudioLDM 2",
+        make=_make_sound,
+        fingerprint=_sound_fingerprint,
+        check=_check_sound,
+        facts=_diffusion_facts,
     ),
     "text": GeneratorEntry(
-        TEXT,
-        "any chat model that transformers loads, or one behind an OpenAI-compatible server",
-        lambda options, purpose: text.ChatTexts(options, purpose.labels, purpose.answers),
-        lambda options, modality: chat.fingerprint(options),
-        lambda options, purpose: chat.check(options, text.FIELD),
-        lambda options: {
-            "generator": text.called(options),
-            "run by": options["base_url"] or "transformers",
-            "recorded from the world": "nothing, but for what the model remembers",
-        },
-        unguided=text.unguided,
+        modalities=_TEXT,
+        models="any chat model that transformers loads, or one behind an OpenAI-compatible server",
+        make=_make_text,
+        fingerprint=_text_fingerprint,
+        check=_check_text,
+        facts=_text_facts,
+        unguided=_text_unguided,
     ),
     "files": GeneratorEntry(
-        tuple(MEDIA),
-        "a folder of samples that exist already: Parquet files, or one folder of files for each class",
-        _files,
-        lambda options, modality: files.fingerprint(options["path"], modality),
-        _check_files,
-        lambda options: {
-            "taken from": hub.model_name(options["path"]),
-            "recorded from the world": "not known: genfl took the samples as they were",
-        },
+        modalities=tuple(MEDIA),
+        models="a folder of existing samples: Parquet files, or one folder of files for each class",
+        make=_make_files,
+        fingerprint=_files_fingerprint,
+        check=_check_files,
+        facts=_files_facts,
         prompted=False,
     ),
 }
+"""The kinds of generators by name. `register_generator` adds one."""
+
+
+def register_generator(kind: str, entry: GeneratorEntry) -> None:
+    """Add a kind of generator that configs can name.
+
+    Args:
+        kind: The name, for the field generator.kind.
+        entry: How the generator is made and checked.
+
+    Raises:
+        ValueError: The name is taken, or it is ``none``, which stands for no generator.
+    """
+    if kind == "none":
+        raise ValueError("generator kind 'none' stands for no generator; choose another name")
+    if GENERATORS.setdefault(kind, entry) != entry:
+        raise ValueError(f"generator kind {kind!r} is registered already; choose another name")

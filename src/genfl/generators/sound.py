@@ -15,32 +15,36 @@ from genfl.generators import pretrained
 from genfl.generators.base import Generator
 from genfl.generators.pretrained import Embeddings
 
-PIPELINES = ("AudioLDMPipeline", "AudioLDM2Pipeline")
+AUDIOLDM_PIPELINES = ("AudioLDMPipeline", "AudioLDM2Pipeline")
+"""The pipelines of diffusers that this generator runs."""
 
-EMBEDDINGS = ("prompt_embeds", "attention_mask", "generated_prompt_embeds")
-"""What their encoders return, in order, each for no prompt and for the prompt; AudioLDM's only the first."""
+AUDIOLDM_EMBEDDINGS = ("prompt_embeds", "attention_mask", "generated_prompt_embeds")
+"""What the encoders return, in order; AudioLDM's only the first.
+
+Each has two rows: the first is for the empty prompt, the second for the prompt.
+"""
 
 
 class Sound(Generator):
-    """Text to sound, with the model's own scheduler.
+    """A text-to-audio model with its own scheduler.
 
-    Each distinct prompt is encoded once and alone; guidance leads away from the empty one.
+    Each distinct prompt is encoded once and alone. Guidance leads away from the empty prompt.
 
     Source: Liu et al., ICML 2023 (arXiv 2301.12503); AudioLDM 2: Liu et al., arXiv 2308.05734.
 
     Args:
         model: A folder that a pipeline's ``save_pretrained`` wrote, or a Hugging Face model id.
-        steps: Denoising steps.
-        seconds: How long a clip is.
-        device: A torch device; half precision is used on CUDA.
+        steps: Denoising steps, at least 1.
+        seconds: The length of a clip.
+        device: A torch device. On CUDA, the model runs in half precision.
 
     Raises:
-        InputError: diffusers is not installed, or there is no such model.
+        InputError: diffusers is not installed, or the model does not exist.
     """
 
     def __init__(self, model: str, steps: int = 100, seconds: float = 5.0, device: str = "cpu") -> None:
-        check(model)
-        hub.hush()
+        check_sound_model(model)
+        hub.silence_libraries()
         import diffusers
 
         self.pipeline: Any = hub.load_model(
@@ -50,7 +54,7 @@ class Sound(Generator):
             dtype=hub.dtype_on(device),
         )
         self.pipeline.set_progress_bar_config(disable=True)
-        _make_generate(self.pipeline)
+        _add_language_model_head(self.pipeline)
         self.id = hub.model_name(model)
         self.steps = steps
         self.seconds = seconds
@@ -58,42 +62,42 @@ class Sound(Generator):
         self.embedding = lru_cache(pretrained.CACHED_PROMPTS)(self._embedding)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
-        """Makes a clip of 16 kHz for each prompt of a block; see `genfl.generators.base.Generator`.
+        """Make a clip of 16 kHz for each prompt of a block; see `genfl.generators.base.Generator`.
 
         Raises:
             ValueError: The prompts have different guidance scales.
             InputError: The block does not fit into memory.
         """
-        with pretrained.in_memory(len(prompts), self.device):
+        with hub.explain_out_of_memory(len(prompts), self.device):
             sounds = self.pipeline(
                 num_inference_steps=self.steps,
                 audio_length_in_s=self.seconds,
-                **pretrained.draws(prompts, self.device),
-                **pretrained.together([self.embedding(prompt.text) for prompt in prompts]),
+                **pretrained.guidance_and_noise(prompts, self.device),
+                **pretrained.stack_embeddings([self.embedding(prompt.text) for prompt in prompts]),
             ).audios
         rate = self.pipeline.vocoder.config.sampling_rate
         for prompt, samples in zip(prompts, sounds, strict=True):
-            yield Sample(prompt, pretrained.clip(samples, rate))
+            yield Sample(prompt, pretrained.clip_of(samples, rate))
 
     def _embedding(self, text: str) -> Embeddings:
-        """Encodes a text and the empty one: what AudioLDM 2 makes of that depends on the text's length."""
+        """Encode a text and the empty prompt, whose encoding by AudioLDM 2 depends on the text's length."""
         pipeline = self.pipeline
         encode = getattr(pipeline, "encode_prompt", None) or pipeline._encode_prompt
         with torch.no_grad():
-            found = encode(text, self.device, 1, True)
-        parts = found if isinstance(found, tuple) else (found,)
+            encoded = encode(text, self.device, 1, True)
+        parts = encoded if isinstance(encoded, tuple) else (encoded,)
         return {
             sign + name: part[row]
             for row, sign in enumerate(("negative_", ""))
-            for name, part in zip(EMBEDDINGS, parts, strict=False)
+            for name, part in zip(AUDIOLDM_EMBEDDINGS, parts, strict=False)
         }
 
 
-def _make_generate(pipeline: Any) -> None:
-    """Has the language model of AudioLDM 2 generate, as the pipeline wants it to.
+def _add_language_model_head(pipeline: Any) -> None:
+    """Make the language model of AudioLDM 2 able to generate, as the pipeline expects.
 
-    The published ones hold a GPT2Model, which transformers 5 lets no longer generate without a head. That is
-    not used: what is generated are hidden states.
+    The published models hold a GPT2Model, which cannot generate without a head since transformers 5. The head
+    is never used, because the pipeline generates hidden states.
     """
     model: Any = getattr(pipeline, "language_model", None)
     if type(model).__name__ != "GPT2Model":
@@ -107,14 +111,17 @@ def _make_generate(pipeline: Any) -> None:
     pipeline.register_modules(language_model=whole.eval())
 
 
-def check(model: str) -> None:
-    """Refuses models that are none of these, without loading them.
+def check_sound_model(model: str) -> None:
+    """Check that a model is AudioLDM or AudioLDM 2, without loading it.
+
+    Args:
+        model: A folder, or a Hugging Face model id.
 
     Raises:
-        InputError: diffusers is not installed, there is no such model, or it is another one.
+        InputError: diffusers is not installed, the model does not exist, or it is another model.
     """
     hub.require_libraries("sound")
     name = hub.read_settings(model, hub.PIPELINE_FILE)["_class_name"]
-    if name not in PIPELINES:
-        raise InputError(f"generator.model: {model} is a {name}; sound takes AudioLDM or AudioLDM 2")
+    if name not in AUDIOLDM_PIPELINES:
+        raise InputError(f"generator.model: {model} is a {name}; use AudioLDM or AudioLDM 2")
     hub.check_weights(model)

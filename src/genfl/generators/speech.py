@@ -19,32 +19,37 @@ from genfl.generators.base import Generator
 from genfl.rng import Key
 
 SPEECHT5, VITS = "speecht5", "vits"
+"""Model types as transformers names them."""
+
 VOCODER = "microsoft/speecht5_hifigan"
+"""The published vocoder of SpeechT5."""
 
 
 class Speech(Generator):
-    """Speaks prompts, each in a voice drawn from its seed: an x-vector of SpeechT5, a speaker of VITS.
+    """A text-to-speech model that draws the voice of each prompt from the prompt's seed.
 
-    A clip depends on its prompt alone, and is made alone: models draw from torch's global stream (SpeechT5 in
-    the dropout of its decoder, which is never switched off; VITS for its noise), which is set to the prompt's
-    seed meanwhile, and left as it was.
+    The voice is an x-vector of SpeechT5, or a speaker of VITS.
+
+    A clip depends on its prompt alone. Models draw from torch's global stream: SpeechT5 for the dropout of
+    its decoder, which is never switched off, and VITS for its noise. So each clip is made alone, with the
+    global stream set to the prompt's seed and restored afterwards.
 
     Source: Ao et al., ACL 2022 (arXiv 2110.07205); VITS: Kim et al., ICML 2021 (arXiv 2106.06103).
 
     Args:
         model: A folder that ``save_pretrained`` wrote, or a Hugging Face model id, of a text-to-speech model.
-        vocoder: Of SpeechT5, what turns its spectrograms into sound: HiFi-GAN, by folder or id.
-        speakers: Of SpeechT5, a file or folder of x-vectors, see `x_vectors`.
+        vocoder: The HiFi-GAN that turns the spectrograms of SpeechT5 into sound, by folder or id.
+        speakers: A file or folder of x-vectors for SpeechT5, see `x_vectors`.
         device: A torch device.
 
     Raises:
-        InputError: transformers is not installed, there are no such models, or the speakers do not fit.
+        InputError: transformers is not installed, a model does not exist, or the speakers do not fit.
     """
 
     def __init__(
         self, model: str, vocoder: str = VOCODER, speakers: str | None = None, device: str = "cpu"
     ) -> None:
-        self.speakers = check(model, vocoder, speakers)
+        self.speakers = check_speech_model(model, vocoder, speakers)
         from transformers import SpeechT5HifiGan, pipeline
 
         parts = {}
@@ -60,19 +65,19 @@ class Speech(Generator):
         self.device = device
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
-        """Speaks each prompt, as a clip of 16 kHz; see `genfl.generators.base.Generator`.
+        """Speak each prompt as a clip of 16 kHz; see `genfl.generators.base.Generator`.
 
         Raises:
-            InputError: One does not fit into memory.
+            InputError: A clip does not fit into memory.
         """
         for prompt in prompts:
             with (
                 torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-                pretrained.in_memory(1, self.device),
+                hub.explain_out_of_memory(1, self.device),
             ):
                 torch.manual_seed(prompt.seed)
-                said = self.pipeline(prompt.text, forward_params=self._voice(prompt))
-            yield Sample(prompt, pretrained.clip(said["audio"], said["sampling_rate"]))
+                speech = self.pipeline(prompt.text, forward_params=self._voice(prompt))
+            yield Sample(prompt, pretrained.clip_of(speech["audio"], speech["sampling_rate"]))
 
     def _voice(self, prompt: Prompt) -> dict[str, Any]:
         rng = Key(prompt.seed).fold("speaker").numpy()
@@ -84,59 +89,68 @@ class Speech(Generator):
         return {}
 
 
-def check(model: str, vocoder: str, speakers: str | None) -> Tensor | None:
-    """Refuses what cannot speak, without loading models.
+def check_speech_model(model: str, vocoder: str, speakers: str | None) -> Tensor | None:
+    """Check that a model speaks, and that its vocoder and speakers fit, without loading models.
+
+    Args:
+        model: A folder, or a Hugging Face model id.
+        vocoder: The vocoder, if the model is SpeechT5.
+        speakers: A file or folder of x-vectors; required for SpeechT5, and None for other models.
 
     Returns:
-        The speakers of SpeechT5 [n, width]; None for other models.
+        The x-vectors of SpeechT5 [n, width]; None for other models.
 
     Raises:
-        InputError: transformers is not installed, there is no such model, it speaks no texts, or its vocoder
+        InputError: transformers is not installed, the model does not exist or does not speak, or its vocoder
             or speakers are missing or do not fit.
     """
     hub.require_libraries("speech")
     config = hub.read_settings(model, hub.CONFIG_FILE)
-    hub.hush()
+    hub.silence_libraries()
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES
 
     kind = config.get("model_type")
     if kind not in (SPEECHT5, *MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES):
         raise InputError(
-            f"generator.model: {model} is a model of type {kind!r}, which does not speak; take SpeechT5, VITS"
+            f"generator.model: {model} is a model of type {kind!r}, which does not speak; use SpeechT5, VITS"
             " (MMS) or another text-to-speech model of transformers"
         )
     hub.check_weights(model)
     if kind != SPEECHT5:
         if speakers is not None:
             raise InputError(
-                f"generator.speakers: {model} takes no x-vectors, as SpeechT5 does; leave it out"
+                f"generator.speakers: {model} takes no x-vectors, only SpeechT5 does; leave it out"
             )
         return None
-    made = hub.read_settings(vocoder, hub.CONFIG_FILE, "vocoder").get("architectures") or []
-    if "SpeechT5HifiGan" not in made:
+    architectures = hub.read_settings(vocoder, hub.CONFIG_FILE, "vocoder").get("architectures") or []
+    if "SpeechT5HifiGan" not in architectures:
         raise InputError(
-            f"generator.vocoder: {vocoder} is no SpeechT5HifiGan, which SpeechT5 needs; take {VOCODER}"
+            f"generator.vocoder: {vocoder} is not a SpeechT5HifiGan, which SpeechT5 needs; use {VOCODER}"
         )
     hub.check_weights(vocoder, "vocoder")
     if speakers is None:
         raise InputError(
-            "generator.speakers: SpeechT5 needs a file or folder of x-vectors, such as a copy of the data set"
-            " Matthijs/cmu-arctic-xvectors"
+            "generator.speakers: SpeechT5 needs a file or folder of x-vectors; give one, such as a copy of"
+            " the data set Matthijs/cmu-arctic-xvectors"
         )
     vectors, width = x_vectors(speakers), config.get("speaker_embedding_dim", 512)
     if vectors.shape[1] != width:
         raise InputError(
-            f"generator.speakers: x-vectors of {vectors.shape[1]} numbers in {speakers}, but {model} takes"
-            f" {width}"
+            f"generator.speakers: the x-vectors in {speakers} have {vectors.shape[1]} numbers, but {model}"
+            f" takes {width}; give x-vectors of that width"
         )
     return vectors
 
 
-def check_labels(model: str, labels: Sequence[str]) -> None:
-    """Refuses labels that SpeechT5 or VITS cannot say, without loading them.
+def check_speech_labels(model: str, labels: Sequence[str]) -> None:
+    """Check that SpeechT5 or VITS can speak all labels, without loading the model.
+
+    Args:
+        model: A folder, or a Hugging Face model id; labels of other models are not checked.
+        labels: The names of the classes.
 
     Raises:
-        InputError: Of a label some letters are not known, or those that are known leave nothing to say.
+        InputError: A label has letters that the model does not know, or nothing that it can speak.
     """
     from transformers import AutoTokenizer
 
@@ -145,60 +159,68 @@ def check_labels(model: str, labels: Sequence[str]) -> None:
     tokenizer = hub.load_model(lambda name, **_: AutoTokenizer.from_pretrained(name), model)
     for label in labels:
         try:
-            said, nothing = tokenizer(label).input_ids, tokenizer("").input_ids
-        except ImportError as error:  # some voices are told phonemes
-            raise InputError(f"generator.model: {model}: {first_line(error)}") from error
-        if said == nothing or tokenizer.unk_token_id in said:
+            tokens, empty = tokenizer(label).input_ids, tokenizer("").input_ids
+        except ImportError as error:  # voices that read phonemes need another library
             raise InputError(
-                f"generator.model: {model} has no sound for the label {label!r}; rename it, or take another"
-                " model"
+                f"generator.model: {model} cannot read texts here ({first_line(error)}); install the library,"
+                " or use another model"
+            ) from error
+        if tokens == empty or tokenizer.unk_token_id in tokens:
+            raise InputError(
+                f"generator.model: {model} cannot speak the label {label!r}; rename it, or use another model"
             )
 
 
-def x_vectors(place: str) -> Tensor:
-    """Reads speakers' embeddings.
+def x_vectors(path: str) -> Tensor:
+    """Read the embeddings of speakers.
 
     Args:
-        place: A file, or a folder of files: ``.npy`` (one vector, or one in each row), ``.safetensors`` (the
-            same in each tensor), ``.parquet`` (in the column ``xvector``, or the first one of lists).
+        path: A file, or a folder of files: ``.npy`` (one vector, or one in each row), ``.safetensors`` (the
+            same in each tensor), ``.parquet`` (in the column ``xvector``, or in the first column of lists).
 
     Returns:
-        [n, width], float32, in the order of the files' names.
+        [n, width], float32, in the order of the names of the files.
 
     Raises:
-        InputError: There are none, one cannot be read, or they differ in width.
+        InputError: The files do not exist, cannot be read, or differ in width.
     """
-    path = Path(place).expanduser()
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    location = Path(path).expanduser()
+    files = hub.model_files(location) if location.is_dir() else [location]
     files = [file for file in files if file.is_file() and file.suffix in _READERS]
     if not files:
         raise InputError(
-            f"generator.speakers: {place} is no file or folder of x-vectors (.npy, .safetensors, .parquet)"
+            f"generator.speakers: {path} is not a file or folder of x-vectors; give .npy, .safetensors or"
+            " .parquet files"
         )
     parts = []
     for file in files:
         try:
             parts += [np.atleast_2d(np.asarray(part, np.float32)) for part in _READERS[file.suffix](file)]
-        except Exception as error:  # each format's library raises its own
+        except Exception as error:  # each format's library raises its own errors
             reason = first_line(error)
-            raise InputError(f"generator.speakers: {file} could not be read: {reason}") from error
+            raise InputError(
+                f"generator.speakers: {file} could not be read ({reason}); give an undamaged file"
+            ) from error
     widths = sorted({part.shape[1] for part in parts})
     if len(widths) != 1:
-        raise InputError(f"generator.speakers: {place} holds x-vectors of different widths: {widths}")
+        raise InputError(
+            f"generator.speakers: {path} has x-vectors of different widths: {widths}; give vectors of one"
+            " width"
+        )
     return torch.from_numpy(np.concatenate(parts))
 
 
-def _of_numpy(file: Path) -> list[Any]:
+def _read_numpy(file: Path) -> list[Any]:
     return [np.load(file, allow_pickle=False)]
 
 
-def _of_safetensors(file: Path) -> list[Any]:
+def _read_safetensors(file: Path) -> list[Any]:
     from safetensors.numpy import load_file
 
     return [vectors for _, vectors in sorted(load_file(file).items())]
 
 
-def _of_parquet(file: Path) -> list[Any]:
+def _read_parquet(file: Path) -> list[Any]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(file)
@@ -208,9 +230,9 @@ def _of_parquet(file: Path) -> list[Any]:
     return [table[name].to_pylist()]
 
 
-_READERS = {".npy": _of_numpy, ".safetensors": _of_safetensors, ".parquet": _of_parquet}
+_READERS = {".npy": _read_numpy, ".safetensors": _read_safetensors, ".parquet": _read_parquet}
 
 
-def fingerprint(model: str, vocoder: str, speakers: str | None) -> list[str]:
-    """Returns what changes when local files change; see `genfl.hub.fingerprint`."""
-    return [hub.fingerprint(place) for place in (model, vocoder, speakers) if place]
+def speech_fingerprint(model: str, vocoder: str, speakers: str | None) -> list[str]:
+    """Return digests that change when local files change; see `genfl.hub.fingerprint`."""
+    return [hub.fingerprint(path) for path in (model, vocoder, speakers) if path]

@@ -1,4 +1,4 @@
-"""Texts from a chat model: a query for each sample, and of its answer only what is fit to learn from."""
+"""Texts from a chat model: one query for each sample, of whose answer only a usable text is kept."""
 
 from __future__ import annotations
 
@@ -15,78 +15,82 @@ from genfl.errors import GenflError, InputError
 from genfl.generators.base import Generator
 from genfl.llm import answers
 from genfl.llm.answers import Answer
-from genfl.llm.chat import connect, each
+from genfl.llm.chat import connect, map_queries
 from genfl.rng import Key
 
 log = logging.getLogger(__name__)
 
 FIELD = "generator"
+"""The section of the config, for messages."""
 
-ALIKE = 2 / 3
-"""Two texts that share so many of their words, in order, are one with words changed."""
+COPIED_WORDS = 2 / 3
+"""A text that shares this part of its words with an example, in the same order, is a copy of it."""
 
-HOPELESS = 10
-"""In a block of so many texts, one at least must be usable."""
+UNUSABLE_BLOCK = 10
+"""In a block of at least this many texts, an error is raised if none is usable."""
 
 
 class ChatTexts(Generator):
-    """Writes texts of a class: what the prompt says, in the manner of its guides where it has any (FedGC).
+    """A chat model that writes texts of a class from a prompt, in the manner of its guides if any (FedGC).
 
-    A sample depends on its prompt alone. A text that repeats its query or copies a guide is refused. Of an
-    answer to a query with guides, nothing but a usable text is kept: the rest may repeat them.
+    A sample depends on its prompt alone. A text that repeats its query or copies a guide is rejected. Of an
+    answer to a query with guides, only a usable text is kept, because the rest may repeat the guides.
 
     Args:
         options: The fields of `genfl.config.generation.TextGenerator`.
         labels: The names of all classes.
-        folder: Where answers are kept; None for nowhere.
+        folder: The folder of the cached answers; None to keep none.
 
     Raises:
-        InputError: There is no such model, or a library is missing.
+        InputError: The model does not exist, or a library is missing.
     """
 
     def __init__(self, options: Mapping[str, Any], labels: Sequence[str], folder: Path | None = None) -> None:
         self.chat = connect(options, FIELD, folder)
-        self.id = called(options)
+        self.id = chat_model_name(options)
         self.labels = labels
         self.words: int = options["words"]
         self.shots: int = options["shots"]
         self.attempts: int = options["attempts"]
-        self.unguided = unguided(options)
+        self.guidance_problem = text_guidance_problem(options)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Sample]:
-        """Writes a text for each prompt; see `genfl.generators.base.Generator`.
+        """Write a text for each prompt; see `genfl.generators.base.Generator`.
 
-        A text is empty where no answer was usable.
+        A text is empty if no answer was usable.
 
         Raises:
-            InputError: The prompts have guides, which would be shown to somebody else's server.
-            GenflError: There is no answer, or in a block of `HOPELESS` none is usable.
+            InputError: The prompts have guides, which a server of somebody else would see.
+            GenflError: The model does not answer, or none of `UNUSABLE_BLOCK` or more texts is usable.
         """
-        if self.unguided and self.shots and any(prompt.guides for prompt in prompts):
-            raise InputError(f"{FIELD}: {self.unguided}")
-        written = each(self.chat, self.write, prompts)
+        if self.guidance_problem and self.shots and any(prompt.guides for prompt in prompts):
+            raise InputError(f"{FIELD}: {self.guidance_problem}")
+        written = map_queries(self.chat, self.write, prompts)
         problems = [answer.problem for answer in written if answer.problem]
         if problems:
-            what = f"{len(problems)} of {len(prompts)} texts unusable, each asked for {self.attempts} times"
-            log.warning("generate: %s, such as %s", what, problems[0])
-            if len(problems) == len(prompts) >= HOPELESS:
+            count = (
+                f"{len(problems)} of {len(prompts)} texts are unusable after {self.attempts} attempts each"
+            )
+            log.warning("generate: %s, for example %s", count, problems[0])
+            if len(problems) == len(prompts) >= UNUSABLE_BLOCK:
                 raise GenflError(
-                    f"{FIELD}: {what}, such as {problems[0]}; take another model, or other words and attempts"
+                    f"{FIELD}: {count}, for example {problems[0]}; use another model, or change words or"
+                    " attempts"
                 )
         for prompt, answer in zip(prompts, written, strict=True):
             yield Sample(prompt, answer.text)
 
     def write(self, prompt: Prompt) -> Answer:
-        """Returns a text; or an empty one, and what is wrong with the last answer."""
+        """Return a usable text for a prompt, or an empty text and the problem of the last answer."""
         guides, key = prompt.guides[: self.shots], Key(prompt.seed).fold("text")
         query = self.query(prompt, guides)
 
         def judge(answer: Answer) -> Answer:
-            text = answers.whole(answer.text)
+            text = answers.answer_text(answer.text)
             problem = self.problem(answer, text, query, guides)
             if problem is None:
                 return Answer(text)
-            # no guide may be shown or kept
+            # an unusable answer may repeat a guide, so it is neither shown nor kept
             return Answer("", problem=problem if guides else f"{text[:100]!r}: {problem}")
 
         for attempt in range(self.attempts):
@@ -96,7 +100,12 @@ class ChatTexts(Generator):
         return answer
 
     def query(self, prompt: Prompt, guides: Sequence[str] = ()) -> str:
-        """Returns what the chat model is asked for a prompt's text."""
+        """Return the query for a prompt's text.
+
+        Args:
+            prompt: The prompt.
+            guides: Real examples of the class to show to the model.
+        """
         lines = [
             f'Write one text of the class "{prompt.label}". The classes are: {", ".join(self.labels)}.',
             f"What it is: {prompt.text}.",
@@ -108,52 +117,59 @@ class ChatTexts(Generator):
         return "\n".join([*lines, "Answer with the text alone."])
 
     def problem(self, answer: Answer, text: str, query: str, guides: Sequence[str] = ()) -> str | None:
-        """Says why an answer's text is not usable; None where it is."""
-        said = answers.words(text)
+        """Return why an answer's text is not usable; None if it is usable.
+
+        Args:
+            answer: The answer.
+            text: Its text, see `genfl.llm.answers.answer_text`.
+            query: The query.
+            guides: The real examples in the query.
+        """
+        normalized, asked = answers.normalize_words(text), answers.normalize_words(query)
         if answer.cut:
-            return "cut off, as by max_tokens"
-        if not said:
+            return "cut off, for example by max_tokens"
+        if not normalized:
             return "empty"
-        if answers.refusal(answer.text):
+        if answers.is_refusal(answer.text):
             return "a refusal"
-        if any(copies(text, guide) for guide in guides):
+        if any(is_copy(text, guide) for guide in guides):
             return "it copies a real example"
-        if f" {said} " in f" {answers.words(query)} " or answers.words(query) in said:
+        if f" {normalized} " in f" {asked} " or asked in normalized:
             return "it repeats the query"
-        words = len(text.split())
-        if not self.words / 4 <= words <= 3 * self.words:
-            return f"{words} words, and about {self.words} are wanted"
+        count = len(text.split())
+        if not self.words / 4 <= count <= 3 * self.words:
+            return f"it has {count} words instead of about {self.words}"
         return None
 
 
-def called(options: Mapping[str, Any]) -> str:
-    """Returns what data sets call the model: what its server calls it, its id, or its folder's name."""
+def chat_model_name(options: Mapping[str, Any]) -> str:
+    """Return a chat model's name for data cards: the server's name of it, its id, or its folder's name."""
     name: str = options["model"]
     return name if options["base_url"] else hub.model_name(name)
 
 
-def copies(text: str, guide: str) -> bool:
-    """Returns whether a text is a guide with little changed: words around it, words in it, or their order."""
+def is_copy(text: str, guide: str) -> bool:
+    """Return whether a text is a real example with a few words added, changed or moved."""
     measure = MEASURES["text"]
-    said, real = answers.words(text), answers.words(guide)
+    normalized, example = answers.normalize_words(text), answers.normalize_words(guide)
     return (
-        f" {real} " in f" {said} "
-        or SequenceMatcher(None, real.split(), said.split(), autojunk=False).ratio() >= ALIKE
+        f" {example} " in f" {normalized} "
+        or SequenceMatcher(None, example.split(), normalized.split(), autojunk=False).ratio() >= COPIED_WORDS
         or float(measure.vector(text) @ measure.vector(guide)) >= measure.near
     )
 
 
-def unguided(options: Mapping[str, Any]) -> str | None:
-    """Says why no real example can guide it, and the fix; None where one can.
+def text_guidance_problem(options: Mapping[str, Any]) -> str | None:
+    """Return why real examples cannot guide the texts, and the fix; None if they can.
 
     Args:
         options: The fields of `genfl.config.generation.TextGenerator`.
     """
     if not options["shots"]:
-        return f"no example is shown where {FIELD}.shots is 0; raise it, or use prompt"
+        return f"{FIELD}.shots is 0, so no real example is shown; raise it, or use prompt"
     if options["base_url"] and not options["trusted"]:
         return (
-            f"the server at {FIELD}.base_url would be shown clients' real texts; set {FIELD}.trusted to true"
-            " if it is the clients' own, or use prompt"
+            f"the server at {FIELD}.base_url would see clients' real texts; set {FIELD}.trusted to true if"
+            " the clients own it, or use prompt"
         )
     return None

@@ -1,1 +1,1 @@
-"""Chat models: asked in one way, whether they run here or behind a server."""
+"""Chat models: one interface to models that run here and models behind a server."""

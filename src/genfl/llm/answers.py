@@ -1,4 +1,4 @@
-"""What of a chat model's answer is usable: strict, because what is not would be trained on."""
+"""Clean the answers of chat models, and detect unusable ones: whatever passes is trained on."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PREAMBLE = re.compile(
 _CHATTER = re.compile(r"^(?:sure|certainly|of course|absolutely|okay|ok)[!,.]?\s*$", re.IGNORECASE)
 _NOT = r"(?:can(?:not|'t|’t| not)|won['’]t|will not|(?:am |['’]m )?(?:unable|not able) to) (?:\w+ )?"
 _REFUSAL = re.compile(
-    # with an excuse, what is not done need not be named
+    # after an excuse, a refusal need not name what is refused
     r"^(?:i(?:['’]m| am)?\s+)?(?:sorry|apolog\w+|unfortunately)\b[^.\n]{0,40}\bi\s?(?:"
     rf"{_NOT}(?:(?:help|assist)(?! but)|write|create|generate|provide|produce|fulfil|fulfill|comply|continue"
     r"|discuss|engage|answer|respond|complete|do (?:this|that|so))\b"
     r"|(?:must|have to) decline\b|(?:don['’]t|do not) feel comfortable\b)"
-    # without one, customers decline as well: to write home, to create a fuss, to help themselves
+    # without an excuse, customers decline things, too: to write home, to create a fuss, to help themselves
     rf"|^i\s?{_NOT}(?:(?:help|assist)(?: you)? with\b|(?:help|assist|do (?:this|that|so))\W*$"
     r"|fulfill?\b|comply\b|(?:write|create|generate|provide|produce) (?:(?:this|that|such|about)\b"
     r"|(?:[\w-]+ ){0,4}(?:texts?|reviews?|tweets?|content|prompts?|examples?|scenes?|messages?|responses?"
@@ -36,12 +36,12 @@ _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "�
 
 
 class Answer(NamedTuple):
-    """What a chat model answered.
+    """An answer of a chat model.
 
     Attributes:
-        text: Its words.
-        cut: Whether it did not come to its end: the limit of tokens, or a server's filter, cut it off.
-        problem: What is wrong with it, if its words are left out because something is.
+        text: The text.
+        cut: Whether the answer is incomplete, because of a limit of tokens or a server's filter.
+        problem: Why the text is left out; empty if it is not.
     """
 
     text: str
@@ -49,61 +49,62 @@ class Answer(NamedTuple):
     problem: str = ""
 
 
-def lines(answer: Answer) -> list[str]:
-    """Returns the lines of an answer without list marks, Markdown, quotes and what only leads up to them.
+def answer_lines(answer: Answer) -> list[str]:
+    """Return the lines of an answer without list marks, Markdown, quotes and preambles.
 
-    Where it was cut off, the last line is no whole one, and is left out.
+    If the answer was cut off, its last line is left out.
     """
     text = answer.text.rpartition("\n")[0] if answer.cut else answer.text
-    found = [_bare(line) for line in _said(text).splitlines()]
-    return [line for line in found if line and not _PREAMBLE.match(line) and not _CHATTER.match(line)]
+    lines = [_bare(line) for line in _visible(text).splitlines()]
+    return [line for line in lines if line and not _PREAMBLE.match(line) and not _CHATTER.match(line)]
 
 
-def whole(answer: str) -> str:
-    """Returns an answer as one text on one line, without preamble, Markdown and quotes."""
-    said = [line for line in _said(answer).splitlines() if not _CHATTER.match(line.strip())]
-    return _bare(_PREAMBLE.sub("", " ".join(" ".join(said).split())))
+def answer_text(answer: str) -> str:
+    """Return an answer as one text on one line, without preamble, Markdown and quotes."""
+    lines = [line for line in _visible(answer).splitlines() if not _CHATTER.match(line.strip())]
+    return _bare(_PREAMBLE.sub("", " ".join(" ".join(lines).split())))
 
 
-def names(text: str, labels: Sequence[str], inflected: bool = False) -> set[str]:
-    """Returns the labels that a text names as words, `folded`.
+def named_labels(text: str, labels: Sequence[str], inflected: bool = False) -> set[str]:
+    """Return the labels that a text names as words, after `normalize_case`.
 
-    Where one is part of another, as truck is of fire truck, the longer one's words do not name the shorter.
+    If one label is part of another, as truck is of fire truck, the longer one does not name the shorter one.
 
     Args:
-        text: Any.
-        labels: The labels there are.
-        inflected: Whether its regular English plurals and genitive name a label, too.
+        text: Any text.
+        labels: The names of the classes.
+        inflected: Whether regular English plurals and genitives of a label name it, too.
     """
-    names = map(folded, labels)
+    names = map(normalize_case, labels)
     forms = {form: name for name in names for form in (_inflections(name) if inflected else [name])}
-    anyone = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
-    return {forms[form] for form in re.findall(rf"(?<!\w)(?:{anyone})(?!\w)", folded(text))}
+    alternatives = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
+    matches = re.findall(rf"(?<!\w)(?:{alternatives})(?!\w)", normalize_case(text))
+    return {forms[form] for form in matches}
 
 
 def _inflections(name: str) -> list[str]:
-    """Returns a word, its genitive, and what may be its plural: cats, foxes, flies, wolves."""
+    """Return a word, its genitive, and possible plurals: cats, foxes, flies, wolves."""
     bases = [name, f"{name}e", re.sub("y$", "ie", name), re.sub("fe?$", "ve", name)]
     return [*(f"{base}s" for base in bases), f"{name}'s", f"{name}’s", name]
 
 
-def folded(text: str) -> str:
-    """Returns what texts share that differ in case and spaces alone."""
+def normalize_case(text: str) -> str:
+    """Return a text in one case with single spaces: equal for texts that differ only in case and spaces."""
     return " ".join(text.casefold().split())
 
 
-def words(text: str) -> str:
-    """Returns what texts share that differ in case, spaces and punctuation alone."""
+def normalize_words(text: str) -> str:
+    """Return the words of a text: equal for texts that differ only in case, spaces and punctuation."""
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def refusal(answer: str) -> bool:
-    """Returns whether an answer declines to give one."""
-    return bool(_REFUSAL.search(_said(answer).strip()))
+def is_refusal(answer: str) -> bool:
+    """Return whether a chat model declines to answer."""
+    return bool(_REFUSAL.search(_visible(answer).strip()))
 
 
-def _said(answer: str) -> str:
-    """Returns an answer without a reasoning model's thoughts, fences and unprintable characters."""
+def _visible(answer: str) -> str:
+    """Return an answer without a reasoning model's thoughts, fences and unprintable characters."""
     text = _FENCE.sub("", _THOUGHT.sub("", answer))
     return "".join(char for char in text if char.isprintable() or char.isspace())
 

@@ -1,4 +1,4 @@
-"""The chat interface: a query and a seed in, an answer out; what was answered once is not asked again."""
+"""The interface of chat models (query and seed in, answer out), and the cache of their answers."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from genfl.storage import digest, read_json, write_json
 
 log = logging.getLogger(__name__)
 
-Options = Mapping[str, Any]
+ChatOptions = Mapping[str, Any]
 """The fields of `genfl.config.generation.ChatModel`."""
 
-OPENAI = "api.openai.com"
+OPENAI_HOST = "api.openai.com"
 
-HOW = frozenset({"api_key_env", "timeout", "parallel"})
-"""The options that say how a server is asked, and not what it answers."""
+TRANSPORT_OPTIONS = frozenset({"api_key_env", "timeout", "parallel"})
+"""The options that decide how a server is asked, but not what it answers."""
 
-Item = TypeVar("Item")
-Found = TypeVar("Found")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Chat(Protocol):
     """A chat model.
 
     Attributes:
-        at_once: How many queries it may be asked at the same time, from threads.
+        at_once: The number of queries that may be in flight, from several threads.
     """
 
     at_once: int
 
     def ask(self, query: str, seed: int) -> Answer:
-        """Returns the answer to one message, without a conversation before it.
+        """Return the answer to a single message, without a conversation before it.
 
         Args:
             query: The message.
-            seed: In [0, 2³¹); decides what is sampled, as far as the model's host keeps to it.
+            seed: The seed of the sampling, in [0, 2³¹). A server may ignore it.
 
         Raises:
             GenflError: There is no answer.
@@ -53,16 +53,16 @@ class Chat(Protocol):
         ...
 
 
-class Remembered:
-    """A chat model whose answers are kept in files, one each, named by a digest of model, query and seed.
+class CachedChat:
+    """A chat model with a cache of answers: one file each, named by a digest of model, query and seed.
 
-    The files hold answers alone: a query may hold what must not be written. An empty one is not kept, so that
-    it is asked again in another run.
+    The files hold answers only, because a query may hold private texts. Empty answers are not kept, so
+    another run asks for them again.
 
     Args:
         chat: The model.
-        folder: Where the answers are kept; None for nowhere.
-        identity: Plain values that decide its answers.
+        folder: The folder of the answers; None to keep none.
+        identity: Plain values that decide the model's answers.
     """
 
     def __init__(self, chat: Chat, folder: Path | None, identity: Any) -> None:
@@ -72,18 +72,18 @@ class Remembered:
         self.at_once = chat.at_once
 
     def ask(self, query: str, seed: int, judge: Callable[[Answer], Answer] = lambda answer: answer) -> Answer:
-        """Returns the kept answer, or else asks; see `Chat`.
+        """Return the cached answer, or ask the model; see `Chat`.
 
         Args:
             query: The message.
             seed: In [0, 2³¹).
-            judge: Returns what of an answer is kept, and given in its place: one to a query with real
-                examples may repeat them.
+            judge: A function that returns what is kept and returned in place of an answer. An answer to a
+                query with real examples may repeat them.
         """
         path = self.folder and self.folder / f"{digest([self.identity, query, seed])}.json"
-        kept = path and _kept(path)
-        if kept:
-            return kept
+        cached = path and _cached(path)
+        if cached:
+            return cached
         answer = self.chat.ask(query, seed)
         judged = judge(answer)
         if path and answer.text.strip():
@@ -92,7 +92,7 @@ class Remembered:
         return judged
 
 
-def _kept(path: Path) -> Answer | None:
+def _cached(path: Path) -> Answer | None:
     if not path.exists():
         return None
     try:
@@ -101,90 +101,102 @@ def _kept(path: Path) -> Answer | None:
             return Answer(**row["answer"])
     except (GenflError, LookupError, TypeError):
         pass
-    log.warning("%s is damaged; its query is asked again", path)
+    log.warning("%s is damaged; the query is asked again", path)
     return None
 
 
-def each(chat: Chat, function: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
-    """Returns ``function(item)`` of every item, in order, as many at a time as the model may be asked.
+def map_queries(chat: Chat, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """Return ``function(item)`` of every item, in order, with as many calls at a time as the model allows.
 
     Args:
         chat: The model that the function asks.
-        function: It may be called from other threads.
-        items: What it is called on.
+        function: A function that other threads may call.
+        items: Its arguments.
     """
     with ThreadPoolExecutor(chat.at_once) as pool:
         return list(pool.map(function, items))
 
 
-def connect(options: Options, field: str, folder: Path | None = None) -> Remembered:
-    """Returns a chat model.
+def connect(options: ChatOptions, field: str, folder: Path | None = None) -> CachedChat:
+    """Return a chat model, loaded here or behind a server.
 
     Args:
-        options: Which, and how it is asked.
-        field: The section of the config that they come from.
-        folder: Where its answers are kept; None for nowhere.
+        options: The model, and how it is asked.
+        field: The section of the config, for messages.
+        folder: The folder of the cached answers; None to keep none.
 
     Raises:
-        InputError: There is no such model, or a library is missing.
+        InputError: The model does not exist, or a library is missing.
     """
-    check(options, field)
+    check_chat_model(options, field)
     chat: Chat
     if options["base_url"] is None:
-        chat = local.Local(
+        chat = local.LocalChat(
             options["model"], options["device"], options["temperature"], options["max_tokens"], field
         )
     else:
-        chat = server.Server(
+        chat = server.ServerChat(
             options["model"],
             options["base_url"],
-            _key(options, field),
+            _api_key(options, field),
             temperature=options["temperature"],
             max_tokens=options["max_tokens"],
             timeout=options["timeout"],
             at_once=options["parallel"],
         )
-    identity = [fingerprint(options), options["temperature"], options["max_tokens"]]
-    return Remembered(chat, folder, identity)
+    identity = [chat_fingerprint(options), options["temperature"], options["max_tokens"]]
+    return CachedChat(chat, folder, identity)
 
 
-def _key(options: Options, field: str) -> str:
-    """Returns the key of a server, from the variable that is named; if none is, OpenAI's for OpenAI."""
+def _api_key(options: ChatOptions, field: str) -> str:
+    """Return the server's key from the named variable; without a name, OpenAI's key for OpenAI only."""
     parts, variable = urlsplit(options["base_url"]), options["api_key_env"]
-    if variable is None and (parts.scheme, parts.hostname) == ("https", OPENAI):
+    if variable is None and (parts.scheme, parts.hostname) == ("https", OPENAI_HOST):
         variable = "OPENAI_API_KEY"
     key = os.environ.get(variable, "").strip() if variable else ""
-    if not (key.isascii() and key.isprintable()):  # it would be refused further on, and shown
-        raise InputError(f"{field}.api_key_env: what {variable} holds is no key: not printable ASCII")
+    if not (key.isascii() and key.isprintable()):  # the HTTP library would reject it, and show it
+        raise InputError(
+            f"{field}.api_key_env: the value of {variable} is not a key, because it is not printable ASCII;"
+            " set the variable to the key"
+        )
     return key
 
 
-def check(options: Options, field: str) -> None:
-    """Refuses what cannot work, without asking: a server need not run where its answers are there already.
+def check_chat_model(options: ChatOptions, field: str) -> None:
+    """Check a chat model without asking it: its server need not run if all answers are cached.
+
+    Args:
+        options: The model, and how it is asked.
+        field: The section of the config, for messages.
 
     Raises:
-        InputError: It says what is wrong. What could hold a secret is not repeated.
+        InputError: The options cannot work. The message repeats nothing that may be a secret.
     """
     if options["api_key_env"] is not None and not re.fullmatch(r"[A-Za-z_]\w*", options["api_key_env"]):
         raise InputError(
-            f"{field}.api_key_env: it is the name of an environment variable; the key itself belongs there"
+            f"{field}.api_key_env: it must be the name of an environment variable; put the key in that"
+            " variable"
         )
     if options["base_url"] is None:
-        local.check(options["model"], field)
+        local.check_local_model(options["model"], field)
         hub.check_device(options["device"], f"{field}.device")
         return
     parts = urlsplit(options["base_url"])
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
         raise InputError(
-            f"{field}.base_url: give a server's address, from http:// or https:// on, without name, password"
-            " or key, such as http://127.0.0.1:8000/v1"
+            f"{field}.base_url: it must be a server's address that begins with http:// or https://; give it"
+            " without user name, password or key, such as http://127.0.0.1:8000/v1"
         )
     if parts.path.rstrip("/").endswith("/chat/completions"):
-        raise InputError(f"{field}.base_url: leave /chat/completions out, which is added to it")
-    server.check(field)
+        raise InputError(f"{field}.base_url: /chat/completions is added to it; leave that part out")
+    server.check_server_libraries(field)
 
 
-def fingerprint(options: Options) -> list[Any]:
-    """Returns what changes when the model changes: its name and server, or the content of its folder."""
+def chat_fingerprint(options: ChatOptions) -> list[Any]:
+    """Return plain values that change when the model changes: its name and server, or its folder's content.
+
+    Args:
+        options: The model, and how it is asked.
+    """
     name = options["model"] if options["base_url"] else hub.fingerprint(options["model"])
     return [name, options["base_url"]]

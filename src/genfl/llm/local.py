@@ -1,37 +1,37 @@
-"""A chat model that transformers runs here: a folder, or a Hugging Face id."""
+"""Chat models that transformers runs here: a folder, or a Hugging Face id."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from genfl import hub
 from genfl.data.folders import first_line
 from genfl.errors import InputError
-from genfl.generators import pretrained
 from genfl.llm.answers import Answer
 
 
-class Local:
+class LocalChat:
     """A causal language model with a chat template, in the precision of its weights.
 
     Args:
         model: A folder that ``save_pretrained`` wrote, or a Hugging Face id.
         device: A torch device.
-        temperature: Of sampling; what else the model's own generation config says (top_p, top_k) stays.
-        max_tokens: The longest answer.
+        temperature: The temperature of sampling. Other settings, such as top_p and top_k, are those of the
+            model's generation config.
+        max_tokens: The length limit of an answer, in tokens.
         field: The section of the config, for messages.
 
     Raises:
-        InputError: There is no such model, or it is none to chat with.
+        InputError: The model does not exist, or it is not a chat model.
     """
 
     at_once = 1
 
     def __init__(self, model: str, device: str, temperature: float, max_tokens: int, field: str) -> None:
-        self.tokenizer = _tokenizer(model, field)
+        self.tokenizer = _load_tokenizer(model, field)
         self.settings = {"do_sample": True, "temperature": temperature, "max_new_tokens": max_tokens}
         try:
             loaded = _transformers(field).AutoModelForCausalLM.from_pretrained(
@@ -40,15 +40,20 @@ class Local:
                 use_safetensors=True,  # never a pickle
             )
             self.model: Any = loaded.to(device).eval()
-        except Exception as error:  # of transformers and safetensors, which raise their own, and of torch
-            raise InputError(f"{field}.model: {model!r} could not be loaded: {first_line(error)}") from error
+        except (
+            Exception
+        ) as error:  # transformers and safetensors raise their own errors, torch those of memory
+            raise InputError(
+                f"{field}.model: {model!r} could not be loaded ({first_line(error)}); give a chat model with"
+                " safetensors files"
+            ) from error
         self.field = field
 
     def ask(self, query: str, seed: int) -> Answer:
-        """Returns an answer, sampled from the seed; see `genfl.llm.chat.Chat`.
+        """Return an answer that is sampled from the seed; see `genfl.llm.chat.Chat`.
 
         Raises:
-            InputError: It does not fit into memory.
+            InputError: The answer does not fit into memory.
         """
         inputs = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": query}],
@@ -58,8 +63,8 @@ class Local:
         ).to(self.model.device)
         cuda = [self.model.device] if self.model.device.type == "cuda" else []
         # transformers samples from torch's global stream only
-        enough = pretrained.in_memory(1, str(self.model.device), f"{self.field}.device")
-        with enough, torch.random.fork_rng(cuda), torch.no_grad():
+        in_memory = hub.explain_out_of_memory(1, str(self.model.device), f"{self.field}.device")
+        with in_memory, torch.random.fork_rng(cuda), torch.no_grad():
             torch.manual_seed(seed)
             tokens = self.model.generate(**inputs, **self.settings)[0, inputs["input_ids"].shape[1] :]
         ends = self.model.generation_config.eos_token_id  # one, several or none
@@ -67,39 +72,49 @@ class Local:
         return Answer(self.tokenizer.decode(tokens, skip_special_tokens=True), cut)
 
 
-def check(model: str, field: str) -> None:
-    """Refuses a model that is not there, or none to chat with, without loading its weights.
+def check_local_model(model: str, field: str) -> None:
+    """Check that a model is a chat model, without loading its weights.
+
+    Args:
+        model: A folder, or a Hugging Face id.
+        field: The section of the config, for messages.
 
     Raises:
-        InputError: It is so.
+        InputError: The model does not exist, or it is not a chat model.
     """
-    _tokenizer(model, field)
+    _load_tokenizer(model, field)
 
 
-@lru_cache(maxsize=2)
-def _tokenizer(model: str, field: str) -> Any:
+def _load_tokenizer(model: str, field: str) -> Any:
     transformers = _transformers(field)
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     try:
         if not Path(model).is_dir() and not isinstance(try_to_load_from_cache(model, "config.json"), str):
-            HfApi().model_info(model, timeout=10)  # loading would try for a minute where there is no network
-        found = transformers.AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # of three libraries, which raise their own
+            # fails at once if there is no network, where loading would try for a minute
+            HfApi().model_info(model, timeout=10)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # three libraries raise their own errors
         raise InputError(
-            f"{field}.model: {model!r} is no folder with a chat model, and none to be had from the Hugging"
-            f" Face Hub now ({first_line(error)})"
+            f"{field}.model: {model!r} is neither a folder with a chat model nor available from the Hugging"
+            f" Face Hub ({first_line(error)}); give a folder or the id of a chat model"
         ) from error
-    if not found.chat_template:
-        raise InputError(f"{field}.model: {model!r} is no chat model: its tokenizer has no chat template")
-    return found
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{field}.model: {model!r} is not a chat model, because its tokenizer has no chat template; use"
+            " another model"
+        )
+    return tokenizer
 
 
 def _transformers(field: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise InputError(f"{field}.model: it needs transformers: pip install 'genfl[text]'") from error
+        raise InputError(
+            f"{field}.model: a model that runs here needs transformers, which is not installed; run pip"
+            " install 'genfl[text]'"
+        ) from error
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return transformers

@@ -1,4 +1,4 @@
-"""A chat model behind a server that is compatible with OpenAI's."""
+"""Chat models behind an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from genfl.llm.answers import Answer
 log = logging.getLogger(__name__)
 
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Statuses after which the same request may succeed."""
+"""HTTP statuses after which the same request may succeed."""
 
 UNAUTHORISED = 401
 
 CUT = ("length", "content_filter")
-"""What servers say ended an answer that did not come to its end."""
+"""The finish reasons of incomplete answers."""
 
 EXCERPT = 200
-"""Characters of a server's own message that an error shows."""
+"""The characters of a server's message that an error shows."""
 
 LARGEST = 2**24
-"""Bytes of a reply; an answer has thousands."""
+"""The most bytes of a reply; an answer has thousands."""
 
 SECRET = 16
-"""Characters of a key that no text holds by chance, as it may hold none, test or 1."""
+"""The least length of a key that is hidden in answers: a dummy key such as test may occur in any text."""
 
 
-class Server:
-    """A server's chat model.
+class ServerChat:
+    """A chat model behind a server.
 
-    What fails in a way that may pass is tried again, after waits that double, or as long as the server asks.
+    A request that fails for a time is repeated. The waits double, or last as long as the server asks.
 
     Args:
-        model: What the server calls it.
-        base_url: The address, as in ``http://127.0.0.1:8000/v1``.
-        key: The server's key; empty for none. It is sent to that address only, and shown nowhere. What is not
-            encrypted goes there itself, past any proxy that the environment names.
-        temperature: Of sampling.
-        max_tokens: The longest answer.
-        timeout: The longest that a request may take, and that is waited before the next, in seconds.
-        at_once: Queries in flight.
-        retries: How often a request is repeated.
-        wait: Seconds before the first repetition.
+        model: The server's name of the model.
+        base_url: The address, such as ``http://127.0.0.1:8000/v1``.
+        key: The server's key; empty for none. It is sent to that address only, and shown nowhere. An
+            unencrypted request goes directly to the address, past any proxy that the environment names.
+        temperature: The temperature of sampling.
+        max_tokens: The length limit of an answer, in tokens.
+        timeout: The longest time for a request, and the longest wait before the next one, in seconds.
+        at_once: The number of queries in flight.
+        retries: The number of repetitions of a request.
+        wait: The seconds before the first repetition.
     """
 
     def __init__(
@@ -72,20 +72,19 @@ class Server:
         self.at_once = at_once
         self.retries = retries
         self.wait = wait
-        # OpenAI's own server has renamed the limit; others know it by its old name
+        # OpenAI's own server has renamed the limit; others use the old name
         limit = "max_completion_tokens" if httpx.URL(base_url).host == "api.openai.com" else "max_tokens"
         self.settings = {"model": model, "temperature": temperature, limit: max_tokens}
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        straight = (
-            None if self.url.startswith("https:") else httpx.HTTPTransport()
-        )  # so it looks for no proxy
-        self.client = httpx.Client(headers=headers, timeout=timeout, transport=straight)
+        # with a transport of its own, the client uses no proxy
+        direct = None if self.url.startswith("https:") else httpx.HTTPTransport()
+        self.client = httpx.Client(headers=headers, timeout=timeout, transport=direct)
 
     def ask(self, query: str, seed: int) -> Answer:
-        """Returns an answer; see `genfl.llm.chat.Chat`.
+        """Return an answer; see `genfl.llm.chat.Chat`.
 
         Raises:
-            GenflError: The server refuses, or still fails after the last repetition.
+            GenflError: The server rejects the request, or still fails after the last repetition.
         """
         request = {**self.settings, "messages": [{"role": "user", "content": query}], "seed": seed}
         problem = ""
@@ -99,30 +98,30 @@ class Server:
                 if 200 <= status < 300:
                     answer = _answer(body)
                     if answer is not None:
-                        return answer._replace(text=self._blotted(answer.text))
-                    problem = f"the reply is none of an OpenAI-compatible server ({self._excerpt(body)})"
+                        return answer._replace(text=self._without_key(answer.text))
+                    problem = f"the reply is not that of an OpenAI-compatible server ({self._excerpt(body)})"
                 else:
                     problem = f"status {status} ({self._excerpt(body)})"
                     if status not in TRANSIENT:
-                        hint = "; no key was sent, as api_key_env names none that is set"
-                        lacks = status == UNAUTHORISED and not self.key
-                        raise GenflError(f"{self.url}: {problem}{hint if lacks else ''}")
-                asked = _asked_for(headers)
-                if asked > self.timeout:
+                        hint = "; no key was sent, set the variable that api_key_env names"
+                        lacks_key = status == UNAUTHORISED and not self.key
+                        raise GenflError(f"{self.url}: {problem}{hint if lacks_key else ''}")
+                requested = _requested_wait(headers)
+                if requested > self.timeout:
                     raise GenflError(
-                        f"{self.url}: {problem}; a wait of {asked:g} s exceeds timeout, raise it"
+                        f"{self.url}: {problem}; the server asks to wait {requested:g} s, raise timeout"
                     )
-                wait = asked or wait
+                wait = requested or wait
             if attempt < self.retries:
                 log.info("%s: %s; trying again in %g s", self.url, problem, wait)
                 time.sleep(wait)
         raise GenflError(f"{self.url}: {problem}, {self.retries + 1} times")
 
     def _post(self, request: dict[str, Any]) -> tuple[int, Any, str]:
-        """Returns status, headers and body of a reply.
+        """Return status, headers and body of a reply.
 
         Raises:
-            OSError: There is none, none in time, or one that is too large.
+            OSError: There is no reply, it is late, or it is too large.
         """
         late = f"no reply in {self.timeout:g} s"
         deadline = time.monotonic() + self.timeout
@@ -134,8 +133,8 @@ class Server:
             except Exception as error:
                 reply.set_exception(error)
 
-        # the client's own limits are on each read, and a server may send its headers byte by byte: it is left
-        # alone then, in a thread that no exit waits for
+        # The client limits the time of each read, but a server may send its headers byte by byte. So the
+        # request runs in a daemon thread, which is abandoned when the time is over.
         threading.Thread(target=run, daemon=True).start()
         try:
             return reply.result(self.timeout)
@@ -151,7 +150,7 @@ class Server:
                 for part in reply.iter_bytes():
                     body += part
                     if len(body) > LARGEST:
-                        raise OSError(f"a reply of more than {LARGEST} bytes")
+                        raise OSError(f"the reply has more than {LARGEST} bytes")
                     if time.monotonic() > deadline:
                         raise TimeoutError
         except httpx.TimeoutException as error:
@@ -160,19 +159,19 @@ class Server:
             raise OSError(str(error) or type(error).__name__) from error
         return reply.status_code, reply.headers, body.decode("utf-8", "replace")
 
-    def _blotted(self, text: str) -> str:
-        """Returns an answer without the key; a short one stays, as dummies are that servers ignore."""
+    def _without_key(self, text: str) -> str:
+        """Return an answer without the key. A short key stays: it is a dummy that servers ignore."""
         return text.replace(self.key, "***") if len(self.key) >= SECRET else text
 
     def _excerpt(self, body: str) -> str:
-        """Returns the beginning of a server's own message, in which the key is blotted out, also in JSON."""
+        """Return the beginning of a server's message without the key, however JSON spells it."""
         spelt = "".join(rf"(?:\\?{re.escape(char)}|\\u{ord(char):04x})" for char in self.key)
         shown = re.sub(spelt, "***", body, flags=re.IGNORECASE) if self.key else body
-        return " ".join(shown[:EXCERPT].split()) or "and nothing more"
+        return " ".join(shown[:EXCERPT].split()) or "without a message"
 
 
 def _answer(body: str) -> Answer | None:
-    """Returns a reply's answer, empty where the server gives none; None where it is no such reply."""
+    """Return a reply's answer, empty if the server gives none; None if the reply has another form."""
     try:
         choices = json.loads(body)["choices"]
         content = choices[0]["message"].get("content") if choices else None
@@ -181,25 +180,30 @@ def _answer(body: str) -> Answer | None:
         return None
     if not isinstance(content, str | None) or not isinstance(choices, list):
         return None
-    text = (content or "").encode("utf-8", "replace").decode()  # JSON can spell what UTF-8 cannot
+    text = (content or "").encode("utf-8", "replace").decode()  # JSON can spell lone surrogates
     return Answer(text, cut)
 
 
-def _asked_for(headers: Any) -> float:
-    """Returns how many seconds the server asks to wait; 0 where it does not say, or says a date."""
+def _requested_wait(headers: Any) -> float:
+    """Return the seconds that the server asks to wait; 0 if it does not say, or gives a date."""
     try:
         return max(0.0, float(headers.get("Retry-After", "")))
     except ValueError:
         return 0.0
 
 
-def check(field: str) -> None:
-    """Refuses a server where the library to reach it is missing.
+def check_server_libraries(field: str) -> None:
+    """Check that the library that reaches servers is installed.
+
+    Args:
+        field: The section of the config, for messages.
 
     Raises:
-        InputError: It says which.
+        InputError: It is missing.
     """
     try:
         import httpx  # noqa: F401
     except ImportError as error:
-        raise InputError(f"{field}.base_url: it needs httpx: pip install 'genfl[text]'") from error
+        raise InputError(
+            f"{field}.base_url: a server needs httpx, which is not installed; run pip install 'genfl[text]'"
+        ) from error

@@ -1,1 +1,1 @@
-"""From label names to many diverse prompts."""
+"""Prompts: many diverse texts from the names of labels."""

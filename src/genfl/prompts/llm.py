@@ -1,4 +1,4 @@
-"""Prompts by a chat model: asked for until there are enough usable ones of every label."""
+"""Prompts from a chat model, which is asked until each label has enough usable ones."""
 
 from __future__ import annotations
 
@@ -18,81 +18,90 @@ from genfl.rng import Key
 log = logging.getLogger(__name__)
 
 Asked = Literal["llm", "scenes"]
+"""A style that needs a chat model."""
 
 ASKED: tuple[Asked, ...] = ("llm", "scenes")
 """The styles that need a chat model."""
 
-A_THING: dict[Modality, str] = {"image": "an image", "audio": "a sound", "text": "a text"}
+CONTENT_NAMES: dict[Modality, str] = {"image": "an image", "audio": "a sound", "text": "a text"}
+"""The content of a modality, as queries name it."""
 
-MOST_WORDS = 40
-"""A prompt's. The text encoders of Stable Diffusion read 77 tokens, and a word may be two."""
+MAX_WORDS = 40
+"""The most words of a prompt. The text encoders of Stable Diffusion read 77 tokens; a word may take two."""
 
 
-class Described:
-    """Texts to draw a label's prompts from.
+class PromptLists:
+    """A fixed list of prompts for each label.
 
     Args:
-        texts: Those of each label.
+        texts: The prompts of each label.
     """
 
     def __init__(self, texts: dict[str, list[str]]) -> None:
         self.texts = texts
 
     def draw(self, label: str, rng: np.random.Generator) -> str:
-        """Draws a prompt for a label."""
+        """Draw a prompt of a label."""
         texts = self.texts[label]
         return texts[int(rng.integers(len(texts)))]
 
 
-def query(
+def prompt_query(
     style: Asked, label: str, others: Sequence[str], count: int, modality: Modality, known: Sequence[str] = ()
 ) -> str:
-    """Returns what a chat model is asked for a label's prompts.
+    """Return the query that asks a chat model for prompts of a label.
 
     Args:
-        style: ``llm`` is GPT-FL's (arXiv 2306.02210): a sentence around the label, to be filled in.
-            ``scenes`` is FedGC's (arXiv 2312.05807): scenes with the label, and without the others.
+        style: ``llm`` is GPT-FL's (arXiv 2306.02210): a sentence around the label whose blanks are filled in.
+            ``scenes`` is FedGC's (arXiv 2312.05807): scenes with the label and without the other labels.
         label: The name of the class.
-        others: The names of the others.
-        count: How many prompts are wanted.
-        modality: What the prompts are to make.
-        known: Prompts that there are already.
+        others: The names of the other classes.
+        count: The number of prompts wanted.
+        modality: The modality of the samples that the prompts describe.
+        known: Prompts that are not wanted again.
     """
     if style == "llm":
         task = (
             f'Q: "_ _ _ _ {label} _ _ _ _" Please fill in the blanks and make it a prompt to generate'
-            f" {A_THING[modality]}. Give {count} different answers. Each contains the words"
+            f" {CONTENT_NAMES[modality]}. Give {count} different answers. Each contains the words"
             f' "{label}" as they are.'
         )
     else:
         without = f" None of them mentions any of: {', '.join(others)}." if others else ""
         task = (
-            f"Describe {count} different scenes for {A_THING[modality]} of {label}, in one sentence each."
-            f' Each contains the words "{label}" as they are.{without}'
+            f"Describe {count} different scenes for {CONTENT_NAMES[modality]} of {label}, in one sentence"
+            f' each. Each contains the words "{label}" as they are.{without}'
         )
     again = f" These are known already, so give others: {'; '.join(known)}." if known else ""
     return f"{task}{again} Write one on each line, and nothing else."
 
 
-def problem(style: Asked, text: str, label: str, labels: Sequence[str]) -> str | None:
-    """Says why a line of an answer is no prompt for a label; None where it is one."""
-    named = answers.names(text, labels)
-    if answers.refusal(text):
+def prompt_problem(style: Asked, text: str, label: str, labels: Sequence[str]) -> str | None:
+    """Return why a line of an answer is not a prompt for a label; None if it is one.
+
+    Args:
+        style: The style of the query.
+        text: The line.
+        label: The name of the class.
+        labels: The names of all classes.
+    """
+    if answers.is_refusal(text):
         return "a refusal"
     if "_ _" in text or "__" in text:
         return "its blanks are not filled in"
-    if answers.folded(label) not in named:
+    name = answers.normalize_case(label)
+    if name not in answers.named_labels(text, labels):
         return "it does not name the label"
-    if style == "scenes" and answers.names(text, labels, inflected=True) != {answers.folded(label)}:
+    if style == "scenes" and answers.named_labels(text, labels, inflected=True) != {name}:
         return "it names another label"
-    if answers.words(text) == answers.words(label):
-        return "it is the label and nothing more"
-    if len(text.split()) > MOST_WORDS:
-        return f"more than {MOST_WORDS} words"
+    if answers.normalize_words(text) == answers.normalize_words(label):
+        return "it has no word besides the label"
+    if len(text.split()) > MAX_WORDS:
+        return f"it has more than {MAX_WORDS} words"
     return None
 
 
-def describe(
+def write_prompts(
     chat: Chat,
     style: Asked,
     label: str,
@@ -104,49 +113,49 @@ def describe(
     key: Key,
     fallback: Templates | None = None,
 ) -> list[str]:
-    """Returns different prompts for a label.
+    """Return distinct prompts for a label that a chat model writes.
 
     Args:
-        chat: Who is asked.
-        style: How; see `query`.
+        chat: The chat model.
+        style: The style of the query, see `prompt_query`.
         label: The name of the class.
-        labels: The names of all.
-        modality: What the prompts are to make.
-        distinct: How many prompts are wanted.
+        labels: The names of all classes.
+        modality: The modality of the samples that the prompts describe.
+        distinct: The number of prompts wanted, at least 1.
         attempts: The most queries.
         key: The random stream of this label.
-        fallback: What fills up the prompts if too few are usable; None for an error.
+        fallback: The templates that fill up the prompts if too few are usable; None for an error.
 
     Returns:
-        ``distinct`` prompts; fewer if the fallback has too few as well.
+        ``distinct`` prompts, or fewer if the fallback has too few as well.
 
     Raises:
-        GenflError: Too few are usable, and there is no fallback; or there is no answer.
+        GenflError: The model does not answer, or too few prompts are usable and there is no fallback.
     """
     others = [other for other in labels if other != label]
-    found: dict[str, str] = {}
+    prompts: dict[str, str] = {}
     unusable = ""
     for attempt in range(attempts):
-        missing = distinct - len(found)
+        missing = distinct - len(prompts)
         if not missing:
             break
-        asked = query(style, label, others, missing, modality, list(found.values()))
-        for line in answers.lines(chat.ask(asked, key.fold(attempt).integer() % 2**31)):
-            if wrong := problem(style, line, label, labels):
-                unusable = unusable or f"; unusable, for example: {line[:100]!r}, {wrong}"
-            elif len(found) < distinct:
-                found.setdefault(answers.words(line), line)
-    if len(found) == distinct:
-        return list(found.values())
+        query = prompt_query(style, label, others, missing, modality, list(prompts.values()))
+        for line in answers.answer_lines(chat.ask(query, key.fold(attempt).integer() % 2**31)):
+            if problem := prompt_problem(style, line, label, labels):
+                unusable = unusable or f" (unusable: {line[:100]!r}, {problem})"
+            elif len(prompts) < distinct:
+                prompts.setdefault(answers.normalize_words(line), line)
+    if len(prompts) == distinct:
+        return list(prompts.values())
     if fallback:
-        filled = found.copy()
+        filled = prompts.copy()
         for line in fallback.all(label):
             if len(filled) < distinct:
-                filled.setdefault(answers.words(line), line)
-        made = len(filled) - len(found)
-        log.warning("prompts: %d of %d of %r are templates%s", made, len(filled), label, unusable)
+                filled.setdefault(answers.normalize_words(line), line)
+        count = len(filled) - len(prompts)
+        log.warning("prompts: %d of %d prompts for %r are templates%s", count, len(filled), label, unusable)
         return list(filled.values())
     raise GenflError(
-        f"prompts.llm: {len(found)} of {distinct} prompts for {label!r} after {attempts} queries{unusable};"
-        " lower distinct, raise attempts, take another model, or set fallback to multiple"
+        f"prompts.llm: {len(prompts)} of {distinct} prompts for {label!r} after {attempts} queries{unusable};"
+        " lower distinct, raise attempts, use another model, or set fallback to multiple"
     )

@@ -1,4 +1,4 @@
-"""Prompts from templates: a sentence with the label and blanks to fill in."""
+"""Prompts from templates: sentences with the label, and with blanks to fill in."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from genfl.data.media import Modality
 from genfl.errors import InputError
 
 Style = Literal["label", "single", "multiple", "fill"]
+"""A style that needs no chat model, see `Templates`."""
 
 LABEL = "label"
+"""The blank for the label's name."""
+
 SINGLE: dict[Modality, str] = {
     "image": "a photo of a {label}",
     "audio": "a sound of {label}",
     "text": "a text about {label}",
 }
+"""The sentence of the style ``single`` for each modality."""
+
 MULTIPLE: dict[Modality, tuple[str, ...]] = {
     "image": (
         "a photo of a {label}",
@@ -57,24 +62,24 @@ MULTIPLE: dict[Modality, tuple[str, ...]] = {
         "a message about {label}",
     ),
 }
-"""The texts around a label's name, by what is to be generated."""
+"""The sentences of the style ``multiple`` for each modality."""
 
 
 class Templates:
-    """Sentences to draw a label's prompts from.
+    """Sentences that a label's prompts are drawn from.
 
     Styles:
-        label: the label's name alone.
-        single: one sentence for all (FedGC's "single" prompt), that of the modality.
-        multiple: one of several sentences (FedGC's "multiple" prompts).
-        fill: GPT-FL's query form, the label in a sentence whose blanks are filled in: ``a {look} {label}``.
-            Each blank is filled with one of its words, drawn anew for each prompt.
+        label: The label's name alone.
+        single: One sentence for all samples, that of the modality (FedGC's "single" prompt).
+        multiple: One of several sentences (FedGC's "multiple" prompts).
+        fill: A sentence with the label and blanks, such as ``a {look} {label}`` (GPT-FL's query form). Each
+            blank is filled with one of its words, drawn anew for each prompt.
 
     Args:
         style: One of the above.
-        template: The sentence of the style ``fill``; it names ``{label}`` and every blank.
+        template: The sentence of the style ``fill``, with ``{label}`` and every blank.
         blanks: The words for each blank of the style ``fill``; an empty word leaves no gap.
-        modality: What is to be generated.
+        modality: The modality of the samples that the prompts describe.
 
     Raises:
         InputError: The template and the blanks do not fit together.
@@ -89,46 +94,51 @@ class Templates:
     ) -> None:
         self.blanks = dict(blanks or {})
         if style != "fill" and (template or blanks):
-            raise InputError(f"prompts: style {style!r} takes no template and no blanks; style 'fill' does")
+            raise InputError(
+                f"prompts: style {style!r} takes no template or blanks; leave them out, or use style 'fill'"
+            )
         if style == "fill":
             self.templates: Sequence[str] = (_checked(template, self.blanks),)
         else:
-            several = {"label": ("{label}",), "single": (SINGLE[modality],), "multiple": MULTIPLE[modality]}
-            self.templates = several[style]
+            sentences = {"label": ("{label}",), "single": (SINGLE[modality],), "multiple": MULTIPLE[modality]}
+            self.templates = sentences[style]
 
     def draw(self, label: str, rng: np.random.Generator) -> str:
-        """Draws a prompt for a label."""
+        """Draw a prompt of a label."""
         template = self.templates[int(rng.integers(len(self.templates)))]
         words = {blank: fills[int(rng.integers(len(fills)))] for blank, fills in self.blanks.items()}
         return " ".join(template.format(label=label, **words).split())
 
     def all(self, label: str) -> list[str]:
-        """Returns every sentence for a label; of a style without blanks."""
+        """Return every sentence for a label, for a style without blanks."""
         return [template.format(label=label) for template in self.templates]
 
 
 def _checked(template: str | None, blanks: Mapping[str, Sequence[str]]) -> str:
     if template is None:
-        raise InputError("prompts.template: style 'fill' needs one, for example 'a {look} {label}'")
+        raise InputError("prompts.template: style 'fill' needs one; give for example 'a {look} {label}'")
     try:
-        named = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
     except ValueError as error:
-        raise InputError(f"prompts.template: {error}") from error
-    if LABEL not in named:
-        raise InputError("prompts.template: it must name {label}")
+        raise InputError(f"prompts.template: {template!r} is not a template ({error}); correct it") from error
+    if LABEL not in fields:
+        raise InputError(f"prompts.template: {template!r} must name {{label}}; add it")
     if LABEL in blanks:
         raise InputError(
             "prompts.blanks: 'label' is filled with the label itself; give the blank another name"
         )
-    for blank in sorted(named - {LABEL} - set(blanks)):
-        raise InputError(f"prompts.blanks: the template's blank {{{blank}}} has no words")
-    for blank in sorted(set(blanks) - named):
-        raise InputError(f"prompts.blanks: {blank!r} is not named in the template")
+    for blank in sorted(fields - {LABEL} - set(blanks)):
+        raise InputError(f"prompts.blanks: the template's blank {{{blank}}} has no words; give some")
+    for blank in sorted(set(blanks) - fields):
+        raise InputError(f"prompts.blanks: {blank!r} is not named in the template; leave it out")
     try:
-        template.format(**dict.fromkeys(named, "word"))
+        template.format(**dict.fromkeys(fields, "word"))
     except (ValueError, LookupError, AttributeError) as error:
-        raise InputError(f"prompts.template: a blank is {{name}} and nothing more ({error})") from error
+        raise InputError(
+            f"prompts.template: {template!r} has a blank that is more than {{name}} ({error}); write the name"
+            " only"
+        ) from error
     for blank, words in blanks.items():
         if not words:
-            raise InputError(f"prompts.blanks.{blank}: give at least one word")
+            raise InputError(f"prompts.blanks.{blank}: it has no words; give at least one")
     return template

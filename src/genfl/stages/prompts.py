@@ -17,9 +17,9 @@ from genfl.data.sources import DATASETS
 from genfl.errors import InputError
 from genfl.experiment.context import Context
 from genfl.generators.registry import GENERATORS
-from genfl.llm.chat import HOW, check, connect, each, fingerprint
-from genfl.prompts.llm import ASKED, Asked, Described, describe
-from genfl.prompts.plan import plan
+from genfl.llm.chat import TRANSPORT_OPTIONS, chat_fingerprint, check_chat_model, connect, map_queries
+from genfl.prompts.llm import ASKED, Asked, PromptLists, write_prompts
+from genfl.prompts.plan import plan_prompts
 from genfl.prompts.templates import Style, Templates
 from genfl.rng import Key
 from genfl.stages.base import IGNORED, Stage, StageRun, Without
@@ -56,7 +56,7 @@ def _inputs(config: Config, context: Context) -> PromptInputs:
     return PromptInputs(
         config.prompts,
         deciding(settings, {"model"}) if settings else None,  # its fingerprint says which
-        context.once(("llm", str(options)), lambda: fingerprint(options)) if options else None,
+        context.once(("llm", str(options)), lambda: chat_fingerprint(options)) if options else None,
         DATASETS[config.data.name].modality,
         config.seeds[0],
         config.generator.kind,
@@ -71,7 +71,7 @@ def _run(inputs: PromptInputs, work: StageRun) -> dict[str, Any]:
         source: Any = _described(prompts, prompts.llm, inputs.modality, labels, key, work.answers)
     else:
         source = templates(prompts, inputs.modality)
-    blocks = plan(
+    blocks = plan_prompts(
         labels, prompts.per_label, source, prompts.guidance_scale, prompts.block_size, key, prompts.wrong
     )
     lines = [json.dumps({"block": n, **_row(p)}) for n, block in enumerate(blocks) for p in block]
@@ -108,12 +108,12 @@ def templates(prompts: Prompts, modality: Modality) -> Templates:
 
 def _described(
     prompts: Prompts, llm: PromptModel, modality: Modality, labels: list[str], key: Key, answers: Path
-) -> Described:
+) -> PromptLists:
     chat = connect(llm.options(), SECTION, answers)
     with progress.bar("prompts", len(labels), "labels") as advance:
 
         def describe_label(label: str) -> list[str]:
-            texts = describe(
+            texts = write_prompts(
                 chat,
                 cast(Asked, prompts.style),
                 label,
@@ -127,7 +127,7 @@ def _described(
             advance(1)
             return texts
 
-        return Described(dict(zip(labels, each(chat, describe_label, labels), strict=True)))
+        return PromptLists(dict(zip(labels, map_queries(chat, describe_label, labels), strict=True)))
 
 
 def _check(inputs: PromptInputs, context: Context) -> None:
@@ -140,7 +140,7 @@ def _check(inputs: PromptInputs, context: Context) -> None:
             f"prompts.style: {inputs.generator} takes samples as they are, so there is nothing to ask a"
             " language model for; leave style and llm out"
         )
-    check(settings.options(), SECTION)
+    check_chat_model(settings.options(), SECTION)
 
 
 def deciding(section: Section, without: Collection[str] = ()) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def deciding(section: Section, without: Collection[str] = ()) -> dict[str, Any]:
         section: It says which model, and how it is run or asked.
         without: What else is left out.
     """
-    settings = section.model_dump(exclude={*HOW, *without})
+    settings = section.model_dump(exclude={*TRANSPORT_OPTIONS, *without})
     if "device" in settings:
         settings["device"] = settings["device"].partition(":")[0]  # not which of several
     return settings

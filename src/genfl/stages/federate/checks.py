@@ -17,7 +17,7 @@ from genfl.engines.auto import together
 from genfl.engines.pool import refusal
 from genfl.errors import InputError
 from genfl.experiment.context import Context
-from genfl.generators.classify import refuse
+from genfl.generators.classify import check_classifier
 from genfl.hub import check_device
 from genfl.learning.task import MissingPart, Task
 from genfl.references import GENERATOR
@@ -116,4 +116,4 @@ def _check_classifier(inputs: FederateInputs, data: DataSet) -> None:
         raise InputError(
             f"generator classifies images, and the examples of {inputs.data.section.name} are none"
         )
-    refuse(inputs.generator.section.model)
+    check_classifier(inputs.generator.section.model)
