@@ -9,6 +9,29 @@ from typing import Any
 
 import pytest
 
+from ..data.test_sounds import labelled
+
+
+@pytest.fixture
+def audio_config(tmp_path, monkeypatch):
+    """Builds the config of a run on 20 recordings of two labels, with sections of the caller's."""
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+
+    def build(labels: list[str], **sections: Any) -> dict[str, Any]:
+        path = labelled(tmp_path / "private", [0, 1] * 10, labels)
+        partition = {"clients": 2, "kind": "iid"}
+        return {
+            "name": "audio",
+            "seeds": [0],
+            "data": {"name": "sounds", "path": str(path), "seconds": 1.0, "partition": partition},
+            "model": "fedaudio",
+            "federate": {"clients_per_round": 2},
+            "methods": {"a": {"algorithm": "fedavg"}},
+            **sections,
+        }
+
+    return build
+
 
 def _wordpieces(folder: Path) -> tuple[str, str, dict[str, int]]:
     """Writes the vocabulary of a byte-pair tokenizer that knows the small letters alone."""

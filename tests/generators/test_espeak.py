@@ -26,7 +26,7 @@ def spoken(speaker, prompts):
     return [sample.content.samples.tobytes() for sample in speaker.generate(prompts)]
 
 
-def test_a_clip_depends_on_its_prompt_alone():
+def test_espeak_clip_depends_on_its_prompt_only():
     prompts = ask(24)
     alone = [spoken(Espeak(), [prompt])[0] for prompt in prompts]
     speaker = Espeak()
@@ -35,7 +35,7 @@ def test_a_clip_depends_on_its_prompt_alone():
     assert len(set(alone)) == len(alone)
 
 
-def test_nothing_leaks_from_one_utterance_to_the_next():
+def test_utter_keeps_no_state_between_calls():
     voices = [f"gmw/en+{speaker}" for speaker in espeak.SPEAKERS]
     there = [utter("happy", voice, {}, 7).samples.tobytes() for voice in voices]
     utter("something else", "roa/fr+whisper", {"rate": 300, "pitch": 99, "range": 99}, 3)
@@ -43,7 +43,7 @@ def test_nothing_leaks_from_one_utterance_to_the_next():
     assert back[::-1] == there
 
 
-def test_clips_are_of_16_khz_as_long_as_asked_and_hold_the_word_somewhere():
+def test_espeak_clip_has_rate_length_and_speech():
     starts = []
     for sample in Espeak(seconds=1.5, snr=None).generate(ask(12)):
         samples, rate = sample.content
@@ -55,14 +55,14 @@ def test_clips_are_of_16_khz_as_long_as_asked_and_hold_the_word_somewhere():
     assert len(set(starts)) > 10
 
 
-def test_words_fit_into_a_second_and_long_texts_are_whole():
+def test_espeak_speaks_short_and_long_texts_whole():
     bare = Espeak(seconds=0, snr=None)
     assert max(sample.content.seconds for sample in bare.generate(ask(60))) < 1
     (long,) = bare.generate(ask(1, "one two three four five six seven eight nine ten"))
     assert long.content.seconds > 2
 
 
-def test_noise_has_the_drawn_power():
+def test_espeak_noise_has_the_drawn_power():
     clean, noisy = (Espeak(snr=snr).speak(ask(1)[0]).samples for snr in (None, (20.0, 20.0)))
     heard = np.flatnonzero(clean)
     said = clean[heard[0] : heard[-1] + 1]
@@ -75,7 +75,7 @@ def test_noise_has_the_drawn_power():
         assert np.square(background_noise(RATE, np.random.default_rng(seed))).mean() == pytest.approx(1)
 
 
-def test_there_are_far_more_than_forty_voices_that_differ():
+def test_espeak_voices_differ():
     speaker = Espeak()
     assert len(accents("en")) == 7
     assert len(set(speaker.voices)) == len(speaker.voices) >= 400
@@ -85,13 +85,13 @@ def test_there_are_far_more_than_forty_voices_that_differ():
     assert utter("happy", "gmw/en-US", {}, 0).samples.tobytes() not in heard
 
 
-def test_trimming_keeps_all_that_is_heard():
+def test_trim_silence_keeps_all_that_is_loud():
     sound = np.concatenate([np.zeros(50), [0.5, 0.0, -0.5], np.full(20, 0.001)])
     assert trim_silence(sound).tolist() == [0.5, 0.0, -0.5]
     assert len(trim_silence(np.zeros(10))) == 0
 
 
-def test_what_cannot_be_heard_is_counted_and_refused():
+def test_espeak_rejects_silent_and_equal_labels():
     prompts = [*ask(2), *ask(2, "..."), *ask(1, " ")]
     with pytest.raises(
         InputError, match=r"^prompts: espeak-ng's 'en' cannot speak 3 of 5 texts, such as '...'; write"
@@ -107,7 +107,7 @@ def test_what_cannot_be_heard_is_counted_and_refused():
     Espeak("cmn").check_labels(["左", "右"])
 
 
-def test_an_unknown_language_and_a_missing_extra_are_named(monkeypatch):
+def test_espeak_names_unknown_language_and_missing_extra(monkeypatch):
     with pytest.raises(
         InputError, match=r"^generator.language: espeak-ng does not speak 'klingon'; use one of: .* de, "
     ):
@@ -125,7 +125,7 @@ def test_an_unknown_language_and_a_missing_extra_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize("data", ["speech_commands", "sounds"])
-def test_classes_of_no_word_are_not_spoken(content, tmp_path, data):
+def test_speech_rejects_classes_that_are_no_words(content, tmp_path, data):
     path = labelled(tmp_path / "words", [0, 1] * 10, ["_silence_", "yes"])
     content["data"] |= {"name": data, "path": str(path)}
     with pytest.raises(InputError, match=r"^generator.kind: speech cannot make the class '_silence_', "):
@@ -133,27 +133,12 @@ def test_classes_of_no_word_are_not_spoken(content, tmp_path, data):
 
 
 @pytest.fixture
-def content(tmp_path, monkeypatch):
-    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
-    path = labelled(tmp_path / "private", [0, 1] * 10, ["yes", "no"])
-    return {
-        "name": "speech",
-        "seeds": [0],
-        "data": {
-            "name": "sounds",
-            "path": str(path),
-            "seconds": 1.0,
-            "partition": {"clients": 2, "kind": "iid"},
-        },
-        "prompts": {"per_label": 6, "block_size": 5},
-        "generator": {"kind": "speech"},
-        "model": "fedaudio",
-        "federate": {"clients_per_round": 2},
-        "methods": {"a": {"algorithm": "fedavg"}},
-    }
+def content(audio_config):
+    prompts = {"per_label": 6, "block_size": 5}
+    return audio_config(["yes", "no"], prompts=prompts, generator={"kind": "speech"})
 
 
-def test_speech_says_labels_alone_and_is_not_guided(content):
+def test_speech_config_defaults_to_labels_unguided(content):
     prompts = config.validate(content).prompts
     assert (prompts.style, prompts.guidance_scale, prompts.per_label) == ("label", [1.0], 6)
     del content["prompts"]
@@ -165,21 +150,21 @@ def test_speech_says_labels_alone_and_is_not_guided(content):
         config.validate(content)
 
 
-def test_wrong_settings_are_named(content):
+def test_speech_config_names_wrong_settings(content):
     for field, value in (("snr", [40.0, 0.0]), ("snr", [1.0]), ("seconds", -1.0), ("model", "")):
         content["generator"] = {"kind": "speech", field: value}
         with pytest.raises(InputError, match=rf"^generator.{field}: "):
             config.validate(content)
 
 
-def test_images_are_not_spoken_and_sounds_not_painted(content, tmp_path):
+def test_run_rejects_a_generator_of_another_modality(content, tmp_path):
     with pytest.raises(
         InputError, match=r"^generator.kind: image makes no clips, .* use one of: speech, sound, files"
     ):
         pipeline.execute(config.validate(content | {"generator": {"kind": "image"}}), tmp_path / "run")
 
 
-def test_a_run_that_is_gone_on_with_ends_with_the_same_bytes(content, tmp_path):
+def test_espeak_run_resumes_to_the_same_bytes(content, tmp_path):
     wanted = config.validate(content)
     for name in ("whole", "damaged"):
         pipeline.execute(wanted, tmp_path / name, until="generate")

@@ -45,7 +45,7 @@ def ask(label, count, first=0):
     return [Prompt(label, label, 1.0, 7, nth) for nth in range(first, first + count)]
 
 
-def test_every_sample_is_taken_once_in_a_drawn_order_whatever_the_blocks(folder):
+def test_files_use_each_sample_once_in_random_order(folder):
     files = Files(str(folder), "image")
     cats = [value(sample) for sample in files.generate(ask("black cat", 6))]
     assert sorted(cats) == list(range(6))
@@ -56,7 +56,7 @@ def test_every_sample_is_taken_once_in_a_drawn_order_whatever_the_blocks(folder)
     assert sorted(found[:2] + found[5:]) == [100 + n for n in range(6)]
 
 
-def test_words_stand_for_the_folders_own_names(folder):
+def test_files_rename_labels_by_words(folder):
     files = Files(str(folder), "image", words={"dog": "hound"})
     (sample,) = files.generate(ask("hound", 1))
     assert value(sample) >= 100
@@ -67,7 +67,7 @@ def test_words_stand_for_the_folders_own_names(folder):
         list(files.generate(ask("dog", 1)))
 
 
-def test_it_says_which_label_has_too_few(folder, caplog):
+def test_files_name_the_label_with_too_few_samples(folder, caplog):
     (folder / "dog" / "103.png").write_bytes(b"not an image")
     files = Files(str(folder), "image")
     files.check_labels(["dog", "black cat"], 6)  # what can be read is not known before it is
@@ -83,7 +83,7 @@ def test_it_says_which_label_has_too_few(folder, caplog):
         list(files.generate(ask("dog", 6)))
 
 
-def test_what_the_form_cannot_encode_counts_as_unreadable(folder, caplog):
+def test_files_leave_out_what_cannot_be_encoded(folder, caplog):
     def encode(image):
         if image.size != (4, 4):
             raise ValueError("too small")
@@ -96,7 +96,7 @@ def test_what_the_form_cannot_encode_counts_as_unreadable(folder, caplog):
         list(files.generate(ask("dog", 7)))
 
 
-def test_two_labels_of_one_word_are_refused(folder):
+def test_files_reject_two_labels_of_one_name(folder):
     draw(folder, "black cat", 1)
     with pytest.raises(
         InputError, match=r"^generator.label: two labels of made are both called 'black cat'; rename"
@@ -104,7 +104,7 @@ def test_two_labels_of_one_word_are_refused(folder):
         Files(str(folder), "image").check_labels(["dog"], 1)
 
 
-def test_private_examples_are_not_taken_for_generated_ones(folder, tmp_path):
+def test_check_not_private_rejects_shared_files(folder, tmp_path):
     with pytest.raises(InputError, match=r"^generator.path: .* is the private data, whose "):
         check_not_private(str(folder), folder / ".." / "made", "image")
     other = tmp_path / "other"
@@ -117,7 +117,7 @@ def test_private_examples_are_not_taken_for_generated_ones(folder, tmp_path):
         check_not_private(str(folder), other, "image")
 
 
-def test_what_save_to_disk_writes_beside_texts_is_no_example(tmp_path):
+def test_check_not_private_ignores_description_files(tmp_path):
     for name, words in (("made", ["good", "bad"]), ("own", ["fine", "poor"])):
         rows = datasets.Dataset.from_dict({"text": words, "label": [0, 1]})
         datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / name)
@@ -126,7 +126,7 @@ def test_what_save_to_disk_writes_beside_texts_is_no_example(tmp_path):
         check_not_private(str(tmp_path / "made" / "train"), tmp_path / "made", "text")
 
 
-def test_the_fingerprint_follows_the_content_not_the_place(folder, tmp_path):
+def test_samples_fingerprint_follows_the_content(folder, tmp_path):
     before = samples_fingerprint(str(folder), "image")
     moved = folder.rename(tmp_path / "elsewhere")
     assert samples_fingerprint(str(moved), "image") == before
@@ -134,7 +134,7 @@ def test_the_fingerprint_follows_the_content_not_the_place(folder, tmp_path):
     assert samples_fingerprint(str(moved), "image") != before
 
 
-def test_what_is_not_there_is_named(tmp_path, folder):
+def test_files_name_missing_folders_and_columns(tmp_path, folder):
     with pytest.raises(InputError, match=r"generator.path: .*absent does not exist"):
         Files(str(tmp_path / "absent"), "image")
     with pytest.raises(InputError, match=r"generator.label: no column 'class' in"):
@@ -147,7 +147,7 @@ def test_what_is_not_there_is_named(tmp_path, folder):
         Files("hospital/patients", "image")  # a mistake, and nobody else's data set
 
 
-def test_a_data_set_of_the_hub_is_taken_by_its_id(folder, tmp_path, monkeypatch):
+def test_files_read_a_data_set_of_the_hub(folder, tmp_path, monkeypatch):
     """As the Hub's own client keeps it; here nothing can be downloaded."""
     commit = "0" * 40
     place = tmp_path / "hub" / "datasets--somebody--cats"
@@ -189,7 +189,7 @@ def settings(tmp_path, **changes):
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_pipeline_takes_them_as_synthetic_data(tmp_path):
+def test_files_run_writes_the_synthetic_data_set(tmp_path):
     run = Run(settings(tmp_path), tmp_path / "run")
     pipeline.execute(run.config, run.folder, until="generate")
     x, y = generate.read(run)
@@ -209,7 +209,7 @@ def test_the_pipeline_takes_them_as_synthetic_data(tmp_path):
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_cannot_be_is_refused_before_any_work(tmp_path):
+def test_files_run_rejects_wrong_settings_first(tmp_path):
     filled = {"style": "fill", "template": "a {label}", "per_label": 5}
     with pytest.raises(InputError, match=r"^prompts.style: files takes samples as they are, "):
         pipeline.execute(settings(tmp_path, prompts=filled), tmp_path / "run")
@@ -219,7 +219,7 @@ def test_what_cannot_be_is_refused_before_any_work(tmp_path):
 
 
 @pytest.mark.usefixtures("folder")
-def test_clips_too_short_for_a_spectrogram_are_not_taken(tmp_path):
+def test_files_run_leaves_out_clips_that_are_too_short(tmp_path):
     rng = np.random.default_rng(0)
     for name, count in (("private", 6), ("clips", 2)):
         for label in ("yes", "no"):
@@ -245,7 +245,7 @@ def test_clips_too_short_for_a_spectrogram_are_not_taken(tmp_path):
     assert len(generate.read(run)[0]) == 4
 
 
-def test_a_generator_that_makes_nothing_usable_is_stopped_early(tmp_path, folder):
+def test_files_run_stops_if_nothing_is_usable(tmp_path, folder):
     for label in ("black_cat", "dog"):
         for number in range(6, 40):
             Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / label / f"{number}.png")
@@ -259,13 +259,13 @@ def test_a_generator_that_makes_nothing_usable_is_stopped_early(tmp_path, folder
     assert SyntheticData(run.folder / "synthetic", run.labels, 15).finished() == {}
 
 
-def test_a_sample_of_unknown_making_is_shown_as_such():
+def test_report_shows_samples_from_a_folder():
     for view in VIEWS.values():
         assert view.told(Generated(None, None, None)) == "taken from a folder"
 
 
 @pytest.mark.usefixtures("folder")
-def test_folders_named_in_another_form_of_unicode_are_found(tmp_path):
+def test_files_run_matches_labels_across_unicode_forms(tmp_path):
     wanted, name = settings(tmp_path), unicodedata.normalize("NFD", "Käse")
     (tmp_path / "made" / "dog").rename(tmp_path / "made" / name)
     for split in ("train", "test"):
@@ -275,7 +275,7 @@ def test_folders_named_in_another_form_of_unicode_are_found(tmp_path):
 
 
 @pytest.mark.usefixtures("folder")
-def test_too_few_are_refused_before_any_work(tmp_path):
+def test_files_run_rejects_too_few_samples_first(tmp_path):
     wanted = settings(tmp_path, prompts={"style": "label", "per_label": 7})
     with pytest.raises(
         InputError, match=r"prompts.per_label: 7, but made has 6 samples of 'black cat'; lower it"

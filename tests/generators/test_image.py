@@ -45,7 +45,7 @@ def guide() -> Image.Image:
 
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_seed_decides_its_image_whatever_the_prompts_beside_it(families, family, guided, guide):
+def test_image_depends_on_its_seed_not_on_its_block(families, family, guided, guide):
     generator, start = families[family], guide if guided else None
     first = _pixels(generator.generate(_prompts(1, 2, 3, guide=start)))
     others = _prompts(9, 2, 1, guide=start)
@@ -61,7 +61,7 @@ def test_a_seed_decides_its_image_whatever_the_prompts_beside_it(families, famil
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_text_and_the_guidance_scale_change_the_image(families, family):
+def test_image_depends_on_text_and_guidance_scale(families, family):
     generator = families[family]
     base = _pixels(generator.generate(_prompts(1)))
     other_text = _pixels(generator.generate([Prompt("six", "a bold six", 3.0, 1)]))
@@ -73,7 +73,7 @@ def test_the_text_and_the_guidance_scale_change_the_image(families, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_equals_a_plain_loop_over_the_pipeline(families, family, request, guide):
+def test_image_equals_a_plain_loop_over_the_pipeline(families, family, request, guide):
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DPMSolverMultistepScheduler
 
     pipe = AutoPipelineForText2Image.from_pretrained(request.getfixturevalue(family))
@@ -105,7 +105,7 @@ def test_it_equals_a_plain_loop_over_the_pipeline(families, family, request, gui
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_distinct_text_is_encoded_once(families, family, monkeypatch):
+def test_image_encodes_each_distinct_text_once(families, family, monkeypatch):
     generator, calls = families[family], []
     encode = generator.pipeline.encode_prompt
 
@@ -122,7 +122,7 @@ def test_each_distinct_text_is_encoded_once(families, family, monkeypatch):
     assert sorted(text for text in calls if text) == ["a photo of one", "a photo of two"]
 
 
-def test_a_guided_block_loads_no_second_copy_and_leaves_the_next_block_alone(families, guide):
+def test_image_guided_block_shares_the_model(families, guide):
     for generator in families.values():
         before = _pixels(generator.generate(_prompts(1, 2)))
         list(generator.generate(_prompts(1, 2, guide=guide)))
@@ -131,27 +131,27 @@ def test_a_guided_block_loads_no_second_copy_and_leaves_the_next_block_alone(fam
         assert all(theirs[name] is part for name, part in ours.items() if name in theirs)
 
 
-def test_images_are_drawn_at_the_size_asked_for(request, guide):
+def test_image_has_the_size_of_the_options(request, guide):
     for family in FAMILIES:
         generator = StableDiffusion(str(request.getfixturevalue(family)), steps=2, size=[16, 32])
         assert _pixels(generator.generate(_prompts(1))).shape == (1, 16, 32, 3)
         assert _pixels(generator.generate(_prompts(1, guide=guide))).shape == (1, 16, 32, 3)
 
 
-def test_a_size_that_a_model_cannot_draw_is_named(tiny_sd3):
+def test_image_rejects_a_size_that_does_not_fit(tiny_sd3):
     with pytest.raises(
         InputError, match=r"^generator\.size: \[18, 16\], but .* in multiples of 4 pixels; round it$"
     ):
         StableDiffusion(str(tiny_sd3), size=[18, 16])
 
 
-def test_a_model_of_two_text_encoders_does_not_classify(tiny_sdxl, tiny_stable_diffusion):
+def test_check_classifier_rejects_two_text_encoders(tiny_sdxl, tiny_stable_diffusion):
     classify.check_classifier(str(tiny_stable_diffusion))
     with pytest.raises(InputError, match=r"one text encoder; .* has several$"):
         classify.check_classifier(str(tiny_sdxl))
 
 
-def test_one_step_at_least_is_taken_from_a_guide(tiny_stable_diffusion, guide):
+def test_image_takes_at_least_one_step_from_a_guide(tiny_stable_diffusion, guide):
     generator = StableDiffusion(str(tiny_stable_diffusion), steps=1, strength=0.05)
     taken = []
     generator.pipeline.unet.register_forward_hook(lambda *_: taken.append(1))
@@ -159,7 +159,7 @@ def test_one_step_at_least_is_taken_from_a_guide(tiny_stable_diffusion, guide):
     assert len(taken) == 1
 
 
-def test_blocks_that_do_not_go_together_are_refused(generator, guide):
+def test_image_rejects_blocks_that_mix_scales_or_guides(generator, guide):
     with pytest.raises(ValueError, match="one guidance scale"):
         list(generator.generate([*_prompts(1, scale=1.0), *_prompts(2, scale=2.0)]))
     with pytest.raises(ValueError, match="one guide each, or none"):
@@ -168,7 +168,7 @@ def test_blocks_that_do_not_go_together_are_refused(generator, guide):
         list(generator.generate([p._replace(guides=(guide, guide)) for p in _prompts(1, 2)]))
 
 
-def test_models_of_other_makers_draw_too(tiny_pixart, guide):
+def test_image_runs_models_other_than_stable_diffusion(tiny_pixart, guide):
     """Their encoders differ, so that the prompts of a block are encoded together."""
     image.check_image_model(str(tiny_pixart))
     assert (
@@ -186,7 +186,7 @@ def test_models_of_other_makers_draw_too(tiny_pixart, guide):
         list(generator.generate(_prompts(1, guide=guide)))
 
 
-def test_whether_a_model_can_start_from_an_image_is_known_before_it_is_loaded(families, request, tmp_path):
+def test_image_guidance_problem_loads_no_model(families, request, tmp_path):
     for family, generator in families.items():
         assert image.image_guidance_problem(str(request.getfixturevalue(family))) is None
         assert generator._guided
@@ -204,14 +204,14 @@ def test_whether_a_model_can_start_from_an_image_is_known_before_it_is_loaded(fa
 
 
 @pytest.mark.parametrize("name", ["WuerstchenCombinedPipeline", "StableCascadeCombinedPipeline"])
-def test_a_model_that_takes_no_guidance_scale_is_refused(tmp_path, name):
+def test_check_image_model_rejects_one_without_guidance_scale(tmp_path, name):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError, match=rf"is a {name}, which takes no guidance_scale"):
         image.check_image_model(str(tmp_path))
 
 
-def test_a_prompt_that_no_encoder_reads_to_its_end_is_refused(families):
+def test_image_rejects_a_prompt_that_is_too_long(families):
     """What is cut off may be the label."""
     for family, generator in families.items():
         longest = 75 if family != "tiny_sd3" else 127  # words: CLIP's 77 tokens, or T5's 256 of half a word
@@ -234,9 +234,7 @@ def test_a_prompt_that_no_encoder_reads_to_its_end_is_refused(families):
         ("LCMScheduler", {}, True),
     ],
 )
-def test_distilled_and_other_models_keep_their_scheduler(
-    tiny_stable_diffusion, tmp_path, name, options, kept
-):
+def test_image_keeps_the_scheduler_of_distilled_models(tiny_stable_diffusion, tmp_path, name, options, kept):
     import diffusers
 
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(tiny_stable_diffusion)
@@ -248,7 +246,7 @@ def test_distilled_and_other_models_keep_their_scheduler(
         assert not kept or found.config[option] == value
 
 
-def test_decoding_one_by_one_gives_the_same_images(families):
+def test_image_slicing_gives_the_same_images(families):
     """As on a GPU, where a block's decoder would want tens of gigabytes."""
     for generator in families.values():
         whole = _pixels(generator.generate(_prompts(1, 2, 3)))
@@ -258,7 +256,7 @@ def test_decoding_one_by_one_gives_the_same_images(families):
         assert np.abs(whole - sliced).max() <= 1
 
 
-def test_the_benchmark_of_a_full_model_can_be_run(tmp_path):
+def test_benchmark_of_a_full_model_runs(tmp_path):
     """With channels a tenth as wide."""
     script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "generation.py"))
     script["full_size"](tmp_path, width=32, vae_width=32, latent=8)
@@ -272,7 +270,7 @@ def test_the_benchmark_of_a_full_model_can_be_run(tmp_path):
     )
 
 
-def test_models_that_do_not_exist_are_named(tmp_path):
+def test_locate_image_model_names_missing_models(tmp_path):
     with pytest.raises(InputError, match=r"generator\.model: .*has no model_index\.json"):
         locate_image_model(str(tmp_path))
     with pytest.raises(InputError, match=r"generator\.model: 'no/such model' .*not a valid Hub id"):
@@ -281,12 +279,12 @@ def test_models_that_do_not_exist_are_named(tmp_path):
         locate_image_model("genfl-tests/absent")
 
 
-def test_a_model_of_sounds_is_refused_before_it_is_loaded(tiny_audioldm):
+def test_check_image_model_rejects_a_model_of_sounds(tiny_audioldm):
     with pytest.raises(InputError, match=r"^generator\.model: .* is a AudioLDMPipeline, which makes no "):
         image.check_image_model(str(tiny_audioldm))
 
 
-def test_the_miniature_is_refused_for_what_it_cannot_draw(tmp_path):
+def test_check_image_labels_rejects_what_is_no_digit(tmp_path):
     image.check_image_labels("miniature", ["zero", "Seven", "4", "digit nine"])
     with pytest.raises(
         InputError, match="draws handwritten digits only, not 'polar bear'; give the folder or"

@@ -52,7 +52,7 @@ def _draw(generator, texts, scale, first_seed=0):
     return [sample.content for sample in generator.generate(prompts)]
 
 
-def test_it_is_complete_and_at_most_8_mb():
+def test_miniature_is_complete_and_at_most_8_mb():
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 8_000_000
     assert {path.name for path in FOLDER.iterdir()} == {
         "README.md",
@@ -66,7 +66,7 @@ def test_it_is_complete_and_at_most_8_mb():
     assert not [path for path in FOLDER.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt", ".py")]
 
 
-def test_it_draws_what_it_is_told_and_better_at_a_higher_guidance_scale(generator, reader):
+def test_miniature_follows_prompts_more_at_higher_scales(generator, reader):
     labels = np.arange(100) % 10
     texts = [f"a handwritten {DIGIT_NAMES[label]}" for label in labels]
     fidelity = {scale: (reader(_draw(generator, texts, scale)) == labels).mean() for scale in (1.0, 2.0, 4.0)}
@@ -74,7 +74,7 @@ def test_it_draws_what_it_is_told_and_better_at_a_higher_guidance_scale(generato
     assert fidelity[4.0] > 0.85
 
 
-def test_words_change_the_style(generator):
+def test_miniature_style_follows_the_words(generator):
     def ink(look):
         texts = [f"a {look} handwritten {name}" for name in DIGIT_NAMES] * 2
         return np.mean([np.asarray(image) for image in _draw(generator, texts, 3.0)])
@@ -82,13 +82,13 @@ def test_words_change_the_style(generator):
     assert ink("bold") > 1.5 * ink("thin")
 
 
-def test_images_of_one_prompt_differ(generator):
+def test_miniature_images_of_one_prompt_differ(generator):
     images = [np.asarray(image).astype(float) for image in _draw(generator, ["a handwritten eight"] * 8, 3.0)]
     distances = [np.abs(a - b).mean() for n, a in enumerate(images) for b in images[:n]]
     assert min(distances) > 5
 
 
-def test_every_prompt_of_the_demo_fits_the_tokenizer(generator):
+def test_miniature_tokenizer_fits_every_demo_prompt(generator):
     from itertools import product
 
     from genfl import config
@@ -100,7 +100,7 @@ def test_every_prompt_of_the_demo_fits_the_tokenizer(generator):
         assert len(tokenizer(" ".join(text.split())).input_ids) <= tokenizer.model_max_length
 
 
-def test_an_image_is_the_farther_from_its_guide_the_greater_the_strength(reader):
+def test_miniature_distance_to_guide_grows_with_strength(reader):
     real = DATASETS["digits"].load().train
     wanted = np.arange(30) % 10
     of_label = [[n for n, name in enumerate(real.labels) if name == wanted] for wanted in DIGIT_NAMES]
@@ -123,7 +123,7 @@ def test_an_image_is_the_farther_from_its_guide_the_greater_the_strength(reader)
     assert read[0] >= 0.9
 
 
-def test_at_a_small_strength_the_guide_decides_what_is_drawn_and_at_a_great_one_the_prompt(reader):
+def test_miniature_follows_guide_or_prompt_by_strength(reader):
     real = DATASETS["digits"].load().train
     shown = np.arange(30) % 10
     told = (shown + 5) % 10
@@ -139,7 +139,7 @@ def test_at_a_small_strength_the_guide_decides_what_is_drawn_and_at_a_great_one_
         assert (reader([sample.content for sample in made]) == meant).mean() > 0.75
 
 
-def test_the_model_card_lists_every_font_with_its_licence():
+def test_miniature_card_lists_every_font_and_licence():
     import yaml
 
     card = (FOLDER / "README.md").read_text()

@@ -45,7 +45,7 @@ def run(tmp_path_factory, tiny_sdxl):
     return Run(settings, folder)
 
 
-def test_clients_are_guided_by_images_of_their_own_domain(run):
+def test_pacs_clients_are_guided_by_their_own_domain(run):
     (kind,) = guided.wanted(run.config)
     kept, _ = train_test_rows(run.config, 0)
     domains = np.asarray(data_set(run.config.data).train.keys)
@@ -60,7 +60,7 @@ def test_clients_are_guided_by_images_of_their_own_domain(run):
     assert guides > 0
 
 
-def test_of_two_images_of_each_class_one_is_guided_where_the_client_has_the_class(run):
+def test_pacs_clients_guide_half_of_their_own_classes(run):
     (kind,) = guided.wanted(run.config)
     _, y, parts = guided.read(run, kind, 0)
     own = label_counts(run.config, run.labels, 0) > 0
@@ -68,7 +68,7 @@ def test_of_two_images_of_each_class_one_is_guided_where_the_client_has_the_clas
     assert not own.all(), "or nothing was left out"
 
 
-def test_the_report_says_how_alike_the_clients_are(run):
+def test_pacs_summary_has_the_heterogeneity(run):
     methods = json.loads((run.folder / "summary.json").read_text())["methods"]
     assert methods["fedavg"]["heterogeneity"] != methods["fedavg+fedgc"]["heterogeneity"]
     assert methods["fedavg+fedgc"]["generated_samples"] == 112

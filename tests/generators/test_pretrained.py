@@ -18,10 +18,8 @@ from genfl.generators.image import StableDiffusion
 from genfl.stages import generate
 from genfl.storage import digest
 
-from ..data.test_sounds import labelled
 
-
-def test_a_retrained_folder_has_another_fingerprint(tiny_stable_diffusion, tmp_path):
+def test_hub_fingerprint_notices_changed_weights(tiny_stable_diffusion, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_stable_diffusion, copy)
     before = hub.fingerprint(str(copy))
@@ -59,9 +57,7 @@ def test_hub_weights_behind_a_link_are_accepted(tmp_path):
     hub.check_weights(str(tmp_path / "model"))
 
 
-def test_a_missing_library_is_named_with_its_extra(
-    monkeypatch, tiny_stable_diffusion, tiny_audioldm, tiny_vits
-):
+def test_model_checks_name_a_missing_library(monkeypatch, tiny_stable_diffusion, tiny_audioldm, tiny_vits):
     checks = {
         "image": lambda: image.check_image_model(str(tiny_stable_diffusion)),
         "sound": lambda: sound.check_sound_model(str(tiny_audioldm)),
@@ -80,7 +76,7 @@ def test_a_missing_library_is_named_with_its_extra(
                     check()
 
 
-def test_every_extra_holds_what_its_kind_needs():
+def test_extras_hold_the_libraries_of_their_kind():
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
@@ -89,7 +85,7 @@ def test_every_extra_holds_what_its_kind_needs():
         assert set(libraries) <= wanted
 
 
-def test_a_gpu_that_is_not_there_is_named():
+def test_check_device_names_a_missing_gpu():
     hub.check_device("cpu")
     with pytest.raises(
         InputError, match=r"^generator\.device: 'cuda:99', but torch sees no GPU of that number; use cpu$"
@@ -97,7 +93,7 @@ def test_a_gpu_that_is_not_there_is_named():
         hub.check_device("cuda:99")
 
 
-def test_pickles_are_not_loaded(tiny_stable_diffusion, tmp_path):
+def test_hub_loads_no_pickles(tiny_stable_diffusion, tmp_path):
     shutil.copytree(tiny_stable_diffusion, tmp_path / "model")
     weights = next((tmp_path / "model" / "unet").glob("*.safetensors"))
     torch.save({}, weights.with_suffix(".bin"))
@@ -113,7 +109,7 @@ def test_pickles_are_not_loaded(tiny_stable_diffusion, tmp_path):
         image.check_image_model(str(tmp_path / "model"))
 
 
-def test_a_block_that_does_not_fit_into_memory_says_what_to_set():
+def test_explain_out_of_memory_names_the_block_size():
     regenerated = r" \(existing blocks will be regenerated\)"
     for samples, fix in ((50, f"set prompts.block_size to 25{regenerated}"), (1, "use a smaller model")):
         message = rf"^generator\.device: out of memory on cpu with a block of {samples}; {fix}$"
@@ -129,7 +125,7 @@ def test_a_block_that_does_not_fit_into_memory_says_what_to_set():
         torch.ones(2) + torch.ones(3)
 
 
-def test_clips_are_of_one_channel_at_16_khz_and_never_beyond_full_scale():
+def test_clip_of_is_mono_16_khz_within_full_scale():
     stereo = np.stack([np.full(480, 2.0), np.zeros(480)])
     clip = pretrained.clip_of(stereo, 48_000)
     assert (clip.rate, clip.samples.shape, clip.samples.dtype) == (RATE, (160,), np.float32)
@@ -141,23 +137,8 @@ def test_clips_are_of_one_channel_at_16_khz_and_never_beyond_full_scale():
 
 
 @pytest.fixture
-def content(tmp_path, monkeypatch):
-    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
-    path = labelled(tmp_path / "private", [0, 1] * 10, ["rain", "dog"])
-    return {
-        "name": "heard",
-        "seeds": [0],
-        "data": {
-            "name": "sounds",
-            "path": str(path),
-            "seconds": 1.0,
-            "partition": {"clients": 2, "kind": "iid"},
-        },
-        "prompts": {"per_label": 3, "block_size": 4},
-        "model": "fedaudio",
-        "federate": {"clients_per_round": 2},
-        "methods": {"a": {"algorithm": "fedavg"}},
-    }
+def content(audio_config):
+    return audio_config(["rain", "dog"], prompts={"per_label": 3, "block_size": 4})
 
 
 @pytest.fixture
@@ -190,7 +171,7 @@ def made_by(content, tmp_path, tiny_audioldm, tiny_audioldm2, tiny_speecht5, tin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["audioldm", "audioldm2", "speecht5"])
-def test_killed_while_generating_it_ends_with_the_same_data_set(made_by, tmp_path, generating, name):
+def test_killed_run_resumes_to_the_same_data_set(made_by, tmp_path, generating, name):
     content = made_by(name)
     content["prompts"] = {"per_label": 100, "block_size": 2}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
@@ -206,7 +187,7 @@ def test_killed_while_generating_it_ends_with_the_same_data_set(made_by, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["audioldm", "speecht5", "sdxl"])
-def test_a_run_makes_what_its_config_says_and_the_same_after_an_interruption(made_by, tmp_path, name):
+def test_damaged_run_repairs_to_the_same_data_set(made_by, tmp_path, name):
     import datasets
 
     content = made_by(name)
@@ -254,7 +235,7 @@ def test_a_run_makes_what_its_config_says_and_the_same_after_an_interruption(mad
         ({"kind": "image", "strength": 0.0}, "generator.strength: should be greater than 0, not 0.0"),
     ],
 )
-def test_mistakes_are_one_line_before_any_work(
+def test_run_reports_mistakes_in_one_line_first(
     content, tmp_path, tiny_stable_diffusion, tiny_audioldm, tiny_vits, generator, line, monkeypatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -268,7 +249,7 @@ def test_mistakes_are_one_line_before_any_work(
     assert not (tmp_path / "run" / "prompts").exists()
 
 
-def test_a_resolved_config_is_a_config(content):
+def test_resolved_generator_config_is_valid(content):
     for generator in (
         {"kind": "speech"},
         {"kind": "speech", "model": "a/model"},
@@ -279,7 +260,9 @@ def test_a_resolved_config_is_a_config(content):
 
 
 @pytest.mark.parametrize("kind", ["image", "speech"])
-def test_where_a_model_is_decides_nothing(content, tmp_path, tiny_stable_diffusion, tiny_speecht5, kind):
+def test_generator_inputs_ignore_the_place_of_a_model(
+    content, tmp_path, tiny_stable_diffusion, tiny_speecht5, kind
+):
     """Shards made elsewhere fit, and no path is in a data set that may be shared."""
     folder = {"image": tiny_stable_diffusion, "speech": tiny_speecht5}[kind]
     shutil.copytree(folder, tmp_path / "copy")
@@ -297,7 +280,7 @@ def test_where_a_model_is_decides_nothing(content, tmp_path, tiny_stable_diffusi
     assert len(keys) == 1
 
 
-def test_a_generator_may_be_named_alone(content):
+def test_generator_config_accepts_a_kind_alone(content):
     """Of speech and texts nothing is guided, and of speech a prompt is the label."""
     named = config.validate(content | {"generator": "speech"})
     assert named == config.validate(content | {"generator": {"kind": "speech"}})
@@ -309,7 +292,7 @@ def test_a_generator_may_be_named_alone(content):
             config.validate(content | told)
 
 
-def test_the_embeddings_that_are_kept_are_bounded(tiny_stable_diffusion):
+def test_image_embedding_cache_is_bounded(tiny_stable_diffusion):
     generator = StableDiffusion(str(tiny_stable_diffusion), steps=1)
     for letter in ("a", "b", "a"):
         list(generator.generate([Prompt("x", letter, 2.0, 0)]))

@@ -30,7 +30,7 @@ def _clips(samples):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_seed_decides_its_clip_whatever_the_prompts_beside_it(families, family):
+def test_sound_depends_on_its_seed_not_on_its_block(families, family):
     generator = families[family]
     first = _clips(generator.generate(_prompts(1, 2, 3)))
     others = _clips(generator.generate([*_prompts(9, 2), *_prompts(1)]))
@@ -50,7 +50,7 @@ def test_a_seed_decides_its_clip_whatever_the_prompts_beside_it(families, family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_text_and_the_guidance_scale_change_the_clip(families, family):
+def test_sound_depends_on_text_and_guidance_scale(families, family):
     generator = families[family]
     base = _clips(generator.generate(_prompts(1)))
     for other in (_prompts(1, text="rain"), _prompts(1, scale=9.0), _prompts(1, scale=1.0)):
@@ -58,7 +58,7 @@ def test_the_text_and_the_guidance_scale_change_the_clip(families, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_equals_a_plain_loop_over_the_pipeline(families, family, request):
+def test_sound_equals_a_plain_loop_over_the_pipeline(families, family, request):
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(request.getfixturevalue(family))
@@ -78,7 +78,7 @@ def test_it_equals_a_plain_loop_over_the_pipeline(families, family, request):
     np.testing.assert_allclose(ours, np.stack(plain), atol=np.abs(ours).mean() / 1000)
 
 
-def test_a_language_model_without_a_head_generates(families, tiny_audioldm2, tmp_path):
+def test_sound_adds_the_head_of_a_language_model(families, tiny_audioldm2, tmp_path):
     """As in the published folders of AudioLDM 2."""
     from diffusers import AudioLDM2Pipeline
 
@@ -95,7 +95,7 @@ def test_a_language_model_without_a_head_generates(families, tiny_audioldm2, tmp
     )
 
 
-def test_each_distinct_text_is_encoded_once(families, monkeypatch):
+def test_sound_encodes_each_distinct_text_once(families, monkeypatch):
     for family, name in (("tiny_audioldm", "_encode_prompt"), ("tiny_audioldm2", "encode_prompt")):
         generator, calls = families[family], []
         encode = getattr(generator.pipeline, name)
@@ -112,13 +112,13 @@ def test_each_distinct_text_is_encoded_once(families, monkeypatch):
         assert sorted(text for text in calls if text) == ["a hen", "sea waves"]
 
 
-def test_a_vocoder_of_another_rate_is_resampled(tiny_audioldm):
+def test_sound_resamples_a_vocoder_of_another_rate(tiny_audioldm):
     generator = Sound(str(tiny_audioldm), steps=1, seconds=0.1)
     generator.pipeline.vocoder.config.sampling_rate = 8000
     assert _clips(generator.generate(_prompts(1))).shape == (1, 1600)
 
 
-def test_other_models_are_refused_before_they_are_loaded(tiny_stable_diffusion, tmp_path):
+def test_check_sound_model_rejects_other_models(tiny_stable_diffusion, tmp_path):
     with pytest.raises(InputError, match=r"^generator\.model: .* is a StableDiffusionPipeline; use AudioLDM"):
         sound.check_sound_model(str(tiny_stable_diffusion))
     with pytest.raises(InputError, match=r"^generator\.model: the folder .* has no model_index\.json"):
@@ -127,7 +127,7 @@ def test_other_models_are_refused_before_they_are_loaded(tiny_stable_diffusion, 
         sound.check_sound_model("genfl-tests/absent")
 
 
-def test_options_are_those_of_a_config():
+def test_sound_options_are_those_of_the_config():
     from genfl.config.generation import SoundGenerator
 
     assert set(inspect.signature(Sound).parameters) == set(SoundGenerator.model_fields) - {"kind"}

@@ -42,7 +42,7 @@ def _clips(samples):
 
 
 @pytest.mark.parametrize("family", ["speecht5", "vits"])
-def test_a_clip_depends_on_its_prompt_alone(speakers, family):
+def test_speech_clip_depends_on_its_prompt_only(speakers, family):
     speaker = speakers[family]
     first = _clips(speaker.generate(_prompts(1, 2, 3)))
     torch.manual_seed(77)
@@ -57,7 +57,7 @@ def test_a_clip_depends_on_its_prompt_alone(speakers, family):
 
 
 @pytest.mark.parametrize("family", ["speecht5", "vits"])
-def test_the_stream_of_the_caller_is_left_alone(speakers, family):
+def test_speech_leaves_the_global_stream_alone(speakers, family):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -65,7 +65,7 @@ def test_the_stream_of_the_caller_is_left_alone(speakers, family):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_speecht5_says_what_a_plain_call_of_the_model_and_its_vocoder_says(speakers, tiny_speecht5):
+def test_speecht5_equals_a_plain_call_of_the_model(speakers, tiny_speecht5):
     from transformers import SpeechT5ForTextToSpeech, SpeechT5HifiGan, SpeechT5Tokenizer
 
     tokenizer = SpeechT5Tokenizer.from_pretrained(tiny_speecht5 / "model")
@@ -80,7 +80,7 @@ def test_speecht5_says_what_a_plain_call_of_the_model_and_its_vocoder_says(speak
         np.testing.assert_allclose(ours, said, atol=1e-6)
 
 
-def test_every_speaker_is_heard_and_each_sounds_different(speakers):
+def test_speecht5_uses_every_speaker(speakers):
     speaker = speakers["speecht5"]
     drawn = [speaker._voice(prompt)["speaker_embeddings"][0].tolist() for prompt in _prompts(*range(40))]
     assert set(map(tuple, drawn)) == set(map(tuple, VOICES.tolist()))
@@ -92,7 +92,7 @@ def test_every_speaker_is_heard_and_each_sounds_different(speakers):
     assert len(said) == 4
 
 
-def test_speakers_of_vits_are_drawn_from_the_seed(tiny_vits, tmp_path):
+def test_vits_draws_speakers_from_the_seed(tiny_vits, tmp_path):
     from transformers import VitsConfig, VitsModel
 
     shutil.copytree(tiny_vits, tmp_path / "model")
@@ -104,7 +104,7 @@ def test_speakers_of_vits_are_drawn_from_the_seed(tiny_vits, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["rows.npy", "one.npy", "a.safetensors", "fixed.parquet", "lists.parquet"])
-def test_x_vectors_are_read_from_each_form(tmp_path, form):
+def test_x_vectors_reads_every_format(tmp_path, form):
     file, rows = tmp_path / form, VOICES
     match form:
         case "rows.npy":
@@ -125,13 +125,13 @@ def test_x_vectors_are_read_from_each_form(tmp_path, form):
         assert np.array_equal(found.numpy(), rows)
 
 
-def test_a_folder_of_x_vectors_is_read_in_the_order_of_its_names(tmp_path):
+def test_x_vectors_reads_files_in_name_order(tmp_path):
     for name, row in zip("cab", VOICES, strict=False):
         np.save(tmp_path / f"{name}.npy", row)
     assert np.array_equal(x_vectors(str(tmp_path)).numpy(), VOICES[[1, 2, 0]])
 
 
-def test_x_vectors_that_are_none_are_named(tmp_path):
+def test_x_vectors_names_bad_files(tmp_path):
     with pytest.raises(InputError, match=r"^generator\.speakers: .*/absent is not a file or folder of x-"):
         x_vectors(str(tmp_path / "absent"))
     np.save(tmp_path / "a.npy", VOICES)
@@ -149,7 +149,7 @@ def test_x_vectors_that_are_none_are_named(tmp_path):
         x_vectors(str(tmp_path))
 
 
-def test_what_does_not_fit_together_is_refused_before_it_is_loaded(
+def test_check_speech_model_rejects_parts_that_do_not_fit(
     tiny_speecht5, tiny_vits, tiny_stable_diffusion, voices, tmp_path
 ):
     model, vocoder = str(tiny_speecht5 / "model"), str(tiny_speecht5 / "vocoder")
@@ -180,7 +180,7 @@ def test_what_does_not_fit_together_is_refused_before_it_is_loaded(
 
 
 @pytest.mark.parametrize("family", ["speecht5", "vits"])
-def test_labels_of_unknown_letters_are_named(tiny_speecht5, tiny_vits, family):
+def test_check_speech_labels_names_unknown_letters(tiny_speecht5, tiny_vits, family):
     model = {"speecht5": str(tiny_speecht5 / "model"), "vits": str(tiny_vits)}[family]
     speech.check_speech_labels(model, ["yes", "no way"])
     for label in ("7", "ü"):
@@ -190,7 +190,7 @@ def test_labels_of_unknown_letters_are_named(tiny_speecht5, tiny_vits, family):
             speech.check_speech_labels(model, ["yes", label])
 
 
-def test_other_vocoders_speakers_and_models_make_other_data(tiny_speecht5, voices, tmp_path):
+def test_speech_fingerprint_covers_all_parts(tiny_speecht5, voices, tmp_path):
     given = [str(tiny_speecht5 / "model"), str(tiny_speecht5 / "vocoder"), voices]
     other = tmp_path / "voices.npy"
     np.save(other, VOICES + 1)

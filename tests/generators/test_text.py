@@ -33,13 +33,13 @@ def local(tiny_chat_model):
 
 
 class TestLocal:
-    def test_it_writes_texts_of_the_class(self, local, chat_texts):
+    def test_local_texts_are_of_the_class(self, local, chat_texts):
         samples = list(local.generate(prompts(24)))
         for label in LABELS:
             found = {sample.content for sample in samples if sample.prompt.label == label}
             assert found == set(chat_texts[label])
 
-    def test_a_sample_depends_on_its_prompt_alone(self, local):
+    def test_local_text_depends_on_its_prompt_only(self, local):
         import torch
 
         asked = prompts(8)
@@ -50,13 +50,13 @@ class TestLocal:
         assert alone[::-1] == together
         assert torch.equal(before, torch.get_rng_state()), "the caller's stream is left alone"
 
-    def test_a_text_that_the_limit_cuts_off_is_refused(self, tiny_chat_model, caplog):
+    def test_local_text_that_is_cut_off_is_rejected(self, tiny_chat_model, caplog):
         options = {"model": str(tiny_chat_model), "words": 2, "max_tokens": 4, "temperature": 0.5}
         short = ChatTexts(TextGenerator(kind="text", **options).model_dump(), LABELS)
         assert {sample.content for sample in short.generate(prompts(4))} == {""}
         assert "cut off, for example by max_tokens" in caplog.text
 
-    def test_a_folder_that_holds_no_chat_model(self, tmp_path, tiny_chat_model):
+    def test_check_names_what_is_no_chat_model(self, tmp_path, tiny_chat_model):
         import shutil
 
         options = TextGenerator(kind="text", model=str(tmp_path)).model_dump()
@@ -82,7 +82,7 @@ class TestLocal:
         with pytest.raises(InputError, match=r"generator\.device: 'cuda:9', but torch sees no"):
             check(options, None)
 
-    def test_weights_that_are_damaged(self, tmp_path, tiny_chat_model):
+    def test_damaged_weights_are_named(self, tmp_path, tiny_chat_model):
         import shutil
 
         shutil.copytree(tiny_chat_model, tmp_path / "m")
@@ -91,7 +91,7 @@ class TestLocal:
         with pytest.raises(InputError, match=r"generator\.model: '.*' could not be loaded \(.*\); give "):
             ChatTexts(options, LABELS)
 
-    def test_another_template_is_another_generator(self, tmp_path, tiny_chat_model):
+    def test_fingerprint_covers_the_chat_template(self, tmp_path, tiny_chat_model):
         import shutil
 
         made = []
@@ -103,7 +103,7 @@ class TestLocal:
         assert made[0] != made[1]
 
 
-def test_what_is_asked(chat_server, writer):
+def test_chat_texts_query_holds_class_prompt_and_length(chat_server, writer):
     chat_server.behave = lambda query, seed, number: "what a day we had with you"
     list(writer().generate(prompts(1)))
     assert chat_server.asked[0][1]["messages"][0]["content"] == (
@@ -122,7 +122,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("answer", UNUSABLE)
-def test_it_is_asked_again_until_an_answer_is_usable(chat_server, writer, caplog, answer):
+def test_chat_texts_ask_again_until_usable(chat_server, writer, caplog, answer):
     fine = 'Sure, here is one:\n"my bag is *really* gone"'
     chat_server.behave = lambda query, seed, number: fine if number == 2 else answer
     (sample,) = writer(attempts=3).generate(prompts(1))
@@ -135,7 +135,7 @@ def test_it_is_asked_again_until_an_answer_is_usable(chat_server, writer, caplog
     assert caplog.text.rstrip().endswith(UNUSABLE[answer])
 
 
-def test_a_model_that_is_of_no_use_is_given_up(chat_server, writer):
+def test_chat_texts_stop_if_no_text_is_usable(chat_server, writer):
     chat_server.behave = lambda query, seed, number: "no"
     with pytest.raises(GenflError) as caught:
         list(writer(attempts=2).generate(prompts(UNUSABLE_BLOCK)))
@@ -149,7 +149,7 @@ def test_a_model_that_is_of_no_use_is_given_up(chat_server, writer):
 class TestGuided:
     REAL = ("my suitcase was in another town", "no one told us anything at all", "a third one")
 
-    def test_real_examples_are_in_the_query(self, chat_server, writer):
+    def test_guided_query_holds_real_examples(self, chat_server, writer):
         chat_server.behave = lambda query, seed, number: "we sat there for four hours"
         (sample,) = writer(trusted=True, shots=2).generate(prompts(1, guides=self.REAL))
         query = chat_server.asked[0][1]["messages"][0]["content"]
@@ -167,9 +167,7 @@ class TestGuided:
             "<think>Like my suitcase was in another town.</think>no",
         ],
     )
-    def test_a_copy_of_one_is_refused_and_neither_shown_nor_kept(
-        self, chat_server, writer, caplog, tmp_path, copy
-    ):
+    def test_guided_copy_is_neither_shown_nor_kept(self, chat_server, writer, caplog, tmp_path, copy):
         chat_server.behave = lambda query, seed, number: copy
         (sample,) = writer(tmp_path, trusted=True, attempts=2).generate(prompts(1, guides=self.REAL))
         assert sample.content == ""
@@ -181,7 +179,7 @@ class TestGuided:
         (sample,) = writer(tmp_path, trusted=True, attempts=3).generate(prompts(1, guides=self.REAL))
         assert len(chat_server.asked) == 3
 
-    def test_a_model_that_thinks_of_one_is_not_quoted(self, chat_server, writer, tmp_path):
+    def test_guided_thoughts_are_not_kept(self, chat_server, writer, tmp_path):
         thought = "<think>my suitcase was in another town, so</think>we sat there for four hours"
         chat_server.behave = lambda query, seed, number: thought
         made = [list(writer(tmp_path, trusted=True).generate(prompts(1, guides=self.REAL))) for _ in "ab"]
@@ -190,7 +188,7 @@ class TestGuided:
         assert len(chat_server.asked) == 1
         assert "suitcase" not in "".join(path.read_text() for path in tmp_path.iterdir())
 
-    def test_they_go_to_no_server_that_is_not_the_clients_own(self, chat_server, writer):
+    def test_guided_texts_go_to_trusted_servers_only(self, chat_server, writer):
         with pytest.raises(InputError, match=r"server at generator\.base_url would see clients' real"):
             list(writer().generate(prompts(2, guides=self.REAL)))
         assert not chat_server.asked
@@ -210,17 +208,17 @@ class TestGuided:
         ("", False),
     ],
 )
-def test_what_copies_a_real_example(text, copied):
+def test_is_copy_detects_changed_words(text, copied):
     assert is_copy(text, "The crew was kind, and the seats were wide.") is copied
 
 
-def test_an_example_in_another_order_is_copied():
+def test_is_copy_detects_another_order():
     first = "the crew was as kind as anybody could be to us"
     second = "and we slept for the whole night in seats that were wide and soft"
     assert is_copy(f"{second} {first}", f"{first} {second}")
 
 
-def test_an_example_without_words_is_not_copied():
+def test_is_copy_ignores_an_example_without_words():
     assert not is_copy("my bag is gone", ":-)")
 
 
@@ -253,7 +251,7 @@ BASE = """
         ),
     ],
 )
-def test_mistakes_in_configs(overrides, line):
+def test_text_config_names_mistakes(overrides, line):
     with pytest.raises(InputError) as caught:
         config.parse(BASE, overrides)
     assert line in str(caught.value)

@@ -24,7 +24,7 @@ from genfl.llm.answers import Answer
         ("", []),
     ],
 )
-def test_lines(answer, lines):
+def test_answer_lines_strips_marks_and_preambles(answer, lines):
     cats = ["a cat", "a red cat", "a small cat", "a big cat", "one cat", "my cat"]
     assert answers.answer_lines(Answer(answer)) == (cats if lines is None else lines)
 
@@ -38,7 +38,7 @@ def test_lines(answer, lines):
         ("<think>a cat\na red cat\na", []),
     ],
 )
-def test_the_line_that_is_cut_off_is_left_out(answer, lines):
+def test_answer_lines_leaves_out_the_line_that_is_cut_off(answer, lines):
     assert answers.answer_lines(Answer(answer, cut=True)) == lines
 
 
@@ -54,11 +54,11 @@ def test_the_line_that_is_cut_off_is_left_out(answer, lines):
         ("  \n", ""),
     ],
 )
-def test_whole(answer, text):
+def test_answer_text_strips_preamble_and_quotes(answer, text):
     assert answers.answer_text(answer) == text
 
 
-def test_names_are_words_and_the_longer_one_counts():
+def test_named_labels_prefers_the_longer_label():
     labels = ["truck", "fire truck", "cat", "Sea or Lake", "lake"]
     assert answers.named_labels("a Cat concatenates trucks", labels) == {"cat"}
     assert answers.named_labels("a fire truck, red", labels) == {"fire truck"}
@@ -100,5 +100,5 @@ def test_names_are_words_and_the_longer_one_counts():
         ("I won't create a fuss but the crew was rude", False),
     ],
 )
-def test_refusals(answer, refused):
+def test_is_refusal_tells_refusals_from_complaints(answer, refused):
     assert answers.is_refusal(answer) is refused

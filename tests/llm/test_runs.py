@@ -61,7 +61,7 @@ def files(folder):
     return found
 
 
-def test_a_run_with_a_local_model(mine, tmp_path, tiny_chat_model, chat_texts):
+def test_local_model_run_is_reproducible(mine, tmp_path, tiny_chat_model, chat_texts):
     read = mine(f"generator.model={tiny_chat_model}")
     summary = pipeline.execute(read, tmp_path / "run")
     assert set(summary["methods"]) >= {"vanilla", "gptfl"}
@@ -77,7 +77,7 @@ def test_a_run_with_a_local_model(mine, tmp_path, tiny_chat_model, chat_texts):
     assert files(tmp_path / "again") == files(tmp_path / "run")
 
 
-def test_fresh_starts_over_with_its_questions_too(mine, chat_server, tmp_path):
+def test_fresh_run_asks_again_and_an_update_does_not(mine, chat_server, tmp_path):
     chat_server.behave = lambda query, seed, number: f"text number {number} of this run"
     read = mine("generator.model=m", f"generator.base_url={chat_server.url}")
     pipeline.execute(read, tmp_path / "run", until="generate")
@@ -108,7 +108,7 @@ def test_fresh_starts_over_with_its_questions_too(mine, chat_server, tmp_path):
     assert list(again) == list(made)
 
 
-def test_a_finished_run_needs_no_server(mine, chat_server, tmp_path):
+def test_finished_run_needs_no_server(mine, chat_server, tmp_path):
     chat_server.behave = lambda query, seed, number: f"text number {number} of this run"
     read = mine("generator.model=m", f"generator.base_url={chat_server.url}")
     pipeline.execute(read, tmp_path / "run", until="generate")
@@ -119,7 +119,7 @@ def test_a_finished_run_needs_no_server(mine, chat_server, tmp_path):
 
 
 @pytest.mark.parametrize("style", ["llm", "scenes"])
-def test_prompts_by_a_server(mine, chat_server, tmp_path, style):
+def test_server_prompts_are_written_or_rejected(mine, chat_server, tmp_path, style):
     def behave(query, seed, number):
         label = "bad" if "_ bad _" in query or "of bad" in query else "good"
         return f"Here you go:\n1. a {label} day\n2. one {label} flight with the crew\n3. an umbrella"
@@ -155,7 +155,7 @@ def test_prompts_by_a_server(mine, chat_server, tmp_path, style):
     assert "about bad" in (tmp_path / "other/prompts/prompts.jsonl").read_text()
 
 
-def test_how_a_server_is_asked_does_not_undo_what_it_said(mine, chat_server, tmp_path):
+def test_transport_options_regenerate_nothing(mine, chat_server, tmp_path):
     chat_server.behave = lambda query, seed, number: "a good day\na bad day\na good flight\na bad flight"
     asks = f"prompts={{style: llm, llm: {{model: m, base_url: '{chat_server.url}', distinct: 2}}}}"
     generator = f"generator={{kind: text, model: m, base_url: '{chat_server.url}'}}"
@@ -173,7 +173,7 @@ def test_how_a_server_is_asked_does_not_undo_what_it_said(mine, chat_server, tmp
     assert [record.read_bytes() for record in records] == before
 
 
-def test_which_of_several_gpus_a_model_runs_on_decides_nothing(mine):
+def test_stage_inputs_ignore_the_number_of_the_gpu(mine):
     def inputs(device, section):
         settings = {"prompts.llm": "cpu", "generator": "cpu", section: device}
         read = mine(
@@ -186,13 +186,13 @@ def test_which_of_several_gpus_a_model_runs_on_decides_nothing(mine):
         assert inputs("cuda", section) == inputs("cuda:1", section) != inputs("cpu", section)
 
 
-def test_a_language_model_is_told_no_wrong_class(mine, tiny_chat_model):
+def test_text_generator_rejects_wrong_prompts(mine, tiny_chat_model):
     read = mine(f"generator.model={tiny_chat_model}", "prompts.wrong=0.5")
     with pytest.raises(InputError, match=r"^prompts\.wrong: a language model is told the true class"):
         generate.STAGE.check(read)
 
 
-def test_samples_that_exist_need_no_prompts_by_a_model(mine, tmp_path):
+def test_files_generator_rejects_a_prompt_model(mine, tmp_path):
     read = mine("generator={kind: files, path: x}", "prompts={style: llm, llm: {model: m}}")
     with pytest.raises(
         InputError, match=r"prompts\.style: files takes samples as they are, so there is nothing"
@@ -202,7 +202,7 @@ def test_samples_that_exist_need_no_prompts_by_a_model(mine, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 3])
-def test_a_run_that_is_killed_asks_nothing_twice_and_ends_the_same(mine, chat_server, tmp_path, kills):
+def test_killed_run_asks_nothing_twice(mine, chat_server, tmp_path, kills):
     def behave(query, seed, number):
         time.sleep(0.05)
         kind = "bad" if 'class "bad"' in query else "good"

@@ -27,7 +27,7 @@ def client(chat_server):
     return make
 
 
-def test_what_is_sent(chat_server, client):
+def test_server_request_holds_query_seed_and_key(chat_server, client):
     chat_server.behave = lambda query, seed, number: f"{query} {seed}"
     assert client(key=KEY, temperature=0.5, max_tokens=7).ask("hello", 3).text == "hello 3"
     headers, request = chat_server.asked[0]
@@ -44,7 +44,7 @@ def test_what_is_sent(chat_server, client):
     assert "Authorization" not in chat_server.asked[1][0]
 
 
-def test_openais_own_server_calls_the_limit_otherwise():
+def test_server_limit_has_its_name_at_openai():
     assert ServerChat("m", "https://api.openai.com/v1").settings["max_completion_tokens"] == 300
     assert ServerChat("m", "https://api.openai.com.example.org/v1").settings["max_tokens"] == 300
 
@@ -72,7 +72,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_may_pass_is_tried_again(chat_server, client, name):
+def test_server_repeats_after_transient_errors(chat_server, client, name):
     chat_server.behave = lambda query, seed, number: BROKEN[name][0] if number < 2 else "fine"
     assert client().ask("hello", 0).text == "fine"
     assert len(chat_server.asked) == 3
@@ -80,7 +80,7 @@ def test_what_may_pass_is_tried_again(chat_server, client, name):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_does_not_pass_is_one_line(chat_server, client, name):
+def test_server_reports_a_lasting_error_in_one_line(chat_server, client, name):
     reply, line = BROKEN[name]
     chat_server.behave = lambda query, seed, number: reply
     with pytest.raises(GenflError) as caught:
@@ -92,7 +92,7 @@ def test_what_does_not_pass_is_one_line(chat_server, client, name):
     assert len(chat_server.asked) == 3
 
 
-def test_a_key_that_is_missing_is_said_to_be(chat_server, client):
+def test_server_names_a_missing_key(chat_server, client):
     chat_server.behave = lambda query, seed, number: (401, {}, "no such key")
     with pytest.raises(
         GenflError, match=r"\(no such key\); no key was sent, set the variable that api_key_env names$"
@@ -103,14 +103,14 @@ def test_a_key_that_is_missing_is_said_to_be(chat_server, client):
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 302])
-def test_what_cannot_pass_is_not_tried_again(chat_server, client, status):
+def test_server_does_not_repeat_permanent_errors(chat_server, client, status):
     chat_server.behave = lambda query, seed, number: (status, {"Location": "http://127.0.0.1:9/"}, "no\nway")
     with pytest.raises(GenflError, match=rf"completions: status {status} \(no way\)$"):
         client().ask("hello", 0)
     assert len(chat_server.asked) == 1
 
 
-def test_a_server_that_asks_to_wait_is_waited_for_within_the_limit(chat_server, client):
+def test_server_waits_as_requested_within_the_limit(chat_server, client):
     chat_server.behave = lambda query, seed, number: (429, {"Retry-After": "1"}, "") if number == 0 else "ok"
     began = time.monotonic()
     assert client().ask("hello", 0).text == "ok"
@@ -127,7 +127,7 @@ def test_a_server_that_asks_to_wait_is_waited_for_within_the_limit(chat_server, 
         client().ask("hello", 0)
 
 
-def test_slow_servers(chat_server, client):
+def test_server_gives_up_after_the_timeout(chat_server, client):
     def slow(query, seed, number):
         time.sleep(1)
         return "late"
@@ -140,7 +140,7 @@ def test_slow_servers(chat_server, client):
 @pytest.mark.parametrize(
     "begins", ["HTTP/1.1 200 OK\\r\\nContent-Length: 1000\\r\\n\\r\\n", "HTTP/1.1 200 OK\\r\\nX: "]
 )
-def test_a_reply_that_comes_in_drops_is_cut_off(begins):
+def test_server_gives_up_on_a_reply_in_drops(begins):
     """Every part arrives in time, and all of them never do: of the body, or of its headers."""
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -164,7 +164,7 @@ def test_a_reply_that_comes_in_drops_is_cut_off(begins):
     listener.close()
 
 
-def test_no_server_at_all():
+def test_server_that_is_absent_is_named():
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(GenflError, match=rf"^{url}/chat/completions: .*refused, 2 times$"):
@@ -172,7 +172,7 @@ def test_no_server_at_all():
 
 
 @pytest.mark.parametrize("body", ['{"choices": []}', '{"choices": [{"message": {"content": null}}]}'])
-def test_a_server_that_says_nothing_gives_an_empty_answer(chat_server, client, body):
+def test_server_without_choices_gives_an_empty_answer(chat_server, client, body):
     chat_server.behave = lambda query, seed, number: (200, {}, body)
     assert client().ask("hello", 0) == Answer("")
     assert len(chat_server.asked) == 1
@@ -181,13 +181,13 @@ def test_a_server_that_says_nothing_gives_an_empty_answer(chat_server, client, b
 @pytest.mark.parametrize(
     ("reason", "cut"), [("stop", False), (None, False), ("length", True), ("content_filter", True)]
 )
-def test_an_answer_that_is_cut_off_is_known(chat_server, client, reason, cut):
+def test_server_answer_knows_whether_it_was_cut_off(chat_server, client, reason, cut):
     choice = {"message": {"content": "a cat"}, "finish_reason": reason}
     chat_server.behave = lambda query, seed, number: (200, {}, json.dumps({"choices": [choice]}))
     assert client().ask("hello", 0) == Answer("a cat", cut)
 
 
-def test_an_answer_that_is_no_unicode_can_be_written(chat_server, tmp_path):
+def test_server_answer_with_surrogates_can_be_written(chat_server, tmp_path):
     body = '{"choices": [{"message": {"content": "a \\ud800 b"}}]}'
     chat_server.behave = lambda query, seed, number: (200, {}, body)
     chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, "m")
@@ -195,7 +195,7 @@ def test_an_answer_that_is_no_unicode_can_be_written(chat_server, tmp_path):
     assert len(chat_server.asked) == 1
 
 
-def test_the_key_is_shown_and_written_nowhere(chat_server, tmp_path, monkeypatch, caplog):
+def test_server_key_is_shown_and_written_nowhere(chat_server, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("MY_KEY", KEY)
     options = {"model": "m", "base_url": chat_server.url, "api_key_env": "MY_KEY", "temperature": 1.0}
@@ -221,7 +221,7 @@ def _escaped(text):
 
 
 @pytest.mark.parametrize("key", ["none", "test", "content", "EMPTY", "1", "e"])
-def test_a_key_that_is_a_word_leaves_answers_as_they_are(chat_server, client, key):
+def test_server_dummy_key_leaves_answers_unchanged(chat_server, client, key):
     chat_server.behave = lambda query, seed, number: "the content: none of the tests is EMPTY"
     assert client(key=key).ask("hello", 0).text == "the content: none of the tests is EMPTY"
 
@@ -236,7 +236,7 @@ def test_a_key_that_is_a_word_leaves_answers_as_they_are(chat_server, client, ke
         ("127.0.0.1", "OPENAI_API_KEY", "openais"),
     ],
 )
-def test_openais_key_goes_to_nobody_else(monkeypatch, host, named, sent):
+def test_openai_key_is_sent_to_openai_only(monkeypatch, host, named, sent):
     monkeypatch.setenv("OPENAI_API_KEY", "openais")
     monkeypatch.setenv("MY_KEY", "mine")
     change = {"base_url": f"https://{host}/v1", "api_key_env": named, "model": "m"}
@@ -246,7 +246,7 @@ def test_openais_key_goes_to_nobody_else(monkeypatch, host, named, sent):
         assert connect({**OPTIONS, **change}, "generator").chat.key == ""
 
 
-def test_what_is_not_encrypted_passes_no_proxy(chat_server, client, monkeypatch):
+def test_unencrypted_request_uses_no_proxy(chat_server, client, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
@@ -256,7 +256,7 @@ def test_what_is_not_encrypted_passes_no_proxy(chat_server, client, monkeypatch)
         assert client().ask("hello", 0).text == "fine"
 
 
-def test_a_reply_without_end_or_depth_is_given_up(chat_server, client, monkeypatch):
+def test_server_rejects_huge_and_deep_replies(chat_server, client, monkeypatch):
     monkeypatch.setattr("genfl.llm.server.LARGEST", 1000)
     chat_server.behave = lambda query, seed, number: (200, {}, " " * 1001)
     with pytest.raises(GenflError, match=r"the reply has more than 1000 bytes, 3 times"):
@@ -268,7 +268,7 @@ def test_a_reply_without_end_or_depth_is_given_up(chat_server, client, monkeypat
 
 
 @pytest.mark.parametrize("key", ["sk-\nthis-is-secret", "sk-this-is-secrét"])
-def test_a_key_that_is_none_is_not_shown(monkeypatch, key):
+def test_malformed_key_is_not_shown(monkeypatch, key):
     monkeypatch.setenv("K", key)
     with pytest.raises(
         InputError, match=r"the value of K is not a key, because it is not printable ASCII; set "
@@ -276,7 +276,7 @@ def test_a_key_that_is_none_is_not_shown(monkeypatch, key):
         connect(OPTIONS, "generator")
 
 
-def test_waits_double_up_to_the_limit(chat_server, client, monkeypatch):
+def test_server_waits_double_up_to_the_limit(chat_server, client, monkeypatch):
     waits = []
     monkeypatch.setattr(time, "sleep", waits.append)
     chat_server.behave = lambda query, seed, number: (500, {}, "oops")
@@ -312,14 +312,14 @@ OPTIONS |= {"max_tokens": 5, "timeout": 5.0, "parallel": 1}
         ({"base_url": "file:///etc"}, "generator.base_url: it must be a server's address"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_asked_and_do_not_repeat_secrets(change, line):
+def test_check_chat_model_repeats_no_secrets(change, line):
     with pytest.raises(InputError) as caught:
         check_chat_model({**OPTIONS, **change}, "generator")
     assert str(caught.value).startswith(line)
     assert KEY not in str(caught.value)
 
 
-def test_a_missing_library_is_named(monkeypatch):
+def test_check_server_libraries_names_a_missing_one(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpx", None)
     with pytest.raises(
         InputError,
@@ -329,7 +329,7 @@ def test_a_missing_library_is_named(monkeypatch):
 
 
 class TestCachedChat:
-    def test_nothing_is_asked_twice(self, chat_server, tmp_path):
+    def test_cache_asks_nothing_twice(self, chat_server, tmp_path):
         chat_server.behave = lambda query, seed, number: f"{query} {seed} {number}"
         chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, ["m"])
         found = [chat.ask("a", 0), chat.ask("a", 1), chat.ask("b", 0)]
@@ -338,20 +338,20 @@ class TestCachedChat:
         assert [again.ask("a", 0), again.ask("a", 1), again.ask("b", 0)] == found
         assert CachedChat(ServerChat("m", chat_server.url), tmp_path, ["other"]).ask("a", 0).text == "a 0 3"
 
-    def test_whether_an_answer_was_cut_off_is_kept(self, chat_server, tmp_path):
+    def test_cache_keeps_whether_an_answer_was_cut_off(self, chat_server, tmp_path):
         body = '{"choices": [{"message": {"content": "a cat"}, "finish_reason": "length"}]}'
         chat_server.behave = lambda query, seed, number: (200, {}, body)
         chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, "m")
         assert chat.ask("a", 0) == chat.ask("a", 0) == Answer("a cat", cut=True)
         assert len(chat_server.asked) == 1
 
-    def test_no_answer_is_asked_for_again(self, chat_server, tmp_path):
+    def test_cache_asks_again_after_an_empty_answer(self, chat_server, tmp_path):
         said = ["", " \n", "yes", "no"]
         chat_server.behave = lambda query, seed, number: said[number]
         chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, "m")
         assert [chat.ask("a", 0).text for _ in range(4)] == ["", " \n", "yes", "yes"]
 
-    def test_only_what_is_left_of_an_answer_is_written(self, chat_server, tmp_path):
+    def test_cache_writes_judged_answers_only(self, chat_server, tmp_path):
         chat_server.behave = lambda query, seed, number: "a private text"
         for judged in (Answer("", problem="a copy"), Answer("another text")):
             chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, judged.problem)
@@ -360,7 +360,7 @@ class TestCachedChat:
         assert len(chat_server.asked) == 2
         assert "private" not in "".join(path.read_text() for path in tmp_path.iterdir())
 
-    def test_a_damaged_file_is_named_and_asked_again(self, chat_server, tmp_path, caplog):
+    def test_cache_asks_again_for_a_damaged_file(self, chat_server, tmp_path, caplog):
         chat = CachedChat(ServerChat("m", chat_server.url), tmp_path, "m")
         chat.ask("a", 0)
         (path,) = tmp_path.iterdir()
@@ -372,11 +372,11 @@ class TestCachedChat:
             assert f"{path} is damaged; the query is asked again" in caplog.text
         assert len(chat_server.asked) == 5
 
-    def test_queries_are_not_written(self, chat_server, tmp_path):
+    def test_cache_writes_no_queries(self, chat_server, tmp_path):
         CachedChat(ServerChat("m", chat_server.url), tmp_path, "m").ask("a private text", 0)
         assert "private" not in "".join(path.read_text() for path in tmp_path.iterdir())
 
-    def test_what_was_answered_before_a_failure_is_kept(self, chat_server, tmp_path):
+    def test_cache_keeps_answers_before_a_failure(self, chat_server, tmp_path):
         def fails(query, seed, number):
             return (400, {}, "no") if query == "4" else query
 
@@ -392,7 +392,7 @@ class TestCachedChat:
         assert {request["messages"][0]["content"] for _, request in chat_server.asked} <= {"4", "5"}
 
 
-def test_queries_are_in_flight_together(chat_server):
+def test_map_queries_runs_queries_concurrently(chat_server):
     """Each is answered only when all are there."""
     import threading
 
@@ -405,7 +405,7 @@ def test_queries_are_in_flight_together(chat_server):
 
 
 @pytest.mark.slow
-def test_transformers_serve(tiny_chat_model, chat_texts, tmp_path):
+def test_server_talks_to_transformers_serve(tiny_chat_model, chat_texts, tmp_path):
     """A server that others wrote, as a process of its own."""
     from transformers.utils.import_utils import is_serve_available
 

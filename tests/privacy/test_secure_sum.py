@@ -27,7 +27,7 @@ def zeros(dtype=np.uint32, size=2**14):
 
 
 @given(st.data(), ids, st.integers(0, 2**200), st.sampled_from([None, 2, 4]), dtypes)
-def test_the_sum_is_exact(data, clients, seed, degree, dtype):
+def test_secure_sum_is_exact(data, clients, seed, degree, dtype):
     shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
     values = {client: data.draw(hnp.arrays(dtype, shape)) for client in clients}
     before = {client: value.copy() for client, value in values.items()}
@@ -44,7 +44,7 @@ def test_the_sum_is_exact(data, clients, seed, degree, dtype):
 @pytest.mark.parametrize(
     ("n", "degree"), [(100, None), (101, None), (300, None), (300, 2), (42, 40), (41, 40)]
 )
-def test_the_sum_over_many_clients_is_exact(n, degree):
+def test_secure_sum_of_many_clients_is_exact(n, degree):
     secure = SecureSum(tuple(range(n)), 3, "round 1", degree)
     rng = np.random.default_rng(0)
     values = rng.integers(2**64, size=(n, 5), dtype=np.uint64)
@@ -52,7 +52,7 @@ def test_the_sum_over_many_clients_is_exact(n, degree):
     assert (secure.add(masked) == values.sum(axis=0, dtype=np.uint64)).all()
 
 
-def test_numpy_ids_are_the_same_clients():
+def test_secure_sum_accepts_numpy_ids():
     plain, numpy = SecureSum((1, 2, 3), 3, "a"), SecureSum(tuple(np.array([1, 2, 3])), 3, "a")
     values = zeros(size=4)
     for client in (1, 2, 3):
@@ -64,14 +64,14 @@ def test_numpy_ids_are_the_same_clients():
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
 @pytest.mark.parametrize(("n", "degree"), [(2, None), (5, None), (8, 2), (120, None)])
-def test_every_upload_of_zeros_looks_uniform(n, degree, dtype):
+def test_mask_of_zeros_looks_uniform(n, degree, dtype):
     secure = SecureSum(tuple(range(n)), 5, "round 1", degree)
     p = [uniformity(secure.mask(client, zeros(dtype))) for client in secure.clients]
     assert min(p) > 1e-3 / n
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
-def test_uploads_of_different_values_cannot_be_told_apart(dtype):
+def test_mask_hides_the_values(dtype):
     secure, again = (SecureSum((1, 2, 3), 5, context) for context in ("round 1", "round 2"))
     values = np.arange(2**14, dtype=dtype)
     plain, other = secure.mask(2, zeros(dtype)), again.mask(2, values)
@@ -82,7 +82,7 @@ def test_uploads_of_different_values_cannot_be_told_apart(dtype):
 
 
 @pytest.mark.parametrize(("clients", "degree"), [((0, 1, 2, 3, 4), None), ((7, 3, 9, 1, 5, 2), 2)])
-def test_the_sum_of_any_some_but_not_all_uploads_looks_uniform(clients, degree):
+def test_partial_sum_of_uploads_looks_uniform(clients, degree):
     secure = SecureSum(clients, 5, "round 1", degree)
     masked = {client: secure.mask(client, zeros()) for client in clients}
     groups = [group for size in range(1, len(clients)) for group in combinations(clients, size)]
@@ -98,25 +98,25 @@ def test_the_sum_of_any_some_but_not_all_uploads_looks_uniform(clients, degree):
         pytest.param(SecureSum((1, 2, 3), 6, "round 1"), id="seed"),
     ],
 )
-def test_masks_of_another_context_or_seed_are_unrelated(other):
+def test_mask_depends_on_context_and_seed(other):
     secure = SecureSum((1, 2, 3), 5, "round 1")
     for client in (1, 2, 3):
         assert uniformity(secure.mask(client, zeros()) - other.mask(client, zeros())) > 1e-3
 
 
-def test_masks_of_another_shape_or_dtype_are_unrelated():
+def test_mask_depends_on_shape_and_dtype():
     secure = SecureSum((1, 2), 5, "round 1")
     short = secure.mask(1, zeros())
     assert uniformity(short - secure.mask(1, zeros(size=2**15))[: short.size]) > 1e-3
     assert uniformity(short - secure.mask(1, zeros(np.uint64)).view(np.uint32)[: short.size]) > 1e-3
 
 
-def test_masks_are_reproducible():
+def test_mask_is_reproducible():
     first, second = (SecureSum((1, 2), 5, "round 1").mask(1, zeros(size=8)) for _ in range(2))
     assert (first == second).all()
 
 
-def test_the_seed_is_not_shown():
+def test_secure_sum_repr_hides_the_seed():
     assert "987654321" not in repr(SecureSum((1, 2), 987654321, "round 1"))
 
 
@@ -136,7 +136,7 @@ def test_the_seed_is_not_shown():
         (4, 6, 3),
     ],
 )
-def test_neighbours(n, degree, expected):
+def test_neighbours_are_symmetric_and_as_many_as_asked(n, degree, expected):
     clients = tuple(range(0, 3 * n, 3))
     secure = SecureSum(clients, 5, "round 1", degree)
     links = {client: set(secure.neighbours(client)) for client in clients}
@@ -150,7 +150,7 @@ def test_neighbours(n, degree, expected):
     assert reached == set(clients)
 
 
-def test_the_ring_follows_the_seed_and_not_the_ids():
+def test_ring_order_follows_the_seed():
     clients = tuple(range(200))
     rings = (
         SecureSum(clients, 1, "a", 2),
@@ -180,12 +180,12 @@ def test_the_ring_follows_the_seed_and_not_the_ids():
         (((1, 2), 0, "a", -2), "degree"),
     ],
 )
-def test_bad_parameters_are_refused(parameters, message):
+def test_secure_sum_rejects_bad_parameters(parameters, message):
     with pytest.raises(ValueError, match=message):
         SecureSum(*parameters)
 
 
-def test_a_client_that_does_not_take_part_is_refused():
+def test_secure_sum_rejects_an_unknown_client():
     secure = SecureSum((1, 2), 0, "a")
     with pytest.raises(ValueError, match="client 3 does not take part"):
         secure.mask(3, zeros())
@@ -193,19 +193,19 @@ def test_a_client_that_does_not_take_part_is_refused():
         secure.add({1: zeros(), 2: zeros(), 3: zeros()})
 
 
-def test_missing_uploads_are_refused():
+def test_secure_sum_rejects_missing_uploads():
     with pytest.raises(ValueError, match="2 uploads are missing, client 4's among them"):
         SecureSum((1, 7, 4), 0, "a").add({1: zeros()})
 
 
 @pytest.mark.parametrize("other", [zeros(size=3), zeros(np.uint64, 4), np.zeros((2, 2), np.uint32)])
-def test_uploads_that_differ_in_shape_or_dtype_are_refused(other):
+def test_secure_sum_rejects_unequal_uploads(other):
     with pytest.raises(ValueError, match="client 2 uploaded"):
         SecureSum((1, 2), 0, "a").add({1: zeros(size=4), 2: other})
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16, np.float64])
-def test_other_dtypes_are_refused(dtype):
+def test_secure_sum_rejects_other_dtypes(dtype):
     secure = SecureSum((1, 2), 0, "a")
     with pytest.raises(ValueError, match="uint32 or uint64 values, not"):
         secure.mask(1, zeros(dtype))
@@ -217,7 +217,7 @@ def test_other_dtypes_are_refused(dtype):
 
 
 @given(st.data(), st.integers(1, 50), st.integers(0, 40))
-def test_a_fixed_point_sum_is_as_close_as_promised(data, clients, fraction_bits):
+def test_fixed_point_sum_is_within_the_stated_error(data, clients, fraction_bits):
     largest = 2.0 ** (62 - fraction_bits) / clients
     floats = st.floats(-largest, largest)
     values = [data.draw(hnp.arrays(np.float64, 3, elements=floats)) for _ in range(clients)]
@@ -230,12 +230,12 @@ def test_a_fixed_point_sum_is_as_close_as_promised(data, clients, fraction_bits)
 
 
 @given(hnp.arrays(np.float64, st.integers(0, 5), elements=st.floats(-1e6, 1e6)))
-def test_small_sums_carry_only_the_rounding_of_their_terms(values):
+def test_fixed_point_small_sum_has_only_term_rounding(values):
     total = encode_fixed(values, 2) + encode_fixed(values[::-1].copy(), 2)
     assert (np.abs(decode_fixed(total) - (values + values[::-1])) <= 2 * 2.0**-25 + 2.0**-32).all()
 
 
-def test_fixed_point_numbers_through_a_secure_sum():
+def test_fixed_point_values_pass_a_secure_sum():
     secure = SecureSum((1, 2, 3), 5, "loss")
     values = {1: np.array([[0.5, -1.25]]), 2: np.array([[-3.0, 1e5]]), 3: np.array([[2.25, 0.0]])}
     masked = {client: secure.mask(client, encode_fixed(value, 3)) for client, value in values.items()}
@@ -243,7 +243,7 @@ def test_fixed_point_numbers_through_a_secure_sum():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_fixed_point_numbers_from_any_float_and_shape(dtype):
+def test_encode_fixed_accepts_any_float_and_shape(dtype):
     for shape in ((), (0,), (2, 3)):
         decoded = decode_fixed(encode_fixed(np.full(shape, -1.5, dtype), 3))
         assert decoded.shape == shape
@@ -251,7 +251,7 @@ def test_fixed_point_numbers_from_any_float_and_shape(dtype):
 
 
 @pytest.mark.parametrize("clients", [1, 2, 3, 1000])
-def test_the_largest_values_do_not_wrap_and_larger_ones_are_refused(clients):
+def test_encode_fixed_rejects_values_that_would_wrap(clients):
     limit = (2**63 - 1) // clients
     fits = math.nextafter(limit, 0) if float(limit) > limit else float(limit)
     for sign in (1, -1):
@@ -263,18 +263,18 @@ def test_the_largest_values_do_not_wrap_and_larger_ones_are_refused(clients):
 
 @pytest.mark.parametrize("value", [1e300, -1e300, 2.0**63, -(2.0**63)])
 @pytest.mark.parametrize("fraction_bits", [0, 62])
-def test_values_far_out_of_range_are_refused(value, fraction_bits):
+def test_encode_fixed_rejects_values_far_out_of_range(value, fraction_bits):
     with pytest.raises(ValueError, match="exceeds"):
         encode_fixed(np.array([value]), 1, fraction_bits)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(value):
+def test_encode_fixed_rejects_non_finite_values(value):
     with pytest.raises(ValueError, match="finite"):
         encode_fixed(np.array([1.0, value]), 2)
 
 
-def test_bad_fixed_point_parameters_are_refused():
+def test_fixed_point_rejects_bad_parameters():
     with pytest.raises(ValueError, match="clients"):
         encode_fixed(np.zeros(1), 0)
     for fraction_bits in (-1, 63):

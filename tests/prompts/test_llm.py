@@ -34,7 +34,7 @@ def ask(chat_server):
     return run
 
 
-def test_what_is_asked():
+def test_prompt_query_follows_the_style():
     asked = prompt_query("llm", "cat", ["dog"], 5, "audio")
     assert (
         'Q: "_ _ _ _ cat _ _ _ _" Please fill in the blanks and make it a prompt to generate a sound.'
@@ -68,11 +68,11 @@ def test_what_is_asked():
         ("llm", "cat " * (MAX_WORDS + 1), f"it has more than {MAX_WORDS} words"),
     ],
 )
-def test_what_is_a_prompt(style, text, wrong):
+def test_prompt_problem_judges_lines(style, text, wrong):
     assert prompt_problem(style, text, "cat", LABELS) == wrong
 
 
-def test_it_is_asked_until_there_are_enough(chat_server, ask):
+def test_write_prompts_asks_until_there_are_enough(chat_server, ask):
     answers = [
         'Sure! Here are some prompts for cat:\n1. "A cat on a mat"\n2. a CAT, on a mat!\n3. a dog\n',
         "I'm sorry, but I can't do that about a cat.",
@@ -89,7 +89,7 @@ def test_it_is_asked_until_there_are_enough(chat_server, ask):
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 
-def test_a_line_that_is_cut_off_is_no_prompt(chat_server, ask):
+def test_write_prompts_ignores_a_line_that_is_cut_off(chat_server, ask):
     def behave(query, seed, number):
         choice = {"message": {"content": "a red cat\nmy cat\nyour cat on"}, "finish_reason": "length"}
         return 200, {}, json.dumps({"choices": [choice]})
@@ -99,7 +99,7 @@ def test_a_line_that_is_cut_off_is_no_prompt(chat_server, ask):
         ask()
 
 
-def test_too_few_are_one_line_with_an_example(chat_server, ask):
+def test_write_prompts_reports_too_few_in_one_line(chat_server, ask):
     chat_server.behave = lambda query, seed, number: "a cat on a mat\na big dog"
     with pytest.raises(GenflError) as caught:
         ask()
@@ -110,7 +110,7 @@ def test_too_few_are_one_line_with_an_example(chat_server, ask):
     assert len(chat_server.asked) == 2
 
 
-def test_a_fallback_fills_up(chat_server, ask):
+def test_write_prompts_fills_up_from_the_fallback(chat_server, ask):
     chat_server.behave = lambda query, seed, number: "a photo of a cat\na cat on a mat"
     found = ask(distinct=4, fallback=Templates("multiple"))
     assert found == ["a photo of a cat", "a cat on a mat", "an image of a cat", "a picture of a cat"]
@@ -119,7 +119,7 @@ def test_a_fallback_fills_up(chat_server, ask):
     assert every == [template.format(label="cat") for template in MULTIPLE["image"]]
 
 
-def test_a_fallback_is_told_of_and_repeats_nothing(chat_server, ask, caplog):
+def test_write_prompts_logs_the_fallback_without_repeats(chat_server, ask, caplog):
     chat_server.behave = lambda query, seed, number: "A photo of a cat.\nno animal"
     found = ask(distinct=4, attempts=1, fallback=Templates("multiple"))
     assert len({answers.normalize_words(line) for line in found}) == len(found) == 4
@@ -127,13 +127,13 @@ def test_a_fallback_is_told_of_and_repeats_nothing(chat_server, ask, caplog):
     assert "3 of 4 prompts for 'cat' are templates (unusable: 'no animal', it does not name" in caplog.text
 
 
-def test_a_server_that_fails_is_no_case_for_a_fallback(chat_server, ask):
+def test_write_prompts_raises_if_the_server_fails(chat_server, ask):
     chat_server.behave = lambda query, seed, number: (404, {}, "no such model")
     with pytest.raises(GenflError, match=r"status 404 \(no such model\)"):
         ask(fallback=Templates("multiple"))
 
 
-def test_prompts_are_drawn_from_those_of_the_label():
+def test_prompt_lists_draw_from_the_label():
     lists = PromptLists({"cat": ["a cat", "my cat"], "dog": ["a dog"]})
     rng = np.random.default_rng(0)
     assert {lists.draw("cat", rng) for _ in range(50)} == {"a cat", "my cat"}

@@ -11,7 +11,7 @@ from genfl.rng import Key
 FILL = Templates("fill", "a {look} handwritten {label}", {"look": ["thin", "bold slanted", ""]})
 
 
-def test_styles():
+def test_templates_follow_the_style():
     rng = np.random.default_rng(0)
     assert Templates("label").draw("cat", rng) == "cat"
     assert Templates("single").draw("cat", rng) == "a photo of a cat"
@@ -24,7 +24,7 @@ def test_styles():
     }
 
 
-def test_sentences_are_about_what_is_made():
+def test_templates_follow_the_modality():
     rng = np.random.default_rng(0)
     assert Templates("single", modality="audio").draw("rain", rng) == "a sound of rain"
     assert Templates("single", modality="text").draw("sports", rng) == "a text about sports"
@@ -35,7 +35,7 @@ def test_sentences_are_about_what_is_made():
     assert not set(several["image"]) & set(several["audio"]) | set(several["audio"]) & set(several["text"])
 
 
-def test_braces_in_a_label_are_no_blanks():
+def test_templates_keep_braces_in_a_label():
     assert FILL.draw("{look}", np.random.default_rng(0)).endswith("{look}")
 
 
@@ -54,12 +54,12 @@ def test_braces_in_a_label_are_no_blanks():
         ("single", "a {label}", {}, r"takes no template"),
     ],
 )
-def test_templates_that_cannot_work_are_refused(style, template, blanks, message):
+def test_templates_reject_what_does_not_fit(style, template, blanks, message):
     with pytest.raises(InputError, match=message):
         Templates(style, template, blanks)
 
 
-def test_blocks_have_one_scale_uniform_labels_and_distinct_seeds():
+def test_plan_prompts_blocks_have_one_scale():
     labels = ["a", "b", "c"]
     blocks = plan_prompts(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(0))
     prompts = [prompt for block in blocks for prompt in block]
@@ -72,7 +72,7 @@ def test_blocks_have_one_scale_uniform_labels_and_distinct_seeds():
     assert blocks != plan_prompts(labels, 70, FILL, [1.0, 2.0, 3.0], 16, Key(1))
 
 
-def test_a_share_of_the_prompts_may_be_wrong_and_nothing_else_changes():
+def test_plan_prompts_wrong_changes_texts_only():
     labels = ["a", "b", "c"]
     right = [p for block in plan_prompts(labels, 200, FILL, [1.0, 2.0], 16, Key(0)) for p in block]
     wrong = [p for block in plan_prompts(labels, 200, FILL, [1.0, 2.0], 16, Key(0), 0.3) for p in block]
