@@ -7,18 +7,33 @@ import string
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-
-from ..data.test_sounds import labelled
+import soundfile
 
 
 @pytest.fixture
-def audio_config(tmp_path, monkeypatch):
+def recordings():
+    """Writes ten tones of a second for each label, as a folder of files for each class."""
+
+    def write(folder: Path, labels: list[str]) -> Path:
+        seconds = np.arange(16_000) / 16_000
+        for row in range(10 * len(labels)):
+            file = folder / labels[row % len(labels)] / f"{row}.wav"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(file, 0.5 * np.sin(2 * np.pi * (200 + 50 * row) * seconds), 16_000)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def audio_config(tmp_path, monkeypatch, recordings):
     """Builds the config of a run on 20 recordings of two labels, with sections of the caller's."""
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
 
     def build(labels: list[str], **sections: Any) -> dict[str, Any]:
-        path = labelled(tmp_path / "private", [0, 1] * 10, labels)
+        path = recordings(tmp_path / "private", labels)
         partition = {"clients": 2, "kind": "iid"}
         return {
             "name": "audio",

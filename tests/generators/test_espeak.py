@@ -12,8 +12,6 @@ from genfl.generators import espeak
 from genfl.generators.espeak import Espeak, accents, background_noise, trim_silence, utter
 from genfl.rng import Key
 
-from ..data.test_sounds import labelled
-
 WORDS = ["yes", "stop", "happy"]
 
 
@@ -113,8 +111,7 @@ def test_espeak_names_unknown_language_and_missing_extra(monkeypatch):
     ):
         Espeak("klingon")
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    accents.cache_clear()
-    for ask_for in (lambda: Espeak(), espeak.espeak_fingerprint):
+    for ask_for in (lambda: Espeak("de"), espeak.espeak_fingerprint):
         with pytest.raises(
             InputError, match=r"needs espeak-ng, which is not installed; run pip install 'genfl\[speech\]'$"
         ):
@@ -125,8 +122,8 @@ def test_espeak_names_unknown_language_and_missing_extra(monkeypatch):
 
 
 @pytest.mark.parametrize("data", ["speech_commands", "sounds"])
-def test_speech_rejects_classes_that_are_no_words(content, tmp_path, data):
-    path = labelled(tmp_path / "words", [0, 1] * 10, ["_silence_", "yes"])
+def test_speech_rejects_classes_that_are_no_words(content, recordings, tmp_path, data):
+    path = recordings(tmp_path / "words", ["_silence_", "yes"])
     content["data"] |= {"name": data, "path": str(path)}
     with pytest.raises(InputError, match=r"^generator.kind: speech cannot make the class '_silence_', "):
         pipeline.execute(config.validate(content), tmp_path / "run")

@@ -13,7 +13,7 @@ from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS, read
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.experiment.context import data_set
+from genfl.experiment.context import Context
 from genfl.experiment.folder import Run
 from genfl.generators.files import Files, check_not_private, samples_fingerprint
 from genfl.report.pictures import VIEWS, Generated
@@ -168,6 +168,12 @@ def test_files_read_a_data_set_of_the_hub(folder, tmp_path, monkeypatch):
     assert len(data.train.labels) + len(data.test.labels) == 12
 
 
+def synthetic(run):
+    """Reads the synthetic data of a run as inputs and class indices."""
+    data = Context().data_set(run.config.data)
+    return generate.read_synthetic(run.folder / "synthetic", data, run.labels)
+
+
 def settings(tmp_path, **changes):
     private = tmp_path / "private"
     for split, count in (("train", 8), ("test", 4)):
@@ -192,11 +198,11 @@ def settings(tmp_path, **changes):
 def test_files_run_writes_the_synthetic_data_set(tmp_path):
     run = Run(settings(tmp_path), tmp_path / "run")
     pipeline.execute(run.config, run.folder, until="generate")
-    x, y = generate.read(run)
+    x, y = synthetic(run)
     assert run.labels == ["black cat", "dog"]
     assert y.bincount().tolist() == [5, 5]
     assert ((x[:, 0, 0, 0] >= 100) == (y == 1)).all()
-    assert x.shape == (10, *data_set(run.config.data).shape)
+    assert x.shape == (10, *Context().data_set(run.config.data).shape)
     assert len(x.unique(dim=0)) == 10
     card = (run.folder / "synthetic" / "README.md").read_text()
     assert "- taken from: made\n" in card
@@ -242,7 +248,7 @@ def test_files_run_leaves_out_clips_that_are_too_short(tmp_path):
         pipeline.execute(many, tmp_path / "many")
     run = Run(settings(tmp_path / "images", prompts={"per_label": 2}, **sounds), tmp_path / "run")
     pipeline.execute(run.config, run.folder, until="generate")
-    assert len(generate.read(run)[0]) == 4
+    assert len(synthetic(run)[0]) == 4
 
 
 def test_files_run_stops_if_nothing_is_usable(tmp_path, folder):

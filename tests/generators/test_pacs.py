@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from genfl import config, pipeline
-from genfl.experiment.context import data_set, train_test_rows
+from genfl.experiment.context import Context
 from genfl.experiment.folder import Run
 from genfl.stages import guided
-from genfl.stages.federate.generated_content import label_counts
 
 PACS = Path(__file__).parents[3] / "shared" / "data" / "pacs64"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pacs.yaml"
@@ -45,27 +44,37 @@ def run(tmp_path_factory, tiny_sdxl):
     return Run(settings, folder)
 
 
-def test_pacs_clients_are_guided_by_their_own_domain(run):
-    (kind,) = guided.wanted(run.config)
-    kept, _ = train_test_rows(run.config, 0)
-    domains = np.asarray(data_set(run.config.data).train.keys)
-    looks = [set(domains[rows].tolist()) for rows in kept]
+@pytest.fixture(scope="module")
+def step(run):
+    """The guided stage of the run, with its inputs."""
+    return next(step for step in pipeline.steps(run, Context()) if step.stage is guided.STAGE)
+
+
+def test_pacs_clients_are_guided_by_their_own_domain(run, step):
+    (kind,) = guided.guided_contents(run.config)
+    train_rows, _ = step.work.context.train_test_rows(run.config.data, 0)
+    domains = np.asarray(step.work.context.data_set(run.config.data).train.keys)
+    looks = [set(domains[rows].tolist()) for rows in train_rows]
     assert all(len(look) == 1 for look in looks)
     assert len(set.union(*looks)) == 4
     guides = 0
-    for block in guided._blocks(run, kind, 0):
+    for block in guided._blocks(step.inputs, step.work, kind, 0):
         rows = np.concatenate([np.asarray(rows, int) for rows in block.guides])
         assert set(domains[rows].tolist()) <= looks[block.client]
         guides += len(rows)
     assert guides > 0
 
 
-def test_pacs_clients_guide_half_of_their_own_classes(run):
-    (kind,) = guided.wanted(run.config)
-    _, y, parts = guided.read(run, kind, 0)
-    own = label_counts(run.config, run.labels, 0) > 0
-    assert [np.bincount(y[part], minlength=7).tolist() for part in parts] == own.astype(int).tolist()
-    assert not own.all(), "or nothing was left out"
+def test_pacs_clients_guide_half_of_their_own_classes(run, step):
+    (kind,) = guided.guided_contents(run.config)
+    digest = guided.kind_digest(step.inputs, step.work.upstream, kind)
+    folder = guided.content_folder(step.work.folder, digest, kind, 0)
+    data = step.work.context.data_set(run.config.data)
+    _, y, parts = guided.read_guided(folder, data, run.labels, run.config.data.partition.clients)
+    has_class = step.work.context.label_counts(run.config.data, run.labels, 0) > 0
+    samples = [np.bincount(y[part], minlength=7).tolist() for part in parts]
+    assert samples == has_class.astype(int).tolist()
+    assert not has_class.all(), "or nothing was left out"
 
 
 def test_pacs_summary_has_the_heterogeneity(run):

@@ -13,10 +13,11 @@ from genfl import config, hub, pipeline
 from genfl.data.samples import Prompt
 from genfl.data.sounds import RATE
 from genfl.errors import InputError
+from genfl.experiment.context import Context
 from genfl.generators import image, pretrained, sound, speech
 from genfl.generators.image import StableDiffusion
-from genfl.stages import generate
-from genfl.storage import digest
+from genfl.stages.base import digest_of
+from genfl.stages.generate import GeneratorInputs
 
 
 def test_hub_fingerprint_notices_changed_weights(tiny_stable_diffusion, tmp_path):
@@ -266,18 +267,19 @@ def test_generator_inputs_ignore_the_place_of_a_model(
     """Shards made elsewhere fit, and no path is in a data set that may be shared."""
     folder = {"image": tiny_stable_diffusion, "speech": tiny_speecht5}[kind]
     shutil.copytree(folder, tmp_path / "copy")
-    keys = set()
-    for place in (folder, tmp_path / "copy"):
-        parts = {"model": str(place)}
+    digests = set()
+    for path in (folder, tmp_path / "copy"):
+        parts = {"model": str(path)}
         if kind == "speech":
-            np.save(place / "voices.npy", np.eye(6))
+            np.save(path / "voices.npy", np.eye(6))
             names = {"model": "model", "vocoder": "vocoder", "speakers": "voices.npy"}
-            parts = {option: str(place / name) for option, name in names.items()}
+            parts = {option: str(path / name) for option, name in names.items()}
         changed = config.validate(content | {"generator": {"kind": kind, **parts}})
-        keys.add(digest(generate.inputs(changed)))
-        assert str(place) not in str(generate.generator_facts(changed))
-        assert place.name in str(generate.generator_facts(changed)) or kind == "speech"
-    assert len(keys) == 1
+        inputs = GeneratorInputs.of(changed, Context())
+        digests.add(digest_of("generate", 1, inputs, {}))
+        assert str(path) not in str(inputs.facts)
+        assert path.name in str(inputs.facts) or kind == "speech"
+    assert len(digests) == 1
 
 
 def test_generator_config_accepts_a_kind_alone(content):

@@ -10,12 +10,11 @@ import time
 import datasets
 import pytest
 
-import genfl.experiment.context
 from genfl import config, pipeline
 from genfl.data.texts import vocabulary
 from genfl.errors import GenflError, InputError
-from genfl.stages import generate, prompts
-from genfl.storage import digest
+from genfl.experiment.context import Context
+from genfl.stages import generate
 
 ROWS = {
     "train": [
@@ -46,9 +45,7 @@ def mine(tmp_path, monkeypatch):
     folder.mkdir()
     for split, rows in ROWS.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    genfl.experiment.context._load.cache_clear()
-    yield lambda *overrides: config.parse(RUN, [f"data.path={folder}", *overrides])
-    genfl.experiment.context._load.cache_clear()
+    return lambda *overrides: config.parse(RUN, [f"data.path={folder}", *overrides])
 
 
 def files(folder):
@@ -95,7 +92,6 @@ def test_fresh_run_asks_again_and_an_update_does_not(mine, chat_server, tmp_path
     chat_server.asked.clear()
     made = datasets.load_dataset(str(tmp_path / "run" / "synthetic"), split="train")["text"]
     vocabulary(made, 100, tmp_path / "words.json")
-    genfl.experiment.context._load.cache_clear()
     own = mine(
         "generator.model=m",
         f"generator.base_url={chat_server.url}",
@@ -174,22 +170,23 @@ def test_transport_options_regenerate_nothing(mine, chat_server, tmp_path):
 
 
 def test_stage_inputs_ignore_the_number_of_the_gpu(mine):
-    def inputs(device, section):
+    def digests(device, section):
         settings = {"prompts.llm": "cpu", "generator": "cpu", section: device}
         read = mine(
             f"prompts={{style: llm, llm: {{model: m, device: '{settings['prompts.llm']}'}}}}",
             f"generator={{kind: text, model: m, device: '{settings['generator']}'}}",
         )
-        return digest([prompts._inputs(read), generate.inputs(read)])
+        by_stage = {stage.name: digest for stage, _, digest in pipeline.digests(read, Context())}
+        return by_stage["prompts"], by_stage["generate"]
 
     for section in ("prompts.llm", "generator"):
-        assert inputs("cuda", section) == inputs("cuda:1", section) != inputs("cpu", section)
+        assert digests("cuda", section) == digests("cuda:1", section) != digests("cpu", section)
 
 
 def test_text_generator_rejects_wrong_prompts(mine, tiny_chat_model):
     read = mine(f"generator.model={tiny_chat_model}", "prompts.wrong=0.5")
     with pytest.raises(InputError, match=r"^prompts\.wrong: a language model is told the true class"):
-        generate.STAGE.check(read)
+        generate.STAGE.check(generate.STAGE.inputs(read, context := Context()), context)
 
 
 def test_files_generator_rejects_a_prompt_model(mine, tmp_path):
