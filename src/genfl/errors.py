@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import difflib
 
+RENAMED = {"key": "client_id"}
+"""Config fields that had another name before, by their old name."""
+
 
 class GenflError(Exception):
-    """Something failed that the user did not cause; the command ends with exit code 1."""
+    """A failure that the user did not cause; the command ends with exit code 1."""
 
 
 class InputError(GenflError, ValueError):
-    """A wrong input. Its message is one line a problem, naming the field and the fix; exit code 2."""
+    """A wrong input; the command ends with exit code 2.
+
+    The message has one line for each problem, which names the field and the fix.
+    """
 
 
-def suggest(given: str, known: list[str]) -> str:
-    """Says which of the known names may have been meant, or which there are."""
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+def suggest(name: str, known: list[str]) -> str:
+    """Return a hint for an unknown name: the known name that is closest, or all known names.
+
+    Args:
+        name: The name that is unknown.
+        known: The names that would have been accepted.
+    """
+    if RENAMED.get(name) in known:
+        return f"did you mean {RENAMED[name]!r}?"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known)}" if known else "there are no keys to set here"

@@ -1,4 +1,4 @@
-"""Progress with rate and time left: a bar on a terminal, elsewhere a line a minute in the log."""
+"""Progress with rate and time left: a bar on a terminal, elsewhere one log line a minute."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from contextvars import ContextVar
 
 log = logging.getLogger(__name__)
 
-EVERY = 60.0
-"""Seconds between two lines of the log."""
+LOG_INTERVAL = 60.0
+"""Seconds between two log lines."""
 
 enabled: ContextVar[bool] = ContextVar("enabled", default=True)
-"""Set to False to silence all progress of this context, as ``--json`` does."""
+"""Whether progress is shown in this context; ``--json`` sets it to False."""
 
 Advance = Callable[[int], None]
+"""Reports the number of units that were just finished."""
 
 
 @contextlib.contextmanager
 def bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Shows a bar while the block runs.
+    """Show progress while the block runs.
 
     Args:
         what: The words in front of the bar.
-        total: How many units make it full.
-        unit: What is counted, in the plural: ``samples``.
-        done: Units finished before, by an earlier run that was interrupted.
+        total: The number of units that fill the bar.
+        unit: The name of the units, in the plural: ``samples``.
+        done: Units that an earlier, interrupted run finished.
 
     Yields:
         A function to call with the number of units just finished.
@@ -37,7 +38,7 @@ def bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         yield lambda amount: None
         return
     if not sys.stderr.isatty():
-        yield _lines(what, total, unit, done)
+        yield _log_lines(what, total, unit, done)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -50,12 +51,12 @@ def bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    # rich forgets what is older: the time between two units must be shorter for there to be a rate
+    # rich estimates the rate from this period only, so it must be longer than the time between two units
     with Progress(
         *columns, console=Console(stderr=True), transient=True, speed_estimate_period=3600
     ) as progress:
         task = progress.add_task(what, total=total, completed=done, rate="")
-        progress.advance(task, 0)  # the rate counts from here
+        progress.advance(task, 0)  # starts the clock of the rate
 
         def advance(amount: int) -> None:
             progress.advance(task, amount)
@@ -66,19 +67,20 @@ def bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         yield advance
 
 
-def _lines(what: str, total: int, unit: str, done: int) -> Advance:
-    """Returns what logs a line when `EVERY` seconds are over since the last."""
-    told, then, now = time.monotonic(), done, done
+def _log_lines(what: str, total: int, unit: str, done: int) -> Advance:
+    """Return a function that logs a line when `LOG_INTERVAL` seconds have passed since the last one."""
+    logged_at, logged_count, count = time.monotonic(), done, done
 
     def advance(amount: int) -> None:
-        nonlocal told, then, now
-        now += amount
-        seconds = time.monotonic() - told
-        if seconds < EVERY or now in (then, total):
+        nonlocal logged_at, logged_count, count
+        count += amount
+        seconds = time.monotonic() - logged_at
+        if seconds < LOG_INTERVAL or count in (logged_count, total):
             return
-        speed = (now - then) / seconds  # of late: what an earlier run did comes in the beginning, all at once
-        told, then = told + seconds, now
-        minutes = max(1, round((total - now) / speed / 60))
-        log.info("%s: %d of %d %s, %.3g/s, %d min left", what, now, total, unit, speed, minutes)
+        # the rate since the last line: units of an earlier run are reported at the start, all at once
+        speed = (count - logged_count) / seconds
+        logged_at, logged_count = logged_at + seconds, count
+        minutes = max(1, round((total - count) / speed / 60))
+        log.info("%s: %d of %d %s, %.3g/s, %d min left", what, count, total, unit, speed, minutes)
 
     return advance
