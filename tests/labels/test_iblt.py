@@ -243,7 +243,7 @@ def test_a_name_in_a_foreign_cell_is_told():
     table = IBLT(cells=40)
     damaged = table.encode(["cat"])
     damaged[next(cell for cell in range(40) if cell not in cells_of(table, "cat"))] = raw_row(table, b"cat")
-    with pytest.raises(CorruptTable, match="not its own"):
+    with pytest.raises(CorruptTable, match="a cell that is not its own"):
         table.decode(damaged, 1)
 
 

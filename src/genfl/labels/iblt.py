@@ -1,22 +1,24 @@
-"""Label names in a table that adds up: an invertible Bloom lookup table (IBLT).
+"""Label names in a table that can be summed: an invertible Bloom lookup table (IBLT).
 
-Every client writes its set of label names into a table of ``uint32`` cells. The tables are summed modulo
-2^32 (by a secure sum, so nobody sees a single client's table) and only the sum is decoded: it gives every
-name and how many clients hold it. The label domain is open; no list of names is agreed on beforehand.
+Every client writes its set of label names into a table of ``uint32`` cells. A secure sum adds the tables
+modulo 2^32, so nobody sees a single client's table. Only the sum is decoded. It gives every name, and the
+number of clients that hold it. The names are open: no list of them is agreed on beforehand.
 
-A name is inserted into ``hashes`` distinct cells by adding its row ``[1, checksum, name]`` to each. The name
-is stored as 16-bit limbs, so a cell that holds one name from m clients is exactly m times that row: it is
-recognised, divided by m and *peeled*, that is subtracted from the name's other cells, which may leave further
-cells with a single name. A cell of several names may wrap; arithmetic modulo 2^32 is linear, so what remains
-after peeling is exact again. Decoding succeeds when the table ends up all zero. Source: Goodrich and
-Mitzenmacher, "Invertible Bloom Lookup Tables", 2011 (arXiv:1101.2245); peeling in parallel passes: Jiang,
-Mitzenmacher and Thaler, "Parallel Peeling Algorithms", 2014 (arXiv:1302.7014). For many names and 4 hashes
-peeling needs about 1.30 cells per name; few names need more, see ``docs/results/iblt.md``.
+Encoding: a name is inserted into ``hashes`` distinct cells by adding its row ``[1, checksum, name]`` to each.
+The name is stored as 16-bit limbs, so a cell with one name from m clients is exactly m times that row.
 
-What decoding promises: an answer ``a`` satisfies ``table == sum(a[name] * encode([name]))`` modulo 2^32
-exactly, or there is no answer. Damage is therefore never turned into a wrong union. A client that lies is
-another matter: adding a valid row twice, or subtracting one, gives another valid table, and no decoder of
-sums can tell.
+Decoding: such a cell is recognised and divided by m. Its name is *peeled*, that is, subtracted from the
+name's other cells, which may leave further cells with a single name. A cell of several names may wrap.
+Arithmetic modulo 2^32 is linear, so what remains after peeling is exact again. Decoding succeeds if the table
+ends up all zero. For many names and 4 hashes, peeling needs about 1.30 cells per name. Few names need more,
+see ``docs/results/iblt.md``.
+
+Sources: Goodrich and Mitzenmacher, "Invertible Bloom Lookup Tables", 2011 (arXiv:1101.2245). Peeling in
+parallel passes: Jiang, Mitzenmacher and Thaler, "Parallel Peeling Algorithms", 2014 (arXiv:1302.7014).
+
+Guarantee: an answer ``a`` satisfies ``table == sum(a[name] * encode([name]))`` modulo 2^32 exactly, or there
+is no answer. Damage never turns into a wrong union. The guarantee does not cover clients that lie: adding a
+valid row twice, or subtracting one, gives another valid table, and no decoder of sums can detect it.
 """
 
 import hashlib
@@ -29,32 +31,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_CLIENTS = 65_537
-"""The most clients that can be summed: 65,537 * 65,535 = 2^32 - 1, the largest cell value."""
+"""The largest number of clients in a sum: 65,537 * 65,535 = 2^32 - 1, the largest cell value."""
 
 _CHECKSUM_LIMBS = 4
 
 
 class DecodeError(ValueError):
-    """A table could not be decoded; there is no partial answer."""
+    """A table that could not be decoded; there is no partial answer."""
 
 
 class TableTooSmall(DecodeError):
-    """Peeling got stuck: too many names for the cells, or damage that looks the same. Retry with more."""
+    """A table with too many names for its cells, or damage that looks the same; retry with more cells."""
 
 
 class CorruptTable(DecodeError):
-    """The table is not a sum of at most the stated number of clients' tables made with these parameters."""
+    """A table that is not a sum of at most the stated number of clients' tables with these parameters."""
 
 
 @dataclass(frozen=True)
 class IBLT:
-    """The public parameters of a table; every client of a round and the decoder use the same ones.
+    """The public parameters of a table, which every client and the decoder share.
 
     Attributes:
         cells: Number of cells, at least ``hashes``.
         hashes: Number of distinct cells each name is written to, at least 1.
         max_bytes: Longest name in UTF-8 bytes, 1 to 1024.
-        seed: Public seed of the cell positions, 0 to 2^64 - 1. A new one gives a failed round a new chance.
+        seed: Public seed of the cell positions, 0 to 2^64 - 1. A failed round can be retried with a new seed.
 
     Raises:
         ValueError: If a parameter is out of range.
@@ -66,7 +68,7 @@ class IBLT:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the range of every parameter."""
         if self.hashes < 1:
             raise ValueError(f"hashes must be at least 1, not {self.hashes}")
         if self.cells < self.hashes:
@@ -78,7 +80,7 @@ class IBLT:
 
     @property
     def width(self) -> int:
-        """Values per cell: the count, the checksum's 4 limbs and the name's limbs of 16 bits."""
+        """Number of values in a cell: the count, the checksum's 4 limbs and the name's limbs of 16 bits."""
         return 1 + _CHECKSUM_LIMBS + self._name_limbs
 
     @property
@@ -94,7 +96,7 @@ class IBLT:
         """Write one client's set of names into a table.
 
         Args:
-            names: Label names; brought to NFC, and a name given twice counts once.
+            names: Label names. They are normalised to NFC, and duplicates count once.
 
         Returns:
             The table, uint32 [cells, width]. Tables are added modulo 2^32.
@@ -111,13 +113,13 @@ class IBLT:
         return table
 
     def decode(self, table: NDArray[np.uint32], clients: int) -> dict[str, int]:
-        """Read a sum of tables: every name and how many clients hold it.
+        """Decode a sum of tables into every name and the number of clients that hold it.
 
-        Every pass peels all recognised names at once and then looks only at the cells it changed, so the work
-        is bounded by the table's size whatever the table holds.
+        Every pass peels all recognised names at once, and then looks only at the cells it changed. The size
+        of the table therefore bounds the work, whatever the table holds.
 
         Args:
-            table: Sum modulo 2^32 of the clients' tables, uint32 [cells, width]; not changed.
+            table: Sum modulo 2^32 of the clients' tables, uint32 [cells, width]; it is not changed.
             clients: Number of summed tables, 1 to 65,537.
 
         Returns:
@@ -135,31 +137,31 @@ class IBLT:
                 f"the table must be uint32 {(self.cells, self.width)}, not {table.dtype} {table.shape}"
             )
         table = table.copy()
-        found: dict[str, int] = {}
+        holders: dict[str, int] = {}
         changed = np.arange(self.cells)
         while changed.size:
             names, counts, rows, positions = self._pure(table, changed)
             if counts.size and counts.max() > clients:
                 raise CorruptTable(f"a name is held by {counts.max():,} clients out of {clients:,}")
-            if not found.keys().isdisjoint(names):
-                raise CorruptTable("a name appears again after it was taken out of the table")
-            found.update(zip(names, counts.tolist(), strict=True))
-            # Each name is recognised in a cell of its own, so a sum never holds more. This bounds the loop.
-            if len(found) > self.cells:
+            if not holders.keys().isdisjoint(names):
+                raise CorruptTable("a name appears again after it was removed from the table")
+            holders.update(zip(names, counts.tolist(), strict=True))
+            # Each name is recognised in a cell of its own, so a valid sum has no more. This bounds the loop.
+            if len(holders) > self.cells:
                 raise CorruptTable(f"the table holds more names than its {self.cells:,} cells allow")
             changed = _add_rows(table, positions, -(rows * counts[:, None]))
         left = int(table.any(axis=1).sum())
         if left:
             raise TableTooSmall(
-                f"decoding got stuck with {left:,} of {self.cells:,} cells left after {len(found):,} names: "
-                "too few cells for the names, or a damaged table"
+                f"decoding got stuck with {left:,} of {self.cells:,} cells left after {len(holders):,} names:"
+                " too few cells for the names, or a damaged table"
             )
-        return dict(sorted(found.items()))
+        return dict(sorted(holders.items()))
 
     def _pure(
         self, table: NDArray[np.uint32], cells: NDArray[np.int64]
     ) -> tuple[list[str], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int64]]:
-        """Recognise the given cells that hold a single name; each name once.
+        """Recognise those of some cells that hold a single name; each name is returned once.
 
         Returns:
             Of n distinct names: the names, counts uint32 [n], rows uint32 [n, width] and positions
@@ -169,7 +171,7 @@ class IBLT:
         possible = (count >= 1) & (count <= MAX_CLIENTS)
         cells, count = cells[possible], count[possible]
         body, remainder = np.divmod(table[cells, 1:], count[:, None])
-        possible = (remainder == 0).all(axis=1)  # rules out nearly all mixed cells before looking at any name
+        possible = (remainder == 0).all(axis=1)  # rejects nearly all mixed cells cheaply
         cells, count, body = cells[possible], count[possible], body[possible]
 
         parsed = [self._parse(row.tobytes()) for row in body[:, _CHECKSUM_LIMBS:].astype("<u2")]
@@ -177,11 +179,14 @@ class IBLT:
         cells, count, body = cells[possible], count[possible], body[possible]
         names = [name for name in parsed if name is not None]
 
-        # Writing the name anew and comparing checks the checksum, the padding and the limbs' range in one go.
+        # Encoding the name again and comparing checks the checksum, the padding and the limbs' range at once.
         rows, positions = self._insertions([name.encode() for name in names])
         pure = (rows[:, 1:] == body).all(axis=1)
         if not (positions == cells[:, None]).any(axis=1)[pure].all():
-            raise CorruptTable("a name lies in a cell that is not its own: damage, or another seed or hashes")
+            raise CorruptTable(
+                "a name lies in a cell that is not its own: the table is damaged, or another seed or hashes"
+                " made it"
+            )
         first: dict[str, int] = {}
         for index in np.flatnonzero(pure).tolist():
             if count[first.setdefault(names[index], index)] != count[index]:
@@ -190,7 +195,7 @@ class IBLT:
         return list(first), count[keep], rows[keep], positions[keep]
 
     def _insertions(self, encoded: Sequence[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Rows uint32 [n, width] (count 1) and cell positions int64 [n, hashes] of n names in UTF-8."""
+        """Return rows uint32 [n, width] (count 1) and cells int64 [n, hashes] of n names in UTF-8."""
         size = 2 * self._name_limbs
         digests = np.frombuffer(b"".join(map(_digest, encoded)), dtype="<u2").reshape(len(encoded), 8)
         limbs = np.frombuffer(b"".join(data.ljust(size, b"\0") for data in encoded), dtype="<u2")
@@ -198,16 +203,16 @@ class IBLT:
         rows[:, 0] = 1
         rows[:, 1 : 1 + _CHECKSUM_LIMBS] = digests[:, :_CHECKSUM_LIMBS]
         rows[:, 1 + _CHECKSUM_LIMBS :] = limbs.reshape(len(encoded), self._name_limbs)
-        keys = np.ascontiguousarray(digests[:, _CHECKSUM_LIMBS:]).view("<u8")[:, 0]
-        return rows, self._positions(keys.astype(np.uint64))
+        position_hashes = np.ascontiguousarray(digests[:, _CHECKSUM_LIMBS:]).view("<u8")[:, 0]
+        return rows, self._positions(position_hashes.astype(np.uint64))
 
-    def _positions(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Distinct cells int64 [n, hashes] of the names with the keys [n], uniform for uniform keys."""
-        state = keys ^ _mix64(np.array([self.seed], dtype=np.uint64))
-        positions = np.empty((keys.size, self.hashes), dtype=np.int64)
+    def _positions(self, position_hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return distinct cells int64 [n, hashes] for hashes of names [n]; uniform if the hashes are."""
+        state = position_hashes ^ _mix64(np.array([self.seed], dtype=np.uint64))
+        positions = np.empty((position_hashes.size, self.hashes), dtype=np.int64)
         for j in range(self.hashes):
             state = state + _GOLDEN
-            # The j-th pick is a rank among the cells not picked yet: step over the picked ones, lowest first.
+            # The j-th pick is a rank among the cells not picked yet. Skip the picked cells, lowest first.
             pick = (_mix64(state) % np.uint64(self.cells - j)).astype(np.int64)
             for earlier in np.sort(positions[:, :j], axis=1).T:
                 pick += pick >= earlier
@@ -215,7 +220,7 @@ class IBLT:
         return positions
 
     def _utf8(self, name: str) -> bytes:
-        """The UTF-8 bytes of an NFC name, or ValueError if it is no label name."""
+        """Return the UTF-8 bytes of an NFC name; raise ValueError if it is not a valid label name."""
         try:
             data = name.encode()
         except UnicodeEncodeError:
@@ -229,7 +234,7 @@ class IBLT:
         return data
 
     def _parse(self, padded: bytes) -> str | None:
-        """The name in a cell's name bytes, or None if no client could have written them."""
+        """Return the name in the name bytes of a cell; None if no client could have written them."""
         data = padded.rstrip(b"\0")
         try:
             name = data.decode()
@@ -245,10 +250,10 @@ def _nfc_set(names: Iterable[str]) -> set[str]:
 
 @lru_cache(maxsize=2**16)
 def _digest(data: bytes) -> bytes:
-    """16 bytes from a name: 8 of checksum and 8 of position key.
+    """Hash a name to 16 bytes: 8 of checksum and 8 for its positions.
 
-    The checksum must not be linear in the name: a linear one also fits the average of several names, which is
-    what a cell holding several names divides to.
+    The checksum must not be linear in the name. A cell with several names divides to their average, and a
+    linear checksum would fit that average, too.
     """
     return hashlib.blake2b(data, digest_size=16, person=b"genfl.labels").digest()
 
@@ -266,12 +271,12 @@ def _mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _add_rows(
     table: NDArray[np.uint32], positions: NDArray[np.int64], rows: NDArray[np.uint32]
 ) -> NDArray[np.int64]:
-    """Add row i [n, width] to the cells positions[i] [n, hashes] in place; returns the cells changed."""
+    """Add row i [n, width] to the cells positions[i] [n, hashes] in place, and return the changed cells."""
     if not rows.size:
         return np.empty(0, dtype=np.int64)
     flat = positions.ravel()
     order = np.argsort(flat, kind="stable")
     cells, starts = np.unique(flat[order], return_index=True)
-    # Several names may fall into one cell, so sum per cell first; the dtype keeps the sums modulo 2^32.
+    # Several names may share a cell, so sum per cell first. The dtype keeps the sums modulo 2^32.
     table[cells] += np.add.reduceat(rows[order // positions.shape[1]], starts, axis=0, dtype=np.uint32)
     return cells
