@@ -214,7 +214,7 @@ def load_checkpoint(path: Path | None, digest: str = "") -> tuple[Tree, dict[str
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """Yield an open safetensors file and its entry; errors in the block are reported as damage of the file."""
+    """Yield an open safetensors file and its entry; errors in the block count as damage of the file."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file, json.loads((file.metadata() or {})["genfl"])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from genfl import config
 from genfl.data import decode, folders
-from genfl.data.forms import pixels
+from genfl.data.formats import image_pixels
 from genfl.data.layout import SPLITS
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
@@ -88,7 +88,7 @@ def same(data):
     )
 
 
-# --- the forms that data comes in
+# --- the layouts of folders
 
 
 def test_parquet_in_the_hubs_layout(parquet):
@@ -284,12 +284,12 @@ def test_the_hubs_copy_is_read_like_any_other(parquet, monkeypatch):
     assert asked == [("uoft-cs/cifar10", "dataset")]
 
 
-def test_keys_are_kept_for_the_natural_split(tmp_path):
+def test_client_ids_are_kept_for_the_natural_split(tmp_path):
     owners = [f"owner {row % 2}" for row in range(12)]
     write(tmp_path / "d", train=hub_rows(range(9), who=owners), test=hub_rows(range(9, 12), who=owners))
-    assert cifar(tmp_path / "d").train.keys is None
-    assert cifar(tmp_path / "d", key="who").train.keys == owners[:9]
-    refused("data.key", "'whom'", folder=tmp_path / "d", key="whom")
+    assert cifar(tmp_path / "d").train.client_ids is None
+    assert cifar(tmp_path / "d", client_id="who").train.client_ids == owners[:9]
+    refused("data.client_id", "'whom'", folder=tmp_path / "d", client_id="whom")
 
 
 @pytest.mark.parametrize("kind", ["numbers", "names"])
@@ -312,16 +312,16 @@ def test_parquet_files_that_number_classes_differently_are_refused(tmp_path):
 def test_examples_to_train_on_that_are_nobodys_are_left_out_and_counted(tmp_path, caplog):
     owners = ["ann", "bob", None, "ann", "bob", "ann", None, "bob", "ann", None, None, None]
     write(tmp_path / "d", train=hub_rows(range(9), who=owners), test=hub_rows(range(9, 12), who=owners))
-    data = cifar(tmp_path / "d", key="who")
-    assert data.train.keys == ["ann", "bob", "ann", "bob", "ann", "bob", "ann"]
+    data = cifar(tmp_path / "d", client_id="who")
+    assert data.train.client_ids == ["ann", "bob", "ann", "bob", "ann", "bob", "ann"]
     assert torch.equal(data.train.x, as_stored([0, 1, 3, 4, 5, 7, 8]))
     assert len(data.test.labels) == 3
     assert "2 images of train have no who and are left out: rows 2, 6" in caplog.text
     write(tmp_path / "none", train=hub_rows(range(9), who=[None] * 12))
-    refused("data.key", "'who'", "is empty", folder=tmp_path / "none", key="who")
+    refused("data.client_id", "'who'", "is empty", folder=tmp_path / "none", client_id="who")
 
 
-# --- forms of images
+# --- the format of images
 
 
 def test_any_size_and_mode_becomes_the_same_form(tmp_path):
@@ -330,17 +330,19 @@ def test_any_size_and_mode_becomes_the_same_form(tmp_path):
     palette = Image.fromarray(PIXELS[1]).quantize(8)
     deep = Image.fromarray(grey.astype(np.uint16) * 256 + 7)
     assert deep.mode == "I;16"
-    rgb = lambda array: pixels(Image.fromarray(array), (4, 6), 3)  # noqa: E731
+    rgb = lambda array: image_pixels(Image.fromarray(array), (4, 6), 3)  # noqa: E731
     assert np.array_equal(rgb(grey), np.stack([grey] * 3))
     assert (rgb(half) == 255).all(), "what cannot be seen is white"
-    assert np.array_equal(pixels(palette, (4, 6), 3), np.asarray(palette.convert("RGB")).transpose(2, 0, 1))
-    assert np.array_equal(pixels(deep, (4, 6), 1)[0], grey)
+    assert np.array_equal(
+        image_pixels(palette, (4, 6), 3), np.asarray(palette.convert("RGB")).transpose(2, 0, 1)
+    )
+    assert np.array_equal(image_pixels(deep, (4, 6), 1)[0], grey)
     buffer = io.BytesIO()
     deep.save(buffer, "PPM")
     with Image.open(buffer) as pgm:
         assert pgm.mode == "I"
-        assert np.array_equal(pixels(pgm, (4, 6), 1)[0], grey)
-    assert pixels(Image.new("CMYK", (9, 9)), (4, 6), 3).shape == (3, 4, 6)
+        assert np.array_equal(image_pixels(pgm, (4, 6), 1)[0], grey)
+    assert image_pixels(Image.new("CMYK", (9, 9)), (4, 6), 3).shape == (3, 4, 6)
     large = np.zeros((40, 60, 3), np.uint8)
     large[:20] = 200
     small = rgb(large)
@@ -485,7 +487,7 @@ def test_images_without_class_folders(tmp_path):
     (tmp_path / "own").mkdir()
     for row in range(4):
         (tmp_path / "own" / f"{row}.png").write_bytes(png(PIXELS[row]))
-    refused("data.label", "'label'", "there are: image", read=own, folder=tmp_path / "own")
+    refused("data.label", "'label'", "columns are: image", read=own, folder=tmp_path / "own")
 
 
 @pytest.mark.parametrize("where", ["head", "tail", "cut"])
@@ -503,8 +505,8 @@ def test_a_damaged_parquet_file_is_named(parquet, where):
 
 @pytest.mark.parametrize("batch", [3, 100])
 def test_unreadable_images_are_left_out_and_counted_each_time(tmp_path, caplog, monkeypatch, batch):
-    monkeypatch.setattr(folders, "BATCH", batch)
-    monkeypatch.setattr(decode, "TASK", 2)
+    monkeypatch.setattr(folders, "BATCH_ROWS", batch)
+    monkeypatch.setattr(decode, "DECODE_ROWS", 2)
     rows = hub_rows(range(9))
     cells = rows.data.table.to_pylist()
     cells[2]["img"]["bytes"] = cells[2]["img"]["bytes"][:60]
@@ -579,7 +581,7 @@ def test_too_little_of_anything(tmp_path):
     none = write(tmp_path / "none", train=hub_rows(range(9)), test=hub_rows([0]).data.table[:0])
     refused("data.path", "test-00000-of-00001.parquet is empty", folder=none)
     odd = write(tmp_path / "odd", test=hub_rows(range(9)))
-    refused("data.path", "no train split", "there are: test", folder=odd)
+    refused("data.path", "no train split", "only test", folder=odd)
 
 
 def test_a_column_that_holds_no_images(tmp_path):

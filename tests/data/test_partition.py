@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from genfl import config
 from genfl.data.partition import hold_back, partition, subset
-from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, digits
+from genfl.data.sources import DATASETS, DataEntry, DataSet, LabelledExamples, digits
 from genfl.errors import InputError
 from genfl.experiment.context import parts, resolved, train_test_rows
 from genfl.rng import Key
@@ -76,8 +76,11 @@ def test_as_many_clients_as_samples(kind):
 
 @pytest.mark.parametrize("kind", ["iid", "quantity", "shards", "dirichlet", "natural", "domain"])
 def test_a_seed_decides_the_split(kind):
-    keys = [f"{n % 3}" for n in range(500)]
-    splits = [split(kind, None if kind in ("natural", "domain") else 6, seed=s, keys=keys) for s in (0, 0, 1)]
+    client_ids = [f"{n % 3}" for n in range(500)]
+    splits = [
+        split(kind, None if kind in ("natural", "domain") else 6, seed=s, client_ids=client_ids)
+        for s in (0, 0, 1)
+    ]
     assert all(np.array_equal(a, b) for a, b in zip(splits[0], splits[1], strict=True))
     same = all(np.array_equal(a, b) for a, b in zip(splits[0], splits[2], strict=True))
     assert same == (kind == "natural")
@@ -174,13 +177,13 @@ def test_an_extreme_quantity_skew_still_gives_everyone_the_least():
     assert sizes == [3] * 19 + [500 - 57]
 
 
-# --- by the data's own keys
+# --- by client ids
 
-KEYS = ["ann", "bob", "ann", "cid", "bob", "ann"]
+OWNERS = ["ann", "bob", "ann", "cid", "bob", "ann"]
 
 
-def natural(keys=KEYS, labels=("x",) * 6, **options):
-    return split("natural", options.pop("clients", None), list(labels), keys=keys, **options)
+def natural(client_ids=OWNERS, labels=("x",) * 6, **options):
+    return split("natural", options.pop("clients", None), list(labels), client_ids=client_ids, **options)
 
 
 def test_the_natural_split_is_by_whose_samples_are():
@@ -192,8 +195,8 @@ def test_the_natural_split_is_that_of_flower():
     from datasets import Dataset
     from flwr_datasets.partitioner import NaturalIdPartitioner
 
-    partitioner = NaturalIdPartitioner("key")
-    partitioner.dataset = Dataset.from_dict({"key": KEYS, "row": range(6)})
+    partitioner = NaturalIdPartitioner("client_id")
+    partitioner.dataset = Dataset.from_dict({"client_id": OWNERS, "row": range(6)})
     theirs = [partitioner.load_partition(k)["row"] for k in range(3)]
     assert sorted(map(list, theirs)) == sorted(part.tolist() for part in natural())
 
@@ -210,8 +213,8 @@ def test_natural_splits_that_cannot_be():
         natural(min_size=2, labels="xxxyxx")
     with pytest.raises(InputError, match=r"min_size: nobody with 9 samples or more holds 'x'; lower it"):
         natural(min_size=9)
-    with pytest.raises(InputError, match=r"data\.partition\.kind: .* data\.key"):
-        natural(keys=None)
+    with pytest.raises(InputError, match=r"data\.partition\.kind: .* data\.client_id"):
+        natural(client_ids=None)
 
 
 DOMAINS = [("photo", "sketch", "art")[n % 5 % 3] for n in range(500)]  # 200, 200 and 100
@@ -222,7 +225,7 @@ DOMAINS = [("photo", "sketch", "art")[n % 5 % 3] for n in range(500)]  # 200, 20
     within=st.sampled_from(["iid", "dirichlet"]), clients=st.integers(1, 6), seed=st.integers(0, 2**32 - 1)
 )
 def test_a_client_holds_samples_of_one_domain(within, clients, seed):
-    found = split("domain", clients_per_domain=clients, within=within, seed=seed, keys=DOMAINS)
+    found = split("domain", clients_per_domain=clients, within=within, seed=seed, client_ids=DOMAINS)
     assert is_a_partition(found, 500)
     held = [{DOMAINS[row] for row in rows} for rows in found]
     assert held == [{name} for name in ("art", "photo", "sketch") for _ in range(clients)]
@@ -235,7 +238,9 @@ def test_domains_are_split_independently_and_with_labels_skewed_if_asked():
     labels = [f"{n // 5 % 4}" for n in range(500)]
 
     def counts(within):
-        found = split("domain", labels=labels, within=within, alpha=0.1, clients_per_domain=2, keys=DOMAINS)
+        found = split(
+            "domain", labels=labels, within=within, alpha=0.1, clients_per_domain=2, client_ids=DOMAINS
+        )
         return np.array([[sum(labels[row] == name for row in rows) for name in "0123"] for rows in found])
 
     assert counts("iid").min() > 0
@@ -245,17 +250,17 @@ def test_domains_are_split_independently_and_with_labels_skewed_if_asked():
 
 
 def test_with_one_client_a_domain_it_is_the_natural_split():
-    ours = split("domain", clients_per_domain=1, keys=DOMAINS)
-    theirs = split("natural", keys=DOMAINS)
+    ours = split("domain", clients_per_domain=1, client_ids=DOMAINS)
+    theirs = split("natural", client_ids=DOMAINS)
     assert [sorted(rows) for rows in ours] == [rows.tolist() for rows in theirs]
 
 
 def test_domain_splits_that_cannot_be():
     with pytest.raises(InputError, match=r"clients_per_domain: 'art' has 100 samples, too few for 60"):
-        split("domain", clients_per_domain=60, min_size=2, keys=DOMAINS)
+        split("domain", clients_per_domain=60, min_size=2, client_ids=DOMAINS)
     with pytest.raises(InputError, match=r"data\.partition\.clients: 20, but the data has 15 of its own"):
-        split("domain", 20, keys=DOMAINS)
-    with pytest.raises(InputError, match=r"data\.key"):
+        split("domain", 20, client_ids=DOMAINS)
+    with pytest.raises(InputError, match=r"data\.client_id"):
         split("domain")
 
 
@@ -338,7 +343,7 @@ def keyed():
     """The digits, written by people: p0 has 1 of them, p1 has 2, and so on."""
     data = digits()
     owners = [f"p{k:02}" for k in range(60) for _ in range(k + 1)][: len(data.train.labels)]
-    train = Examples(data.train.x, data.train.labels, owners)
+    train = LabelledExamples(data.train.x, data.train.labels, owners)
     DATASETS["keyed"] = DataEntry(lambda: DataSet(train, *data[1:]), "image", "")
     yield owners
     del DATASETS["keyed"]

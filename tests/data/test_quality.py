@@ -87,7 +87,7 @@ def plain(vectors, near):
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_pairs_are_counted_as_one_by_one_whatever_the_chunks(rows, monkeypatch):
-    monkeypatch.setattr(quality, "ROWS", rows)
+    monkeypatch.setattr(quality, "COMPARED_ROWS", rows)
     rng = torch.Generator().manual_seed(0)
     vectors = torch.nn.functional.normalize(torch.randn(60, 3, generator=rng))
     for near in (0.5, 0.8, 0.95):

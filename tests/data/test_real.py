@@ -68,7 +68,9 @@ def test_models_are_given_standard_inputs_that_turn_back_into_the_pixels(
     assert x.dtype == torch.float32
     assert x.mean((0, 2, 3)).abs().max() < 0.03
     assert (x.std((0, 2, 3)) - 1).abs().max() < 0.05
-    mean, std = (torch.tensor(v)[:, None, None] for v in (RECIPES[name].form.mean, RECIPES[name].form.std))
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in (RECIPES[name].format.mean, RECIPES[name].format.std)
+    )
     assert torch.equal((255 * (x * std + mean)).round().to(torch.uint8), data.train.x[:6000])
 
 
@@ -102,7 +104,7 @@ def test_clients_are_the_four_domains_of_pacs(real, session_cache):
         "methods": {"fedavg": {"algorithm": "fedavg"}},
     }
     split = parts(config.validate(content), 0)
-    held = [{data.train.keys[row] for row in rows} for rows in split]
+    held = [{data.train.client_ids[row] for row in rows} for rows in split]
     assert held == [{"art_painting"}, {"cartoon"}, {"photo"}, {"sketch"}]
     assert sorted(np.concatenate(split).tolist()) == list(range(7_993))
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from genfl import catalogue
-from genfl.data.forms import Pixels
+from genfl.data.formats import PixelFormat
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
 
@@ -115,7 +115,7 @@ def write(folder, name):
     """Writes five images of each class for each split, of a brightness that says which class."""
     place, splits, image, (label, classes), others, _ = HUB[name]
     names = classes.names if isinstance(classes, datasets.ClassLabel) else classes
-    channels = RECIPES[name].form.channels
+    channels = RECIPES[name].format.channels
     (folder / place).mkdir(parents=True)
     for split in splits:
         numbers = [number for _ in range(PER_CLASS) for number in range(len(names))]
@@ -137,27 +137,27 @@ def write(folder, name):
 
 
 def test_every_image_recipe_is_here():
-    assert set(HUB) == {name for name, recipe in RECIPES.items() if isinstance(recipe.form, Pixels)}
+    assert set(HUB) == {name for name, recipe in RECIPES.items() if isinstance(recipe.format, PixelFormat)}
 
 
 @pytest.mark.parametrize("name", list(HUB))
 def test_a_recipe_reads_what_the_hub_has(tmp_path, name):
     _, splits, _, _, others, words = HUB[name]
     recipe = RECIPES[name]
-    size = {} if recipe.form.size else {"size": (8, 8)}
+    size = {} if recipe.format.size else {"size": (8, 8)}
     data = DATASETS[name].load(path=str(write(tmp_path / "d", name)), **size)
     each = (PER_CLASS, PER_CLASS) if len(splits) > 1 else (PER_CLASS - 1, 1)
     for examples, count in zip((data.train, data.test), each, strict=True):
         assert sorted(examples.labels) == sorted(words * count)
         assert examples.x.dtype == torch.uint8
-        assert tuple(examples.x.shape[1:]) == (recipe.form.channels, *(recipe.form.size or (8, 8)))
+        assert tuple(examples.x.shape[1:]) == (recipe.format.channels, *(recipe.format.size or (8, 8)))
         for x, label in zip(examples.x, examples.labels, strict=True):
             assert bool((x == 20 * words.index(label)).all()), "each image keeps its label"
-    if recipe.key:
-        assert set(data.train.keys) == {f"{recipe.key} 0", f"{recipe.key} 1"}
-        assert recipe.key in others
+    if recipe.client_id:
+        assert set(data.train.client_ids) == {f"{recipe.client_id} 0", f"{recipe.client_id} 1"}
+        assert recipe.client_id in others
     else:
-        assert data.train.keys is None
+        assert data.train.client_ids is None
     assert all(word in words for word in recipe.words.values() if name == "mnist")
 
 

@@ -10,7 +10,18 @@ import torch
 
 from genfl import config
 from genfl.data.media import MEDIA, Clip
-from genfl.data.sounds import FLOOR, HOP, MELS, RANGE, RATE, WINDOW, LogMel, log_mel, mel_bands, resampled
+from genfl.data.sounds import (
+    FLOOR,
+    HOP,
+    MELS,
+    RANGE,
+    RATE,
+    WINDOW,
+    LogMelFormat,
+    log_mel,
+    mel_bands,
+    resampled,
+)
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
 from genfl.experiment.context import parts
@@ -70,7 +81,7 @@ def test_a_tone_is_in_the_band_of_its_pitch():
 
 
 def test_a_clip_becomes_standardised_half_precision():
-    form = LogMel(1.0)
+    form = LogMelFormat(1.0)
     x = form.encode(Clip(tone(700) * np.linspace(0, 1, RATE, dtype=np.float32), RATE))
     assert (x.shape, x.dtype) == ((101, 128), np.float16) == (form.shape(), form.dtype())
     assert abs(x.astype(float).mean()) < 1e-3
@@ -81,12 +92,12 @@ def test_a_clip_becomes_standardised_half_precision():
 
 
 def test_loudness_says_nothing():
-    form, clip = LogMel(1.0), (0.1 * RNG.normal(size=RATE)).astype(np.float32)
+    form, clip = LogMelFormat(1.0), (0.1 * RNG.normal(size=RATE)).astype(np.float32)
     assert np.abs(form.encode(Clip(clip, RATE)) - form.encode(Clip(clip / 8, RATE))).max() < 2e-3
 
 
 def test_long_clips_are_cut_and_short_ones_followed_by_silence():
-    form, samples = LogMel(0.5), (0.1 * RNG.normal(size=RATE)).astype(np.float32)
+    form, samples = LogMelFormat(0.5), (0.1 * RNG.normal(size=RATE)).astype(np.float32)
     assert form.shape() == (51, 128)
     half = RATE // 2
     same = form.encode(Clip(samples[:half], RATE))
@@ -98,7 +109,7 @@ def test_long_clips_are_cut_and_short_ones_followed_by_silence():
 
 
 def test_silence_is_zeros():
-    assert (LogMel(1.0).encode(Clip(np.zeros(RATE, np.float32), RATE)) == 0).all()
+    assert (LogMelFormat(1.0).encode(Clip(np.zeros(RATE, np.float32), RATE)) == 0).all()
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
@@ -152,7 +163,7 @@ def test_own_sounds_are_read_and_unreadable_ones_counted(folder, caplog):
     high = torch.tensor([label == "high tone" for label in data.train.labels])
     assert loudest[high].min() > 50 > 20 > loudest[~high].max()
     clip = Clip(tone(3000), RATE)
-    assert torch.equal(data.encode(clip), torch.from_numpy(LogMel(0.5).encode(clip)))
+    assert torch.equal(data.encode(clip), torch.from_numpy(LogMelFormat(0.5).encode(clip)))
     assert data.decode is None
 
 
@@ -216,23 +227,23 @@ def test_a_label_outside_the_names_is_named(tmp_path):
         DATASETS["sounds"].load(path=str(path), seconds=1.0)
 
 
-def test_a_key_of_the_recipe_is_the_test_set_where_there_is_none(tmp_path, monkeypatch):
+def test_a_client_id_of_the_recipe_is_the_test_set_where_there_is_none(tmp_path, monkeypatch):
     path = labelled(tmp_path / "d", [0, 1] * 5, ["a", "b"], folds=[1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
     data = DATASETS["esc10"].load(path=str(path), seconds=1.0)
-    assert data.test.keys == ["5", "5"]
-    assert data.train.keys == ["1", "1", "2", "2", "3", "3", "4", "4"]
-    whole = LogMel(1.0).encode(MEDIA["audio"].read(wav(tone(200 + 50 * 8))))
+    assert data.test.client_ids == ["5", "5"]
+    assert data.train.client_ids == ["1", "1", "2", "2", "3", "3", "4", "4"]
+    whole = LogMelFormat(1.0).encode(MEDIA["audio"].read(wav(tone(200 + 50 * 8))))
     assert np.array_equal(data.test.x[0].numpy(), whole)
 
 
-@pytest.mark.parametrize("key", ["fold", "label"])
-def test_clips_of_a_recording_stay_together_whatever_the_key(tmp_path, key):
+@pytest.mark.parametrize("client_id", ["fold", "label"])
+def test_clips_of_a_recording_stay_together_whatever_the_client_id(tmp_path, client_id):
     path = labelled(tmp_path / "d", [0, 1] * 5, ["a", "b"], folds=[1.0, 1, 2, 2, 3, 3, None, 4, 5, 5])
     whole = DATASETS["esc10"].load(path=str(path), seconds=1.0)
-    assert whole.test.keys == ["5", "5"], "also where a gap made the folds real numbers"
-    data = DATASETS["esc10"].load(path=str(path), seconds=1.0, key=key)
+    assert whole.test.client_ids == ["5", "5"], "also where a gap made the folds real numbers"
+    data = DATASETS["esc10"].load(path=str(path), seconds=1.0, client_id=client_id)
     assert np.array_equal(data.test.x, whole.test.x)
-    assert set(data.test.keys) == ({"5"} if key == "fold" else {"0", "1"})
+    assert set(data.test.client_ids) == ({"5"} if client_id == "fold" else {"0", "1"})
 
 
 def test_without_its_fold_a_fifth_is_the_test_set_and_that_is_said(tmp_path, caplog):
@@ -279,7 +290,7 @@ def test_real_clips_are_in_their_place(real, name, folder, train, test, shape, c
     for row in RNG.integers(train, size=10).tolist():
         cell = table["audio"][rows[row] if rows else row].as_py()
         samples, rate = soundfile.read(io.BytesIO(cell["bytes"]), dtype="float32")
-        assert np.array_equal(LogMel(seconds).encode(Clip(samples, rate)), data.train.x[row].numpy())
+        assert np.array_equal(LogMelFormat(seconds).encode(Clip(samples, rate)), data.train.x[row].numpy())
 
 
 def test_words_stand_for_the_digits(real):
@@ -289,20 +300,20 @@ def test_words_stand_for_the_digits(real):
 
 def test_speakers_are_clients_and_nobody_is_on_both_sides(real, session_cache):
     data = real("speech_commands_9", "speech_commands_9")
-    assert not set(data.train.keys) & set(data.test.keys)
+    assert not set(data.train.client_ids) & set(data.test.client_ids)
     settings = content(name="speech_commands_9", path=str(find("speech_commands_9")))
     settings["data"]["partition"] = {"kind": "natural", "clients": 127}
     split = parts(config.validate(settings), 0)
-    assert [len({data.train.keys[row] for row in rows}) for rows in split] == [1] * 127
+    assert [len({data.train.client_ids[row] for row in rows}) for rows in split] == [1] * 127
     assert sorted(np.concatenate(split).tolist()) == list(range(2_395))
     assert min(map(len, split)) >= 6
 
 
 def test_recordings_are_not_on_both_sides(real):
     data = real("esc10", "esc10")
-    assert set(data.test.keys) == {"5"}
-    assert set(data.train.keys) == {"1", "2", "3", "4"}
+    assert set(data.test.client_ids) == {"5"}
+    assert set(data.train.client_ids) == {"1", "2", "3", "4"}
     # of the digits, the official test set holds other takes of the same speakers
     digits = real("spoken_digits", "fsdd")
-    assert set(digits.train.keys) == set(digits.test.keys)
-    assert len(set(digits.train.keys)) == 5
+    assert set(digits.train.client_ids) == set(digits.test.client_ids)
+    assert len(set(digits.train.client_ids)) == 5

@@ -4,9 +4,20 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from genfl.data.forms import Pixels
+from genfl import catalogue, config, pipeline
+from genfl.data.formats import PixelFormat
 from genfl.data.recipes import RECIPES
-from genfl.data.sources import DATASETS, DIGIT_NAMES, grey_image
+from genfl.data.sources import (
+    DATASETS,
+    DIGIT_NAMES,
+    DataEntry,
+    DataSet,
+    LabelledExamples,
+    grey_image,
+    register_dataset,
+    to_image,
+)
+from genfl.errors import InputError
 from genfl.learning.task import Task
 
 
@@ -42,7 +53,7 @@ def test_digits_are_given_to_models_as_they_are_stored():
 
 def test_pixels_are_normalised_channel_by_channel():
     x = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(2, 3, 3).unsqueeze(3)
-    found = Pixels((3, 1), 3, (0.2, 0.5, 1.0), (0.1, 0.5, 2.0)).prepare(x)
+    found = PixelFormat((3, 1), 3, (0.2, 0.5, 1.0), (0.1, 0.5, 2.0)).prepare(x)
     expected = [[-2, 0, 8], [-1, -0.6, 1], [-0.5, -0.4, 0]]
     assert torch.allclose(found[1, :, :, 0], torch.tensor(expected), atol=1e-6)
 
@@ -69,9 +80,97 @@ def test_every_recipe_is_of_one_piece(name):
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [(name, recipe.form) for name, recipe in RECIPES.items() if isinstance(recipe.form, Pixels)],
+    [(name, recipe.format) for name, recipe in RECIPES.items() if isinstance(recipe.format, PixelFormat)],
 )
 def test_images_have_a_mean_and_deviation_for_each_channel(name, form):
     assert len(form.mean) == len(form.std) == form.channels
     assert all(0 <= mean <= 1 and 0 < std <= 0.5 for mean, std in zip(form.mean, form.std, strict=True))
     assert (form.size is None) == (name == "images")
+
+
+# --- data sets of the user's own
+
+
+def squares(bright=0):
+    """Returns two classes of 4×4 images: dark on the left, dark on the right."""
+    x = torch.zeros(40, 1, 4, 4)
+    x[::2, :, :, :2], x[1::2, :, :, 2:] = 1.0, 1.0
+    x[0, 0, 0, 0] -= bright
+    labels = ["left", "right"] * 20
+    owners = [f"client {n // 10}" for n in range(40)]
+    train = LabelledExamples(x[:30], labels[:30], owners[:30])
+    return DataSet(train, LabelledExamples(x[30:], labels[30:]), "image", grey_image(4, 4), to_image)
+
+
+@pytest.fixture
+def registered():
+    """Removes what a test registers."""
+    before = dict(DATASETS)
+    yield register_dataset
+    for name in DATASETS.keys() - before:
+        del DATASETS[name]
+
+
+def test_register_dataset_makes_it_known_to_configs_and_the_catalogue(registered, tmp_path):
+    text = """
+    {name: t, seeds: [0], data: {name: squares, partition: {kind: natural}}, model: {name: mlp, width: 4},
+     generator: none, methods: {a: {algorithm: fedavg}},
+     federate: {rounds: 1, clients_per_round: 2, engine: sequential, local: {steps: 1, batch_size: 4}}}
+    """
+    with pytest.raises(InputError, match=r"^data.name: there is no 'squares'"):
+        config.parse(text)
+    registered("squares", DataEntry(squares, "image", "dark halves"))
+    assert pipeline.execute(config.parse(text), tmp_path)["methods"].keys() == {"a"}
+    (row,) = (row for row in catalogue.datasets() if row["name"] == "squares")
+    assert (row["modality"], row["summary"], row["metric"]) == ("image", "dark halves", "accuracy")
+    assert not DATASETS["squares"].public, "reports show nobody's private examples"
+
+
+def test_register_dataset_replaces_only_the_users_own(registered):
+    for bright in (0, 0.5):
+        registered("squares", DataEntry(lambda bright=bright: squares(bright), "image", ""))
+        assert float(DATASETS["squares"].load().train.x[0, 0, 0, 0]) == 1 - bright
+    for name in ("digits", "mnist", ""):
+        with pytest.raises(InputError, match=rf"^data.name: '{name}' is .*choose another name$"):
+            registered(name, DataEntry(squares, "image", ""))
+    with pytest.raises(InputError, match=r"^modality: 'video' is unknown; give image, audio, text$"):
+        registered("films", DataEntry(squares, "video", ""))
+
+
+def test_register_dataset_gives_a_digest_of_the_content(registered):
+    def digest(change=lambda data: data):
+        registered("squares", DataEntry(lambda: change(squares()), "image", ""))
+        return DATASETS["squares"].load().digest
+
+    def changed(**values):
+        return lambda data: data._replace(train=data.train._replace(**values))
+
+    assert digest() == digest()
+    others = {
+        digest(lambda data: squares(bright=1e-6)),
+        digest(changed(labels=["right", "left"] * 15)),
+        digest(changed(client_ids=None)),
+        digest(changed(x=squares().train.x.half())),
+        digest(lambda data: data._replace(test=data.train)),
+        digest(lambda data: data._replace(digest="of the user")),
+    }
+    assert len(others | {digest()}) == 7
+    assert "of the user" in others
+
+
+def test_an_entry_of_a_recipe_reads_by_the_recipe(tmp_path):
+    recipe = RECIPES["images"]._replace(metric="macro_f1")
+    entry = DataEntry.from_recipe("mine", recipe)
+    assert (entry.modality, entry.metric, entry.public, entry.recipe) == ("image", "macro_f1", False, recipe)
+    with pytest.raises(InputError, match=r"^data.path: mine needs the folder it is in$"):
+        entry.load()
+    assert {name for name, entry in DATASETS.items() if not entry.public} >= {"images", "sounds", "texts"}
+    assert DATASETS["digits"].public
+
+
+@pytest.mark.parametrize("field", ["key", "client", "clientid"])
+def test_another_name_of_client_id_is_corrected(field):
+    text = "{name: t, model: mlp, methods: {a: {algorithm: fedavg}}, data: {name: pacs, FIELD: domain}}"
+    with pytest.raises(InputError) as caught:
+        config.parse(text.replace("FIELD", field))
+    assert str(caught.value) == f"data.{field}: unknown key; did you mean 'client_id'?"

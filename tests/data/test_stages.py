@@ -41,7 +41,6 @@ def draw(folder, per_class=15, seed=0):
         for n in range(per_class):
             pixels = rng.integers(100, size=(4, 4, 3), dtype=np.uint8) + np.uint8(150 * number)
             Image.fromarray(pixels).save(folder / "train" / name / f"{n}.bmp")
-    genfl.experiment.context._load.cache_clear()
     return folder
 
 
@@ -58,8 +57,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(
         pretrain, "weights", lambda run, task, seed: task.init(genfl.experiment.context.initial_key(seed))
     )
-    yield run
-    genfl.experiment.context._load.cache_clear()
+    return run
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_what_was_left_out_adds_up_over_shards(tmp_path):
     for shard, left_out in enumerate(removed):
         data.write(shard, _samples(shard), "a generator", seconds=0.5, removed=left_out)
     assert data.removed() == {"cat": {"blank": 3, "not finite": 1}, "dog": {"blank": 1}}
-    assert [shard.made for shard in data.finished().values()] == [5, 6, 3]
+    assert [shard.generated for shard in data.finished().values()] == [5, 6, 3]
 
 
 def test_a_shard_without_samples_has_no_file_and_counts_as_finished(data):

@@ -21,7 +21,14 @@ from genfl.algorithms import ALGORITHMS
 from genfl.data.recipes import RECIPES
 from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS
-from genfl.data.texts import BUCKETS, HASHED, Tokens, hashed, tokenizer, vocabulary
+from genfl.data.texts import (
+    HASH_BUCKETS,
+    HASHED_TOKENIZER,
+    TokenFormat,
+    hash_words,
+    load_tokenizer,
+    train_tokenizer,
+)
 from genfl.errors import InputError
 from genfl.experiment.context import data_of
 from genfl.experiment.folder import Run
@@ -44,7 +51,7 @@ TEXTS = [
 @pytest.fixture
 def words(tmp_path):
     """A tokenizer.json that knows the words of `TEXTS`."""
-    vocabulary(TEXTS, 100, tmp_path / "tokenizer.json")
+    train_tokenizer(TEXTS, 100, tmp_path / "tokenizer.json")
     return tmp_path / "tokenizer.json"
 
 
@@ -54,25 +61,28 @@ def ids(form, text):
 
 class TestHashing:
     def test_words_have_the_same_buckets_everywhere_and_always(self):
-        assert hashed("the cat, don't!", 9) == [6789, 6903, 2795, 3496, 9230, 1486, 7198]
+        assert hash_words("the cat, don't!", 9) == [6789, 6903, 2795, 3496, 9230, 1486, 7198]
 
     @given(st.text(max_size=60), st.integers(1, 40))
     def test_it_is_what_its_description_says(self, text, length):
         found = re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFC", text).lower())
         expected = [
-            int(hashlib.blake2b(word.encode(), digest_size=8).hexdigest(), 16) % BUCKETS for word in found
+            int(hashlib.blake2b(word.encode(), digest_size=8).hexdigest(), 16) % HASH_BUCKETS
+            for word in found
         ]
-        assert hashed(text, length) == expected[:length]
+        assert hash_words(text, length) == expected[:length]
 
     def test_letters_of_any_case_and_composition_are_one(self):
-        assert hashed("Café AU lait", 9) == hashed("cafe\u0301 au\tlait", 9)
+        assert hash_words("Café AU lait", 9) == hash_words("cafe\u0301 au\tlait", 9)
 
     @given(st.text(min_size=1).filter(str.strip))
     def test_a_text_that_is_not_blank_has_tokens(self, text):
-        assert hashed(text, 1)
+        assert hash_words(text, 1)
 
     def test_all_buckets_are_used_alike(self):
-        counts = np.bincount([hashed(f"word{n}", 1)[0] for n in range(10 * BUCKETS)], minlength=BUCKETS)
+        counts = np.bincount(
+            [hash_words(f"word{n}", 1)[0] for n in range(10 * HASH_BUCKETS)], minlength=HASH_BUCKETS
+        )
         # Poisson with mean 10: variance 10, and P(0) = 4.5e-5
         assert abs(counts.var() - 10) < 0.6
         assert (counts == 0).sum() < 5
@@ -80,20 +90,22 @@ class TestHashing:
 
 class TestTokens:
     def test_texts_are_cut_at_the_length_and_padded_behind_their_end(self):
-        short, long = Tokens(4).encode("one two"), Tokens(4).encode("one two three four five six")
-        assert (short.shape, short.dtype) == ((4,), np.int32) == (Tokens(4).shape(), Tokens(4).dtype())
+        short, long = TokenFormat(4).encode("one two"), TokenFormat(4).encode("one two three four five six")
+        assert (
+            (short.shape, short.dtype) == ((4,), np.int32) == (TokenFormat(4).shape(), TokenFormat(4).dtype())
+        )
         assert short[2:].tolist() == [0, 0]
         assert (long > 0).all()
         assert long[:2].tolist() == short[:2].tolist()
 
     def test_no_token_is_padding_and_none_is_outside_the_vocabulary(self):
-        tokens = {token for n in range(60_000) for token in ids(Tokens(2), f"w{n}")}
+        tokens = {token for n in range(60_000) for token in ids(TokenFormat(2), f"w{n}")}
         assert min(tokens) == 1
-        assert max(tokens) == Tokens(2).vocabulary() - 1 == 9_999
+        assert max(tokens) == TokenFormat(2).vocabulary() - 1 == 9_999
 
     def test_models_read_the_very_ids(self):
         stored = torch.tensor([[0, 1, 9_999, 2**24]], dtype=torch.int32)
-        given = Tokens(4).prepare(stored)
+        given = TokenFormat(4).prepare(stored)
         assert given.dtype == torch.float32
         assert torch.equal(given.long(), stored.long())
 
@@ -101,29 +113,29 @@ class TestTokens:
         torch.manual_seed(0)
         model = LSTM((8,), 3, vocabulary=10_000).eval()
         logits = [
-            model(Tokens(n).prepare(torch.from_numpy(Tokens(n).encode("one two three"))[None]))
+            model(TokenFormat(n).prepare(torch.from_numpy(TokenFormat(n).encode("one two three"))[None]))
             for n in (3, 8, 30)
         ]
         assert torch.allclose(logits[0], logits[1], atol=1e-6)
         assert torch.allclose(logits[0], logits[2], atol=1e-6)
 
     def test_its_defaults_fit_the_lstm(self):
-        assert Tokens(8).vocabulary() == config.parse(BASE).model.options()["vocabulary"]
+        assert TokenFormat(8).vocabulary() == config.parse(BASE).model.options()["vocabulary"]
 
 
 class TestTokenizer:
     def test_ids_are_the_tokenizers_own_after_padding(self, words):
-        form, own = Tokens(8, str(words)), tokenizers.Tokenizer.from_file(str(words))
+        form, own = TokenFormat(8, str(words)), tokenizers.Tokenizer.from_file(str(words))
         assert ids(form, "The CAT flew.") == [
             1 + own.token_to_id(token) for token in ("the", "cat", "[UNK]", ".")
         ]
         assert form.vocabulary() == 1 + own.get_vocab_size()
-        assert max(ids(Tokens(40, str(words)), " ".join(own.get_vocab()))) < form.vocabulary()
+        assert max(ids(TokenFormat(40, str(words)), " ".join(own.get_vocab()))) < form.vocabulary()
 
     def test_a_folder_stands_for_its_file(self, words):
         assert (
-            Tokens(8, str(words.parent)).encode("a dog").tolist()
-            == Tokens(8, str(words)).encode("a dog").tolist()
+            TokenFormat(8, str(words.parent)).encode("a dog").tolist()
+            == TokenFormat(8, str(words)).encode("a dog").tolist()
         )
 
     def test_marks_padding_and_cuts_of_the_file_are_left_aside(self, words, tmp_path):
@@ -136,21 +148,21 @@ class TestTokenizer:
         own.enable_truncation(2)
         own.save(str(tmp_path / "marked.json"))
         assert len(own.encode("the cat sat.").ids) == 20
-        assert ids(Tokens(8, str(tmp_path / "marked.json")), "The cat sat.") == ids(
-            Tokens(8, str(words)), "The cat sat."
+        assert ids(TokenFormat(8, str(tmp_path / "marked.json")), "The cat sat.") == ids(
+            TokenFormat(8, str(words)), "The cat sat."
         )
 
     def test_gaps_in_its_ids_are_no_danger(self, tmp_path):
         own = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 7}, unk_token="a"))
         own.save(str(tmp_path / "gaps.json"))
-        form = Tokens(1, str(tmp_path / "gaps.json"))
+        form = TokenFormat(1, str(tmp_path / "gaps.json"))
         assert (ids(form, "b"), form.vocabulary()) == ([8], 9)
 
     def test_a_text_without_tokens_is_padding(self, tmp_path):
         own = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
         own.normalizer = tokenizers.normalizers.Replace("z", "")
         own.save(str(tmp_path / "deaf.json"))
-        assert Tokens(3, str(tmp_path / "deaf.json")).encode("zzz").tolist() == [0, 0, 0]
+        assert TokenFormat(3, str(tmp_path / "deaf.json")).encode("zzz").tolist() == [0, 0, 0]
 
     def test_one_that_gives_up_on_unknown_words_is_refused(self, tmp_path):
         tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0})).save(str(tmp_path / "poor.json"))
@@ -162,9 +174,10 @@ class TestTokenizer:
         (tmp_path / "b").mkdir()
         copy = tmp_path / "b" / "tokenizer.json"
         copy.write_bytes(words.read_bytes())
-        vocabulary(TEXTS, 5, tmp_path / "small.json")
+        train_tokenizer(TEXTS, 5, tmp_path / "small.json")
         one, same, other, plain = (
-            Tokens(8, str(path)).identity() for path in (words, copy, tmp_path / "small.json", HASHED)
+            TokenFormat(8, str(path)).identity()
+            for path in (words, copy, tmp_path / "small.json", HASHED_TOKENIZER)
         )
         assert one == same
         assert len({json.dumps(identity) for identity in (one, other, plain)}) == 3
@@ -174,13 +187,13 @@ class TestTokenizer:
         [
             (
                 "no/such/place/tokenizer.json",
-                "there is no file no/such/place/tokenizer.json; give another, or hashed",
+                "there is no file no/such/place/tokenizer.json; give another tokenizer, or hashed",
             ),
             ("./nowhere", "there is no file nowhere"),
-            ("FOLDER", "tokenizer.json; give another, or hashed"),
+            ("FOLDER", "tokenizer.json; give another tokenizer, or hashed"),
             ("FOLDER/broken.json", "broken.json cannot be read as a tokenizer"),
-            ("FOLDER/empty.json", "empty.json cannot be read as a tokenizer (it knows no tokens)"),
-            ("someone/some-model", "cannot be had from the Hugging Face Hub now (no route)"),
+            ("FOLDER/empty.json", "empty.json cannot be read as a tokenizer (it has no tokens)"),
+            ("someone/some-model", "cannot be downloaded from the Hugging Face Hub (no route)"),
         ],
     )
     def test_what_cannot_be_read(self, tmp_path, monkeypatch, name, line):
@@ -191,29 +204,45 @@ class TestTokenizer:
         (tmp_path / "broken.json").write_text('{"model": 1}')
         tokenizers.Tokenizer(tokenizers.models.WordLevel({})).save(str(tmp_path / "empty.json"))
         with pytest.raises(InputError) as caught:
-            tokenizer(name.replace("FOLDER", str(tmp_path)))
+            load_tokenizer(name.replace("FOLDER", str(tmp_path)))
         assert str(caught.value).startswith("data.tokenizer: ")
         assert line in str(caught.value)
         assert "\n" not in str(caught.value)
 
+    def test_a_changed_file_is_read_by_a_new_format_and_not_by_one_in_use(self, words):
+        used = TokenFormat(8, str(words))
+        before = (used.identity(), ids(used, "a dog"))
+        train_tokenizer(["dog dog a"], 3, words)
+        assert (used.identity(), ids(used, "a dog")) == before
+        changed = TokenFormat(8, str(words))
+        assert changed.identity() != before[0]
+        assert ids(changed, "a dog") == [3, 2] != before[1]
+
+    def test_a_data_set_read_again_has_the_changed_tokenizer(self, words, tmp_path):
+        folder = tables(tmp_path / "d", train=ROWS, test=TEST)
+        before = texts(folder, tokenizer=str(words))
+        train_tokenizer(["good bad"], 3, words)
+        after = texts(folder, tokenizer=str(words))
+        assert after.digest != before.digest
+        assert (after.vocabulary, int(after.train.x.max())) == (4, 3)
+
     def test_without_the_library_hashing_goes_on(self, words, monkeypatch):
-        tokenizer.cache_clear()
         monkeypatch.setitem(sys.modules, "tokenizers", None)
-        assert ids(Tokens(4), "a cat")
+        assert ids(TokenFormat(4), "a cat")
         with pytest.raises(InputError, match=r"pip install 'genfl\[text\]', or use hashed"):
-            Tokens(4, str(words)).encode("a cat")
+            TokenFormat(4, str(words)).encode("a cat")
 
 
 class TestVocabulary:
     def test_the_most_frequent_words_stay_and_the_rest_is_unknown(self, tmp_path):
-        vocabulary(["b b b a a c", "B, a"], 3, tmp_path / "v" / "t.json")
+        train_tokenizer(["b b b a a c", "B, a"], 3, tmp_path / "v" / "t.json")
         known = tokenizers.Tokenizer.from_file(str(tmp_path / "v" / "t.json")).get_vocab()
         assert known == {"[UNK]": 0, "b": 1, "a": 2}
 
     def test_the_same_texts_give_the_same_file(self, tmp_path):
         texts = [f"w{n % 97} w{n % 89} w{n}" for n in range(500)]  # with many ties
         for name in ("a", "b"):
-            vocabulary(texts, 150, tmp_path / name)
+            train_tokenizer(texts, 150, tmp_path / name)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -250,13 +279,13 @@ def texts(folder, **options):
 class TestOnesOwn:
     @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
     def test_tables_of_any_kind_are_the_same_examples(self, tmp_path, kind):
-        data = texts(tables(tmp_path / "d", kind, train=ROWS, test=TEST), key="who", length=6)
-        assert data.train.x.tolist() == [Tokens(6).encode(row["text"]).tolist() for row in ROWS]
+        data = texts(tables(tmp_path / "d", kind, train=ROWS, test=TEST), client_id="who", length=6)
+        assert data.train.x.tolist() == [TokenFormat(6).encode(row["text"]).tolist() for row in ROWS]
         assert data.train.labels == [row["label"].replace("_", " ") for row in ROWS]
-        assert data.train.keys == [row["who"] for row in ROWS]
+        assert data.train.client_ids == [row["who"] for row in ROWS]
         assert data.test.labels == ["like new", "broken"]
         assert (data.modality, data.vocabulary, data.decode) == ("text", 10_000, None)
-        assert data.encode("good day").tolist() == Tokens(6).encode("good day").tolist()
+        assert data.encode("good day").tolist() == TokenFormat(6).encode("good day").tolist()
 
     @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
     def test_empty_texts_are_left_out_and_counted(self, tmp_path, caplog, kind):
@@ -274,7 +303,7 @@ class TestOnesOwn:
         [
             ({"input": "body"}, "data.input: no column 'body' in"),
             ({"label": "topic"}, "data.label: no column 'topic' in"),
-            ({"key": "author"}, "data.key: no column 'author' in"),
+            ({"client_id": "author"}, "data.client_id: no column 'author' in"),
             ({"input": "label", "label": "text"}, "data.label: split test has the label 'good'"),
         ],
     )
@@ -311,12 +340,12 @@ class TestOnesOwn:
             for row in range(12)
         ]
         folder = tables(tmp_path / "d", "csv", train=rows, test=rows[:3])
-        data = texts(folder, key="who")
+        data = texts(folder, client_id="who")
         assert data.train.labels == ["01", "1", "0.0"] * 4
-        assert data.train.keys == ["00", "01"] * 6
+        assert data.train.client_ids == ["00", "01"] * 6
         for table in folder.iterdir():  # as Excel writes them in much of Europe
             table.write_text("\ufeff" + table.read_text().replace(",", ";"), encoding="utf-8")
-        assert texts(folder, key="who").train.labels == data.train.labels
+        assert texts(folder, client_id="who").train.labels == data.train.labels
 
     def test_csv_as_it_comes(self, tmp_path):
         """With pandas' index, its columns in another order, a blank first line, and quoted separators."""
@@ -347,8 +376,8 @@ class TestOnesOwn:
         rows = [{"text": f"t{row}", "label": [0.0, 1.0][row % 2], "who": 1.0 + row % 2} for row in range(10)]
         rows[4]["label"] = rows[7]["who"] = nan
         folder = tables(tmp_path / "d", train=rows, test=rows[:2])
-        data = texts(folder, key="who")
-        assert ({*data.train.labels}, {*data.train.keys}) == ({"0", "1"}, {"1", "2"})
+        data = texts(folder, client_id="who")
+        assert ({*data.train.labels}, {*data.train.client_ids}) == ({"0", "1"}, {"1", "2"})
         assert "1 texts of train have no label and are left out: rows 4" in caplog.text
         assert "1 texts of train have no who and are left out: rows 7" in caplog.text
 
@@ -403,7 +432,7 @@ class TestOnesOwn:
         folder = tables(tmp_path / "d", train=ROWS, test=TEST)
         plain, own = texts(folder), texts(folder, tokenizer=str(words))
         assert plain.digest != own.digest
-        assert own.vocabulary == Tokens(1, str(words)).vocabulary()
+        assert own.vocabulary == TokenFormat(1, str(words)).vocabulary()
         assert own.train.x.max() < own.vocabulary
 
 
@@ -414,9 +443,9 @@ def test_the_neutral_tweets_of_sentiment140_which_only_its_test_split_has_are_le
     folder = tables(tmp_path / "d", train=rows(0, 4, 4, 0), test=rows(2, 4, 2, 0))
     data = DATASETS["sentiment140"].load(path=str(folder))
     assert data.train.labels == ["negative", "positive", "positive", "negative"]
-    assert (data.test.labels, data.test.keys) == (["positive", "negative"], ["u1", "u3"])
-    assert data.test.x[0].tolist() == Tokens(48).encode("t1").tolist()
-    assert "2 texts of test are of classes that are not wanted and are left out: rows 0, 2" in caplog.text
+    assert (data.test.labels, data.test.client_ids) == (["positive", "negative"], ["u1", "u3"])
+    assert data.test.x[0].tolist() == TokenFormat(48).encode("t1").tolist()
+    assert "2 texts of test are of excluded classes and are left out: rows 0, 2" in caplog.text
 
 
 BASE = """
@@ -445,17 +474,15 @@ class TestConfig:
     @pytest.fixture
     def mine(self, tmp_path):
         folder = tables(tmp_path / "d", train=ROWS, test=TEST)
-        genfl.experiment.context._load.cache_clear()
         yield lambda *overrides: config.parse(
             BASE, [f"data.path={folder}", "data.partition={kind: iid, clients: 3}", *overrides]
         )
-        genfl.experiment.context._load.cache_clear()
 
     def test_the_vocabulary_follows_the_tokenizer(self, mine, words):
         found = genfl.experiment.context.resolved(
             mine(f"data.tokenizer={words}", "client_models=[lstm, {name: lstm, width: 8}]")
         )
-        size = Tokens(1, str(words)).vocabulary()
+        size = TokenFormat(1, str(words)).vocabulary()
         assert found.model.options()["vocabulary"] == size
         assert [model.options()["vocabulary"] for model in found.client_models] == [size, size]
         again = config.parse(config.dump(found))
@@ -537,6 +564,9 @@ def test_originals_are_the_texts_that_examples_were_made_of(tmp_path):
         assert original in written
         assert torch.equal(data.encode(original), data.train.x[row])
     assert data.originals([4, 2, 4]) == [found[4], found[2], found[4]]
+    pd.DataFrame({"text": written[::-1], "label": 20 * [0, 1]}).to_parquet(tmp_path / "own" / "train.parquet")
+    with pytest.raises(InputError, match=r"^data.path: the files in .* changed while they were in use"):
+        data.originals([4])
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -548,7 +578,6 @@ def test_generated_texts_are_taken_from_tables_of_any_kind(tmp_path, kind):
 
 
 def test_generated_texts_go_through_the_whole_pipeline(tmp_path, words):
-    genfl.experiment.context._load.cache_clear()
     own = tables(tmp_path / "own", "jsonl", train=ROWS, test=TEST)
     made = tables(tmp_path / "made", "csv", train=GENERATED)
     read = config.parse(RUN, [f"data.path={own}", f"generator.path={made}", f"data.tokenizer={words}"])
@@ -568,10 +597,8 @@ def test_generated_texts_go_through_the_whole_pipeline(tmp_path, words):
     assert "good, &#34;" not in page, "private texts are no part of it"
     # stopped on the way and gone on with
     pipeline.execute(read, tmp_path / "again", until="generate")
-    genfl.experiment.context._load.cache_clear()
     again = pipeline.execute(read, tmp_path / "again")
     assert again["methods"] == summary["methods"]
-    genfl.experiment.context._load.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -593,11 +620,11 @@ class TestWordsOfGeneratedTexts:
         summary, settings, folder = done
         run = Run(settings, folder)
         (path,) = folder.glob("vocabulary/*/tokenizer.json")
-        known = set(tokenizer(str(path)).get_vocab())
+        known = set(load_tokenizer(str(path)).get_vocab())
         made = datasets.load_dataset(str(folder / "synthetic"), split="train")["text"]
         assert known - {"[UNK]"} == {word for text in made for word in re.findall(r"\w+|[^\w\s]+", text)}
         assert run.result("vocabulary")["words"] == len(known)
-        unknown = 1 + tokenizer(str(path)).token_to_id("[UNK]")
+        unknown = 1 + load_tokenizer(str(path)).token_to_id("[UNK]")
         assert {"bad", "day"} < known
         encoded = {
             tuple(x)
@@ -612,7 +639,9 @@ class TestWordsOfGeneratedTexts:
         summary, _, folder = done
         elsewhere, given = paths
         (path,) = folder.glob("vocabulary/*/tokenizer.json")
-        by_hand = config.parse(RUN, [*given, f"data.tokenizer={path}", f"model.vocabulary={1 + BUCKETS}"])
+        by_hand = config.parse(
+            RUN, [*given, f"data.tokenizer={path}", f"model.vocabulary={1 + HASH_BUCKETS}"]
+        )
         assert pipeline.execute(by_hand, elsewhere / "two")["methods"] == summary["methods"]
         hashed_words = pipeline.execute(config.parse(RUN, given), elsewhere / "hashed")
         assert hashed_words["methods"] != summary["methods"]
@@ -665,8 +694,8 @@ SETS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "folder", "train", "test", "key", "empty"), SETS)
-def test_real_texts_and_labels_are_those_of_the_files(real, name, folder, train, test, key, empty):
+@pytest.mark.parametrize(("name", "folder", "train", "test", "client_id", "empty"), SETS)
+def test_real_texts_and_labels_are_those_of_the_files(real, name, folder, train, test, client_id, empty):
     data = real(name, folder)
     read = pyarrow.parquet.read_table(next(find(folder).glob("data/train-*.parquet"))).to_pydict()
     names = datasets.load_dataset(str(find(folder)), split="train", streaming=True).features["label"].names
@@ -674,14 +703,14 @@ def test_real_texts_and_labels_are_those_of_the_files(real, name, folder, train,
     assert len(read["text"]) == train
     assert len(rows) == len(data.train.x) == len(data.train.labels) == train - empty
     assert len(data.test.x) <= test
-    form = RECIPES[name].form
+    form = RECIPES[name].format
     for at in np.random.default_rng(0).integers(len(rows), size=100).tolist():
         assert data.train.x[at].tolist() == form.encode(read["text"][rows[at]]).tolist()
     own = [names[label] for label in read["label"]]
     known = RECIPES[name].words
     assert data.train.labels == [known.get(own[row], own[row]) for row in rows]
     assert not known or set(known) == set(names)
-    assert data.train.keys == ([read[key][row] for row in rows] if key else None)
+    assert data.train.client_ids == ([read[client_id][row] for row in rows] if client_id else None)
 
 
 def test_clients_are_the_people_with_five_tweets_or_more(real, session_cache, caplog):
@@ -690,17 +719,16 @@ def test_clients_are_the_people_with_five_tweets_or_more(real, session_cache, ca
     read = config.parse(
         BASE, [f"data={{name: airline_tweets, path: {folder}, partition: {{kind: natural, min_size: 5}}}}"]
     )
-    genfl.experiment.context._load.cache_clear()
     found = genfl.experiment.context.resolved(read)
     assert found.data.partition.clients == 367
     assert "5793 of 6160 clients have fewer than 5 samples and are left out, with 8808 samples" in caplog.text
     parts = genfl.experiment.context.parts(found, 0)
-    assert [{len({data.train.keys[row] for row in rows}) for rows in parts}, sum(map(len, parts))] == [
+    assert [{len({data.train.client_ids[row] for row in rows}) for rows in parts}, sum(map(len, parts))] == [
         {1},
         2_709,
     ]
     by_airline = config.parse(
-        BASE, [f"data={{name: airline_tweets, path: {folder}, key: airline, partition: {{kind: natural}}}}"]
+        BASE,
+        [f"data={{name: airline_tweets, path: {folder}, client_id: airline, partition: {{kind: natural}}}}"],
     )
     assert genfl.experiment.context.resolved(by_airline).data.partition.clients == 6
-    genfl.experiment.context._load.cache_clear()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from genfl import config, pipeline
 from genfl.data.samples import Prompt
-from genfl.data.sources import DATASETS, read
+from genfl.data.sources import DATASETS, read_dataset
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
 from genfl.experiment.context import Context
@@ -164,7 +164,7 @@ def test_files_read_a_data_set_of_the_hub(folder, tmp_path, monkeypatch):
     assert samples_fingerprint("hf://datasets/somebody/cats", "image") == samples_fingerprint(
         str(folder), "image"
     )
-    data = read("images", DATASETS["images"].recipe, path="hf://datasets/somebody/cats", size=(4, 4))
+    data = read_dataset("images", DATASETS["images"].recipe, path="hf://datasets/somebody/cats", size=(4, 4))
     assert len(data.train.labels) + len(data.test.labels) == 12
 
 

@@ -53,7 +53,7 @@ def step(run):
 def test_pacs_clients_are_guided_by_their_own_domain(run, step):
     (kind,) = guided.guided_contents(run.config)
     train_rows, _ = step.work.context.train_test_rows(run.config.data, 0)
-    domains = np.asarray(step.work.context.data_set(run.config.data).train.keys)
+    domains = np.asarray(step.work.context.data_set(run.config.data).train.client_ids)
     looks = [set(domains[rows].tolist()) for rows in train_rows]
     assert all(len(look) == 1 for look in looks)
     assert len(set.union(*looks)) == 4

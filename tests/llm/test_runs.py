@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from genfl import config, pipeline
-from genfl.data.texts import vocabulary
+from genfl.data.texts import train_tokenizer
 from genfl.errors import GenflError, InputError
 from genfl.experiment.context import Context
 from genfl.stages import generate
@@ -91,7 +91,7 @@ def test_fresh_run_asks_again_and_an_update_does_not(mine, chat_server, tmp_path
     # a vocabulary of the generated texts: nothing is asked again, and the texts stay
     chat_server.asked.clear()
     made = datasets.load_dataset(str(tmp_path / "run" / "synthetic"), split="train")["text"]
-    vocabulary(made, 100, tmp_path / "words.json")
+    train_tokenizer(made, 100, tmp_path / "words.json")
     own = mine(
         "generator.model=m",
         f"generator.base_url={chat_server.url}",

@@ -17,12 +17,12 @@ from PIL import Image
 from genfl import config
 from genfl.data.recipes import RECIPES
 from genfl.data.samples import Prompt, Sample
-from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, grey_image
+from genfl.data.sources import DATASETS, DataEntry, DataSet, LabelledExamples, grey_image
 from genfl.data.synthetic import SyntheticData
 from genfl.experiment.folder import Run
 from genfl.report import page, plots, style, tables, text
-from genfl.stages import report
 from genfl.results.summarise import environment, summarise
+from genfl.stages import report
 from genfl.storage import write_json
 
 NASTY = '<b>&"x'  # as a label, a method, a prompt and a name of a run
@@ -34,7 +34,7 @@ def tiny_data():
     """A data set of three labels, one of which is no friend of HTML."""
     generator = torch.Generator().manual_seed(0)
     names = [LABELS[n % 3] for n in range(30)]
-    examples = Examples(torch.rand(30, 1, 4, 4, generator=generator), names)
+    examples = LabelledExamples(torch.rand(30, 1, 4, 4, generator=generator), names)
     entry = DataEntry(lambda: DataSet(examples, examples, "image", grey_image(4, 4)), "image", "")
     DATASETS["tiny for pages"] = entry
     yield

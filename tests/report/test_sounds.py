@@ -10,12 +10,12 @@ from PIL import Image
 
 from genfl.data.media import Clip
 from genfl.data.samples import Prompt, Sample
-from genfl.data.sounds import RATE, LogMel
-from genfl.data.sources import DataSet, Examples
+from genfl.data.sounds import RATE, LogMelFormat
+from genfl.data.sources import DataSet, LabelledExamples
 from genfl.data.synthetic import SyntheticData
 from genfl.report import pictures
 
-FORM = LogMel(1.0)
+FORM = LogMelFormat(1.0)
 
 
 def tone(hertz, rate=RATE):
@@ -30,7 +30,7 @@ def rows(tmp_path):
         return torch.from_numpy(FORM.encode(clip))
 
     x = torch.stack([encode(tone(300)), encode(tone(6000))])
-    examples = Examples(x, ["low", "high"])
+    examples = LabelledExamples(x, ["low", "high"])
     samples = [
         Sample(Prompt(label, f"<{label}>", 1.0, 0), tone(hertz, 44_100))
         for label, hertz in (("low", 500), ("high", 5000))

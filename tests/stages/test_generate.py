@@ -223,7 +223,7 @@ def test_what_a_shard_lacks_or_has_damaged_is_made_again(made, tmp_path, whole, 
     damaged.write_bytes(damaged.read_bytes()[:-1])
     absent.unlink()
     assert synthetic(execute(made, tmp_path / "run").folder) == whole
-    assert f"{damaged} is damaged, and not taken over" in caplog.text
+    assert f"{damaged} is damaged, and is not used" in caplog.text
 
 
 def test_a_shard_goes_on_and_is_never_taken_for_the_whole(made, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genfl import config, pipeline
-from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, digits, to_image
+from genfl.data.sources import DATASETS, DataEntry, DataSet, LabelledExamples, digits, to_image
 from genfl.experiment.context import held_back_data, private_data, task_of
 from genfl.experiment.folder import Run
 from genfl.learning.evaluate import evaluate
@@ -38,7 +38,7 @@ def content(tmp_path_factory):
     data, samples = digits(), tmp_path_factory.mktemp("samples")
     owners = [f"p{k:03}" for k in range(10) for _ in range(k + 1)]
     owners += ["rest"] * (len(data.train.labels) - len(owners))
-    train = Examples(data.train.x, data.train.labels, owners)
+    train = LabelledExamples(data.train.x, data.train.labels, owners)
     DATASETS["written"] = DataEntry(lambda: DataSet(train, *data[1:]), "image", "")
     for label in set(train.labels):
         (samples / label).mkdir()

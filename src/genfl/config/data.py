@@ -11,13 +11,13 @@ from genfl.config.section import Section
 from genfl.data.partition import OWN, Kind, Within
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
-from genfl.data.texts import GENERATED, HASHED
+from genfl.data.texts import GENERATED_TOKENIZER, HASHED_TOKENIZER
 from genfl.errors import suggest
 
 Pixels = Annotated[int, Field(ge=1, le=1024)]
 
-FORM_OPTIONS = list(dict.fromkeys(name for recipe in RECIPES.values() for name in recipe.form.options))
-"""The fields of `Data` that are fields of some form of examples."""
+FORMAT_OPTIONS = list(dict.fromkeys(name for recipe in RECIPES.values() for name in recipe.format.options))
+"""The fields of `Data` that are fields of an input format."""
 
 
 class Partition(Section):
@@ -79,7 +79,9 @@ class Data(Section):
     )
     input: str | None = Field(None, description="The column of the inputs, where it has another name.")
     label: str | None = Field(None, description="The column of the classes, where it has another name.")
-    key: str | None = Field(None, description="The column that says whose an example is (kind: natural).")
+    client_id: str | None = Field(
+        None, description="The column of client ids, for the partitions natural and domain."
+    )
     size: Annotated[list[Pixels], Field(min_length=2, max_length=2)] | None = Field(
         None, description="Height and width that images are resized to."
     )
@@ -99,10 +101,10 @@ class Data(Section):
     partition: Partition = Partition()
 
     def options(self) -> dict[str, Any]:
-        """Returns what `genfl.data.sources.read` takes: all that is set but the name and the split."""
+        """Return the options of `genfl.data.sources.read_dataset`: all but the name and the split."""
         given = self.model_dump(exclude={"name", "partition"}, exclude_none=True)
-        if self.tokenizer == GENERATED:
-            given["tokenizer"] = HASHED  # as long as there are no generated texts
+        if self.tokenizer == GENERATED_TOKENIZER:
+            given["tokenizer"] = HASHED_TOKENIZER  # as long as there are no generated texts
         return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
     def problem(self) -> str | None:
@@ -114,11 +116,11 @@ class Data(Section):
             return f"{next(iter(given))}: {self.name} is always the same; leave it out" if given else None
         if not recipe.hub and "path" not in given:
             return f"path: {self.name} needs the folder it is in"
-        for name in FORM_OPTIONS:
-            if name in given and name not in recipe.form.options:
-                return f"{name}: {self.name} has none, it is {recipe.form.modality}; leave it out"
-        chosen = {name: given[name] for name in recipe.form.options if name in given}
-        return replace(recipe.form, **chosen).missing()  # type: ignore[type-var]  # all are dataclasses
+        for name in FORMAT_OPTIONS:
+            if name in given and name not in recipe.format.options:
+                return f"{name}: {self.name} has none, it is {recipe.format.modality}; leave it out"
+        chosen = {name: given[name] for name in recipe.format.options if name in given}
+        return replace(recipe.format, **chosen).missing()  # type: ignore[type-var]  # all are dataclasses
 
 
 class Labels(Section):

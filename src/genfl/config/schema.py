@@ -23,7 +23,7 @@ from genfl.config.methods import Content, Method
 from genfl.config.section import Device, FolderName, Section, named
 from genfl.config.training import Federation, Model, Pretraining
 from genfl.data.budget import ORDERS
-from genfl.data.texts import GENERATED, HASHED
+from genfl.data.texts import GENERATED_TOKENIZER, HASHED_TOKENIZER
 from genfl.learning.task import Precision
 
 
@@ -179,8 +179,8 @@ class Config(Section):
                     f"methods.{name}.{field}: it needs generated data, but generator is none; name a"
                     " generator, or leave the method out"
                 )
-        if self.data.tokenizer == GENERATED:
+        if self.data.tokenizer == GENERATED_TOKENIZER:
             yield (
-                f"data.tokenizer: {GENERATED} takes its words from generated texts, but generator is none;"
-                f" use {HASHED}, or name a generator"
+                f"data.tokenizer: {GENERATED_TOKENIZER} takes its words from generated texts, but generator is"
+                f" none; use {HASHED_TOKENIZER}, or name a generator"
             )

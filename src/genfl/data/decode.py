@@ -1,4 +1,4 @@
-"""Data sets decoded once, into arrays that are memory-mapped from then on."""
+"""Data sets, decoded once into arrays on disk that are memory-mapped from then on."""
 
 from __future__ import annotations
 
@@ -16,59 +16,59 @@ import numpy as np
 from filelock import FileLock
 
 from genfl import progress
-from genfl.data.folders import BATCH, Folder, first_line, said, some
-from genfl.data.forms import Form
+from genfl.data.folders import BATCH_ROWS, Folder, cell_text, first_few, first_line
+from genfl.data.formats import InputFormat
 from genfl.data.media import MEDIA
 from genfl.errors import GenflError, InputError
 from genfl.storage import digest, read_json, replacing, sha256, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 5
-"""Of what the cache holds: a change of the code below that changes arrays raises it."""
+CACHE_VERSION = 6
+"""The version of the decoded arrays; raise it with every change of this module that changes them."""
 
-TESTS = ("test", "validation")
-"""Splits that serve as the test set, the first there is; without one, a fifth of each class of train."""
+TEST_SPLITS = ("test", "validation")
+"""The splits that can be the test set, in order of preference; without them, a fifth of each class is."""
 
-TASK = 16
-"""Examples that a thread decodes at a time."""
+DECODE_ROWS = 16
+"""The number of examples that a thread decodes at a time."""
 
 
-class Wanted(NamedTuple):
-    """What is taken of a data set, and in what form.
+class DatasetSpec(NamedTuple):
+    """The columns that are read of a data set, and the format that its examples are encoded in.
 
     Attributes:
-        input: Names that the column of the examples may have.
-        label: Names that the column of the classes may have.
-        key: The column that says whose an example is, if there.
-        form: What the examples are turned into.
-        apart: Where there is no test split, the column and the value in it of the examples that are the test
-            set: clips of one recording, for example, do not belong on both sides. None for a fifth of each
-            class.
+        input: The possible names of the column of the examples.
+        label: The possible names of the column of the classes.
+        client_id: The column of client ids; it is ignored if the data does not have it.
+        format: The arrays that the examples are encoded as.
+        apart: The column, and its value, of the examples that are the test set if there is no test split.
+            For example, clips of one recording must not be in both sets. None for a fifth of each class.
         without: The names of classes that are left out.
     """
 
     input: tuple[str, ...]
     label: tuple[str, ...]
-    key: str | None
-    form: Form
+    client_id: str | None
+    format: InputFormat
     apart: tuple[str, str] | None = None
     without: tuple[str, ...] = ()
 
 
 class Split(NamedTuple):
-    """A decoded split.
+    """A decoded split of n examples.
 
     Attributes:
-        inputs: Of the form's shape and dtype, [n, ...], memory-mapped; a write to it reaches no file.
-        labels: The class of each, a place in the names.
-        keys: Whose each is, of train's always somebody's; None where the data does not say of any.
-        rows: Where each is in the files, counted over the split that they have it in.
+        inputs: The arrays, [n, ...], of the format's shape and dtype. They are memory-mapped, and writing to
+            them changes no file.
+        labels: The class of each example, an index into the names of the data set.
+        client_ids: The client id of each example, never empty in train; None if the data has no such column.
+        rows: The row of each example in the files, counted over the split that the files have it in.
     """
 
     inputs: np.ndarray
     labels: list[int]
-    keys: list[str] | None
+    client_ids: list[str] | None
     rows: list[int]
 
 
@@ -76,10 +76,10 @@ class Decoded(NamedTuple):
     """A decoded data set.
 
     Attributes:
-        names: What the data calls its classes, in its order.
+        names: The class names in the data, in its order.
         train: The training set.
         test: The test set.
-        digest: Of the files' content and what was wanted of it, wherever they are.
+        digest: A digest of the content of the files and of the spec; it does not depend on the path.
     """
 
     names: list[str]
@@ -88,293 +88,316 @@ class Decoded(NamedTuple):
     digest: str
 
 
-def load(path: Path, wanted: Wanted) -> Decoded:
-    """Reads a local data set, from the cache if it was read before.
+def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
+    """Read a local data set, from the disk cache if the same content was decoded before.
 
-    What cannot be read is left out, with a warning that counts it; so are examples of classes that are not
-    wanted, and examples to train on that are nobody's where others are somebody's.
+    Unreadable examples are left out, and a warning counts them. So are examples of classes in `spec.without`,
+    and training examples without a client id if the data has client ids.
 
     Args:
-        path: A folder with Parquet files in the Hugging Face layout, with one folder of image or sound files
-            for each class, with CSV or JSONL tables of texts, or written by ``save_to_disk``.
-        wanted: Columns and form.
+        path: A folder with Parquet files in the Hugging Face layout, one folder of image or sound files for
+            each class, CSV or JSONL tables of texts, or the output of ``save_to_disk``.
+        spec: The columns and the format.
 
     Raises:
-        InputError: Any of it is not there or not as it must be.
+        InputError: The folder, a column or a split is missing or invalid.
+        GenflError: The cache is damaged right after it was written.
     """
-    medium = MEDIA[wanted.form.modality]
+    medium = MEDIA[spec.format.modality]
     folder = Folder(path, medium)
-    form = [wanted.form.modality, *wanted.form.identity()]
-    key = digest([VERSION, folder.identity(), {**wanted._asdict(), "form": form}])
-    place = _cache() / key[:32]
-    with FileLock(f"{place}.lock"):
-        facts = _intact(place)
+    content_digest = _content_digest(folder, spec)
+    target = _cache_folder() / content_digest[:32]
+    with FileLock(f"{target}.lock"):
+        facts = _read_facts(target)
         if facts is None:
             try:
-                _decode(folder, wanted, place)
+                _decode(folder, spec, target)
             except BaseException:
-                shutil.rmtree(place, ignore_errors=True)
+                shutil.rmtree(target, ignore_errors=True)
                 raise
-            facts = _intact(place)
+            facts = _read_facts(target)
     if facts is None:
-        raise GenflError(f"{place} is damaged while it is written; is the disk in order?")
+        raise GenflError(f"{target}: damaged right after it was written; check the disk")
     for note in facts["notes"]:
         log.info("%s: %s", path, note)
     for name, split in facts["splits"].items():
         _warn_of_left_out(name, split, medium.what)
-    train, test = (_split(place, name, facts["splits"][name]) for name in ("train", "test"))
-    return Decoded(facts["names"], train, test, key)
+    train, test = (_read_split(target, name, facts["splits"][name]) for name in ("train", "test"))
+    return Decoded(facts["names"], train, test, content_digest)
 
 
-def _split(place: Path, name: str, facts: dict[str, Any]) -> Split:
-    inputs = np.load(place / f"{name}.npy", mmap_mode="c")  # torch has no read-only tensors
-    return Split(inputs, facts["labels"], facts["keys"], facts["rows"])
-
-
-def contents(path: Path, wanted: Wanted, rows: Sequence[int]) -> list[Any]:
-    """Reads examples to train on as they are in their files: images, clips or texts.
+def read_originals(path: Path, spec: DatasetSpec, rows: Sequence[int], expected: str) -> list[Any]:
+    """Read training examples as they are in their files: images, clips or texts.
 
     Args:
-        path: As of `load`.
-        wanted: As of `load`.
-        rows: Where they are, as `Split.rows` says.
+        path: The folder that `load_folder` read.
+        spec: The spec that `load_folder` was given.
+        rows: The rows of the examples, from `Split.rows`.
+        expected: The digest that `load_folder` returned.
+
+    Raises:
+        InputError: The files changed since `load_folder` read them.
     """
-    medium = MEDIA[wanted.form.modality]
+    medium = MEDIA[spec.format.modality]
     folder = Folder(path, medium)
+    if _content_digest(folder, spec) != expected:
+        raise InputError(f"data.path: the files in {path} changed while they were in use; run again")
     stream = folder.splits()[0]["train"]
-    given = folder.column(stream.features, wanted.input, "input")
-    cells = itertools.chain.from_iterable(batch[given] for batch in folder.batches(stream, [given]))
-    asked = set(rows)
-    found = {row: medium.read(cell) for row, cell in enumerate(cells) if row in asked}
-    return [found[row] for row in rows]
+    column = folder.column(stream.features, spec.input, "input")
+    cells = itertools.chain.from_iterable(batch[column] for batch in folder.batches(stream, [column]))
+    wanted = set(rows)
+    contents = {row: medium.read(cell) for row, cell in enumerate(cells) if row in wanted}
+    return [contents[row] for row in rows]
 
 
-def _cache() -> Path:
-    place = Path(os.environ.get("GENFL_CACHE") or Path.home() / ".cache" / "genfl").expanduser() / "data"
+def _content_digest(folder: Folder, spec: DatasetSpec) -> str:
+    encoding = [spec.format.modality, *spec.format.identity()]
+    return digest([CACHE_VERSION, folder.identity(), {**spec._asdict(), "format": encoding}])
+
+
+def _read_split(folder: Path, name: str, facts: dict[str, Any]) -> Split:
+    inputs = np.load(folder / f"{name}.npy", mmap_mode="c")  # torch has no read-only tensors
+    return Split(inputs, facts["labels"], facts["client_ids"], facts["rows"])
+
+
+def _cache_folder() -> Path:
+    root = Path(os.environ.get("GENFL_CACHE") or Path.home() / ".cache" / "genfl").expanduser()
+    folder = root / "data"
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"GENFL_CACHE: {place} cannot be made ({error.strerror}); name another folder"
+            f"GENFL_CACHE: {folder} cannot be created ({error.strerror}); name another folder"
         ) from error
-    return place
+    return folder
 
 
-def _intact(place: Path) -> dict[str, Any] | None:
-    """Returns what the cache says of a data set; None where there is nothing, or nothing whole."""
-    if not (place / "about.json").exists():
+def _read_facts(folder: Path) -> dict[str, Any] | None:
+    """Return the facts about a cached data set; None if it is missing or damaged."""
+    if not (folder / "about.json").exists():
         return None
     try:
-        about = read_json(place / "about.json")
+        about = read_json(folder / "about.json")
         if about["digest"] != digest(about["facts"]):
-            raise GenflError(f"{place / 'about.json'} has another checksum")
+            raise GenflError(f"{folder / 'about.json'} has another checksum")
         facts: dict[str, Any] = about["facts"]
         for name, split in facts["splits"].items():
-            if sha256(place / f"{name}.npy") != split["sha256"]:
-                raise GenflError(f"{place / name}.npy has another checksum")
+            if sha256(folder / f"{name}.npy") != split["sha256"]:
+                raise GenflError(f"{folder / name}.npy has another checksum")
         return facts
     except (GenflError, OSError, LookupError, TypeError) as error:
         log.warning("the data is decoded again, because the cache is damaged: %s", first_line(error))
         return None
 
 
-def _decode(folder: Folder, wanted: Wanted, place: Path) -> None:
-    """Writes the arrays of train and test, and last what says that they are whole."""
+def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
+    """Write the arrays of train and test, and, last, the file that marks them as complete."""
     streams, total = folder.splits()
     if "train" not in streams:
-        raise InputError(f"data.path: no train split in {folder.path}; there are: {', '.join(streams)}")
-    (place / "about.json").unlink(missing_ok=True)
-    used = ("train", *[name for name in TESTS if name in streams][:1])
-    unused = [f"split {name} is not used" for name in streams if name not in used]
-    with progress.bar("decode", total, MEDIA[wanted.form.modality].what) as advance:
+        raise InputError(
+            f"data.path: no train split in {folder.path}, only {', '.join(streams)}; rename one to train"
+        )
+    (target / "about.json").unlink(missing_ok=True)
+    used = ("train", *[name for name in TEST_SPLITS if name in streams][:1])
+    notes = [f"split {name} is not used" for name in streams if name not in used]
+    with progress.bar("decode", total, MEDIA[spec.format.modality].what) as advance:
         rows = {
-            split: _write(folder, streams[name], name, wanted, place / f"{split}.npy", advance)
+            split: _decode_split(folder, streams[name], name, spec, target / f"{split}.npy", advance)
             for split, name in zip(("train", "test"), used, strict=False)
         }
     names = rows["train"].classes or sorted(set(rows["train"].labels))
-    splits = {split: _facts(read, names) for split, read in rows.items()}
+    splits = {split: _facts(decoded, names) for split, decoded in rows.items()}
     if len(set(splits["train"]["labels"])) < 2:
         raise InputError("data.label: all examples of train are of one class; name a column with several")
-    notes = unused
     if "test" not in splits:
-        tested, which = _tested(rows["train"], splits["train"]["labels"], wanted)
-        splits = _set_apart(place, splits["train"], tested)
-        notes = [*unused, f"there is no test split; {which} is the test set"]
-    untaught = sorted({*splits["test"]["labels"]} - {*splits["train"]["labels"]})
-    if untaught:
+        tested, which = _choose_test(rows["train"], splits["train"]["labels"], spec)
+        splits = _set_apart(target, splits["train"], tested)
+        notes.append(f"there is no test split; {which} is the test set")
+    untrained = sorted({*splits["test"]["labels"]} - {*splits["train"]["labels"]})
+    if untrained:
         raise InputError(
             "data.label: train has no example of classes of the test set"
-            f" ({some([names[number] for number in untaught])}); add some, or take these classes out of it"
+            f" ({first_few([names[number] for number in untrained])}); add some, or remove these classes"
+            " from the test set"
         )
     for split, facts in splits.items():
-        facts["sha256"] = sha256(place / f"{split}.npy")
+        facts["sha256"] = sha256(target / f"{split}.npy")
     content = {"names": list(names), "splits": splits, "notes": notes}
-    write_json(place / "about.json", {"digest": digest(content), "facts": content})
+    write_json(target / "about.json", {"digest": digest(content), "facts": content})
 
 
 class _Rows(NamedTuple):
-    """What was read of a split.
+    """The decoded rows of a split.
 
     Attributes:
-        split: What the data calls it.
-        labels: The class's name of each example that is kept.
-        keys: Whose each is; None where the data does not say.
-        apart: Whether each is of those that are to be the test set where there is no test split.
-        rows: Where each is in the split's files.
-        classes: The names of all classes in the split's order, if it has one.
-        left_out: The rows that are not kept, or their files, by what they are or do.
+        split: The name of the split in the data.
+        labels: The class name of each example that is kept.
+        client_ids: The client id of each example; None if the data has no such column.
+        apart: Whether each example belongs to the test set if there is no test split; see `DatasetSpec`.
+        rows: The row of each example in the files of the split.
+        classes: The names of all classes in the order of the split, if it has one.
+        left_out: The rows (or files) that are not kept, by the reason.
     """
 
     split: str
     labels: list[str]
-    keys: list[str | None] | None
+    client_ids: list[str | None] | None
     apart: list[bool]
     rows: list[int]
     classes: list[str]
     left_out: dict[str, list[Any]]
 
 
-def _write(
-    folder: Folder, stream: Any, split: str, wanted: Wanted, path: Path, advance: progress.Advance
+def _decode_split(
+    folder: Folder, stream: Any, split: str, spec: DatasetSpec, path: Path, advance: progress.Advance
 ) -> _Rows:
-    """Decodes a split into a file."""
-    features, medium = stream.features, MEDIA[wanted.form.modality]
-    given = folder.column(features, wanted.input, "input")
-    label = folder.column(features, wanted.label, "label")
-    name = folder.namer(features, label)
-    key = wanted.key if wanted.key in features else None
-    column, value = wanted.apart if wanted.apart and wanted.apart[0] in features else (None, "")
-    columns = [given, label, *filter(None, [key, column])]
+    """Decode a split into a .npy file."""
+    features, medium = stream.features, MEDIA[spec.format.modality]
+    input_column = folder.column(features, spec.input, "input")
+    label_column = folder.column(features, spec.label, "label")
+    read_label = folder.label_reader(features, label_column)
+    id_column = spec.client_id if spec.client_id in features else None
+    apart_column, apart_value = spec.apart if spec.apart and spec.apart[0] in features else (None, "")
+    columns = [input_column, label_column, *filter(None, [id_column, apart_column])]
     labels: list[str] = []
-    keys: list[str | None] = []
+    client_ids: list[str | None] = []
     apart: list[bool] = []
     rows: list[int] = []
-    unreadable, unlabelled, unwanted, nobodys = list[Any](), list[Any](), list[Any](), list[Any]()
-    seen = 0
+    unreadable, unlabelled, excluded, without_id = list[Any](), list[Any](), list[Any](), list[Any]()
+    row = 0
     with replacing(path) as temporary, ThreadPoolExecutor() as pool, temporary.open("wb") as file:
-        _write_header(file, 0, wanted.form)
+        _write_header(file, 0, spec.format)
         for batch in folder.batches(stream, columns):
-            cells = batch[given]
-            tasks = (cells[first : first + TASK] for first in range(0, len(cells), TASK))
-            arrays = itertools.chain.from_iterable(pool.map(partial(_arrays, wanted.form), tasks))
-            named = map(name, batch[label])
-            given_keys = batch[key] if key else [""] * len(cells)
-            owners = [said(owner) for owner in given_keys]
-            asked = [said(cell) == value for cell in batch[column]] if column else [False] * len(cells)
-            for cell, array, called, owner, here in zip(cells, arrays, named, owners, asked, strict=True):
+            cells = batch[input_column]
+            tasks = (cells[first : first + DECODE_ROWS] for first in range(0, len(cells), DECODE_ROWS))
+            arrays = itertools.chain.from_iterable(pool.map(partial(_encode_cells, spec.format), tasks))
+            batch_labels = map(read_label, batch[label_column])
+            batch_ids = map(cell_text, batch[id_column] if id_column else [""] * len(cells))
+            batch_apart = (
+                [cell_text(cell) == apart_value for cell in batch[apart_column]]
+                if apart_column
+                else [False] * len(cells)
+            )
+            for cell, array, label, client_id, is_apart in zip(
+                cells, arrays, batch_labels, batch_ids, batch_apart, strict=True
+            ):
                 if array is None:
-                    unreadable.append(folder.place(cell) or seen)
-                elif called is None:
-                    unlabelled.append(folder.place(cell) or seen)
-                elif called in wanted.without:
-                    unwanted.append(folder.place(cell) or seen)
-                elif owner is None and split == "train":  # of a test set, nobody asks whose it is
-                    nobodys.append(folder.place(cell) or seen)
+                    unreadable.append(folder.file_of(cell) or row)
+                elif label is None:
+                    unlabelled.append(folder.file_of(cell) or row)
+                elif label in spec.without:
+                    excluded.append(folder.file_of(cell) or row)
+                elif client_id is None and split == "train":  # test sets need no client ids
+                    without_id.append(folder.file_of(cell) or row)
                 else:
                     file.write(array.tobytes())
-                    labels.append(called)
-                    keys.append(owner)
-                    apart.append(here)
-                    rows.append(seen)
-                seen += 1
+                    labels.append(label)
+                    client_ids.append(client_id)
+                    apart.append(is_apart)
+                    rows.append(row)
+                row += 1
             advance(len(cells))
         if not labels:
             where = f"split {split} of {folder.path}"
-            if nobodys:
-                raise InputError(f"data.key: column {key!r} of {where} is empty; fill it, or take it away")
+            if without_id:
+                raise InputError(
+                    f"data.client_id: column {id_column!r} of {where} is empty; fill it, or remove it"
+                )
             if unlabelled:
-                raise InputError(f"data.label: column {label!r} of {where} is empty; name another column")
+                raise InputError(
+                    f"data.label: column {label_column!r} of {where} is empty; name another column"
+                )
             raise InputError(
-                f"data.input: none of the {seen} cells of column {given!r} can be read as {medium.what} in"
-                f" {where}; name another column"
+                f"data.input: none of the {row} cells of column {input_column!r} can be read as"
+                f" {medium.what} in {where}; name another column"
             )
         file.seek(0)
-        _write_header(file, len(labels), wanted.form)
+        _write_header(file, len(labels), spec.format)
     left_out = {
         "cannot be read": unreadable,
         "have no label": unlabelled,
-        "are of classes that are not wanted": unwanted,
-        f"have no {key}": nobodys,
+        "are of excluded classes": excluded,
+        f"have no {id_column}": without_id,
     }
-    classes = getattr(features[label], "names", None) or []
-    return _Rows(split, labels, keys if key else None, apart, rows, classes, left_out)
+    classes = getattr(features[label_column], "names", None) or []
+    return _Rows(split, labels, client_ids if id_column else None, apart, rows, classes, left_out)
 
 
-def _write_header(file: BinaryIO, rows: int, form: Form) -> None:
-    """Writes the header of a .npy file, which is as long whatever the number of rows."""
-    kind = np.lib.format.dtype_to_descr(form.dtype())
-    header = {"descr": kind, "fortran_order": False, "shape": (rows, *form.shape())}
+def _write_header(file: BinaryIO, rows: int, encoding: InputFormat) -> None:
+    """Write the header of a .npy file; its length does not depend on the number of rows."""
+    dtype = np.lib.format.dtype_to_descr(encoding.dtype())
+    header = {"descr": dtype, "fortran_order": False, "shape": (rows, *encoding.shape())}
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _arrays(form: Form, cells: Sequence[Any]) -> list[np.ndarray | None]:
-    """Returns what is stored of each cell, None for one that cannot be read."""
-    read, found = MEDIA[form.modality].read, list[np.ndarray | None]()
+def _encode_cells(encoding: InputFormat, cells: Sequence[Any]) -> list[np.ndarray | None]:
+    """Return the array of each cell; None for a cell that cannot be read."""
+    read, arrays = MEDIA[encoding.modality].read, list[np.ndarray | None]()
     for cell in cells:
         try:
-            found.append(form.encode(read(cell)))
-        except InputError:  # a library that is not installed
+            arrays.append(encoding.encode(read(cell)))
+        except InputError:  # a library is not installed, or the tokenizer is unsuitable
             raise
-        except Exception:  # decoders raise what they like on damaged files
-            found.append(None)
-    return found
+        except Exception:  # decoders raise many types on damaged files
+            arrays.append(None)
+    return arrays
 
 
 def _facts(rows: _Rows, names: Sequence[str]) -> dict[str, Any]:
-    """Returns what the cache says of a split, with labels as places in the names."""
-    place = {name: number for number, name in enumerate(names)}
+    """Return the facts about a split that the cache stores, with labels as indices into the names."""
+    index = {name: number for number, name in enumerate(names)}
     for label in rows.labels:
-        if label not in place:
+        if label not in index:
             raise InputError(
                 f"data.label: split {rows.split} has the label {label!r}, which is none of the {len(names)}"
-                f" classes ({some(names)}); correct it, or name another column"
+                f" classes ({first_few(names)}); correct it, or name another column"
             )
-    labels = [place[label] for label in rows.labels]
-    return {"labels": labels, "keys": rows.keys, "rows": rows.rows, "left_out": rows.left_out}
+    labels = [index[label] for label in rows.labels]
+    return {"labels": labels, "client_ids": rows.client_ids, "rows": rows.rows, "left_out": rows.left_out}
 
 
-def _tested(train: _Rows, labels: Sequence[int], wanted: Wanted) -> tuple[np.ndarray, str]:
-    """Chooses the examples of the training set that are the test set, and says which they are."""
+def _choose_test(train: _Rows, labels: Sequence[int], spec: DatasetSpec) -> tuple[np.ndarray, str]:
+    """Choose the examples of the training set that become the test set, and describe the choice."""
     if any(train.apart) and not all(train.apart):
-        return np.asarray(train.apart), " ".join(wanted.apart or ())
-    else_what = f"{' '.join(wanted.apart)} does not divide it, so " if wanted.apart else ""
-    return _fifth(np.asarray(labels)), f"{else_what}a fifth of each class, drawn at random,"
+        return np.asarray(train.apart), " ".join(spec.apart or ())
+    reason = f"{' '.join(spec.apart)} does not divide it, so " if spec.apart else ""
+    return _draw_fifth(np.asarray(labels)), f"{reason}a fifth of each class, drawn at random,"
 
 
-def _set_apart(place: Path, train: dict[str, Any], tested: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Divides the training set, and returns what the cache says of both parts.
+def _set_apart(folder: Path, train: dict[str, Any], tested: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Divide the training set into train and test, and return the facts about both.
 
     Args:
-        place: Where the arrays are.
-        train: What the cache says of the whole.
-        tested: For each example, whether it is for the test set.
+        folder: The folder of the arrays.
+        train: The facts about the whole training set.
+        tested: For each example, whether it belongs to the test set, bool [n].
     """
-    inputs = np.load(place / "train.npy", mmap_mode="r")  # of which nothing changes when its name goes on
+    inputs = np.load(folder / "train.npy", mmap_mode="r")  # stays readable when train.npy is replaced
     facts = {}
     for split, chosen in (("test", tested), ("train", ~tested)):
         rows = np.flatnonzero(chosen)
-        with replacing(place / f"{split}.npy") as temporary:
+        with replacing(folder / f"{split}.npy") as temporary:
             part = np.lib.format.open_memmap(temporary, "w+", inputs.dtype, (len(rows), *inputs.shape[1:]))
-            for first in range(0, len(rows), BATCH):
-                part[first : first + BATCH] = inputs[rows[first : first + BATCH]]
+            for first in range(0, len(rows), BATCH_ROWS):
+                part[first : first + BATCH_ROWS] = inputs[rows[first : first + BATCH_ROWS]]
             part.flush()
         facts[split] = {
             "labels": [train["labels"][row] for row in rows],
-            "keys": [train["keys"][row] for row in rows] if train["keys"] else None,
+            "client_ids": [train["client_ids"][row] for row in rows] if train["client_ids"] else None,
             "rows": [train["rows"][row] for row in rows],
             "left_out": train["left_out"] if split == "train" else {},
         }
     return facts
 
 
-def _fifth(labels: np.ndarray) -> np.ndarray:
-    """Returns for each example whether it is of the fifth of its class that is drawn at random."""
+def _draw_fifth(labels: np.ndarray) -> np.ndarray:
+    """Draw a fifth of each class at random, and return for each example whether it was drawn."""
     from sklearn.model_selection import train_test_split
 
     if np.bincount(labels)[labels].min() < 2:
         raise InputError(
-            "data.path: there is no test split, and none can be set apart because a class has a single"
-            " example; add a folder test, or files named so"
+            "data.path: there is no test split, and a class with a single example cannot be divided into"
+            " train and test; add a test split"
         )
     size = max(len(np.unique(labels)), round(len(labels) / 5))
     rows = np.arange(len(labels))
@@ -383,7 +406,7 @@ def _fifth(labels: np.ndarray) -> np.ndarray:
 
 
 def _warn_of_left_out(split: str, facts: dict[str, Any], what: str) -> None:
-    for why, rows in facts["left_out"].items():
+    for reason, rows in facts["left_out"].items():
         if rows:
-            where = f"{'' if isinstance(rows[0], str) else 'rows '}{some(rows)}"
-            log.warning("%d %s of %s %s and are left out: %s", len(rows), what, split, why, where)
+            where = f"{'' if isinstance(rows[0], str) else 'rows '}{first_few(rows)}"
+            log.warning("%d %s of %s %s and are left out: %s", len(rows), what, split, reason, where)

@@ -1,4 +1,4 @@
-"""Data sets in folders as Hugging Face lays them out: Parquet, a folder of files for each class, CSV, ..."""
+"""Data sets in folders, in the Hugging Face layout: Parquet, CSV, JSONL, or a folder for each class."""
 
 from __future__ import annotations
 
@@ -17,140 +17,156 @@ from genfl.storage import sha256
 
 log = logging.getLogger(__name__)
 
-BATCH = 128
-"""Cells that are held at a time, undecoded: a scan or a recording may have many megabytes."""
+BATCH_ROWS = 128
+"""Undecoded cells that are held in memory at a time; a single scan or recording may have many megabytes."""
 
-SHOWN = 5
-"""How many of several things a message names."""
+SHOWN_VALUES = 5
+"""The number of values that a message lists."""
 
-TYPED = 1024
-"""Rows that say what a JSONL file's columns hold."""
+TYPED_ROWS = 1024
+"""The number of rows that the column types of a JSONL file are inferred from."""
 
 
 class Folder:
     """A data set in a folder.
 
     Args:
-        path: Where it is.
-        medium: What its examples are.
-        section: The part of the config that names it, for messages.
+        path: The folder.
+        medium: The kind of content of the examples.
+        section: The section of the config that names the folder, for messages.
 
     Raises:
-        InputError: There is no such folder.
+        InputError: The folder does not exist.
     """
 
     def __init__(self, path: Path, medium: Medium, section: str = "data") -> None:
         if not path.is_dir():
-            what = "is a file; give the folder it is in" if path.exists() else "does not exist"
-            raise InputError(f"{section}.path: {path} {what}")
+            problem = "is a file; give the folder it is in" if path.exists() else "does not exist; correct it"
+            raise InputError(f"{section}.path: {path} {problem}")
         self.path = path
         self.medium = medium
         self.section = section
         self.layout = Layout(path, medium, section)
 
     def identity(self) -> list[Any]:
-        """Returns names, sizes and checksums of all files: the same wherever the folder is.
+        """Return names, sizes and checksums of all files; they do not depend on where the folder is.
 
         Raises:
-            InputError: None of them can hold examples.
+            InputError: None of the files can hold examples.
         """
         files = self.layout.files
         names = [path.relative_to(self.path).as_posix() for path in files]
         return [[name, path.stat().st_size, sha256(path)] for name, path in zip(names, files, strict=True)]
 
     def splits(self) -> tuple[dict[str, Any], int]:
-        """Opens the splits without reading them, and says how many examples they have.
+        """Open the splits without reading them, and count their examples.
 
-        Splits are called train, validation and test, whatever the folder calls these (see
-        `genfl.data.layout.SPLITS`); others keep their names.
+        Names that stand for train, validation or test are replaced by these (see `genfl.data.layout.SPLITS`).
+        Other splits keep their names.
 
         Returns:
-            For each name an `datasets.IterableDataset`; the number is an estimate where examples are files.
+            A `datasets.IterableDataset` for each split, and the number of examples. The number is an estimate
+            if examples are files.
 
         Raises:
-            InputError: It cannot be read, or it has files that belong to no split.
+            InputError: The folder cannot be read, or has files that belong to no split.
         """
         import datasets
 
-        datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs as an error, it raises, too
+        datasets.logging.set_verbosity(logging.CRITICAL)  # it also raises the errors that it logs
         try:
             if (self.path / "dataset_dict.json").exists() or (self.path / "state.json").exists():
                 saved = datasets.load_from_disk(str(self.path))
                 saved = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
                 streams = {name: split.to_iterable_dataset() for name, split in saved.items()}
-                return self._named(streams), sum(map(len, saved.values()))
+                return self._with_split_names(streams), sum(map(len, saved.values()))
             rows = [pyarrow.parquet.read_metadata(path).num_rows for path in self._parquet()]
             total = sum(rows) if rows else len(self.layout.files)
-            found = self._builder().as_streaming_dataset()
-            return self._named({name: _typed(stream) for name, stream in found.items()}), total
+            by_split = self._builder().as_streaming_dataset()
+            return self._with_split_names({name: _typed(stream) for name, stream in by_split.items()}), total
         except InputError:
             raise
         except Exception as error:  # of datasets, pyarrow, fsspec, ...
             raise InputError(self._damage(error)) from error
 
     def batches(self, stream: Any, columns: Sequence[str]) -> Iterator[Mapping[str, list[Any]]]:
-        """Reads a split's cells as they are stored, undecoded, `BATCH` rows at a time.
+        """Read the undecoded cells of a split, `BATCH_ROWS` rows at a time.
+
+        Args:
+            stream: A split, as `splits` returns it.
+            columns: The names of the columns to read.
 
         Raises:
-            InputError: A file is damaged; it is named.
+            InputError: A file is damaged; the message names it.
         """
         chosen = stream.select_columns(list(dict.fromkeys(columns)))
         try:
-            for table in chosen.decode(False).with_format("arrow").iter(batch_size=BATCH):
+            for table in chosen.decode(False).with_format("arrow").iter(batch_size=BATCH_ROWS):
                 yield {name: table[name].to_pylist() for name in columns}
         except Exception as error:  # of datasets, pyarrow, fsspec, ...
             raise InputError(self._damage(error)) from error
 
     def column(self, features: Mapping[str, Any], names: Sequence[str], field: str) -> str:
-        """Returns the first of some names that a column has.
+        """Return the first of some names that is the name of a column.
+
+        Args:
+            features: The columns of a split, with their types.
+            names: The names to look for, in order.
+            field: The field of the config that sets the name, for messages.
 
         Raises:
-            InputError: There is none.
+            InputError: No column has any of the names.
         """
         for name in names:
             if name in features:
                 return name
         wanted = " or ".join(map(repr, names))
-        there = ", ".join(features)
-        raise InputError(f"{self.section}.{field}: no column {wanted} in {self.path}; there are: {there}")
+        raise InputError(
+            f"{self.section}.{field}: no column {wanted} in {self.path}; its columns are:"
+            f" {', '.join(features)}"
+        )
 
-    def namer(self, features: Mapping[str, Any], label: str) -> Callable[[Any], str | None]:
-        """Returns what gives a class's name by what a cell says; None where it says none, or is blank.
+    def label_reader(self, features: Mapping[str, Any], label: str) -> Callable[[Any], str | None]:
+        """Return a function from a cell to the name of its class; None for a cell without a label.
+
+        Args:
+            features: The columns of a split, with their types.
+            label: The column of the classes.
 
         Raises:
-            InputError: The column's cells are no single values, or files number the classes differently.
+            InputError: The cells are not single values, or files number the classes differently.
         """
         import datasets
 
         feature = features[label]
         if not isinstance(feature, datasets.ClassLabel | datasets.Value):
             raise InputError(
-                f"{self.section}.label: column {label!r} holds {feature}, and an example is of one class;"
+                f"{self.section}.label: column {label!r} holds {feature}, but an example has one class;"
                 " name another column"
             )
         self._check_names(label)
         names: list[str] = getattr(feature, "names", None) or []
 
         def name(cell: Any) -> str | None:
-            if cell is None or (names and cell == -1):  # as Hugging Face has the classes of a secret test set
+            if cell is None or (names and cell == -1):  # Hugging Face labels secret test sets with -1
                 return None
-            called = names[cell] if names and 0 <= cell < len(names) else said(cell)
-            return called if called and called.strip() else None
+            text = names[cell] if names and 0 <= cell < len(names) else cell_text(cell)
+            return text if text and text.strip() else None
 
         return name
 
-    def place(self, cell: Any) -> str | None:
-        """Returns which of the folder's files a cell is; None for one in a table."""
+    def file_of(self, cell: Any) -> str | None:
+        """Return the file of a cell, relative to the folder; None for a cell in a table."""
         if not isinstance(cell, dict) or cell.get("bytes") or not cell.get("path"):
             return None
         path, top = Path(cell["path"]), self.path.resolve()
         return path.relative_to(top).as_posix() if path.is_relative_to(top) else None
 
     def _check_names(self, label: str) -> None:
-        """Refuses Parquet files that number the classes differently: datasets reads all as it does the first.
+        """Check that all Parquet files number the classes alike; datasets applies the first numbering to all.
 
         Raises:
-            InputError: There are such files.
+            InputError: Two files number the classes differently.
         """
         import datasets
 
@@ -167,7 +183,7 @@ class Folder:
             )
 
     def _builder(self) -> Any:
-        """Returns what reads the files, each of which is in one split."""
+        """Return a `datasets` builder that reads the files, with every file in one split."""
         import datasets
 
         described = self.layout.described()
@@ -177,11 +193,11 @@ class Folder:
         builder = datasets.load_dataset_builder(str(self.path))
         read = builder.config.data_files
         if not described:
-            self.layout.refuse_unread(read)
+            self.layout.check_all_read(read)
         if builder.name == "csv" and not described and builder.info.features is None:
             tables = [Path(file) for split in read.values() for file in split]
             columns, builder.config.sep = self.layout.csv_columns(tables)
-            # all cells are text, as in the file: 01 is no number, and None and NA are words like others
+            # cells stay text, as in the file: 01 is not the number 1, and None and NA are words
             features = datasets.Features(dict.fromkeys(columns, datasets.Value("string")))
             builder.config.features = builder.info.features = features
             builder.config.keep_default_na, builder.config.na_values = False, [""]
@@ -190,38 +206,39 @@ class Folder:
     def _parquet(self) -> list[Path]:
         return [path for path in self.layout.files if path.suffix == ".parquet"]
 
-    def _named(self, streams: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns splits by what they are, where their names say it."""
-        found: dict[str, Any] = {}
+    def _with_split_names(self, streams: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the splits by the names train, validation and test where their own names stand for these."""
+        named: dict[str, Any] = {}
         for name, stream in streams.items():
             split = SPLITS.get(name.lower(), name)
             if split in streams and split != name:
-                split = name  # besides one that is called so
-            if split in found:
+                split = name  # another split has exactly this name
+            if split in named:
                 raise InputError(
-                    f"{self.section}.path: two splits of {self.path} are both {split}; join them"
+                    f"{self.section}.path: two splits of {self.path} both stand for {split}; join them"
                 )
-            found[split] = stream
-        return found
+            named[split] = stream
+        return named
 
     def _damage(self, error: Exception) -> str:
-        """Says which file cannot be read, or if all can, what datasets said of the folder."""
+        """Return a message about the file that cannot be read; if all can, about the folder as a whole."""
         for path in self._parquet():
             try:
-                if len(pyarrow.parquet.read_table(path)) == 0:  # which datasets stumbles over
-                    return f"{self.section}.path: {path} is empty; fill it, or take it away"
+                if len(pyarrow.parquet.read_table(path)) == 0:  # datasets fails on empty tables
+                    return f"{self.section}.path: {path} is empty; fill it, or remove it"
             except (OSError, pyarrow.ArrowException) as wrong:
                 why = first_line(wrong)
-                return f"{self.section}.path: {path} is damaged ({why}); put a whole copy in its place"
+                return f"{self.section}.path: {path} is damaged ({why}); replace it by an intact copy"
         if line := self.layout.damaged_line():
             return f"{self.section}.path: {line}"
-        return f"{self.section}.path: {self.path} cannot be read as a data set ({first_line(error)})"
+        why = first_line(error)
+        return f"{self.section}.path: {self.path} cannot be read as a data set ({why}); check its files"
 
 
-def said(cell: Any) -> str | None:
-    """Returns what a cell says, as text; None where it says nothing.
+def cell_text(cell: Any) -> str | None:
+    """Return the value of a cell as text; None for an empty cell.
 
-    A gap makes the whole numbers of a column real, and is NaN itself.
+    An empty cell turns a column of integers into floats, and is itself NaN. So 3.0 is returned as ``3``.
     """
     if cell is None or cell != cell:
         return None
@@ -229,51 +246,55 @@ def said(cell: Any) -> str | None:
 
 
 def _typed(stream: Any) -> Any:
-    """Returns a split whose columns have types: where files say none, as JSONL, those of the first rows."""
+    """Return a split with column types; those of JSONL files are inferred from the first rows."""
     import datasets
 
     if stream.features is not None:
         return stream
-    first = next(iter(stream.with_format("arrow").iter(batch_size=TYPED)))
+    first = next(iter(stream.with_format("arrow").iter(batch_size=TYPED_ROWS)))
     return stream.cast(datasets.Features.from_arrow_schema(first.schema))
 
 
-def fetch(name: str, hub: str) -> Path:
-    """Returns the folder of the Hub's copy of a data set, downloaded if it was not before.
+def fetch_from_hub(name: str, hub: str) -> Path:
+    """Return the folder of a data set of the Hub, which is downloaded on first use.
+
+    Args:
+        name: The name of the data set in the config.
+        hub: Its id on the Hub, ``owner/name``.
 
     Raises:
-        InputError: It cannot be had.
+        InputError: The data set is not downloaded, and the Hub cannot be reached.
     """
     try:
         return _downloaded(hub, ("*.parquet", "README.md"))
-    except Exception as error:  # of the Hub's client, and of any library below it
+    except Exception as error:  # the Hub's client and the libraries below it raise many types
         raise InputError(
-            f"data.path: {name} was not downloaded before, and {hub} cannot be had from the Hugging Face Hub"
-            f" now ({first_line(error)}); give data.path, a folder with a copy of it"
+            f"data.path: {name} is not downloaded yet, and {hub} cannot be downloaded from the Hugging Face"
+            f" Hub ({first_line(error)}); give data.path, a folder with a copy of it"
         ) from error
 
 
 HUB = "hf://datasets/"
-"""How the address of a data set of the Hub begins: ``hf://datasets/owner/name``."""
+"""The start of the address of a data set on the Hub: ``hf://datasets/owner/name``."""
 
 
-def located(path: str, section: str = "data") -> Path:
-    """Returns the folder of a data set; one of the Hub is downloaded if it was not before.
+def dataset_folder(path: str, section: str = "data") -> Path:
+    """Return the folder of a data set; a data set of the Hub is downloaded on first use.
 
     Args:
-        path: A folder, or the Hub's address of a data set.
-        section: The part of the config that names it, for messages.
+        path: A folder, or the address of a data set on the Hub.
+        section: The section of the config that names the path, for messages.
 
     Raises:
-        InputError: It is an address, and cannot be had.
+        InputError: The path is an address, and cannot be downloaded.
     """
     if not path.startswith(HUB):
         return Path(path).expanduser()
     try:
         return _downloaded(path.removeprefix(HUB).rstrip("/"))
-    except Exception as error:  # of the Hub's client, and of any library below it
+    except Exception as error:  # the Hub's client and the libraries below it raise many types
         raise InputError(
-            f"{section}.path: {path} was not downloaded before, and cannot be had now ({first_line(error)});"
+            f"{section}.path: {path} is not downloaded yet, and cannot be downloaded ({first_line(error)});"
             " give a folder with a copy of it"
         ) from error
 
@@ -282,15 +303,15 @@ def _downloaded(hub: str, patterns: tuple[str, ...] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     chosen = list(patterns) if patterns else None
-    log.info("%s is taken from the Hugging Face Hub", hub)
+    log.info("downloading %s from the Hugging Face Hub, unless it is downloaded already", hub)
     return Path(snapshot_download(hub, repo_type="dataset", allow_patterns=chosen))
 
 
-def some(values: Sequence[Any]) -> str:
-    """Returns the first of some values, as many as a message names."""
-    return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
+def first_few(values: Sequence[Any]) -> str:
+    """Return the first `SHOWN_VALUES` values as text, for a message."""
+    return ", ".join(map(str, values[:SHOWN_VALUES])) + (", ..." if len(values) > SHOWN_VALUES else "")
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or its type where it has none."""
+    """Return the first line of an error's message; the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Which files of a folder are data, which split they belong to, and how tables of texts are written."""
+"""The layout of a data folder: which files are data, their splits, and the format of tables of texts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""What folders, files and splits may be called, and which split Hugging Face takes them for."""
+"""The accepted names of folders, files and splits, and the split that Hugging Face takes each for."""
 
 TABLES = (".parquet", ".arrow")
+"""Suffixes of files that hold many examples of any kind."""
 
 NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "config.json")
-"""Files that Hugging Face's tools write beside tables."""
+"""Names of files without examples, which Hugging Face's tools write beside tables."""
 
 
 class Layout:
@@ -31,8 +32,8 @@ class Layout:
 
     Args:
         path: The folder.
-        medium: What its examples are.
-        section: The part of the config that names it, for messages.
+        medium: The kind of content of the examples.
+        section: The section of the config that names the folder, for messages.
     """
 
     def __init__(self, path: Path, medium: Medium, section: str) -> None:
@@ -40,10 +41,10 @@ class Layout:
 
     @cached_property
     def files(self) -> list[Path]:
-        """All files but hidden ones, in order.
+        """All files that are not hidden, sorted.
 
         Raises:
-            InputError: None of them can hold examples.
+            InputError: None of the files can hold examples.
         """
         files = sorted(path for path in self.path.rglob("*") if path.is_file() and not self._hidden(path))
         if not any(self._is_table(path) or self._is_example(path) for path in files):
@@ -53,32 +54,33 @@ class Layout:
         return files
 
     def described(self) -> bool:
-        """Whether the folder's README says which files are which split, as data sets on the Hub do."""
+        """Return whether the folder's README assigns files to splits, as data sets on the Hub do."""
         from huggingface_hub import metadata_load
 
         readme = self.path / "README.md"
         return readme.exists() and "configs" in (metadata_load(readme) or {})
 
     def has_tables(self) -> bool:
-        """Whether examples are rows of tables, and no files of their own."""
+        """Return whether examples are rows of tables, and not files."""
         return any(map(self._is_table, self.files))
 
     def class_folders(self) -> dict[str, list[str]]:
-        """Returns the files of each split, as patterns: of folders called so, or else all are for train.
+        """Return the files of each split, as glob patterns.
 
-        A class or a file may be called anything: only folders of class folders are splits.
+        Only folders that hold class folders are splits, so a class or a file may have any name. Without such
+        folders, all files belong to train.
 
         Raises:
-            InputError: A folder beside those of splits is none.
+            InputError: A folder beside the folders of splits is not a split.
         """
         top = self.path
         examples = [path.relative_to(top).parts for path in self.files if self._is_example(path)]
         while True:
             folders = sorted({first for first, *inner in examples if inner})
-            holders = {parts[0] for parts in examples if len(parts) > 2}  # of folders with examples
+            holders = {parts[0] for parts in examples if len(parts) > 2}  # they hold class folders
             splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
-            if not splits and holders == set(folders) and all(map(_word, folders)):
-                splits = {name: str(_word(name)) for name in folders}  # train_images and test_images
+            if not splits and holders == set(folders) and all(map(_split_in_name, folders)):
+                splits = {name: str(_split_in_name(name)) for name in folders}  # train_images and test_images
             if splits and (holders & splits.keys() or len(splits) == len(folders)):
                 break
             if len(folders) != 1:
@@ -86,38 +88,41 @@ class Layout:
             top, examples = top / folders[0], [parts[1:] for parts in examples if len(parts) > 1]
         if others := [name for name in folders if name not in splits]:
             raise InputError(
-                f"{self.section}.path: in {top} there is {others[0]} beside the split {next(iter(splits))};"
-                " take it away, or give it the name of a split"
+                f"{self.section}.path: {others[0]} beside the split {next(iter(splits))} in {top} is not a"
+                " split; remove it, or rename it to a split"
             )
         patterns: dict[str, list[str]] = {}
         for name, split in splits.items():
             patterns.setdefault(split, []).append(_inside(top / name))
         return patterns
 
-    def refuse_unread(self, read: Mapping[str, Sequence[str]]) -> None:
-        """Refuses tables of no split: where some are called like splits, datasets reads no others.
+    def check_all_read(self, read: Mapping[str, Sequence[str]]) -> None:
+        """Reject a folder with tables that datasets would skip because other tables are named like splits.
 
         Args:
-            read: The files of each split.
+            read: The files that datasets reads for each split.
 
         Raises:
-            InputError: There is one that is not read.
+            InputError: A table would not be read.
         """
         used = {Path(file).resolve() for split in read.values() for file in split}
         kinds = {path.suffix for path in used}
         for path in self.files:
             if path.suffix in kinds and path.name not in NO_DATA and path.resolve() not in used:
-                there = ", ".join(map(str, read))
+                splits = ", ".join(map(str, read))
                 raise InputError(
-                    f"{self.section}.path: {path} would not be read, because other files are called {there},"
-                    " and it is not; name it so, or take it away"
+                    f"{self.section}.path: {path} would not be read, because other files are called {splits};"
+                    " rename it to one of these splits, or remove it"
                 )
 
     def csv_columns(self, tables: Sequence[Path]) -> tuple[list[str], str]:
-        """Returns the names of the columns of CSV files, and what separates them.
+        """Return the column names of CSV files, and their separator.
+
+        Args:
+            tables: The files.
 
         Raises:
-            InputError: They have different ones.
+            InputError: The files have different columns or separators.
         """
         import pandas
 
@@ -131,14 +136,14 @@ class Layout:
         if len(known) > 1:
             (one, first), (other, second), *_ = known.values()
             raise InputError(
-                f"{self.section}.path: {other} has the columns {', '.join(second)}, and {one}"
-                f" {', '.join(first)}; give all tables the same"
+                f"{self.section}.path: {other} has the columns {', '.join(second)}, but {one} has"
+                f" {', '.join(first)}; give all tables the same columns and separator"
             )
         (((separator, _), (_, columns)),) = known.items()
         return columns, separator
 
     def damaged_line(self) -> str | None:
-        """Says which line of a table of texts is no UTF-8, or of JSONL no JSON; None where all are."""
+        """Return a message about the first line of a table that is not UTF-8 or JSON; None if all are."""
         for path in filter(self._is_example, self.files if self.medium.tables else ()):
             with path.open("rb") as file:
                 for number, line in enumerate(file, 1):
@@ -147,13 +152,13 @@ class Layout:
                         if path.suffix.lower() == ".jsonl" and text.strip():
                             json.loads(text)
                     except UnicodeDecodeError:
-                        return f"line {number} of {path} is not UTF-8; save it as such"
+                        return f"line {number} of {path} is not UTF-8; save the file as UTF-8"
                     except ValueError as error:
-                        return f"line {number} of {path} is not JSON ({error}); mend it"
+                        return f"line {number} of {path} is not JSON ({error}); correct it"
         return None
 
     def _hidden(self, path: Path) -> bool:
-        """Whether datasets passes over a file."""
+        """Return whether datasets ignores a file."""
         *folders, name = path.relative_to(self.path).parts
         return name[0] == "." or any(folder.startswith((".", "__")) for folder in folders)
 
@@ -161,16 +166,16 @@ class Layout:
         return path.suffix.lower() in self.medium.suffixes()
 
     def _is_table(self, path: Path) -> bool:
-        """Whether a file holds many examples; a file called metadata describes those beside it."""
+        """Return whether a file holds many examples; a file called metadata describes the files beside it."""
         if self.medium.tables and self._is_example(path):
             return True
         return path.suffix.lower() in TABLES and path.stem != "metadata"
 
 
-def _word(name: str) -> str | None:
-    """Returns the split that a word in a name says, if a single one does."""
-    said = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
-    return said.pop() if len(said) == 1 else None
+def _split_in_name(name: str) -> str | None:
+    """Return the split that the words of a name stand for; None if they stand for none or several."""
+    splits = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def _inside(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What examples are before a model sees them, recorded and generated ones alike: pictures, sounds, texts."""
+"""The content of examples, recorded or generated: images, sounds and texts, and how tables store them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from genfl.errors import InputError
 
 Modality = Literal["image", "audio", "text"]
+"""The kind of content of an example."""
 
 
 class Clip(NamedTuple):
@@ -19,7 +20,7 @@ class Clip(NamedTuple):
 
     Attributes:
         samples: float32 [n], one channel, in [−1, 1].
-        rate: Samples a second.
+        rate: The sample rate in Hz.
     """
 
     samples: np.ndarray
@@ -27,21 +28,21 @@ class Clip(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """The length in seconds."""
         return len(self.samples) / self.rate
 
 
 class Medium(NamedTuple):
-    """How a kind of content is kept in a cell of a table, in the Hugging Face layout.
+    """The storage of one kind of content in the cells of a table, in the Hugging Face layout.
 
     Attributes:
-        column: What a table's column of it is called.
-        what: What messages call it, in the plural.
-        read: Turns a cell into the content; raises anything on one that is damaged.
-        write: Turns content into a cell.
-        feature: Gives the column's type in a `datasets` table.
-        suffixes: Gives the suffixes of files that hold it, with their dots.
-        tables: Whether such a file is a table of many.
+        column: The usual name of the column.
+        what: The name of the content in messages, in the plural.
+        read: ``(cell) -> content``; raises any exception on a damaged cell.
+        write: ``(content) -> cell``.
+        feature: Returns the type of the column in a `datasets` table.
+        suffixes: Returns the suffixes of files that hold the content, with their dots.
+        tables: Whether such a file is a table of many examples.
     """
 
     column: str
@@ -54,19 +55,20 @@ class Medium(NamedTuple):
 
 
 def _open(cell: Any) -> Any:
-    """Returns what Pillow and soundfile open: a file in memory, or a path."""
+    """Return what Pillow and soundfile can open: a file in memory, or a path."""
     content = (cell.get("bytes") or cell["path"]) if isinstance(cell, dict) else cell
     return io.BytesIO(content) if isinstance(content, bytes) else content
 
 
 def _read_image(cell: Any) -> Image.Image:
     with Image.open(_open(cell)) as image:
-        ImageOps.exif_transpose(image, in_place=True)  # photographs say which way is up
+        ImageOps.exif_transpose(image, in_place=True)  # photographs store which way is up
         image.load()
         return image
 
 
 PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
+"""Modes of images that PNG files can hold."""
 
 
 def _write_image(image: Image.Image) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def _write_audio(clip: Clip) -> dict[str, Any]:
 def _audio_feature() -> Any:
     import datasets
 
-    return datasets.Audio(decode=False)  # decoding would need torchcodec and FFmpeg
+    return datasets.Audio(decode=False)  # decoding by datasets needs torchcodec and FFmpeg
 
 
 def _read_text(cell: Any) -> str:

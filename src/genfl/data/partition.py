@@ -15,7 +15,7 @@ Kind = Literal["dirichlet", "iid", "shards", "quantity", "natural", "domain"]
 Within = Literal["iid", "dirichlet"]
 
 OWN: tuple[Kind, ...] = ("natural", "domain")
-"""The splits by a key of the data, which decides how many clients there are."""
+"""The splits by the client ids in the data, which decide the number of clients."""
 
 
 def partition(
@@ -29,7 +29,7 @@ def partition(
     shards_per_client: int = 2,
     clients_per_domain: int = 5,
     within: Within = "iid",
-    keys: Sequence[str] | None = None,
+    client_ids: Sequence[str] | None = None,
 ) -> list[np.ndarray]:
     """Splits samples over clients: by whose they are, or so that labels or sizes are skewed.
 
@@ -39,30 +39,30 @@ def partition(
             (Hsu et al. 2019, arXiv 1909.06335). ``shards``: the samples, sorted by label, are cut into equal
             shards of which each client gets `shards_per_client` (McMahan et al. 2017, arXiv 1602.05629,
             Section 3). ``quantity``: labels alike, sizes in Dirichlet(alpha) shares (Li et al. 2022, arXiv
-            2102.02079, Section IV). ``natural``: each key is a client, in alphabetical order. ``domain``:
-            each key is a domain, in alphabetical order, with clients of its own.
-        clients: Number of clients; None where that is for the keys to say.
+            2102.02079, Section IV). ``natural``: each client id is a client, in alphabetical order.
+            ``domain``: each client id is a domain, in alphabetical order, with clients of its own.
+        clients: Number of clients; None if the client ids decide it.
         alpha: Dirichlet concentration, positive: the smaller, the more clients differ.
         min_size: Samples every client has at least. For ``quantity`` it is what every client has beforehand;
-            keys with fewer are left out of ``natural``.
+            clients with fewer are left out of ``natural``.
         seed: Decides the split.
         shards_per_client: For ``shards``.
         clients_per_domain: For ``domain``.
         within: How ``domain`` splits a domain over its clients.
-        keys: Whose each sample is, if the data says so.
+        client_ids: The client id of every sample, if the data has client ids.
 
     Returns:
-        For each client the rows that are its own. Together they are all rows, but for those of keys that
-        ``natural`` leaves out.
+        For each client the rows that are its own. Together they are all rows, except those of clients
+        that ``natural`` leaves out.
 
     Raises:
         InputError: No such split was found.
     """
     if kind == "natural":
-        found = list(_natural(labels, keys, min_size).values())
+        found = list(_natural(labels, client_ids, min_size).values())
     elif kind == "domain":
         found = []
-        for number, (name, rows) in enumerate(_by_key(keys).items()):
+        for number, (name, rows) in enumerate(_by_client_id(client_ids).items()):
             if clients_per_domain * min_size > len(rows):
                 raise InputError(
                     f"data.partition.clients_per_domain: '{name}' has {len(rows)} samples, too few for"
@@ -218,8 +218,8 @@ def _quantity(samples: int, clients: int, alpha: float, min_size: int, seed: int
     return np.split(rng.permutation(samples), ends)
 
 
-def _natural(labels: Sequence[str], keys: Sequence[str] | None, min_size: int) -> dict[str, np.ndarray]:
-    found = {name: rows for name, rows in _by_key(keys).items() if len(rows) >= min_size}
+def _natural(labels: Sequence[str], client_ids: Sequence[str] | None, min_size: int) -> dict[str, np.ndarray]:
+    found = {name: rows for name, rows in _by_client_id(client_ids).items() if len(rows) >= min_size}
     lost = set(labels) - {labels[row] for rows in found.values() for row in rows}
     if lost:
         raise InputError(
@@ -228,12 +228,12 @@ def _natural(labels: Sequence[str], keys: Sequence[str] | None, min_size: int) -
     return found
 
 
-def _by_key(keys: Sequence[str] | None) -> dict[str, np.ndarray]:
-    if keys is None:
+def _by_client_id(client_ids: Sequence[str] | None) -> dict[str, np.ndarray]:
+    if client_ids is None:
         raise InputError(
             "data.partition.kind: the data has no clients of its own; use dirichlet or iid, or name their"
-            " column as data.key"
+            " column as data.client_id"
         )
-    names, owner, sizes = np.unique(list(keys), return_inverse=True, return_counts=True)
+    names, owner, sizes = np.unique(list(client_ids), return_inverse=True, return_counts=True)
     rows = np.split(np.argsort(owner, kind="stable"), np.cumsum(sizes)[:-1])
     return dict(zip(names.tolist(), rows, strict=True))

@@ -1,4 +1,4 @@
-"""Is generated content fit to learn from? What is broken is left out; what repeats itself is counted."""
+"""Quality of generated content: unusable samples are left out, and duplicates are counted."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from genfl.data.sounds import RATE, WINDOW, log_mel, resampled
 from genfl.data.synthetic import Removed, SyntheticData
 
 SILENCE = 1e-3
-"""A sound that never leaves a band so wide is silent: −60 dB of full scale."""
+"""A sound is silent if its range of values is smaller than this: −60 dB of full scale."""
 
 GREY = (16, 16)
-"""Width and height of the images that are compared."""
+"""Width and height that images are averaged to before they are compared."""
 
 BANDS = (16, 32)
-"""Mel bands and spans of time of the spectrograms that are compared."""
+"""Mel bands and spans of time that spectrograms are averaged to before they are compared."""
 
-WORDS, BUCKETS = 3, 512
-"""Words in a row that texts are compared by, and the length of their vectors."""
+WORDS, TEXT_VECTOR = 3, 512
+"""The length of the word sequences that texts are compared by, and of the vectors that represent them."""
 
-ROWS = 1024
-"""Vectors that are compared at a time with all before them."""
+COMPARED_ROWS = 1024
+"""The number of vectors that are compared at a time with all vectors before them."""
 
 
-class Measure(NamedTuple):
-    """How a kind of content is judged.
+class QualityMeasure(NamedTuple):
+    """The checks of one kind of content.
 
     Attributes:
-        fault: Says what is wrong with a sample; None where nothing is.
-        vector: Gives float32 of length 1, by which samples are compared; all zeros where there is nothing to
-            compare.
-        cosine: What the cosine of two vectors is, in words.
-        near: The least cosine of near-duplicates.
+        fault: ``(content) -> reason`` why a sample is unusable; None if it is usable.
+        vector: ``(content) -> float32 [d]``, the vector of length 1 that represents a sample in comparisons;
+            all zeros if there is nothing to compare.
+        cosine: What the cosine of two vectors stands for, in words.
+        near: The smallest cosine of near-duplicates.
     """
 
     fault: Callable[[Any], str | None]
@@ -52,21 +52,21 @@ class Measure(NamedTuple):
 
     @property
     def means(self) -> str:
-        """What near-duplicates are, in words."""
+        """The definition of near-duplicates, in words."""
         return f"{self.cosine} is {self.near:g} or more"
 
 
 def sift(samples: Sequence[Sample], modality: Modality) -> tuple[list[Sample], Removed]:
-    """Parts what models can learn from and what they cannot.
+    """Separate usable samples from unusable ones.
 
     Args:
         samples: Generated samples.
-        modality: What they are.
+        modality: Their kind of content.
 
     Returns:
-        The samples to keep, in order, and how many of each label are left out for which reason: a sample that
-        is ``not finite`` (NaN or infinity), an image that is ``blank`` (of one colour), a clip that is
-        ``silent`` (within `SILENCE`) or ``too short`` (64 ms), a text that is ``empty``.
+        The usable samples, in order, and for each label the number of unusable samples by reason. Reasons are
+        ``not finite`` (NaN or infinity), ``blank`` (an image of one colour), ``silent`` (a clip within
+        `SILENCE`), ``too short`` (a clip below 64 ms) and ``empty`` (a text).
     """
     kept: list[Sample] = []
     removed: Removed = {}
@@ -81,57 +81,62 @@ def sift(samples: Sequence[Sample], modality: Modality) -> tuple[list[Sample], R
 
 
 def survey(data: SyntheticData) -> dict[str, dict[str, Any]]:
-    """Counts what a finished data set holds of each label.
+    """Count samples and duplicates of each label in a finished data set.
 
-    Returns:
-        For each label ``samples``; ``removed``, a count for each reason; ``duplicates``, the samples whose
-        bytes are those of one before, of any label; and ``near_duplicates``, those that are near one before
-        of their own label (see `near_duplicates`), exact ones included.
+    Args:
+        data: The data set.
+
+    Returns: For each label, four values. ``samples`` is their number. ``removed`` is the number of samples
+        left out, by reason. ``duplicates`` counts samples with the same bytes as an earlier sample of any
+        label. ``near_duplicates`` counts samples near an earlier sample of their label, exact duplicates
+        included; see `near_duplicates`.
 
     Raises:
         GenflError: A shard is missing or damaged.
     """
     measure = MEASURES[data.modality]
 
-    def look(cell: Any) -> tuple[bytes, np.ndarray]:
+    def read(cell: Any) -> tuple[bytes, np.ndarray]:
         content = cell.encode() if isinstance(cell, str) else cell["bytes"]
         return hashlib.sha256(content).digest(), measure.vector(data.medium.read(cell))
 
-    seen, names = data.read(look)
+    samples, names = data.read(read)
     first: set[bytes] = set()
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in data.label_names}
     repeated = dict.fromkeys(data.label_names, 0)
-    for (checksum, vector), name in zip(seen, names, strict=True):
+    for (checksum, vector), name in zip(samples, names, strict=True):
         vectors[name].append(vector)
         repeated[name] += checksum in first
         first.add(checksum)
     removed = data.removed()
     return {
         name: {
-            "samples": len(own),
+            "samples": len(of_label),
             "removed": removed.get(name, {}),
             "duplicates": repeated[name],
-            "near_duplicates": near_duplicates(torch.from_numpy(np.stack(own)), measure.near) if own else 0,
+            "near_duplicates": near_duplicates(torch.from_numpy(np.stack(of_label)), measure.near)
+            if of_label
+            else 0,
         }
-        for name, own in vectors.items()
+        for name, of_label in vectors.items()
     }
 
 
 def near_duplicates(vectors: Tensor, near: float) -> int:
-    """Counts the vectors that are near one before them.
+    """Count the vectors that are near an earlier vector.
 
     All pairs are compared: 3,000 vectors of 256 take a tenth of a second.
 
     Args:
-        vectors: float [n, d], of length 1 or 0.
-        near: The least cosine.
+        vectors: Vectors of length 1 or 0, float [n, d].
+        near: The smallest cosine of vectors that are near each other.
     """
-    found = 0
-    for start in range(0, len(vectors), ROWS):
-        rows = vectors[start : start + ROWS]
-        cosines = (rows @ vectors[: start + len(rows)].T).tril(start - 1)  # with those before alone
-        found += int((cosines >= near - 1e-6).any(1).sum())  # rounding decides no tie
-    return found
+    count = 0
+    for start in range(0, len(vectors), COMPARED_ROWS):
+        rows = vectors[start : start + COMPARED_ROWS]
+        cosines = (rows @ vectors[: start + len(rows)].T).tril(start - 1)  # only with earlier vectors
+        count += int((cosines >= near - 1e-6).any(1).sum())  # rounding must not decide ties
+    return count
 
 
 def _image_fault(image: Image.Image) -> str | None:
@@ -164,20 +169,20 @@ def _clip_vector(clip: Clip) -> np.ndarray:
 
 
 def _centred(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Returns a picture's averages over a grid, so that the cosine of two is their correlation."""
+    """Return the centred averages of an image over a grid; the cosine of two is their correlation."""
     x = np.asarray(picture.resize(size, Image.Resampling.BOX), np.float32).ravel()
     return _unit(x - x.mean())
 
 
 def _text_vector(text: str) -> np.ndarray:
-    """Hashes each distinct run of words to a place and a sign (Weinberger et al., ICML 2009)."""
+    """Hash each distinct sequence of words to an index and a sign (Weinberger et al., ICML 2009)."""
     words = re.findall(r"\w+", text.lower())
     count = min(WORDS, len(words))
-    runs = {" ".join(words[n : n + count]) for n in range(len(words) - count + 1)} - {""}
-    x = np.zeros(BUCKETS, np.float32)
-    for run in runs:
-        bits = zlib.crc32(run.encode())
-        x[bits % BUCKETS] += 1 if bits >> 31 else -1
+    sequences = {" ".join(words[n : n + count]) for n in range(len(words) - count + 1)} - {""}
+    x = np.zeros(TEXT_VECTOR, np.float32)
+    for sequence in sequences:
+        bits = zlib.crc32(sequence.encode())
+        x[bits % TEXT_VECTOR] += 1 if bits >> 31 else -1
     return _unit(x)
 
 
@@ -186,17 +191,22 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / length if length > 1e-6 else np.zeros_like(x)
 
 
-MEASURES: dict[Modality, Measure] = {
-    "image": Measure(
+MEASURES: dict[Modality, QualityMeasure] = {
+    "image": QualityMeasure(
         _image_fault, _image_vector, "the correlation of their {} × {} grey averages".format(*GREY), 0.98
     ),
-    "audio": Measure(
+    "audio": QualityMeasure(
         _clip_fault,
         _clip_vector,
         "the correlation of their log-mel spectrograms, averaged to {} bands and {} spans,".format(*BANDS),
         0.98,
     ),
-    "text": Measure(_text_fault, _text_vector, f"the cosine of their sets of {WORDS} words in a row", 0.8),
+    "text": QualityMeasure(
+        _text_fault, _text_vector, f"the cosine of their sets of {WORDS} words in a row", 0.8
+    ),
 }
-"""What was tried on real data sets: an image compressed, brightened or noised a little, a sound at another
-loudness, and a text of a hundred words with five replaced are near-duplicates of what they were."""
+"""The measure of each kind of content.
+
+The thresholds were tested on real data sets. Near-duplicates are: an image that is slightly compressed,
+brightened or noised; a sound at another loudness; a text of a hundred words with five replaced.
+"""

@@ -1,4 +1,4 @@
-"""The built-in data sets: where each is, its columns, its classes in words, and its form."""
+"""The built-in data sets: the source, columns, class names and input format of each."""
 
 from __future__ import annotations
 
@@ -6,51 +6,54 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from genfl.data.forms import Form, Pixels
-from genfl.data.sounds import LogMel
-from genfl.data.texts import Tokens
+from genfl.data.formats import InputFormat, PixelFormat
+from genfl.data.sounds import LogMelFormat
+from genfl.data.texts import TokenFormat
 
-NOTHING: Mapping[str, str] = MappingProxyType({})
+_NO_WORDS: Mapping[str, str] = MappingProxyType({})
 
 Metric = Literal["accuracy", "macro_f1"]
+"""The score that papers usually report of a data set, by its name in summaries."""
 
 
-class Recipe(NamedTuple):
-    """How a labelled data set is read, from a local copy or from the Hugging Face Hub.
+class DatasetRecipe(NamedTuple):
+    """A description of a labelled data set, in a local copy or on the Hugging Face Hub.
 
     Attributes:
-        summary: One line on what it is.
-        hub: Its id on the Hub, where it is kept as Parquet; None for data that only its user has.
-        form: What its examples are turned into.
-        input: Names of the column with the examples; copies differ.
-        label: Names of the column with the classes.
-        key: The column that says whose an example is, where the data has clients of its own.
-        words: What prompts call the classes whose own names are codes.
-        without: The numbers of classes that are left out.
-        metric: What is usually reported of it, as summaries call it.
-        verified: Whether genfl's tests have read a real copy of it.
-        public: Whether anyone may see its examples.
-        test_key: Whose examples are the test set, where there is no test split; None for a fifth of all.
+        summary: A description in one line.
+        hub: The id on the Hub, where the data set is stored as Parquet; None for data that only users have.
+        format: The arrays that examples are encoded as.
+        input: The possible names of the column with the examples; copies differ.
+        label: The possible names of the column with the classes.
+        client_id: The column of client ids, if the data has natural clients.
+        words: The names in prompts of classes whose own names are codes.
+        without: The names of classes that are left out.
+        metric: The score that is usually reported.
+        verified: Whether genfl's tests have read a real copy.
+        public: Whether anyone may see the examples.
+        test_client_id: The client id whose examples are the test set if there is no test split; None for a
+            fifth of each class.
     """
 
     summary: str
     hub: str | None
-    form: Form
+    format: InputFormat
     input: tuple[str, ...]
     label: tuple[str, ...] = ("label",)
-    key: str | None = None
-    words: Mapping[str, str] = NOTHING
+    client_id: str | None = None
+    words: Mapping[str, str] = _NO_WORDS
     without: tuple[str, ...] = ()
     metric: Metric = "accuracy"
     verified: bool = False
     public: bool = True
-    test_key: str | None = None
+    test_client_id: str | None = None
 
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+"""The label names of the digits 0 to 9."""
 
 _DIGITS = {str(digit): name for digit, name in enumerate(DIGIT_NAMES)}
-_EUROSAT = {  # the archive's names, and the Hub's where they differ
+_EUROSAT = {  # names in the archive, and on the Hub if they differ
     "AnnualCrop": "annual crop",
     "Annual Crop": "annual crop",
     "Forest": "forest",
@@ -121,211 +124,211 @@ _NEWSGROUPS = {
 _CLOTHES = {"T - shirt / top": "t-shirt", "T-shirt/top": "t-shirt"}
 
 NOT_WORDS = {"_silence_": "silence", "_unknown_": "unknown"}
-"""Classes of recordings of no word, or of any: to speak their names would be wrong."""
+"""Classes of recordings that hold no word, or any word; a synthesiser must not speak their names."""
 
 _IMAGE = ("image",)
 _TEXT = ("text",)
 _AUDIO = ("audio",)
 
 _PHOTOS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Of ImageNet, in use for photographs whatever the data set."""
+"""Mean and standard deviation of ImageNet, commonly used for photographs of any data set."""
 
 
 def in_words(name: str, words: Mapping[str, str]) -> str:
-    """Returns what prompts call a class: the word for its name, or the name with spaces for underscores."""
+    """Return the name of a class in prompts: its word, or else its name with spaces for underscores."""
     return words.get(name, name.replace("_", " "))
 
 
-RECIPES: dict[str, Recipe] = {
-    "cifar10": Recipe(
+RECIPES: dict[str, DatasetRecipe] = {
+    "cifar10": DatasetRecipe(
         "CIFAR-10: 60,000 photos of ten kinds of animals and vehicles, RGB 32×32",
         "uoft-cs/cifar10",
-        Pixels((32, 32), 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        PixelFormat((32, 32), 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
         ("img", "image"),
         verified=True,
     ),
-    "cifar100": Recipe(
+    "cifar100": DatasetRecipe(
         "CIFAR-100: 60,000 photos of a hundred kinds of things, RGB 32×32",
         "uoft-cs/cifar100",
-        Pixels((32, 32), 3, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+        PixelFormat((32, 32), 3, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
         ("img", "image"),
         label=("fine_label", "label"),
     ),
-    "flowers102": Recipe(
+    "flowers102": DatasetRecipe(
         "Oxford Flowers: 8,189 photos of 102 flowers, RGB, at 64×64",
         "Donghyun99/Oxford-Flower-102",
-        Pixels((64, 64), 3, *_PHOTOS),
+        PixelFormat((64, 64), 3, *_PHOTOS),
         _IMAGE,
     ),
-    "eurosat": Recipe(
+    "eurosat": DatasetRecipe(
         "EuroSAT: 27,000 satellite images of ten uses of land, RGB 64×64",
         "blanchon/EuroSAT_RGB",
-        Pixels((64, 64), 3, (0.3444, 0.3803, 0.4078), (0.2037, 0.1366, 0.1148)),
+        PixelFormat((64, 64), 3, (0.3444, 0.3803, 0.4078), (0.2037, 0.1366, 0.1148)),
         _IMAGE,
         words=_EUROSAT,
         verified=True,
     ),
-    "ham10000": Recipe(
+    "ham10000": DatasetRecipe(
         # most test images of the Hub's copy are in its training set, too
         "HAM10000: 10,015 images of seven kinds of skin lesions, RGB, at 64×64; the Hub's splits overlap",
         "marmal88/skin_cancer",
-        Pixels((64, 64), 3, *_PHOTOS),
+        PixelFormat((64, 64), 3, *_PHOTOS),
         _IMAGE,
         label=("dx", "label"),
         words=_LESIONS,
         metric="macro_f1",
     ),
-    "pacs": Recipe(
+    "pacs": DatasetRecipe(
         "PACS: 9,991 photos, paintings, cartoons and sketches of seven things, RGB, at 64×64",
         "flwrlabs/pacs",
-        Pixels((64, 64), 3, (0.7608, 0.7420, 0.7134), (0.2938, 0.3038, 0.3316)),
+        PixelFormat((64, 64), 3, (0.7608, 0.7420, 0.7134), (0.2938, 0.3038, 0.3316)),
         _IMAGE,
-        key="domain",
+        client_id="domain",
         verified=True,
     ),
-    "vlcs": Recipe(
+    "vlcs": DatasetRecipe(
         "VLCS: 10,729 photos of five things from four collections, RGB, at 64×64",
         None,
-        Pixels((64, 64), 3, *_PHOTOS),
+        PixelFormat((64, 64), 3, *_PHOTOS),
         _IMAGE,
-        key="domain",
+        client_id="domain",
     ),
-    "food101": Recipe(
+    "food101": DatasetRecipe(
         "Food-101: 101,000 photos of 101 dishes, RGB, at 64×64",
         "ethz/food101",
-        Pixels((64, 64), 3, *_PHOTOS),
+        PixelFormat((64, 64), 3, *_PHOTOS),
         _IMAGE,
     ),
-    "mnist": Recipe(
+    "mnist": DatasetRecipe(
         "MNIST: 70,000 handwritten digits, grey 28×28",
         "ylecun/mnist",
-        Pixels((28, 28), 1, (0.1307,), (0.3081,)),
+        PixelFormat((28, 28), 1, (0.1307,), (0.3081,)),
         _IMAGE,
         words=_DIGITS,
         verified=True,
     ),
-    "fashion_mnist": Recipe(
+    "fashion_mnist": DatasetRecipe(
         "Fashion-MNIST: 70,000 pictures of ten kinds of clothes, grey 28×28",
         "zalando-datasets/fashion_mnist",
-        Pixels((28, 28), 1, (0.2860,), (0.3530,)),
+        PixelFormat((28, 28), 1, (0.2860,), (0.3530,)),
         _IMAGE,
         words=_CLOTHES,
     ),
-    "images": Recipe(
+    "images": DatasetRecipe(
         "Your own images: a folder of Parquet files, or one folder of image files for each class",
         None,
-        Pixels(None, 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        PixelFormat(None, 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         _IMAGE,
         verified=True,
         public=False,
     ),
-    "speech_commands": Recipe(
+    "speech_commands": DatasetRecipe(
         "Speech Commands v2: 105,829 recordings of 35 words by 2,618 people, 1 s",
         "danjacobellis/speech_commands_v2",
-        LogMel(1.0),
+        LogMelFormat(1.0),
         _AUDIO,
-        key="speaker_id",
+        client_id="speaker_id",
         words=NOT_WORDS,
     ),
-    "speech_commands_v1": Recipe(
+    "speech_commands_v1": DatasetRecipe(
         "Speech Commands v1: 64,727 recordings of 30 words by 1,881 people, 1 s",
         None,
-        LogMel(1.0),
+        LogMelFormat(1.0),
         _AUDIO,
-        key="speaker_id",
+        client_id="speaker_id",
         words=NOT_WORDS,
     ),
-    "speech_commands_9": Recipe(
+    "speech_commands_9": DatasetRecipe(
         "Speech Commands: 3,211 recordings of nine words by 170 people, 1 s",
         None,
-        LogMel(1.0),
+        LogMelFormat(1.0),
         _AUDIO,
-        key="speaker",
+        client_id="speaker",
         verified=True,
     ),
-    "spoken_digits": Recipe(
+    "spoken_digits": DatasetRecipe(
         "Free Spoken Digit Dataset: 3,000 recordings of the digits by six people, at 1 s",
         "mteb/free-spoken-digit-dataset",
-        LogMel(1.0),
+        LogMelFormat(1.0),
         _AUDIO,
-        key="speaker",
+        client_id="speaker",
         words=_DIGITS,
         verified=True,
     ),
-    "esc50": Recipe(
+    "esc50": DatasetRecipe(
         "ESC-50: 2,000 recordings of 50 kinds of sounds around us, 5 s",
         "ashraq/esc50",
-        LogMel(5.0),
+        LogMelFormat(5.0),
         _AUDIO,
         label=("category", "label"),
-        key="fold",
-        test_key="5",
+        client_id="fold",
+        test_client_id="5",
     ),
-    "esc10": Recipe(
+    "esc10": DatasetRecipe(
         "ESC-10: 400 recordings of ten kinds of sounds around us, 5 s",
         None,
-        LogMel(5.0),
+        LogMelFormat(5.0),
         _AUDIO,
-        key="fold",
+        client_id="fold",
         verified=True,
-        test_key="5",
+        test_client_id="5",
     ),
-    "sounds": Recipe(
+    "sounds": DatasetRecipe(
         "Your own sounds: a folder of Parquet files, or one folder of sound files for each class",
         None,
-        LogMel(None),
+        LogMelFormat(None),
         _AUDIO,
         verified=True,
         public=False,
     ),
-    "ag_news": Recipe(
+    "ag_news": DatasetRecipe(
         "AG News: 127,600 news items on four topics, 96 tokens",
         "fancyzhx/ag_news",
-        Tokens(96),
+        TokenFormat(96),
         _TEXT,
         words=_NEWS,
         verified=True,
     ),
-    "sentiment140": Recipe(
+    "sentiment140": DatasetRecipe(
         "Sentiment140: 1.6 million tweets, negative or positive, by user, 48 tokens",
         "stanfordnlp/sentiment140",
-        Tokens(48),
+        TokenFormat(48),
         _TEXT,
         label=("sentiment", "label"),
-        key="user",
+        client_id="user",
         words=_SENTIMENTS,
         without=("2",),  # neutral, which only the test split has
     ),
-    "yahoo_answers": Recipe(
+    "yahoo_answers": DatasetRecipe(
         "Yahoo! Answers: the titles of 1.46 million questions on ten topics, 32 tokens",
         "community-datasets/yahoo_answers_topics",
-        Tokens(32),
+        TokenFormat(32),
         ("question_title", "text"),
         label=("topic", "label"),
         words=_ANSWERS,
     ),
-    "newsgroups20": Recipe(
+    "newsgroups20": DatasetRecipe(
         "20 Newsgroups (bydate): 18,846 posts to twenty newsgroups, by author, 256 tokens",
         None,
-        Tokens(256),
+        TokenFormat(256),
         _TEXT,
-        key="author",
+        client_id="author",
         words=_NEWSGROUPS,
         verified=True,
     ),
-    "airline_tweets": Recipe(
+    "airline_tweets": DatasetRecipe(
         "Twitter US Airline Sentiment: 14,482 tweets, negative, neutral or positive, by user, 48 tokens",
         None,
-        Tokens(48),
+        TokenFormat(48),
         _TEXT,
-        key="user",
+        client_id="user",
         metric="macro_f1",
         verified=True,
     ),
-    "texts": Recipe(
+    "texts": DatasetRecipe(
         "Your own texts: a folder of CSV, JSONL or Parquet files with columns text and label, 128 tokens",
         None,
-        Tokens(128),
+        TokenFormat(128),
         _TEXT,
         verified=True,
         public=False,

@@ -1,4 +1,4 @@
-"""The form of sounds: log-mel spectrograms."""
+"""The input format of sounds: log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -14,34 +14,39 @@ from genfl.data.media import Clip, Modality
 from genfl.errors import InputError
 
 RATE = 16_000
-"""Samples a second that every clip is resampled to."""
+"""Sample rate in Hz that every clip is resampled to."""
 
 WINDOW = 1024
-"""Samples of a frame, 64 ms; a clip that is shorter holds nothing to learn from."""
+"""Samples in a frame, 64 ms; shorter clips cannot be used."""
 
 HOP = 160
 """Samples between frames, 10 ms."""
 
 MELS = 128
+"""Mel bands of a spectrogram."""
+
 FLOOR = 1e-10
-"""The least power that is told from silence: the quantisation noise of 16 bits has a hundred times more."""
+"""The lowest power that differs from silence; 16-bit quantisation noise has a hundred times more."""
 
 RANGE = 50
-"""How far below its loudest place a clip is told from silence, in dB. Deeper down is the background, in which
-recordings differ more than in what was recorded."""
+"""Dynamic range of a spectrogram in dB, below its loudest value.
+
+Quieter values are background noise, which differs between recordings more than the sounds do.
+"""
 
 
 @dataclass(frozen=True)
-class LogMel:
-    """Sounds as float16 [time, mels], a hundred frames a second and 128 mels, of mean 0 and variance 1 each.
+class LogMelFormat:
+    """Sounds as float16 [time, mels]: a hundred frames a second of 128 mels, standardised for each clip.
 
-    A clip is cut at `seconds`, or followed by silence. One of constant sound, such as silence, is all zeros.
+    A clip is cut at `seconds`, or padded with silence. It has mean 0 and variance 1. A clip of constant
+    sound, such as silence, is all zeros.
 
-    Source: the features of FedAudio (Zhang et al., ICASSP 2023, arXiv 2210.15707), here of limited range and
-    standardised.
+    Source: the features of FedAudio (Zhang et al., ICASSP 2023, arXiv 2210.15707). Deviation from the paper:
+    the dynamic range is limited, and every clip is standardised.
 
     Attributes:
-        seconds: How long a clip is; None where the user is to say.
+        seconds: The length of a clip in seconds; None if the user has to set it.
     """
 
     modality: ClassVar[Modality] = "audio"
@@ -50,44 +55,42 @@ class LogMel:
     seconds: float | None
 
     def missing(self) -> str | None:
-        """Says that the length must be set, where it must."""
-        return (
-            None if self.seconds else "seconds: give the length that clips are cut or filled up to, as in 1.0"
-        )
+        """Return that the length must be set, if it is not; else None."""
+        return None if self.seconds else "seconds: give the length that clips are cut or padded to, as in 1.0"
 
     def shape(self) -> tuple[int, int]:
-        """Returns time and mels."""
+        """Return the number of frames and mels."""
         return (1 + self._samples() // HOP, MELS)
 
     def dtype(self) -> np.dtype[Any]:
-        """Returns float16: the error is a thousandth of the clip's standard deviation."""
+        """Return float16, whose error is a thousandth of the clip's standard deviation."""
         return np.dtype(np.float16)
 
     def identity(self) -> list[Any]:
-        """Returns the length and what a spectrogram is made with."""
+        """Return the length and the parameters of the spectrogram."""
         return [self.seconds, RATE, WINDOW, HOP, MELS, FLOOR, RANGE]
 
     def vocabulary(self) -> int:
-        """Returns 0: spectrograms are no tokens."""
+        """Return 0: spectrograms are not tokens."""
         return 0
 
     def encode(self, content: Clip) -> np.ndarray:
-        """Returns a clip's standardised log-mel spectrogram.
+        """Return the standardised log-mel spectrogram of a clip.
 
         Raises:
-            ValueError: It is shorter than a frame, or holds NaN.
+            ValueError: The clip is shorter than a frame, or holds NaN or infinity.
         """
         samples = resampled(content, RATE).samples
         if len(samples) < WINDOW or not np.isfinite(samples).all():
             raise ValueError("too short, or not finite")
         samples = samples[: self._samples()]
         x = log_mel(np.pad(samples, (0, self._samples() - len(samples))))
-        deviation = max(x.std(), 1e-6)  # that of constant sound is not quite 0
+        deviation = max(x.std(), 1e-6)  # rounding keeps that of constant sound above 0
         standardised: np.ndarray = (x - x.mean()) / deviation
         return standardised.astype(np.float16)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Returns the spectrograms as floats."""
+        """Return the spectrograms as floats."""
         return x.to(torch.get_default_dtype())
 
     def _samples(self) -> int:
@@ -96,7 +99,15 @@ class LogMel:
 
 
 def resampled(clip: Clip, rate: int) -> Clip:
-    """Returns a clip at another number of samples a second."""
+    """Return a clip at another sample rate.
+
+    Args:
+        clip: The clip.
+        rate: The new sample rate, in Hz.
+
+    Raises:
+        InputError: The library soxr is not installed.
+    """
     if clip.rate == rate:
         return clip
     try:
@@ -107,12 +118,18 @@ def resampled(clip: Clip, rate: int) -> Clip:
 
 
 def log_mel(samples: np.ndarray) -> np.ndarray:
-    """Returns the power in each mel band in dB, float64 [1 + n // HOP, MELS], of 16 kHz sound [n].
+    """Return the power in each mel band, in dB.
 
-    Frames of `WINDOW` samples, centred, with the sound mirrored at its ends; a Hann window; triangular bands
-    on the HTK mel scale up to 8 kHz, without normalisation: torchaudio's defaults for
-    ``MelSpectrogram(16000, n_fft=1024, hop_length=160, n_mels=128)``. Powers below `FLOOR`, or more than
-    `RANGE` below the greatest, count as that.
+    Frames have `WINDOW` samples and a Hann window. They are centred, with the sound mirrored at its ends.
+    Bands are triangular, on the HTK mel scale up to 8 kHz, without normalisation. These are torchaudio's
+    defaults for ``MelSpectrogram(16000, n_fft=1024, hop_length=160, n_mels=128)``. Powers below `FLOOR` are
+    raised to it, and powers more than `RANGE` below the greatest to that limit.
+
+    Args:
+        samples: Sound at 16 kHz, [n].
+
+    Returns:
+        Decibels, float64 [1 + n // HOP, MELS].
     """
     mirrored = np.pad(samples, WINDOW // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(mirrored, WINDOW)[::HOP]
@@ -125,9 +142,9 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def mel_bands() -> Any:
-    """Returns the weights of the frequencies in each mel band, a sparse matrix [MELS, 1 + WINDOW // 2].
+    """Return the weights of the frequencies in each mel band, a sparse matrix [MELS, 1 + WINDOW // 2].
 
-    With a dense one, BLAS would spread the product over threads that get into the way of the decoding ones.
+    With a dense matrix, BLAS would use threads that compete with the decoding threads.
     """
     from scipy.sparse import csr_array
 

@@ -1,7 +1,8 @@
-"""Labelled data sets, by the names a config uses."""
+"""Labelled data sets, by the names that a config uses."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,30 +14,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genfl.data.decode import Split, Wanted, contents, load
-from genfl.data.folders import fetch, located
-from genfl.data.media import Modality
-from genfl.data.recipes import DIGIT_NAMES, RECIPES, Metric, Recipe, in_words
+from genfl.data.decode import DatasetSpec, Split, load_folder, read_originals
+from genfl.data.folders import dataset_folder, fetch_from_hub
+from genfl.data.media import MEDIA, Modality
+from genfl.data.recipes import DIGIT_NAMES, RECIPES, DatasetRecipe, Metric, in_words
 from genfl.errors import InputError
+from genfl.storage import digest
 
 
-class Examples(NamedTuple):
+class LabelledExamples(NamedTuple):
     """Labelled examples.
 
     Attributes:
-        x: Inputs as they are stored, [n, ...]: memory-mapped arrays of their `genfl.data.forms.Form`, or
-            floats as models are given them.
-        labels: The label *name* of each; what number a name gets is for the label discovery to say.
-        keys: Whose each is; None where the data does not say.
+        x: Inputs as they are stored, [n, ...]: memory-mapped arrays of a `genfl.data.formats.InputFormat`, or
+            the floats that models take.
+        labels: The label *name* of each example. Label discovery decides the number of each name.
+        client_ids: The client id of each example; None if the data has no client ids.
     """
 
     x: Tensor
     labels: Sequence[str]
-    keys: Sequence[str] | None = None
+    client_ids: Sequence[str] | None = None
 
 
 def as_stored(x: Tensor) -> Tensor:
-    """Returns inputs as they are."""
+    """Return inputs unchanged."""
     return x
 
 
@@ -47,23 +49,22 @@ def _no_originals(rows: Sequence[int]) -> list[Any]:
 class DataSet(NamedTuple):
     """A data set as the pipeline uses it.
 
-    Attributes:
-        train: What is split over the clients as their private data.
-        test: What global models are scored on.
-        modality: image, audio or text.
-        encode: Turns the content of a generated sample (a PIL image of any size and mode, a
-            `genfl.data.media.Clip`, a text) into an input like those of `train`.
-        decode: Turns an input into a PIL image of the same pixels; None where inputs are no images.
-        prepare: Turns inputs as they are stored, [n, ...], into what models are given: floats. It is called
-            on what is about to be used, not on the whole data.
-        digest: Of the content, for data that is not genfl's own.
-        vocabulary: Of texts, the number of tokens there can be, padding included; 0 for everything else.
-        originals: ``(rows) -> contents`` of examples to train on, such as generators are guided by: images as
+    Attributes: train: The training set, which is split over the clients as their private data. test: The test
+        set, on which global models are scored. modality: image, audio or text. encode: ``(content) -> x``.
+        Turns the content of a generated sample into an input like those of `train`.
+            The content is a PIL image of any size and mode, a `genfl.data.media.Clip` or a text.
+        decode: ``(x) -> image``. Turns an input into a PIL image of the same pixels; None if inputs are not
+            images.
+        prepare: Turns stored inputs, [n, ...], into the floats that models take. It is called on batches, not
+            on the whole data.
+        digest: A digest of the content; empty for data that never changes, such as ``digits``.
+        vocabulary: The number of distinct tokens of texts, padding included; 0 for other modalities.
+        originals: ``(rows) -> contents`` of training examples, for guided generators. Images are returned as
             they are stored, clips and texts as they are in their files.
     """
 
-    train: Examples
-    test: Examples
+    train: LabelledExamples
+    test: LabelledExamples
     modality: Modality
     encode: Callable[[Any], Tensor]
     decode: Callable[[Tensor], Image.Image] | None = None
@@ -79,37 +80,43 @@ class DataSet(NamedTuple):
 
 
 class DataEntry(NamedTuple):
-    """A data set a config can name.
+    """A data set that a config can name.
 
     Attributes:
-        load: Gives the data set; where there is a recipe, it takes what `read` does.
+        load: Returns the data set. With a recipe, it takes the options of `read_dataset`.
         modality: image, audio or text.
-        summary: One line on what it is.
-        recipe: How it is read; None for data that comes with genfl's requirements.
+        summary: A description in one line.
+        recipe: The recipe that `load` reads; None for data that takes no options.
+        metric: The score that is usually reported.
+        public: Whether anyone may see the examples; if not, reports show none by default.
     """
 
     load: Callable[..., DataSet]
     modality: Modality
     summary: str
-    recipe: Recipe | None = None
+    recipe: DatasetRecipe | None = None
+    metric: Metric = "accuracy"
+    public: bool = False
 
-    @property
-    def metric(self) -> Metric:
-        """What is usually reported of it, as summaries call it."""
-        return self.recipe.metric if self.recipe else "accuracy"
+    @classmethod
+    def from_recipe(cls, name: str, recipe: DatasetRecipe) -> DataEntry:
+        """Return the entry of a data set that a recipe describes.
 
-    @property
-    def public(self) -> bool:
-        """Whether anyone may see its examples."""
-        return self.recipe is None or self.recipe.public
+        Args:
+            name: The name of the data set in configs.
+            recipe: The recipe.
+        """
+        load = partial(read_dataset, name, recipe)
+        return cls(load, recipe.format.modality, recipe.summary, recipe, recipe.metric, recipe.public)
 
 
 def digits() -> DataSet:
-    """Loads the UCI handwritten digits that scikit-learn ships: 1,797 grey images of 8×8 by 43 people.
+    """Load the UCI handwritten digits of scikit-learn: 1,797 grey images of 8×8 by 43 people.
 
-    Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits". Every pixel counts the ink
-    in a 4×4 block of a 32×32 bitmap, here divided by its maximum of 16. A fifth of each class is the test
-    set, the same for every seed.
+    Every pixel is the amount of ink in a 4×4 block of a 32×32 bitmap, divided by its maximum of 16. A fifth
+    of each class is the test set, the same for every seed.
+
+    Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits".
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -118,22 +125,22 @@ def digits() -> DataSet:
     x = torch.from_numpy(images.reshape(-1, 1, 8, 8) / 16).float()
     train, test = train_test_split(np.arange(len(x)), test_size=360, stratify=target, random_state=0)
 
-    def examples(rows: np.ndarray) -> Examples:
-        return Examples(x[torch.from_numpy(rows)], [DIGIT_NAMES[label] for label in target[rows]])
+    def examples(rows: np.ndarray) -> LabelledExamples:
+        return LabelledExamples(x[torch.from_numpy(rows)], [DIGIT_NAMES[label] for label in target[rows]])
 
-    own = examples(train)
+    training = examples(train)
     return DataSet(
-        own,
+        training,
         examples(test),
         "image",
         grey_image(8, 8),
         to_image,
-        originals=lambda rows: [to_image(own.x[row]) for row in rows],
+        originals=lambda rows: [to_image(training.x[row]) for row in rows],
     )
 
 
 def grey_image(height: int, width: int) -> Callable[[Image.Image], Tensor]:
-    """Returns an encoder of images as one channel in [0, 1], reduced by averaging over blocks."""
+    """Return an encoder of images as float32 [1, height, width] in [0, 1], averaged over blocks of pixels."""
 
     def encode(image: Image.Image) -> Tensor:
         small = image.convert("L").resize((width, height), Image.Resampling.BOX)
@@ -143,91 +150,144 @@ def grey_image(height: int, width: int) -> Callable[[Image.Image], Tensor]:
 
 
 def to_image(x: Tensor) -> Image.Image:
-    """Turns an input [1 or 3, height, width], uint8 or in [0, 1], into a grey or RGB image."""
+    """Return an input [1 or 3, height, width], uint8 or in [0, 1], as a grey or RGB image."""
     pixels = x.numpy() if x.dtype == torch.uint8 else np.rint(255 * x.numpy().clip(0, 1)).astype(np.uint8)
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-def folder_of(recipe: Recipe, path: str | None, name: str) -> Path:
-    """Returns the folder that a data set is read from: a copy, or what is downloaded from the Hub.
+def folder_of(recipe: DatasetRecipe, path: str | None, name: str) -> Path:
+    """Return the folder of a data set: the copy at `path`, or the download of the recipe's own.
+
+    Args:
+        recipe: The recipe.
+        path: A folder, or the address of a data set on the Hub; None for the recipe's own.
+        name: The name of the data set in configs.
 
     Raises:
-        InputError: It cannot be had.
+        InputError: The data set cannot be downloaded.
     """
-    return located(path) if path is not None else fetch(name, str(recipe.hub))
+    return dataset_folder(path) if path is not None else fetch_from_hub(name, str(recipe.hub))
 
 
-def read(
+def read_dataset(
     name: str,
-    recipe: Recipe,
+    recipe: DatasetRecipe,
     *,
     path: str | None = None,
     input: str | None = None,
     label: str | None = None,
-    key: str | None = None,
-    **form_options: Any,
+    client_id: str | None = None,
+    **format_options: Any,
 ) -> DataSet:
-    """Reads a data set; what is given replaces what the recipe says.
+    """Read a data set by its recipe; options override the recipe.
 
-    Labels are prompt-ready: the recipe's words for the data's own names, or these names with spaces for
+    Labels are ready for prompts: the recipe's words for the names in the data, or these names with spaces for
     underscores.
 
+    Nothing is cached by path in this process: every call hashes the files, so it sees files and tokenizers
+    that changed. Decoding is cached on disk, by content.
+
     Args:
-        name: What a config calls it.
-        recipe: How it is read.
-        path: A folder with a copy of it, see `genfl.data.decode.load`, or an address of the Hub; without it,
-            the recipe's own is read.
+        name: The name of the data set in configs.
+        recipe: The recipe.
+        path: A folder with a copy, see `genfl.data.decode.load_folder`, or an address on the Hub. Without it,
+            the recipe's own is downloaded.
         input: The column of the examples.
         label: The column of the classes.
-        key: The column that says whose an example is.
-        form_options: Fields of the recipe's form.
+        client_id: The column of client ids.
+        format_options: Fields of the recipe's format.
 
     Raises:
-        InputError: It cannot be had, or is not as it must be.
+        InputError: The data set cannot be downloaded, or its content is invalid.
     """
     if path is None and recipe.hub is None:
         raise InputError(f"data.path: {name} needs the folder it is in")
-    form = replace(recipe.form, **form_options)  # type: ignore[type-var]  # all forms are dataclasses
-    if missing := form.missing():
+    encoding = replace(recipe.format, **format_options)  # type: ignore[type-var]  # all are dataclasses
+    if missing := encoding.missing():
         raise InputError(f"data.{missing}")
     folder = folder_of(recipe, path, name)
     columns = ((input,) if input else recipe.input, (label,) if label else recipe.label)
-    apart = (recipe.key, recipe.test_key) if recipe.key and recipe.test_key else None
-    wanted = Wanted(*columns, key or recipe.key, form, apart, recipe.without)
-    found = load(folder, wanted)
-    if key and found.train.keys is None:
-        raise InputError(f"data.key: no column {key!r} in {folder}")
-    words = [in_words(name, recipe.words) for name in found.names]
+    apart = (recipe.client_id, recipe.test_client_id) if recipe.client_id and recipe.test_client_id else None
+    spec = DatasetSpec(*columns, client_id or recipe.client_id, encoding, apart, recipe.without)
+    decoded = load_folder(folder, spec)
+    if client_id and decoded.train.client_ids is None:
+        raise InputError(f"data.client_id: no column {client_id!r} in {folder}; name another column")
+    words = [in_words(name, recipe.words) for name in decoded.names]
     if len(set(words)) < len(words):
         twice = next(word for word in words if words.count(word) > 1)
         raise InputError(f"data.label: two classes are both called {twice!r}; rename one of them")
 
-    def examples(split: Split) -> Examples:
-        return Examples(torch.from_numpy(split.inputs), [words[label] for label in split.labels], split.keys)
+    def examples(split: Split) -> LabelledExamples:
+        labels = [words[number] for number in split.labels]
+        return LabelledExamples(torch.from_numpy(split.inputs), labels, split.client_ids)
 
     def originals(rows: Sequence[int]) -> list[Any]:
-        if form.modality == "image":
+        if encoding.modality == "image":
             return [to_image(train.x[row]) for row in rows]
-        return contents(folder, wanted, [found.train.rows[row] for row in rows])
+        return read_originals(folder, spec, [decoded.train.rows[row] for row in rows], decoded.digest)
 
-    train = examples(found.train)
+    train = examples(decoded.train)
     return DataSet(
         train,
-        examples(found.test),
-        form.modality,
-        lambda content: torch.from_numpy(np.array(form.encode(content))),
-        to_image if form.modality == "image" else None,
-        form.prepare,
-        found.digest,
-        form.vocabulary(),
+        examples(decoded.test),
+        encoding.modality,
+        lambda content: torch.from_numpy(np.array(encoding.encode(content))),
+        to_image if encoding.modality == "image" else None,
+        encoding.prepare,
+        decoded.digest,
+        encoding.vocabulary(),
         originals,
     )
 
 
 DATASETS: dict[str, DataEntry] = {
-    "digits": DataEntry(digits, "image", "UCI handwritten digits, 1,797 of 8×8, bundled with scikit-learn"),
-    **{
-        name: DataEntry(partial(read, name, recipe), recipe.form.modality, recipe.summary, recipe)
-        for name, recipe in RECIPES.items()
-    },
+    "digits": DataEntry(
+        digits,
+        "image",
+        "UCI handwritten digits, 1,797 of 8×8, bundled with scikit-learn",
+        public=True,
+    ),
+    **{name: DataEntry.from_recipe(name, recipe) for name, recipe in RECIPES.items()},
 }
+"""The data sets by the names that a config uses; `register_dataset` adds to them."""
+
+_BUILT_IN = frozenset(DATASETS)
+
+
+def register_dataset(name: str, entry: DataEntry) -> None:
+    """Add a data set of the user's own, which configs can name from then on.
+
+    A name can be registered again, as a notebook cell does that is run twice; the last entry counts.
+
+    `entry.load` is called in every run. If the data set it returns has no digest, genfl computes one from the
+    inputs, labels and client ids. So a run whose data changed is trained again. Changes of the functions
+    `encode` and `prepare` are not part of that digest; set `DataSet.digest` if they change.
+
+    Args:
+        name: The name of the data set in configs.
+        entry: The data set.
+
+    Raises:
+        InputError: The name is empty or belongs to a built-in data set, or the modality is unknown.
+    """
+    if not name or name in _BUILT_IN:
+        problem = "is the name of a built-in data set" if name else "is empty"
+        raise InputError(f"data.name: {name!r} {problem}; choose another name")
+    if entry.modality not in MEDIA:
+        raise InputError(f"modality: {entry.modality!r} is unknown; give {', '.join(MEDIA)}")
+    DATASETS[name] = entry._replace(load=partial(_load_with_digest, entry.load))
+
+
+def _load_with_digest(load: Callable[..., DataSet], **options: Any) -> DataSet:
+    data = load(**options)
+    return data if data.digest else data._replace(digest=_content_digest(data))
+
+
+def _content_digest(data: DataSet) -> str:
+    """Return a digest of the inputs, labels and client ids of a data set."""
+    content = hashlib.sha256()
+    for x, labels, client_ids in (data.train, data.test):
+        ids = None if client_ids is None else list(client_ids)
+        content.update(digest([str(x.dtype), list(x.shape), list(labels), ids]).encode())
+        content.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()

@@ -1,4 +1,4 @@
-"""The form of texts: token ids, from hashed words or from a tokenizer of one's own."""
+"""The input format of texts: token ids, from hashed words or from a tokenizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,103 +25,109 @@ from genfl.storage import digest, write_text
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-HASHED = "hashed"
-"""The tokenizer that knows no words."""
+HASHED_TOKENIZER = "hashed"
+"""The name of the tokenizer without a vocabulary; see `hash_words`."""
 
-GENERATED = "generated"
-"""What stands for the tokenizer that a run makes of the texts it generates."""
+GENERATED_TOKENIZER = "generated"
+"""The name of the tokenizer that a run trains on the texts it generates."""
 
-BUCKETS = 9_999
-"""What `hashed` sorts words into. With padding they are the LSTM's 10,000 tokens."""
+HASH_BUCKETS = 9_999
+"""The number of buckets of `hash_words`. With padding, they are the LSTM's 10,000 tokens."""
 
 UNKNOWN = "[UNK]"
-"""The token of the words that a vocabulary made here does not have."""
+"""The token of all words outside the vocabulary of a tokenizer that genfl trains."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Texts as int32 token ids [length], given to models as floats: exact up to 2²⁴, and models round back.
+class TokenFormat:
+    """Texts as int32 token ids [length]; models get the ids as floats.
 
-    0 is padding, at the end; a tokenizer's own ids count from 1. A longer text is cut. No marks of beginning
-    or end are added.
+    Id 0 is padding, at the end; a tokenizer's own ids are shifted to start at 1. Longer texts are cut. No
+    tokens for beginning or end are added. Floats are exact up to 2²⁴, and models round them back.
+
+    A tokenizer is read once by each instance, on first use. So an instance keeps the same tokens if the file
+    changes later, and a new instance reads the changed file.
 
     Attributes:
-        length: Tokens of a text.
-        tokenizer: ``hashed``, or what `tokenizer` reads.
+        length: The number of tokens of a text.
+        tokenizer: ``hashed``, or a name that `load_tokenizer` takes.
     """
 
     modality: ClassVar[Modality] = "text"
     options: ClassVar[tuple[str, ...]] = ("length", "tokenizer")
 
     length: int
-    tokenizer: str = HASHED
+    tokenizer: str = HASHED_TOKENIZER
 
     def missing(self) -> str | None:
-        """Returns None: every option has a default."""
+        """Return None: every option has a default."""
         return None
 
     def shape(self) -> tuple[int]:
-        """Returns the length."""
+        """Return the length."""
         return (self.length,)
 
     def dtype(self) -> np.dtype[Any]:
-        """Returns int32."""
+        """Return int32."""
         return np.dtype(np.int32)
 
     def identity(self) -> list[Any]:
-        """Returns the length, and what decides a text's tokens: of a tokenizer its content, not its place."""
-        if self.tokenizer == HASHED:
-            return [self.length, HASHED, BUCKETS]
-        return [self.length, digest(tokenizer(self.tokenizer).to_str())]
+        """Return the length, and the content of the tokenizer; its path does not matter."""
+        if self.tokenizer == HASHED_TOKENIZER:
+            return [self.length, HASHED_TOKENIZER, HASH_BUCKETS]
+        return [self.length, digest(self._tokenizer.to_str())]
 
     def vocabulary(self) -> int:
-        """Returns the number of tokens there can be, padding included."""
-        if self.tokenizer == HASHED:
-            return 1 + BUCKETS
-        return 2 + max(tokenizer(self.tokenizer).get_vocab().values())  # ids may have gaps
+        """Return the number of distinct tokens, padding included."""
+        if self.tokenizer == HASHED_TOKENIZER:
+            return 1 + HASH_BUCKETS
+        return 2 + max(self._tokenizer.get_vocab().values())  # ids may have gaps
 
     def encode(self, content: str) -> np.ndarray:
-        """Returns a text's tokens; all are padding where a tokenizer finds none in it.
+        """Return the tokens of a text; all are padding if the tokenizer finds none.
 
         Raises:
-            InputError: The tokenizer has no token for what it does not know.
+            InputError: The tokenizer has no token for unknown words.
         """
         x = np.zeros(self.length, np.int32)
-        ids = hashed(content, self.length) if self.tokenizer == HASHED else self._ids(content)
+        ids = hash_words(content, self.length) if self.tokenizer == HASHED_TOKENIZER else self._ids(content)
         x[: len(ids)] = 1 + np.array(ids, np.int32)
         return x
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Returns the ids as floats, which is what everything outside models works with."""
+        """Return the ids as floats, because all other code treats inputs as floats."""
         return x.to(torch.get_default_dtype())
 
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer)
+
     def _ids(self, text: str) -> list[int]:
+        tokenizer = self._tokenizer
         try:
-            return tokenizer(self.tokenizer).encode(text, add_special_tokens=False).ids[: self.length]
-        except InputError:
-            raise
-        except Exception as error:  # the library raises nothing more special
+            return tokenizer.encode(text, add_special_tokens=False).ids[: self.length]
+        except Exception as error:  # the library raises no narrower type
             raise InputError(
                 f"data.tokenizer: {self.tokenizer} cannot read a text ({first_line(error)}); give one with a"
-                f" token for what is unknown, or {HASHED}"
+                f" token for unknown words, or {HASHED_TOKENIZER}"
             ) from error
 
 
-def hashed(text: str, length: int) -> list[int]:
-    """Returns the buckets, in [0, `BUCKETS`), of a text's first words and punctuation marks.
+def hash_words(text: str, length: int) -> list[int]:
+    """Return the buckets, in [0, `HASH_BUCKETS`), of the first words and punctuation marks of a text.
 
-    A word's bucket is a hash of its lower-case letters, the same everywhere and always. It takes no
-    vocabulary, so that nothing has to be learnt of private texts, or known about them, to read them. Words
-    that share a bucket are one to a model.
+    The bucket of a word is a hash of its lower-case letters, the same on every machine. There is no
+    vocabulary, so nothing is learnt from private texts. A model cannot distinguish words that share a bucket.
 
-    Source: the hashing trick, Weinberger et al., ICML 2009 (arXiv 0902.2206), without its signs.
+    Source: the hashing trick, Weinberger et al., ICML 2009 (arXiv 0902.2206). Deviation from the paper: no
+        signs.
 
     Args:
         text: The text.
-        length: How many at most.
+        length: The maximum number of words and punctuation marks.
     """
     words = _WORD.finditer(unicodedata.normalize("NFC", text).lower())
     return [_bucket(word.group()) for word in itertools.islice(words, length)]
@@ -129,49 +135,51 @@ def hashed(text: str, length: int) -> list[int]:
 
 @lru_cache(maxsize=2**16)
 def _bucket(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % BUCKETS
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % HASH_BUCKETS
 
 
-def require(name: str) -> None:
-    """Sees that the library is there that a tokenizer of this name needs.
+def require_tokenizers(name: str) -> None:
+    """Check that the library tokenizers is installed.
+
+    Args:
+        name: The name of the tokenizer that needs it, for the message.
 
     Raises:
-        InputError: It is not installed.
+        InputError: The library is not installed.
     """
     try:
         import tokenizers  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"data.tokenizer: {name!r} needs tokenizers: pip install 'genfl[text]', or use {HASHED}"
+            f"data.tokenizer: {name!r} needs tokenizers: pip install 'genfl[text]', or use {HASHED_TOKENIZER}"
         ) from error
 
 
-@lru_cache(maxsize=4)
-def tokenizer(name: str) -> Tokenizer:
-    """Returns a tokenizer of the `tokenizers` library.
+def load_tokenizer(name: str) -> Tokenizer:
+    """Read a tokenizer of the `tokenizers` library.
 
     Args:
         name: A tokenizer.json, a folder with one, or the Hugging Face id of a model with one.
 
     Raises:
-        InputError: There is none, it cannot be read, or the library is not installed.
+        InputError: The tokenizer does not exist or cannot be read, or the library is not installed.
     """
-    require(name)
+    require_tokenizers(name)
     from tokenizers import Tokenizer
 
     path = _locate(name)
     try:
-        found = Tokenizer.from_file(str(path))
-        if not found.get_vocab():
-            raise ValueError("it knows no tokens")
-    except Exception as error:  # the library raises nothing more special
+        tokenizer = Tokenizer.from_file(str(path))
+        if not tokenizer.get_vocab():
+            raise ValueError("it has no tokens")
+    except Exception as error:  # the library raises no narrower type
         raise InputError(
             f"data.tokenizer: {path} cannot be read as a tokenizer ({first_line(error)});"
-            f" give another, or {HASHED}"
+            f" give another tokenizer, or {HASHED_TOKENIZER}"
         ) from error
-    found.no_truncation()
-    found.no_padding()
-    return found
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _locate(name: str) -> Path:
@@ -180,37 +188,39 @@ def _locate(name: str) -> Path:
     if file.is_file():
         return file
     if path.is_dir() or path.suffix == ".json" or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-        raise InputError(f"data.tokenizer: there is no file {file}; give another, or {HASHED}")
-    if close := difflib.get_close_matches(name, (HASHED, GENERATED), n=1, cutoff=0.7):
+        raise InputError(
+            f"data.tokenizer: there is no file {file}; give another tokenizer, or {HASHED_TOKENIZER}"
+        )
+    if close := difflib.get_close_matches(name, (HASHED_TOKENIZER, GENERATED_TOKENIZER), n=1, cutoff=0.7):
         raise InputError(f"data.tokenizer: there is no file {name!r}; did you mean {close[0]!r}?")
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(name, _FILE))
-    except Exception as error:  # of the Hub's client, and of any library below it
+    except Exception as error:  # the Hub's client and the libraries below it raise many types
         raise InputError(
-            f"data.tokenizer: {name} is no file here, and {_FILE} cannot be had from the Hugging Face Hub now"
-            f" ({first_line(error)}); give a file, or {HASHED}"
+            f"data.tokenizer: {name} is not a file, and its {_FILE} cannot be downloaded from the Hugging"
+            f" Face Hub ({first_line(error)}); give a file, or {HASHED_TOKENIZER}"
         ) from error
 
 
-def vocabulary(texts: Iterable[str], size: int, path: Path) -> None:
-    """Learns a tokenizer's vocabulary from texts and writes it, for ``data.tokenizer`` to name.
+def train_tokenizer(texts: Iterable[str], size: int, path: Path) -> None:
+    """Train a word-level tokenizer on texts, and write it as a file for ``data.tokenizer``.
 
-    Give it generated or public texts only: every client gets the file, and the words in it are words of the
-    texts. Words are lower-cased and split off punctuation; those that are not among the most frequent are all
-    one token, `UNKNOWN`.
+    Use generated or public texts only: every client gets the file, and it holds words of the texts. Words are
+    lower-cased and separated from punctuation. All words but the most frequent share one token, `UNKNOWN`.
+    The same texts give the same file.
 
     Args:
-        texts: What to learn from.
-        size: The most words it may have, `UNKNOWN` included.
+        texts: The texts to learn the words from.
+        size: The maximum number of words, `UNKNOWN` included.
         path: The tokenizer.json to write.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    made = Tokenizer(models.WordLevel({}, unk_token=UNKNOWN))
-    made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(models.WordLevel({}, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=[UNKNOWN], show_progress=False)
-    made.train_from_iterator(texts, trainer)
-    write_text(path, made.to_str(pretty=True))
+    tokenizer.train_from_iterator(texts, trainer)
+    write_text(path, tokenizer.to_str(pretty=True))

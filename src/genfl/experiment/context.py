@@ -16,8 +16,8 @@ import torch
 from genfl.config import Config, Data, Model, validate
 from genfl.data.clients import ClientData
 from genfl.data.partition import OWN, hold_back, partition, subset
-from genfl.data.sources import DATASETS, DataSet, Examples
-from genfl.data.texts import GENERATED
+from genfl.data.sources import DATASETS, DataSet, LabelledExamples
+from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.errors import InputError
 from genfl.labels.iblt import MAX_CLIENTS
 from genfl.learning.augment import Augment
@@ -96,7 +96,7 @@ class Context:
             [train.labels[row] for row in rows],
             clients=split.known,
             seed=Key(seed).fold("partition").integer() % 2**32,
-            keys=[train.keys[row] for row in rows] if train.keys else None,
+            client_ids=[train.client_ids[row] for row in rows] if train.client_ids else None,
             **split.model_dump(exclude={"clients", "test", "samples"}),
         )
         return [rows[part] for part in parts]
@@ -159,7 +159,7 @@ class Context:
         examples, options = self.data_set(data), model.options()
         if examples.vocabulary and "vocabulary" not in options:
             raise ValueError("token ids are names, not numbers to compute with; use lstm")
-        if examples.vocabulary > options.get("vocabulary", 0) and data.tokenizer != GENERATED:
+        if examples.vocabulary > options.get("vocabulary", 0) and data.tokenizer != GENERATED_TOKENIZER:
             raise ValueError(
                 f"its vocabulary has {options['vocabulary']} tokens, and the tokenizer"
                 f" {examples.vocabulary}; leave vocabulary out"
@@ -189,7 +189,7 @@ class Context:
             )
         spare = len(rows) - sum(map(len, parts))
         if spare:
-            owners = len({train.keys[row] for row in rows} if train.keys else ())
+            owners = len({train.client_ids[row] for row in rows} if train.client_ids else ())
             log.warning(
                 "data.partition.min_size: %d of %d clients have fewer than %d samples and are left out, with"
                 " %d samples in all",
@@ -220,7 +220,7 @@ def _name_of(data: Data) -> str:
     return digest([data.name, {name: str(value) for name, value in data.options().items()}])
 
 
-def class_indices(examples: Examples, labels: Sequence[str]) -> torch.Tensor:
+def class_indices(examples: LabelledExamples, labels: Sequence[str]) -> torch.Tensor:
     """Return the class index of each example, int64."""
     number = {name: index for index, name in enumerate(labels)}  # discovery brings names to NFC
     return torch.tensor([number[unicodedata.normalize("NFC", name)] for name in examples.labels])

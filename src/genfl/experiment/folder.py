@@ -14,7 +14,7 @@ ANSWERS = "answers"
 """The folder of language models' answers, so that nothing is asked twice."""
 
 VOCABULARY = "vocabulary"
-"""The stage that builds the tokenizer `genfl.data.texts.GENERATED`, and its folder."""
+"""The stage that builds the tokenizer `genfl.data.texts.GENERATED_TOKENIZER`, and its folder."""
 
 
 class Shard(NamedTuple):

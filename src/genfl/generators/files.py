@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from genfl.data.folders import Folder, located, some
+from genfl.data.folders import Folder, dataset_folder, first_few
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import in_words
 from genfl.data.samples import Prompt, Sample
@@ -57,7 +57,7 @@ class Files(Generator):
         words: Mapping[str, str] | None = None,
         encode: Callable[[Any], Any] = unchanged,
     ) -> None:
-        self.folder = Folder(located(path, "generator"), MEDIA[modality], "generator")
+        self.folder = Folder(dataset_folder(path, "generator"), MEDIA[modality], "generator")
         self.id = model_name(path)
         self.modality = modality
         self.input = input or MEDIA[modality].column
@@ -125,14 +125,14 @@ class Files(Generator):
         for stream in self.folder.splits()[0].values():
             sample = self.folder.column(stream.features, [self.input], "input")
             classes = self.folder.column(stream.features, [self.label], "label")
-            name = self.folder.namer(stream.features, classes)
+            name = self.folder.label_reader(stream.features, classes)
             columns = [sample, classes] if samples else [classes, classes]
             for batch in self.folder.batches(stream, columns):
                 for cell, label in zip(batch[columns[0]], map(name, batch[classes]), strict=True):
                     if label is None:
                         unlabelled += 1
                     elif samples and not self._usable(cell):
-                        unreadable.append(self.folder.place(cell) or "one in a table")
+                        unreadable.append(self.folder.file_of(cell) or "one in a table")
                     else:
                         labelled.setdefault(label, []).append(cell if samples else None)
         plural, path = MEDIA[self.modality].what, self.folder.path
@@ -142,7 +142,7 @@ class Files(Generator):
                 len(unreadable),
                 plural,
                 path,
-                some(unreadable),
+                first_few(unreadable),
             )
         if unlabelled and samples:
             log.warning("%d %s of %s have no label and are left out", unlabelled, plural, path)
@@ -182,7 +182,7 @@ def check_not_private(path: str, private: Path, modality: Modality) -> None:
     Raises:
         InputError: It is the same folder, or one of its files is also a file of the private data.
     """
-    samples = located(path, "generator")
+    samples = dataset_folder(path, "generator")
     advice = "whose examples are private; give a folder of generated samples"
     if samples.resolve() == private.resolve():
         raise InputError(f"generator.path: {path} is the private data, {advice}")
@@ -206,4 +206,4 @@ def samples_fingerprint(path: str, modality: Modality) -> str:
     Raises:
         InputError: The folder does not exist.
     """
-    return digest(Folder(located(path, "generator"), MEDIA[modality], "generator").identity())
+    return digest(Folder(dataset_folder(path, "generator"), MEDIA[modality], "generator").identity())

@@ -181,7 +181,7 @@ def _refuse_hopeless(data: SyntheticData) -> None:
     Raises:
         InputError: Nothing is left of `MOST_UNUSABLE` samples or more.
     """
-    made = sum(shard.made for shard in data.finished().values())
+    made = sum(shard.generated for shard in data.finished().values())
     if made >= MOST_UNUSABLE and not data.files():
         reasons = sorted({reason for counts in data.removed().values() for reason in counts})
         data.forget()  # what is mended may be outside the config
@@ -243,7 +243,7 @@ def _finish(inputs: GenerateInputs, work: StageRun, data: SyntheticData) -> dict
     seconds = sum(shard.seconds for shard in shards)
     return {
         "samples": samples,
-        "removed": sum(shard.made - shard.rows for shard in shards),
+        "removed": sum(shard.generated - shard.rows for shard in shards),
         "duplicates": duplicates,
         "near_duplicates": near,
         "bytes": sum(file.stat().st_size for file in data.files()),
@@ -273,7 +273,7 @@ def _progress(inputs: GenerateInputs, work: StageRun) -> tuple[int, int, str]:
     if not (work.folder / MANIFEST).exists():
         return 0, total, "samples"
     shards = SyntheticData.open(work.folder).finished().values()
-    return sum(shard.made for shard in shards), total, "samples"
+    return sum(shard.generated for shard in shards), total, "samples"
 
 
 def _check(inputs: GenerateInputs, context: Context) -> None:

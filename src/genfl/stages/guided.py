@@ -212,7 +212,7 @@ def _run(inputs: GuidedInputs, work: StageRun) -> dict[str, Any]:
         facts = inputs.generator.facts | settings
         store.data.write_card("Synthetic data guided by clients' real examples", facts)
     shards = [shard for store in stores for shard in store.data.finished().values()]
-    removed = sum(shard.made - shard.rows for shard in shards)
+    removed = sum(shard.generated - shard.rows for shard in shards)
     if removed:
         log.warning("guided: %d of %d samples are left out: nothing can be learnt from them", removed, total)
     return {
@@ -301,7 +301,7 @@ def _progress(inputs: GuidedInputs, work: StageRun) -> tuple[int, int, str]:
             total += sum(len(block.prompts) for block in _blocks(inputs, work, kind, seed))
             folder = content_folder(work.folder, kind_digest(inputs, work.upstream, kind), kind, seed)
             if (folder / MANIFEST).exists():
-                done += sum(shard.made for shard in SyntheticData.open(folder).finished().values())
+                done += sum(shard.generated for shard in SyntheticData.open(folder).finished().values())
     return done, total, "samples"
 
 

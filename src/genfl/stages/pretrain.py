@@ -13,7 +13,7 @@ import torch
 from genfl import progress
 from genfl.config import Config, Model
 from genfl.config.training import Pretraining
-from genfl.data.texts import GENERATED
+from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.engines.device import exact
 from genfl.errors import InputError
 from genfl.experiment.context import Context, initial_key
@@ -186,7 +186,7 @@ def _discard(folder: Path, seeds: list[int]) -> None:
 def seed_digest(inputs: PretrainInputs, upstream: Upstream, seed: int) -> str:
     """Return the digest of everything that the model of one seed depends on, and of nothing else."""
     stages = ["generate"]
-    if inputs.data.section.tokenizer == GENERATED:
+    if inputs.data.section.tokenizer == GENERATED_TOKENIZER:
         stages.append(VOCABULARY)
     digests = {stage: upstream.digest(stage) for stage in stages}
     own = SeedInputs(inputs.data, inputs.model, inputs.recipe, upstream.labels, seed)

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from genfl.config import Config, Data
 from genfl.data.synthetic import SyntheticData
-from genfl.data.texts import BUCKETS, GENERATED, UNKNOWN, require, tokenizer, vocabulary
+from genfl.data.texts import (
+    GENERATED_TOKENIZER,
+    HASH_BUCKETS,
+    UNKNOWN,
+    load_tokenizer,
+    require_tokenizers,
+    train_tokenizer,
+)
 from genfl.errors import InputError
 from genfl.experiment.context import Context
 from genfl.experiment.folder import VOCABULARY
@@ -40,8 +47,8 @@ def _run(inputs: VocabularyInputs, work: StageRun) -> dict[str, Any]:
     texts, _ = data.read(lambda cell: str(data.medium.read(cell)))
     name = digest([inputs.most_words, texts])[:16]  # other words are never found under a known name
     folder = work.folder / name
-    vocabulary(texts, inputs.most_words, folder / "tokenizer.json")
-    words = tokenizer(str(folder))
+    train_tokenizer(texts, inputs.most_words, folder / "tokenizer.json")
+    words = load_tokenizer(str(folder))
     section = inputs.data.model_copy(update={"tokenizer": str(folder)})
     test: Tensor = work.context.data_set(section).test.x
     unknown = test.eq(1 + words.get_vocab()[UNKNOWN]).sum() / test.ne(0).sum().clamp(min=1)
@@ -51,7 +58,7 @@ def _run(inputs: VocabularyInputs, work: StageRun) -> dict[str, Any]:
 def _most_words(config: Config) -> int:
     """Return how many words there may be: what models have room for, beside padding."""
     rooms = [
-        model.options().get("vocabulary", 1 + BUCKETS) for model in (config.model, *config.client_models)
+        model.options().get("vocabulary", 1 + HASH_BUCKETS) for model in (config.model, *config.client_models)
     ]
     return int(min(rooms)) - 1
 
@@ -65,14 +72,14 @@ def readable(data: Data, upstream: Upstream) -> Data:
         data: The section of the config.
         upstream: What the stage may read.
     """
-    if data.tokenizer != GENERATED:
+    if data.tokenizer != GENERATED_TOKENIZER:
         return data
     folder = upstream.folder(VOCABULARY) / upstream.result(VOCABULARY)["folder"]
     return data.model_copy(update={"tokenizer": str(folder)})
 
 
 def _check(inputs: VocabularyInputs, context: Context) -> None:
-    require(GENERATED)
+    require_tokenizers(GENERATED_TOKENIZER)
     if inputs.most_words < 2:
         raise InputError("model.vocabulary: no room for words beside padding and what is unknown; raise it")
 
@@ -85,5 +92,5 @@ STAGE = Stage(
     _inputs,
     _run,
     check=_check,
-    wanted=lambda config: config.data.tokenizer == GENERATED,
+    wanted=lambda config: config.data.tokenizer == GENERATED_TOKENIZER,
 )

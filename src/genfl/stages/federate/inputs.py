@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from genfl.config import Config, Method, Model, Partition
 from genfl.config.generation import Prompts
 from genfl.config.training import Federation
-from genfl.data.texts import GENERATED
+from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.engines.auto import EXACT
 from genfl.experiment.context import Context
 from genfl.experiment.folder import VOCABULARY
@@ -127,7 +127,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         return digest_of(NAME, VERSION, zero_shot, stages)
     if method.reads_generated:
         stages["generate"] = upstream.digest("generate")
-    if inputs.data.section.tokenizer == GENERATED:
+    if inputs.data.section.tokenizer == GENERATED_TOKENIZER:
         stages[VOCABULARY] = upstream.digest(VOCABULARY)
     if method.content and method.content.guidance != "prompt":
         assert inputs.guided is not None
