@@ -1,12 +1,10 @@
 """Real data sets, where there are any, and a cache of the tests' own."""
 
-from pathlib import Path
-
 import pytest
 
 from genfl.data.sources import DATASETS
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+from .helpers import find
 
 
 @pytest.fixture(scope="session")
@@ -19,14 +17,6 @@ def cache(tmp_path, monkeypatch):
     """A cache that nothing else sees."""
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "data"
-
-
-def find(folder):
-    """Returns the path of a real data set, or skips the test."""
-    path = SHARED / folder
-    if not path.is_dir():
-        pytest.skip(f"no real data: {path} is absent")
-    return path
 
 
 @pytest.fixture

@@ -21,16 +21,12 @@ from genfl.data.layout import SPLITS
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
 
+from .helpers import png, write_parquet
+
 NAMES = ["cat", "sea_lion", "dog"]
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(256, size=(12, 4, 6, 3), dtype=np.uint8)  # higher is 4, wide is 6
 LABELS = [row % 3 for row in range(12)]
-
-
-def png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def hub_rows(rows, names=NAMES, labels=LABELS, **more):
@@ -43,10 +39,7 @@ def hub_rows(rows, names=NAMES, labels=LABELS, **more):
 
 
 def write(folder, **splits):
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    for name, data in splits.items():
-        table = data if isinstance(data, pyarrow.Table) else data.with_format("arrow")[:]
-        pyarrow.parquet.write_table(table, folder / "data" / f"{name}-00000-of-00001.parquet")
+    write_parquet(folder / "data", **splits)
     return folder
 
 

@@ -11,9 +11,10 @@ from genfl.data import quality
 from genfl.data.media import Clip
 from genfl.data.quality import MEASURES, near_duplicates, sift, survey
 from genfl.data.samples import Prompt, Sample
+from genfl.data.sounds import RATE
 from genfl.data.synthetic import SyntheticData
 
-RATE = 16_000
+from .helpers import tone
 
 
 def noise(seed, size=(32, 32, 3)):
@@ -23,13 +24,12 @@ def noise(seed, size=(32, 32, 3)):
     return Image.fromarray(np.asarray(coarse) // 2 + rng.integers(32, size=size, dtype=np.uint8))
 
 
-def tone(hertz, seconds=0.5, loud=0.5):
-    time = np.arange(round(seconds * RATE)) / RATE
-    return Clip((loud * np.sin(2 * np.pi * hertz * time)).astype(np.float32), RATE)
+def clip(hertz, seconds=0.5, loud=0.5):
+    return Clip(tone(hertz, seconds, loud=loud), RATE)
 
 
 def holed(value):
-    samples = tone(440).samples.copy()
+    samples = clip(440).samples.copy()
     samples[100] = value
     return Clip(samples, RATE)
 
@@ -50,16 +50,16 @@ FAULTS = {
     ),
     "numbers": ("image", floats(3.0), None),
     "NaN among numbers": ("image", floats(np.nan), "not finite"),
-    "tone": ("audio", tone(440), None),
-    "quiet tone": ("audio", tone(440, loud=0.51e-3), None),
-    "all but silent": ("audio", tone(440, loud=0.49e-3), "silent"),
+    "tone": ("audio", clip(440), None),
+    "quiet tone": ("audio", clip(440, loud=0.51e-3), None),
+    "all but silent": ("audio", clip(440, loud=0.49e-3), "silent"),
     "zeros": ("audio", Clip(np.zeros(RATE, np.float32), RATE), "silent"),
     "constant": ("audio", Clip(np.full(RATE, 0.5, np.float32), RATE), "silent"),
     "NaN": ("audio", holed(np.nan), "not finite"),
     "infinity": ("audio", holed(np.inf), "not finite"),
     "nothing": ("audio", Clip(np.zeros(0, np.float32), RATE), "too short"),
-    "63 ms": ("audio", tone(440, seconds=0.063), "too short"),
-    "64 ms": ("audio", tone(440, seconds=0.064), None),
+    "63 ms": ("audio", clip(440, seconds=0.063), "too short"),
+    "64 ms": ("audio", clip(440, seconds=0.064), None),
     "words": ("text", "a word", None),
     "no letters": ("text", "", "empty"),
     "white space": ("text", " \n\t\u2003", "empty"),
@@ -73,7 +73,7 @@ def test_what_is_broken_is_told_from_what_is_not(name):
 
 
 def test_what_is_left_out_is_counted_by_label_and_reason():
-    contents = {"yes": [tone(300), holed(np.nan), tone(400)], "no": [tone(1, loud=0), tone(1, loud=0)]}
+    contents = {"yes": [clip(300), holed(np.nan), clip(400)], "no": [clip(1, loud=0), clip(1, loud=0)]}
     samples = [Sample(Prompt(label, "", 1.0, 0), c) for label, own in contents.items() for c in own]
     kept, removed = sift(samples, "audio")
     assert kept == [samples[0], samples[2]]
@@ -135,12 +135,12 @@ def test_a_clip_at_another_loudness_or_rate_is_a_near_duplicate_and_another_is_n
     import soxr
 
     near, rng = MEASURES["audio"].near, np.random.default_rng(0)
-    samples = np.concatenate([tone(hertz, 0.1).samples for hertz in (300, 900, 500, 2000, 700)])
-    clip = Clip(samples + rng.normal(0, 0.02, len(samples)).astype(np.float32), RATE)
-    assert likeness("audio", clip, Clip(clip.samples * 0.1, RATE)) >= near
-    assert likeness("audio", clip, Clip(soxr.resample(clip.samples, RATE, 44_100), 44_100)) >= near
-    assert likeness("audio", clip, Clip(clip.samples[::-1].copy(), RATE)) < near
-    assert likeness("audio", clip, tone(440)) < near
+    samples = np.concatenate([clip(hertz, 0.1).samples for hertz in (300, 900, 500, 2000, 700)])
+    sound = Clip(samples + rng.normal(0, 0.02, len(samples)).astype(np.float32), RATE)
+    assert likeness("audio", sound, Clip(sound.samples * 0.1, RATE)) >= near
+    assert likeness("audio", sound, Clip(soxr.resample(sound.samples, RATE, 44_100), 44_100)) >= near
+    assert likeness("audio", sound, Clip(sound.samples[::-1].copy(), RATE)) < near
+    assert likeness("audio", sound, clip(440)) < near
 
 
 SENTENCE = (

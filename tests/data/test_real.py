@@ -19,7 +19,7 @@ from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
 from genfl.experiment.context import parts
 
-from .conftest import find
+from .helpers import find
 
 REPOSITORY = Path(__file__).parents[2]
 SETS = [

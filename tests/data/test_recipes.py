@@ -1,19 +1,18 @@
 """Every image recipe on a tiny copy of what the Hub has: its columns, class names, splits and file names."""
 
-import io
 import json
 
 import datasets
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
-from PIL import Image
 
 from genfl import catalogue
 from genfl.data.formats import PixelFormat
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
+
+from .helpers import png, write_parquet
 
 
 def kinds(*names):
@@ -116,23 +115,18 @@ def write(folder, name):
     place, splits, image, (label, classes), others, _ = HUB[name]
     names = classes.names if isinstance(classes, datasets.ClassLabel) else classes
     channels = RECIPES[name].format.channels
-    (folder / place).mkdir(parents=True)
     for split in splits:
         numbers = [number for _ in range(PER_CLASS) for number in range(len(names))]
         columns = {image: [], label: numbers if names is not classes else [names[n] for n in numbers]}
         for number in numbers:
-            buffer = io.BytesIO()
             shape = (9, 12, channels) if channels == 3 else (9, 12)
-            Image.fromarray(np.full(shape, 20 * number, np.uint8)).save(buffer, "PNG")
-            columns[image].append({"bytes": buffer.getvalue(), "path": None})
+            columns[image].append({"bytes": png(np.full(shape, 20 * number, np.uint8)), "path": None})
         features = {image: datasets.Image(), label: classes if names is not classes else TEXT}
         for column, kind in others.items():
             features[column] = kind
             columns[column] = [f"{column} {n % 2}" if kind == TEXT else n % 2 for n in range(len(numbers))]
-        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features)).with_format(
-            "arrow"
-        )[:]
-        pyarrow.parquet.write_table(table, folder / place / f"{split}-00000-of-00001.parquet")
+        rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        write_parquet(folder / place, **{split: rows})
     return folder
 
 

@@ -26,19 +26,9 @@ from genfl.data.sources import DATASETS
 from genfl.errors import InputError
 from genfl.experiment.context import parts
 
-from .conftest import find
+from .helpers import find, tone, wav, write_parquet
 
 RNG = np.random.default_rng(0)
-
-
-def tone(hertz, seconds=1.0, rate=RATE):
-    return np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate).astype(np.float32) / 2
-
-
-def wav(samples, rate=RATE, **options):
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format="WAV", **options)
-    return buffer.getvalue()
 
 
 # --- the spectrogram
@@ -204,11 +194,7 @@ def labelled(path, labels, names, folds=None):
         rows["fold"], features["fold"] = folds, datasets.Value("int64" if whole else "float64")
     table = datasets.Dataset.from_dict(rows, features=datasets.Features(features)).with_format("arrow")[:]
     features["audio"] = datasets.Audio(decode=False)
-    (path / "data").mkdir(parents=True)
-    schema = datasets.Features(features).arrow_schema
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(table.cast(schema), path / "data" / "train-00000-of-00001.parquet")
+    write_parquet(path / "data", train=table.cast(datasets.Features(features).arrow_schema))
     return path
 
 

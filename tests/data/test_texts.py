@@ -36,7 +36,7 @@ from genfl.generators.files import Files
 from genfl.models import LSTM
 from genfl.stages.federate import checks
 
-from .conftest import find
+from .helpers import find, tables
 
 TEXTS = [
     "The cat sat.",
@@ -257,21 +257,6 @@ ROWS = [
 TEST = [{"text": "good", "label": "like_new", "who": "u9"}, {"text": "bad", "label": "broken", "who": "u9"}]
 
 
-def tables(folder, kind="parquet", **splits):
-    folder.mkdir()
-    for name, rows in splits.items():
-        table = pd.DataFrame(rows)
-        path = folder / f"{name}.{kind}"
-        match kind:
-            case "csv":
-                table.to_csv(path, index=False)
-            case "jsonl":
-                table.to_json(path, orient="records", lines=True)
-            case "parquet":
-                table.to_parquet(path)
-    return folder
-
-
 def texts(folder, **options):
     return DATASETS["texts"].load(path=str(folder), **options)
 
@@ -389,7 +374,11 @@ class TestOnesOwn:
     @pytest.mark.parametrize(
         ("name", "content", "line"),
         [
-            ("b.csv", b"text,topic\nx,a\n", r"b.csv has the columns text, topic, and .*a.csv text, label"),
+            (
+                "b.csv",
+                b"text,topic\nx,a\n",
+                r"b.csv has the columns text, topic, but .*a.csv has text, label; give all tables the same",
+            ),
             (
                 "b.csv",
                 "text,label\nfine,a\ncaf\xe9,b\n".encode("latin-1"),

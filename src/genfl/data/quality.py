@@ -86,10 +86,11 @@ def survey(data: SyntheticData) -> dict[str, dict[str, Any]]:
     Args:
         data: The data set.
 
-    Returns: For each label, four values. ``samples`` is their number. ``removed`` is the number of samples
-        left out, by reason. ``duplicates`` counts samples with the same bytes as an earlier sample of any
-        label. ``near_duplicates`` counts samples near an earlier sample of their label, exact duplicates
-        included; see `near_duplicates`.
+    Returns:
+        For each label, four values. ``samples`` is their number. ``removed`` is the number of samples left
+        out, by reason. ``duplicates`` counts samples with the same bytes as an earlier sample of any label.
+        ``near_duplicates`` counts samples near an earlier sample of their label, exact duplicates included;
+        see `near_duplicates`.
 
     Raises:
         GenflError: A shard is missing or damaged.

@@ -49,10 +49,12 @@ def _no_originals(rows: Sequence[int]) -> list[Any]:
 class DataSet(NamedTuple):
     """A data set as the pipeline uses it.
 
-    Attributes: train: The training set, which is split over the clients as their private data. test: The test
-        set, on which global models are scored. modality: image, audio or text. encode: ``(content) -> x``.
-        Turns the content of a generated sample into an input like those of `train`.
-            The content is a PIL image of any size and mode, a `genfl.data.media.Clip` or a text.
+    Attributes:
+        train: The training set, which is split over the clients as their private data.
+        test: The test set, on which global models are scored.
+        modality: image, audio or text.
+        encode: ``(content) -> x``. Turns the content of a generated sample into an input like those of
+            `train`. The content is a PIL image of any size and mode, a `genfl.data.media.Clip` or a text.
         decode: ``(x) -> image``. Turns an input into a PIL image of the same pixels; None if inputs are not
             images.
         prepare: Turns stored inputs, [n, ...], into the floats that models take. It is called on batches, not

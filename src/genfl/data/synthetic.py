@@ -137,10 +137,14 @@ class SyntheticData:
     ) -> None:
         """Write one shard, then list it in the manifest.
 
-        Args: number: The number of the shard, from 0. samples: Its samples. generator: The name of the
-            generator. seconds: The time it took to generate the samples. prompted: Whether the samples were
-            made from their prompts; if not, their origin is stored as null. removed: Samples that were
-            generated for the shard and left out.
+        Args:
+            number: The number of the shard, from 0.
+            samples: Its samples.
+            generator: The name of the generator.
+            seconds: The time it took to generate the samples.
+            prompted: Whether the samples were made from their prompts; if not, their origin is stored as
+                null.
+            removed: Samples that were generated for the shard and left out.
         """
         # datasets cannot open a folder with an empty file in it
         file = self._save(number, samples, generator, prompted) if samples else None
