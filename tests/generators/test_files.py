@@ -140,7 +140,7 @@ def test_files_name_missing_folders_and_columns(tmp_path, folder):
     with pytest.raises(InputError, match=r"generator.label: no column 'class' in"):
         Files(str(folder), "image", label="class").check_labels(["dog"], 1)
     with pytest.raises(
-        InputError, match=r"^generator.path: hf://datasets/genfl-tests/absent was not downloaded before"
+        InputError, match=r"^generator.path: hf://datasets/genfl-tests/absent is not downloaded yet"
     ):
         Files("hf://datasets/genfl-tests/absent", "image")
     with pytest.raises(InputError, match=r"^generator.path: hospital/patients does not exist"):

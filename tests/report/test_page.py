@@ -35,7 +35,9 @@ def tiny_data():
     generator = torch.Generator().manual_seed(0)
     names = [LABELS[n % 3] for n in range(30)]
     examples = LabelledExamples(torch.rand(30, 1, 4, 4, generator=generator), names)
-    entry = DataEntry(lambda: DataSet(examples, examples, "image", grey_image(4, 4)), "image", "")
+    entry = DataEntry(
+        lambda: DataSet(examples, examples, "image", grey_image(4, 4)), "image", "", public=True
+    )
     DATASETS["tiny for pages"] = entry
     yield
     del DATASETS["tiny for pages"]
@@ -220,8 +222,9 @@ def test_private_examples_are_shown_only_where_that_is_asked_for(
     tmp_path, monkeypatch, recipe, asked, shown, says
 ):
     entry = DATASETS["tiny for pages"]
-    known = RECIPES[recipe] if recipe else None
-    monkeypatch.setattr("genfl.report.page.DATASETS", {"tiny for pages": entry._replace(recipe=known)})
+    if recipe:
+        entry = entry._replace(recipe=RECIPES[recipe], public=RECIPES[recipe].public)
+    monkeypatch.setattr("genfl.report.page.DATASETS", {"tiny for pages": entry})
     run = make(tmp_path)
     wanted = run.config.report.model_copy(update={"real_examples": asked})
     run = replace(run, config=run.config.model_copy(update={"report": wanted}))
