@@ -117,7 +117,7 @@ def test_overrides_are_yaml_at_dotted_paths():
         ("generator.kind=zzz", "generator.kind: there is no 'zzz'; known: image, speech, sound, text, files"),
         ("generator={kind: files}", "generator.path: required, and not given"),
         ("generator.path=x", "generator.path: unknown key; known: device, kind, model, size"),
-        ("data.size=[8, 8]", "data.size: digits is always the same; leave it out"),
+        ("data.size=[8, 8]", "data.size: digits takes no options; leave it out"),
         ("precision=half", "precision: should be 'fp32' or 'bf16', not 'half'"),
         ("prompts.guidance_scale=-3", "prompts.guidance_scale.0: should be greater than or equal to 0"),
         ("labels.cells=1000000000", "labels.cells: should be less than"),

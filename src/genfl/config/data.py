@@ -113,7 +113,7 @@ class Data(Section):
             return f"name: there is no {self.name!r}; {suggest(self.name, list(DATASETS))}"
         recipe, given = DATASETS[self.name].recipe, self.options()
         if recipe is None:
-            return f"{next(iter(given))}: {self.name} is always the same; leave it out" if given else None
+            return f"{next(iter(given))}: {self.name} takes no options; leave it out" if given else None
         if not recipe.hub and "path" not in given:
             return f"path: {self.name} needs the folder it is in"
         for name in FORMAT_OPTIONS:

@@ -122,8 +122,8 @@ def hash_words(text: str, length: int) -> list[int]:
     The bucket of a word is a hash of its lower-case letters, the same on every machine. There is no
     vocabulary, so nothing is learnt from private texts. A model cannot distinguish words that share a bucket.
 
-    Source: the hashing trick, Weinberger et al., ICML 2009 (arXiv 0902.2206). Deviation from the paper: no
-        signs.
+    Source: the hashing trick, Weinberger et al., ICML 2009 (arXiv 0902.2206). Deviation from the paper:
+    buckets have no signs.
 
     Args:
         text: The text.
