@@ -35,6 +35,10 @@ def explain(problem: Any) -> str:
             return f"{field}.{tag}: there is no {given!r}; {suggest(given, list(known))}"
         case "union_tag_not_found":
             return f"{field}.{_union(location)[0]}: required, and not given"
+        case "too_short" | "too_long" as kind:  # pydantic's own words differ between its versions
+            bound, limit = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
+            count, length = problem["ctx"][limit], problem["ctx"]["actual_length"]
+            return f"{field}: value should have at {bound} {count} item{'s' * (count != 1)}, not {length}"
         case "value_error" if not field:
             return str(problem["ctx"]["error"])
         case _:
