@@ -181,6 +181,6 @@ class Config(Section):
                 )
         if self.data.tokenizer == GENERATED_TOKENIZER:
             yield (
-                f"data.tokenizer: {GENERATED_TOKENIZER} takes its words from generated texts, but generator is"
-                f" none; use {HASHED_TOKENIZER}, or name a generator"
+                f"data.tokenizer: {GENERATED_TOKENIZER} takes its words from generated texts, but generator"
+                f" is none; use {HASHED_TOKENIZER}, or name a generator"
             )
