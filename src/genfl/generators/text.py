@@ -125,7 +125,7 @@ class ChatTexts(Generator):
             query: The query.
             guides: The real examples in the query.
         """
-        normalized, asked = answers.normalize_words(text), answers.normalize_words(query)
+        normalized, normalized_query = answers.normalize_words(text), answers.normalize_words(query)
         if answer.cut:
             return "cut off, for example by max_tokens"
         if not normalized:
@@ -134,7 +134,7 @@ class ChatTexts(Generator):
             return "a refusal"
         if any(is_copy(text, guide) for guide in guides):
             return "it copies a real example"
-        if f" {normalized} " in f" {asked} " or asked in normalized:
+        if f" {normalized} " in f" {normalized_query} " or normalized_query in normalized:
             return "it repeats the query"
         count = len(text.split())
         if not self.words / 4 <= count <= 3 * self.words:
