@@ -266,14 +266,14 @@ class Generating:
     Args:
         settings: The config file.
         folder: The run's folder.
-        share: What it generates, if not everything.
+        shard: What it generates, if not everything.
     """
 
-    def __init__(self, settings: Path, folder: Path, share: Any = None) -> None:
-        self.folder = share.folder(folder) if share else folder
+    def __init__(self, settings: Path, folder: Path, shard: Any = None) -> None:
+        self.folder = shard.folder(folder) if shard else folder
         command = [sys.executable, "-m", "genfl", "run", settings, "--out", folder, "--until", "generate"]
         self.process = subprocess.Popen(
-            [*map(str, command), *(["--shard", str(share)] if share else [])],
+            [*map(str, command), *(["--shard", str(shard)] if shard else [])],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -11,6 +11,7 @@ import yaml
 
 from genfl import config, grid, pipeline
 from genfl.errors import InputError
+from genfl.experiment.context import Context
 from genfl.storage import write_text
 
 CONTENT = {
@@ -26,12 +27,12 @@ CONTENT = {
 }
 
 
-def grid(**fields):
+def with_grid(**fields):
     return {**CONTENT, "grid": {field.replace("__", "."): values for field, values in fields.items()}}
 
 
 def test_a_grid_is_every_combination_the_last_field_fastest():
-    found = grid.points(grid(federate__rounds=[1, 2], data__partition__alpha=[0.5, 5.0]))
+    found = grid.points(with_grid(federate__rounds=[1, 2], data__partition__alpha=[0.5, 5.0]))
     assert [tuple(point.settings.values()) for point in found] == [(1, 0.5), (1, 5.0), (2, 0.5), (2, 5.0)]
     assert [p.config.data.partition.alpha for p in found] == [0.5, 5.0, 0.5, 5.0]
     assert [p.config.federate.rounds for p in found] == [1, 1, 2, 2]
@@ -40,7 +41,7 @@ def test_a_grid_is_every_combination_the_last_field_fastest():
 
 
 def test_a_field_may_lie_within_another_of_the_grid():
-    found = grid.points(grid(model=[{"name": "cnn"}], model__width=[8, 16]))
+    found = grid.points(with_grid(model=[{"name": "cnn"}], model__width=[8, 16]))
     assert [point.config.model.width for point in found] == [8, 16]
     assert [point.settings for point in found] == [
         {"model": {"name": "cnn"}, "model.width": width} for width in (8, 16)
@@ -56,7 +57,7 @@ def test_an_algorithm_given_alone_is_the_first_of_a_list(given):
 
 def test_values_that_do_not_fit_into_a_name_are_told_apart():
     paths = [f"{'long/' * 20}{end}" for end in ("a", "b")] + ["x/y", "x_y", "plain"]
-    found = grid.points({**grid(data__path=paths), "data": {"name": "cifar10"}})
+    found = grid.points({**with_grid(data__path=paths), "data": {"name": "cifar10"}})
     assert len({point.name for point in found}) == len(paths)
     assert all("/" not in point.name and len(point.name) < 100 for point in found)
     assert found[-1].name == "data.path=plain"
@@ -67,18 +68,18 @@ def test_values_that_do_not_fit_into_a_name_are_told_apart():
     [
         (CONTENT, "grid: name fields"),
         ({**CONTENT, "grid": {}}, "grid: name fields"),
-        (grid(federate__rounds=3), "grid.federate.rounds: give a list of values, not 3"),
-        (grid(federate__rounds=[]), "grid.federate.rounds: give a list"),
-        (grid(federate__rounds=[1, 1]), "grid: a value is given twice"),
-        (grid(federate__rouns=[1]), "federate.rouns: unknown key; did you mean 'rounds'? (in the grid at"),
+        (with_grid(federate__rounds=3), "grid.federate.rounds: give a list of values, not 3"),
+        (with_grid(federate__rounds=[]), "grid.federate.rounds: give a list"),
+        (with_grid(federate__rounds=[1, 1]), "grid: a value is given twice"),
+        (with_grid(federate__rouns=[1]), "federate.rouns: unknown key; did you mean 'rounds'? (in the grid at"),
         (
-            grid(federate__rounds=[1, 0]),
+            with_grid(federate__rounds=[1, 0]),
             "federate.rounds: should be greater than or equal to 1, not 0 (in the",
         ),
-        (grid(name__x=[1]), "name.x: 'name' holds no keys"),
+        (with_grid(name__x=[1]), "name.x: 'name' holds no keys"),
         ({**CONTENT, "grid": {1: [2]}}, "grid.1: name a field of the config"),
         ({**CONTENT, "grid": {"federate..rounds": [2]}}, "grid.federate..rounds: name a field"),
-        (grid(model=["cnn", "lstm"]), "(in the grid at model=lstm)"),  # the images are no tokens
+        (with_grid(model=["cnn", "lstm"]), "(in the grid at model=lstm)"),  # the images are no tokens
     ],
 )
 def test_mistakes_are_found_before_the_first_run(content, line, tmp_path):
@@ -91,14 +92,14 @@ def test_mistakes_are_found_before_the_first_run(content, line, tmp_path):
 
 def test_a_config_with_a_grid_is_no_single_run():
     with pytest.raises(InputError, match=r"grid: many runs in one config are for `genfl sweep`"):
-        config.validate(grid(federate__rounds=[1]))
+        config.validate(with_grid(federate__rounds=[1]))
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A sweep by the command, over what the federate stage alone reads."""
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "small.yaml").write_text(yaml.safe_dump(grid(federate__clients_per_round=[1, 2])))
+    (folder / "small.yaml").write_text(yaml.safe_dump(with_grid(federate__clients_per_round=[1, 2])))
     command = [sys.executable, "-m", "genfl", "sweep", "small.yaml", "--out", "out"]
     first = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return folder, command, first
@@ -159,7 +160,7 @@ def test_status_says_how_far_each_run_is(swept, tmp_path):
 
 
 def test_no_stage_is_done_again_for_what_it_does_not_read(tmp_path):
-    content = grid(report__target_accuracy=[0.05, 0.99])
+    content = with_grid(report__target_accuracy=[0.05, 0.99])
     easy, hard = grid.sweep(content, tmp_path / "out")
     stages = json.loads((tmp_path / "out" / hard["run"] / "summary.json").read_text())["stages"]
     assert [name for name, stage in stages.items() if not stage["skipped"]] == ["report"]
@@ -176,7 +177,8 @@ def test_another_split_asks_for_the_same_generated_data(tmp_path):
         config.validate({**CONTENT, "data": {**CONTENT["data"], "partition": {"clients": 4, "alpha": a}}})
         for a in (0.1, 5.0)
     ]
-    one, other = ({stage.name: key for stage, key in pipeline.keyed(c)} for c in settings)
+    context = Context()
+    one, other = ({stage.name: digest for stage, _, digest in pipeline.digests(c, context)} for c in settings)
     same = [name for name in one if one[name] == other[name]]
     assert same == ["prompts", "generate", "pretrain"]
 
@@ -203,7 +205,7 @@ def test_a_folder_that_is_no_sweeps_is_left_alone(file, tmp_path):
     (tmp_path / file).write_text("mine")
     for fresh in (False, True):
         with pytest.raises(InputError, match=r"^--out: .* is not empty and holds no sweep; choose another"):
-            grid.sweep(grid(federate__rounds=[1]), tmp_path, fresh=fresh)
+            grid.sweep(with_grid(federate__rounds=[1]), tmp_path, fresh=fresh)
     assert [path.name for path in tmp_path.iterdir()] == [file]
     assert (tmp_path / file).read_text() == "mine"
 
@@ -219,7 +221,7 @@ def test_two_processes_do_not_share_a_sweep(swept):
 
 
 def test_the_folder_of_all_runs_needs_a_name(tmp_path):
-    content = {name: value for name, value in grid(name=["a", "b"]).items() if name != "name"}
+    content = {name: value for name, value in with_grid(name=["a", "b"]).items() if name != "name"}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "genfl", "sweep", "small.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -257,7 +259,7 @@ def test_a_link_that_a_kill_left_is_not_written_through(swept, tmp_path):
 @pytest.mark.slow
 def test_killed_while_it_generates_and_while_it_federates_it_ends_with_the_same_table(tmp_path):
     content = {
-        **grid(prompts__per_label=[2, 40]),
+        **with_grid(prompts__per_label=[2, 40]),
         "federate": {**CONTENT["federate"], "rounds": 20, "checkpoint_every": 1},
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))

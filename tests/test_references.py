@@ -7,27 +7,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.opened import open_run
 
 from genfl import config, references, trees
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule, plan
 from genfl.data.sources import DATASETS, DIGIT_NAMES, grey_image, to_image
-from genfl.engines.in_process import sequential
+from genfl.engines.in_process import InProcess, sequential
+from genfl.engines.pool import WorkerPool
 from genfl.errors import InputError
-from genfl.experiment.context import private_data
-from genfl.experiment.folder import Run
-from genfl.generators.classify import PAIRS_PER_CALL, check_classifier, label_scores
+from genfl.generators.classify import ROWS, label_scores, refuse
 from genfl.generators.image import StableDiffusion
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import Stack
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
-from genfl.stages.federate import stage as stage
-from genfl.stages.federate import trial
-from genfl.stages.federate.generated_content import training_data
-from genfl.storage import write_json
+from genfl.stages.federate import setting, trial, zero_shot
 
 SIZES = (3, 9, 20)
 SCHEDULE = Schedule(rounds=4, clients_per_round=2, batch_size=4, local_steps=3, evaluate_every=2)
@@ -151,10 +148,10 @@ def run(tmp_path):
 
 
 def a_run(folder, *overrides):
-    run = Run(config.parse(CONFIG, overrides), folder)
-    write_json(run.record("labels"), {"key": "labels", "result": {"found": sorted(DIGIT_NAMES)}})
+    run = open_run(config.parse(CONFIG, overrides), folder)
+    run.record("labels", {"found": sorted(DIGIT_NAMES)})
     for name in ("generate", "pretrain"):
-        write_json(run.record(name), {"key": name, "result": {}})
+        run.record(name, {})
     return run
 
 
@@ -171,7 +168,7 @@ def synthetic():
 def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
     x, y = synthetic()
     private, made, mixed = (
-        training_data(run, name, private_data(run, 0), 0, synthetic, None)
+        run.training_data(name, 0, synthetic())
         for name in ("local", "centralised_synthetic", "local+generated")
     )
     assert len(private) == len(made) == len(mixed) == 4
@@ -182,13 +179,13 @@ def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
         parts = [data.batch(k, of)["x"] for data, of in zip((private, made, mixed), every, strict=True)]
         assert rows(parts[2]) == rows(parts[0]) | rows(parts[1])
         for fact in ("samples", "label_counts"):
-            both = private.facts(k)[fact] + made.facts(k)[fact]
-            assert mixed.facts(k)[fact].tolist() == both.tolist()
+            both = private.client_info(k)[fact] + made.client_info(k)[fact]
+            assert mixed.client_info(k)[fact].tolist() == both.tolist()
     label = {tuple(row): int(of) for row, of in zip(x.flatten(1).tolist(), y, strict=True)}
     assert all(
         label[tuple(row)] == int(of) for row, of in zip(made.x.flatten(1).tolist(), made.y, strict=True)
     )
-    other = training_data(run, "centralised_synthetic", private_data(run, 1), 1, synthetic, None)
+    other = run.training_data("centralised_synthetic", 1, synthetic())
     assert not torch.equal(made.rows, other.rows), "another seed deals them out otherwise"
 
 
@@ -197,8 +194,8 @@ def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
 
 def prepared(monkeypatch):
     """Gives the stage a synthetic data set and a pre-trained model without making them."""
-    monkeypatch.setattr(stage.generate, "read", lambda run: synthetic())
-    monkeypatch.setattr(stage.pretrain, "weights", lambda run, task, seed: task.init(Key(seed).fold("warm")))
+    monkeypatch.setattr(setting.generate, "read_synthetic", lambda folder, data, labels: synthetic())
+    monkeypatch.setattr(setting, "read_weights", lambda folder, task, seed: task.init(Key(seed).fold("warm")))
 
 
 def test_no_reference_trains_on_a_test_sample_nor_on_data_it_was_not_given(run, monkeypatch):
@@ -214,8 +211,8 @@ def test_no_reference_trains_on_a_test_sample_nor_on_data_it_was_not_given(run, 
     monkeypatch.setattr(ClientData, "batch", watched)
     for name in run.config.methods:
         only = a_run(run.folder / name)
-        object.__setattr__(only.config, "methods", {name: run.config.methods[name]})
-        stage.STAGE.run(only)
+        alone = only.config.model_copy(update={"methods": {name: run.config.methods[name]}})
+        open_run(alone, only.folder).execute("federate")
     digits = DATASETS["digits"].load()
     train, test, made = rows(digits.train.x), rows(digits.test.x) - rows(digits.train.x), rows(synthetic()[0])
     assert not set().union(*seen.values()) & test
@@ -228,7 +225,7 @@ def test_no_reference_trains_on_a_test_sample_nor_on_data_it_was_not_given(run, 
 
 def test_what_the_stage_gives_for_references(run, monkeypatch):
     prepared(monkeypatch)
-    results = stage.STAGE.run(run)["methods"]
+    results = run.execute("federate")["methods"]
     for name in ("local", "finetuned", "centralised"):
         for seed in ("0", "1"):
             trace = results[name][seed]
@@ -261,8 +258,8 @@ def test_an_interrupted_reference_ends_bit_identical_and_a_finished_one_is_read_
     tmp_path, monkeypatch, after
 ):
     prepared(monkeypatch)
-    whole = stage.STAGE.run(a_run(tmp_path / "whole"))
-    inner, worked = stage.federate, []
+    whole = a_run(tmp_path / "whole").execute("federate")
+    inner, worked = trial.federate, []
 
     def counted(*args, **options):
         advance = options.pop("on_round")
@@ -277,26 +274,27 @@ def test_an_interrupted_reference_ends_bit_identical_and_a_finished_one_is_read_
 
     run = a_run(tmp_path / "cut")
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "federate", counted)
+        patch.setattr(trial, "federate", counted)
         with pytest.raises(Interrupted):
-            stage.STAGE.run(run)
-    done, total, unit = stage.STAGE.progress(run)
+            run.execute("federate")
+    done, total, unit = run.progress("federate")
     assert after - 2 < done <= after
     # six methods of two seeds, four of them of one federation and three of four clients each
     assert (total, unit) == (4 * 2 * (3 + 3 * 4), "rounds")
-    assert stage.STAGE.run(run) == whole
-    assert stage.STAGE.progress(run)[:2] == (total, total)
+    assert run.execute("federate") == whole
+    assert run.progress("federate")[:2] == (total, total)
     with monkeypatch.context() as patch:
-        patch.setattr(sequential, "__call__", lambda *_: pytest.fail("it was trained again"))
-        assert stage.STAGE.run(run) == whole
+        for engine in (InProcess, WorkerPool):
+            patch.setattr(engine, "run", lambda *_: pytest.fail("it was trained again"))
+        assert run.execute("federate") == whole
 
 
 def test_folders_of_clients_that_are_no_more_are_deleted(run, monkeypatch):
     prepared(monkeypatch)
-    stage.STAGE.run(run)
+    run.execute("federate")
     before = {path.name for path in (run.folder / "federate/local").iterdir()}
     fewer = a_run(run.folder, "data.partition.clients=2", "seeds=[0]", "methods.finetuned.algorithm=fedprox")
-    stage.STAGE.run(fewer)
+    fewer.execute("federate")
     assert {path.name for path in (run.folder / "federate/local").iterdir()} == {
         "seed-0-client-0",
         "seed-0-client-1",
@@ -305,20 +303,21 @@ def test_folders_of_clients_that_are_no_more_are_deleted(run, monkeypatch):
     assert [path.name for path in (run.folder / "federate/finetuned").iterdir()] == ["seed-0"]
 
 
-def keys(run):
-    return {name: trial.key(run, method, 0) for name, method in run.config.methods.items()}
+def digests(run):
+    return {name: run.trial_digest(name, 0) for name in run.config.methods}
 
 
 def test_only_what_reads_what_was_generated_is_redone_with_it(run):
-    before = keys(run)
-    write_json(run.record("generate"), {"key": "another", "result": {}})
-    redone = {name for name, key in keys(run).items() if key != before[name]}
+    before = digests(run)
+    run.record("generate", {}, digest="another")
+    redone = {name for name, digest in digests(run).items() if digest != before[name]}
     assert redone == {"local+generated", "centralised_synthetic", "finetuned"}
 
 
 def test_only_what_starts_from_a_model_is_redone_with_it(run):
-    before, otherwise = keys(run), a_run(run.folder, "pretrain.weight_decay=0.2")
-    assert {name for name, key in keys(otherwise).items() if key != before[name]} == {"finetuned"}
+    before, otherwise = digests(run), a_run(run.folder, "pretrain.weight_decay=0.2")
+    changed = {name for name, digest in digests(otherwise).items() if digest != before[name]}
+    assert changed == {"finetuned"}
 
 
 # --- what a config may say of them
@@ -361,13 +360,13 @@ def test_bad_combinations_are_one_clear_line(override, line):
 def test_the_check_refuses_what_the_schema_cannot_see(monkeypatch, tmp_path):
     def refused(*overrides):
         with pytest.raises(InputError) as caught:
-            stage.STAGE.check(config.parse(CONFIG, overrides))
+            open_run(config.parse(CONFIG, overrides), tmp_path / "run").check("federate")
         return str(caught.value)
 
     few = "methods.centralised_synthetic.data: with seed 0, client 10 gets no generated sample"
     assert few in refused("prompts.per_label=1", "data.partition.clients=40")
     generator = "methods.g={algorithm: generator}"
-    stage.STAGE.check(config.parse(CONFIG, [generator]))
+    open_run(config.parse(CONFIG, [generator]), tmp_path / "run").check("federate")
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline", "vae": [], "scheduler": []}')
     line = refused(generator, f"generator.model={tmp_path}")
     assert line == (
@@ -381,7 +380,7 @@ def test_the_check_refuses_what_the_schema_cannot_see(monkeypatch, tmp_path):
         "methods.g.algorithm: generator classifies images, and the examples of unseen are none"
     )
     with pytest.raises(InputError, match="FluxPipeline"):
-        check_classifier(str(tmp_path))
+        refuse(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -427,7 +426,7 @@ def test_the_logits_are_those_of_a_plain_loop_over_images_labels_and_draws(gener
     pipeline, images, key = generator.pipeline, drawings(), Key(3)
     ours = label_scores(generator, images, lambda key: TEXTS, key, samples=4)
     assert ours.shape == (9, 3)
-    assert len(images) * len(TEXTS) < PAIRS_PER_CALL
+    assert len(images) * len(TEXTS) < ROWS
     ddpm = DDPMScheduler.from_config(pipeline.scheduler.config)
     with torch.no_grad():
         for image, found in zip(images, ours, strict=True):
@@ -471,9 +470,7 @@ def test_every_draw_asks_for_its_prompts_with_a_key_of_its_own(generator):
 def test_a_model_that_predicts_something_else_is_refused(tiny_stable_diffusion):
     made = StableDiffusion(str(tiny_stable_diffusion), steps=1)
     made.pipeline.scheduler.register_to_config(prediction_type="sample")
-    with pytest.raises(
-        InputError, match=r"predicts sample; to classify, use a model that predicts epsilon or v_pred"
-    ):
+    with pytest.raises(InputError, match=r"predicts sample; classifying needs epsilon or v_prediction"):
         label_scores(made, drawings(1), lambda key: TEXTS, Key(0))
 
 
@@ -484,7 +481,7 @@ def test_the_stage_scores_the_generator_once_for_each_seed_and_goes_on_where_it_
     digits = DATASETS["digits"].load()
     few = digits._replace(test=digits.test._replace(x=digits.test.x[:20], labels=digits.test.labels[:20]))
     monkeypatch.setitem(DATASETS, "few digits", DATASETS["digits"]._replace(load=lambda: few))
-    monkeypatch.setattr(classified, "BLOCK", 8)
+    monkeypatch.setattr(zero_shot, "BLOCK", 8)
     settings = [
         "data.name=few digits",
         f"generator.model={tiny_stable_diffusion}",
@@ -501,9 +498,9 @@ def test_the_stage_scores_the_generator_once_for_each_seed_and_goes_on_where_it_
             raise Interrupted
         return label_scores(generator, images, prompts, key, **options)
 
-    monkeypatch.setattr(classified, "label_scores", watched)
+    monkeypatch.setattr(zero_shot, "label_scores", watched)
     cut = True
-    whole = stage.STAGE.run(a_run(tmp_path / "whole", *settings))["methods"]["g"]
+    whole = a_run(tmp_path / "whole", *settings).execute("federate")["methods"]["g"]
     assert sizes == [8, 8, 4] * 2
     assert len({key for key, *_ in asked}) == 2, "each seed has draws of its own"
     assert asked[0][2] == {"samples": 1}
@@ -516,15 +513,15 @@ def test_the_stage_scores_the_generator_once_for_each_seed_and_goes_on_where_it_
         assert 0 < evaluation["loss"] < math.inf
     cut, sizes[:], run = False, [], a_run(tmp_path / "cut", *settings)
     with pytest.raises(Interrupted):
-        stage.STAGE.run(run)
+        run.execute("federate")
     cut, sizes[:] = True, []
-    assert stage.STAGE.run(run)["methods"]["g"] == whole
+    assert run.execute("federate")["methods"]["g"] == whole
     assert sizes == [8, 4, 8, 8, 4], "what was classified is not classified again"
     sizes[:] = []
     longer = a_run(tmp_path / "cut", *settings, "federate.rounds=6", "data.partition.clients=5")
-    assert stage.STAGE.run(longer)["methods"]["g"] == whole
+    assert longer.execute("federate")["methods"]["g"] == whole
     assert sizes == [], "neither rounds nor clients matter to the generator"
-    stage.STAGE.run(a_run(tmp_path / "cut", *settings, "prompts.style=label"))
+    a_run(tmp_path / "cut", *settings, "prompts.style=label").execute("federate")
     assert sizes == [8, 8, 4] * 2
 
 

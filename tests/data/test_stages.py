@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.opened import open_run
 
-import genfl.experiment.context
 from genfl import config
-from genfl.experiment.context import private_data
-from genfl.experiment.folder import Run
-from genfl.stages import labels, pretrain
-from genfl.stages.federate import stage as federate
-from genfl.stages.federate.generated_content import training_data
-from genfl.storage import write_json
+from genfl.experiment.context import Context, initial_key
+from genfl.stages.base import identity
+from genfl.stages.federate import setting
 
 CONFIG = """
 name: bytes
@@ -48,15 +45,14 @@ def draw(folder, per_class=15, seed=0):
 def run(tmp_path, monkeypatch):
     """A run before its stages pretrain and federate, with synthetic data as the generate stage reads it."""
     folder = draw(tmp_path / "own")
-    run = Run(config.parse(CONFIG, [f"data.path={folder}"]), tmp_path / "run")
+    run = open_run(config.parse(CONFIG, [f"data.path={folder}"]), tmp_path / "run")
     for stage in ("labels", "generate", "pretrain"):
-        write_json(run.record(stage), {"key": stage, "result": {"found": NAMES}})
+        run.record(stage, {"found": NAMES})
     rng = torch.Generator().manual_seed(0)
     x = torch.randint(256, (12, 3, 4, 4), generator=rng, dtype=torch.uint8)
-    monkeypatch.setattr("genfl.stages.generate.read", lambda run: (x, torch.arange(12) % 2))
-    monkeypatch.setattr(
-        pretrain, "weights", lambda run, task, seed: task.init(genfl.experiment.context.initial_key(seed))
-    )
+    synthetic = x, torch.arange(12) % 2
+    monkeypatch.setattr("genfl.stages.generate.read_synthetic", lambda folder, data, labels: synthetic)
+    monkeypatch.setattr(setting, "read_weights", lambda folder, task, seed: task.init(initial_key(seed)))
     return run
 
 
@@ -76,9 +72,8 @@ def seen(monkeypatch):
 
         return task._replace(loss=loss, forward=forward)
 
-    task_of = genfl.experiment.context.task_of
-    for stage in (federate, pretrain):
-        monkeypatch.setattr(stage, "task_of", lambda run: watch(task_of(run)))
+    classify = Context.classify
+    monkeypatch.setattr(Context, "classify", lambda *args: watch(classify(*args)))
     return seen
 
 
@@ -88,19 +83,19 @@ def of_normal_range(seen):
 
 
 def test_models_are_never_given_bytes(run, seen):
-    federate.STAGE.run(run)
+    run.execute("federate")
     assert of_normal_range(seen)
 
 
 def test_pretraining_is_not_given_bytes(run, seen):
-    pretrain.STAGE.run(run)
+    run.execute("pretrain")
     assert of_normal_range(seen)
 
 
 def test_private_and_generated_examples_are_stored_and_given_alike(run):
-    x, y = genfl.experiment.context.data_set(run.config.data).train.x[:6], torch.tensor([0, 1] * 3)
+    x, y = run.data.train.x[:6], torch.tensor([0, 1] * 3)
     for name in ("private", "generated", "mixed"):
-        data = training_data(run, name, private_data(run, 0), 0, lambda: (x, y), None)
+        data = run.training_data(name, 0, (x, y))
         parts = data.x.parts if name == "mixed" else [data.x]
         assert {part.dtype for part in parts} == {torch.uint8}
         found = data.batch(0, torch.arange(2))["x"]
@@ -110,9 +105,8 @@ def test_private_and_generated_examples_are_stored_and_given_alike(run):
 
 def test_stages_depend_on_the_content_of_the_data_and_not_on_its_place(run, tmp_path):
     def inputs(folder):
-        genfl.experiment.context._load.cache_clear()
-        read = config.parse(CONFIG, [f"data.path={folder}"])
-        return [stage.STAGE.inputs(read) for stage in (labels, pretrain, federate)]
+        moved = open_run(config.parse(CONFIG, [f"data.path={folder}"]), run.folder)
+        return [identity(moved.step(stage).inputs) for stage in ("labels", "pretrain", "federate")]
 
     before = inputs(tmp_path / "own")
     shutil.copytree(tmp_path / "own", tmp_path / "elsewhere")

@@ -14,8 +14,8 @@ import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.opened import open_run
 
-import genfl.experiment.context
 from genfl import config, pipeline
 from genfl.algorithms import ALGORITHMS
 from genfl.data.recipes import RECIPES
@@ -30,11 +30,9 @@ from genfl.data.texts import (
     train_tokenizer,
 )
 from genfl.errors import InputError
-from genfl.experiment.context import data_of
-from genfl.experiment.folder import Run
+from genfl.experiment.context import Context
 from genfl.generators.files import Files
 from genfl.models import LSTM
-from genfl.stages.federate import checks
 
 from .helpers import find, tables
 
@@ -463,25 +461,23 @@ class TestConfig:
     @pytest.fixture
     def mine(self, tmp_path):
         folder = tables(tmp_path / "d", train=ROWS, test=TEST)
-        yield lambda *overrides: config.parse(
+        return lambda *overrides: config.parse(
             BASE, [f"data.path={folder}", "data.partition={kind: iid, clients: 3}", *overrides]
         )
 
     def test_the_vocabulary_follows_the_tokenizer(self, mine, words):
-        found = genfl.experiment.context.resolved(
+        found = Context().resolve(
             mine(f"data.tokenizer={words}", "client_models=[lstm, {name: lstm, width: 8}]")
         )
         size = TokenFormat(1, str(words)).vocabulary()
         assert found.model.options()["vocabulary"] == size
         assert [model.options()["vocabulary"] for model in found.client_models] == [size, size]
         again = config.parse(config.dump(found))
-        assert again == genfl.experiment.context.resolved(again) == found
+        assert again == Context().resolve(again) == found
 
     def test_a_vocabulary_that_is_set_stays(self, mine):
         assert (
-            genfl.experiment.context.resolved(mine("model={name: lstm, vocabulary: 12345}")).model.options()[
-                "vocabulary"
-            ]
+            Context().resolve(mine("model={name: lstm, vocabulary: 12345}")).model.options()["vocabulary"]
             == 12345
         )
 
@@ -492,34 +488,36 @@ class TestConfig:
             ("mlp", "token ids are names, not numbers to compute with; use lstm"),
         ],
     )
-    def test_models_that_cannot_read_the_tokens(self, mine, model, line):
+    def test_models_that_cannot_read_the_tokens(self, mine, tmp_path, model, line):
         with pytest.raises(InputError) as caught:
-            checks.check(mine(f"model={model}"))
+            open_run(mine(f"model={model}"), tmp_path / "run").check("federate")
         assert str(caught.value).startswith(f"model: {'mlp' if model == 'mlp' else 'lstm'} does not fit")
         assert line in str(caught.value)
 
-    def test_a_model_that_cannot_be_batched_is_refused_before_any_work(self, mine):
+    def test_a_model_that_cannot_be_batched_is_refused_before_any_work(self, mine, tmp_path):
         with pytest.raises(InputError) as caught:
-            checks.check(mine("federate.engine=vectorized"))
+            open_run(mine("federate.engine=vectorized"), tmp_path / "run").check("federate")
         line = str(caught.value)
         assert line.startswith("federate.engine: vectorized, but clients of "), line
         assert line.endswith("; use auto"), line
         assert "\n" not in line
-        checks.check(mine("federate.engine=auto"))
+        open_run(mine("federate.engine=auto"), tmp_path / "run").check("federate")
 
     @pytest.mark.parametrize("name", ["dynafed", "fedftg"])
-    def test_methods_that_learn_inputs_are_refused(self, mine, name):
+    def test_methods_that_learn_inputs_are_refused(self, mine, tmp_path, name):
+        settings = mine(f"methods={{m: {{algorithm: {name}}}}}")
         with pytest.raises(InputError) as caught:
-            checks.check(mine(f"methods={{m: {{algorithm: {name}}}}}"))
+            open_run(settings, tmp_path / "run").check("federate")
         assert str(caught.value) == (
             "methods.m.algorithm: it needs a model with inputs that gradients reach,"
             " which lstm does not offer"
         )
 
-    def test_every_other_method_is_not(self, mine):
+    def test_every_other_method_is_not(self, mine, tmp_path):
         others = [name for name in ALGORITHMS if name not in ("dynafed", "fedftg")]
         methods = {name: {"algorithm": name} for name in others}
-        checks.check(mine(f"methods={json.dumps(methods)}", "client_models=[{name: lstm, width: 8}]"))
+        settings = mine(f"methods={json.dumps(methods)}", "client_models=[{name: lstm, width: 8}]")
+        open_run(settings, tmp_path / "run").check("federate")
 
 
 GENERATED = [
@@ -607,7 +605,7 @@ def done(paths):
 class TestWordsOfGeneratedTexts:
     def test_clients_texts_are_read_by_words_of_generated_texts_alone(self, done):
         summary, settings, folder = done
-        run = Run(settings, folder)
+        run = open_run(settings, folder)
         (path,) = folder.glob("vocabulary/*/tokenizer.json")
         known = set(load_tokenizer(str(path)).get_vocab())
         made = datasets.load_dataset(str(folder / "synthetic"), split="train")["text"]
@@ -617,7 +615,7 @@ class TestWordsOfGeneratedTexts:
         assert {"bad", "day"} < known
         encoded = {
             tuple(x)
-            for x, label in zip(data_of(run).train.x.tolist(), data_of(run).train.labels, strict=True)
+            for x, label in zip(run.data.train.x.tolist(), run.data.train.labels, strict=True)
             if label == "broken"
         }
         assert len(encoded) == 1, "only a number tells these private texts apart"
@@ -666,7 +664,7 @@ class TestWordsOfGeneratedTexts:
 
     def test_a_slip_is_named_before_anybody_is_asked_for_it(self, paths):
         with pytest.raises(InputError, match="did you mean 'generated'"):
-            pipeline.checked(config.parse(RUN, [*paths[1], "data.tokenizer=generate"]))
+            pipeline.checked(config.parse(RUN, [*paths[1], "data.tokenizer=generate"]), Context())
 
     def test_without_generated_texts_there_are_no_words(self, paths):
         with pytest.raises(InputError, match=r"data\.tokenizer: generated takes its words from "):
@@ -708,10 +706,11 @@ def test_clients_are_the_people_with_five_tweets_or_more(real, session_cache, ca
     read = config.parse(
         BASE, [f"data={{name: airline_tweets, path: {folder}, partition: {{kind: natural, min_size: 5}}}}"]
     )
-    found = genfl.experiment.context.resolved(read)
+    context = Context()
+    found = context.resolve(read)
     assert found.data.partition.clients == 367
     assert "5793 of 6160 clients have fewer than 5 samples and are left out, with 8808 samples" in caplog.text
-    parts = genfl.experiment.context.parts(found, 0)
+    parts = context.client_rows(found.data, 0)
     assert [{len({data.train.client_ids[row] for row in rows}) for rows in parts}, sum(map(len, parts))] == [
         {1},
         2_709,
@@ -720,4 +719,4 @@ def test_clients_are_the_people_with_five_tweets_or_more(real, session_cache, ca
         BASE,
         [f"data={{name: airline_tweets, path: {folder}, client_id: airline, partition: {{kind: natural}}}}"],
     )
-    assert genfl.experiment.context.resolved(by_airline).data.partition.clients == 6
+    assert Context().resolve(by_airline).data.partition.clients == 6

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from genfl import config
+from genfl.experiment.context import Context
 from genfl.experiment.folder import Run
 from genfl.report import tables, text
 from genfl.results.summarise import summarise
@@ -66,7 +67,7 @@ def summarised(folder, traces, target=0.79):
     for seconds, (stage, result) in enumerate(results.items()):
         record = {"seconds": seconds, "environment": {"genfl": "0"}, "result": result}
         write_json(run.record(stage), record)
-    return summarise(run, {"labels": True, "federate": False})
+    return summarise(run, Context(), {"labels": True, "federate": False})
 
 
 @pytest.fixture
@@ -424,7 +425,7 @@ def test_references_come_last_and_are_marked_and_send_nothing(tmp_path):
     }
     for stage, result in records.items():
         write_json(run.record(stage), {"seconds": 1, "environment": {}, "result": result})
-    summary = summarise(run, {})
+    summary = summarise(run, Context(), {})
     methods = summary["methods"]
     federated, alone = (
         ["fedavg", "fedgc", "shared"],

@@ -11,12 +11,13 @@ import pytest
 import soundfile
 import yaml
 from PIL import Image
+from support.opened import open_run
 
-import genfl.experiment.context
 from genfl import config, pipeline
 from genfl.errors import InputError
+from genfl.experiment.context import Context
 from genfl.experiment.folder import Run, Shard, shard_folders
-from genfl.stages import generate, prompts
+from genfl.stages import prompts
 from genfl.storage import read_json
 
 CONTENT = {
@@ -54,7 +55,6 @@ def blank(folder, label, *numbers):
 def made(tmp_path, monkeypatch):
     """A folder with six samples of each label."""
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
-    genfl.experiment.context._load.cache_clear()
     draw(tmp_path / "own", 6, seed=0)
     return draw(tmp_path / "made", 6, seed=1)
 
@@ -67,13 +67,13 @@ def parse(made, *overrides):
 def execute(made, folder, *overrides, until="generate", **options):
     wanted = parse(made, *overrides)
     pipeline.execute(wanted, folder, until=until, **options)
-    return Run(wanted, folder)
+    return open_run(wanted, folder)
 
 
 def reopen(run):
     """Leaves a finished stage as a kill after its last block would."""
-    started = {"stage": "generate", "key": run.key("generate"), "done": False}
-    pipeline._write_record(run.record("generate"), started)
+    started = {"stage": "generate", "digest": run.run.digest("generate"), "done": False}
+    pipeline._write_record(run.run.record("generate"), started)
 
 
 def synthetic(folder):
@@ -106,7 +106,7 @@ def test_what_is_broken_is_left_out_and_counted_wherever_the_data_set_is_describ
     assert "samples of 'black' are left out: 3 blank" in caplog.text
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "<td>3 blank</td>" in page
-    x, y = generate.read(run)
+    x, y = run.synthetic()
     assert y.bincount().tolist() == [3, 6]
     assert len(x) == UNITS - 3
     rows = datasets.load_dataset(
@@ -135,10 +135,10 @@ def test_a_block_of_which_nothing_is_left_has_no_file_and_is_not_made_again(made
     rows = datasets.load_dataset(
         str(tmp_path / "run" / "synthetic"), split="train", cache_dir=str(tmp_path / "datasets")
     )
-    assert len(rows) == len(generate.read(run)[0]) == UNITS - 1
+    assert len(rows) == len(run.synthetic()[0]) == UNITS - 1
     before = (tmp_path / "run" / "synthetic" / "manifest.json").read_bytes()
     reopen(run)
-    assert generate.STAGE.progress(run)[:2] == (UNITS, UNITS)
+    assert run.progress("generate")[:2] == (UNITS, UNITS)
     execute(made, tmp_path / "run", "prompts.block_size=1")
     assert (tmp_path / "run" / "synthetic" / "manifest.json").read_bytes() == before, "the times, too"
 
@@ -158,10 +158,11 @@ def test_silent_clips_are_left_out(made, tmp_path):
         "prompts": {"per_label": 4},
     }
     content["data"]["partition"] = CONTENT["data"]["partition"]
-    run = Run(config.validate(content), tmp_path / "run")
-    pipeline.execute(run.config, run.folder, until="generate")
+    settings = config.validate(content)
+    pipeline.execute(settings, tmp_path / "run", until="generate")
+    run = open_run(settings, tmp_path / "run")
     assert run.result("generate")["labels"]["no"]["removed"] == {"silent": 1}
-    assert len(generate.read(run)[0]) == 7
+    assert len(run.synthetic()[0]) == 7
 
 
 def test_repetitions_are_counted_and_kept(made, tmp_path):
@@ -201,8 +202,8 @@ def whole(made, tmp_path):
 
 @pytest.mark.parametrize("order", [["0/2", "1/2"], ["1/2", "0/2"], ["2/3", "0/3", "1/3"], ["0/1"], ["6/7"]])
 def test_shards_make_the_data_set_that_one_process_makes(made, tmp_path, whole, order):
-    for share in map(Shard.parse, order):
-        execute(made, tmp_path / "run", share=share)
+    for shard in map(Shard.parse, order):
+        execute(made, tmp_path / "run", shard=shard)
     assert not (tmp_path / "run").exists()
     run = execute(made, tmp_path / "run")
     assert synthetic(run.folder) == whole
@@ -215,8 +216,8 @@ def test_shards_make_the_data_set_that_one_process_makes(made, tmp_path, whole, 
 
 
 def test_what_a_shard_lacks_or_has_damaged_is_made_again(made, tmp_path, whole, caplog):
-    for share in (Shard(0, 2), Shard(1, 2)):
-        execute(made, tmp_path / "run", share=share)
+    for shard in (Shard(0, 2), Shard(1, 2)):
+        execute(made, tmp_path / "run", shard=shard)
     folder = Shard(0, 2).folder(tmp_path / "run")
     assert [path.name for path in shard_folders(tmp_path / "run")] == ["run.shard-0-of-2", "run.shard-1-of-2"]
     damaged, absent, *_ = sorted((folder / "synthetic" / "data").iterdir())
@@ -227,13 +228,13 @@ def test_what_a_shard_lacks_or_has_damaged_is_made_again(made, tmp_path, whole, 
 
 
 def test_a_shard_goes_on_and_is_never_taken_for_the_whole(made, tmp_path):
-    share, folder = Shard(0, 2), Shard(0, 2).folder(tmp_path / "run")
-    execute(made, tmp_path / "run", share=share)
+    shard, folder = Shard(0, 2), Shard(0, 2).folder(tmp_path / "run")
+    execute(made, tmp_path / "run", shard=shard)
     (lost, *others) = sorted((folder / "synthetic" / "data").iterdir())
     before = {path: path.stat().st_mtime_ns for path in others}
     content = lost.read_bytes()
     lost.unlink()
-    execute(made, tmp_path / "run", share=share)
+    execute(made, tmp_path / "run", shard=shard)
     assert lost.read_bytes() == content
     assert before == {path: path.stat().st_mtime_ns for path in others}
     rows = {row.name: (row.state, row.progress) for row in pipeline.status(folder)}
@@ -242,8 +243,8 @@ def test_a_shard_goes_on_and_is_never_taken_for_the_whole(made, tmp_path):
 
 
 def test_shards_of_another_config_or_of_other_prompts_are_left_alone(made, tmp_path, whole, caplog):
-    execute(made, tmp_path / "run", "prompts.guidance_scale=2.0", share=Shard(0, 2))
-    execute(made, tmp_path / "elsewhere", share=Shard(1, 2))
+    execute(made, tmp_path / "run", "prompts.guidance_scale=2.0", shard=Shard(0, 2))
+    execute(made, tmp_path / "elsewhere", shard=Shard(1, 2))
     moved = Shard(1, 2).folder(tmp_path / "elsewhere").rename(Shard(1, 2).folder(tmp_path / "run"))
     assert synthetic(execute(made, tmp_path / "run").folder) == whole
     assert "shard-0-of-2 is of another config" in caplog.text
@@ -251,7 +252,7 @@ def test_shards_of_another_config_or_of_other_prompts_are_left_alone(made, tmp_p
     shutil.rmtree(tmp_path / "run")
     caplog.clear()
     # as if a language model had been asked again
-    file = moved / "prompts" / prompts.FILE
+    file = moved / "prompts" / prompts.PROMPTS_FILE
     file.write_text(file.read_text().replace('"seed": ', '"seed": 1'))
     assert synthetic(execute(made, tmp_path / "run").folder) == whole
     assert "shard-1-of-2 is of another config, or of other prompts" in caplog.text
@@ -260,21 +261,21 @@ def test_shards_of_another_config_or_of_other_prompts_are_left_alone(made, tmp_p
 def test_a_shard_takes_over_the_prompts_that_there_are(made, tmp_path, caplog):
     caplog.set_level("INFO", "genfl")
     execute(made, tmp_path / "run", until="prompts")
-    execute(made, tmp_path / "run", share=Shard(0, 2))
+    execute(made, tmp_path / "run", shard=Shard(0, 2))
     assert f"prompts: taken over from {tmp_path / 'run'}" in caplog.text
     caplog.clear()
-    execute(made, tmp_path / "run", share=Shard(1, 2))
+    execute(made, tmp_path / "run", shard=Shard(1, 2))
     assert "prompts: taken over from" in caplog.text
 
 
 def test_folders_at_work_are_not_joined(made, tmp_path):
-    execute(made, tmp_path / "run", share=Shard(0, 2))
+    execute(made, tmp_path / "run", shard=Shard(0, 2))
     busy = Shard(0, 2).folder(tmp_path / "run")
     with filelock.FileLock(busy / pipeline.LOCK):
-        for options in ({}, {"share": Shard(0, 2)}):
+        for options in ({}, {"shard": Shard(0, 2)}):
             with pytest.raises(InputError, match=rf"^--out: another process is at work in {busy}$"):
                 execute(made, tmp_path / "run", **options)
-        execute(made, tmp_path / "run", share=Shard(1, 2))
+        execute(made, tmp_path / "run", shard=Shard(1, 2))
     (tmp_path / "run.shard-mine").mkdir()
     (tmp_path / "run.shard-mine" / "notes.txt").write_text("mine")
     execute(made, tmp_path / "run")
@@ -284,7 +285,7 @@ def test_folders_at_work_are_not_joined(made, tmp_path):
 def test_a_shard_of_a_run_in_the_working_folder_is_beside_it(made, tmp_path, monkeypatch, whole):
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path / "run")
-    execute(made, Path(), share=Shard(1, 2))
+    execute(made, Path(), shard=Shard(1, 2))
     assert (tmp_path / "run.shard-1-of-2" / "synthetic").is_dir()
     execute(made, Path())
     assert synthetic(tmp_path / "run") == whole
@@ -298,19 +299,24 @@ def test_a_shard_that_cannot_be_is_refused(text):
 
 def test_only_generating_is_shared(made, tmp_path):
     with pytest.raises(InputError, match=r"^--shard: .*add --until generate$"):
-        execute(made, tmp_path / "run", until="report", share=Shard(0, 2))
+        execute(made, tmp_path / "run", until="report", shard=Shard(0, 2))
     assert list(tmp_path.glob("run*")) == []
 
 
 def test_the_size_of_blocks_decides_what_is_made_and_the_device_number_does_not(made):
-    def key(*overrides):
+    def digest(*overrides):
         wanted = config.parse(
             yaml.safe_dump(CONTENT | {"data": {"name": "digits"}, "generator": {"kind": "image"}}), overrides
         )
-        return next(key for stage, key in pipeline.keyed(wanted) if stage.name == "generate")
+        digests = pipeline.digests(wanted, Context())
+        return next(digest for stage, _, digest in digests if stage.name == "generate")
 
-    assert key() != key("prompts.block_size=3")
-    assert key("generator.device=cuda:0") == key("generator.device=cuda:3") != key("generator.device=cpu")
+    assert digest() != digest("prompts.block_size=3")
+    assert (
+        digest("generator.device=cuda:0")
+        == digest("generator.device=cuda:3")
+        != digest("generator.device=cpu")
+    )
 
 
 # --- kills
@@ -354,7 +360,7 @@ GENERATORS = {"image": image_content, "speech": speech_content, "files": files_c
 def finish(folder, name, **options):
     """Goes on with a run, or begins it; returns its data set."""
     pipeline.execute(config.load(folder / "c.yaml"), folder / name, until="generate", **options)
-    return None if "share" in options else synthetic(folder / name)
+    return None if "shard" in options else synthetic(folder / name)
 
 
 def write_config(folder, kind):
@@ -376,6 +382,6 @@ def test_shards_in_processes_of_which_one_is_killed(tmp_path, monkeypatch, gener
     write_config(tmp_path, "files")
     whole, part = (generating(tmp_path / "c.yaml", tmp_path / "run", Shard(n, 2)) for n in (0, 1))
     part.kill()
-    assert "shard 0/2 is made, 80 of 160 blocks" in whole.ended()
-    finish(tmp_path, "run", share=Shard(1, 2))
+    assert "shard 0/2 is done, 80 of 160 blocks" in whole.ended()
+    finish(tmp_path, "run", shard=Shard(1, 2))
     assert finish(tmp_path, "run") == finish(tmp_path, "whole")

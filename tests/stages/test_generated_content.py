@@ -5,20 +5,20 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from support.opened import open_run
 
-import genfl.experiment.context
 from genfl import config, pipeline
+from genfl.algorithms.base import HeldSamples
 from genfl.data.budget import budget
-from genfl.data.sources import DIGIT_NAMES
+from genfl.data.sources import DATASETS, DIGIT_NAMES
 from genfl.errors import InputError
-from genfl.experiment.context import held_back_data, private_data
-from genfl.experiment.folder import Run
+from genfl.results.summarise import sent_to_clients
 from genfl.rng import Key
 from genfl.stages import generate
-from genfl.stages.federate import generated_content, trial
-from genfl.stages.federate import stage as federate
-from genfl.stages.federate.generated_content import deal, training_data
-from genfl.storage import read_json, sha256, write_json
+from genfl.stages.allocations import deal
+from genfl.stages.federate import methods as federated
+from genfl.stages.federate.generated_content import check_content
+from genfl.storage import read_json, sha256
 
 CONFIG = """
 name: content
@@ -52,10 +52,15 @@ def synthetic():
 
 @pytest.fixture
 def run(tmp_path):
-    run = Run(config.parse(CONFIG), tmp_path)
-    write_json(run.record("labels"), {"key": "labels", "result": {"found": sorted(DIGIT_NAMES)}})
+    return a_run(tmp_path)
+
+
+def a_run(folder, *overrides):
+    """Opens a run of which the labels are known, and how many samples were generated."""
+    run = open_run(config.parse(CONFIG, overrides), folder)
+    run.record("labels", {"found": sorted(DIGIT_NAMES)})
     for name in ("generate", "pretrain"):
-        write_json(run.record(name), {"key": name, "result": {"samples": 120, "bytes": 5000}})
+        run.record(name, {"samples": 120, "bytes": 5000})
     return run
 
 
@@ -81,14 +86,14 @@ def test_every_sample_is_dealt_to_one_client_and_every_client_gets_its_share():
 
 
 def test_clients_hold_their_own_and_what_the_budget_gives_them(run):
-    own = private_data(run, 0).client_info_table["label_counts"].numpy()
-    data = training_data(run, "mixed", private_data(run, 0), 0, synthetic, None)
+    own = run.private(0).client_info_table["label_counts"].numpy()
+    data = run.training_data("mixed", 0, synthetic())
     found = [np.bincount(POOL[numbers], minlength=10).tolist() for numbers in given(data)]
     assert found == budget("inverse", 60, own).tolist()
-    assert data.generated() == 60
+    assert data.count("generated") == 60
     assert data.client_info_table["label_counts"].tolist() == (own + found).tolist()
     assert data.client_info_table["samples"].tolist() == (own + found).sum(1).tolist()
-    assert given(data) != given(training_data(run, "mixed", private_data(run, 1), 1, synthetic, None))
+    assert given(data) != given(run.training_data("mixed", 1, synthetic()))
 
 
 def test_what_a_method_does_not_say_is_as_in_the_section(run):
@@ -102,55 +107,71 @@ def test_what_a_method_does_not_say_is_as_in_the_section(run):
 
 
 def test_a_share_of_the_clients_may_generate(run):
-    data = training_data(run, "half", private_data(run, 0), 0, synthetic, None)
+    data = run.training_data("half", 0, synthetic())
     counts = list(map(len, given(data)))
     assert sum(counts) == 60
     assert sum(count > 0 for count in counts) <= 3
-    own = private_data(run, 0).client_info_table["samples"]
+    own = run.private(0).client_info_table["samples"]
     assert data.client_info_table["samples"].tolist() == own.tolist(), "weight: private"
-    others = list(map(len, given(training_data(run, "half", private_data(run, 1), 1, synthetic, None))))
+    others = list(map(len, given(run.training_data("half", 1, synthetic()))))
     assert [count > 0 for count in counts] != [count > 0 for count in others]
 
 
 def test_generated_data_alone_has_no_private_sample(run):
-    data = training_data(run, "alone", private_data(run, 0), 0, synthetic, None)
-    assert [data.sizes(k) for k in range(6)] == [(0, 10)] * 6
+    data = run.training_data("alone", 0, synthetic())
+    assert [part.name for part in data.parts] == ["generated"]
+    assert [data.part_sizes(k) for k in range(6)] == [(10,)] * 6
     assert sorted(itertools.chain(*given(data))) != list(range(120))
 
 
 def test_without_a_number_all_there_is_is_dealt_out(run):
-    settings = config.parse(CONFIG, ["content={}", "methods.half.content={weight: private}"])
-    run = Run(settings, run.folder)
-    data = training_data(run, "half", private_data(run, 0), 0, synthetic, None)
+    run = a_run(run.folder, "content={}", "methods.half.content={weight: private}")
+    data = run.training_data("half", 0, synthetic())
     assert sorted(itertools.chain(*given(data))) == list(range(120))
 
 
 def test_what_tests_see_is_never_generated(run):
-    settings = config.parse(CONFIG, ["data.partition.test=0.3"])
-    held = held_back_data(Run(settings, run.folder), 0)[1]
-    assert held.generated() == 0
+    run = a_run(run.folder, "data.partition.test=0.3")
+    held = run.held_back(0)[1]
+    assert held.count("generated") == 0
     assert held.x.max() < 100
-    run = Run(settings, run.folder)
-    kept = training_data(run, "mixed", private_data(run, 0), 0, synthetic, None)
-    assert kept.generated() == 60
+    kept = run.training_data("mixed", 0, synthetic())
+    assert kept.count("generated") == 60
 
 
 # --- how it is trained on
 
 
 def test_methods_differ_in_order_and_filter_and_in_nothing_else(run):
-    schedules = {name: trial.schedule(run.config, method) for name, method in run.config.methods.items()}
+    methods, federation = run.config.methods, run.config.federate
+    schedules = {name: federated.schedule(federation, method) for name, method in methods.items()}
     assert schedules["mixed"] == schedules["plain"] == schedules["equal"] == schedules["alone"]
-    assert schedules["p2g"].order == "p2g"
-    kept = [schedules["chosen"].batches(Key(0), number).keep for number in (1, 2, 3)]
-    assert kept == [None, (0.5, True), (0.5, True)]
+    assert schedules["p2g"].order == (0, 1), "private samples first"
+    task = run.task
+    algorithms = {
+        name: federated.build_algorithm(federation, method, task, {}) for name, method in methods.items()
+    }
+    selects = {name: algorithm.client.select for name, algorithm in algorithms.items()}
+    assert [name for name, select in selects.items() if select] == ["chosen"]
+    x, _ = synthetic()
+    generated = {"x": x[:6], "y": torch.tensor([0, 0, 0, 0, 1, 1])}
+
+    def examples(rows):
+        return {name: value[rows - 4] for name, value in generated.items()}
+
+    message, kept = {"weights": task.init(Key(0))}, []
+    for number in (1, 2, 3):
+        private, chosen = selects["chosen"](message, HeldSamples(number, (4, 6), examples))
+        assert private.tolist() == [0, 1, 2, 3]
+        kept.append(examples(chosen)["y"].tolist())
+    assert kept == [[0, 0, 0, 0, 1, 1], [0, 0, 1], [0, 0, 1]], "half of each class, from round 2"
 
 
 def test_the_server_sends_what_it_generates_for_clients_and_clients_nothing(run):
     methods = run.config.methods
-    assert trial.sent_to_clients(run, methods["mixed"], 60) == 0
-    assert trial.sent_to_clients(run, methods["equal"], 120) == 5000
-    assert trial.sent_to_clients(run, methods["equal"], 30) == 1250
+    assert sent_to_clients(run.run, methods["mixed"], 60) == 0
+    assert sent_to_clients(run.run, methods["equal"], 120) == 5000
+    assert sent_to_clients(run.run, methods["equal"], 30) == 1250
 
 
 # --- what cannot be
@@ -170,9 +191,11 @@ def test_the_server_sends_what_it_generates_for_clients_and_clients_nothing(run)
         ("methods.alone.content.budget=inverse", "methods.alone.data: with seed"),
     ],
 )
-def test_more_than_there_is_and_clients_with_nothing_are_refused_before_anything_works(override, line):
+def test_more_than_there_is_and_clients_with_nothing_are_refused_before_anything_works(
+    tmp_path, override, line
+):
     with pytest.raises(InputError) as caught:
-        federate.STAGE.check(config.parse(CONFIG, [override]))
+        open_run(config.parse(CONFIG, [override]), tmp_path / "run").check("federate")
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
 
@@ -220,10 +243,10 @@ def test_mistakes_are_named(override, line):
     ("method", "options"),
     [("fedet", ["client_models=[{name: mlp, width: 4}]"]), ("dsfl", [])],
 )
-def test_methods_that_send_no_global_model_cannot_filter(method, options):
+def test_methods_that_send_no_global_model_cannot_filter(tmp_path, method, options):
     arm = f"methods.mixed={{algorithm: {method}, data: mixed, content: {{filter: {{share: 0.5}}}}}}"
     with pytest.raises(InputError, match=rf"^methods\.mixed\.content\.filter: {method} sends"):
-        federate.STAGE.check(config.parse(CONFIG, [arm, *options]))
+        open_run(config.parse(CONFIG, [arm, *options]), tmp_path / "run").check("federate")
 
 
 def test_samples_that_were_left_out_lower_the_largest_shares(run, caplog):
@@ -231,8 +254,8 @@ def test_samples_that_were_left_out_lower_the_largest_shares(run, caplog):
     x, y = synthetic()
     kept = torch.ones(120, dtype=torch.bool)
     kept[:7] = False
-    run = Run(config.parse(CONFIG, ["content={samples: 120}"]), run.folder)
-    data = training_data(run, "mixed", private_data(run, 0), 0, lambda: (x[kept], y[kept]), None)
+    run = a_run(run.folder, "content={samples: 120}")
+    data = run.training_data("mixed", 0, (x[kept], y[kept]))
     numbers = given(data)
     assert sorted(itertools.chain(*numbers)) == list(range(7, 120))
     of_short = [sum(number < 12 for number in own) for own in numbers]
@@ -240,13 +263,13 @@ def test_samples_that_were_left_out_lower_the_largest_shares(run, caplog):
     assert "methods.mixed: clients get 7 generated samples less than content.samples" in caplog.text
 
 
-def test_class_names_may_be_spelt_in_two_ways(monkeypatch):
-    data = genfl.experiment.context.data_set(config.parse(CONFIG).data)
+def test_class_names_may_be_spelt_in_two_ways(tmp_path, monkeypatch):
+    data = DATASETS["digits"].load()
     names = [name.replace("one", "e\u0301") for name in data.train.labels]
     decomposed = data._replace(train=data.train._replace(labels=names))
-    for module in ("genfl.experiment.context", "genfl.stages.federate.generated_content"):
-        monkeypatch.setattr(f"{module}.data_set", lambda _: decomposed)
-    generated_content.check(config.parse(CONFIG))
+    monkeypatch.setitem(DATASETS, "decomposed", DATASETS["digits"]._replace(load=lambda: decomposed))
+    run = open_run(config.parse(CONFIG, ["data.name=decomposed"]), tmp_path)
+    check_content(run.step("federate").inputs, run.context)
 
 
 # --- a run

@@ -1,22 +1,19 @@
 """Clients that generate from their own real examples."""
 
 import itertools
-from functools import partial
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from PIL import Image
+from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.experiment.context import data_set, indices, private_data, train_test_rows
-from genfl.experiment.folder import Run
+from genfl.experiment.context import class_indices
 from genfl.stages import guided
-from genfl.stages.federate import stage as federate
-from genfl.stages.federate import trial
-from genfl.stages.federate.generated_content import label_counts, training_data
 from genfl.storage import read_json, sha256
 
 CONFIG = """
@@ -42,24 +39,24 @@ methods:
 def run(tmp_path_factory):
     settings, folder = config.parse(CONFIG), tmp_path_factory.mktemp("guided") / "run"
     pipeline.execute(settings, folder)
-    return Run(settings, folder)
+    return open_run(settings, folder)
 
 
 def own_classes(run, seed):
-    return label_counts(run.config, run.labels, seed) > 0
+    return run.label_counts(seed) > 0
 
 
 def test_alike_content_is_generated_once(run):
-    kinds = guided.wanted(run.config)
+    kinds = run.guided_kinds()
     assert sorted(kind.guidance for kind in kinds) == ["mixed", "real"]
     assert len(list((run.folder / "guided").glob("*/seed-*"))) == 4
 
 
 def test_real_guidance_is_never_of_a_class_the_client_lacks(run):
-    for kind, seed in itertools.product(guided.wanted(run.config), run.config.seeds):
-        y = indices(data_set(run.config.data).train, run.labels).numpy()
-        kept, _ = train_test_rows(run.config, seed)
-        for block in guided._blocks(run, kind, seed):
+    for kind, seed in itertools.product(run.guided_kinds(), run.config.seeds):
+        y = class_indices(run.data.train, run.labels).numpy()
+        kept = run.train_rows(seed)
+        for block in run.guided_blocks(kind, seed):
             for prompt, rows in zip(block.prompts, block.guides, strict=True):
                 assert len(rows) == 1
                 assert set(rows) <= set(kept[block.client].tolist()), "its own examples"
@@ -69,7 +66,7 @@ def test_real_guidance_is_never_of_a_class_the_client_lacks(run):
 def test_real_moves_the_budget_to_the_classes_a_client_has(run):
     kind = run.config.methods["real"].content
     for seed in run.config.seeds:
-        _, y, parts = guided.read(run, kind, seed)
+        _, y, parts = run.guided(kind, seed)
         own = own_classes(run, seed)
         found = np.stack([np.bincount(y[part], minlength=10) for part in parts])
         assert found.sum(1).tolist() == [20, 20, 20]
@@ -80,23 +77,21 @@ def test_real_moves_the_budget_to_the_classes_a_client_has(run):
 def test_mixed_is_half_and_half_where_the_client_has_the_class(run):
     kind = run.config.methods["mixed"].content
     for seed in run.config.seeds:
-        _, y, parts = guided.read(run, kind, seed)
+        _, y, parts = run.guided(kind, seed)
         by_example = np.stack([np.bincount(y[part], minlength=10) for part in parts])
         assert by_example.tolist() == np.where(own_classes(run, seed), 1, 0).tolist()  # of two for each class
 
 
 def test_clients_hold_what_was_guided_and_what_was_not(run):
-    counts = label_counts(run.config, run.labels, 0)
-
-    def pool():
-        x = torch.full((60, 1, 8, 8), 7.0)
-        return x, torch.arange(60) % 10
+    counts = run.label_counts(0)
+    pool = torch.full((60, 1, 8, 8), 7.0), torch.arange(60) % 10
+    opened = open_run(run.config, run.folder)
 
     for name in ("real", "mixed"):
-        data = training_data(run, name, private_data(run, 0), 0, pool, partial(guided.read, run))
-        assert data.generated() == 60
+        data = opened.training_data(name, 0, pool)
+        assert data.count("generated") == 60
         for client in range(3):
-            private, made = data.sizes(client)
+            private, made = data.part_sizes(client)
             assert (private, made) == (counts[client].sum(), 20)
             x = data.batch(client, torch.arange(private, private + made))["x"]
             pooled = int((x == 7).flatten(1).all(1).sum())
@@ -105,13 +100,13 @@ def test_clients_hold_what_was_guided_and_what_was_not(run):
 
 
 def test_samples_say_that_they_were_guided_and_are_no_copies(run):
-    real = {tuple(x.flatten().tolist()) for x in data_set(run.config.data).train.x}
-    for kind, seed in itertools.product(guided.wanted(run.config), run.config.seeds):
-        data = SyntheticData.open(guided._folder(run, kind, seed))
+    real = {tuple(x.flatten().tolist()) for x in run.data.train.x}
+    for kind, seed in itertools.product(run.guided_kinds(), run.config.seeds):
+        data = SyntheticData.open(run.guided_folder(kind, seed))
         assert data.missing() == []
         rows = pyarrow.parquet.read_table(data.files()[0]).to_pylist()
         assert all(row["guided"] for row in rows)
-        x, _, _ = guided.read(run, kind, seed)
+        x, _, _ = run.guided(kind, seed)
         assert not real & {tuple(made.flatten().tolist()) for made in x}
         card = (data.folder / "README.md").read_text()
         assert "strength: 0.3" in card
@@ -120,9 +115,8 @@ def test_samples_say_that_they_were_guided_and_are_no_copies(run):
 
 def test_only_what_decides_the_samples_makes_them_again(run, tmp_path):
     def made(*overrides):
-        settings = config.parse(CONFIG, overrides)
-        other = Run(settings, run.folder)
-        return {guided._folder(other, kind, 0).parent.name for kind in guided.wanted(settings)}
+        other = open_run(config.parse(CONFIG, overrides), run.folder)
+        return {other.guided_folder(kind, 0).parent.name for kind in other.guided_kinds()}
 
     before = made()
     assert made("content.weight=private", "content.filter={share: 0.5}", "federate.rounds=9") == before
@@ -134,10 +128,10 @@ def test_only_what_decides_the_samples_makes_them_again(run, tmp_path):
         "generator.steps=3",
     ):
         assert not made(change) & before
-    one = config.parse(CONFIG, ["seeds=[0]"])
-    keys = {name: trial.key(Run(one, run.folder), method, 0) for name, method in one.methods.items()}
-    again = {name: trial.key(run, method, 0) for name, method in run.config.methods.items()}
-    assert keys == again, "another seed trains nothing anew"
+    one = open_run(config.parse(CONFIG, ["seeds=[0]"]), run.folder)
+    digests = {name: one.trial_digest(name, 0) for name in one.config.methods}
+    again = {name: run.trial_digest(name, 0) for name in run.config.methods}
+    assert digests == again, "another seed trains nothing anew"
 
 
 def test_the_report_says_what_clients_made(run):
@@ -192,6 +186,7 @@ def test_guides_take_turns():
 def test_what_cannot_be_guided_is_refused(tmp_path):
     for label in "ab":
         (tmp_path / label).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / label / "0.png")
     for override in (f"generator={{kind: files, path: {tmp_path}}}",):
         with pytest.raises(InputError, match=r"content\.guidance: no real example can guide files"):
-            federate.STAGE.check(config.parse(CONFIG, [override]))
+            open_run(config.parse(CONFIG, [override]), tmp_path / "run").check("federate")

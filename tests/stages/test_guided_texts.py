@@ -4,14 +4,10 @@ import itertools
 import json
 
 import pytest
+from support.opened import open_run
 
-import genfl.experiment.context
 from genfl import config, pipeline
 from genfl.errors import InputError
-from genfl.experiment.context import data_set
-from genfl.experiment.folder import Run
-from genfl.stages import guided
-from genfl.stages.federate import stage as federate
 
 CONFIG = """
 {name: t, model: {name: lstm, embedding: 4, width: 4}, seeds: [0],
@@ -38,21 +34,20 @@ def parse(tmp_path, monkeypatch, chat_server):
     (tmp_path / "data").mkdir()
     for split, rows in (("train", ROWS), ("test", ROWS[::5])):
         (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    genfl.experiment.context._load.cache_clear()
-    yield lambda *overrides: config.parse(
+    return lambda *overrides: config.parse(
         CONFIG, [f"data.path={tmp_path / 'data'}", f"generator.base_url={chat_server.url}", *overrides]
     )
-    genfl.experiment.context._load.cache_clear()
 
 
 def test_queries_show_the_clients_own_texts_of_the_class(parse, tmp_path, chat_server):
     chat_server.behave = lambda query, seed, number: f"written text {number}"
     settings = parse()
     summary = pipeline.execute(settings, tmp_path / "run")
-    run, data = Run(settings, tmp_path / "run"), data_set(settings.data)
+    run = open_run(settings, tmp_path / "run")
+    data = run.data
     assert summary["guided"]["samples"] == summary["methods"]["fedgc"]["generated_samples"] == 12
-    (kind,) = guided.wanted(settings)
-    blocks = list(guided._blocks(run, kind, 0))
+    (kind,) = run.guided_kinds()
+    blocks = run.guided_blocks(kind, 0)
     texts = {row["text"] for row in ROWS}
     queries = [request["messages"][-1]["content"] for _, request in chat_server.asked]
     shown = [sorted(text for text in texts if text in query) for query in queries if "Real examples" in query]
@@ -71,8 +66,8 @@ def test_queries_show_the_clients_own_texts_of_the_class(parse, tmp_path, chat_s
         ("generator.shots=0", "generator.shots is 0, so no real example is shown"),
     ],
 )
-def test_who_may_not_see_them_is_asked_nothing(parse, chat_server, override, why):
+def test_who_may_not_see_them_is_asked_nothing(parse, tmp_path, chat_server, override, why):
     with pytest.raises(InputError) as caught:
-        federate.STAGE.check(parse(override))
+        open_run(parse(override), tmp_path / "run").check("federate")
     assert str(caught.value).startswith(f"methods.fedgc.content.guidance: {why}")
     assert chat_server.asked == []

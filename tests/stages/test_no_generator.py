@@ -8,6 +8,7 @@ import pytest
 
 from genfl import config, pipeline
 from genfl.errors import InputError
+from genfl.experiment.context import Context
 
 CONFIG = """
 name: baselines
@@ -97,8 +98,14 @@ def test_methods_do_what_they_do_beside_a_generator(done, tmp_path):
     ],
 )
 def test_another_config_is_not_up_to_date(change):
+    context = Context()
     before, after = (
-        {stage.name: key for stage, key in pipeline.keyed(pipeline.checked(settings("none", *overrides)))}
+        {
+            stage.name: digest
+            for stage, _, digest in pipeline.digests(
+                pipeline.checked(settings("none", *overrides), context), context
+            )
+        }
         for overrides in ((), (change,))
     )
     assert before["federate"] != after["federate"]

@@ -6,11 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from support.opened import open_run
 
 from genfl import config, pipeline
-from genfl.data.sources import DATASETS, DataEntry, DataSet, LabelledExamples, digits, to_image
-from genfl.experiment.context import held_back_data, private_data, task_of
-from genfl.experiment.folder import Run
+from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, digits, to_image
 from genfl.learning.evaluate import evaluate
 from genfl.learning.task import from_state_dict
 from genfl.rng import Key
@@ -38,7 +37,7 @@ def content(tmp_path_factory):
     data, samples = digits(), tmp_path_factory.mktemp("samples")
     owners = [f"p{k:03}" for k in range(10) for _ in range(k + 1)]
     owners += ["rest"] * (len(data.train.labels) - len(owners))
-    train = LabelledExamples(data.train.x, data.train.labels, owners)
+    train = Examples(data.train.x, data.train.labels, owners)
     DATASETS["written"] = DataEntry(lambda: DataSet(train, *data[1:]), "image", "")
     for label in set(train.labels):
         (samples / label).mkdir()
@@ -53,13 +52,12 @@ def done(content, tmp_path_factory):
     """The run, and its summary."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     summary = pipeline.execute(config.parse(content), folder)
-    return Run(config.load(folder / "config.yaml"), folder), summary
+    return open_run(config.load(folder / "config.yaml"), folder), summary
 
 
 def final(run, *place):
-    task = task_of(run)
     tensors, _ = load_tensors(run.folder.joinpath(*place, "model.safetensors"))
-    return from_state_dict(tensors, like=task.init(Key(0)))
+    return from_state_dict(tensors, like=run.task.init(Key(0)))
 
 
 def test_the_global_model_is_tested_on_what_clients_held_back(done):
@@ -70,10 +68,10 @@ def test_the_global_model_is_tested_on_what_clients_held_back(done):
         ("synthetic_only", ("pretrain",)),
     ):
         for number, seed in enumerate(run.config.seeds):
-            testing, data = held_back_data(run, seed)
+            testing, data = run.held_back(seed)
             model = final(run, *place, f"seed-{seed}")
             rows = data.rows
-            pooled = evaluate(task_of(run), model, data.prepare(data.x[rows]), data.y[rows])
+            pooled = evaluate(run.task, model, data.prepare(data.x[rows]), data.y[rows])
             found = summary["methods"][name]["clients"]
             assert found["accuracy"]["per_seed"][number] == pytest.approx(pooled["accuracy"], abs=1e-12)
             assert (found["tested"][number], found["samples"][number]) == (len(testing), len(rows))
@@ -81,12 +79,12 @@ def test_the_global_model_is_tested_on_what_clients_held_back(done):
 
 def test_a_client_alone_tests_its_own_model(done):
     run, summary = done
-    testing, data = held_back_data(run, 0)
+    testing, data = run.held_back(0)
     accuracies = []
     for number, client in enumerate(testing):
         model = final(run, "federate", "alone", f"seed-0-client-{client}")
         batch = data.batch(number, torch.arange(data.samples(number)))
-        accuracies.append(evaluate(task_of(run), model, **batch)["accuracy"])
+        accuracies.append(evaluate(run.task, model, **batch)["accuracy"])
     found = summary["methods"]["alone"]["clients"]
     assert found["worst"]["per_seed"][0] == min(accuracies)
     weights = [data.samples(number) for number in range(len(testing))]
@@ -97,8 +95,8 @@ def test_what_is_held_back_is_nobodys_training_data(done):
     run, _ = done
     assert run.config.data.partition.clients == 9, "p000 and p001 have too few"
     for seed in run.config.seeds:
-        testing, data = held_back_data(run, seed)
-        trained = private_data(run, seed)
+        testing, data = run.held_back(seed)
+        trained = run.private(seed)
         assert len(trained) == 9
         assert not set(data.rows.tolist()) & set(trained.rows.tolist())
         assert len(data.rows) + len(trained.rows) == 1437 - 1 - 2

@@ -1,27 +1,26 @@
 """Pre-training that starts from an existing model, and methods that start from it as it is."""
 
+import dataclasses
 import json
 import logging
-from functools import partial
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from support.opened import open_run
 
-import genfl.experiment.context
 from genfl import config, pipeline
 from genfl.errors import InputError
-from genfl.experiment.context import initial_key, private_data, task_of
-from genfl.experiment.folder import Run
+from genfl.experiment.context import Context, class_indices, initial_key
 from genfl.learning.evaluate import evaluate
 from genfl.models import MODELS
 from genfl.models.resnet import resnet18, resnet20
 from genfl.report import text
 from genfl.stages import pretrain
-from genfl.stages.federate import trial
-from genfl.stages.federate.generated_content import training_data
+from genfl.stages.base import Upstream
+from genfl.stages.pretrain import ModelInputs
 from genfl.storage import load_tensors
 
 CONFIG = """
@@ -57,14 +56,12 @@ def parse(tmp_path, monkeypatch):
     """Reads the config, with data to train on and no caches but the test's own."""
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    genfl.experiment.context._load.cache_clear()
     own, made = draw(tmp_path / "own", 12, seed=0), draw(tmp_path / "made", 6, seed=1)
 
     def parse(*overrides):
         return config.parse(CONFIG, [f"data.path={own}", f"generator.path={made}", *overrides])
 
-    yield parse
-    genfl.experiment.context._load.cache_clear()
+    return parse
 
 
 def trained(model):
@@ -96,33 +93,40 @@ def flat(weights):
     return weights["params"] | weights["buffers"]
 
 
+def model_inputs(settings):
+    """Returns the inputs that are about the model, and the task of two classes."""
+    context = Context()
+    task = context.classify(settings.data, settings.model, 2, settings.precision)
+    return ModelInputs.of(settings, context), task
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_all_but_a_head_of_other_classes_is_the_existing_models(parse, tmp_path, caplog, suffix):
     source = trained(resnet20((3, 8, 8), 7))
     path = saved(source, tmp_path / f"existing{suffix}")
     settings = parse(f"pretrain.init={path}")
-    task = pretrain.fitting("model", settings, settings.model, 2)
+    model, task = model_inputs(settings)
     before = torch.get_rng_state()
-    found = flat(pretrain.initial(settings, task, seed=3))
+    found = flat(model.weights(task, seed=3)[0])
     assert torch.equal(torch.get_rng_state(), before)
     with caplog.at_level(logging.INFO, "genfl"):
-        pretrain.check_initial(settings, task)
+        model.check(task, settings.seeds[0])
     assert f"the weights of {path}, but for a new head (fc.weight, fc.bias)" in caplog.text
     fresh, theirs = flat(task.init(initial_key(3))), source.state_dict()
     assert list(found) == list(fresh), "in the model's own order"
     for name, value in found.items():
         assert torch.equal(value, fresh[name] if name.startswith("fc.") else theirs[name]), name
-    other = flat(pretrain.initial(settings, task, seed=4))
+    other = flat(model.weights(task, seed=4)[0])
     assert not torch.equal(other["fc.weight"], found["fc.weight"]), "the head is the seed's"
 
 
 def test_a_head_of_as_many_classes_is_kept(parse, tmp_path, caplog):
     source = trained(resnet20((3, 8, 8), 2))
     settings = parse(f"pretrain.init={saved(source, tmp_path / 'existing.pth')}")
-    task = pretrain.fitting("model", settings, settings.model, 2)
+    model, task = model_inputs(settings)
     with caplog.at_level(logging.INFO, "genfl"):
-        pretrain.check_initial(settings, task)
-    found = flat(pretrain.initial(settings, task, seed=3))
+        model.check(task, settings.seeds[0])
+    found = flat(model.weights(task, seed=3)[0])
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in found.items())
     assert caplog.messages == [f"pretrain.init: the weights of {tmp_path / 'existing.pth'}"]
 
@@ -130,12 +134,12 @@ def test_a_head_of_as_many_classes_is_kept(parse, tmp_path, caplog):
 def test_methods_and_pretraining_start_from_it(parse, tmp_path, weights_file):
     settings = parse(f"pretrain.init={weights_file}")
     summary = pipeline.execute(settings, tmp_path / "run")
-    run, data = Run(settings, tmp_path / "run"), genfl.experiment.context.data_set(settings.data)
-    task = task_of(run)
-    y = genfl.experiment.context.indices(data.test, run.labels)
+    run = open_run(settings, tmp_path / "run")
+    data, task = run.data, run.task
+    y = class_indices(data.test, run.labels)
     traces = run.result("federate")["methods"]
     for seed in settings.seeds:
-        start = pretrain.initial(settings, task, seed)
+        start = run.initial(seed)
         trained_on, _ = load_tensors(run.folder / "pretrain" / f"seed-{seed}" / "model.safetensors")
         for name, value in start["params"].items():  # its learning rate is as good as nothing
             torch.testing.assert_close(trained_on[name], value, rtol=1e-6, atol=1e-6)
@@ -184,20 +188,21 @@ def test_its_content_counts_and_not_its_place(parse, tmp_path, weights_file):
     copy.write_bytes(weights_file.read_bytes())
     moved = parse(f"pretrain.init={copy}", "seeds=[0]")
 
-    def key(settings, method):
-        return trial.key(Run(settings, tmp_path / "run"), settings.methods[method], 0)
+    def digests(settings):
+        run = open_run(settings, tmp_path / "run")
+        return {method: run.trial_digest(method, 0) for method in settings.methods}
 
     def state(settings):
         pipeline.execute(settings, tmp_path / "run", until="labels", update=True)
         return {row.name: row.state for row in pipeline.status(tmp_path / "run")}["pretrain"]
 
-    before = {method: key(settings, method) for method in settings.methods}
+    before = digests(settings)
     assert state(moved) == "done"
-    assert {method: key(moved, method) for method in moved.methods} == before
+    assert digests(moved) == before
     torch.manual_seed(2)
     saved(resnet20((3, 8, 8), 7), copy)
     assert state(moved) == "missing"
-    after = {method: key(moved, method) for method in moved.methods}
+    after = digests(moved)
     assert after["existing"] != before["existing"]
     assert after["scratch"] == before["scratch"]
 
@@ -208,10 +213,10 @@ def test_imagenet_is_torchvisions_file_where_torch_hub_keeps_it(parse, tmp_path,
     source = resnet18((3, 224, 224), 1000)
     saved(source, tmp_path / "torch" / "hub" / "checkpoints" / file)
     settings = parse("model.name=resnet18", "data.size=[32, 32]", "pretrain.init=imagenet")
-    task = pretrain.fitting("model", settings, settings.model, 2)
-    found = flat(pretrain.initial(settings, task, seed=0))
+    model, task = model_inputs(settings)
+    found = flat(model.weights(task, seed=0)[0])
     assert all(torch.equal(v, source.state_dict()[n]) for n, v in found.items() if not n.startswith("fc."))
-    assert pretrain.initial_digest(settings) is not None
+    assert model.initial is not None
 
 
 def refused(settings, line, folder):
@@ -291,15 +296,12 @@ def test_clients_change_what_the_config_says(parse, tmp_path, data, private, gen
     assert settings.federate.local.augment.data == ["private", "generated"]
     mixed = ("methods.existing.start=random", "methods.mixed={algorithm: fedavg, data: mixed}")
     settings = parse(*mixed, f"federate.local.augment={{flip: true, data: {data}}}")
-    run = Run(settings, tmp_path / "run")
-    pipeline.execute(settings, run.folder, until="generate")
-    held = training_data(
-        run, "mixed", private_data(run, 0), 0, partial(genfl.stages.generate.read, run), None
-    )
-    assert [augment is not None for _, augment in held.augments] == [private, generated]
+    pipeline.execute(settings, tmp_path / "run", until="generate")
+    held = open_run(settings, tmp_path / "run").training_data("mixed", 0)
+    assert [part.augment is not None for part in held.parts] == [private, generated]
     off = parse("methods.existing.start=random", f"federate.local.augment={{data: {data}}}")
-    held = private_data(Run(off, run.folder), 0)
-    assert [augment for _, augment in held.augments] == [None]
+    held = open_run(off, tmp_path / "run").private(0)
+    assert [part.augment for part in held.parts] == [None]
 
 
 def test_augmentation_changes_what_is_learned_and_a_run_can_be_repeated(parse, tmp_path):
@@ -373,32 +375,41 @@ def test_what_is_generated_anew_is_learnt_anew(parse, tmp_path, change):
 def test_a_model_depends_on_what_it_learns_from_and_how(parse, tmp_path, monkeypatch):
     settings = parse("seeds=[0]", "methods.existing={algorithm: fedavg}")
     pipeline.execute(settings, tmp_path / "run", until="generate")
-    run = Run(settings, tmp_path / "run")
-    known = pretrain.key(run, 0)
-    assert pretrain.key(run, 0) == known != pretrain.key(run, 1)
+    run = open_run(settings, tmp_path / "run")
+    known = run.pretrain_digest(0)
+    assert run.pretrain_digest(0) == known != run.pretrain_digest(1)
 
     def changed(place, name, value):
         with monkeypatch.context() as change:
             change.setattr(place, name, value)
-            return pretrain.key(run, 0) != known
+            return run.pretrain_digest(0) != known
 
-    assert changed(Run, "key", lambda self, stage: f"another {stage}")
-    assert changed(Run, "labels", ["black", "grey"])
-    assert changed(pretrain, "STAGE", pretrain.STAGE._replace(version=pretrain.STAGE.version + 1))
+    assert changed(Upstream, "digest", lambda self, stage: f"another {stage}")
+    assert changed(Upstream, "labels", ["black", "grey"])
+    newer = dataclasses.replace(pretrain.STAGE, version=pretrain.STAGE.version + 1)
+    assert changed(pretrain, "STAGE", newer)
     assert not changed(pretrain, "STAGE", pretrain.STAGE)
 
 
-def test_a_model_of_texts_depends_on_the_words_they_are_read_by(parse, tmp_path, monkeypatch):
-    settings = parse("methods.existing={algorithm: fedavg}")
-    texts = settings.data.model_copy(update={"tokenizer": "generated"})
-    settings = settings.model_copy(update={"data": texts})
-    monkeypatch.setattr(pretrain, "_recipe", lambda config: [])
-    monkeypatch.setattr(Run, "labels", [])
-    keys = []
+def test_a_model_of_texts_depends_on_the_words_they_are_read_by(parse, tmp_path):
+    for place in ("texts", "written"):
+        (tmp_path / place).mkdir()
+        rows = [{"text": f"{label} {n}", "label": label} for label in LABELS for n in range(6)]
+        (tmp_path / place / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = parse(
+        f"data={{name: texts, path: {tmp_path / 'texts'}, tokenizer: generated, partition: {{clients: 2}}}}",
+        f"generator.path={tmp_path / 'written'}",
+        "model=lstm",
+        "methods.existing={algorithm: fedavg}",
+    )
+    run = open_run(settings, tmp_path / "run")
+    run.record("labels", {"found": LABELS})
+    run.record("generate", {})
+    digests = []
     for version in "112":
-        monkeypatch.setattr(Run, "key", lambda self, stage, v=version: v if stage == "vocabulary" else stage)
-        keys.append(pretrain.key(Run(settings, tmp_path), 0))
-    assert keys[0] == keys[1] != keys[2]
+        run.record("vocabulary", {}, digest=version)
+        digests.append(run.pretrain_digest(0))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_what_is_taken_over_is_all_there_is(parse, tmp_path):
@@ -417,7 +428,7 @@ def test_the_status_of_a_run_whose_labels_are_being_found_again(parse, tmp_path)
         record = json.loads((tmp_path / "run" / "stages" / f"{stage}.json").read_text())
         pipeline._write_record(
             tmp_path / "run" / "stages" / f"{stage}.json",
-            {"stage": stage, "key": record["key"], "done": False},
+            {"stage": stage, "digest": record["digest"], "done": False},
         )
     states = {row.name: (row.state, row.progress) for row in pipeline.status(tmp_path / "run")}
     assert states["labels"] == states["federate"] == ("partial", "")
