@@ -17,6 +17,7 @@ from genfl import config, pipeline
 from genfl.config import Config, Section
 from genfl.config.section import Choice
 from genfl.data.sources import DATASETS, DataEntry, Examples, digits
+from genfl.errors import InputError
 from genfl.experiment.context import Context
 
 FEDERATE = {"federate", "report"}
@@ -677,3 +678,11 @@ def test_a_second_run_sees_a_model_that_changed(parse, tmp_path, monkeypatch):
     write_tokenizer(tmp_path / "tokenizer.json", "great")
     third = digests()
     assert {stage for stage in first if third[stage] != second[stage]} == EVERYTHING
+
+
+def test_a_folder_is_looked_through_for_each_modality(parse, paths, tmp_path):
+    """As in a sweep over data sets, whose runs share a context."""
+    context, generator = Context(), "generator={kind: files, path: $images}"
+    open_run(parse("images", generator), tmp_path, context).step("generate")
+    with pytest.raises(InputError, match=r"^generator\.path: no Parquet files and no files of clips in "):
+        open_run(parse("sounds", generator), tmp_path, context).step("generate")

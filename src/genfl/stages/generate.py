@@ -65,7 +65,8 @@ class GeneratorInputs:
         options = config.generator.model_dump(exclude={"kind"})
         entry = GENERATORS[config.generator.kind]
         fingerprint = context.once(
-            ("generator", config.generator.kind, str(options)), lambda: entry.fingerprint(options, modality)
+            ("generator", config.generator.kind, str(options), modality),
+            lambda: entry.fingerprint(options, modality),
         )
         return cls(deciding(config.generator, PLACES | GUIDED), fingerprint, config.generator, modality)
 

@@ -36,7 +36,7 @@ class ChoiceInputs:
     model: Model
     data: DataInputs
     partition: Partition
-    federation: Annotated[Federation, Without({"rounds", "evaluate_every", "checkpoint_every"})]
+    federation: Annotated[Federation, Without({"rounds", "evaluate_every", "checkpoint_every", "fast"})]
 
 
 class EngineChoice:
