@@ -461,8 +461,9 @@ class TestConfig:
     @pytest.fixture
     def mine(self, tmp_path):
         folder = tables(tmp_path / "d", train=ROWS, test=TEST)
+        paths = [f"data.path={folder}", f"generator.path={folder}"]
         return lambda *overrides: config.parse(
-            BASE, [f"data.path={folder}", "data.partition={kind: iid, clients: 3}", *overrides]
+            BASE, [*paths, "data.partition={kind: iid, clients: 3}", *overrides]
         )
 
     def test_the_vocabulary_follows_the_tokenizer(self, mine, words):
