@@ -9,7 +9,7 @@ import torch
 from support.opened import open_run
 
 from genfl import config, pipeline
-from genfl.data.sources import DATASETS, DataEntry, DataSet, Examples, digits, to_image
+from genfl.data.sources import DATASETS, DataEntry, DataSet, LabelledExamples, digits, to_image
 from genfl.learning.evaluate import evaluate
 from genfl.learning.task import from_state_dict
 from genfl.rng import Key
@@ -37,7 +37,7 @@ def content(tmp_path_factory):
     data, samples = digits(), tmp_path_factory.mktemp("samples")
     owners = [f"p{k:03}" for k in range(10) for _ in range(k + 1)]
     owners += ["rest"] * (len(data.train.labels) - len(owners))
-    train = Examples(data.train.x, data.train.labels, owners)
+    train = LabelledExamples(data.train.x, data.train.labels, owners)
     DATASETS["written"] = DataEntry(lambda: DataSet(train, *data[1:]), "image", "")
     for label in set(train.labels):
         (samples / label).mkdir()
