@@ -1,4 +1,4 @@
-"""Which engine runs a federation."""
+"""The choice of an engine for a federation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from genfl.algorithms.base import Algorithm, run_once
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
-from genfl.engines.fast.allocator import keeping_memory
+from genfl.engines.fast import keeping_memory
 from genfl.engines.in_process import InProcess, sequential
 from genfl.engines.per_client import PerClientRunner
 from genfl.engines.pool import WorkerPool, cores, refusal
@@ -39,29 +39,29 @@ EXACT = {"parallel", "sequential"}
 """Engines that give the same bits; those of `vectorized` agree with them to rounding."""
 
 SHORT = 10_000_000
-"""Floating point operations of a batch's forward pass up to which calling them takes longer than they do."""
+"""Floating point operations of a batch's forward pass up to which overhead takes most of a step's time."""
 
 ALIKE = 0.9
-"""Share of all steps that clients must take together: as many of them each, with batches of the same size."""
+"""Least share of all steps that clients of as many steps and of the same batch size take."""
 
 UNBATCHED = "There is a performance drop"
 """How torch's warning begins when vmap runs an operation once for each client."""
 
 
 class Choice(NamedTuple):
-    """Whether clients run in batches, and why."""
+    """The decision whether clients run in batches, and its reason."""
 
     batched: bool
     why: str
 
 
 def choose(task: Task, weights: Weights, data: ClientData, schedule: Schedule) -> Choice:
-    """Decides whether ``auto`` runs clients in batches (`vectorized`) or one by one: what is faster on a CPU.
+    """Decide whether ``auto`` runs clients in batches (`vectorized`) or one by one: what is faster on a CPU.
 
-    Batches pay where steps are short, every core gets a batch, and clients go through the same steps: each
-    number of clients still at work, and each batch size, is a program of its own to record. This is a rule
-    about the federation and the number of cores, and no measurement, so that a result's bits do not depend on
-    what else a machine does.
+    Batches pay where steps are short, every core gets a batch, and clients take the same steps: each number
+    of clients still at work, and each batch size, needs a recording of its own. The rule looks at the
+    federation and the number of cores, and measures nothing. So a result's bits do not depend on what else
+    the machine does.
 
     Args:
         task: What is learned.
@@ -86,7 +86,7 @@ def choose(task: Task, weights: Weights, data: ClientData, schedule: Schedule) -
 
 
 def _alike(data: ClientData, schedule: Schedule) -> tuple[float, int]:
-    """Returns the largest share of all steps that clients take together, and one of these clients."""
+    """Return the largest share of all steps that clients take together, and one of these clients."""
     sizes = np.diff(data.ends, prepend=0)
     widths = np.minimum(sizes, schedule.batch_size)
     if schedule.local_steps is None:
@@ -99,22 +99,25 @@ def _alike(data: ClientData, schedule: Schedule) -> tuple[float, int]:
     return float(taken.max() / steps.sum()), int(first[taken.argmax()])
 
 
-def obstacle(algorithm: Algorithm, weights: Weights, data: ClientData, schedule: Schedule) -> str | None:
-    """Says why an algorithm's clients cannot run in batches; None if two took a step together.
+def obstacle(
+    algorithm: Algorithm, weights: Weights, data: ClientData, schedule: Schedule, *, fast: bool = True
+) -> str | None:
+    """Return why an algorithm's clients cannot run in batches; None if two took a step together.
 
     Args:
         algorithm: What clients and server compute.
         weights: The initial global model.
         data: What the clients hold.
         schedule: Rounds, cohorts, local work.
+        fast: Whether the fast path may be used.
     """
     if not algorithm.same_form:
         return "clients' models differ in form"
     try:
-        stepped = together(algorithm, weights, data, schedule)
-    except Exception as error:  # whatever it is, one client after the other is what everything can do
+        stepped = together(algorithm, weights, data, schedule, fast=fast)
+    except Exception as error:  # whatever it is, clients can run one by one
         return shorten(str(error), 100) or type(error).__name__
-    return next((why for done in stepped for why in done.refused.values()), None)
+    return next((why for results in stepped for why in results.refused.values()), None)
 
 
 def together(
@@ -123,8 +126,10 @@ def together(
     data: ClientData,
     schedule: Schedule,
     clients: Sequence[int] = (0, 1),
+    *,
+    fast: bool = True,
 ) -> list[ClientResults]:
-    """Lets clients take a step together.
+    """Return the results of some clients that take one step together.
 
     Args:
         algorithm: What clients and server compute.
@@ -132,15 +137,16 @@ def together(
         data: What the clients hold.
         schedule: Rounds, cohorts, local work.
         clients: Their numbers.
+        fast: Whether the fast path may be used.
 
     Raises:
         Exception: They cannot: whatever the batching of an operation raises.
     """
     with one_thread(), warnings.catch_warnings():
         warnings.filterwarnings("error", message=UNBATCHED)
-        client_info = run_once(algorithm.census, {}, {}, data.client_info(0))[0]
-        message = algorithm.send(algorithm.init(weights, client_info, Key(0)))
-        client_tasks = [
+        sums = run_once(algorithm.census, {}, {}, data.client_info(0))[0]
+        message = algorithm.send(algorithm.init(weights, sums, Key(0)))
+        tasks = [
             ClientTask(
                 client,
                 algorithm.address(message, client),
@@ -150,32 +156,38 @@ def together(
             )
             for client in clients
         ]
-        return list(VmapRunner(data)(algorithm.client, client_tasks, ResultTemplates(algorithm.client, data)))
+        runner = VmapRunner(data, accelerated=fast)
+        return list(runner(algorithm.client, tasks, ResultTemplates(algorithm.client, data)))
 
 
 @contextlib.contextmanager
-def engine(name: Name, data: BatchedDataView, cohort: int, device: torch.device = CPU) -> Iterator[Engine]:
-    """Opens an engine for the length of a federation.
+def engine(
+    name: Name, data: BatchedDataView, cohort: int, device: torch.device = CPU, *, fast: bool = True
+) -> Iterator[Engine]:
+    """Open an engine for the length of a federation.
 
     Args:
-        name: ``auto`` runs clients one by one: it is ``parallel`` where there are several cores, several
-            clients in a round, and Linux without an accelerator, whose processes fork safely; ``sequential``
-            elsewhere, with the same bits. Whether to batch clients instead, `choose` says.
+        name: ``auto`` runs clients one by one. It uses worker processes, as ``parallel`` does, on Linux
+            without an accelerator, where processes fork safely, if there are several cores and several
+            clients in a round. Elsewhere it runs them in this process, with the same bits. `choose` says
+            whether to batch clients instead.
         data: What the clients hold.
         cohort: Clients in a round.
         device: Where they compute.
+        fast: Whether the fast path may be used (see `genfl.engines.fast`); ``sequential`` never replays.
     """
     forks = sys.platform == "linux" and refusal() is None and cores() > 1 and cohort > 1
-    with keeping_memory():
+    with keeping_memory(fast):
         if name == "sequential":
             yield sequential(data)
             return
         runner: Runner
         if name == "vectorized":
-            runner = VmapRunner(data, shares=SHARES if device == CPU else 1)  # a GPU takes a whole cohort
+            shares = SHARES if device == CPU else 1  # a GPU takes a whole cohort
+            runner = VmapRunner(data, shares=shares, accelerated=fast)
             pooled = forks
         else:
-            runner = PerClientRunner(data)
+            runner = PerClientRunner(data, accelerated=fast)
             pooled = name == "parallel" or forks
         if not pooled:
             yield InProcess(runner)

@@ -33,7 +33,7 @@ class PerClientRunner:
 
     def __init__(self, data: DataView, *, accelerated: bool = True) -> None:
         self.data = data
-        self.accelerated = accelerated
+        self._why_off = fast.why_off(accelerated)
         self._program: ClientProgram | None = None
         self._faster: ClientProgram | None = None
 
@@ -53,7 +53,7 @@ class PerClientRunner:
         """Run the program for each client; see `Runner`."""
         if program is not self._program:
             self._program = program
-            self._faster = fast.accelerate(program) if self.accelerated else program
+            self._faster = program if self._why_off else fast.accelerate(program)
         assert self._faster is not None
         for task in tasks:
             upload, memory = run_client(self._faster, self.data, task)
@@ -66,7 +66,7 @@ class PerClientRunner:
 
     def stats(self) -> fast.FastStats:
         """Return what the fast path did for the current program."""
-        return fast.stats_of(self._faster)
+        return fast.FastStats(reasons=(self._why_off,)) if self._why_off else fast.stats_of(self._faster)
 
 
 def _as_stack(leaf: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Worker processes on one machine, one thread each, on all cores."""
+"""Run a cohort in worker processes on one machine, one thread each, on all cores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import ClientProgram
-from genfl.engines.fast import FastStats
+from genfl.engines.fast import FastStats, leave_logging_to_parent, log_changes
 from genfl.engines.protocol import (
     Aggregator,
     ClientResults,
@@ -41,7 +41,7 @@ from genfl.trees import Tree
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often a round is tried whose workers die."""
+"""How often a round is tried in which workers die."""
 
 
 class WorkerDied(Exception):
@@ -98,32 +98,37 @@ class WorkerPool:
 
     def stats(self) -> EngineStats:
         """Return what the engine is, and what its fast path did; see `genfl.engines.protocol.Engine`."""
-        fast = self._earlier + self._pool.stats() if self._pool else self._earlier
-        return EngineStats(self.where, self.runner.how, self.workers, fast)
+        return EngineStats(self.where, self.runner.how, self.workers, self._fast_stats())
+
+    def _fast_stats(self) -> FastStats:
+        """Return what the fast path of this process and of all workers did for the current program."""
+        workers = self._pool.stats() if self._pool else FastStats()
+        return self.runner.stats() + self._earlier + workers
 
     def _learn_layouts(
-        self, program: ClientProgram, tasks: Sequence[ClientTask], names: Sequence[str]
+        self, program: ClientProgram, tasks: Sequence[ClientTask], signatures: Sequence[str]
     ) -> bool:
-        """Notes which forms of messages and memories there are; returns whether all was known before."""
+        """Note the layouts that tasks need; return whether all of them were known before."""
         known = True
         templates = ResultTemplates(program, self.runner.data)
         by_signature: dict[str, list[ClientTask]] = {}
-        for task, name in zip(tasks, names, strict=True):
-            by_signature.setdefault(name, []).append(task)
-        for name, same in by_signature.items():
-            messages = len(set(_identities(same)))
-            room = self._layouts.get(name)
-            if room is None:
-                room = _Layout(same[0].message, same[0].memory, *templates(same[0]), messages=0, clients=0)
-            if messages > room.messages or len(same) > room.clients:
+        for task, signature in zip(tasks, signatures, strict=True):
+            by_signature.setdefault(signature, []).append(task)
+        for signature, alike in by_signature.items():
+            messages = len(set(_identities(alike)))
+            layout = self._layouts.get(signature)
+            if layout is None:
+                message, memory = alike[0].message, alike[0].memory
+                layout = _Layout(message, memory, *templates(alike[0]), messages=0, clients=0)
+            if messages > layout.messages or len(alike) > layout.clients:
                 known = False
-                self._layouts[name] = room._replace(
-                    messages=max(messages, room.messages), clients=max(len(same), room.clients)
+                self._layouts[signature] = layout._replace(
+                    messages=max(messages, layout.messages), clients=max(len(alike), layout.clients)
                 )
         return known
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
         if self._pool:
             self._earlier += self._pool.stats()
             self._pool.close()
@@ -133,26 +138,28 @@ class WorkerPool:
         if program is not self._program:
             self.close()
             self._program, self._layouts, self._earlier = program, {}, FastStats()
-        names = signatures(tasks)
-        if not self._learn_layouts(program, tasks, names) or self._pool is None:
+        by_task = signatures(tasks)
+        if not self._learn_layouts(program, tasks, by_task) or self._pool is None:
             self.close()
             workers = min(self.workers, len(tasks))
             self._pool = _Workers(program, self._layouts, workers, self.runner)
+        before = self._fast_stats()
         aggregator = Aggregator(self.reducer(program.reductions), program)
-        for results in sorted(self._pool.run(tasks, names), key=lambda results: results.place):
+        for results in sorted(self._pool.run(tasks, by_task), key=lambda results: results.position):
             aggregator.add(results)
+        log_changes(before, self._fast_stats())
         return aggregator.round_result()
 
 
 def cores() -> int:
-    """Returns how many cores this process may use."""
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def refusal() -> str | None:
-    """Says why workers cannot be forked here; None where they can."""
+    """Return why workers cannot be forked here; None where they can."""
     if not hasattr(os, "fork"):
         return "this system cannot fork processes"
     if torch.accelerator.is_available():
@@ -164,8 +171,8 @@ class _Shared:
     """A tree of tensors in anonymous memory that forked processes share.
 
     Args:
-        like: A tree of its form.
-        rows: How many such trees, stacked; None for one that is not.
+        like: A tree of its structure, shapes and dtypes.
+        rows: How many such trees are stacked; None for a single one, which is not.
     """
 
     def __init__(self, like: Tree, rows: int | None = None) -> None:
@@ -187,8 +194,8 @@ class _Shared:
         self._single: dict[int, Tree] = {}
 
     def rows(self, first: int, count: int) -> Tree:
-        """Returns some of stacked trees."""
-        if first in self._single and count == 1:  # of clients done alone there are many in every round
+        """Return some of the stacked trees."""
+        if first in self._single and count == 1:  # clients that run one by one ask for theirs every round
             return self._single[first]
         rows = trees.map(lambda leaf: leaf[first : first + count], self.tree)
         if count == 1:
@@ -196,51 +203,67 @@ class _Shared:
         return rows
 
 
-def _write(place: Tree, tree: Tree) -> None:
-    """Copies a tree to one of the same form: copying would silently stretch and cast another."""
-    trees.map(lambda own, value: own.copy_(value), place, tree)
+def _write(target: Tree, tree: Tree) -> None:
+    """Copy a tree to one of the same shapes and dtypes: others would silently be stretched and cast."""
+    trees.map(lambda leaf, value: leaf.copy_(value), target, tree)
 
 
 class _Room(NamedTuple):
-    """Where clients' memories go in, and their uploads and new memories come out, a row for each client."""
+    """Shared memory for clients' memories, uploads and new memories: a row for each client."""
 
     memory: _Shared
     upload: _Shared
-    remembered: _Shared
+    new_memory: _Shared
 
 
 class _Layout(NamedTuple):
-    """What messages of one form bring: forms of memory and result, and how many there were in a round."""
+    """Trees of the shapes and dtypes of one signature, and how many of them a round had at most.
+
+    Attributes:
+        message: What clients are sent.
+        memory: What they kept.
+        upload: What they send back.
+        new_memory: What they keep from now on.
+        messages: How many different messages there were.
+        clients: How many clients there were.
+    """
 
     message: Tree
     memory: Tree
     upload: Tree
-    remembered: Tree
+    new_memory: Tree
     messages: int
     clients: int
 
 
 class _Order(NamedTuple):
-    """One client's work as a worker is told it: the rest it has by the fork, or in shared memory."""
+    """One client's task as it is sent to a worker, which has the rest by the fork, or in shared memory.
+
+    Attributes:
+        task: The task, without message and memory.
+        signature: Its signature.
+        message: The number of its message among those of the signature.
+        row: Its row in the signature's `_Room`.
+    """
 
     task: ClientTask
-    kind: str
+    signature: str
     message: int
     row: int
 
 
 class _Share(NamedTuple):
-    """What a worker does at a time, and its `_Order`s as they are sent."""
+    """The tasks that a worker runs at a time, and the `_Order`s of them, pickled."""
 
     tasks: Sequence[ClientTask]
     orders: bytes
 
 
 class _Written(NamedTuple):
-    """What a worker tells of work that is done: uploads and memories lie in rows that follow each other."""
+    """The rows in which a worker wrote uploads and memories: `first`, and those that follow it."""
 
     clients: list[int]
-    kind: str
+    signature: str
     first: int
     refused: dict[int, str]
 
@@ -254,7 +277,7 @@ class _Answer(NamedTuple):
 
 
 class _Workers:
-    """Workers for one program, with room for a cohort's messages and uploads of each kind."""
+    """Workers for one program, with room for a cohort's messages and uploads of each signature."""
 
     def __init__(
         self, program: ClientProgram, layouts: dict[str, _Layout], workers: int, runner: Runner
@@ -263,15 +286,18 @@ class _Workers:
         self.runner = runner
         self._stats: dict[Any, FastStats] = {}
         self.layouts = layouts
-        self._remembers = {name: bool(trees.leaves(layout.memory)) for name, layout in layouts.items()}
+        self._has_memory = {
+            signature: bool(trees.leaves(layout.memory)) for signature, layout in layouts.items()
+        }
         self.messages = {
-            name: [_Shared(room.message) for _ in range(room.messages)] for name, room in layouts.items()
+            signature: [_Shared(layout.message) for _ in range(layout.messages)]
+            for signature, layout in layouts.items()
         }
         self.rooms = {
-            name: _Room(
-                *(_Shared(tree, layout.clients) for tree in (layout.memory, layout.upload, layout.remembered))
+            signature: _Room(
+                *(_Shared(tree, layout.clients) for tree in (layout.memory, layout.upload, layout.new_memory))
             )
-            for name, layout in layouts.items()
+            for signature, layout in layouts.items()
         }
         context = multiprocessing.get_context("fork")
         self.connections: list[Connection] = []
@@ -288,40 +314,40 @@ class _Workers:
         """Return what the fast path did in all workers, as of their last answers."""
         return sum(self._stats.values(), FastStats())
 
-    def run(self, tasks: Sequence[ClientTask], names: Sequence[str]) -> list[ClientResults]:
-        """Returns what clients' work gave, in any order; the uploads lie where the next round's will.
+    def run(self, tasks: Sequence[ClientTask], signatures: Sequence[str]) -> list[ClientResults]:
+        """Return the clients' results, in any order; the next round overwrites the uploads.
 
         Args:
-            tasks: The cohort's.
-            names: The kind of each piece of it.
+            tasks: The cohort's tasks.
+            signatures: The signature of each.
         """
-        kind_of = {task.client: name for task, name in zip(tasks, names, strict=True)}
-        waiting = self._orders(self.runner.shares(tasks), kind_of)
-        ready_made: list[_Share] = []
+        signature_of = {task.client: signature for task, signature in zip(tasks, signatures, strict=True)}
+        waiting = self._orders(self.runner.shares(tasks), signature_of)
+        prepared: list[_Share] = []
         busy: dict[Any, Sequence[ClientTask]] = {}
         results: list[ClientResults] = []
 
-        def next_for(connection: Connection) -> None:
-            share = ready_made.pop() if ready_made else next(waiting, None)
+        def send_next(connection: Connection) -> None:
+            share = prepared.pop() if prepared else next(waiting, None)
             if share:
                 busy[connection] = share.tasks
                 connection.send_bytes(share.orders)
 
         try:
             for connection in self.connections:
-                next_for(connection)
+                send_next(connection)
             while busy:
-                if not ready_made:  # the workers are busy, and this process is not
-                    ready_made += itertools.islice(waiting, 1)
+                if not prepared:  # the workers are busy, and this process is not
+                    prepared += itertools.islice(waiting, 1)
                 ready = wait([*busy, *(process.sentinel for process in self.processes)])
                 for connection in [c for c in ready if isinstance(c, Connection)]:
                     failure, written, self._stats[connection] = connection.recv()
                     share = busy.pop(connection)
                     if failure:
-                        who = " or ".join(str(task.client) for task in share)
-                        raise GenflError(f"client {who} failed in a worker:\n{failure}")
-                    results += map(self._done, written)
-                    next_for(connection)
+                        clients = " or ".join(str(task.client) for task in share)
+                        raise GenflError(f"client {clients} failed in a worker:\n{failure}")
+                    results += map(self._results, written)
+                    send_next(connection)
                 if not all(process.is_alive() for process in self.processes):
                     raise WorkerDied
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
@@ -329,7 +355,7 @@ class _Workers:
         return results
 
     def close(self) -> None:
-        """Ends the workers, whatever they are doing."""
+        """End the workers, whatever they are doing."""
         for process in self.processes:
             process.kill()
         for process in self.processes:
@@ -338,56 +364,59 @@ class _Workers:
         for connection in self.connections:
             connection.close()
 
-    def _orders(self, shares: Sequence[Sequence[ClientTask]], kind_of: dict[int, str]) -> Iterator[_Share]:
-        """Puts each share's messages and memories into shared memory when asked for it; says where they are.
+    def _orders(
+        self, shares: Sequence[Sequence[ClientTask]], signature_of: dict[int, str]
+    ) -> Iterator[_Share]:
+        """Yield the orders of each share, and put its messages and memories into shared memory just before.
 
-        A share's clients of one kind have rows that follow each other.
+        A share's clients of one signature have rows that follow each other.
         """
         written: dict[str, dict[tuple[int, ...], int]] = {}
         rows: dict[str, int] = {}
         for share in shares:
             orders = []
             for task, identity in zip(share, _identities(share), strict=True):
-                name = kind_of[task.client]
-                places = written.setdefault(name, {})
-                if identity not in places:
-                    places[identity] = len(places)
-                    _write(self.messages[name][places[identity]].tree, task.message)
-                row = rows[name] = rows.get(name, -1) + 1
-                if self._remembers[name]:
-                    _write(self._row(name, row), task.memory)
-                # What lies in shared memory, or is there by the fork, is not sent.
+                signature = signature_of[task.client]
+                numbers = written.setdefault(signature, {})
+                if identity not in numbers:
+                    numbers[identity] = len(numbers)
+                    _write(self.messages[signature][numbers[identity]].tree, task.message)
+                row = rows[signature] = rows.get(signature, -1) + 1
+                if self._has_memory[signature]:
+                    _write(self._row(signature, row), task.memory)
+                # What lies in shared memory, or came by the fork, is not sent.
                 bare = task._replace(message=None, memory=None)
-                orders.append(_Order(bare, name, places[identity], row))
+                orders.append(_Order(bare, signature, numbers[identity], row))
             yield _Share(share, pickle.dumps(orders))
 
-    def _row(self, kind: str, row: int) -> Tree:
-        """Returns the memory that one client goes to work with."""
-        return trees.map(lambda leaf: leaf[row], self.rooms[kind].memory.tree)
+    def _row(self, signature: str, row: int) -> Tree:
+        """Return the shared memory of what one client kept."""
+        return trees.map(lambda leaf: leaf[row], self.rooms[signature].memory.tree)
 
     def _memory(self, order: _Order) -> Tree:
-        """Returns the memory that a client goes to work with; where nothing is in it, one is all clients'."""
-        if not self._remembers[order.kind]:
-            return self.layouts[order.kind].memory
-        # rows are not aligned as torch's own tensors are, which changes the last bits of some kernels
-        return trees.map(torch.clone, self._row(order.kind, order.row))
+        """Return what a client kept; clients that keep nothing share one empty tree."""
+        if not self._has_memory[order.signature]:
+            return self.layouts[order.signature].memory
+        # Rows are not aligned as torch's own tensors are, which changes the last bits of some kernels.
+        return trees.map(torch.clone, self._row(order.signature, order.row))
 
-    def _done(self, written: _Written) -> ClientResults:
-        """Returns what a worker wrote; memories stay when the next round is written over it."""
+    def _results(self, written: _Written) -> ClientResults:
+        """Return what a worker wrote; the memories stay when the next round overwrites the rows."""
         if not written.clients:
             return ClientResults([], {}, {}, written.refused)
-        room, where = self.rooms[written.kind], (written.first, len(written.clients))
-        memory = room.remembered.rows(*where)
-        if len(written.clients) == 1:  # those of several are copied one by one when they are counted
+        room, rows = self.rooms[written.signature], (written.first, len(written.clients))
+        memory = room.new_memory.rows(*rows)
+        if len(written.clients) == 1:  # the aggregator copies those of several, one by one
             memory = trees.map(torch.clone, memory)
-        return ClientResults(written.clients, room.upload.rows(*where), memory, written.refused)
+        return ClientResults(written.clients, room.upload.rows(*rows), memory, written.refused)
 
     def _serve(self, connection: Connection) -> None:
-        """Runs in a worker until its parent hangs up."""
+        """Run shares in a worker until its parent hangs up."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the parent's progress bar may hold a lock
         for inherited in self.connections:
             inherited.close()  # or no worker would notice that the parent is gone
+        leave_logging_to_parent()
         torch.set_num_threads(1)
         while True:
             try:
@@ -395,7 +424,7 @@ class _Workers:
             except (EOFError, OSError):  # it was killed
                 return
             try:
-                answer = _Answer(None, self._work(share), self.runner.stats())
+                answer = _Answer(None, self._run_share(share), self.runner.stats())
             except Exception:
                 answer = _Answer(traceback.format_exc(), [], self.runner.stats())
             try:
@@ -403,37 +432,38 @@ class _Workers:
             except OSError:
                 return
 
-    def _work(self, share: list[_Order]) -> list[_Written]:
-        """Does a share of a round in a worker."""
-        names = {order.task.client: order.kind for order in share}
-        free: dict[str, int] = {}  # the next row of each kind
+    def _run_share(self, share: list[_Order]) -> list[_Written]:
+        """Run a share of a round in a worker."""
+        signature_of = {order.task.client: order.signature for order in share}
+        next_row: dict[str, int] = {}
         for order in share:
-            free.setdefault(order.kind, order.row)
+            next_row.setdefault(order.signature, order.row)
         tasks = [
             order.task._replace(
-                message=self.messages[order.kind][order.message].tree,
+                message=self.messages[order.signature][order.message].tree,
                 memory=self._memory(order),
             )
             for order in share
         ]
 
         def expected(task: ClientTask) -> tuple[Tree, Tree]:
-            layout = self.layouts[names[task.client]]
-            return layout.upload, layout.remembered
+            layout = self.layouts[signature_of[task.client]]
+            return layout.upload, layout.new_memory
 
         written = []
-        for done in self.runner(self.program, tasks, expected):
-            kind, count = names[done.place], len(done.clients)
+        for results in self.runner(self.program, tasks, expected):
+            signature, count = signature_of[results.position], len(results.clients)
+            first = next_row[signature]
             if count:
-                _write(self.rooms[kind].upload.rows(free[kind], count), done.upload)
-                _write(self.rooms[kind].remembered.rows(free[kind], count), done.memory)
-            written.append(_Written(done.clients, kind, free[kind], done.refused))
-            free[kind] += count
+                _write(self.rooms[signature].upload.rows(first, count), results.upload)
+                _write(self.rooms[signature].new_memory.rows(first, count), results.memory)
+            written.append(_Written(results.clients, signature, first, results.refused))
+            next_row[signature] += count
         return written
 
 
 def _identities(tasks: Sequence[ClientTask]) -> list[tuple[int, ...]]:
-    """Returns for each piece of work what is the same for those that are sent the same tensors."""
+    """Return for each task what is the same for those that are sent the same tensors."""
     known: dict[int, tuple[int, ...]] = {}
     for task in tasks:
         if id(task.message) not in known:

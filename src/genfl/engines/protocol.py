@@ -1,4 +1,4 @@
-"""What every engine takes and gives: an engine runs a client program for a cohort and adds the uploads up."""
+"""The protocol of engines: an engine runs a client program for a cohort and adds the uploads up."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class ClientTask(NamedTuple):
 
 
 def run_client(program: ClientProgram, data: DataView, task: ClientTask) -> tuple[Tree, Tree]:
-    """Runs a client program on a client's data, as the client would.
+    """Run a client program on a client's data, as the client would.
 
     Returns:
         The upload, and the client's new memory.
@@ -148,13 +148,13 @@ class ResultTemplates:
 
 
 class ClientResults(NamedTuple):
-    """What the work of some clients gave, stacked: they all have the same form.
+    """The results of some clients, stacked: they all have the same structure, shapes and dtypes.
 
     Attributes:
-        clients: The numbers of those whose work counts.
-        upload: What they send; the first dimension of every leaf is theirs, in this order.
+        clients: The numbers of those whose results count.
+        upload: What they send; the first dimension of every leaf is the clients, in this order.
         memory: What they keep, likewise.
-        refused: Why the work of others must not count, by client.
+        refused: Why the results of others must not count, by client.
     """
 
     clients: list[int]
@@ -163,13 +163,13 @@ class ClientResults(NamedTuple):
     refused: dict[int, str]
 
     @property
-    def place(self) -> int:
-        """Where it stands among others: clients done alone are in the order of their numbers."""
+    def position(self) -> int:
+        """The least client number: results are added up in this order, whoever was first."""
         return min([*self.clients, *self.refused])
 
 
 ExpectedResult = Callable[[ClientTask], tuple[Tree, Tree]]
-"""``(job) -> upload and memory`` of the form that its work must give."""
+"""``(task) -> upload and memory`` with the structure, shapes and dtypes that its results must have."""
 
 
 class Runner(Protocol):
@@ -217,7 +217,7 @@ def longest_first(tasks: Sequence[ClientTask], data: DataView) -> list[ClientTas
 
 
 class RoundResult(NamedTuple):
-    """What a cohort's work came to.
+    """The outcome of a cohort's round.
 
     Attributes:
         aggregate: For each name of the upload its sum over the counted clients, or the list of them in the
@@ -278,7 +278,12 @@ ReducerFactory = Callable[[Mapping[str, ReductionKind]], Reducer]
 
 
 class Aggregator:
-    """Adds up the uploads of a round, but for those that must not count."""
+    """The sums of a round, in the making: it leaves out what must not count.
+
+    Args:
+        reducer: Adds up the uploads.
+        program: What clients run.
+    """
 
     def __init__(self, reducer: Reducer, program: ClientProgram) -> None:
         self.reducer = reducer
@@ -286,27 +291,27 @@ class Aggregator:
         self.refused: dict[int, str] = {}
         self.uplink = dict.fromkeys(program.reductions, 0)
 
-    def add(self, done: ClientResults) -> None:
-        """Takes what some clients' work gave; a memory that is part of something larger is copied."""
-        self.refused |= done.refused
-        if not done.clients:
+    def add(self, results: ClientResults) -> None:
+        """Take some clients' results; a memory that is a view of a larger tensor is copied."""
+        self.refused |= results.refused
+        if not results.clients:
             return
-        self.reducer.add(done.clients, done.upload)
-        memories = trees.apart(done.memory, len(done.clients))
-        if trees.leaves(done.memory):
-            memories = [trees.map(_alone, memory) for memory in memories]
-        self.memories |= zip(done.clients, memories, strict=True)
-        for name, value in done.upload.items():
+        self.reducer.add(results.clients, results.upload)
+        memories = trees.apart(results.memory, len(results.clients))
+        if trees.leaves(results.memory):
+            memories = [trees.map(_without_base, memory) for memory in memories]
+        self.memories |= zip(results.clients, memories, strict=True)
+        for name, value in results.upload.items():
             self.uplink[name] += trees.num_bytes(value)
 
     def round_result(self) -> RoundResult:
-        """Returns what the round came to."""
+        """Return the outcome of the round."""
         aggregate = self.reducer.aggregate() if self.memories else None
         return RoundResult(aggregate, self.memories, self.refused, self.uplink)
 
 
-def _alone(leaf: Tensor) -> Tensor:
-    """Returns a tensor that keeps no memory but its own."""
+def _without_base(leaf: Tensor) -> Tensor:
+    """Return a tensor that keeps no larger one alive."""
     return leaf if leaf.untyped_storage().nbytes() == leaf.nbytes else leaf.clone()
 
 
@@ -314,12 +319,17 @@ NOT_FINITE = "it holds NaN or infinite values"
 
 
 def problem(upload: Tree, memory: Tree, like: tuple[Tree, Tree]) -> str | None:
-    """Says why a client's work must not be counted: a form is wrong, or something is not finite.
+    """Return why a client's results must not be counted: a wrong shape, or numbers that are not finite.
 
-    A memory that is not finite would spoil every later round of the client, so it counts as well.
+    A memory that is not finite would spoil every later round of the client, so it is checked as well.
+
+    Args:
+        upload: What the client sends.
+        memory: What it keeps.
+        like: An upload and a memory with the right structure, shapes and dtypes.
 
     Returns:
-        None for good work.
+        None for good results.
     """
     for tree, expected in zip((upload, memory), like, strict=True):
         wrong = trees.mismatch(tree, expected)
@@ -332,7 +342,7 @@ def problem(upload: Tree, memory: Tree, like: tuple[Tree, Tree]) -> str | None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Runs a block's torch operations on one thread."""
+    """Run a block's torch operations on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

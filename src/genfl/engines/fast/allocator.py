@@ -1,4 +1,4 @@
-"""What becomes of memory that tensors give back."""
+"""Memory that tensors free, kept for the next ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _USUAL = 32 * 2**20  # where its own adjusting ends
 
 
 @contextlib.contextmanager
-def keeping_memory() -> Iterator[None]:
+def keeping_freed_memory() -> Iterator[None]:
     """Makes the C library keep freed memory for the next tensors, for the length of a block.
 
     By itself glibc gives blocks of more than 32 MiB, and what is free at its heap's end, back to the system
