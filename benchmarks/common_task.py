@@ -38,7 +38,7 @@ from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
 from genfl.engines.auto import Choice, Name, choose, engine
-from genfl.engines.fast import recording as replay
+from genfl.engines.fast import replays
 from genfl.engines.pool import refusal
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import CPU, classification
@@ -167,7 +167,7 @@ def main() -> None:
     schedule = Schedule(chosen.rounds, chosen.cohort, chosen.batch, evaluate_every=10**9)
     choice = choose(task, weights, data, schedule) if chosen.device == CPU else Choice(False, "it is no CPU")
     print(f"auto runs clients {'in batches' if choice.batched else 'one by one'}: {choice.why}")
-    replay.AFTER = 10  # as in a long federation; recording is part of no repetition
+    replays.AFTER = 10  # as in a long federation; recording is part of no repetition
     with contextlib.ExitStack() as stack:
 
         def ours(name: str, kind: Name) -> Callable[[], None]:

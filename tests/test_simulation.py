@@ -13,13 +13,15 @@ from genfl.analysis.diversity import NAME, gradient_diversity
 from genfl.data.clients import ClientData, Ranges
 from genfl.data.plans import Batches, Schedule
 from genfl.engines.in_process import sequential
-from genfl.engines.protocol import ClientTask
+from genfl.engines.protocol import ClientTask, planned_rows
 from genfl.errors import InputError
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN, MLP, Stack
 from genfl.rng import Key
 from genfl.simulation import census, cohort, federate
+
+from .engines.helpers import SpyEngine
 
 SCHEDULE = Schedule(
     rounds=7, clients_per_round=3, batch_size=4, local_steps=3, evaluate_every=2, checkpoint_every=2
@@ -165,11 +167,11 @@ def test_a_bad_upload_is_refused_and_counted_and_the_rest_goes_on(float64, spoil
         reductions={"value": "sum"},
     )
     work = [ClientTask(k, {}, {}, Batches(1, 1, 1, Key(0)), Key(0)) for k in (2, 0, 1)]
-    outcome = sequential(data)(program, work)
-    assert outcome.aggregate["value"]["a"].item() == 1 + 3
-    assert list(outcome.refused) == [1]
-    assert why in outcome.refused[1]
-    assert set(outcome.memories) == {0, 2}, "a client whose upload was refused keeps its old memory"
+    result = sequential(data).run(program, work)
+    assert result.aggregate["value"]["a"].item() == 1 + 3
+    assert list(result.refused) == [1]
+    assert why in result.refused[1]
+    assert set(result.memories) == {0, 2}, "a client whose upload was refused keeps its old memory"
 
 
 def test_a_round_in_which_every_upload_is_refused_leaves_the_model_alone(clients, caplog):
@@ -228,9 +230,10 @@ def test_a_million_clients_are_ranges_of_rows(clients):
     assert {k: v.item() for k, v in census(program, data).items()} == {"clients": many, "samples": 1.5 * many}
     seen = []
 
-    def engine(program, work):
-        seen.extend(client_task.client for client_task in work)
-        return sequential(data)(program, work)
+    def watch(program, tasks):
+        seen.extend(client_task.client for client_task in tasks)
+
+    engine = SpyEngine(sequential(data), on_round=watch)
 
     task = classification(lambda: MLP((1, 8, 8), 3), (1, 8, 8))
     run(data, engine=engine, task=task, schedule=Schedule(2, 50, 2, local_steps=1))
@@ -258,17 +261,18 @@ def test_ranges_that_are_none_are_refused(clients, ends, why):
 
 def test_a_label_that_is_no_class_is_noticed(clients):
     with pytest.raises(ValueError, match="class 2 of 2"):
-        ClientData(clients.x, clients.y, Ranges(np.array([30, 60])), 2).facts(0)
+        ClientData(clients.x, clients.y, Ranges(np.array([30, 60])), 2).client_info(0)
 
 
 def test_batches_and_random_streams_differ_over_rounds_clients_and_steps(clients):
     seen = []
 
-    def engine(program, work):
-        for client_task in work:
+    def watch(program, tasks):
+        for client_task in tasks:
             rows = planned_rows(program, clients, client_task)
             seen.append((client_task.client, str([row.tolist() for row in rows]), client_task.key))
-        return sequential(clients)(program, work)
+
+    engine = SpyEngine(sequential(clients), on_round=watch)
 
     run(clients, engine=engine, schedule=Schedule(4, 6, 4, local_steps=3))
     assert len(seen) == 24
@@ -285,5 +289,5 @@ def test_each_step_has_its_own_random_stream(clients):
         reductions={"one": "sum"},
     )
     work = [ClientTask(k, {}, {}, Batches(1, 3, 1, Key(0)), Key(0).fold(k)) for k in range(2)]
-    sequential(clients)(program, work)
+    sequential(clients).run(program, work)
     assert len(set(keys)) == 6

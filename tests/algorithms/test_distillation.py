@@ -187,7 +187,7 @@ def test_feddfs_student_reaches_the_mean_of_the_clients_logits(float64):
     def ends(state):
         """Returns where each client ends, from its upload in a round of its own."""
         for client in range(2):
-            client_info = clients.facts(client)
+            client_info = clients.client_info(client)
             carry = average.client.start(average.send(state), average.memory({}), client_info, Key(0))
             for _ in range(4):
                 carry = average.client.step(carry, clients.batch(client, torch.arange(2)), Key(0))
@@ -226,10 +226,12 @@ def test_feddfs_clients_answer_as_in_evaluation(float64):
     task, clients, shared = hard(), data(), draw(4, D)
     algorithm = build("feddf", task, shared)
     state = algorithm.init(task.init(Key(1)), {}, Key(0))
-    carry = algorithm.client.start(algorithm.send(state), algorithm.memory({}), clients.facts(1), Key(0))
+    carry = algorithm.client.start(
+        algorithm.send(state), algorithm.memory({}), clients.client_info(1), Key(0)
+    )
     carry = algorithm.client.step(carry, clients.batch(1, torch.arange(8)), Key(0))
     upload, _ = algorithm.client.finish(carry)
-    local = trees.add(state["weights"], trees.scale(1 / clients.facts(1)["samples"], upload["delta"]))
+    local = trees.add(state["weights"], trees.scale(1 / clients.client_info(1)["samples"], upload["delta"]))
     alone = torch.cat([task.forward(local, x[None])[1] for x in shared])
     assert torch.allclose(upload["logits"], alone)
 
@@ -319,11 +321,13 @@ def test_dsfls_first_round_starts_from_the_clients_own_model(float64):
     memory = algorithm.memory(weights)
     assert same(memory["method"], weights)
     state = algorithm.init(weights, {}, Key(0))
-    carry = algorithm.client.start(algorithm.send(state), {**memory, "method": own}, clients.facts(0), Key(0))
+    carry = algorithm.client.start(
+        algorithm.send(state), {**memory, "method": own}, clients.client_info(0), Key(0)
+    )
     assert same(carry["message"]["weights"], own)
     assert same({part: carry["local"][part] for part in own}, own)
     known = {"targets": F.one_hot(torch.arange(4) % C, C).double()}
-    carry = algorithm.client.start(known, {**memory, "method": own}, clients.facts(0), Key(0))
+    carry = algorithm.client.start(known, {**memory, "method": own}, clients.client_info(0), Key(0))
     begin = carry["message"]["weights"]
     assert same({part: carry["local"][part] for part in own}, begin)
     for part, name in (("params", "classifier.weight"), ("buffers", "body.1.running_mean")):
@@ -383,7 +387,7 @@ def test_moon_and_dsfl_combine():
     algorithm = both(5.0)
     weights = task.init(Key(1))
     message = algorithm.send(algorithm.init(weights, {}, Key(0)))
-    carry = algorithm.client.start(message, algorithm.memory(weights), clients.facts(1), Key(0))
+    carry = algorithm.client.start(message, algorithm.memory(weights), clients.client_info(1), Key(0))
     carry = algorithm.client.step(carry, clients.batch(1, torch.arange(8)), Key(0))
     _, memory = algorithm.client.finish(carry)
     assert same(memory["method"], memory["local"])

@@ -2,27 +2,21 @@ import pytest
 
 from genfl.algorithms.fedavg import fedavg
 from genfl.analysis.diversity import NAME, gradient_diversity
+from genfl.engines.in_process import sequential
 from genfl.learning.local import LocalSGD
+
+from ..engines.helpers import SpyEngine
 
 
 def _first(quadratics, clients):
-    from genfl.engines.in_process import sequential
-
-    seen = {}
+    measure, engines = gradient_diversity(), []
 
     def engine(data):
-        inner = sequential(data)
-        measure = gradient_diversity()
-
-        def run(program, work):
-            outcome = inner(measure.wrap(program), work)
-            seen.setdefault("value", measure.value(outcome.aggregate[NAME]))
-            return outcome
-
-        return run
+        engines.append(SpyEngine(sequential(data), measure.wrap))
+        return engines[0]
 
     quadratics(fedavg(quadratics.task, LocalSGD(0.1)), clients, rounds=1, engine=engine)
-    return seen["value"]
+    return measure.value(engines[0].results[0].aggregate[NAME])
 
 
 def test_clients_that_move_alike_give_one_over_their_number(quadratics):

@@ -9,7 +9,7 @@ from genfl.algorithms import ALGORITHMS
 from genfl.analysis.heterogeneity import divergence, generality, mean_features, similarity
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
-from genfl.engines.in_process import sequential
+from genfl.engines.in_process import InProcess, sequential
 from genfl.engines.protocol import run_client
 from genfl.engines.vmapped import VmapRunner
 from genfl.learning.local import LocalSGD
@@ -18,6 +18,8 @@ from genfl.models import CNN
 from genfl.results import summarise as summary
 from genfl.rng import Key
 from genfl.simulation import cohort, federate
+
+from ..engines.helpers import SpyEngine
 
 SHAPE = (1, 8, 8)
 PARTS = [np.arange(0, 9), np.arange(9, 30), np.arange(30, 34), np.arange(34, 60)]
@@ -77,8 +79,8 @@ def test_divergence_and_generality_are_those_of_the_local_models(clients, task, 
     schedule = Schedule(5, 3, batch_size=8, local_steps=4)
     seen = []
 
-    def watching(program, work):
-        """Trains every client's model aside, and notes its distance and its accuracy."""
+    def watch(program, work):
+        """Train every client's model aside, and note its distance and its accuracy."""
         plain = ALGORITHMS["scaffold"].build(task, LocalSGD(0.1), {}).client
         rows = []
         for client_task in work:
@@ -88,10 +90,10 @@ def test_divergence_and_generality_are_those_of_the_local_models(clients, task, 
             right = task.forward(local, x)[1].argmax(1) == y
             rows.append((float(trees.square_norm(change["params"]) ** 0.5), float(right.double().mean())))
         seen.append(np.mean(rows, axis=0))
-        return make(clients)(program, work)
 
     measures = {"divergence": divergence(), "generality": generality(task, x, y)}
-    rounds = run(clients, task, watching, measures, schedule).rounds
+    engine = SpyEngine(make(clients), on_round=watch)
+    rounds = run(clients, task, engine, measures, schedule).rounds
     assert np.allclose([row["divergence"] for row in rounds], [found[0] for found in seen])
     assert np.allclose([row["generality"] for row in rounds], [found[1] for found in seen])
 

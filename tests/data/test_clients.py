@@ -43,7 +43,7 @@ def test_clients_made_of_clients_hold_what_these_hold():
     data = ClientData(X, Y, PARTS, 3)
     one = data.as_one([2, 0])
     assert (len(one), held(one, 0)) == (1, ([5, 7, 1], [2, 1, 1]))
-    assert one.facts(0)["label_counts"].tolist() == [0, 2, 1]
+    assert one.client_info(0)["label_counts"].tolist() == [0, 2, 1]
     assert held(one.as_one([0]), 0) == held(one, 0)
     assert one.x is data.x, "nothing is copied"
 
@@ -52,7 +52,8 @@ EXTRA = [np.array([2]), np.array([], dtype=int), np.array([4, 0])]
 
 
 def enriched(data=None, **options):
-    return (data or ClientData(X, Y, PARTS, 3)).enriched(100 + X, (Y + 1) % 3, EXTRA, **options)
+    data = data or ClientData(X, Y, PARTS, 3)
+    return data.with_part("generated", 100 + X, (Y + 1) % 3, EXTRA, **options)
 
 
 def test_enriched_clients_hold_their_own_and_what_they_are_given():
@@ -60,7 +61,7 @@ def test_enriched_clients_hold_their_own_and_what_they_are_given():
     assert [held(both, k)[0] for k in range(3)] == [[7, 1, 102], [0, 9, 3], [5, 104, 100]]
     assert [held(both, k)[1] for k in range(3)] == [[1, 1, 0], [0, 0, 0], [2, 2, 1]]
     assert both.labels(2).tolist() == [2, 2, 1]
-    assert [both.sizes(k) for k in range(3)] == [(2, 1), (3, 0), (1, 2)]
+    assert [both.part_sizes(k) for k in range(3)] == [(2, 1), (3, 0), (1, 2)]
     assert [both.samples(k) for k in range(3)] == [3, 3, 3]
 
 
@@ -75,15 +76,24 @@ def test_joined_inputs_are_taken_as_from_one_tensor():
 
 
 def test_generated_data_alone_is_told_from_private_data():
-    assert ClientData(X, Y, PARTS, 3).sizes(1) == (3, 0)
-    assert ClientData(X, Y, PARTS, 3, generated=True).sizes(1) == (0, 3)
+    private, generated = ClientData(X, Y, PARTS, 3), ClientData(X, Y, PARTS, 3, name="generated")
+    assert private.part_sizes(1) == generated.part_sizes(1) == (3,)
+    assert [
+        (data.count("private"), data.count("generated")) for data in (private, generated, enriched())
+    ] == [
+        (6, 0),
+        (0, 6),
+        (6, 3),
+    ]
 
 
 def test_private_samples_alone_may_decide_a_clients_weight():
-    both, own = enriched(), enriched(weigh=False)
+    both, own = enriched(), enriched(weighs=False)
     assert both.client_info_table["samples"].tolist() == [3, 3, 3]
     assert (
-        own.client_info_table["samples"].tolist() == [own.facts(k)["samples"] for k in range(3)] == [2, 3, 1]
+        own.client_info_table["samples"].tolist()
+        == [own.client_info(k)["samples"] for k in range(3)]
+        == [2, 3, 1]
     )
     labels = [[1, 2, 0], [3, 0, 0], [0, 1, 2]]  # trained on in either case
     assert (
@@ -95,10 +105,10 @@ def test_private_samples_alone_may_decide_a_clients_weight():
 
 
 def test_one_client_made_of_enriched_ones_has_private_samples_first():
-    one = enriched(weigh=False).as_one([2, 0])
+    one = enriched(weighs=False).as_one([2, 0])
     assert held(one, 0)[0] == [5, 7, 1, 104, 100, 102]
-    assert one.sizes(0) == (3, 3)
-    assert one.facts(0)["samples"].item() == 3
+    assert one.part_sizes(0) == (3, 3)
+    assert one.client_info(0)["samples"].item() == 3
 
 
 def test_inputs_are_prepared_when_they_become_a_batch_and_not_before():
@@ -110,7 +120,7 @@ def test_inputs_are_prepared_when_they_become_a_batch_and_not_before():
 
     stored = torch.arange(10, dtype=torch.uint8)[:, None]
     data = ClientData(stored, Y, PARTS, 3, prepare)
-    both = data.enriched(stored, Y, PARTS)
+    both = data.with_part("generated", stored, Y, PARTS)
     assert asked == []
     assert data.batch(1, torch.tensor([2, 0]))["x"].flatten().tolist() == [1.5, 0]
     assert data.as_one([1, 2]).batch(0, torch.tensor([3]))["x"].flatten().tolist() == [2.5]
@@ -146,11 +156,11 @@ def test_each_part_of_a_client_keeps_its_own_changes():
 
 def test_changes_are_drawn_from_the_key_and_each_part_has_a_stream_of_its_own():
     mine = ClientData(X, Y, PARTS, 3, augment=plus(10))
-    both = mine.enriched(X, Y, PARTS, plus(20))
+    both = mine.with_part("generated", X, Y, PARTS, plus(20))
     _, drawn = changed(both, 1, Key(0))
     assert drawn == changed(both, 1, Key(0))[1] != changed(both, 1, Key(1))[1]
     assert len(set(drawn)) == 6
-    alone = mine.enriched(X, Y, PARTS)
+    alone = mine.with_part("generated", X, Y, PARTS)
     assert changed(alone, 1, Key(0))[1][:3] == drawn[:3], "whatever the other part does"
     assert held(both, 1)[0] == [0, 9, 3, 0, 9, 3], "without a key inputs stay as they are"
     assert torch.equal(mine.x, torch.arange(10.0)[:, None]), "and the stored ones always do"

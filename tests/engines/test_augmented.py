@@ -12,6 +12,7 @@ from genfl.algorithms.base import ClientProgram
 from genfl.data.clients import ClientData
 from genfl.data.plans import Batches, Schedule
 from genfl.engines.in_process import sequential
+from genfl.engines.per_client import PerClientRunner
 from genfl.engines.pool import WorkerPool
 from genfl.engines.protocol import ClientTask, run_client
 from genfl.learning.augment import Augment
@@ -37,7 +38,7 @@ def part(seed, augment):
 
 def mixed(private=PRIVATE, generated=GENERATED):
     made = part(1, None)
-    return part(0, private).enriched(made.x, made.y, ROWS, generated)
+    return part(0, private).with_part("generated", made.x, made.y, ROWS, generated)
 
 
 def run(clients, engine, rounds=4, **options):
@@ -54,7 +55,7 @@ def run(clients, engine, rounds=4, **options):
     )
 
 
-def sequential(clients, **options):
+def run_sequential(clients, **options):
     return run(clients, sequential(clients), **options)
 
 
@@ -68,17 +69,17 @@ def test_both_engines_give_the_same_bits(workers):
     clients = mixed()
     engine = WorkerPool(PerClientRunner(clients, accelerated=False), workers=workers)
     try:
-        assert same(run(clients, engine), sequential(mixed()))
+        assert same(run(clients, engine), run_sequential(mixed()))
     finally:
         engine.close()
 
 
 def test_what_is_changed_matters_and_nothing_changed_is_as_without():
-    plain = sequential(mixed(None, None))
-    assert same(sequential(mixed(Augment(), Augment())), plain)
+    plain = run_sequential(mixed(None, None))
+    assert same(run_sequential(mixed(Augment(), Augment())), plain)
     traces = [
         plain,
-        *(sequential(mixed(*on)) for on in ((PRIVATE, None), (None, GENERATED), (PRIVATE, GENERATED))),
+        *(run_sequential(mixed(*on)) for on in ((PRIVATE, None), (None, GENERATED), (PRIVATE, GENERATED))),
     ]
     assert not any(same(a, b) for a, b in itertools.combinations(traces, 2))
 
@@ -98,8 +99,8 @@ def test_an_interrupted_run_ends_bit_identical(tmp_path, after):
 
     checkpoint = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Interrupted):
-        sequential(mixed(), checkpoint=checkpoint, on_round=interrupt)
-    assert same(sequential(mixed(), checkpoint=checkpoint), sequential(mixed()))
+        run_sequential(mixed(), checkpoint=checkpoint, on_round=interrupt)
+    assert same(run_sequential(mixed(), checkpoint=checkpoint), run_sequential(mixed()))
 
 
 def test_round_client_and_step_each_have_changes_of_their_own():

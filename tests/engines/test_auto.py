@@ -14,7 +14,7 @@ from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
 from genfl.engines import auto as choice
 from genfl.engines.auto import choose, engine, obstacle
-from genfl.engines.in_process import sequential
+from genfl.engines.in_process import InProcess
 from genfl.engines.pool import WorkerPool
 from genfl.engines.vmapped import VmapRunner
 from genfl.learning.local import LocalSGD
@@ -31,13 +31,14 @@ def clients():
 
 
 @pytest.mark.parametrize(
-    ("cores", "cohort", "kind"), [(2, 2, WorkerPool), (1, 2, sequential), (2, 1, sequential)]
+    ("cores", "cohort", "kind"), [(2, 2, WorkerPool), (1, 2, InProcess), (2, 1, InProcess)]
 )
 def test_clients_run_one_by_one_with_the_bits_of_the_reference(clients, monkeypatch, cores, cohort, kind):
     monkeypatch.setattr(choice, "cores", lambda: cores)
     with engine("auto", clients, cohort) as run:
-        assert isinstance(run, Replaying)
-        assert isinstance(run.engine, kind)
+        assert isinstance(run, kind)
+        assert run.stats().how == "per client"
+        assert run.stats().fast.reasons == (), "and they are replayed"
 
 
 def test_batches_of_clients_are_shared_where_there_are_cores(clients, monkeypatch):
@@ -47,7 +48,8 @@ def test_batches_of_clients_are_shared_where_there_are_cores(clients, monkeypatc
         assert isinstance(run.runner, VmapRunner)
     monkeypatch.setattr(choice, "cores", lambda: 1)
     with engine("vectorized", clients, 2) as run:
-        assert isinstance(run, Vectorised)
+        assert isinstance(run, InProcess)
+        assert isinstance(run.runner, VmapRunner)
 
 
 def data(sizes, shape=SHAPE):

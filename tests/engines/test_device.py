@@ -15,15 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genfl import config, pipeline, trees
 from genfl.algorithms import ALGORITHMS
-from genfl.algorithms.base import no_losses, run_once
+from genfl.algorithms.base import HeldSamples, run_once
+from genfl.algorithms.filtering import SampleFilter, filtered
 from genfl.analysis.diversity import NAME, gradient_diversity
 from genfl.analysis.heterogeneity import DIVERGENCE, GENERALITY, divergence, generality
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
 from genfl.engines.device import exact, on_device
 from genfl.engines.evaluation import evaluate_clients, evaluation
-from genfl.engines.fast import recording as replay
-from genfl.engines.in_process import sequential
+from genfl.engines.fast import replays
+from genfl.engines.in_process import InProcess, sequential
 from genfl.engines.per_client import PerClientRunner
 from genfl.engines.vmapped import VmapRunner
 from genfl.errors import InputError
@@ -82,7 +83,7 @@ def play(algorithm, clients, run, device, rounds=4):
     trace = federate(
         algorithm, start, clients, run, schedule, Key(5), lambda w: {}, measures=measures, device=device
     )
-    assert not any(client_info["refused"] for client_info in trace.rounds)
+    assert not any(row["refused"] for row in trace.rounds)
     return trace
 
 
@@ -95,7 +96,7 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_clients_compute_elsewhere_is_the_same(clients, name, monkeypatch):
-    monkeypatch.setattr(replay, "AFTER", 5)
+    monkeypatch.setattr(replays, "AFTER", 5)
     algorithm = method(name)
     alone = play(algorithm, clients, sequential(clients), torch.device("cpu"))
     assert_same(play(algorithm, clients, InProcess(PerClientRunner(clients)), ELSEWHERE), alone)
@@ -103,7 +104,7 @@ def test_what_clients_compute_elsewhere_is_the_same(clients, name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedgen"])
 def test_batches_of_clients_elsewhere(clients, name, monkeypatch):
-    monkeypatch.setattr(replay, "AFTER", 5)
+    monkeypatch.setattr(replays, "AFTER", 5)
     algorithm = method(name)
     here = play(algorithm, clients, InProcess(VmapRunner(clients)), torch.device("cpu"))
     assert_same(play(algorithm, clients, InProcess(VmapRunner(clients)), ELSEWHERE), here)
@@ -112,7 +113,7 @@ def test_batches_of_clients_elsewhere(clients, name, monkeypatch):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_nothing_that_clients_compute_with_is_left_behind(clients, name):
     algorithm, weights = method(name), TASK.init(Key(1))
-    client_info, memory = clients.facts(0), algorithm.memory(weights)
+    client_info, memory = clients.client_info(0), algorithm.memory(weights)
     census = run_once(algorithm.census, {}, {}, client_info)[0]
     message = algorithm.address(algorithm.send(algorithm.init(weights, census, Key(0))), 0)
     program = algorithm.client
@@ -125,8 +126,40 @@ def test_nothing_that_clients_compute_with_is_left_behind(clients, name):
         assert places(carry) == {FAKE}
         assert places(program.finish(carry)[0]) == {torch.device("cpu")}
         assert places(program.finish(carry)[1]) <= {torch.device("cpu")}
-        if algorithm.client.losses is not no_losses:
-            assert program.losses(message, batch).device.type == "cpu"
+        if "weights" in message:
+            judging, judged = filtered(algorithm, TASK, Judged(0.5, by_class=False), part=0), []
+            held = HeldSamples(1, (4,), lambda rows: judged.append(rows) or {"x": X[rows], "y": Y[rows]})
+            (chosen,) = on_device(judging.client, FAKE).select(message, held)
+            assert judged
+            assert chosen.device.type == "cpu"
+
+
+class Judged(SampleFilter):
+    """A filter that looks at no numbers, which fake tensors do not have."""
+
+    def choose(self, losses, labels):
+        assert losses.device == labels.device == torch.device("cpu")
+        return torch.arange(2, device="cpu")
+
+
+def test_samples_are_filtered_elsewhere_by_the_model_there(clients):
+    seen = []
+
+    def predict(weights, x):
+        seen.append(places(weights) | places(x))
+        return TASK.forward(weights, x)
+
+    algorithm = method("fedavg")
+    task, keep = TASK._replace(forward=predict), SampleFilter(0.5, by_class=False)
+    program = filtered(algorithm, task, keep, part=0).client
+    message = algorithm.send(algorithm.init(TASK.init(Key(1)), {"clients": 1.0, "samples": 1.0}, Key(0)))
+    held = HeldSamples(1, clients.part_sizes(5), lambda rows: clients.batch(5, rows))
+    (here,) = program.select(message, held)
+    (elsewhere,) = on_device(program, ELSEWHERE).select(message, held)
+    assert torch.equal(here, elsewhere)
+    assert elsewhere.device.type == "cpu"
+    assert len(here) == 15
+    assert seen == [{torch.device("cpu")}, {ELSEWHERE}]
 
 
 def places(tree):
@@ -210,7 +243,7 @@ def test_pre_training_elsewhere_and_going_on_there(tmp_path):
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_gpu_computes_what_the_cpu_does(clients, name, batched, monkeypatch):
-    monkeypatch.setattr(replay, "AFTER", 5)
+    monkeypatch.setattr(replays, "AFTER", 5)
     algorithm = method(name)
     run = InProcess(VmapRunner(clients)) if batched else InProcess(PerClientRunner(clients))
     with exact(torch.device("cuda")):

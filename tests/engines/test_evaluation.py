@@ -7,6 +7,7 @@ import torch
 from genfl.data.clients import ClientData
 from genfl.engines.evaluation import QUANTILES, SUMS, evaluate_clients, evaluation
 from genfl.engines.in_process import sequential
+from genfl.engines.per_client import PerClientRunner
 from genfl.engines.pool import WorkerPool, refusal
 from genfl.engines.protocol import ClientTask
 from genfl.learning.evaluate import evaluate
@@ -63,7 +64,7 @@ def test_everyone_may_test_a_model_of_their_own(task, clients):
 def test_the_server_sees_sums_and_accuracies_and_nothing_is_remembered(task, clients):
     program = evaluation(task)
     assert {name for name, how in program.reductions.items() if how == "sum"} == set(SUMS)
-    client_info, message = clients.facts(0), {"weights": task.init(Key(0))}
+    client_info, message = clients.client_info(0), {"weights": task.init(Key(0))}
     upload, memory = program.finish(program.start(message, {}, client_info, Key(0)))
     assert set(upload) == set(program.reductions)
     assert memory == {}
@@ -82,9 +83,9 @@ def test_a_client_without_samples_is_left_out(task, clients):
     work = [
         ClientTask(k, {"weights": task.init(Key(0))}, {}, None, Key(0)) for k in range(2)
     ]  # without a batch
-    outcome = sequential(clients)(evaluation(task), work)
-    assert set(outcome.refused) == {0, 1}
-    assert outcome.aggregate is None
+    result = sequential(clients).run(evaluation(task), work)
+    assert set(result.refused) == {0, 1}
+    assert result.aggregate is None
 
 
 @pytest.mark.skipif(refusal() is not None, reason=str(refusal()))

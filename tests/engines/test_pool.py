@@ -20,6 +20,7 @@ from genfl.analysis.diversity import NAME, gradient_diversity
 from genfl.data.clients import ClientData
 from genfl.data.plans import Batches, Schedule
 from genfl.engines.in_process import sequential
+from genfl.engines.per_client import PerClientRunner
 from genfl.engines.pool import WorkerPool
 from genfl.engines.protocol import ClientTask
 from genfl.errors import GenflError
@@ -168,10 +169,10 @@ def test_a_worker_killed_in_the_middle_of_a_round_is_replaced_and_the_round_done
             marker.write_text("")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    outcome = parallel(program(die_once), work(clients))
+    result = parallel.run(program(die_once), work(clients))
     assert marker.exists()
-    assert outcome.aggregate["n"].item() == 70
-    assert "done again" in caplog.text
+    assert result.aggregate["n"].item() == 70
+    assert "the round is repeated" in caplog.text
 
 
 def test_workers_that_always_die_are_given_up_on(clients, parallel):
@@ -184,7 +185,7 @@ def test_a_failure_in_a_worker_is_told_with_its_traceback(clients, parallel):
         raise ZeroDivisionError("in the client")
 
     with pytest.raises(GenflError, match=r"client \d failed in a worker(.|\n)*ZeroDivisionError: in the"):
-        parallel(program(fail), work(clients))
+        parallel.run(program(fail), work(clients))
     assert parallel._pool is None
 
 
@@ -197,7 +198,7 @@ def test_a_bad_upload_is_refused_as_by_the_sequential_engine(clients, parallel, 
             else {"n": bad if carry["n"] == 15 else carry["n"]}
         )
     )
-    mine, reference = parallel(spoiled, work(clients)), sequential(clients)(spoiled, work(clients))
+    mine, reference = parallel.run(spoiled, work(clients)), sequential(clients).run(spoiled, work(clients))
     assert mine.refused == reference.refused
     assert list(mine.refused) == [1]
     assert mine.aggregate["n"].item() == reference.aggregate["n"].item() == 55
@@ -206,21 +207,21 @@ def test_a_bad_upload_is_refused_as_by_the_sequential_engine(clients, parallel, 
 
 def test_what_a_round_gave_is_not_overwritten_by_the_next(clients, parallel):
     one = [work(clients)[1]]
-    first = parallel(program(lambda: None), one).aggregate["n"]
+    first = parallel.run(program(lambda: None), one).aggregate["n"]
     same = program(lambda: None)
-    kept = parallel(same, one).aggregate["n"]
-    parallel(same, [work(clients)[4]])
+    kept = parallel.run(same, one).aggregate["n"]
+    parallel.run(same, [work(clients)[4]])
     assert first.item() == kept.item() == 15
 
 
 SCRIPT = """
 import sys, time
 sys.path.insert(0, {folder!r})
-from test_parallel import *
+from test_pool import *
 y = torch.zeros(8, dtype=torch.long)
 data = ClientData(torch.zeros(8, 4), y, torch.arange(8).reshape(4, 2).numpy(), 1)
 engine = WorkerPool(PerClientRunner(data, accelerated=False), workers=2)
-engine(program(lambda: None), work(engine.data))
+engine.run(program(lambda: None), work(engine.data))
 print(*pids(engine), flush=True)
 engine(program(lambda: (print("working", flush=True), time.sleep(5))), work(engine.data))
 """
@@ -277,7 +278,7 @@ def test_messages_and_memories_may_change_their_form_between_rounds(clients, par
     ]
     for message, memory in forms:
         client_tasks = [ClientTask(k, {"m": message}, {"seen": memory}, None, Key(k)) for k in range(5)]
-        mine, expected = parallel(same, client_tasks), reference(same, client_tasks)
+        mine, expected = parallel.run(same, client_tasks), reference.run(same, client_tasks)
         assert torch.equal(mine.aggregate["a"], expected.aggregate["a"])
         assert mine.aggregate["a"].dtype == expected.aggregate["a"].dtype
         assert torch.equal(mine.memories[3]["seen"], expected.memories[3]["seen"])
@@ -303,9 +304,9 @@ def test_clients_that_are_sent_other_messages_get_their_own(clients):
                 )
                 for k in range(5)
             ]
-            outcome = engine(own, client_tasks)
-            assert outcome.aggregate["a"].tolist() == [sum(10**k * (k + number + 1) for k in range(5))] * 3
-            assert [memory["seen"].item() for _, memory in sorted(outcome.memories.items())] == [
+            result = engine.run(own, client_tasks)
+            assert result.aggregate["a"].tolist() == [sum(10**k * (k + number + 1) for k in range(5))] * 3
+            assert [memory["seen"].item() for _, memory in sorted(result.memories.items())] == [
                 1.5 * (k + number + 1) for k in range(5)
             ]
 
@@ -316,15 +317,15 @@ def test_a_memory_that_is_not_finite_is_refused(clients, parallel):
         ClientTask(k, {}, {"seen": torch.tensor(3e38 if k == 2 else 1.0)}, None, Key(k)) for k in range(5)
     ]
     for engine in (parallel, sequential(clients)):
-        assert list(engine(spoil, client_tasks).refused) == [2]
+        assert list(engine.run(spoil, client_tasks).refused) == [2]
 
 
 def test_rounds_of_different_cohorts_and_kinds_keep_the_workers_they_have(clients, parallel):
     same = program(lambda: None)
-    parallel(same, work(clients))
+    parallel.run(same, work(clients))
     before = pids(parallel)
-    parallel(same, work(clients)[:2])
-    parallel(same, work(clients))
+    parallel.run(same, work(clients)[:2])
+    parallel.run(same, work(clients))
     assert pids(parallel) == before
 
 
@@ -335,10 +336,10 @@ def test_clients_of_one_message_may_remember_different_forms(clients, parallel):
     message = torch.tensor(2.0, dtype=torch.double)
     client_tasks = [ClientTask(k, {"m": message}, {"seen": memories[k]}, None, Key(k)) for k in range(3)]
     for engine in (parallel, sequential(clients)):
-        outcome = engine(same, client_tasks)
-        assert outcome.refused == {}
-        assert outcome.aggregate["a"].item() == pytest.approx(7.6)
-        assert [memory["seen"].dtype for memory in outcome.memories.values()] == [
+        result = engine.run(same, client_tasks)
+        assert result.refused == {}
+        assert result.aggregate["a"].item() == pytest.approx(7.6)
+        assert [memory["seen"].dtype for memory in result.memories.values()] == [
             torch.float32,
             torch.float32,
             torch.float64,

@@ -5,7 +5,7 @@ import torch
 from genfl.algorithms.base import ClientProgram
 from genfl.engines.in_process import sequential
 from genfl.engines.protocol import ClientTask
-from genfl.engines.reducers import secure_reducers
+from genfl.engines.reducers import PlainReducer, secure_reducers
 from genfl.rng import Key
 
 
@@ -27,7 +27,7 @@ def _program(value, reductions=None) -> ClientProgram:
 
 def _run(program, reduce, clients=5):
     work = [ClientTask(k, {}, {}, None, Key(k)) for k in range(clients)]
-    return sequential(Numbers(), reduce)(program, work)
+    return sequential(Numbers(), reduce).run(program, work)
 
 
 def _table(client: int) -> torch.Tensor:
@@ -36,11 +36,11 @@ def _table(client: int) -> torch.Tensor:
 
 
 def test_a_secure_sum_is_the_exact_sum_modulo_the_word_size():
-    outcome = _run(_program(_table), secure_reducers(Key(0)))
+    result = _run(_program(_table), secure_reducers(Key(0)))
     for name, first in (("a", 0), ("b", 1)):
         expected = sum(_table(k).numpy().astype(np.uint64) for k in range(first, first + 5)) % 2**32
-        assert np.array_equal(outcome.aggregate["tables"][name].numpy(), expected)
-    assert outcome.uplink_bytes == {"tables": 5 * 2 * 3 * 4 * 4}
+        assert np.array_equal(result.aggregate["tables"][name].numpy(), expected)
+    assert result.uplink_bytes == {"tables": 5 * 2 * 3 * 4 * 4}
 
 
 def test_a_secure_sum_refuses_uploads_the_server_must_see():
@@ -55,17 +55,17 @@ def test_a_secure_sum_refuses_floats():
 
 def test_each_lists_uploads_in_the_order_of_clients():
     program = _program(lambda k: torch.tensor(float(k)), {"tables": "each"})
-    outcome = _run(program, Plain)
-    assert [upload["a"].item() for upload in outcome.aggregate["tables"]] == [0, 1, 2, 3, 4]
+    result = _run(program, PlainReducer)
+    assert [upload["a"].item() for upload in result.aggregate["tables"]] == [0, 1, 2, 3, 4]
 
 
 def test_a_plain_sum_adds_in_the_order_of_clients():
     values = [1e8, 1.0, -1e8, 1.0, 3.0]  # float32: any other order gives another result
-    outcome = _run(_program(lambda k: torch.tensor(values[k % 5])), Plain)
+    result = _run(_program(lambda k: torch.tensor(values[k % 5])), PlainReducer)
     expected = np.float32(0)
     for value in values:
         expected = expected + np.float32(value)
-    assert outcome.aggregate["tables"]["a"].item() == expected
+    assert result.aggregate["tables"]["a"].item() == expected
 
 
 def test_stacks_are_added_whatever_is_in_which():
@@ -74,13 +74,13 @@ def test_stacks_are_added_whatever_is_in_which():
     floats = torch.randn(5, 3, 2, generator=rng, dtype=torch.float64)
     wholes = torch.arange(10, dtype=torch.int32).view(5, 2)
     for stacks in ([[0], [1], [2], [3], [4]], [[0, 1, 2, 3, 4]], [[3, 1], [4], [2, 0]]):
-        plain = Plain({"floats": "sum", "wholes": "sum", "seen": "each"})
+        plain = PlainReducer({"floats": "sum", "wholes": "sum", "seen": "each"})
         for clients in stacks:
             given = {"floats": floats[clients], "wholes": {"a": wholes[clients]}, "seen": floats[clients]}
             plain.add(clients, given)
             given["seen"].zero_()  # the next round's uploads lie where these did
             given["wholes"]["a"].zero_()
-        found = plain.result()
+        found = plain.aggregate()
         torch.testing.assert_close(found["floats"], floats.sum(0), rtol=0, atol=1e-12)
         assert found["wholes"]["a"].dtype == torch.int32
         assert found["wholes"]["a"].tolist() == wholes.sum(0).tolist()
@@ -99,9 +99,9 @@ def test_no_mask_is_used_twice():
         def add(self, client, upload):
             self.inner.add(client, upload)
 
-        def result(self):
+        def aggregate(self):
             seen.append(self.inner.key)
-            return self.inner.result()
+            return self.inner.aggregate()
 
     for _ in range(2):
         _run(_program(_table), Watched)

@@ -16,8 +16,8 @@ from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.base import ClientProgram
 from genfl.data.clients import ClientData
 from genfl.data.plans import Batches, Schedule
-from genfl.engines import vmapped as vectorized
-from genfl.engines.in_process import sequential
+from genfl.engines.fast import replays
+from genfl.engines.in_process import InProcess, sequential
 from genfl.engines.per_client import PerClientRunner
 from genfl.engines.pool import WorkerPool
 from genfl.engines.protocol import ClientTask
@@ -27,6 +27,8 @@ from genfl.learning.task import classification
 from genfl.models import CNN, MLP, Stack
 from genfl.rng import Key, Keys
 from genfl.simulation import federate
+
+from .helpers import SpyEngine
 
 SHAPE, CLASSES = (4,), 3
 ENDS = [0, 5, 20, 24, 27, 40, 70]  # unequal clients: unequal steps, and one with less than a batch
@@ -57,23 +59,12 @@ def algorithm(name):
     return task, ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9, weight_decay=0.01), resources)
 
 
-def recording(engine):
-    """An engine that keeps what every round came to."""
-    outcomes = []
-
-    def run(program, work):
-        outcomes.append(engine(program, work))
-        return outcomes[-1]
-
-    return run, outcomes
-
-
 def play(name, clients, engine, rounds):
     task, method = algorithm(name)
-    run, outcomes = recording(engine)
+    spy = SpyEngine(engine)
     schedule = Schedule(rounds, 4, batch_size=4)
-    federate(method, task.init(Key(1)), clients, run, schedule, Key(5), lambda weights: {})
-    return outcomes
+    federate(method, task.init(Key(1)), clients, spy, schedule, Key(5), lambda weights: {})
+    return spy.results
 
 
 def assert_close(a, b, tolerance):
@@ -84,11 +75,11 @@ def assert_close(a, b, tolerance):
         torch.testing.assert_close(x, y, atol=tolerance, rtol=0)
 
 
-def aggregated(outcome):
+def aggregated(result):
     """An aggregate as a tree: what the server sees of each client is a list."""
     return {
         name: dict(enumerate(value)) if isinstance(value, list) else value
-        for name, value in outcome.aggregate.items()
+        for name, value in result.aggregate.items()
     }
 
 
@@ -97,8 +88,8 @@ def aggregated(outcome):
 def test_every_algorithm_gives_what_the_sequential_engine_gives(clients, name, chunk):
     """In the first round; a second and a third go on from the same states, but for rounding."""
     reference = play(name, clients, sequential(clients), 3)
-    outcomes = play(name, clients, InProcess(VmapRunner(clients, chunk=chunk)), 3)
-    for number, (mine, other) in enumerate(zip(outcomes, reference, strict=True)):
+    results = play(name, clients, InProcess(VmapRunner(clients, chunk=chunk)), 3)
+    for number, (mine, other) in enumerate(zip(results, reference, strict=True)):
         tolerance = 1e-9 if number == 0 else 1e-5  # servers that distil with Adam magnify rounding
         assert_close(aggregated(mine), aggregated(other), tolerance)
         assert mine.memories.keys() == other.memories.keys()
@@ -114,12 +105,14 @@ def test_recorded_steps_of_batches_are_what_the_steps_are(float64, monkeypatch, 
     rng = torch.Generator().manual_seed(0)
     x, y = torch.randn(120, *SHAPE, generator=rng), torch.randint(CLASSES, (120,), generator=rng)
     clients = ClientData(x, y, list(torch.arange(120).view(6, 20).numpy()), CLASSES)
-    monkeypatch.setattr(vectorized.replay, "AFTER", 0)
+    monkeypatch.setattr(replays, "AFTER", 0)
     engine = InProcess(VmapRunner(clients))
     mine, other = play(name, clients, engine, 1)[0], play(name, clients, sequential(clients), 1)[0]
     assert_close(aggregated(mine), aggregated(other), 1e-9)
-    assert any(replays.believed for replays in engine.run._replays.values())
-    assert not any(replays.hopeless for replays in engine.run._replays.values())
+    stats = engine.stats().fast
+    assert stats.replayed > 0
+    assert stats.compared > 0
+    assert stats.reasons == ()
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))
@@ -128,14 +121,16 @@ def test_what_is_replayed_has_the_bits_of_what_it_replays(monkeypatch, name):
     rng = torch.Generator().manual_seed(0)
     x, y = torch.randn(120, *SHAPE, generator=rng), torch.randint(CLASSES, (120,), generator=rng)
     clients = ClientData(x, y, list(torch.arange(120).view(6, 20).numpy()), CLASSES)
-    outcomes = []
+    results = []
     for after in (0, 10**9):
-        monkeypatch.setattr(vectorized.replay, "AFTER", after)
+        monkeypatch.setattr(replays, "AFTER", after)
         engine = InProcess(VmapRunner(clients))
-        outcomes.append(play(name, clients, engine, 6))
-        believed = {form[0] for form, replays in engine.run._replays.items() if replays.believed}
-        assert believed == ({"step", "finish"} if after == 0 else set())
-    for mine, other in zip(*outcomes, strict=True):
+        results.append(play(name, clients, engine, 6))
+        fast = engine.runner._fast.replays
+        trusted = {signature[0] for signature in fast.signatures() if fast.of(signature).trusted}
+        assert trusted == ({"step", "finish"} if after == 0 else set())
+        assert (engine.stats().fast.replayed > 0) == (after == 0)
+    for mine, other in zip(*results, strict=True):
         assert_close(aggregated(mine), aggregated(other), 0)
         for client, memory in other.memories.items():
             assert_close(mine.memories[client], memory, 0)
@@ -173,7 +168,7 @@ def test_a_cohort_is_divided_into_parts_of_about_the_same_work(clients):
     )
     assert [len(part) for part in parts] == [8, 8, 8]
     steps = [
-        sum(client_task.batches.length(*clients.sizes(client_task.client)) for client_task in part)
+        sum(client_task.batches.length(clients.part_sizes(client_task.client)) for client_task in part)
         for part in parts
     ]
     assert max(steps) - min(steps) <= 7, "the longest of a part's clients takes so many"
@@ -193,17 +188,17 @@ def test_a_worker_killed_in_the_middle_of_its_share_is_replaced(clients, tmp_pat
         lambda *_: {"w": torch.zeros(())}, step, lambda carry: ({"w": carry["w"]}, {}), {"w": "sum"}
     )
     with contextlib.closing(WorkerPool(VmapRunner(clients), workers=2)) as parallel:
-        mine = parallel(program, client_tasks({}))
+        mine = parallel.run(program, client_tasks({}))
     assert marker.exists()
-    assert "done again" in caplog.text
-    assert_close(mine.aggregate, sequential(clients)(program, client_tasks({})).aggregate, 1e-9)
+    assert "the round is repeated" in caplog.text
+    assert_close(mine.aggregate, sequential(clients).run(program, client_tasks({})).aggregate, 1e-9)
 
 
 def test_few_recordings_are_kept(clients, monkeypatch):
-    monkeypatch.setattr(vectorized, "RECORDINGS", 2)
+    monkeypatch.setattr(replays, "RECORDINGS", 2)
     engine = InProcess(VmapRunner(clients))
     play("fedavg", clients, engine, 2)
-    assert len(engine.run._replays) == 2
+    assert len(engine.runner._fast.replays.signatures()) == 2
 
 
 def test_a_worker_refuses_the_work_of_one_client_of_its_share(clients):
@@ -214,8 +209,8 @@ def test_a_worker_refuses_the_work_of_one_client_of_its_share(clients):
         {"w": "each"},
     )
     with contextlib.closing(WorkerPool(VmapRunner(clients), workers=2)) as parallel:
-        mine = parallel(program, client_tasks({}))
-    other = sequential(clients)(program, client_tasks({}))
+        mine = parallel.run(program, client_tasks({}))
+    other = sequential(clients).run(program, client_tasks({}))
     assert mine.refused == other.refused == {2: "it holds NaN or infinite values"}
     assert_close(aggregated(mine), aggregated(other), 1e-12)
 
@@ -244,7 +239,10 @@ def test_what_is_drawn_does_not_depend_on_what_it_is_batched_with(clients):
         start, step, lambda carry: (dict(carry), {}), dict.fromkeys(("drawn", "pair", "share"), "each")
     )
     work = client_tasks({})
-    alone, together = sequential(clients)(program, work), InProcess(VmapRunner(clients))(program, work)
+    alone, together = (
+        sequential(clients).run(program, work),
+        InProcess(VmapRunner(clients)).run(program, work),
+    )
     for name in program.reductions:
         for mine, other in zip(together.aggregate[name], alone.aggregate[name], strict=True):
             assert torch.equal(mine, other)
@@ -274,15 +272,15 @@ def test_a_client_whose_work_is_not_finite_is_refused_alone(clients):
         {"w": "sum"},
     )
     work = client_tasks({})
-    mine, other = InProcess(VmapRunner(clients))(program, work), sequential(clients)(program, work)
+    mine, other = InProcess(VmapRunner(clients)).run(program, work), sequential(clients).run(program, work)
     assert mine.refused == other.refused == {2: "it holds NaN or infinite values"}
     assert mine.memories.keys() == other.memories.keys() == {0, 1, 3, 4, 5}
     assert_close(mine.aggregate, other.aggregate, 1e-12)
 
 
 def test_memories_do_not_keep_the_whole_batch_alive(clients):
-    outcome = play("scaffold", clients, InProcess(VmapRunner(clients)), 1)[0]
-    for memory in outcome.memories.values():
+    result = play("scaffold", clients, InProcess(VmapRunner(clients)), 1)[0]
+    for memory in result.memories.values():
         for leaf in trees.leaves(memory):
             assert leaf.untyped_storage().nbytes() == leaf.numel() * leaf.element_size()
 
@@ -295,8 +293,8 @@ def test_a_client_that_ends_alone_keeps_its_own_memory_only(float64, name):
     x, y = torch.randn(ends[-1], *SHAPE, generator=rng), torch.randint(CLASSES, (ends[-1],), generator=rng)
     rows = [torch.arange(ends[-1])[a:b].numpy() for a, b in itertools.pairwise([0, *ends])]
     clients = ClientData(x, y, rows, CLASSES)
-    outcome = play(name, clients, InProcess(VmapRunner(clients, shares=1)), 1)[0]
-    for memory in outcome.memories.values():
+    result = play(name, clients, InProcess(VmapRunner(clients, shares=1)), 1)[0]
+    for memory in result.memories.values():
         for leaf in trees.leaves(memory):
             assert leaf.untyped_storage().nbytes() == leaf.nbytes
 
@@ -320,7 +318,7 @@ def test_what_all_clients_share_is_there_once(clients):
         {"w": "each"},
     )
     work = client_tasks({"m": torch.tensor(2.0)}, steps=1)
-    mine, other = InProcess(VmapRunner(clients))(program, work), sequential(clients)(program, work)
+    mine, other = InProcess(VmapRunner(clients)).run(program, work), sequential(clients).run(program, work)
     assert [False, True, True] in seen
     assert_close(dict(enumerate(mine.aggregate["w"])), dict(enumerate(other.aggregate["w"])), 1e-12)
 
@@ -357,17 +355,17 @@ def test_a_program_that_wants_gradients_of_gradients_of_layers_is_not_folded(lay
     clients, program = image_steps(smooth)
     caplog.set_level("INFO")
     mine, other = (
-        engine(program, image_work(0, 1.0))
+        engine.run(program, image_work(0, 1.0))
         for engine in (InProcess(VmapRunner(clients)), sequential(clients))
     )
     for ours, theirs in zip(mine.aggregate["w"], other.aggregate["w"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-    assert sum("layer by layer" in record.message for record in caplog.records) == 1
+    assert sum("batched by torch.vmap alone" in record.message for record in caplog.records) == 1
 
 
 def test_what_a_model_changes_in_place_after_pooling_is_replayed_right(monkeypatch):
     """Also when windows without a positive number come after the replays that are compared."""
-    monkeypatch.setattr("genfl.engines.fast.recording.AFTER", 10)
+    monkeypatch.setattr(replays, "AFTER", 10)
 
     def loss(w, x):
         pooled = F.max_pool2d((x.abs() * w).relu(), 2)
@@ -377,17 +375,16 @@ def test_what_a_model_changes_in_place_after_pooling_is_replayed_right(monkeypat
     clients, program = image_steps(loss)
     mine, other = InProcess(PerClientRunner(clients)), sequential(clients)
     for number, w in enumerate([1.0, 1.0, 1.0, 1.0, -1.0, -1.0]):
-        outcomes = [run(program, image_work(number, w)) for run in (mine, other)]
-        for ours, theirs in zip(*(outcome.aggregate["w"] for outcome in outcomes), strict=True):
+        results = [run.run(program, image_work(number, w)) for run in (mine, other)]
+        for ours, theirs in zip(*(result.aggregate["w"] for result in results), strict=True):
             assert torch.equal(ours, theirs)
         if number == 3:
-            (form,) = mine._replayed.step.forms.values()
-            assert form.believed
+            assert mine.stats().fast.replayed > 0
 
 
 def test_what_is_one_tensor_while_it_is_recorded_need_not_be_later(float64, monkeypatch):
     """In its first round a client's memory of MOON is the message's weights, and later it is not."""
-    monkeypatch.setattr("genfl.engines.fast.recording.AFTER", 5)
+    monkeypatch.setattr(replays, "AFTER", 5)
     rng = torch.Generator().manual_seed(0)
     x, y = torch.randn(2000, *SHAPE, generator=rng), torch.randint(CLASSES, (2000,), generator=rng)
     clients = ClientData(x, y, list(torch.arange(2000).view(200, 10).numpy()), CLASSES)
@@ -400,7 +397,8 @@ def test_what_is_one_tensor_while_it_is_recorded_need_not_be_later(float64, monk
         for engine in (run, sequential(clients))
     ]
     assert_close(*ends, 1e-9)
-    assert any(form[0] == "step" and own.believed for form, own in run.run._replays.items())
+    fast = run.runner._fast.replays
+    assert any(signature[0] == "step" and fast.of(signature).trusted for signature in fast.signatures())
 
 
 def test_when_memory_runs_out_the_batch_is_halved_and_the_work_done_again(clients, caplog):
@@ -422,12 +420,12 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_work_done_again(client
     )
     engine = InProcess(VmapRunner(clients))
     work = client_tasks({}, steps=1)
-    mine, other = engine(program, work), sequential(clients)(program, work)
+    mine, other = engine.run(program, work), sequential(clients).run(program, work)
     assert_close(mine.aggregate, other.aggregate, 1e-9)
-    assert engine.run.chunk <= 2
-    assert "memory does not suffice for" in caplog.text
+    assert engine.runner.chunk <= 2
+    assert "out of memory with" in caplog.text
     batches.clear()
-    engine(program, work)
+    engine.run(program, work)
     assert max(batches) <= 2, "it is not tried again in the next round"
 
 
@@ -437,7 +435,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(clients):
 
     program = ClientProgram(lambda *_: {"w": torch.zeros(())}, step, lambda carry: (carry, {}), {"w": "sum"})
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        InProcess(VmapRunner(clients))(program, client_tasks({}))
+        InProcess(VmapRunner(clients)).run(program, client_tasks({}))
 
 
 def test_a_model_that_draws_from_the_global_generator_is_refused(clients):
@@ -468,7 +466,7 @@ def test_a_program_that_only_sums_what_clients_know_needs_no_batch(clients):
     )
     for chosen in (client_tasks({}), client_tasks({})[:1]):
         work = [client_task._replace(batches=None) for client_task in chosen]
-        assert InProcess(VmapRunner(clients))(program, work).aggregate["samples"] == sum(
+        assert InProcess(VmapRunner(clients)).run(program, work).aggregate["samples"] == sum(
             clients.samples(client_task.client) for client_task in work
         )
 

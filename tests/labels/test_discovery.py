@@ -60,14 +60,15 @@ def test_the_server_never_gets_a_client_table_in_the_clear(monkeypatch):
 
 
 def test_a_hostile_sum_is_an_error_and_never_a_union():
-    def hostile(data, key):
-        def run(program, work):
-            outcome = sequential(data, secure_reducers(key))(program, work)
-            table = outcome.aggregate["table"].numpy().copy()
-            table[np.flatnonzero(table[:, 0])[0], 0] += 70_000  # more holders than clients
-            return RoundResult({"table": torch.from_numpy(table)}, outcome.memories, {}, {})
+    class Hostile:
+        def __init__(self, data, key):
+            self.inner = engine(data, key)
 
-        return run
+        def run(self, program, tasks):
+            result = self.inner.run(program, tasks)
+            table = result.aggregate["table"].numpy().copy()
+            table[np.flatnonzero(table[:, 0])[0], 0] += 70_000  # more holders than clients
+            return RoundResult({"table": torch.from_numpy(table)}, result.memories, {}, {})
 
     with pytest.raises(GenflError):
-        discover(SETS, hostile, Key(0), attempts=2)
+        discover(SETS, Hostile, Key(0), attempts=2)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genfl.algorithms.base import Algorithm, HeldSamples
-from genfl.learning.task import MissingPart, Task
+from genfl.learning.task import Task
 from genfl.trees import Tree
 
 
@@ -28,7 +28,7 @@ class SampleFilter(NamedTuple):
     by_class: bool
 
     def choose(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """Return the places of the kept samples, ascending.
+        """Return the positions of the kept samples, ascending.
 
         Args:
             losses: Of each sample, [n].
@@ -37,9 +37,9 @@ class SampleFilter(NamedTuple):
         groups = labels if self.by_class else torch.zeros_like(labels)
         chosen = []
         for group in groups.unique():
-            places = torch.nonzero(groups == group)[:, 0]
-            best = losses[places].argsort(stable=True)
-            chosen.append(places[best[: max(1, int(self.share * len(places) + 0.5))]])
+            members = torch.nonzero(groups == group)[:, 0]
+            best = losses[members].argsort(stable=True)
+            chosen.append(members[best[: max(1, int(self.share * len(members) + 0.5))]])
         return torch.cat(chosen).sort().values
 
 
@@ -56,15 +56,18 @@ def filtered(
         keep: Which samples are kept.
         part: The number of the part of clients' data that is filtered; FedGC's generated samples.
         from_round: The first round that filters, from 1: early models judge badly.
+
+    Raises:
+        ValueError: In the first round that filters, if the message holds no global model.
     """
 
     def select(message: Tree, held: HeldSamples) -> Sequence[Tensor]:
-        numbers = torch.arange(sum(held.part_sizes), device="cpu")
+        numbers = torch.arange(sum(held.part_sizes), device="cpu")  # also in a block of another device
         rows = list(numbers.split(list(held.part_sizes)))
         if held.round < from_round or part >= len(rows) or not len(rows[part]):
             return rows
         if "weights" not in message:
-            raise MissingPart("a global model in what the server sends")
+            raise ValueError("clients cannot filter their samples: the server sends them no global model")
         examples = held.examples(rows[part])
         logits = task.predict(message["weights"], examples["x"])
         losses = F.cross_entropy(logits, examples["y"], reduction="none")

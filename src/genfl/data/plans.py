@@ -1,4 +1,4 @@
-"""Which samples a client's local steps use, drawn before the first step."""
+"""The samples of a client's local steps, drawn before the first step."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class Batches(NamedTuple):
         steps: How many batches; None to count in epochs.
         epochs: How many passes over the data, where `steps` is None.
         key: The random stream.
-        order: The parts of the data that are trained on one after the other, as their numbers; None mixes
-            them. Each part gets all the epochs, or an equal share of the steps.
+        order: The numbers of the parts of the data that are trained on, one after the other; None trains on
+            all of them mixed. Each part gets all the epochs, or an equal share of the steps. Parts that a
+            client does not have are left out.
     """
 
     batch_size: int
@@ -33,7 +34,7 @@ class Batches(NamedTuple):
     order: Sequence[int] | None = None
 
     def draw(self, part_sizes: Sequence[int]) -> list[Tensor]:
-        """Return the samples of each step, as their places among all the client's samples.
+        """Return the samples of each step, by their numbers among all the client's samples.
 
         Args:
             part_sizes: How many samples the client has of each part of the data.
@@ -42,7 +43,7 @@ class Batches(NamedTuple):
         drawn: list[Tensor] = []
         for first, samples, steps in self._phases(part_sizes):
             batches = plan(samples, self.batch_size, steps, self.epochs, rng)
-            drawn += [first + places for places in batches] if first else batches
+            drawn += [first + numbers for numbers in batches] if first else batches
         return drawn
 
     def length(self, part_sizes: Sequence[int]) -> int:
@@ -53,11 +54,11 @@ class Batches(NamedTuple):
         )
 
     def _phases(self, part_sizes: Sequence[int]) -> list[tuple[int, int, int | None]]:
-        """Return what is trained on in turn: the first place, how many samples, and for how many steps."""
+        """Return for each phase of training: its first sample, how many samples, and for how many steps."""
         starts = list(itertools.accumulate(part_sizes, initial=0))
-        parts = [number for number in self.order or () if part_sizes[number]]
-        if len(parts) < 2:
+        if self.order is None:
             return [(0, starts[-1], self.steps)] if starts[-1] else []
+        parts = [number for number in self.order if number < len(part_sizes) and part_sizes[number]]
         return [
             (
                 starts[number],
@@ -70,7 +71,7 @@ class Batches(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Who works when, and how much.
+    """The plan of a federation: how many rounds, cohorts of which size, and how much local work.
 
     Attributes:
         rounds: Number of rounds.
@@ -80,7 +81,7 @@ class Schedule:
         local_epochs: Passes over the client's data in a round, where `local_steps` is None.
         evaluate_every: Evaluate after every so many rounds, besides round 0 and the last.
         checkpoint_every: Keep the state on disk after every so many rounds.
-        order: The parts of clients' data that are trained on one after the other; None mixes them.
+        order: The parts of clients' data that are trained on one after the other; see `Batches`.
     """
 
     rounds: int
@@ -100,7 +101,7 @@ class Schedule:
 def plan(
     samples: int, batch_size: int, steps: int | None, epochs: int, rng: np.random.Generator
 ) -> list[Tensor]:
-    """Draws the batches of a client's round.
+    """Draw the batches of a client's round.
 
     Every pass over the data is shuffled anew. A batch is full, or the client's whole set where that is
     smaller: the rest of a pass that does not fill a batch is left out, because padded or odd-sized batches
@@ -114,7 +115,7 @@ def plan(
         rng: The random stream.
 
     Returns:
-        For each step the places of some of the samples, int64 [min(batch_size, samples)].
+        For each step the numbers of some of the samples, int64 [min(batch_size, samples)].
     """
     size = min(batch_size, samples)
     if size == 0:

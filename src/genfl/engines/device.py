@@ -18,32 +18,32 @@ from genfl.trees import Tree
 
 @contextlib.contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Makes a GPU's convolutions compute in the precision that was asked for, and the same each time."""
+    """Make a GPU's convolutions compute in the precision asked for, with the same result each time."""
     with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False) if device != CPU else nullcontext():
         yield
 
 
 def on_device(program: ClientProgram, device: torch.device) -> ClientProgram:
-    """Returns a client program that does the same on a device, and gives and takes tensors of the CPU.
+    """Return a client program that computes on a device, and takes and gives tensors of the CPU.
 
-    So engines, servers and files know of no device, and what is drawn is drawn on the CPU, the same for all.
-    What a message holds is moved once for all clients that are sent it.
+    Engines, servers and files see the CPU only. Random numbers are drawn on the CPU, the same for every
+    device. A message is moved once for all clients that are sent it.
 
     Args:
-        program: What a client does.
-        device: Where it computes.
+        program: What clients run.
+        device: Where they compute.
     """
     if device == CPU:
         return program
-    there: dict[int, tuple[Tensor, Tensor]] = {}  # by what is moved, which must stay alive to keep its id
+    copies: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of the original, which must stay alive
 
     def moved(message: Tree) -> Tree:
         leaves = trees.leaves(message)
-        if any(id(leaf) not in there for leaf in leaves):  # another round's
-            kept = {id(leaf): there[id(leaf)] for leaf in leaves if id(leaf) in there}
-            there.clear()
-            there.update({id(leaf): (leaf, leaf.to(device)) for leaf in leaves} | kept)
-        return trees.map(lambda leaf: there[id(leaf)][1], message)
+        if any(id(leaf) not in copies for leaf in leaves):  # another round's
+            kept = {id(leaf): copies[id(leaf)] for leaf in leaves if id(leaf) in copies}
+            copies.clear()
+            copies.update({id(leaf): (leaf, leaf.to(device)) for leaf in leaves} | kept)
+        return trees.map(lambda leaf: copies[id(leaf)][1], message)
 
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         with device:
@@ -61,7 +61,7 @@ def on_device(program: ClientProgram, device: torch.device) -> ClientProgram:
     def select(message: Tree, held: HeldSamples) -> Sequence[Tensor]:
         assert program.select is not None
         with device:
-            there = held._replace(examples=lambda rows: trees.to(held.examples(rows), device))
-            return program.select(moved(message), there)
+            held_on_device = held._replace(examples=lambda rows: trees.to(held.examples(rows), device))
+            return program.select(moved(message), held_on_device)
 
     return ClientProgram(start, step, finish, program.reductions, select if program.select else None)

@@ -110,7 +110,7 @@ def planned_rows(program: ClientProgram, data: DataView, task: ClientTask) -> li
     held = HeldSamples(task.round, sizes, lambda rows: data.batch(task.client, rows))
     selected = program.select(task.message, held)
     rows = torch.cat(list(selected))
-    return [rows[places] for places in task.batches.draw([len(part) for part in selected])]
+    return [rows[numbers] for numbers in task.batches.draw([len(part) for part in selected])]
 
 
 def signatures(tasks: Sequence[ClientTask]) -> list[str]:

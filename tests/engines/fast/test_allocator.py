@@ -10,7 +10,7 @@ import torch
 
 from genfl.data.clients import ClientData
 from genfl.engines.auto import engine
-from genfl.engines.fast.allocator import keeping_memory
+from genfl.engines.fast import keeping_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
 

@@ -12,10 +12,10 @@ from genfl.algorithms.base import ClientProgram
 from genfl.data.clients import ClientData
 from genfl.data.plans import Batches, Schedule
 from genfl.engines.auto import engine
-from genfl.engines.fast import recording as replay
-from genfl.engines.fast.recording import Replaying, replayed
+from genfl.engines.fast import accelerate, replays
 from genfl.engines.fast.rewrites import aten
-from genfl.engines.in_process import sequential
+from genfl.engines.in_process import InProcess, sequential
+from genfl.engines.per_client import PerClientRunner
 from genfl.engines.pool import WorkerPool
 from genfl.engines.protocol import ClientTask
 from genfl.learning.local import LocalSGD
@@ -31,7 +31,7 @@ ENDS = [0, 5, 20, 24, 27, 40, 70]  # one has less than a batch
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """Recordings after a few steps, so that short federations have both kinds of steps and the trials."""
-    monkeypatch.setattr(replay, "AFTER", 5)
+    monkeypatch.setattr(replays, "AFTER", 5)
 
 
 @pytest.fixture
@@ -73,10 +73,6 @@ def assert_same(a, b):
         assert torch.equal(x, y)
 
 
-def forms(run):
-    return list(run._replayed.step.forms.values())
-
-
 @pytest.mark.parametrize(
     ("name", "precision"), [*((name, "fp32") for name in ALGORITHMS), ("fedgen", "bf16")]
 )
@@ -86,35 +82,38 @@ def test_every_algorithm_is_replayed_and_gives_the_same_bits(clients, name, prec
     mine, other = play(task, algorithm, clients, run), play(task, algorithm, clients, sequential(clients))
     assert_same(mine.weights, other.weights)
     assert mine.rounds == other.rounds
-    assert any(form.taken > 5 + replay.TRIALS for form in forms(run)), "or nothing was tried"
-    assert not any(form.hopeless for form in forms(run))
+    assert run.stats().fast.replayed > 0
+    assert run.stats().fast.reasons == ()
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_where_training_starts_and_what_the_server_sent_are_told_apart(clients, monkeypatch, after):
     """They are one tensor in a client's first step, and two in its second; FedProx reads both in each."""
-    monkeypatch.setattr(replay, "AFTER", after)
+    monkeypatch.setattr(replays, "AFTER", after)
     task, algorithm = method("fedprox")
     run = InProcess(PerClientRunner(clients))
     assert_same(
         play(task, algorithm, clients, run).weights,
         play(task, algorithm, clients, sequential(clients)).weights,
     )
-    assert not any(form.hopeless for form in forms(run))
+    assert run.stats().fast.reasons == ()
 
 
 def test_workers_replay_as_well(clients):
     task, algorithm = method("scaffold")
     expected = play(task, algorithm, clients, sequential(clients))
     with engine("parallel", clients, 4) as run:
-        assert isinstance(run, Replaying)
-        assert isinstance(run.engine, WorkerPool)
+        assert isinstance(run, WorkerPool)
         assert_same(play(task, algorithm, clients, run).weights, expected.weights)
+        assert run.stats().fast.replayed > 0
 
 
 def test_the_reference_is_not_replayed(clients):
     with engine("sequential", clients, 4) as run:
-        assert isinstance(run, sequential)
+        play(*method("fedavg"), clients, run)
+        (reason,) = run.stats().fast.reasons
+        assert "every step as it is" in reason
+        assert run.stats().fast.recordings == 0
 
 
 def program(step):
@@ -158,7 +157,7 @@ def run_both(step, clients):
     run = InProcess(PerClientRunner(clients))
     chosen = program(step)
     for _ in range(2):
-        mine, expected = run(chosen, work), sequential(clients)(chosen, work)
+        mine, expected = run.run(chosen, work), sequential(clients).run(chosen, work)
         for x, y in zip(mine.aggregate["w"], expected.aggregate["w"], strict=True):
             assert torch.equal(x, y)
     return run
@@ -168,10 +167,11 @@ def run_both(step, clients):
 def test_what_cannot_be_replayed_runs_as_it_is_and_says_so(clients, step, caplog):
     with caplog.at_level("INFO"):
         run = run_both(step, clients)
-    busy = [form for form in forms(run) if form.taken > 5 + replay.TRIALS]
-    assert busy
-    assert any(form.hopeless for form in busy)
-    assert "runs as it is, not recorded" in caplog.text
+    stats = run.stats().fast
+    assert (stats.replayed, stats.disagreements) == (0, 0)
+    assert all("runs as it is, not recorded" in reason for reason in stats.reasons)
+    assert stats.reasons
+    assert [record.message for record in caplog.records] == list(stats.reasons)
 
 
 def test_what_is_drawn_from_what_the_step_is_given_is_drawn_anew(clients):
@@ -185,7 +185,9 @@ def test_what_is_drawn_from_what_the_step_is_given_is_drawn_anew(clients):
             "w": carry["w"] + a * b + key.fold("b").draw(lambda rng: torch.rand(3, generator=rng)),
         }
 
-    assert not any(form.hopeless for form in forms(run_both(step, clients)))
+    stats = run_both(step, clients).stats().fast
+    assert stats.replayed > 0
+    assert stats.reasons == ()
 
 
 def test_a_model_that_draws_from_the_global_generator_runs_as_it_is(clients):
@@ -198,7 +200,7 @@ def test_a_model_that_draws_from_the_global_generator_runs_as_it_is(clients):
     run = InProcess(PerClientRunner(clients))
     mine, other = play(task, algorithm, clients, run), play(task, algorithm, clients, sequential(clients))
     assert_same(mine.weights, other.weights)
-    assert any(form.hopeless for form in forms(run))
+    assert run.stats().fast.reasons
 
 
 def test_a_client_that_diverges_is_refused_as_ever(clients):
@@ -207,11 +209,12 @@ def test_a_client_that_diverges_is_refused_as_ever(clients):
     run = InProcess(PerClientRunner(clients))
     mine, other = play(task, algorithm, clients, run), play(task, algorithm, clients, sequential(clients))
     assert [row["refused"] for row in mine.rounds] == [row["refused"] for row in other.rounds] != [0] * 4
-    assert not any(form.hopeless for form in forms(run)), "NaN is NaN"
+    assert run.stats().fast.replayed > 0
+    assert run.stats().fast.reasons == (), "NaN is NaN"
 
 
 def test_an_error_in_a_step_is_the_steps_own(clients):
-    step = replayed(program(lambda carry, batch, key: 1 / 0)).step
+    step = accelerate(program(lambda carry, batch, key: 1 / 0)).step
     for _ in range(8):
         with pytest.raises(ZeroDivisionError):
             step({"w": torch.zeros(3)}, {"x": torch.ones(1)}, Key(0))
@@ -228,8 +231,9 @@ def test_pooling_in_another_order_of_memory_gives_the_same_bits(precision):
     run = InProcess(PerClientRunner(clients))
     mine, other = play(task, algorithm, clients, run), play(task, algorithm, clients, sequential(clients))
     assert_same(mine.weights, other.weights)
-    (form,) = forms(run)
-    operations = [node.target for node in form.recording.run.__self__.graph.nodes]
+    fast = run.runner._faster.step.replays
+    (signature,) = fast.signatures()
+    operations = [node.target for node in fast.of(signature).recording.run.__self__.graph.nodes]
     pools = [place for place, name in enumerate(operations) if name == aten.max_pool2d_with_indices.default]
     assert len(pools) == 2
     assert all(operations[place - 1] is torch.clone for place in pools)
