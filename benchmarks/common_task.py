@@ -50,7 +50,7 @@ CLIENTS, SAMPLES, LR, CLASSES = 100, 64, 0.05, 10
 
 
 def cnn(shape: tuple[int, ...], width: int) -> Classifier:
-    """Returns two blocks of convolution, group norm, ReLU and pooling, and a linear head."""
+    """Return two blocks of convolution, group norm, ReLU and pooling, and a linear head."""
     channels, side, _ = shape
     blocks = [
         layer
@@ -88,7 +88,7 @@ def bare_loop(
 
 
 def profiled(run: Callable[[], object]) -> str:
-    """Returns what takes a run's time, as a table."""
+    """Return what takes a run's time, as a table."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -99,7 +99,7 @@ def profiled(run: Callable[[], object]) -> str:
 
 
 def main() -> None:
-    """Prints seconds a round for each contestant."""
+    """Print seconds a round for each contestant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--side", type=int, default=8)
     parser.add_argument("--width", type=int, default=16)

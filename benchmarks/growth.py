@@ -31,7 +31,7 @@ SHAPE, CLASSES, BATCH, SAMPLES = (1, 8, 8), 10, 8, 16
 
 
 def rounds(cohort: int, width: int, steps: int, number: int) -> np.ndarray:
-    """Returns wall-clock and CPU seconds of each of a federation's rounds, [number, 2]."""
+    """Return wall-clock and CPU seconds of each of a federation's rounds, [number, 2]."""
     clients = 2 * cohort
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(clients * SAMPLES, *SHAPE, generator=rng)
@@ -59,12 +59,12 @@ def rounds(cohort: int, width: int, steps: int, number: int) -> np.ndarray:
 
 
 def parameters(width: int) -> int:
-    """Returns how many parameters the model of a width has."""
+    """Return how many parameters the model of a width has."""
     return sum(p.numel() for p in MLP(SHAPE, CLASSES, width).parameters())
 
 
 def main() -> None:
-    """Prints times and slopes, and writes a plot for each sweep."""
+    """Print times and slopes, and writes a plot for each sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="a folder for the plots; none without it")
     parser.add_argument("--rounds", type=int, default=3)
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def plot(path: Path, name: str, sizes: list[int], medians: np.ndarray) -> None:
-    """Draws the medians on logarithmic axes, beside a line of slope 1."""
+    """Draw the medians on logarithmic axes, beside a line of slope 1."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4), layout="constrained")

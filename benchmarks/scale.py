@@ -23,7 +23,7 @@ SAMPLES, COHORT, BATCH, STEPS, LR, CLASSES, SHAPE = 20, 100, 10, 4, 0.05, 10, (1
 
 
 def make(folder: Path) -> None:
-    """Writes random images and labels for the most clients."""
+    """Write random images and labels for the most clients."""
     import numpy as np
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,13 +44,13 @@ def make(folder: Path) -> None:
 
 
 def most_resident(process: int | str) -> int:
-    """Returns the bytes that a process had in memory at most, pages of files and shared ones included."""
+    """Return the bytes that a process had in memory at most, pages of files and shared ones included."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def federation(folder: Path, clients: int, width: int, rounds: int, engine_name: str) -> dict[str, float]:
-    """Runs one federation; returns seconds and bytes."""
+    """Run one federation; returns seconds and bytes."""
     began = time.perf_counter()
     import numpy as np
     import torch
@@ -110,7 +110,7 @@ def federation(folder: Path, clients: int, width: int, rounds: int, engine_name:
 
 
 def main() -> None:
-    """Prints a row for each size, and the ratios."""
+    """Print a row for each size, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "genfl-scale")
     parser.add_argument("--width", type=int, default=32)

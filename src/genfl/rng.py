@@ -2,7 +2,7 @@
 
 Everything random in genfl is drawn from a `Key`: the run's seed plus the address of the draw, for example
 ``Key(seed).fold("plan", round, client)``. Two draws with different addresses are independent; the same
-address always gives the same numbers, whoever asks first, in which process, before or after an interruption.
+address always gives the same numbers, in any order, in any process, before or after an interruption.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch import Tensor
 _WORD = 2**32
 
 Sampler = Callable[..., Any]
-"""``(generator, *tensors) -> tensor, or tuple of them``: something drawn, from what is given."""
+"""``(generator, *tensors) -> tensor, or tuple of them``: something drawn, from the tensors."""
 
 
 class Stream(Protocol):
-    """What a client program may do with its random stream, whether it runs alone or batched with others."""
+    """A client program's random stream, whether the client runs alone or batched with others."""
 
     def fold(self, *address: int | str) -> Stream:
-        """Returns the stream of a place below this one."""
+        """Return the stream of an address below this one."""
         ...
 
-    def draw(self, sampler: Sampler, *given: Tensor) -> Any:
-        """Returns ``sampler(generator, *given)`` with a CPU generator at the start of this stream."""
+    def draw(self, sampler: Sampler, *inputs: Tensor) -> Any:
+        """Return ``sampler(generator, *inputs)`` with a CPU generator at the start of this stream."""
         ...
 
 
@@ -49,7 +49,7 @@ class Key:
     path: tuple[int, ...] = ()
 
     def fold(self, *address: int | str) -> Key:
-        """Returns the key of a place below this one.
+        """Return the key of an address below this one.
 
         Args:
             *address: Names and non-negative integers, for example ``"cohort", 3``.
@@ -57,27 +57,27 @@ class Key:
         return Key(self.seed, self.path + tuple(map(_word, address)))
 
     def numpy(self) -> np.random.Generator:
-        """Returns a NumPy generator at the start of this stream."""
+        """Return a NumPy generator at the start of this stream."""
         return np.random.default_rng(self._sequence())
 
     def torch(self) -> torch.Generator:
-        """Returns a CPU torch generator at the start of this stream."""
+        """Return a CPU torch generator at the start of this stream."""
         return torch.Generator().manual_seed(self.integer())
 
     def integer(self) -> int:
-        """Returns the stream's first 63 bits: a seed for whoever wants a plain integer."""
+        """Return the stream's first 63 bits: a seed for whoever wants a plain integer."""
         return int(self._sequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-    def draw(self, sampler: Sampler, *given: Tensor) -> Any:
-        """Returns ``sampler(generator, *given)`` with a CPU generator at the start of this stream.
+    def draw(self, sampler: Sampler, *inputs: Tensor) -> Any:
+        """Return ``sampler(generator, *inputs)`` with a CPU generator at the start of this stream.
 
         It draws on the CPU, also in a block of another default device, where the result then is.
         """
         device = torch.get_default_device()
         if device.type == "cpu":
-            return sampler(self.torch(), *(tensor.cpu() for tensor in given))
+            return sampler(self.torch(), *(tensor.cpu() for tensor in inputs))
         with torch.device("cpu"):
-            return _moved(sampler(self.torch(), *(tensor.cpu() for tensor in given)), device)
+            return _moved(sampler(self.torch(), *(tensor.cpu() for tensor in inputs)), device)
 
     def _sequence(self) -> np.random.SeedSequence:
         words = (operator.index(self.seed), 0, 0, 0, *self.path)  # what a spawn key comes to
@@ -91,7 +91,7 @@ class Keys:
 
     Args:
         keys: Of all clients of the batch.
-        index: Inside vmap, the client's place among them: a scalar.
+        index: Inside vmap, the client's position among them: a scalar.
     """
 
     def __init__(self, keys: Sequence[Key], index: Tensor) -> None:
@@ -99,21 +99,21 @@ class Keys:
         self.index = index
 
     def fold(self, *address: int | str) -> Keys:
-        """Returns the keys of a place below these; see `Key.fold`."""
+        """Return the keys of an address below these; see `Key.fold`."""
         return Keys([key.fold(*address) for key in self.keys], self.index)
 
-    def draw(self, sampler: Sampler, *given: Tensor) -> Any:
-        """Returns what each client draws from its own stream; see `Key.draw`."""
+    def draw(self, sampler: Sampler, *inputs: Tensor) -> Any:
+        """Return what each client draws from its own stream; see `Key.draw`."""
         device = torch.get_default_device()  # inside, there is none
-        return _moved(_Draw.apply(self.index, self.keys, sampler, *given), device)  # type: ignore[no-untyped-call]
+        return _moved(_Draw.apply(self.index, self.keys, sampler, *inputs), device)  # type: ignore[no-untyped-call]
 
 
 class _Draw(torch.autograd.Function):
-    """Draws client by client under vmap, which knows no generator but the global one."""
+    """Draws client by client under vmap, which supports no generator but the global one."""
 
     @staticmethod
-    def forward(index: Tensor, keys: Sequence[Key], sampler: Sampler, *given: Tensor) -> Any:
-        return keys[int(index)].draw(sampler, *given)
+    def forward(index: Tensor, keys: Sequence[Key], sampler: Sampler, *inputs: Tensor) -> Any:
+        return keys[int(index)].draw(sampler, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -121,15 +121,15 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Any, index: Tensor, keys: Sequence[Key], sampler: Sampler, *given: Tensor
+        info: Any, in_dims: Any, index: Tensor, keys: Sequence[Key], sampler: Sampler, *inputs: Tensor
     ) -> Any:
         drawn = []
-        for place in range(info.batch_size):
-            own = [
-                tensor if dim is None else tensor.select(dim, place)
-                for tensor, dim in zip(given, in_dims[3:], strict=True)
+        for position in range(info.batch_size):
+            selected = [
+                tensor if dim is None else tensor.select(dim, position)
+                for tensor, dim in zip(inputs, in_dims[3:], strict=True)
             ]
-            drawn.append(keys[int(index[place])].draw(sampler, *own))
+            drawn.append(keys[int(index[position])].draw(sampler, *selected))
         if isinstance(drawn[0], tuple):
             together = tuple(torch.stack(parts) for parts in zip(*drawn, strict=True))
             return together, (0,) * len(together)

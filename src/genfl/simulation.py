@@ -25,15 +25,17 @@ from genfl.trees import Tree
 log = logging.getLogger(__name__)
 
 CHUNK = 10_000
-"""Clients whose facts are in memory at a time."""
+"""Clients whose client info is in memory at a time."""
 
 
 class Measure(NamedTuple):
-    """Something measured on the cohort, at no cost to the federation being simulated.
+    """A measurement on a round's cohort, which changes nothing in the simulated federation.
+
+    Its upload does not count as sent bytes. See `genfl.analysis` for measures.
 
     Attributes:
         wrap: Adds the measure's upload, under the measure's name, to a client program.
-        value: Turns the aggregate of that upload into a number, or None where it has none.
+        value: Turns the aggregate of that upload into a number, or None if it has none.
     """
 
     wrap: Callable[[ClientProgram], ClientProgram]
@@ -41,14 +43,14 @@ class Measure(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What happened in a federation.
+    """The result and the history of a federation.
 
     Attributes:
         weights: The final global model.
-        evaluations: One dict an evaluation: ``round``, and what the evaluation gave.
-        rounds: One dict a round: ``round``, ``uplink_bytes`` and ``downlink_bytes`` of the whole cohort,
-            ``refused`` (how many uploads were not counted), and each measure's value (None where no upload
-            counted).
+        evaluations: One dict an evaluation, the first of round 0: ``round``, and what `evaluate` returned.
+        rounds: One dict a round: ``round``, from 1; ``uplink_bytes`` and ``downlink_bytes`` of the whole
+            cohort; ``refused``, how many uploads were not counted; and each measure's value, None if no
+            upload counted.
     """
 
     weights: Weights
@@ -71,22 +73,26 @@ def federate(
     device: torch.device = CPU,
     on_round: Callable[[int], None] = lambda rounds: None,
 ) -> Trace:
-    """Runs a federation, or goes on with one that was interrupted.
+    """Run a federation, or resume one that was interrupted.
 
     Args:
         algorithm: What clients and server compute.
         weights: The initial global model.
-        clients: The private data.
-        engine: What executes the clients' work.
+        clients: The clients' data.
+        engine: Runs the clients; see `genfl.engines.auto.engine` and `genfl.engines.in_process.sequential`.
         schedule: Rounds, cohorts, local work.
         key: Where all randomness comes from: cohorts, batches, dropout.
-        evaluate: Scores a global model.
+        evaluate: Scores a global model, as a dict of numbers.
         checkpoint: The file to resume from and to keep the state in; None keeps nothing. An interrupted run
             ends bit-identical to an uninterrupted one.
-        checkpoint_digest: What the federation depends on: a checkpoint with another key is not gone on with.
-        measures: What to measure each round, by name.
+        checkpoint_digest: A digest of all that the federation depends on; a checkpoint with another digest is
+            ignored.
+        measures: The measures of each round, by name.
         device: Where clients compute; the server computes on the CPU.
-        on_round: Told how many rounds were just finished.
+        on_round: Called with the number of rounds just finished: 1 after each round, more when resuming.
+
+    Returns:
+        The final model, the evaluations and a row for each round.
     """
     measures = measures or {}
     program = algorithm.client
@@ -99,7 +105,7 @@ def federate(
         tree, meta = before
         state, evaluations, rounds = tree["state"], meta["evaluations"], meta["rounds"]
         if len(rounds) < schedule.rounds:
-            log.info("going on after round %d", len(rounds))
+            log.info("resuming after round %d", len(rounds))
         on_round(len(rounds))
     else:
         with one_thread():
@@ -156,12 +162,12 @@ def federate(
 def _resume(
     checkpoint: Path | None, key: str, initial: Tree, rounds: int
 ) -> tuple[tuple[Tree, dict[str, Any]] | None, ClientStateStore]:
-    """Returns where an interrupted federation stood, if anywhere, and what its clients remember."""
+    """Return the checkpoint of an interrupted federation, if there is one, and its clients' memories."""
     folder = checkpoint.with_suffix(".memories") if checkpoint else None
     before = load_checkpoint(checkpoint, key)
     if before and len(before[1]["rounds"]) >= rounds:
-        return before, ClientStateStore(None, initial)  # nobody will ask
-    if before and "memories" in before[1]:  # an earlier version had them among the tensors
+        return before, ClientStateStore(None, initial)  # no client will need its memory
+    if before and "memories" in before[1]:  # earlier versions stored them among the tensors
         try:
             return before, ClientStateStore(folder, initial, before[1]["memories"])
         except GenflError as error:
@@ -170,7 +176,7 @@ def _resume(
 
 
 def _bytes_of(messages: Iterable[Tree]) -> int:
-    """Returns the bytes of all messages; most clients are sent one and the same."""
+    """Return the bytes of all messages; most clients are sent the same message object."""
     sizes: dict[int, int] = {}
     total = 0
     for message in messages:
@@ -181,13 +187,13 @@ def _bytes_of(messages: Iterable[Tree]) -> int:
 
 
 def cohort(clients: int, size: int, key: Key) -> Sequence[int]:
-    """Draws a round's clients uniformly without replacement, in ascending order."""
+    """Draw a round's clients uniformly without replacement, in ascending order."""
     chosen = key.numpy().choice(clients, size, replace=False)
     return sorted(int(client) for client in chosen)
 
 
 def census(program: ClientProgram, clients: ClientData) -> Tree:
-    """Sums a program without batches over all clients, vectorized over the table of their facts."""
+    """Return the sums of a program without batches over all clients, vectorized over their client info."""
 
     def contribute(client_info: Tree) -> Tree:
         return run_once(program, {}, {}, client_info)[0]

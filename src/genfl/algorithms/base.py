@@ -1,7 +1,7 @@
 """The protocol: a federated algorithm is a value made of pure functions over trees of tensors.
 
-An algorithm says what clients and server compute; an engine (`genfl.engines`) owns the loops, decides where
-the work runs and adds the uploads up. Hyper-parameters are closed over by the builder that makes the value.
+An algorithm says what clients and server compute. An engine (`genfl.engines`) owns the loops, decides where
+clients run and adds up the uploads. The builder of an algorithm closes over its hyper-parameters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ReductionKind = Literal["sum", "each"]
 
 
 class StartFn(Protocol):
-    """Begins a client's round."""
+    """The beginning of a client's round."""
 
     def __call__(self, message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         """Return the carry before the first step.
@@ -48,7 +48,7 @@ class StartFn(Protocol):
 
 
 class StepFn(Protocol):
-    """Takes one step on one batch."""
+    """One step on one batch."""
 
     def __call__(self, carry: Tree, batch: Batch, key: Stream) -> Tree:
         """Return the carry after the step; where clients are batched, this runs under `torch.vmap`.
@@ -62,7 +62,7 @@ class StepFn(Protocol):
 
 
 class FinishFn(Protocol):
-    """Ends a client's round."""
+    """The end of a client's round."""
 
     def __call__(self, carry: Tree) -> tuple[Tree, Tree]:
         """Return the upload, and the memory, which never leaves the client."""
@@ -84,7 +84,7 @@ class HeldSamples(NamedTuple):
 
 
 class SelectFn(Protocol):
-    """Selects the samples that a client trains on in a round (FedGC's filter)."""
+    """The selection of the samples that a client trains on in a round (FedGC's filter)."""
 
     def __call__(self, message: Tree, held: HeldSamples) -> Sequence[Tensor]:
         """Return the selected rows of each part, int64 [n], ascending.
@@ -118,15 +118,15 @@ class Algorithm(NamedTuple):
     """A federated algorithm.
 
     Attributes:
-        census: One-off sums over all clients the algorithm needs before round 0.
+        census: Sums over all clients that the algorithm needs once, before round 0.
         init: ``(weights, census sums, key) -> server state``; ``state["weights"]`` is the global model.
         send: ``(server state) -> message``.
         client: What a client of the cohort does in a round.
         server: ``(server state, aggregate, key) -> server state``.
         memory: ``(weights) -> memory`` of a client that never took part.
         address: ``(message, client number) -> message``: the part that is sent to that client, whose bytes
-            are its downlink cost. All of it, unless clients differ in more than their data.
-        same_form: Whether clients train models of the global model's form.
+            are its downlink cost. By default the whole message.
+        same_form: Whether clients train models of the global model's architecture.
     """
 
     census: ClientProgram
@@ -140,7 +140,7 @@ class Algorithm(NamedTuple):
 
 
 def statistics(reductions: dict[str, Callable[[ClientInfo], torch.Tensor]]) -> ClientProgram:
-    """Returns a client program without training whose uploads are sums of the clients' facts.
+    """Return a client program without training whose uploads are functions of client info, to be summed.
 
     Args:
         reductions: For each upload, what a client contributes to the sum.
@@ -158,7 +158,7 @@ def statistics(reductions: dict[str, Callable[[ClientInfo], torch.Tensor]]) -> C
 
 
 def run_once(client: ClientProgram, message: Tree, memory: Tree, client_info: Tree) -> tuple[Tree, Tree]:
-    """Runs a client program without a single batch: what it would upload and remember, in form."""
+    """Return an upload and a memory of the right structure, shapes and dtypes: a round without batches."""
     return client.finish(client.start(message, memory, client_info, Key(0)))
 
 
@@ -169,7 +169,7 @@ head_count = statistics(
 
 
 def send_weights(state: Tree) -> Tree:
-    """The default message: the global model and nothing else."""
+    """Return the default message: the global model and nothing else."""
     return {"weights": state["weights"]}
 
 
@@ -182,7 +182,7 @@ def training_client(
     shift: Callable[[Tree, Tree], Tree] | None = None,
     remember: Callable[[Tree], Tree] = lambda carry: {},
 ) -> ClientProgram:
-    """Returns the program of a client that trains the global model by local steps.
+    """Return the program of a client that trains the global model by local steps.
 
     Its carry is ``{"local": the training state, "message", "memory", "client_info", "shift"}``. Its memory is
     ``{"method": what the algorithm keeps, "local": what the hooks of `local` keep}``.
@@ -218,21 +218,26 @@ def training_client(
 def training_memory(
     local: LocalSGD, method: Callable[[Weights], Tree] = lambda weights: {}
 ) -> Callable[[Weights], Tree]:
-    """Returns the initial memory of a `training_client`, given that of the algorithm."""
+    """Return the function that makes the initial memory of a `training_client`.
+
+    Args:
+        local: How the client trains.
+        method: ``(weights) -> memory`` of the algorithm.
+    """
     return lambda weights: {"method": method(weights), "local": local.memory.initial(weights)}
 
 
 def context(task: Task, carry: Tree, key: Stream) -> Context:
-    """Returns what the hooks may read in a step of a `training_client`."""
+    """Return what the hooks may read in a step of a `training_client`."""
     return Context(task, carry["message"], carry["memory"]["local"], carry["client_info"], key)
 
 
 def trained(carry: Tree) -> Weights:
-    """Returns the local model of a `training_client`."""
+    """Return the local model of a `training_client`."""
     return {"params": carry["local"]["params"], "buffers": carry["local"]["buffers"]}
 
 
 def model_change(carry: Tree) -> Weights:
-    """Returns how far the local model is from the global one it started at, buffers included."""
+    """Return how far the local model is from the global one it started at, buffers included."""
     change: Weights = trees.sub(trained(carry), carry["message"]["weights"])
     return change

@@ -15,7 +15,7 @@ from genfl.trees import Tree
 
 
 class SampleFilter(NamedTuple):
-    """Which samples of a part of its data a client trains on: those of least loss.
+    """A rule for the samples that a client trains on: those of least loss.
 
     Source: "Federated Learning with Generative Content" (NeurIPS 2024 submission 6501), Appendix L.
 

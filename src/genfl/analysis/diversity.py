@@ -15,7 +15,7 @@ NAME = "diversity"
 
 
 def gradient_diversity() -> Measure:
-    """Measures ``Σ_k ‖Δ_k‖² / ‖Σ_k Δ_k‖²`` over a cohort's model changes Δ_k.
+    """Measure ``Σ_k ‖Δ_k‖² / ‖Σ_k Δ_k‖²`` over a cohort's model changes Δ_k.
 
     It lies between 1/m, when all m clients move alike, and infinity, when they cancel out; m orthogonal
     changes give 1. It is None in a round in which they cancel out exactly, or nobody moves. Both sums are

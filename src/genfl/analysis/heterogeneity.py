@@ -22,7 +22,7 @@ DIVERGENCE, GENERALITY = "divergence", "generality"
 
 
 def divergence() -> Measure:
-    """Measures how far local models end from the global one they began at: the mean of ``‖w_k − w‖₂``."""
+    """Measure how far local models end from the global one they began at: the mean of ``‖w_k − w‖₂``."""
 
     def measured(carry: Tree) -> Tensor:
         return trees.square_norm(trees.map(torch.Tensor.double, model_change(carry)["params"])).sqrt()
@@ -31,7 +31,7 @@ def divergence() -> Measure:
 
 
 def generality(task: Task, x: Tensor, y: Tensor) -> Measure:
-    """Measures how good local models are for everybody, before they are averaged: their mean test accuracy.
+    """Measure how good local models are for everybody, before they are averaged: their mean test accuracy.
 
     Args:
         task: What is learned.
@@ -47,7 +47,7 @@ def generality(task: Task, x: Tensor, y: Tensor) -> Measure:
 
 
 def _mean(name: str, measured: Callable[[Tree], Tensor]) -> Measure:
-    """Returns the measure that is the mean over the cohort of what each client measures, by sums alone."""
+    """Return the measure that is the mean over the cohort of what each client measures, by sums alone."""
 
     def wrap(client: ClientProgram) -> ClientProgram:
         def finish(carry: Tree) -> tuple[Tree, Tree]:
@@ -64,7 +64,7 @@ def _mean(name: str, measured: Callable[[Tree], Tensor]) -> Measure:
 
 
 def mean_features(task: Task, weights: Weights, clients: ClientData, most: int = 1000) -> Tensor:
-    """Returns the mean features of each client's data.
+    """Return the mean features of each client's data.
 
     Args:
         task: Whose `forward` gives features.
@@ -86,7 +86,7 @@ def mean_features(task: Task, weights: Weights, clients: ClientData, most: int =
 
 
 def similarity(features: Tensor) -> dict[str, list[list[float]]]:
-    """Returns how alike clients are, pair by pair: their features' ``cosine`` similarity and ``l2`` distance.
+    """Return how alike clients are, pair by pair: their features' ``cosine`` similarity and ``l2`` distance.
 
     Args:
         features: Of each client, [clients, d].

@@ -1,4 +1,4 @@
-"""What clients hold: rows of arrays that all of them share."""
+"""Clients' data: rows of arrays that all clients share."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 PRIVATE, GENERATED = "private", "generated"
-"""The names of the parts of clients' data."""
+"""Names of the parts of clients' data."""
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """Parts of consecutive rows: a million of them are one array.
+    """Consecutive rows for each client: a million clients take one array.
 
     Attributes:
-        ends: Where each client's rows end, and the next one's begin; ascending, [clients] int64.
+        ends: The row after each client's last one, where the next client's begin; ascending, [clients] int64.
     """
 
     ends: np.ndarray
 
 
 class Joined:
-    """Inputs in several tensors, as if these were one after the other: none is copied.
+    """The inputs of several tensors, one after the other, without copying them.
 
     Args:
         parts: Inputs, [n, ...] each, of the same shape and type.
@@ -49,19 +49,19 @@ class Joined:
         return self.ends[-1]
 
     def take(self, index: Tensor) -> Tensor:
-        """Returns some of the inputs, [len(index), ...]."""
-        found, places = [], []
+        """Return some of the inputs, [len(index), ...]."""
+        taken, positions = [], []
         for part, end in zip(self.parts, self.ends, strict=True):
-            own = index - (end - len(part))
-            here = (own >= 0) & (own < len(part))
-            if here.all():
-                return _take(part, own)
-            places.append(here.nonzero().squeeze(1))
-            found.append(_take(part, own[places[-1]]))
-        order = torch.cat(places)
+            rows = index - (end - len(part))
+            inside = (rows >= 0) & (rows < len(part))
+            if inside.all():
+                return _take(part, rows)
+            positions.append(inside.nonzero().squeeze(1))
+            taken.append(_take(part, rows[positions[-1]]))
+        order = torch.cat(positions)
         if len(order) < len(index):
             raise IndexError(f"a row beyond the last of {len(self)}")
-        return torch.cat(found).index_select(0, order.argsort())
+        return torch.cat(taken).index_select(0, order.argsort())
 
 
 class Part(NamedTuple):
@@ -81,17 +81,17 @@ class Part(NamedTuple):
 
 
 class ClientData:
-    """All clients' examples, held once and addressed by client.
+    """All clients' examples, stored once and addressed by client.
 
-    It keeps a number for each client besides, and one for each row where they are not `Ranges`.
+    Besides the examples it stores a number for each client, and one for each row unless rows are `Ranges`.
 
     Args:
         x: Inputs of all clients, [N, ...], which may be memory-mapped: they are not copied.
         y: Class indices, [N] int64, which may be memory-mapped.
-        rows: For each client, the rows of `x` and `y` that are its own; disjoint. Or `Ranges`.
+        rows: For each client, its rows of `x` and `y`; disjoint. Or `Ranges`.
         classes: The number of classes.
-        prepare: Turns some of `x` into what models are given; see `genfl.data.sources.DataSet`.
-        augment: Random changes of what is prepared, in batches.
+        prepare: Turns some of `x` into inputs of models; see `genfl.data.sources.DataSet`.
+        augment: Random changes of prepared inputs, in batches.
         name: What the samples are: ``private`` or ``generated``.
 
     Raises:
@@ -109,11 +109,11 @@ class ClientData:
         *,
         name: str = PRIVATE,
     ) -> None:
-        self.ends = rows.ends if isinstance(rows, Ranges) else np.cumsum([len(own) for own in rows])
+        self.ends = rows.ends if isinstance(rows, Ranges) else np.cumsum([len(part) for part in rows])
         empty = np.flatnonzero(np.diff(self.ends, prepend=0) <= 0)
         if len(empty):
             raise InputError(f"data.partition: client {empty[0]} has no samples; raise min_size or use fewer")
-        self.rows: Tensor | None = None  # of consecutive ones the ends say enough
+        self.rows: Tensor | None = None  # of consecutive rows, the ends are enough
         if not isinstance(rows, Ranges):
             self.rows = torch.from_numpy(np.concatenate(list(rows)).astype(np.int64, copy=False))
             taken = torch.zeros(len(x), dtype=torch.bool)
@@ -129,7 +129,7 @@ class ClientData:
         return len(self.ends)
 
     def samples(self, client: int) -> int:
-        """Returns how many samples a client has."""
+        """Return how many samples a client has."""
         return int(self.ends[client]) - self._start(client)
 
     def part_sizes(self, client: int) -> tuple[int, ...]:
@@ -147,29 +147,29 @@ class ClientData:
         return tuple(int(((part.rows.start <= rows) & (rows < part.rows.stop)).sum()) for part in self.parts)
 
     def labels(self, client: int) -> Tensor:
-        """Returns a client's class indices."""
+        """Return a client's class indices."""
         return self.y[self._rows(client)]
 
     def client_info(self, client: int) -> Tree:
-        """Returns what a client knows of its data: ``samples`` (scalar) and ``label_counts`` [classes].
+        """Return what a client knows of its data: ``samples`` (scalar) and ``label_counts`` [classes].
 
-        Its samples are its weight in averages. The labels are those of all that it trains on.
+        ``samples`` is the client's weight in averages. ``label_counts`` counts all samples it trains on.
         """
-        labels, kind = self.labels(client), torch.get_default_dtype()
+        labels, dtype = self.labels(client), torch.get_default_dtype()
         counts = labels.bincount(minlength=self.classes)
         self._refuse(len(counts) - 1)
         samples = sum(
             size for part, size in zip(self.parts, self.part_sizes(client), strict=True) if part.weighs
         )
-        return {"samples": torch.tensor(samples, dtype=kind), "label_counts": counts.to(kind)}
+        return {"samples": torch.tensor(samples, dtype=dtype), "label_counts": counts.to(dtype)}
 
     @property
     def client_info_table(self) -> Tree:
-        """What all clients know: ``samples`` [clients], ``label_counts`` [clients, classes]."""
+        """The client info of all clients: ``samples`` [clients], ``label_counts`` [clients, classes]."""
         return self.table(0, len(self))
 
     def table(self, first: int, last: int) -> Tree:
-        """Returns what the clients from `first` up to `last` know, in rows; beyond the end there are none."""
+        """Return the client info of clients `first` to `last - 1`, in rows; `last` may be beyond the end."""
         ends = self.ends[first:last]
         start = self._start(first)
         sizes = torch.from_numpy(np.diff(ends, prepend=start))
@@ -184,19 +184,19 @@ class ClientData:
                 torch.zeros(len(rows), dtype=torch.bool),
             )
             sizes = owners[counted].bincount(minlength=len(ends))
-        kind = torch.get_default_dtype()
-        return {"samples": sizes.to(kind), "label_counts": counts.view(-1, self.classes).to(kind)}
+        dtype = torch.get_default_dtype()
+        return {"samples": sizes.to(dtype), "label_counts": counts.view(-1, self.classes).to(dtype)}
 
     def _refuse(self, label: int) -> None:
         if label >= self.classes:
             raise ValueError(f"class {label} of {self.classes} classes")
 
     def batch(self, client: int, rows: Tensor, key: Key | None = None) -> dict[str, Tensor]:
-        """Returns some of a client's examples: ``x`` and ``y``.
+        """Return some of a client's examples: ``x`` and ``y``.
 
         Args:
             client: Its number.
-            rows: Which of the client's own samples, int64.
+            rows: The numbers of some of the client's samples, int64.
             key: The random stream of the inputs' changes; None leaves them as they are.
         """
         index = self._rows(client)[rows]
@@ -210,23 +210,29 @@ class ClientData:
     def batches(
         self, clients: Sequence[int], rows: Sequence[Tensor], keys: Callable[[], Sequence[Key]]
     ) -> dict[str, Tensor]:
-        """Returns what `batch` gives for each of several clients, stacked; they take equally many rows."""
+        """Return what `batch` gives for each of several clients, stacked.
+
+        Args:
+            clients: Their numbers.
+            rows: For each client, the numbers of some of its samples, int64; equally many for all.
+            keys: Returns the clients' random streams; called only if inputs are changed at random.
+        """
         if any(part.augment is not None for part in self.parts):
-            each = [self.batch(*asked) for asked in zip(clients, rows, keys(), strict=True)]
+            each = [self.batch(*args) for args in zip(clients, rows, keys(), strict=True)]
             return {name: torch.stack([batch[name] for batch in each]) for name in each[0]}
-        together, who = torch.stack(list(rows)), np.asarray(clients)
-        first = np.where(who > 0, self.ends[who - 1], 0)
-        starts, sizes = (torch.from_numpy(values)[:, None] for values in (first, self.ends[who] - first))
-        if not bool(((together >= 0) & (together < sizes)).all()):
+        stacked, numbers = torch.stack(list(rows)), np.asarray(clients)
+        first = np.where(numbers > 0, self.ends[numbers - 1], 0)
+        starts, sizes = (torch.from_numpy(values)[:, None] for values in (first, self.ends[numbers] - first))
+        if not bool(((stacked >= 0) & (stacked < sizes)).all()):
             raise IndexError("a row that is not the client's own")
-        index = (together + starts).flatten()
+        index = (stacked + starts).flatten()
         if self.rows is not None:
             index = self.rows[index]
-        found = {"x": self.prepare(_take(self.x, index)), "y": self.y[index]}
-        return {name: value.unflatten(0, (len(clients), -1)) for name, value in found.items()}
+        batch = {"x": self.prepare(_take(self.x, index)), "y": self.y[index]}
+        return {name: value.unflatten(0, (len(clients), -1)) for name, value in batch.items()}
 
     def as_one(self, clients: Iterable[int]) -> ClientData:
-        """Return the data of one client that holds what these clients hold, and nothing else."""
+        """Return the data of one client that holds the samples of these clients, and nothing else."""
         rows = np.concatenate([self._rows(client).numpy() for client in clients])
         starts = [part.rows.start for part in self.parts]
         by_part = np.argsort(np.searchsorted(starts, rows, side="right"), kind="stable")
@@ -250,12 +256,12 @@ class ClientData:
             name: What the part is called.
             x: Its inputs, [M, ...], prepared like those here.
             y: Their class indices, [M] int64.
-            rows: For each client, the rows of `x` and `y` that it gets, if any; disjoint.
+            rows: For each client, its rows of `x` and `y`, if any; disjoint.
             augment: Random changes of these inputs, in batches.
             weighs: Whether they add to a client's weight in averages (FedGC's p_k), or not.
         """
-        own = [np.append(self._rows(k), len(self.x) + more) for k, more in enumerate(rows)]
-        both = ClientData(Joined(self.x, x), torch.cat([self.y, y]), own, self.classes, self.prepare)
+        all_rows = [np.append(self._rows(k), len(self.x) + more) for k, more in enumerate(rows)]
+        both = ClientData(Joined(self.x, x), torch.cat([self.y, y]), all_rows, self.classes, self.prepare)
         both.parts = [*self.parts, Part(name, range(len(self.x), len(both.x)), augment, weighs)]
         return both
 
@@ -270,9 +276,9 @@ class ClientData:
 
 
 def _take(x: Tensor | Joined, index: Tensor) -> Tensor:
-    """Returns some of the examples, in the memory layout of all."""
+    """Return some of the examples, in the memory layout of all."""
     if isinstance(x, Joined):
         return x.take(index)
     if x.ndim == 1 or not x.is_contiguous():
         return x[index]
-    return x.index_select(0, index)  # copies whole examples, in a fifth of the time
+    return x.index_select(0, index)  # a fifth of the time: it copies whole examples

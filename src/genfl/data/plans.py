@@ -15,7 +15,7 @@ from genfl.rng import Key
 
 
 class Batches(NamedTuple):
-    """How the batches of a client's round are drawn, wherever the client runs.
+    """The plan of a client's batches in a round, drawn wherever the client runs.
 
     Attributes:
         batch_size: Samples in a batch, at least 1.

@@ -1,4 +1,4 @@
-"""What clients remember between rounds: the recently used in RAM, the rest in files."""
+"""Clients' memories between rounds: those used last in RAM, the rest in files."""
 
 from __future__ import annotations
 
@@ -22,56 +22,55 @@ from genfl.storage import digest, load_part, save_tensors
 from genfl.trees import Tree
 
 RAM = 512 * 2**20
-"""Bytes of memories that are kept in RAM."""
+"""Bytes of memories that are kept in RAM at most."""
 
 FILE = 64 * 2**20
-"""Bytes of memories with which a file is full."""
+"""Bytes of memories in a file, at which the next file begins."""
 
 CLIENTS = 100
-"""Clients with whose memories a file is full: its table is read with every one of them."""
+"""Clients in a file at most: reading any of them reads the table of all."""
 
 
 @dataclass
 class _File:
     clients: list[int]
-    live: int  # how many of them remember what is in this file
+    live: int  # for how many of them this file holds the newest memory
 
 
 class ClientStateStore:
-    """Maps each client to what it remembers, which is `initial` for one that never took part.
+    """A mapping from each client to its memory, which is `initial` for one that never took part.
 
-    A file holds the memories of several clients and never changes. Of one client's memories that written
-    last counts. A file most of whose memories do not count any more is given up and the rest of it written
-    anew, so that files take about twice the bytes of the memories that count, at most.
+    A file holds the memories of several clients and never changes. Only a client's newest memory counts. When
+    most memories of a file are out of date, the others are written to a new file and the old one is deleted.
+    So files take at most about twice the bytes of the memories that count.
 
-    What counts after an interruption is what the checkpoint says: it keeps the names `flush` returned, and
-    files that it names are deleted only when `clean` says that there is a later checkpoint. A file's name is
-    the digest of its table, and the table holds the checksum of each memory, so that nothing but what was
-    written is ever read.
+    After an interruption, the checkpoint says what counts: it stores the names that `flush` returned. Files
+    that it names are deleted only when `clean` is called after a later checkpoint. A file's name is the
+    digest of its table, and the table holds the checksum of each memory, so damage is noticed when read.
 
     Args:
-        folder: Where the files are; None for a temporary folder, made only if RAM is not enough.
+        folder: The folder of the files; None for a temporary folder, created only if RAM is not enough.
         initial: The memory of a client that never took part.
-        files: The names in the checkpoint that is gone on from. All other files are deleted.
-        ram: How many bytes of memories to keep in RAM, besides those that the caller holds.
+        files: The names in the checkpoint that is resumed. All other files are deleted.
+        ram: How many bytes of memories to keep in RAM at most, besides those that the caller holds.
 
     Raises:
         GenflError: A file is missing or damaged.
     """
 
     def __init__(self, folder: Path | None, initial: Tree, files: Iterable[str] = (), ram: int = RAM) -> None:
-        self._given = folder
-        self._initial, self._initial_form = initial, trees.signature(initial)
+        self._permanent = folder
+        self._initial, self._initial_signature = initial, trees.signature(initial)
         self._ram = ram
         self._new: dict[int, Tree] = {}  # in no file yet
         self._new_bytes = 0
         self._recent: OrderedDict[int, Tree] = OrderedDict()  # in a file as well; the last used at the end
         self._recent_bytes = 0
-        self._place: dict[int, str] = {}
+        self._file_of: dict[int, str] = {}
         self._files: dict[str, _File] = {}  # in the order they were written
         for name in files:
             clients = [int(client) for client in self._load(name)[1]["memories"]]
-            self._read(name, clients)  # now, while the caller can start over: later it would be in a round
+            self._read(name, clients)  # now, while the caller can still start over
             self._add(name, clients)
         self._committed = set(self._files)
         if folder and folder.exists():
@@ -80,7 +79,7 @@ class ClientStateStore:
                     path.unlink()
 
     def __contains__(self, client: int) -> bool:
-        return client in self._new or client in self._place
+        return client in self._new or client in self._file_of
 
     def __getitem__(self, client: int) -> Tree:
         if client in self._new:
@@ -88,21 +87,21 @@ class ClientStateStore:
         if client in self._recent:
             self._recent.move_to_end(client)
             return self._recent[client]
-        if client not in self._place:
+        if client not in self._file_of:
             return self._initial
-        read = self._read(self._place[client], [client])
+        read = self._read(self._file_of[client], [client])
         self._keep(read)
         return read[client]
 
     def update(self, memories: dict[int, Tree]) -> None:
-        """Takes what clients remember from now on; the trees must not be changed afterwards."""
-        nothing: dict[int, bool] = {}  # clients may share a tree without leaves
+        """Store clients' new memories; the trees must not be changed afterwards."""
+        empty: dict[int, bool] = {}  # by the id of the tree: clients may share one without leaves
         for client, memory in memories.items():
-            if id(memory) not in nothing:
-                empty = not trees.leaves(memory)
-                nothing[id(memory)] = empty and trees.signature(memory) == self._initial_form
-            if nothing[id(memory)] and client not in self:
-                continue  # most methods remember nothing, and that costs nothing
+            if id(memory) not in empty:
+                no_leaves = not trees.leaves(memory)
+                empty[id(memory)] = no_leaves and trees.signature(memory) == self._initial_signature
+            if empty[id(memory)] and client not in self:
+                continue  # most methods remember nothing, which must cost nothing
             self._forget(client)
             self._new[client] = memory
             self._new_bytes += trees.num_bytes(memory)
@@ -111,10 +110,10 @@ class ClientStateStore:
         self._keep({})
 
     def flush(self) -> list[str]:
-        """Puts every memory into a file.
+        """Write every memory to a file.
 
         Returns:
-            The names of the files that hold them, for a checkpoint.
+            The names of the files, for a checkpoint.
         """
         sparse = [name for name, file in self._files.items() if 2 * file.live < len(file.clients)]
         batch: dict[int, Tree] = {}
@@ -137,20 +136,20 @@ class ClientStateStore:
         return list(self._files)
 
     def clean(self) -> None:
-        """Deletes what only an earlier checkpoint named; the last one must name what `flush` returned."""
+        """Delete files that only an earlier checkpoint names; the last must name what `flush` returned."""
         for name in self._committed - self._files.keys():
             (self._folder / name).unlink()
         self._committed = set(self._files)
 
     @cached_property
     def _folder(self) -> Path:
-        if self._given:
-            return self._given
+        if self._permanent:
+            return self._permanent
         self._temporary = tempfile.TemporaryDirectory(prefix="genfl-")  # deleted with this object
         return Path(self._temporary.name)
 
     def _keep(self, memories: dict[int, Tree]) -> None:
-        """Keeps memories that are in files in RAM as well, and as many of the others as there is room for."""
+        """Keep memories that are also in files in RAM, and drop those used longest ago when RAM is full."""
         self._recent |= memories
         self._recent_bytes += sum(map(trees.num_bytes, memories.values()))
         while self._recent and self._recent_bytes + self._new_bytes > self._ram:
@@ -159,33 +158,33 @@ class ClientStateStore:
     def _forget(self, client: int) -> None:
         self._new_bytes -= trees.num_bytes(self._new.pop(client, {}))
         self._recent_bytes -= trees.num_bytes(self._recent.pop(client, {}))
-        if client in self._place:
-            self._files[self._place.pop(client)].live -= 1
+        if client in self._file_of:
+            self._files[self._file_of.pop(client)].live -= 1
 
     def _add(self, name: str, clients: list[int]) -> None:
-        """Notes that a file holds what these clients remember."""
+        """Note that a file holds the newest memories of these clients."""
         for client in clients:
-            if client in self._place:
-                self._files[self._place[client]].live -= 1
-            self._place[client] = name
-        self._files.pop(name, None)  # a later file counts, though it be the same as an earlier one
+            if client in self._file_of:
+                self._files[self._file_of[client]].live -= 1
+            self._file_of[client] = name
+        self._files.pop(name, None)  # moves it to the end, also if the same file was written before
         self._files[name] = _File(clients, len(clients))
 
     def _write(self, memories: dict[int, Tree]) -> None:
-        forms: dict[str, int] = {}  # texts: the order of a tree's keys is part of its form
+        layouts: dict[str, int] = {}  # texts: the order of a tree's keys is part of its layout
         entries: dict[str, tuple[int, str]] = {}
         packed: dict[str, Tensor] = {}
         for client, memory in memories.items():
-            form, data = _pack(memory)
-            entries[str(client)] = (forms.setdefault(form, len(forms)), _checksum(data))
+            layout, data = _pack(memory)
+            entries[str(client)] = (layouts.setdefault(layout, len(layouts)), _checksum(data))
             packed[str(client)] = data
-        table = {"forms": list(forms), "memories": entries}
+        table = {"forms": list(layouts), "memories": entries}
         name = _name(table)
         save_tensors(self._folder / name, packed, table)
         self._add(name, list(memories))
 
     def _load(self, name: str, clients: Sequence[int] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Returns what a file holds of these clients, unchecked, and its table."""
+        """Return the unchecked memories of these clients in a file, and its table."""
         path = self._folder / name
         packed, table = load_part(path, map(str, clients))
         if _name(table) != name:
@@ -197,36 +196,36 @@ class ClientStateStore:
         memories = {}
         for client in clients:
             data = packed[str(client)]
-            form, checksum = table["memories"][str(client)]
+            layout, checksum = table["memories"][str(client)]
             if _checksum(data) != checksum:
                 raise _damaged(self._folder / name, f"the memory of client {client} has another checksum")
-            memories[client] = _unpack(table["forms"][form], data)
+            memories[client] = _unpack(table["forms"][layout], data)
         return memories
 
     def _rest(self, name: str) -> dict[int, Tree]:
-        """Returns the memories of a file that count."""
-        return self._read(name, [c for c in self._files[name].clients if self._place.get(c) == name])
+        """Return the memories of a file that are their clients' newest."""
+        return self._read(name, [c for c in self._files[name].clients if self._file_of.get(c) == name])
 
 
 def _pack(memory: Tree) -> tuple[str, Tensor]:
-    """Returns the form of a tree and its content, uint8 [bytes]: files of few tensors are quick to write."""
-    form = trees.map(lambda leaf: [str(leaf.dtype).removeprefix("torch."), *leaf.shape], memory)
+    """Return the layout of a tree and its content, uint8 [bytes]: files of few tensors are quick to write."""
+    layout = trees.map(lambda leaf: [str(leaf.dtype).removeprefix("torch."), *leaf.shape], memory)
     parts = [leaf.detach().contiguous().view(-1).view(torch.uint8) for leaf in trees.leaves(memory)]
-    return json.dumps(form), torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
+    return json.dumps(layout), torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
 
 
-def _unpack(form: str, data: Tensor) -> Tree:
+def _unpack(layout: str, data: Tensor) -> Tree:
     start = 0
 
-    def leaf(kind: list[Any]) -> Tensor:
+    def leaf(entry: list[Any]) -> Tensor:
         nonlocal start
-        whole = torch.empty(kind[1:], dtype=getattr(torch, kind[0]))
-        own = whole.view(-1).view(torch.uint8)
-        own.copy_(data[start : start + len(own)])
-        start += len(own)
-        return whole
+        tensor = torch.empty(entry[1:], dtype=getattr(torch, entry[0]))
+        content = tensor.view(-1).view(torch.uint8)
+        content.copy_(data[start : start + len(content)])
+        start += len(content)
+        return tensor
 
-    return trees.map(leaf, json.loads(form))
+    return trees.map(leaf, json.loads(layout))
 
 
 def _checksum(data: Tensor) -> str:
@@ -238,4 +237,4 @@ def _name(table: Any) -> str:
 
 
 def _damaged(path: Path, why: str) -> GenflError:
-    return GenflError(f"{path} is damaged: {why}; delete it, and what it is part of starts over")
+    return GenflError(f"{path} is damaged: {why}; delete it, and the federation starts over")

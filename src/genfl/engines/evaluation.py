@@ -47,7 +47,7 @@ class ClientScores(TypedDict):
 
 
 def evaluation(task: Task) -> ClientProgram:
-    """Returns the program of a client that tests the model of the message on its samples.
+    """Return the program of a client that tests the model of the message on its samples.
 
     Sums suffice for the accuracy and the loss over all samples. How clients differ does not follow from sums,
     so every client's accuracy is seen as well.
@@ -80,7 +80,7 @@ def evaluation(task: Task) -> ClientProgram:
 def evaluate_clients(
     task: Task, models: Sequence[Weights], clients: ClientData, engine: Engine, device: torch.device = CPU
 ) -> ClientScores:
-    """Tests models on what clients hold back.
+    """Test models on what clients hold back.
 
     Args:
         task: The classification task.

@@ -21,7 +21,7 @@ from genfl.engines.reducers import PlainReducer
 
 
 class InProcess:
-    """Run a cohort in this process, on one thread.
+    """An engine that runs a cohort in this process, on one thread.
 
     The number of threads changes the order in which floating-point numbers are added, and so the last bits
     of a result. One thread is what all engines can agree on.

@@ -21,7 +21,7 @@ from genfl.engines.protocol import (
 
 
 class PerClientRunner:
-    """Run clients one by one, in the order in which they come.
+    """A runner of clients one by one, in the order in which they come.
 
     Args:
         data: What the clients hold.

@@ -49,7 +49,7 @@ class WorkerDied(Exception):
 
 
 class WorkerPool:
-    """Deal a cohort out to worker processes, the longest work first.
+    """An engine that deals a cohort out to worker processes, the longest tasks first.
 
     Workers are forked when a program is first run, and stay for the following rounds. The fork gives them
     programs and data. Messages, memories and uploads lie in anonymous shared memory, so no tensor is pickled,

@@ -19,7 +19,7 @@ from genfl.trees import Tree
 
 
 class DataView(Protocol):
-    """What clients hold, as they themselves see it."""
+    """Clients' data, as the clients themselves see it."""
 
     def client_info(self, client: int) -> ClientInfo:
         """Return what a program may know of a client's data."""
@@ -35,7 +35,7 @@ class DataView(Protocol):
 
 
 class BatchedDataView(DataView, Protocol):
-    """What an engine that batches clients asks for."""
+    """Clients' data for an engine that batches clients."""
 
     def batches(
         self, clients: Sequence[int], rows: Sequence[Tensor], keys: Callable[[], Sequence[Key]]
@@ -173,7 +173,7 @@ ExpectedResult = Callable[[ClientTask], tuple[Tree, Tree]]
 
 
 class Runner(Protocol):
-    """How a process runs clients, on one thread: one by one, or many at a time.
+    """A way to run clients in one process, on one thread: one by one, or many at a time.
 
     Attributes:
         how: Its name for a person: ``per client`` or ``vmapped``.
@@ -234,7 +234,7 @@ class RoundResult(NamedTuple):
 
 
 class EngineStats(NamedTuple):
-    """What an engine is, and what its fast path did.
+    """An engine's kind, and the numbers of its fast path.
 
     Attributes:
         where: Where clients run: ``in process`` or ``pool``.
@@ -250,7 +250,7 @@ class EngineStats(NamedTuple):
 
 
 class Engine(Protocol):
-    """Runs a client program for each task of a round, in any order, and reduces the uploads."""
+    """A way to run a client program for each task of a round, in any order, and to reduce the uploads."""
 
     def run(self, program: ClientProgram, tasks: Sequence[ClientTask]) -> RoundResult:
         """Run a round; the result is the same for every engine, number of workers and order of tasks."""
@@ -262,7 +262,7 @@ class Engine(Protocol):
 
 
 class Reducer(Protocol):
-    """Adds up uploads as they arrive, always in the same order."""
+    """A sum of uploads in the making: they are added as they arrive, always in the same order."""
 
     def add(self, clients: Sequence[int], uploads: Tree) -> None:
         """Take some clients' stacked uploads, whose tensors may hold something else after this round."""

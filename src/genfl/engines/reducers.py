@@ -1,4 +1,4 @@
-"""How a cohort's uploads become what the server sees."""
+"""Reducers: they turn a cohort's uploads into the aggregate that the server sees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from genfl.trees import Tree
 
 
 class PlainReducer:
-    """Adds uploads in the clear, as they come; uploads declared ``each`` are listed."""
+    """A sum of uploads in the clear, added as they come; uploads declared ``each`` are listed.
+
+    Args:
+        reductions: The program's declared reductions.
+    """
 
     def __init__(self, reductions: Mapping[str, str]) -> None:
         self.reductions = reductions
@@ -24,19 +28,19 @@ class PlainReducer:
         self.lists: dict[str, dict[int, Tree]] = {}
 
     def add(self, clients: Sequence[int], uploads: Tree) -> None:
-        """Takes some clients' stacked uploads."""
+        """Take some clients' stacked uploads."""
         for name, value in uploads.items():
             if self.reductions[name] == "each":
-                own = [trees.map(torch.clone, upload) for upload in trees.apart(value, len(clients))]
-                self.lists.setdefault(name, {}).update(zip(clients, own, strict=True))
+                copies = [trees.map(torch.clone, upload) for upload in trees.apart(value, len(clients))]
+                self.lists.setdefault(name, {}).update(zip(clients, copies, strict=True))
             elif name in self.sums:
                 trees.map(_add, self.sums[name], value)
             else:
                 self.sums[name] = trees.map(lambda stack: _sum(stack).clone(), value)
 
     def aggregate(self) -> Tree:
-        """Returns the aggregate of all uploads taken; lists are in the order of client numbers."""
-        lists = {name: [own for _, own in sorted(given.items())] for name, given in self.lists.items()}
+        """Return the aggregate of all uploads taken; lists are in the order of client numbers."""
+        lists = {name: [value for _, value in sorted(each.items())] for name, each in self.lists.items()}
         return self.sums | lists
 
 
@@ -45,19 +49,21 @@ def _add(total: Tensor, stack: Tensor) -> None:
 
 
 def _sum(stack: Tensor) -> Tensor:
-    """Returns the sum over clients; of one, its upload itself."""
+    """Return the sum over clients; of one, its upload itself."""
     return stack.squeeze(0) if stack.shape[0] == 1 else stack.sum(0, dtype=stack.dtype)
 
 
 class SecureReducer:
-    """Adds masked unsigned integers, so that only their sum is ever in the clear.
+    """A sum of masked unsigned integers: only the sum is ever in the clear.
 
-    It simulates the protocol in one process (see `genfl.privacy.secure_sum`). A program with an upload that
-    is not declared ``sum`` is refused.
+    It simulates the protocol in one process (see `genfl.privacy.secure_sum`).
 
     Args:
         reductions: The program's declared reductions.
-        key: Where the pairwise secrets come from; fresh for every sum.
+        key: The random stream of the pairwise secrets; a fresh one for every sum.
+
+    Raises:
+        ValueError: An upload is not declared ``sum``.
     """
 
     def __init__(self, reductions: Mapping[str, str], key: Key) -> None:
@@ -68,11 +74,11 @@ class SecureReducer:
         self.uploads: dict[int, Tree] = {}
 
     def add(self, clients: Sequence[int], uploads: Tree) -> None:
-        """Takes some clients' stacked uploads."""
+        """Take some clients' stacked uploads."""
         self.uploads |= zip(clients, trees.apart(uploads, len(clients)), strict=True)
 
     def aggregate(self) -> Tree:
-        """Masks every client's upload, adds the masked ones, and returns the sum that appears."""
+        """Mask every client's upload, add the masked ones, and return their sum."""
         clients = tuple(self.uploads)
         counter = itertools.count()
 
@@ -86,9 +92,9 @@ class SecureReducer:
 
 
 def secure_reducers(key: Key) -> Callable[[Mapping[str, str]], SecureReducer]:
-    """Returns the reduction that adds by pairwise masking, with secrets derived from `key`.
+    """Return a factory of reducers that add by pairwise masking, with secrets derived from `key`.
 
-    Every sum gets secrets of its own: two uploads under one mask would tell their difference.
+    Every sum gets new secrets: two uploads under one mask would reveal their difference.
     """
     sums = itertools.count()
     return lambda reductions: SecureReducer(reductions, key.fold("sum", next(sums)))

@@ -57,7 +57,7 @@ _Finished = tuple[list[_Planned], Tree, Tree]
 
 
 class VmapRunner:
-    """Run many clients as one: a step of theirs is one step of stacked models.
+    """A runner of many clients as one: a step of theirs is one step of stacked models.
 
     Sums inside a batched operation may be added in another order than a client's alone. So results agree
     with those of clients run one by one to rounding, not to the last bit. Batching pays where a step is

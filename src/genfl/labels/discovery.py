@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Discovery(NamedTuple):
-    """What label discovery revealed, and its cost.
+    """The result of label discovery, and its cost.
 
     Attributes:
         holders: How many clients hold each label, by name, in alphabetical order. This, and nothing about a
@@ -37,10 +37,9 @@ class Discovery(NamedTuple):
 
 
 def label_table(table: IBLT) -> ClientProgram:
-    """Returns the client program that uploads a table of the client's own label names.
+    """Return the client program that uploads a table of the client's own label names.
 
-    What it knows of its data is ``{"label_names": names}``. Its one upload, ``table`` (uint32), is only ever
-    summed.
+    Its client info is ``{"label_names": names}``. Its one upload, ``table`` (uint32), is only ever summed.
     """
 
     def finish(carry: Tree) -> tuple[Tree, Tree]:
@@ -64,16 +63,16 @@ def discover(
     max_bytes: int = 64,
     attempts: int = 8,
 ) -> Discovery:
-    """Finds the union of the clients' label names through a sum of their tables.
+    """Return the union of the clients' label names, from a sum of their tables.
 
-    A sum that does not decode is asked for again with twice the cells and fresh hash functions.
+    If the sum does not decode, the clients send tables with twice the cells and fresh hash functions.
 
     Source: GPT-FL (arXiv 2306.02210), Section 3.1, after Gascón et al. 2023.
 
     Args:
         label_sets: Each client's label names.
-        engine: Makes the engine of one attempt, given what clients hold; one with a secure sum keeps each
-            client's table private.
+        engine: ``(data, key) -> engine`` of one attempt; one with a secure sum keeps each client's table
+            private.
         key: The random stream: public hash seeds, and the simulated clients' secrets.
         cells: Cells of the first table.
         hashes: Cells each name is put in.

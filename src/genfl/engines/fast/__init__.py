@@ -27,7 +27,7 @@ VARIABLE = "GENFL_FAST"
 
 
 class FastStats(NamedTuple):
-    """What the fast path did for a program.
+    """The numbers of the fast path for a program.
 
     Attributes:
         recordings: How many recordings were made.
@@ -62,7 +62,7 @@ class FastStats(NamedTuple):
 
 
 class FastStatus(NamedTuple):
-    """Whether the fast path is on.
+    """The state of the fast path.
 
     Attributes:
         on: Whether it is.

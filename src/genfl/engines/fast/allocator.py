@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _LARGEST = 2**31 - 1
-_USUAL = 32 * 2**20  # where its own adjusting ends
+_USUAL = 32 * 2**20  # the largest value that glibc chooses by itself
 
 
 @contextlib.contextmanager
 def keeping_freed_memory() -> Iterator[None]:
-    """Makes the C library keep freed memory for the next tensors, for the length of a block.
+    """Make the C library keep freed memory for the next tensors, for the length of a block.
 
-    By itself glibc gives blocks of more than 32 MiB, and what is free at its heap's end, back to the system
-    at once, so that every step of a model gets its pages anew: a quarter of the time of a CNN on CIFAR-sized
-    images. Processes forked in the block keep theirs as well. Where there is no glibc nothing happens.
+    By default glibc returns blocks of more than 32 MiB, and free memory at its heap's end, to the system at
+    once. So every step of a model asks for its pages again, which takes a quarter of the time of a CNN on
+    CIFAR-sized images. Processes forked in the block keep their memory too. Without glibc nothing happens.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):

@@ -22,7 +22,7 @@ Path = tuple[int | str, ...]
 
 
 class DrawFn(Protocol):
-    """Draws what a replayed step needs."""
+    """A function that draws what a replayed step needs."""
 
     def __call__(self, path: Path, sampler: Sampler, inputs: list[Tensor], positions: list[int]) -> Any:
         """Return what is drawn.
@@ -191,13 +191,13 @@ class _Spy(NamedTuple):
     def fold(self, *address: int | str) -> _Spy:
         return self._replace(path=self.path + address)
 
-    def draw(self, sampler: Sampler, *given: Tensor) -> Any:
+    def draw(self, sampler: Sampler, *tensors: Tensor) -> Any:
         positions = [
-            position for tensor in given for position, leaf in enumerate(self.inputs) if leaf is tensor
+            position for tensor in tensors for position, leaf in enumerate(self.inputs) if leaf is tensor
         ]
-        if len(positions) != len(given):
+        if len(positions) != len(tensors):
             raise CannotRecord("it draws from what it computes")
-        value = self.key.fold(*self.path).draw(sampler, *given)
+        value = self.key.fold(*self.path).draw(sampler, *tensors)
         self.draws.append(Draw(self.path, sampler, positions, _as_tuple(value)[0].device))
         self.drawn.append(value)
         return value
@@ -211,7 +211,7 @@ class _Drawn(NamedTuple):
     def fold(self, *address: int | str) -> _Drawn:
         return self
 
-    def draw(self, sampler: Sampler, *given: Tensor) -> Any:
+    def draw(self, sampler: Sampler, *tensors: Tensor) -> Any:
         return next(self.values)
 
 

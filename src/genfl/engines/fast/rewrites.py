@@ -1,4 +1,4 @@
-"""A function's tensor operations as a graph, without those that do nothing: the same bits in less time."""
+"""The tensor operations of a function as a graph, rewritten to give the same bits in less time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 aten = torch.ops.aten
 
 FEWEST_CHANNELS = 16
-"""Channels from which on pooling is faster with channels last, the change of order included."""
+"""Channels from which pooling is faster with channels last, the conversion included."""
 
 LARGE = 1024
-"""Pixels of an image from which on eight channels at a time are turned faster than all of them."""
+"""Pixels of an image from which converting eight channels at a time is faster than converting all."""
 
 _BOUND = {
     *(aten.add, aten.sub, aten.mul, aten.div, aten.neg, aten.relu, aten.where, aten.ne),
@@ -24,21 +24,25 @@ _BOUND = {
     *(aten.clone, aten.gather, aten.scatter),
     *(aten.view, aten.expand, aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze),
 }
-"""Operations that torch itself has a binding of, by which a call takes 2 µs less than over their schema."""
+"""Operations with a binding of torch, by which a call takes 2 µs less than through their schema."""
 
 _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.permute.default}
 
 _LIKE = {aten.zeros_like.default, aten.ones_like.default}
-"""Operations that look at no more than an input's form."""
+"""Operations that read no more of an input than its shape, strides and dtype."""
 
 _READERS = {aten.scatter.value, aten.where.self, aten.mul.Tensor, aten.add.Tensor, aten.div.Tensor}
-"""Some of the operations that neither change an input nor return a part of it, those that steps have."""
+"""Operations that neither change an input nor return a view of it; those that occur in steps."""
 
 _POOL_BACKWARD = aten.max_pool2d_with_indices_backward.default
 
 
 def graph_of(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Callable[..., Sequence[Tensor]]:
-    """Returns the tensor operations of a function, for tensors of the form of these; without autograd.
+    """Return the tensor operations of a function, without autograd.
+
+    Args:
+        function: Takes tensors and returns tensors.
+        *tensors: Examples of them; the operations hold for tensors of these shapes, strides and dtypes.
 
     Raises:
         Exception: What the function does cannot be recorded.
@@ -59,7 +63,7 @@ def graph_of(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Cal
                 _pool_before_relu(graph, node)
             _pool_with_channels_last(graph, node)
         elif _is_constant(node):
-            _keep(module, node)
+            _freeze(module, node)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         node.target = _binding(node.target)
@@ -69,7 +73,7 @@ def graph_of(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Cal
 
 
 def _binding(target: Any) -> Any:
-    """Returns torch's own binding of an operation, where there is one."""
+    """Return torch's own binding of an operation, where there is one."""
     if not isinstance(target, torch._ops.OpOverload) or target.overloadpacket not in _BOUND:
         return target
     name = target.overloadpacket.__name__
@@ -77,13 +81,13 @@ def _binding(target: Any) -> Any:
 
 
 def _does_nothing(node: Any) -> bool:
-    """Returns whether a node's result is its input under another name, which nobody changes in place."""
-    if node.target not in _RESHAPES or not _same_form(node.args[0], node):
+    """Return whether a node only renames its input, and no operation changes either in place."""
+    if node.target not in _RESHAPES or not _same_layout(node.args[0], node):
         return False
     return not any(map(_changes_in_place, [*node.users, *node.args[0].users]))
 
 
-def _same_form(*nodes: Any) -> bool:
+def _same_layout(*nodes: Any) -> bool:
     values = [node.meta["val"] for node in nodes]
     return len({(value.shape, value.stride(), value.dtype) for value in values}) == 1
 
@@ -93,18 +97,18 @@ def _changes_in_place(node: Any) -> bool:
 
 
 def _is_constant(node: Any) -> bool:
-    """Returns whether a node gives the same tensor in every run, and goes to nobody who might change it."""
+    """Return whether a node gives the same tensor in every run, and no user might change it."""
     if node.target not in _LIKE and (node.target is not aten.scalar_tensor.default or node.all_input_nodes):
         return False
     return all(user.target in _READERS for user in node.users)
 
 
-def _keep(module: Any, node: Any) -> None:
-    """Computes a constant node once and for all."""
+def _freeze(module: Any, node: Any) -> None:
+    """Compute a constant node once, and store its result with the graph."""
     if node.target in _LIKE:
         value = node.meta["val"]
-        form = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-        constant = node.target(form, *node.args[1:], **node.kwargs)
+        template = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        constant = node.target(template, *node.args[1:], **node.kwargs)
     else:
         constant = node.target(*node.args, **node.kwargs)
     name = f"constant_{node.name}"
@@ -116,42 +120,44 @@ def _keep(module: Any, node: Any) -> None:
 
 
 def _pool_before_relu(graph: Any, pool: Any) -> None:
-    """Takes the greatest of a window before its ReLU, which then has fewer numbers to look at.
+    """Max-pool before ReLU: the same result on a quarter of the elements, for windows of 2 by 2.
 
-    The greatest of the rectified is the greatest, rectified (a zero may have another sign). A slope goes to
-    the same place, the first of the greatest: where that is positive, rectifying does not change which is the
-    first, and where it is not, the slope is zero, whether it is made so before it goes there or after. As
-    numbers are read later than they were, nothing may be changed in place.
+    ReLU is monotonic, so the maximum of a window after ReLU is the ReLU of its maximum (a zero may have
+    another sign). The gradient goes to the same element, the first maximum of the window. If that is
+    positive, ReLU does not change which element is first. If it is not, the gradient is zero, before or after
+    pooling. Elements are read later than without this rewrite, so nothing may be changed in place.
     """
     relu = _behind_reshapes(pool.args[0])
-    if relu.target is not aten.relu.default or not _same_form(relu.args[0], relu):
+    if relu.target is not aten.relu.default or not _same_layout(relu.args[0], relu):
         return
-    greatest = [result for result in pool.users if result.args[1] == 0]
-    slopes = [user for result in pool.users if result.args[1] == 1 for user in _users_behind_reshapes(result)]
+    maxima = [result for result in pool.users if result.args[1] == 0]
+    gradients = [
+        user for result in pool.users if result.args[1] == 1 for user in _users_behind_reshapes(result)
+    ]
     rectified = [
         user
         for user in _users_behind_reshapes(relu)
         if user.target is aten.threshold_backward.default
-        and _behind_reshapes(user.args[0]) in slopes
+        and _behind_reshapes(user.args[0]) in gradients
         and _behind_reshapes(user.args[1]) is relu
         and user.args[2] == 0
     ]
-    if len(greatest) != 1 or any(slope.target is not _POOL_BACKWARD for slope in slopes):
+    if len(maxima) != 1 or any(gradient.target is not _POOL_BACKWARD for gradient in gradients):
         return
-    if {*_users_behind_reshapes(relu)} != {pool, *slopes, *rectified}:
+    if {*_users_behind_reshapes(relu)} != {pool, *gradients, *rectified}:
         return  # others need the rectified numbers
-    if {user for slope in slopes for user in _users_behind_reshapes(slope)} != {*rectified}:
-        return  # others need the slopes that are not rectified
-    with graph.inserting_after(greatest[0]):
-        after = graph.call_function(aten.relu.default, (greatest[0],))
-    after.meta = greatest[0].meta
-    greatest[0].replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
-    for slope in slopes:
-        before = slope.args[0]
-        with graph.inserting_before(slope):
+    if {user for gradient in gradients for user in _users_behind_reshapes(gradient)} != {*rectified}:
+        return  # others need the gradients that are not rectified
+    with graph.inserting_after(maxima[0]):
+        after = graph.call_function(aten.relu.default, (maxima[0],))
+    after.meta = maxima[0].meta
+    maxima[0].replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
+    for gradient in gradients:
+        before = gradient.args[0]
+        with graph.inserting_before(gradient):
             now_rectified = graph.call_function(aten.threshold_backward.default, (before, after, 0))
         now_rectified.meta = before.meta
-        slope.replace_input_with(before, now_rectified)
+        gradient.replace_input_with(before, now_rectified)
     for node in rectified:
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
@@ -165,7 +171,7 @@ def _behind_reshapes(node: Any) -> Any:
 
 
 def _users_behind_reshapes(node: Any) -> list[Any]:
-    """Returns what uses a node, or a reshape of it, or a reshape of that."""
+    """Return what uses a node, or a reshape of it, or a reshape of that."""
     users = []
     for user in node.users:
         users += _users_behind_reshapes(user) if user.target in _RESHAPES else [user]
@@ -173,7 +179,7 @@ def _users_behind_reshapes(node: Any) -> list[Any]:
 
 
 def _pool_with_channels_last(graph: Any, node: Any) -> None:
-    """Pools images in the order for which torch's CPU kernel uses vectors; the result is the same."""
+    """Pool images with channels last, for which torch's CPU kernel is vectorized; the result is the same."""
     x = node.args[0]
     value = x.meta["val"]
     if value.device.type != "cpu" or value.ndim != 4 or value.shape[1] < FEWEST_CHANNELS:
@@ -196,4 +202,4 @@ def _pool_with_channels_last(graph: Any, node: Any) -> None:
             with graph.inserting_after(back):
                 last = graph.call_function(aten.view.default, (back, list(result.meta["val"].shape)))
         last.meta = result.meta
-        result.replace_all_uses_with(last, delete_user_cb=lambda user, own=back: user is not own)
+        result.replace_all_uses_with(last, delete_user_cb=lambda user, kept=back: user is not kept)

@@ -1,9 +1,9 @@
-"""Layers on the images of many clients at once, whose channels are folded together.
+"""Layers that run once for the images of many clients, whose channels are folded together.
 
-`torch.vmap` has rules of its own for group norm and max pooling, which are right and slow: they move clients
-to the front, which copies what convolutions leave beside each other, and take group norm's scale, shift
-and gradient apart into some thirty operations each. Here a client's channels are a group among all channels,
-as convolutions leave them, and each of these layers is one operation for all clients.
+The rules of `torch.vmap` for group norm and max pooling are right and slow. They move clients to the front,
+which copies what convolutions leave side by side. They also split group norm's scale, shift and gradient
+into some thirty operations each. Here a client's channels are a group among all channels, as convolutions
+leave them, and each of these layers is one operation for all clients.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ aten = torch.ops.aten
 
 
 class Folding(TorchFunctionMode):
-    """Within this context `torch.vmap` folds clients into the channels of group norm and max pooling.
+    """A context in which `torch.vmap` folds clients into the channels of group norm and max pooling.
 
-    Only what training needs can be had of them, values and gradients: the gradient of a gradient and
-    forward-mode derivatives raise `NotImplementedError`.
+    These layers offer what training needs: values and gradients. The gradient of a gradient and forward-mode
+    derivatives raise `NotImplementedError`.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Calls a function of PyTorch, or what stands for it."""
-        instead: Callable[..., Any] = _INSTEAD.get(func, func)
-        return instead(*args, **(kwargs or {}))
+        """Call a function of PyTorch, or the one that replaces it."""
+        replacement: Callable[..., Any] = _REPLACEMENTS.get(func, func)
+        return replacement(*args, **(kwargs or {}))
 
 
 def _group_norm(
@@ -43,9 +43,10 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    kind, odd = input.device.type, input.ndim < 2 or num_groups < 1 or input.shape[1] % num_groups
-    casts = kind != "cpu" and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    if casts or odd or input.numel() <= num_groups:  # PyTorch itself casts, or refuses
+    device = input.device.type
+    invalid = input.ndim < 2 or num_groups < 1 or input.shape[1] % num_groups
+    casts = device != "cpu" and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if casts or invalid or input.numel() <= num_groups:  # PyTorch itself casts, or raises
         return F.group_norm(input, num_groups, weight, bias, eps)
     normalised: Tensor = _apply(_GroupNorm, input, weight, bias, input.shape[1] // num_groups, eps)[0]
     return normalised
@@ -77,14 +78,14 @@ def _batch_norm(
     *others: Any,
     **named: Any,
 ) -> Tensor:
-    """Batch norm, whose rule under vmap wants inputs as precise as statistics (PyTorch itself does not)."""
+    """Return batch norm, whose rule under vmap needs inputs as precise as its statistics."""
     known = next((tensor for tensor in (running_mean, weight) if tensor is not None), input)
     precise = input.to(known.dtype)
     normalised: Tensor = F.batch_norm(precise, running_mean, running_var, weight, *others, **named)
     return normalised.to(input.dtype)
 
 
-_INSTEAD: dict[Any, Callable[..., Tensor]] = {
+_REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     F.group_norm: _group_norm,
     F.max_pool2d: _max_pool2d,
     F.batch_norm: _batch_norm,
@@ -111,8 +112,8 @@ class _GroupNorm(Function):
         ctx.save_for_backward(x, *output[1:], weight)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        return *_apply(_GroupNormBackward, slope, *ctx.saved_tensors, ctx.width, ctx.wanted), None, None
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        return *_apply(_GroupNormBackward, gradient, *ctx.saved_tensors, ctx.width, ctx.wanted), None, None
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> Any:
@@ -120,11 +121,11 @@ class _GroupNorm(Function):
 
 
 class _GroupNormBackward(Function):
-    """``(slope, x, means, 1 / deviations, weight, channels in a group, wanted) -> slopes``."""
+    """``(gradient, x, means, 1 / deviations, weight, channels in a group, wanted) -> gradients``."""
 
     @staticmethod
     def forward(
-        slope: Tensor,
+        gradient: Tensor,
         x: Tensor,
         mean: Tensor,
         scale: Tensor,
@@ -133,11 +134,11 @@ class _GroupNormBackward(Function):
         wanted: list[bool],
     ) -> tuple[Tensor | None, ...]:
         n, channels, *rest = x.shape
-        slope, x, size = slope.contiguous(), x.contiguous(), math.prod(rest)
-        slopes = aten.native_group_norm_backward(
-            slope, x, mean, scale, weight, n, channels, size, channels // width, wanted
+        gradient, x, size = gradient.contiguous(), x.contiguous(), math.prod(rest)
+        gradients = aten.native_group_norm_backward(
+            gradient, x, mean, scale, weight, n, channels, size, channels // width, wanted
         )
-        return tuple(slopes)
+        return tuple(gradients)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -149,7 +150,7 @@ class _GroupNormBackward(Function):
 
 
 class _MaxPool(Function):
-    """``(x [n, channels, h, w], kernel, stride, padding, dilation, ceil) -> greatest, their places``."""
+    """``(x [n, channels, h, w], kernel, stride, padding, dilation, ceil) -> maxima, their indices``."""
 
     @staticmethod
     def forward(x: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -164,9 +165,9 @@ class _MaxPool(Function):
         ctx.save_for_backward(x, output[1])
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        x, places = ctx.saved_tensors
-        return *_apply(_MaxPoolBackward, slope, x, places, *ctx.options), *(None for _ in ctx.options)
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        x, indices = ctx.saved_tensors
+        return *_apply(_MaxPoolBackward, gradient, x, indices, *ctx.options), *(None for _ in ctx.options)
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> Any:
@@ -174,11 +175,11 @@ class _MaxPool(Function):
 
 
 class _MaxPoolBackward(Function):
-    """``(slope, x, places, kernel, stride, padding, dilation, ceil) -> slope of x``."""
+    """``(gradient, x, indices, kernel, stride, padding, dilation, ceil) -> gradient of x``."""
 
     @staticmethod
-    def forward(slope: Tensor, x: Tensor, places: Tensor, *options: Any) -> tuple[Tensor]:
-        return (aten.max_pool2d_with_indices_backward(slope, x, *options, places),)
+    def forward(gradient: Tensor, x: Tensor, indices: Tensor, *options: Any) -> tuple[Tensor]:
+        return (aten.max_pool2d_with_indices_backward(gradient, x, *options, indices),)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -202,32 +203,32 @@ def _folded(
     ins: Sequence[int],
     outs: Sequence[int],
 ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
-    """Calls a function once for all clients, folded.
+    """Call a function once for all clients, folded.
 
     Args:
         function: The function.
         info: What `torch.vmap` says.
-        dims: In which dimension of each argument the clients are; None for an argument all share.
+        dims: The clients' dimension in each argument; None for an argument that all share.
         args: The arguments; the first ones are tensors, or None.
-        ins: The dimension of each of those, in one client, that clients are folded into.
-        outs: The dimension of each result that they are in.
+        ins: For each of those, the dimension of one client's tensor into which clients are folded.
+        outs: For each result, the dimension into which they are folded.
     """
     clients = info.batch_size
 
-    def beside(own: Tensor | None, dim: int | None, at: int) -> Tensor | None:
-        if own is None:
+    def fold(tensor: Tensor | None, dim: int | None, at: int) -> Tensor | None:
+        if tensor is None:
             return None
         if dim is None:
-            shared = own.unsqueeze(at)
-            own = shared.expand(*shared.shape[:at], clients, *own.shape[at:])
+            shared = tensor.unsqueeze(at)
+            tensor = shared.expand(*shared.shape[:at], clients, *tensor.shape[at:])
         else:
-            own = own.movedim(dim, at)
-        return own.flatten(at, at + 1)
+            tensor = tensor.movedim(dim, at)
+        return tensor.flatten(at, at + 1)
 
-    tensors = map(beside, args, dims, ins)
+    tensors = map(fold, args, dims, ins)
     results = _apply(function, *tensors, *args[len(ins) :])
     apart = [
-        None if own is None else own.unflatten(at, (clients, -1))
-        for own, at in zip(results, outs, strict=True)
+        None if result is None else result.unflatten(at, (clients, -1))
+        for result, at in zip(results, outs, strict=True)
     ]
-    return tuple(apart), tuple(None if own is None else at for own, at in zip(apart, outs, strict=True))
+    return tuple(apart), tuple(None if part is None else at for part, at in zip(apart, outs, strict=True))
