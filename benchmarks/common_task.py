@@ -1,4 +1,4 @@
-"""One FedAvg task on genfl's engines and on a bare PyTorch loop, side by side in one run.
+"""Compare one FedAvg task on genfl's engines and on a bare PyTorch loop, side by side in one run.
 
 100 clients of 64 samples, 10 clients a round, one local epoch, batches of 32, plain SGD.
 ``--side 8 --width 16`` is a CNN for digits, bound by overhead; ``--side 32 --width 32`` one for CIFAR-sized

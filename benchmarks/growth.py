@@ -1,4 +1,4 @@
-"""How a round's time grows with the cohort, the model and the local steps: log-log plots and their slopes.
+"""Measure how a round's time grows with the cohort, the model and the local steps, as log-log slopes.
 
 SCAFFOLD with a checkpoint every round on the engine ``sequential``, so that what clients remember and what is
 written count as well. Sizes alternate, each for a few rounds at a time; medians over all rounds. A slope is
@@ -64,7 +64,7 @@ def parameters(width: int) -> int:
 
 
 def main() -> None:
-    """Print times and slopes, and writes a plot for each sweep."""
+    """Print times and slopes, and write a plot for each sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="a folder for the plots; none without it")
     parser.add_argument("--rounds", type=int, default=3)

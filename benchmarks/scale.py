@@ -1,4 +1,4 @@
-"""A federation of a million clients beside one of a thousand: same model, cohort and local work, in one run.
+"""Compare a federation of a million clients with one of a thousand: same model, cohort and local work.
 
 SCAFFOLD, 100 clients a round, 20 samples a client in memory-mapped files (``--folder``, 1.4 GB; made once).
 Each federation runs in a process of its own, so that its peak memory is its own, and keeps a checkpoint

@@ -21,22 +21,22 @@ from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
 SUMS = ("correct", "samples", "diverged", "loss")
-"""What the server needs the sum of; ``diverged`` counts the clients on whose samples the loss overflows."""
+"""Uploads of which the server needs the sum; ``diverged`` counts clients whose loss overflows."""
 
 QUANTILES = 21
-"""Of the clients' accuracies, at 0, 5, ..., 100 %: as many for ten clients as for a million."""
+"""Quantiles of the clients' accuracies, at 0, 5, ..., 100 %: as many for ten clients as for a million."""
 
 
 class ClientScores(TypedDict):
-    """How good a classifier is on what clients hold back for testing.
+    """The scores of a classifier on the samples that clients hold back for testing.
 
     Attributes:
-        clients: How many hold something back.
+        clients: How many clients hold samples back.
         samples: How many samples they hold back together.
-        accuracy: Over all these samples, and so weighted by the clients' numbers of samples, in [0, 1].
-        loss: The mean cross-entropy over all these samples in nats; None where a diverged model's overflows.
-        quantiles: Of the clients' accuracies, `QUANTILES` of them, evenly spaced from the worst client's to
-            the best one's.
+        accuracy: The accuracy over all these samples, in [0, 1].
+        loss: The mean cross-entropy over all these samples in nats; None if a diverged model's overflows.
+        quantiles: `QUANTILES` quantiles of the clients' accuracies, evenly spaced from the worst client to
+            the best one.
     """
 
     clients: int
@@ -47,10 +47,13 @@ class ClientScores(TypedDict):
 
 
 def evaluation(task: Task) -> ClientProgram:
-    """Return the program of a client that tests the model of the message on its samples.
+    """Return the program of a client that tests the message's model on its samples.
 
-    Sums suffice for the accuracy and the loss over all samples. How clients differ does not follow from sums,
-    so every client's accuracy is seen as well.
+    Sums are enough for the accuracy and the loss over all samples. They do not tell how clients differ, so
+    the server sees every client's accuracy as well.
+
+    Args:
+        task: The classification task.
     """
 
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:

@@ -49,7 +49,7 @@ class Replays:
         self._by_signature: OrderedDict[Hashable, Replay] = OrderedDict()
 
     def of(self, signature: Hashable) -> Replay:
-        """Return the replays of a signature, and forget the one that was not used for the longest time."""
+        """Return the replays of a signature, and forget those of the signature used longest ago."""
         replay = self._by_signature.get(signature)
         if replay is None:
             replay = self._by_signature[signature] = Replay(self)
@@ -75,8 +75,8 @@ class Replays:
         )
 
     def note(self, reason: str) -> None:
-        """Log a reason for which something runs as it is, unless it is known."""
-        if reason not in self.reasons:
+        """Log why something runs as it is, unless that is known already."""
+        if reason not in self.reasons and len(self.reasons) < RECORDINGS:
             self.reasons[reason] = None
             log.info(reason)
 
