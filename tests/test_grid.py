@@ -27,40 +27,40 @@ CONTENT = {
 }
 
 
-def with_grid(**fields):
+def grid_over(**fields):
     return {**CONTENT, "grid": {field.replace("__", "."): values for field, values in fields.items()}}
 
 
 def test_a_grid_is_every_combination_the_last_field_fastest():
-    found = grid.points(with_grid(federate__rounds=[1, 2], data__partition__alpha=[0.5, 5.0]))
-    assert [tuple(point.settings.values()) for point in found] == [(1, 0.5), (1, 5.0), (2, 0.5), (2, 5.0)]
-    assert [p.config.data.partition.alpha for p in found] == [0.5, 5.0, 0.5, 5.0]
-    assert [p.config.federate.rounds for p in found] == [1, 1, 2, 2]
-    assert found[0].name == "federate.rounds=1,data.partition.alpha=0.5"
+    points = grid.points(grid_over(federate__rounds=[1, 2], data__partition__alpha=[0.5, 5.0]))
+    assert [tuple(point.settings.values()) for point in points] == [(1, 0.5), (1, 5.0), (2, 0.5), (2, 5.0)]
+    assert [p.config.data.partition.alpha for p in points] == [0.5, 5.0, 0.5, 5.0]
+    assert [p.config.federate.rounds for p in points] == [1, 1, 2, 2]
+    assert points[0].name == "federate.rounds=1,data.partition.alpha=0.5"
     assert CONTENT["federate"]["rounds"] == 2, "the content is left as it was"
 
 
 def test_a_field_may_lie_within_another_of_the_grid():
-    found = grid.points(with_grid(model=[{"name": "cnn"}], model__width=[8, 16]))
-    assert [point.config.model.width for point in found] == [8, 16]
-    assert [point.settings for point in found] == [
+    points = grid.points(grid_over(model=[{"name": "cnn"}], model__width=[8, 16]))
+    assert [point.config.model.width for point in points] == [8, 16]
+    assert [point.settings for point in points] == [
         {"model": {"name": "cnn"}, "model.width": width} for width in (8, 16)
     ]
 
 
-@pytest.mark.parametrize("given", ["fedprox", {"name": "fedprox"}, ["fedprox"], [{"name": "fedprox"}]])
-def test_an_algorithm_given_alone_is_the_first_of_a_list(given):
-    content = {**CONTENT, "methods": {"x": {"algorithm": given}}}
-    found = grid.points({**content, "grid": {"methods.x.algorithm.0.mu": [0.1, 0.2]}})
-    assert [point.config.methods["x"].algorithm[0].mu for point in found] == [0.1, 0.2]
+@pytest.mark.parametrize("algorithm", ["fedprox", {"name": "fedprox"}, ["fedprox"], [{"name": "fedprox"}]])
+def test_an_algorithm_given_alone_is_the_first_of_a_list(algorithm):
+    content = {**CONTENT, "methods": {"x": {"algorithm": algorithm}}}
+    points = grid.points({**content, "grid": {"methods.x.algorithm.0.mu": [0.1, 0.2]}})
+    assert [point.config.methods["x"].algorithm[0].mu for point in points] == [0.1, 0.2]
 
 
 def test_values_that_do_not_fit_into_a_name_are_told_apart():
     paths = [f"{'long/' * 20}{end}" for end in ("a", "b")] + ["x/y", "x_y", "plain"]
-    found = grid.points({**with_grid(data__path=paths), "data": {"name": "cifar10"}})
-    assert len({point.name for point in found}) == len(paths)
-    assert all("/" not in point.name and len(point.name) < 100 for point in found)
-    assert found[-1].name == "data.path=plain"
+    points = grid.points({**grid_over(data__path=paths), "data": {"name": "cifar10"}})
+    assert len({point.name for point in points}) == len(paths)
+    assert all("/" not in point.name and len(point.name) < 100 for point in points)
+    assert points[-1].name == "data.path=plain"
 
 
 @pytest.mark.parametrize(
@@ -68,18 +68,21 @@ def test_values_that_do_not_fit_into_a_name_are_told_apart():
     [
         (CONTENT, "grid: name fields"),
         ({**CONTENT, "grid": {}}, "grid: name fields"),
-        (with_grid(federate__rounds=3), "grid.federate.rounds: give a list of values, not 3"),
-        (with_grid(federate__rounds=[]), "grid.federate.rounds: give a list"),
-        (with_grid(federate__rounds=[1, 1]), "grid: a value is given twice"),
-        (with_grid(federate__rouns=[1]), "federate.rouns: unknown key; did you mean 'rounds'? (in the grid at"),
+        (grid_over(federate__rounds=3), "grid.federate.rounds: give a list of values, not 3"),
+        (grid_over(federate__rounds=[]), "grid.federate.rounds: give a list"),
+        (grid_over(federate__rounds=[1, 1]), "grid: a value is given twice"),
         (
-            with_grid(federate__rounds=[1, 0]),
+            grid_over(federate__rouns=[1]),
+            "federate.rouns: unknown key; did you mean 'rounds'? (in the grid at",
+        ),
+        (
+            grid_over(federate__rounds=[1, 0]),
             "federate.rounds: should be greater than or equal to 1, not 0 (in the",
         ),
-        (with_grid(name__x=[1]), "name.x: 'name' holds no keys"),
+        (grid_over(name__x=[1]), "name.x: 'name' holds no keys"),
         ({**CONTENT, "grid": {1: [2]}}, "grid.1: name a field of the config"),
         ({**CONTENT, "grid": {"federate..rounds": [2]}}, "grid.federate..rounds: name a field"),
-        (with_grid(model=["cnn", "lstm"]), "(in the grid at model=lstm)"),  # the images are no tokens
+        (grid_over(model=["cnn", "lstm"]), "(in the grid at model=lstm)"),  # the images are no tokens
     ],
 )
 def test_mistakes_are_found_before_the_first_run(content, line, tmp_path):
@@ -92,14 +95,14 @@ def test_mistakes_are_found_before_the_first_run(content, line, tmp_path):
 
 def test_a_config_with_a_grid_is_no_single_run():
     with pytest.raises(InputError, match=r"grid: many runs in one config are for `genfl sweep`"):
-        config.validate(with_grid(federate__rounds=[1]))
+        config.validate(grid_over(federate__rounds=[1]))
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A sweep by the command, over what the federate stage alone reads."""
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "small.yaml").write_text(yaml.safe_dump(with_grid(federate__clients_per_round=[1, 2])))
+    (folder / "small.yaml").write_text(yaml.safe_dump(grid_over(federate__clients_per_round=[1, 2])))
     command = [sys.executable, "-m", "genfl", "sweep", "small.yaml", "--out", "out"]
     first = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return folder, command, first
@@ -160,15 +163,12 @@ def test_status_says_how_far_each_run_is(swept, tmp_path):
 
 
 def test_no_stage_is_done_again_for_what_it_does_not_read(tmp_path):
-    content = with_grid(report__target_accuracy=[0.05, 0.99])
+    content = grid_over(report__target_accuracy=[0.05, 0.99])
     easy, hard = grid.sweep(content, tmp_path / "out")
-    stages = json.loads((tmp_path / "out" / hard["run"] / "summary.json").read_text())["stages"]
+    stages = json.loads((tmp_path / "out" / hard.run / "summary.json").read_text())["stages"]
     assert [name for name, stage in stages.items() if not stage["skipped"]] == ["report"]
-    assert easy["methods"]["fedavg"]["curve"] == hard["methods"]["fedavg"]["curve"]
-    assert (easy["methods"]["fedavg"]["rounds_to_target"], hard["methods"]["fedavg"]["rounds_to_target"]) == (
-        0,
-        None,
-    )
+    assert easy.methods["fedavg"].curve == hard.methods["fedavg"].curve
+    assert (easy.methods["fedavg"].rounds_to_target, hard.methods["fedavg"].rounds_to_target) == (0, None)
 
 
 def test_another_split_asks_for_the_same_generated_data(tmp_path):
@@ -205,7 +205,7 @@ def test_a_folder_that_is_no_sweeps_is_left_alone(file, tmp_path):
     (tmp_path / file).write_text("mine")
     for fresh in (False, True):
         with pytest.raises(InputError, match=r"^--out: .* is not empty and holds no sweep; choose another"):
-            grid.sweep(with_grid(federate__rounds=[1]), tmp_path, fresh=fresh)
+            grid.sweep(grid_over(federate__rounds=[1]), tmp_path, fresh=fresh)
     assert [path.name for path in tmp_path.iterdir()] == [file]
     assert (tmp_path / file).read_text() == "mine"
 
@@ -221,7 +221,7 @@ def test_two_processes_do_not_share_a_sweep(swept):
 
 
 def test_the_folder_of_all_runs_needs_a_name(tmp_path):
-    content = {name: value for name, value in with_grid(name=["a", "b"]).items() if name != "name"}
+    content = {name: value for name, value in grid_over(name=["a", "b"]).items() if name != "name"}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "genfl", "sweep", "small.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -237,12 +237,12 @@ def test_where_files_cannot_be_linked_they_are_copied(swept, tmp_path):
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no second file system to write to")
     with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
-        place = Path(elsewhere) / "run"
-        pipeline.execute(config.load(one / "config.yaml"), place, until="generate", others=[one])
-        shards = [run / "synthetic" / "data" / "train-00000-of-00002.parquet" for run in (one, place)]
+        run_folder = Path(elsewhere) / "run"
+        pipeline.execute(config.load(one / "config.yaml"), run_folder, until="generate", others=[one])
+        shards = [run / "synthetic" / "data" / "train-00000-of-00002.parquet" for run in (one, run_folder)]
         assert shards[0].read_bytes() == shards[1].read_bytes()
         assert not shards[0].samefile(shards[1])
-        records = [(run / "stages" / "generate.json").read_bytes() for run in (one, place)]
+        records = [(run / "stages" / "generate.json").read_bytes() for run in (one, run_folder)]
         assert records[0] == records[1], "taken over, not made again"
 
 
@@ -259,7 +259,7 @@ def test_a_link_that_a_kill_left_is_not_written_through(swept, tmp_path):
 @pytest.mark.slow
 def test_killed_while_it_generates_and_while_it_federates_it_ends_with_the_same_table(tmp_path):
     content = {
-        **with_grid(prompts__per_label=[2, 40]),
+        **grid_over(prompts__per_label=[2, 40]),
         "federate": {**CONTENT["federate"], "rounds": 20, "checkpoint_every": 1},
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
@@ -292,9 +292,9 @@ def test_a_damaged_stage_is_not_taken_over(swept, tmp_path):
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     wanted = config.load(one / "config.yaml")
     pipeline.execute(wanted, tmp_path / "run", until="generate", others=[one])
-    made = tmp_path / "run" / "synthetic" / "data" / shard.name
-    assert made.read_bytes() == whole, "made again"
-    assert not made.samefile(shard)
+    regenerated = tmp_path / "run" / "synthetic" / "data" / shard.name
+    assert regenerated.read_bytes() == whole
+    assert not regenerated.samefile(shard)
 
 
 def test_a_mistake_for_a_later_stage_is_found_though_the_run_is_to_stop_before(tmp_path):

@@ -50,6 +50,13 @@ class Catalogue(StrEnum):
     models = "models"
 
 
+class Document(StrEnum):
+    """The documents that have a schema."""
+
+    config = "config"
+    summary = "summary"
+
+
 INTERRUPTED = 130
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run.")]
@@ -164,7 +171,7 @@ def sweep(
         raise InputError("name: give the config one, which the folder of all runs is called by, or use --out")
     results = grid.sweep(content, out or Path("runs") / str(name), fresh=fresh, update=update)
     if as_json:
-        _print_json(results)
+        _print_json([result.to_dict() for result in results])
     else:
         _print_table(*grid.overview(results))
 
@@ -213,8 +220,16 @@ def list_(
 
 
 @app.command()
-def schema(debug: Debug = False) -> None:
-    """Print the JSON Schema of the config, for editors."""
+def schema(
+    what: Annotated[Document, typer.Argument(help="The document to describe.")] = Document.config,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of a config, for editors, or of summary.json, for scripts."""
+    if what is Document.summary:
+        from genfl.results.schema import Summary
+
+        _print_json(Summary.json_schema())
+        return
     from genfl.config import Config
 
     _print_json(Config.model_json_schema())
@@ -241,10 +256,12 @@ def _execute(
         rows = [row._asdict() for row in pipeline.status(part.folder(folder) if part else folder)]
         _print_json(summary if summary is not None else {"stages": rows})
     elif summary is not None:
-        from genfl.report.text import table, verdict
+        from genfl.report.text import methods_table, verdict
+        from genfl.results.schema import Summary
 
-        typer.echo(f"\n{verdict(summary)}\n")
-        _print_table(*table(summary))
+        figures = Summary.parse(summary)
+        typer.echo(f"\n{verdict(figures)}\n")
+        _print_table(*methods_table(figures))
         typer.echo(f"\nReport: {folder / 'report' / 'index.html'}")
     else:
         typer.echo(f"Done as far as {until.value}: {part.folder(folder) if part else folder}")

@@ -1,4 +1,4 @@
-"""sweep: one config with lists of values becomes a grid of runs, and one table."""
+"""Run a config at every point of a grid of values, and collect the results in one table."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import Field
+
 from genfl import config as configs
 from genfl import pipeline
 from genfl.config import Config
 from genfl.errors import InputError
 from genfl.experiment.context import Context
+from genfl.results.schema import MethodResult, ResultModel, Summary
 from genfl.storage import digest, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,14 @@ class Point(NamedTuple):
     config: Config
 
 
+class PointResult(ResultModel):
+    """The figures of a run of a grid."""
+
+    settings: dict[str, Any] = Field(description="The value of each field of the grid.")
+    run: str = Field(description="Name of the run's folder, below that of the sweep.")
+    methods: dict[str, MethodResult] = Field(description="The figures of each method, as in summary.json.")
+
+
 def points(content: Mapping[str, Any]) -> list[Point]:
     """Returns the runs that a config with a grid stands for, the last field varying fastest.
 
@@ -62,7 +73,7 @@ def points(content: Mapping[str, Any]) -> list[Point]:
             raise InputError(f"grid.{field}: name a field of the config, as in federate.rounds")
         if not isinstance(values, list) or not values:
             raise InputError(f"grid.{field}: give a list of values, not {values!r}")
-    found = []
+    result = []
     for combination in itertools.product(*grid.values()):
         settings = dict(zip(grid, combination, strict=True))
         plain = copy.deepcopy({name: value for name, value in content.items() if name != GRID})
@@ -70,10 +81,10 @@ def points(content: Mapping[str, Any]) -> list[Point]:
             configs.put(plain, field, value)
         name = ",".join(f"{field}={_short(value)}" for field, value in settings.items())
         with _located(name):
-            found.append(Point(name, settings, configs.validate(plain)))
-    if len({point.name for point in found}) < len(found):
+            result.append(Point(name, settings, configs.validate(plain)))
+    if len({point.name for point in result}) < len(result):
         raise InputError("grid: a value is given twice")
-    return found
+    return result
 
 
 @contextlib.contextmanager
@@ -102,22 +113,22 @@ def _short(value: Any) -> str:
 
 def sweep(
     content: Mapping[str, Any], folder: Path, *, fresh: bool = False, update: bool = False
-) -> list[dict[str, Any]]:
-    """Runs a grid, or goes on with one that was interrupted.
+) -> list[PointResult]:
+    """Run a grid, or resume one that was interrupted.
 
-    Every point is a run in a folder of its own. Stages that are the same at several points are done once.
+    Every point is a run in a folder of its own. Stages that are the same at several points run once.
 
     Args:
         content: See `points`.
         folder: Where the runs' folders, ``sweep.csv`` and ``sweep.json`` go.
         fresh: Delete earlier runs at the grid's points, and nothing else, and start over.
-        update: Take over runs of other configs; see `genfl.pipeline.execute`.
+        update: Keep what is still valid in runs of other configs; see `genfl.pipeline.execute`.
 
     Returns:
-        For each point its ``settings``, ``run`` (the folder's name) and ``methods``, as in ``summary.json``.
+        The result of each point, in the order of the grid.
 
     Raises:
-        InputError: The config is not as it must be, found out before the first run; or the folder holds
+        InputError: A config of the grid is wrong, which is checked before the first run; or the folder holds
             something else, or is in use.
     """
     grid = points(content)
@@ -131,60 +142,62 @@ def sweep(
 
 def _sweep(
     grid: list[Point], folder: Path, context: Context, *, fresh: bool, update: bool
-) -> list[dict[str, Any]]:
-    results: list[dict[str, Any]] = []
+) -> list[PointResult]:
+    results: list[PointResult] = []
     done: list[Path] = []
     for number, point in enumerate(grid, start=1):
         log.info("run %d of %d: %s", number, len(grid), point.name)
-        place = folder / point.name
+        run_folder = folder / point.name
         summary = pipeline.execute(
-            point.config, place, fresh=fresh, update=update, others=done, context=context
+            point.config, run_folder, fresh=fresh, update=update, others=done, context=context
         )
         assert summary is not None
-        done.append(place)
-        results.append({"settings": point.settings, "run": point.name, "methods": summary["methods"]})
-        write_json(folder / SUMMARY, results)
+        done.append(run_folder)
+        methods = Summary.parse(summary).methods
+        results.append(PointResult(settings=point.settings, run=point.name, methods=methods))
+        write_json(folder / SUMMARY, [result.to_dict() for result in results])
         write_text(folder / TABLE, table(results))
     return results
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Returns a row for each run and method, with unrounded figures, as CSV."""
+def table(results: list[PointResult]) -> str:
+    """Return a row for each run and method, with unrounded figures, as CSV."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    fields = list(results[0]["settings"])
+    fields = list(results[0].settings)
     figures = ("accuracy_mean", "accuracy_std", "macro_f1_mean", "macro_f1_std", "rounds_to_target")
     writer.writerow((*fields, "method", *figures))
     for result in results:
-        values = [_text(result["settings"][field]) for field in fields]
-        for name, method in result["methods"].items():
-            scores = itertools.chain(*(_spread(method[score]) for score in ("accuracy", "macro_f1")))
-            writer.writerow((*values, name, *scores, method["rounds_to_target"]))
+        values = [_text(result.settings[field]) for field in fields]
+        for name, method in result.methods.items():
+            accuracy, f1 = method.accuracy, method.macro_f1
+            scores = (accuracy.mean, accuracy.std, f1.mean, f1.std)  # a single seed has no deviation
+            writer.writerow((*values, name, *scores, method.rounds_to_target))
     return file.getvalue()
 
 
-def _spread(figure: Mapping[str, Any]) -> tuple[float, float | None]:
-    """Returns mean and standard deviation, which a single seed has not."""
-    return figure["mean"], figure["std"]
-
-
 def status(folder: Path) -> list[tuple[str, ...]]:
-    """Says how far the runs of a sweep are that were begun: folder, stage, and the stage's progress."""
+    """Return the progress of each run of a sweep that was begun: its folder, its stage, and how far that is.
+
+    Args:
+        folder: The folder of the sweep.
+    """
     rows: list[tuple[str, ...]] = []
-    for place in sorted(path.parent for path in folder.glob(f"*/{pipeline.CONFIG}")):
-        left = [stage for stage in pipeline.status(place) if stage.state != "done"]
-        rows.append((place.name, left[0].name if left else "done", left[0].progress if left else ""))
+    for run_folder in sorted(path.parent for path in folder.glob(f"*/{pipeline.CONFIG}")):
+        unfinished = [stage for stage in pipeline.status(run_folder) if stage.state != "done"]
+        name, progress = (unfinished[0].name, unfinished[0].progress) if unfinished else ("done", "")
+        rows.append((run_folder.name, name, progress))
     return rows
 
 
-def overview(results: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Returns header and rows of a table of accuracies: a row for each run, a column for each method."""
+def overview(results: list[PointResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return header and rows of a table of accuracies: a row for each run, a column for each method."""
     from genfl.report.text import mean_std
 
-    names = list(dict.fromkeys(name for result in results for name in result["methods"]))
+    names = list(dict.fromkeys(name for result in results for name in result.methods))
     rows = []
     for result in results:
-        methods = result["methods"]
-        scores = (mean_std(methods[name]["accuracy"]) if name in methods else "–" for name in names)
-        rows.append((*map(_text, result["settings"].values()), *scores))
-    return (*results[0]["settings"], *names), rows
+        methods = result.methods
+        scores = (mean_std(methods[name].accuracy) if name in methods else "–" for name in names)
+        rows.append((*map(_text, result.settings.values()), *scores))
+    return (*results[0].settings, *names), rows

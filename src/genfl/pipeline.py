@@ -19,6 +19,7 @@ from genfl.config import Config
 from genfl.errors import GenflError, InputError
 from genfl.experiment.context import Context
 from genfl.experiment.folder import ANSWERS, Run, Shard, shard_folders
+from genfl.results.names import SUMMARY_FILE
 from genfl.results.summarise import environment, summarise
 from genfl.stages import generate, guided, labels, pretrain, prompts, report, vocabulary
 from genfl.stages.base import Stage, StageRun, digest_of
@@ -42,8 +43,6 @@ CONFIG = "config.yaml"
 LOCK = ".lock"
 MARKER = ".genfl"
 """The file by which a run's folder is recognised."""
-
-SUMMARY = "summary.json"
 
 
 def execute(
@@ -158,7 +157,7 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
                 " or --update to redo the stages that the changes touch, or --fresh to start over"
             )
         if changes:
-            (folder / SUMMARY).unlink(missing_ok=True)
+            (folder / SUMMARY_FILE).unlink(missing_ok=True)
     write_text(folder / CONFIG, configs.dump(config))
 
 
@@ -177,7 +176,7 @@ def _delete_run(folder: Path) -> None:
     """Deletes what a run wrote, and nothing else; the marker stays, so that a kill leaves a run's folder."""
     for name in ("stages", ANSWERS, *(stage.folder for stage in STAGES)):
         _remove(folder / name)
-    for name in (SUMMARY, CONFIG):
+    for name in (SUMMARY_FILE, CONFIG):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -196,8 +195,8 @@ def _execute(run: Run, context: Context, until: str, others: Sequence[Path]) -> 
     if STAGES[last] is not STAGES[-1]:
         return None
     summary = summarise(run, context, skipped)
-    write_json(run.folder / SUMMARY, summary)
-    return summary
+    summary.write(run.folder / SUMMARY_FILE)
+    return summary.to_dict()
 
 
 class Step(NamedTuple):

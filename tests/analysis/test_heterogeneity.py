@@ -129,8 +129,8 @@ methods:
 def test_with_too_many_clients_for_pairs_the_rest_is_still_there():
     rows = [{"divergence": 2.0, "generality": 0.5, "round": n} for n in (1, 2)]
     found = summary._heterogeneity([{"rounds": rows, "similarity": None}])
-    assert found["similarity"] is found["mean_cosine"] is None
-    assert found["divergence"] == [[1, 2.0, 0.0], [2, 2.0, 0.0]]
+    assert found.similarity is found.mean_cosine is None
+    assert found.divergence == [(1, 2.0, 0.0), (2, 2.0, 0.0)]
     assert summary._heterogeneity([{"rounds": [{"round": 1}], "similarity": None}]) is None
 
 

@@ -19,8 +19,11 @@ from genfl.data.recipes import RECIPES
 from genfl.data.samples import Prompt, Sample
 from genfl.data.sources import DATASETS, DataEntry, DataSet, LabelledExamples, grey_image
 from genfl.data.synthetic import SyntheticData
+from genfl.experiment.context import Context
 from genfl.experiment.folder import Run
-from genfl.report import page, plots, style, tables, text
+from genfl.report import page, pictures, plots, style, tables, text
+from genfl.results.evidence import collect
+from genfl.results.schema import CurvePoint, StageTime
 from genfl.results.summarise import environment, summarise
 from genfl.stages import report
 from genfl.storage import write_json
@@ -45,6 +48,11 @@ def tiny_data():
 
 OTHERS = {"loss": 1.0, "calibration_error": 0.125, "recall": [0.25, 1.0, None]}
 """Scores besides accuracy and macro-F1."""
+
+STAGES = ("labels", "prompts", "generate", "pretrain", "federate")
+"""The stages before the report, of runs with a generator."""
+
+CURVE = [CurvePoint(0, 0.1, 0.01), CurvePoint(5, 0.9, 0.02)]
 
 
 def make(
@@ -134,8 +142,8 @@ def make(
         },
     }
     for stage, result in results.items():
-        record = {"seconds": 1.25, "environment": environment(), "result": result}
-        write_json(run.record(stage), record)
+        record = {"stage": stage, "digest": "", "done": True, "seconds": 1.25, "sha256": ""}
+        write_json(run.record(stage), {**record, "environment": environment(), "result": result, "files": {}})
     samples = [
         Sample(Prompt(LABELS[n % 3], f"a {LABELS[n % 3]}", 2.0, n), Image.new("RGB", (8, 8), (10 * n, 0, 0)))
         for n in range(9)
@@ -145,7 +153,9 @@ def make(
 
 
 def written(run):
-    report.STAGE.run(run)
+    folders = {name: "synthetic" if name == "generate" else name for name in STAGES}
+    work = report.STAGE.work(run, Context(), "", folders)
+    report.STAGE.run(report.STAGE.inputs(run.config, work.context), work)
     return (run.folder / "report" / "index.html").read_text(encoding="utf-8")
 
 
@@ -178,31 +188,36 @@ def source(run):
     return written(run)
 
 
+@pytest.fixture(scope="module")
+def summary(run):
+    return summarise(run, Context(), dict.fromkeys(STAGES, False))
+
+
 def test_it_needs_nothing_from_outside(source):
-    found = Reader(source)
-    links = found.values("src", "href", "xlink:href", "srcset", "data", "poster", "action")
+    reader = Reader(source)
+    links = reader.values("src", "href", "xlink:href", "srcset", "data", "poster", "action")
     assert len([link for link in links if link.startswith("data:image/")]) > 20
     others = {link for link in links if not link.startswith(("#", "data:"))}
     assert others == {"methods.csv", "methods.tex", "recall.csv"}  # links to follow, beside the page
     assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?(.)", source))
     assert "@import" not in source
-    assert not {"script", "iframe", "object", "embed"} & set(found.tags)
+    assert not {"script", "iframe", "object", "embed"} & set(reader.tags)
 
 
 def test_names_are_escaped(source):
     assert "<b>" not in source
-    found = Reader(source)
-    text = "".join(found.text)
+    reader = Reader(source)
+    text = "".join(reader.text)
     assert text.count(NASTY) > 8
-    assert f"“a {NASTY}”, guidance scale 2" in found.values("title")
+    assert f"“a {NASTY}”, guidance scale 2" in reader.values("title")
     assert "$two$" in text  # nor is it a formula
 
 
 def test_what_was_left_out_and_what_repeats_is_beside_the_samples(source):
     samples = re.search(r'<section id="samples">.*?</section>', source, re.DOTALL)[0]
     text = "".join(Reader(samples).text)
-    assert "2 samples of 11 could not be learnt from and were left out" in text
-    assert "1 repeats one before byte by byte, and 3 (33.3 %) are so near" in text
+    assert "2 samples of 11 were left out because nothing can be learned from them." in text
+    assert "1 repeats an earlier one byte by byte. 3 (33.3 %) are so close to an earlier one" in text
     rows = re.findall(r"<tr><th.*?</tr>", samples)[1:]
     assert len(rows) == len(LABELS)
     assert [row.count("<td>2 blank</td>") for row in rows] == [int(label == NASTY) for label in LABELS]
@@ -224,11 +239,11 @@ def test_private_examples_are_shown_only_where_that_is_asked_for(
     entry = DATASETS["tiny for pages"]
     if recipe:
         entry = entry._replace(recipe=RECIPES[recipe], public=RECIPES[recipe].public)
-    monkeypatch.setattr("genfl.report.page.DATASETS", {"tiny for pages": entry})
+    monkeypatch.setattr("genfl.results.evidence.DATASETS", {"tiny for pages": entry})
     run = make(tmp_path)
     wanted = run.config.report.model_copy(update={"real_examples": asked})
     run = replace(run, config=run.config.model_copy(update={"report": wanted}))
-    rows = page._rows(run)
+    rows = pictures.picture_rows(collect(run, Context()).examples, "image")
     real = {picture.source for row in rows for picture in row.real}
     assert bool(real) == shown
     samples = re.search(r'<section id="samples">.*?</section>', written(run), re.DOTALL)[0]
@@ -248,7 +263,10 @@ def test_what_a_user_brings_is_not_public(name):
 
 def test_the_cost_of_generating_is_told_in_terms_of_training(source):
     text = "".join(Reader(source).text)
-    assert "Generation made 9 samples (1 kB) in 4.5 s, 2 a second, once for all seeds: 3.6 times" in text
+    assert (
+        "Generation made 9 samples (1 kB) in 4.5 s, 2 a second, once for all seeds. That is 3.6 times as long"
+        in text
+    )
 
 
 def test_every_method_is_in_the_table(source):
@@ -265,28 +283,27 @@ def test_every_method_is_in_the_table(source):
 
 
 def test_identifiers_are_unique_and_references_lead_somewhere(source):
-    found = Reader(source)
-    ids = found.values("id")
+    reader = Reader(source)
+    ids = reader.values("id")
     assert len(ids) == len(set(ids))
-    references = {value[1:] for value in found.values("href", "xlink:href") if value.startswith("#")}
+    references = {value[1:] for value in reader.values("href", "xlink:href") if value.startswith("#")}
     references |= set(re.findall(r"url\(#([^)]+)\)", source))
     assert references
     assert references <= set(ids)
 
 
 def test_pictures_and_charts_have_alternatives(source):
-    found = Reader(source)
-    assert found.tags.count("img") == len(
-        [v for tag, key, v in found.attributes if (tag, key) == ("img", "alt") and v]
+    reader = Reader(source)
+    assert reader.tags.count("img") == len(
+        [v for tag, key, v in reader.attributes if (tag, key) == ("img", "alt") and v]
     )
-    charts = [value for tag, key, value in found.attributes if (tag, key) == ("svg", "aria-label")]
+    charts = [value for tag, key, value in reader.attributes if (tag, key) == ("svg", "aria-label")]
     assert len(charts) == 6
-    assert found.tags.count("table") == found.tags.count("caption")
+    assert reader.tags.count("table") == reader.tags.count("caption")
 
 
-def test_the_same_run_gives_the_same_page(run, source):
-    stages = [stage.name for stage in report.BEFORE if stage.wanted(run.config)]
-    assert page.render(run, summarise(run, dict.fromkeys(stages, False))) == source
+def test_the_same_run_gives_the_same_page(run, source, summary):
+    assert page.render(collect(run, Context()), summary) == source
 
 
 @pytest.mark.parametrize(
@@ -316,8 +333,8 @@ def test_it_copes_with(tmp_path, options):
     source = written(make(tmp_path, **options))
     text = " ".join(Reader(source).text)
     assert not re.search(r"\b(nan|inf|None|Undefined)\b", text)
-    arms = len(options.get("methods", ("fedavg", "gptfl", NASTY)))
-    never = 1 if options.get("accuracy", 0.95) >= 0.9 else 1 + arms  # the synthetic data alone never does
+    methods = len(options.get("methods", ("fedavg", "gptfl", NASTY)))
+    never = 1 if options.get("accuracy", 0.95) >= 0.9 else 1 + methods  # the synthetic data alone never does
     assert source.count('class="value never"') == 2 * never
     assert ("learning-bytes-" in source) == ("uplinks" in options)
     assert len(source) < 1_500_000
@@ -336,7 +353,7 @@ def crowd(folder, methods):
     }
     run = Run(config.validate(content), folder)
     record = json.loads(run.record("federate").read_text())
-    given = record["result"]["methods"]
+    traces = record["result"]["methods"]
 
     def trace(accuracy, sends, last=6):
         rows = [{"uplink_bytes": sends, "downlink_bytes": sends, "refused": 0} for _ in range(last)]
@@ -345,9 +362,9 @@ def crowd(folder, methods):
         rounds = [{"round": n, "diversity": 0.5 if sends else None, **row} for n, row in enumerate(rows, 1)]
         return {str(seed): {"evaluations": evaluations, "rounds": rounds} for seed in run.config.seeds}
 
-    given |= {f"method {n}": trace(0.8 - n / 100, 1000) for n in range(methods)}
-    given |= {"warm": trace(0.5, 2000), "alone": trace(0.2, 0), "together": trace(0.99, 0)}
-    given["reader"] = trace(0.3, 0, last=0)
+    traces |= {f"method {n}": trace(0.8 - n / 100, 1000) for n in range(methods)}
+    traces |= {"warm": trace(0.5, 2000), "alone": trace(0.2, 0), "together": trace(0.99, 0)}
+    traces["reader"] = trace(0.3, 0, last=0)
     write_json(run.record("federate"), record)
     return run
 
@@ -422,20 +439,20 @@ def test_latex_escapes_every_special_character():
     )
 
 
-def test_accuracy_rule_names_the_rounds_it_is_the_mean_of():
-    assert text.accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in range(0, 35, 5)]}}) == (
-        "the mean of the last 5 evaluations, of rounds 10 to 30"
-    )
-    assert text.accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in (0, 5, 10)]}}) == (
-        "the mean of all 2 evaluations, of rounds 5 to 10"
-    )
-    once = text.accuracy_rule({"a": {"curve": [[n, 0.5, 0] for n in (0, 3)]}})
-    assert once == "those of round 3, the only evaluation"
+def test_accuracy_rule_names_the_rounds_it_is_the_mean_of(summary):
+    def rule(rounds):
+        curve = [CurvePoint(number, 0.5, 0.0) for number in rounds]
+        return text.accuracy_rule({"a": summary.methods["fedavg"].model_copy(update={"curve": curve})})
+
+    assert rule(range(0, 35, 5)) == "the mean of the last 5 evaluations, of rounds 10 to 30"
+    assert rule((0, 5, 10)) == "the mean of all 2 evaluations, of rounds 5 to 10"
+    assert rule((0, 3)) == "those of round 3, the only evaluation"
 
 
-def test_time_of_generation_counts_all_of_its_starts():
-    stages = {name: {"seconds": 1.0} for name in ("labels", "generate")}
-    rows = page._time({"stages": stages, "synthetic": {"seconds": 3.0}})
+def test_time_of_generation_counts_all_of_its_starts(summary):
+    stages = {name: StageTime(seconds=1.0, skipped=False) for name in ("labels", "generate")}
+    synthetic = summary.synthetic.model_copy(update={"seconds": 3.0})
+    rows = page._time(summary.model_copy(update={"stages": stages, "synthetic": synthetic}))
     assert [(bar.name, bar.value, bar.share) for bar in rows] == [
         ("labels", "1.0 s · 25 %", 0.25),
         ("generate", "3.0 s · 75 %", 0.75),
@@ -448,10 +465,10 @@ def test_thirty_methods_look_different():
 
 
 def test_only_what_is_drawn_has_a_look_of_its_own():
-    found = style.looks(["a", "synthetic_only", "b", "c"], ["a", "c"])
-    assert found["b"] is style.REST
-    assert [found[name].colour.name for name in ("a", "c")] == ["series-0", "series-1"]
-    chart = plots.diversity({name: [[0, 0.1, 0.01], [5, 0.9, 0.02]] for name in "abc"}, found, 4)
+    look = style.looks(["a", "synthetic_only", "b", "c"], ["a", "c"])
+    assert look["b"] is style.REST
+    assert [look[name].colour.name for name in ("a", "c")] == ["series-0", "series-1"]
+    chart = plots.plot_diversity(dict.fromkeys("abc", CURVE), look, 4)
     assert chart.count("var(--rest)") == 1
     assert "for a, c and, in grey, 1 other." in chart
 
@@ -476,8 +493,7 @@ def test_contrast(ground, mode):
 
 
 def test_charts_take_their_colours_from_the_page():
-    curve = {"a": [[0, 0.1, 0.01], [5, 0.9, 0.02]]}
-    chart = plots.diversity(curve, style.looks(["a"], ["a"]), 4)
+    chart = plots.plot_diversity({"a": CURVE}, style.looks(["a"], ["a"]), 4)
     assert "var(--series-0)" in chart
     assert not re.search(r"#[0-9a-f]{6}", chart)
 
@@ -495,10 +511,10 @@ def test_the_accuracy_on_clients_is_shown_where_they_are_tested(tmp_path, source
     section = re.search(r'<section id="client-accuracy">.*?</section>', tested, re.DOTALL)[0]
     assert "Tested are 5 clients with 7 samples in all, for seed 0" in section
     assert "<td>75.0 ± 0.0</td><td>30.0 ± 0.0</td><td>60.0</td>" in section
-    found = Reader(tested)
-    ids = found.values("id")
+    reader = Reader(tested)
+    ids = reader.values("id")
     assert len(ids) == len(set(ids))
-    assert found.tags.count("table") == found.tags.count("caption")
+    assert reader.tags.count("table") == reader.tags.count("caption")
     assert '<a href="#client-accuracy">' in tested
 
 
@@ -513,7 +529,7 @@ def test_a_spread_is_the_least_the_most_and_the_middle():
 
 
 def test_a_label_in_a_chart_is_no_formula():
-    chart = plots.label_counts(torch.ones(2, 1).numpy(), ["$x_1$"])
+    chart = plots.plot_label_counts(torch.ones(2, 1).numpy(), ["$x_1$"])
     assert ">$x_1$<" in chart
 
 
@@ -548,20 +564,20 @@ def seen(source, folder):
         *("--virtual-time-budget=5000", "--dump-dom", wrapper.as_uri()),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    found = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
-    return {**found, "console": [line for line in done.stderr.splitlines() if "CONSOLE" in line]}
+    page = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    return {**page, "console": [line for line in done.stderr.splitlines() if "CONSOLE" in line]}
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_phone_shows_it_whole_and_quietly(tmp_path, source):
-    found = seen(source, tmp_path)
-    assert found == {"width": 400, "overflow": 0, "broken": 0, "requests": [], "headings": 10, "console": []}
+    page = seen(source, tmp_path)
+    assert page == {"width": 400, "overflow": 0, "broken": 0, "requests": [], "headings": 10, "console": []}
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_browser_would_notice(tmp_path, source):
     bad = '<div style="width: 500px">x</div><img src="missing.png"><img src="data:,">'
-    found = seen(source.replace("<main>", f"<main>{bad}"), tmp_path)
-    assert found["overflow"] > 0
-    assert found["broken"] == 2
-    assert found["console"]
+    page = seen(source.replace("<main>", f"<main>{bad}"), tmp_path)
+    assert page["overflow"] > 0
+    assert page["broken"] == 2
+    assert page["console"]

@@ -14,6 +14,7 @@ from genfl.data.sounds import RATE, LogMelFormat
 from genfl.data.sources import DataSet, LabelledExamples
 from genfl.data.synthetic import SyntheticData
 from genfl.report import pictures
+from genfl.results.examples import choose_examples
 
 FORM = LogMelFormat(1.0)
 
@@ -37,7 +38,8 @@ def rows(tmp_path):
     ]
     SyntheticData(tmp_path, ["low", "high"], 1, "audio").write(0, samples, "test", 1.0)
     data = DataSet(examples, examples, "audio", encode, prepare=FORM.prepare)
-    return pictures.grid(data, tmp_path, ["low", "high"], real=True)
+    examples = choose_examples(data, tmp_path, ["low", "high"], real=True)
+    return pictures.picture_rows(examples, "audio")
 
 
 def content(picture):

@@ -12,7 +12,7 @@ from genfl.algorithms.base import HeldSamples
 from genfl.data.budget import budget
 from genfl.data.sources import DATASETS, DIGIT_NAMES
 from genfl.errors import InputError
-from genfl.results.summarise import sent_to_clients
+from genfl.results.summarise import bytes_to_clients
 from genfl.rng import Key
 from genfl.stages import generate
 from genfl.stages.allocations import deal
@@ -169,9 +169,10 @@ def test_methods_differ_in_order_and_filter_and_in_nothing_else(run):
 
 def test_the_server_sends_what_it_generates_for_clients_and_clients_nothing(run):
     methods = run.config.methods
-    assert sent_to_clients(run.run, methods["mixed"], 60) == 0
-    assert sent_to_clients(run.run, methods["equal"], 120) == 5000
-    assert sent_to_clients(run.run, methods["equal"], 30) == 1250
+    clients, synthetic = run.config.data.partition.clients, run.result("generate")
+    assert bytes_to_clients(methods["mixed"], clients, 60, synthetic) == 0
+    assert bytes_to_clients(methods["equal"], clients, 120, synthetic) == 5000
+    assert bytes_to_clients(methods["equal"], clients, 30, synthetic) == 1250
 
 
 # --- what cannot be

@@ -18,6 +18,7 @@ from genfl.learning.evaluate import evaluate
 from genfl.models import MODELS
 from genfl.models.resnet import resnet18, resnet20
 from genfl.report import text
+from genfl.results.schema import Summary
 from genfl.stages import pretrain
 from genfl.stages.base import Upstream
 from genfl.stages.pretrain import ModelInputs
@@ -159,8 +160,9 @@ def test_methods_and_pretraining_start_from_it(parse, tmp_path, weights_file):
         "gptfl",
     ]
     assert methods["existing"]["setup_bytes"] == 0
-    assert text.contest(summary) == ("gptfl", "existing"), "only the generated data tells them apart"
-    assert "The existing model, trained on generated data alone, gives" in text.verdict(summary)
+    figures = Summary.parse(summary)
+    assert text.contest(figures) == ("gptfl", "existing"), "only the generated data tells them apart"
+    assert "The existing model, trained on generated data alone, gives" in text.verdict(figures)
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     for note in (
         "fedavg, from scratch",
@@ -174,9 +176,10 @@ def test_without_the_like_nothing_is_compared(parse, tmp_path, weights_file):
     settings = parse(f"pretrain.init={weights_file}", "seeds=[0]")
     methods = {name: method for name, method in settings.methods.items() if name != "existing"}
     summary = pipeline.execute(settings.model_copy(update={"methods": methods}), tmp_path / "run")
-    assert text.contest(summary) == ("gptfl", None)
+    figures = Summary.parse(summary)
+    assert text.contest(figures) == ("gptfl", None)
     assert "no method has the same algorithm and existing model without the generator" in text.verdict(
-        summary
+        figures
     )
 
 

@@ -1,1 +1,1 @@
-"""The page a person reads at the end."""
+"""The report of a run: a page for people, and tables for spreadsheets and papers."""

@@ -1,47 +1,42 @@
-"""Real beside generated examples, as images, sounds and texts inside the page."""
+"""Real and generated examples as images, sounds and texts inside the page."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet
 from PIL import Image
 from torch import Tensor
 
 from genfl.data.media import Clip, Modality
 from genfl.data.sounds import RATE, resampled
-from genfl.data.sources import DataSet, to_image
-from genfl.data.synthetic import SyntheticData
-
-PER_LABEL = 6
-MOST_LABELS = 15
-"""More than this would make the page heavy."""
+from genfl.data.sources import to_image
+from genfl.results.examples import GeneratedExample, LabelExamples
 
 PIXELS = 32
 """Images up to this size are shown pixel by pixel, larger ones as compressed thumbnails."""
 
 THUMBNAIL = 96
+"""Width and height of a thumbnail, at most."""
 
 LETTERS = 240
-"""Of a text; the rest is left out."""
+"""Letters of a text that are shown."""
 
 LEVELS = (-2.0, 3.0)
-"""What is black and what is white in a spectrogram, in standard deviations from its mean."""
+"""Black and white of a spectrogram, in standard deviations from its mean."""
 
 
 class Picture(NamedTuple):
     """An image, a sound or a text inside the page.
 
     Attributes:
-        source: Its data URI, or the text itself.
-        title: What is said of it.
-        pixels: Whether its pixels are its content, to be enlarged without smoothing.
-        sound: Whether it is one.
-        text: Whether it is one.
+        source: Its data URI; for a text, the text itself.
+        title: A short description.
+        pixels: Whether it is an image to be enlarged without smoothing.
+        sound: Whether it is a sound.
+        text: Whether it is a text.
     """
 
     source: str
@@ -51,14 +46,14 @@ class Picture(NamedTuple):
     text: bool = False
 
 
-class Row(NamedTuple):
-    """The examples of one label.
+class PictureRow(NamedTuple):
+    """The pictures of one label.
 
     Attributes:
-        label: Its name.
-        real: Real examples; none where they are not to be seen, or the run keeps nothing that can be read.
-        generated: Generated ones as they were made.
-        encoded: The same as the downstream model sees them.
+        label: The name of the label.
+        real: Real examples; empty if they must not be shown, or nobody can read them.
+        generated: Generated examples as the generator made them.
+        encoded: The same as the downstream model sees them; empty if nobody can read that.
     """
 
     label: str
@@ -67,94 +62,57 @@ class Row(NamedTuple):
     encoded: list[Picture]
 
 
-class Generated(NamedTuple):
-    """A generated sample, with what the generator was told; None where nobody knows."""
-
-    content: Any
-    prompt: str | None
-    guidance_scale: float | None
-
-
 class View(NamedTuple):
-    """How examples are shown.
+    """How examples of a modality are shown.
 
     Attributes:
-        encoded: ``(input, title) -> what the model sees``; None where no reader could tell anything from it.
-        made: ``(content, title) -> what the generator made``.
-        told: What is said of a generated sample.
+        encoded: ``(input, title)`` to a picture of what the model sees; None if nobody can read that.
+        generated: ``(content, title)`` to a picture of what the generator made.
+        title: The title of a generated example.
     """
 
     encoded: Callable[[Tensor, str], Picture] | None
-    made: Callable[[Any, str], Picture]
-    told: Callable[[Generated], str]
+    generated: Callable[[Any, str], Picture]
+    title: Callable[[GeneratedExample], str]
 
 
-def grid(data: DataSet, folder: Path, labels: Sequence[str], *, real: bool) -> list[Row]:
-    """Takes examples of each label, evenly spaced over the data: nobody chose them.
+def picture_rows(examples: Sequence[LabelExamples], modality: Modality) -> list[PictureRow]:
+    """Return the pictures of examples, a row for each label.
 
     Args:
-        data: The private data set.
-        folder: The synthetic data set.
-        labels: The label names, the first `MOST_LABELS` of which are shown.
-        real: Whether real examples are shown, too.
+        examples: The examples of each label.
+        modality: What an example is.
     """
-    shown = list(labels[:MOST_LABELS])
-    generated = samples(folder, shown)
-    view = VIEWS[data.modality]
-    rows = []
-    for label in shown:
-        made = [view.made(sample.content, view.told(sample)) for sample in generated[label]]
-        own, encoded = [], []
+    view, rows = VIEWS[modality], []
+    for label, real, generated in examples:
+        titles = [view.title(example) for example in generated]
+        pictures = [view.generated(e.content, title) for e, title in zip(generated, titles, strict=True)]
+        real_pictures, encoded = [], []
         if view.encoded:
-            chosen = _spaced(_rows(data.train.labels, label)) if real else []
-            own = [view.encoded(data.train.x[row], f"real: {label}") for row in chosen]
-            encoded = [view.encoded(data.encode(s.content), view.told(s)) for s in generated[label]]
-        rows.append(Row(label, own, made, encoded))
+            real_pictures = [view.encoded(x, f"real: {label}") for x in real]
+            encoded = [
+                view.encoded(example.encoded, title)
+                for example, title in zip(generated, titles, strict=True)
+                if example.encoded is not None
+            ]
+        rows.append(PictureRow(label, real_pictures, pictures, encoded))
     return rows
 
 
-def samples(folder: Path, labels: Sequence[str]) -> dict[str, list[Generated]]:
-    """Reads evenly spaced samples of each label from a synthetic data set."""
-    data = SyntheticData.open(folder)
-    files = data.files()
-    columns = [pyarrow.parquet.read_table(file, columns=["label"])["label"].to_pylist() for file in files]
-    places = [(number, row) for number, column in enumerate(columns) for row in range(len(column))]
-    names = [data.label_names[index] for column in columns for index in column]
-    chosen = {label: [places[at] for at in _spaced(_rows(names, label))] for label in labels}
-    found: dict[tuple[int, int], Generated] = {}
-    for number, file in enumerate(files):
-        rows = sorted(row for wanted in chosen.values() for shard, row in wanted if shard == number)
-        if rows:  # samples can be large: only the shards that hold one are read
-            wanted = [data.medium.column, "prompt", "guidance_scale"]
-            cells = pyarrow.parquet.read_table(file, columns=wanted).take(rows).to_pylist()
-            for row, cell in zip(rows, cells, strict=True):
-                content = data.medium.read(cell[data.medium.column])
-                found[number, row] = Generated(content, cell["prompt"], cell["guidance_scale"])
-    return {label: [found[place] for place in wanted] for label, wanted in chosen.items()}
-
-
-def _rows(names: Sequence[str], label: str) -> list[int]:
-    return [row for row, name in enumerate(names) if name == label]
-
-
-def _spaced(rows: Sequence[int], count: int = PER_LABEL) -> list[int]:
-    return [rows[len(rows) * n // count] for n in range(count)] if len(rows) > count else list(rows)
-
-
-def _guided(sample: Generated) -> str:
-    if sample.guidance_scale is None:
-        return _told(sample)
-    return f"“{sample.prompt}”, guidance scale {sample.guidance_scale:g}"
+def _prompt_and_scale(example: GeneratedExample) -> str:
+    if example.guidance_scale is None:
+        return _prompt(example)
+    return f"{_prompt(example)}, guidance scale {example.guidance_scale:g}"
 
 
 def _spectrogram(x: Tensor, title: str) -> Picture:
-    """Returns a picture of [time, mels], time to the right and high sounds above."""
+    """Return a picture of [time, mels], with time to the right and high frequencies at the top."""
     least, most = LEVELS
     return _picture(to_image(((x.float().mT.flip(0) - least) / (most - least))[None]), title)
 
 
 def _sound(clip: Clip, title: str) -> Picture:
-    """Returns an MP3, which every browser plays, at a rate that it knows."""
+    """Return an MP3 of `RATE` samples a second, which every browser plays."""
     import soundfile
 
     buffer = io.BytesIO()
@@ -167,8 +125,8 @@ def _text(content: str, title: str) -> Picture:
     return Picture(content if len(content) <= LETTERS else content[:LETTERS] + " …", title, text=True)
 
 
-def _told(sample: Generated) -> str:
-    return "taken from a folder" if sample.prompt is None else f"“{sample.prompt}”"
+def _prompt(example: GeneratedExample) -> str:
+    return "taken from a folder" if example.prompt is None else f"“{example.prompt}”"
 
 
 def _picture(image: Image.Image, title: str) -> Picture:
@@ -185,8 +143,8 @@ def _picture(image: Image.Image, title: str) -> Picture:
 
 
 VIEWS: dict[Modality, View] = {
-    "image": View(lambda x, title: _picture(to_image(x), title), _picture, _guided),
-    "audio": View(_spectrogram, _sound, _told),
-    "text": View(None, _text, _told),
+    "image": View(lambda x, title: _picture(to_image(x), title), _picture, _prompt_and_scale),
+    "audio": View(_spectrogram, _sound, _prompt),
+    "text": View(None, _text, _prompt),
 }
-"""The views of what can be shown."""
+"""The view of each modality."""

@@ -1,4 +1,4 @@
-"""Charts as inline SVG that takes its colours and its font from the page around it."""
+"""Charts as inline SVG, which takes its colours and its font from the page around it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -19,15 +19,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from genfl.report.style import ACCENT, COLOURS, INK, LINE, MUTED, REST, SYNTHETIC, Look
 from genfl.report.text import count
 from genfl.results.names import SYNTHETIC_ONLY
+from genfl.results.schema import CurvePoint, PretrainResult
 
 WIDTH, HEIGHT = 400, 250
-"""Of a chart, in units that are about a pixel of a phone's screen."""
+"""Size of a chart, in units of about one pixel of a phone's screen."""
 
-Curve = Sequence[Sequence[float]]
-"""Points of ``(x, mean, standard deviation)``."""
+Curve = Sequence[CurvePoint]
 
 _SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it takes the page's font, can be searched, and is small
+    "svg.fonttype": "none",  # text stays text: it takes the page's font, is small, and can be searched
     "svg.image_inline": True,
     "text.parse_math": False,  # a label may hold a dollar sign
     "font.size": 10,
@@ -50,7 +50,7 @@ _SETTINGS: dict[Any, Any] = {
 _VARIABLES = {colour.light: f"var(--{colour.name})" for colour in COLOURS}
 
 
-def learning(
+def plot_learning(
     curves: Mapping[str, Curve],
     looks: Mapping[str, Look],
     target: float,
@@ -58,14 +58,14 @@ def learning(
     x: str,
     name: str,
 ) -> Markup:
-    """Draws accuracy as the federation goes on.
+    """Draw accuracy against rounds, or against bytes.
 
     Args:
-        curves: For each federated method, its accuracy; x is whatever `x` says.
-        looks: How each method looks.
+        curves: For each method, its accuracy; `x` names the horizontal axis.
+        looks: The look of each method.
         target: The accuracy to reach.
-        alone: The accuracy of the model trained on generated data alone; None where there is none.
-        x: What the horizontal axis is.
+        alone: The accuracy of the model trained on generated data alone; None if there is none.
+        x: The label of the horizontal axis.
         name: The chart's name, unique on the page.
     """
 
@@ -88,8 +88,8 @@ def learning(
     return _draw(name, f"Line chart of test accuracy against {x} for {who}; figures are in the table.", paint)
 
 
-def diversity(curves: Mapping[str, Curve], looks: Mapping[str, Look], cohort: int) -> Markup:
-    """Draws gradient diversity against rounds, with its lower bound and the value of orthogonal changes."""
+def plot_diversity(curves: Mapping[str, Curve], looks: Mapping[str, Look], cohort: int) -> Markup:
+    """Draw gradient diversity against rounds, with its lower bound and its value for orthogonal changes."""
 
     def paint(axes: Axes) -> None:
         for value in (1 / cohort, 1.0):
@@ -109,41 +109,46 @@ def diversity(curves: Mapping[str, Curve], looks: Mapping[str, Look], cohort: in
     return _draw("diversity", f"Line chart of gradient diversity per round for {who}.", paint)
 
 
-def pretraining(seeds: Mapping[str, Mapping[str, Any]], figure: str, label: str, share: bool) -> Markup:
-    """Draws a figure of each seed's pre-training against epochs, the chosen epoch marked.
+def plot_pretraining(
+    pretraining: PretrainResult,
+    figure: Literal["held_back_loss", "held_back_accuracy"],
+    label: str,
+    *,
+    percent: bool,
+) -> Markup:
+    """Draw a figure of each seed's pre-training against epochs, and mark the chosen epoch.
 
     Args:
-        seeds: For each seed, what the pretrain stage recorded.
-        figure: A key of its history.
-        label: What the figure is.
-        share: Whether it is a share of 1.
+        pretraining: The history of each seed.
+        figure: The field of a `genfl.results.schema.PretrainingEpoch` to draw.
+        label: The label of the vertical axis.
+        percent: Whether the figure is a share in [0, 1], which is written in per cent.
     """
 
     def paint(axes: Axes) -> None:
-        for trained in seeds.values():
-            history = trained["history"]
-            points = {row["epoch"]: row[figure] for row in history}
+        for model in pretraining.seeds.values():
+            points = {epoch.epoch: getattr(epoch, figure) for epoch in model.history}
             axes.plot(list(points), list(points.values()), color=SYNTHETIC.light, linewidth=1.4)
-            best = trained["best_epoch"]
-            axes.plot([best], [points[best]], "o", color=INK.light, markersize=6)
-        if share:
+            axes.plot([model.best_epoch], [points[model.best_epoch]], "o", color=INK.light, markersize=6)
+        if percent:
             axes.set_ylim(0, 1.03)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         else:
-            worst = max(row[figure] for trained in seeds.values() for row in trained["history"])
+            histories = [model.history for model in pretraining.seeds.values()]
+            worst = max(getattr(epoch, figure) for history in histories for epoch in history)
             axes.set_ylim(0, 1.08 * worst or 1.0)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
 
-    chosen = ", ".join(f"{trained['best_epoch']} for seed {seed}" for seed, trained in seeds.items())
+    chosen = ", ".join(f"{model.best_epoch} for seed {seed}" for seed, model in pretraining.seeds.items())
     return _draw(figure, f"Line chart of {label} against epochs; the chosen epoch is {chosen}.", paint)
 
 
-def label_counts(counts: np.ndarray, labels: Sequence[str]) -> Markup:
-    """Draws how many samples of each label each client holds.
+def plot_label_counts(counts: np.ndarray, labels: Sequence[str]) -> Markup:
+    """Draw how many samples of each label each client holds.
 
     Args:
-        counts: [clients, classes].
+        counts: Numbers of samples, int [clients, classes].
         labels: The names of the classes.
     """
     clients, classes = counts.shape
@@ -161,11 +166,11 @@ def label_counts(counts: np.ndarray, labels: Sequence[str]) -> Markup:
     return _draw("label-counts", alt, paint, (720, height))
 
 
-def recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[str]) -> Markup:
-    """Draws how much of each class each method recognises.
+def plot_recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[str]) -> Markup:
+    """Draw the recall of each class for each method.
 
     Args:
-        methods: For each method, the recall of each class; None where there are no examples.
+        methods: For each method, the recall of each class in [0, 1]; None for a class without examples.
         labels: The names of the classes.
     """
     values = np.array(list(methods.values()), dtype=float).T
@@ -182,12 +187,12 @@ def recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[str])
     return _draw("recall", alt, paint, (720, height))
 
 
-def similarity(pairs: Sequence[Sequence[float]], least: float, name: str, who: str) -> Markup:
-    """Draws how alike the mean features of clients are.
+def plot_similarity(pairs: Sequence[Sequence[float]], least: float, name: str, who: str) -> Markup:
+    """Draw how similar the mean features of clients are.
 
     Args:
         pairs: Cosine similarity of each pair, [clients, clients].
-        least: What is left white; 1 is darkest.
+        least: The similarity that is drawn in white; 1 is darkest.
         name: The chart's name, unique on the page.
         who: Whose data it is.
     """
@@ -211,13 +216,13 @@ def similarity(pairs: Sequence[Sequence[float]], least: float, name: str, who: s
     return _draw(name, alt, paint, (WIDTH, 320))
 
 
-def over_rounds(curves: Mapping[str, Curve], looks: Mapping[str, Look], label: str, name: str) -> Markup:
-    """Draws a figure of each method against rounds, from zero.
+def plot_over_rounds(curves: Mapping[str, Curve], looks: Mapping[str, Look], label: str, name: str) -> Markup:
+    """Draw a figure of each method against rounds, from zero.
 
     Args:
         curves: For each method, the figure; x is the round.
-        looks: How each method looks.
-        label: What the figure is.
+        looks: The look of each method.
+        label: The label of the vertical axis.
         name: The chart's name, unique on the page.
     """
 
@@ -231,8 +236,8 @@ def over_rounds(curves: Mapping[str, Curve], looks: Mapping[str, Look], label: s
     return _draw(name, f"Line chart of {label} per round for {_names(curves, looks)}.", paint)
 
 
-def clients(curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> Markup:
-    """Draws the clients' accuracies in ascending order: x is the share of the clients."""
+def plot_client_accuracy(curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> Markup:
+    """Draw the clients' accuracies in ascending order; x is the share of the clients."""
 
     def paint(axes: Axes) -> None:
         _lines(axes, curves, looks, (0.0, 1.0))
@@ -251,11 +256,11 @@ def clients(curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> Markup:
 
 
 def _heat_map(axes: Axes, shares: np.ndarray, texts: Sequence[Sequence[str]], labels: Sequence[str]) -> None:
-    """Paints a row of cells for each label, the darker the larger its share, with texts if there is room."""
+    """Paint a row of cells for each label, darker for larger shares, with texts if there is room."""
     rows, columns = shares.shape
     cells = np.zeros((rows, columns, 4))
     cells[..., :3] = matplotlib.colors.to_rgb(ACCENT.light)
-    cells[..., 3] = 0.75 * shares  # transparency, not a colour map, so that it fits light and dark ground
+    cells[..., 3] = 0.75 * shares  # transparency fits light and dark backgrounds; a colour map would not
     axes.imshow(cells, aspect="auto", interpolation="none")
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
@@ -304,7 +309,7 @@ def _draw(
 ) -> Markup:
     file = io.BytesIO()
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings():
-        # the browser's fonts draw the text, so what the font used for measuring lacks does not matter
+        # The browser draws the text with its own fonts, so glyphs that are missing here do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         axes = figure.add_subplot()
@@ -316,7 +321,7 @@ def _draw(
 
 
 def _inline(svg: bytes, name: str, alt: str, size: tuple[int, int]) -> Markup:
-    """Makes a stand-alone SVG file part of a page: no identifiers shared with its other charts."""
+    """Make an SVG file part of a page, with identifiers that no other chart of the page has."""
     root = ET.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
@@ -343,7 +348,7 @@ def _adapt(key: str, value: str, name: str) -> str:
         return f"#{name}-{value[1:]}"
     value = value.replace("url(#", f"url(#{name}-")
     if key == "style":
-        value = re.sub(r"#[0-9a-f]{6}", lambda found: _VARIABLES.get(found[0], found[0]), value)
+        value = re.sub(r"#[0-9a-f]{6}", lambda match: _VARIABLES.get(match[0], match[0]), value)
         value = re.sub(r"font-family: [^;]*;?|(?<=font: )([^;']*?) '[^;]*", r"\1", value)
     return value
 

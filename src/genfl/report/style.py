@@ -1,4 +1,4 @@
-"""How a method looks: one colour and one marker, the same in every chart, table and legend of a report."""
+"""The look of a method: one colour and one marker, in every chart, table and legend of a report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from genfl.results.names import SYNTHETIC_ONLY
 
 
 class Colour(NamedTuple):
-    """A colour of the page: its CSS variable, and its values on light and dark ground."""
+    """A colour of the page: its CSS variable, and its values on light and dark backgrounds."""
 
     name: str
     light: str
@@ -18,11 +18,11 @@ class Colour(NamedTuple):
 
 
 class Look(NamedTuple):
-    """How a method is drawn.
+    """The colour and the marker of a method.
 
     Attributes:
-        colour: Its colour.
-        marker: Its marker, a key of `MARKERS`; empty for none.
+        colour: The colour.
+        marker: The marker, a key of `MARKERS`; empty for none.
     """
 
     colour: Colour
@@ -35,13 +35,13 @@ LINE = Colour("line", "#d5d9e0", "#3a3f49")
 PAGE = Colour("page", "#f5f6f8", "#121418")
 SURFACE = Colour("surface", "#ffffff", "#1b1e24")
 SYNTHETIC = Colour("synthetic", "#6b7280", "#9aa3b2")
-"""Of what was learnt from generated data alone."""
+"""The colour of models trained on generated data alone."""
 
 ACCENT = Colour("accent", "#0f7c8a", "#4fc4d6")
-"""Of what belongs to no method."""
+"""The colour of everything that belongs to no method."""
 
-# Chosen for contrast with the ground (3:1 at least) and to stay apart, by lightness where not by hue, for
-# readers who do not see red or green. As colours alone do not carry beyond a few, markers go with them.
+# Chosen for a contrast of at least 3:1 with the background. Colours of similar hue differ in lightness, for
+# readers who do not tell red from green. Markers help where colours alone are too many to tell apart.
 SERIES = (
     Colour("series-0", "#2168c8", "#5b9bf5"),
     Colour("series-1", "#b83f06", "#ffa060"),
@@ -51,7 +51,7 @@ SERIES = (
     Colour("series-5", "#9c9110", "#f0e04a"),
 )
 REST = Look(Colour("rest", "#c6cbd4", "#4b515d"), "")
-"""How methods look that are there to be seen together, not one by one."""
+"""The look of the methods that are not told apart."""
 
 COLOURS = (INK, MUTED, LINE, PAGE, SURFACE, SYNTHETIC, ACCENT, REST.colour, *SERIES)
 
@@ -66,24 +66,27 @@ MARKERS: Mapping[str, str] = MappingProxyType(
 )
 """Matplotlib's name of each marker, and its outline in a legend key of 22 by 10 units."""
 
-
 MOST_DRAWN = 8
-"""With more methods than this in colour, curves and their bands would only hide each other."""
+"""Methods in colour, at most; more curves and bands would only hide each other."""
 
 
 def looks(methods: Iterable[str], drawn: Collection[str]) -> dict[str, Look]:
-    """Gives each method its look: one of its own to those drawn, by their order, and `REST` to the others.
+    """Return the look of each method: one of its own for those drawn in colour, `REST` for the others.
 
-    Six colours and five markers have no common factor: thirty methods look different.
+    Six colours and five markers have no common factor, so thirty methods look different.
+
+    Args:
+        methods: The names of all methods.
+        drawn: The names of those that are drawn in colour.
     """
     markers = tuple(MARKERS)
-    found: dict[str, Look] = {}
+    result: dict[str, Look] = {}
     for name in methods:
         if name == SYNTHETIC_ONLY:
-            found[name] = Look(SYNTHETIC, "D")
+            result[name] = Look(SYNTHETIC, "D")
         elif name in drawn:
-            place = sum(name in drawn for name in found)
-            found[name] = Look(SERIES[place % len(SERIES)], markers[place % len(markers)])
+            index = sum(other in drawn for other in result)
+            result[name] = Look(SERIES[index % len(SERIES)], markers[index % len(markers)])
         else:
-            found[name] = REST
-    return found
+            result[name] = REST
+    return result

@@ -1,12 +1,19 @@
-"""The table of methods, for spreadsheets and for papers."""
+"""Tables of methods as CSV, for spreadsheets, and as LaTeX, for papers."""
 
 from __future__ import annotations
 
 import csv
 import io
-from typing import Any
 
-from genfl.report.text import accuracy_rule, clients, mark, mean_std, megabytes, target
+from genfl.report.text import (
+    accuracy_rule,
+    client_accuracy_cells,
+    mean_std,
+    megabytes,
+    reference_note,
+    target_percent,
+)
+from genfl.results.schema import Figure, MethodResult, Summary
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -18,8 +25,8 @@ _LATEX = {
 }
 
 
-def methods_csv(summary: dict[str, Any]) -> str:
-    """Returns a row for each method, with unrounded figures; what a method did not reach is empty."""
+def methods_csv(summary: Summary) -> str:
+    """Return a row for each method, with unrounded figures; a cell is empty if there is no such figure."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
@@ -45,60 +52,59 @@ def methods_csv(summary: dict[str, Any]) -> str:
             "worst_client_accuracy_std",
         )
     )
-    for name, method in summary["methods"].items():
+    for name, method in summary.methods.items():
+        tested = method.clients
         writer.writerow(
             (
                 name,
-                mark(method),
-                len(summary["seeds"]),
-                method["accuracy"]["mean"],
-                method["accuracy"]["std"],
-                method["macro_f1"]["mean"],
-                method["macro_f1"]["std"],
-                summary["target_accuracy"],
-                method["rounds_to_target"],
-                method["bytes_to_target"],
-                method["uplink_bytes_per_round"],
-                method["downlink_bytes_per_round"],
-                method["refused_uploads"],
-                *_mean_and_std(method["calibration_error"]),
-                *_mean_and_std(method["clients"] and method["clients"]["accuracy"]),
-                *_mean_and_std(method["clients"] and method["clients"]["worst"]),
+                reference_note(method),
+                len(summary.seeds),
+                *_mean_and_std(method.accuracy),
+                *_mean_and_std(method.macro_f1),
+                summary.target_accuracy,
+                method.rounds_to_target,
+                method.bytes_to_target,
+                method.uplink_bytes_per_round,
+                method.downlink_bytes_per_round,
+                method.refused_uploads,
+                *_mean_and_std(method.calibration_error),
+                *_mean_and_std(tested.accuracy if tested else None),
+                *_mean_and_std(tested.worst if tested else None),
             )
         )
     return file.getvalue()
 
 
-def recall_csv(summary: dict[str, Any]) -> str:
-    """Returns each method's recall of each class, unrounded; of a class without test examples it is empty."""
+def recall_csv(summary: Summary) -> str:
+    """Return each method's recall of each class, unrounded; empty for a class without test examples."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("method", *summary["labels"]["found"]))
-    writer.writerows((name, *method["recall"]) for name, method in summary["methods"].items())
+    writer.writerow(("method", *summary.labels.found))
+    writer.writerows((name, *method.recall) for name, method in summary.methods.items())
     return file.getvalue()
 
 
-def methods_tex(summary: dict[str, Any]) -> str:
-    """Returns a LaTeX table; it needs the package booktabs."""
-    goal = latex(target(summary))
-    seeds = len(summary["seeds"])
+def methods_tex(summary: Summary) -> str:
+    """Return a LaTeX table, which needs the package booktabs."""
+    goal = latex(target_percent(summary))
+    seeds = len(summary.seeds)
     head = f"Method & Accuracy (\\%) & Macro-F1 (\\%) & Rounds to {goal} & MB to {goal} & kB/round up & down"
     head += " & ECE (\\%)"
     over = f"mean $\\pm$ sample standard deviation over {seeds} seeds" if seeds > 1 else "a single seed"
-    rule = accuracy_rule({name: m for name, m in summary["methods"].items() if not m["reference"]})
-    tested = any(method["clients"] for method in summary["methods"].values())
+    rule = accuracy_rule(summary.federated)
+    tested = any(method.clients for method in summary.methods.values())
     if tested:
         head += " & Clients (\\%) & Worst client (\\%)"
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "  \\centering",
-        f"  \\caption{{{latex(summary['name'])}: {over}; figures of federated methods are {rule}.}}",
+        f"  \\caption{{{latex(summary.name)}: {over}; figures of federated methods are {rule}.}}",
         f"  \\begin{{tabular}}{{l{'r' * head.count('&')}}}",
         "    \\toprule",
         f"    {head} \\\\",
         "    \\midrule",
-        *(f"    {' & '.join(_tex_row(name, m, tested))} \\\\" for name, m in summary["methods"].items()),
+        *(f"    {' & '.join(_tex_row(name, m, tested))} \\\\" for name, m in summary.methods.items()),
         "    \\bottomrule",
         "  \\end{tabular}",
         "\\end{table}",
@@ -107,27 +113,26 @@ def methods_tex(summary: dict[str, Any]) -> str:
 
 
 def latex(text: str) -> str:
-    """Escapes text for LaTeX."""
+    """Escape text for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _mean_and_std(figure: dict[str, Any] | None) -> tuple[float | None, float | None]:
-    return (figure["mean"], figure["std"]) if figure else (None, None)
+def _mean_and_std(figure: Figure | None) -> tuple[float | None, float | None]:
+    return (figure.mean, figure.std) if figure else (None, None)
 
 
-def _tex_row(name: str, method: dict[str, Any], tested: bool) -> tuple[str, ...]:
-    rounds, total = method["rounds_to_target"], method["bytes_to_target"]
-    per_round = (method["uplink_bytes_per_round"], method["downlink_bytes_per_round"])
-    note = mark(method)
-    sent = ("--" if total is None else megabytes(total), *(f"{bytes_ / 1e3:.0f}" for bytes_ in per_round))
-    gap = method["calibration_error"]
+def _tex_row(name: str, method: MethodResult, tested: bool) -> tuple[str, ...]:
+    rounds, total, gap = method.rounds_to_target, method.bytes_to_target, method.calibration_error
+    per_round = (method.uplink_bytes_per_round, method.downlink_bytes_per_round)
+    sent = ("--" if total is None else megabytes(total), *(f"{number / 1e3:.0f}" for number in per_round))
+    note = reference_note(method)
     figures = (
         latex(f"{name} ({note})" if note else name),
-        mean_std(method["accuracy"]),
-        mean_std(method["macro_f1"]),
+        mean_std(method.accuracy),
+        mean_std(method.macro_f1),
         "--" if rounds is None else str(rounds),
         *(("--",) * 3 if note else sent),
         mean_std(gap) if gap else "--",
-        *(clients(method) if tested else ()),
+        *(client_accuracy_cells(method) if tested else ()),
     )
     return tuple(figure.replace("±", r"$\pm$").replace("–", "--") for figure in figures)

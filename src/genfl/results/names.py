@@ -1,6 +1,13 @@
-"""Names that the stages, the results and the report share."""
+"""Names that results, stages and the report share."""
 
 from __future__ import annotations
 
+from genfl.references import CENTRALISED, GENERATOR, LOCAL
+
+__all__ = ["CENTRALISED", "GENERATOR", "LOCAL", "SUMMARY_FILE", "SYNTHETIC_ONLY"]
+
 SYNTHETIC_ONLY = "synthetic_only"
-"""The pre-trained model as it is, before any round: a row of every comparison."""
+"""The row of the pre-trained model before any round; it is in every comparison with a generator."""
+
+SUMMARY_FILE = "summary.json"
+"""The file in a run's folder that holds its `genfl.results.schema.Summary`."""

@@ -21,6 +21,7 @@ class ReportInputs:
 def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
     # Only here, as drawing is slow to import and nothing else needs it.
     from genfl.report import page, tables
+    from genfl.results.evidence import collect
     from genfl.results.summarise import summarise
 
     run = Run(inputs.config, work.folder.parent)
@@ -28,14 +29,14 @@ def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
     write_text(work.folder / "methods.csv", tables.methods_csv(summary))
     write_text(work.folder / "methods.tex", tables.methods_tex(summary))
     write_text(work.folder / "recall.csv", tables.recall_csv(summary))
-    write_text(work.folder / "index.html", page.render(run, work.context, summary))
+    write_text(work.folder / "index.html", page.render(collect(run, work.context), summary))
     return {}
 
 
 STAGE = Stage(
     "report",
     "report",
-    4,
+    5,
     ("labels", "prompts", "generate", "guided", VOCABULARY, "pretrain", "federate"),
     lambda config, context: ReportInputs(config),
     _run,

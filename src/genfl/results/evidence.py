@@ -1,0 +1,82 @@
+"""What a report shows beside the figures of a summary: the data of the clients, examples, the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from genfl import config as configs
+from genfl.config import Config
+from genfl.data.media import Modality
+from genfl.data.quality import MEASURES
+from genfl.data.sources import DATASETS
+from genfl.experiment.context import Context
+from genfl.experiment.folder import Run
+from genfl.generators.registry import GENERATORS
+from genfl.results.examples import LabelExamples, choose_examples
+from genfl.results.schema import PretrainResult
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that a report shows of a run besides its `genfl.results.schema.Summary`.
+
+    Attributes:
+        config: The resolved config.
+        config_text: The same as YAML.
+        generator: What the data card says of the generator: a value for each name; empty without one.
+        modality: What an example is: image, audio or text.
+        usual_metric: The metric that is usually reported for the data set: ``accuracy`` or ``macro_f1``.
+        near_duplicate_rule: What makes two samples near-duplicates, in words.
+        label_counts: Training samples of each label at each client for the first seed, int [clients, labels].
+        pretraining: The history of pre-training; None without a generator.
+        examples: Examples of each label; empty without a generator.
+    """
+
+    config: Config
+    config_text: str
+    generator: Mapping[str, Any]
+    modality: Modality
+    usual_metric: str
+    near_duplicate_rule: str
+    label_counts: np.ndarray
+    pretraining: PretrainResult | None
+    examples: list[LabelExamples]
+
+
+def collect(run: Run, context: Context) -> Evidence:
+    """Collect what a report shows of a run.
+
+    Args:
+        run: A run whose stages before the report are done.
+        context: The data sets and splits of the run.
+    """
+    config, data = run.config, context.data_set(run.config.data)
+    entry = DATASETS[config.data.name]
+    show_real = entry.public if config.report.real_examples is None else config.report.real_examples
+    folder = run.folder / "synthetic"
+    return Evidence(
+        config=config,
+        config_text=configs.dump(config),
+        generator=_generator_facts(config),
+        modality=data.modality,
+        usual_metric=entry.metric,
+        near_duplicate_rule=MEASURES[data.modality].means,
+        label_counts=context.label_counts(config.data, run.labels, config.seeds[0]),
+        pretraining=PretrainResult.model_validate(run.result("pretrain")) if config.generates else None,
+        examples=choose_examples(data, folder, run.labels, real=show_real) if config.generates else [],
+    )
+
+
+def _generator_facts(config: Config) -> dict[str, Any]:
+    """Return what a data card and a report say of a config's generator; nothing without one.
+
+    Args:
+        config: The resolved config.
+    """
+    if not config.generates:
+        return {}
+    return GENERATORS[config.generator.kind].facts(config.generator.model_dump(exclude={"kind"}))

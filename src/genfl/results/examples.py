@@ -1,0 +1,102 @@
+"""Examples of each label, real and generated, for a person to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet
+from torch import Tensor
+
+from genfl.data.sources import DataSet
+from genfl.data.synthetic import SyntheticData
+
+PER_LABEL = 6
+"""Examples of a kind that are shown of a label."""
+
+MOST_LABELS = 15
+"""Labels that are shown; more would make a page heavy."""
+
+
+class GeneratedExample(NamedTuple):
+    """A generated sample.
+
+    Attributes:
+        content: What the generator made: a PIL image, a `genfl.data.media.Clip` or a text.
+        encoded: The input that models get for it; None for texts, whose token numbers nobody can read.
+        prompt: What the generator was told; None where that is not known.
+        guidance_scale: The guidance scale; None where that is not known.
+    """
+
+    content: Any
+    encoded: Tensor | None
+    prompt: str | None
+    guidance_scale: float | None
+
+
+class LabelExamples(NamedTuple):
+    """The examples of one label.
+
+    Attributes:
+        label: The name of the label.
+        real: Inputs of the private data; empty if they must not be shown, or nobody can read them.
+        generated: Generated samples.
+    """
+
+    label: str
+    real: list[Tensor]
+    generated: list[GeneratedExample]
+
+
+def choose_examples(data: DataSet, folder: Path, labels: Sequence[str], *, real: bool) -> list[LabelExamples]:
+    """Choose examples of each label at even distances over the data, so that nobody picks them by eye.
+
+    Args:
+        data: The private data set.
+        folder: The folder of the synthetic data set.
+        labels: The names of the labels. The first `MOST_LABELS` are shown.
+        real: Whether real examples may be shown.
+    """
+    readable = data.modality != "text"
+    shown = list(labels[:MOST_LABELS])
+    generated = _generated_examples(SyntheticData.open(folder), shown, data if readable else None)
+    rows = {
+        label: _evenly_spaced(_rows_of(data.train.labels, label)) if real and readable else []
+        for label in shown
+    }
+    return [
+        LabelExamples(label, [data.train.x[row] for row in rows[label]], generated[label]) for label in shown
+    ]
+
+
+def _generated_examples(
+    synthetic: SyntheticData, labels: Sequence[str], data: DataSet | None
+) -> dict[str, list[GeneratedExample]]:
+    """Return generated samples of each label; without a data set, they are not encoded."""
+    files, medium = synthetic.files(), synthetic.medium
+    columns = [pyarrow.parquet.read_table(file, columns=["label"])["label"].to_pylist() for file in files]
+    positions = [(number, row) for number, column in enumerate(columns) for row in range(len(column))]
+    names = [synthetic.label_names[index] for column in columns for index in column]
+    chosen = {
+        label: [positions[index] for index in _evenly_spaced(_rows_of(names, label))] for label in labels
+    }
+    examples: dict[tuple[int, int], GeneratedExample] = {}
+    for number, file in enumerate(files):
+        rows = sorted(row for wanted in chosen.values() for shard, row in wanted if shard == number)
+        if not rows:  # samples can be large: only shards that hold a chosen one are read
+            continue
+        table = pyarrow.parquet.read_table(file, columns=[medium.column, "prompt", "guidance_scale"])
+        for row, cell in zip(rows, table.take(rows).to_pylist(), strict=True):
+            content = medium.read(cell[medium.column])
+            encoded = data.encode(content) if data else None
+            examples[number, row] = GeneratedExample(content, encoded, cell["prompt"], cell["guidance_scale"])
+    return {label: [examples[position] for position in wanted] for label, wanted in chosen.items()}
+
+
+def _rows_of(names: Sequence[str], label: str) -> list[int]:
+    return [row for row, name in enumerate(names) if name == label]
+
+
+def _evenly_spaced(rows: Sequence[int], count: int = PER_LABEL) -> list[int]:
+    return [rows[len(rows) * n // count] for n in range(count)] if len(rows) > count else list(rows)

@@ -1,0 +1,410 @@
+"""The schema of a run's results: ``summary.json`` and the stage records that it is computed from.
+
+Units: accuracies, scores and shares are fractions in [0, 1], sizes are bytes and times are seconds. "Over the
+seeds" means one value for each seed of the run. A standard deviation is that of a sample (n − 1).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from genfl.config import Content
+from genfl.errors import InputError
+from genfl.results.names import CENTRALISED
+from genfl.storage import read_json, write_json
+
+SCHEMA = 3
+"""The version of ``summary.json``. It is raised whenever a field is added, removed or changes its meaning."""
+
+
+class ResultModel(BaseModel):
+    """A part of a result: values do not change, and unknown fields are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, named as in the JSON file."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class CurvePoint(NamedTuple):
+    """A point of a curve; in JSON a list of three numbers."""
+
+    x: Annotated[
+        int | float, Field(description="Horizontal position, a round or a share; each field says which.")
+    ]
+    mean: Annotated[float, Field(description="Mean over the seeds.")]
+    std: Annotated[float, Field(description="Standard deviation over the seeds; 0 for a single seed.")]
+
+
+class Figure(ResultModel):
+    """A figure over the seeds."""
+
+    mean: float = Field(description="Mean over the seeds.")
+    std: float | None = Field(description="Standard deviation over the seeds; null for a single seed.")
+    per_seed: list[float] = Field(description="The value of each seed, in the order of `seeds`.")
+
+
+class LabelsResult(ResultModel):
+    """What label discovery learned."""
+
+    found: list[str] = Field(description="Names of the labels; the position of a name is its class index.")
+    cells: int = Field(description="Cells of the Bloom lookup table that each client uploads, at least 1.")
+    bytes_per_client: int = Field(description="Bytes that each client uploads, over all attempts.")
+    attempts: int = Field(description="Attempts until the sum of the tables could be decoded, at least 1.")
+    holders: dict[str, int] = Field(
+        description="For each label, how many clients hold it, from 1 to the number of clients."
+    )
+
+
+class GeneratedLabel(ResultModel):
+    """Counts of the generated samples of one label."""
+
+    samples: int = Field(description="Samples that were kept.")
+    removed: dict[str, int] = Field(
+        description="Samples that were left out, by reason, for example `blank` or `silent`."
+    )
+    duplicates: int = Field(description="Kept samples that equal an earlier one of any label, byte by byte.")
+    near_duplicates: int = Field(
+        description="Kept samples close to an earlier one of the same label, exact duplicates included."
+    )
+
+
+class GenerateResult(ResultModel):
+    """What the stage `generate` made."""
+
+    samples: int = Field(description="Samples that were kept, of all labels.")
+    removed: int = Field(description="Samples that were left out because nothing can be learned from them.")
+    duplicates: int = Field(description="Kept samples that equal an earlier one, byte by byte.")
+    near_duplicates: int = Field(
+        description="Kept samples close to an earlier one of the same label, exact duplicates included."
+    )
+    bytes: int = Field(description="Size of the Parquet files, in bytes.")
+    seconds: float = Field(
+        description="Time that generation took, in seconds, summed over interruptions and processes. Loading"
+        " the model is not counted."
+    )
+    samples_per_second: float = Field(description="`samples` divided by `seconds`.")
+    labels: dict[str, GeneratedLabel] = Field(description="Counts for each label.")
+
+
+class GuidedResult(ResultModel):
+    """What clients generated from their own real examples, summed over all seeds."""
+
+    samples: int = Field(description="Samples that were kept.")
+    removed: int = Field(description="Samples that were left out because nothing can be learned from them.")
+    seconds: float = Field(description="Time that generation took, in seconds, summed over interruptions.")
+
+
+class VocabularyResult(ResultModel):
+    """The vocabulary of the generated texts."""
+
+    folder: str = Field(description="Folder of the tokenizer, below `vocabulary/` in the run's folder.")
+    words: int = Field(description="Number of words in the vocabulary.")
+    unknown: float = Field(
+        description="Share of the test texts' words that are not in the vocabulary, in [0, 1]."
+    )
+
+
+class PretrainingEpoch(ResultModel):
+    """The losses of one epoch of pre-training."""
+
+    epoch: int = Field(description="Number of the epoch, from 1.")
+    loss: float = Field(description="Mean training loss (cross-entropy), in nats.")
+    held_back_loss: float = Field(description="Loss on the generated samples held back, in nats.")
+    held_back_accuracy: float = Field(description="Accuracy on the generated samples held back, in [0, 1].")
+
+
+class PretrainedModel(ResultModel):
+    """The pre-training of one seed's model."""
+
+    best_epoch: int = Field(description="The epoch of least held-back loss, whose model is used.")
+    history: list[PretrainingEpoch] = Field(description="All epochs, in order.")
+
+
+class PretrainResult(ResultModel):
+    """What the stage `pretrain` trained."""
+
+    seeds: dict[str, PretrainedModel] = Field(description="For each seed, its pre-training.")
+
+
+class AlgorithmPart(ResultModel):
+    """An algorithm, a server optimizer or a local hook, with its options beside its name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="Its name, as in `genfl list algorithms`, or the name of a reference.")
+
+
+class ClientsTested(ResultModel):
+    """Accuracy of the final models on the samples that clients hold back for testing."""
+
+    tested: list[int] = Field(description="For each seed, how many clients hold samples back.")
+    samples: list[int] = Field(description="For each seed, how many samples they hold back together.")
+    accuracy: Figure = Field(description="Accuracy over all these samples, in [0, 1].")
+    worst: Figure = Field(description="Accuracy of the worst client, in [0, 1].")
+    quantiles: list[CurvePoint] = Field(
+        description="Accuracies of the clients in ascending order: x is the share of the clients, in [0, 1]."
+    )
+
+
+class Similarity(ResultModel):
+    """How similar the mean features of the clients' data are, pair by pair."""
+
+    cosine: list[list[float]] = Field(description="Cosine similarity, [clients, clients], in [−1, 1].")
+    l2: list[list[float]] = Field(description="Euclidean distance, [clients, clients], at least 0.")
+
+
+class Heterogeneity(ResultModel):
+    """How different the clients' data and their local models are."""
+
+    similarity: Similarity | None = Field(
+        description="Similarity of the clients' data for the first seed, by features of the pre-trained"
+        " model; null without such a model, for many clients, or if nothing is trained."
+    )
+    mean_cosine: float | None = Field(description="Mean of `similarity.cosine` over different clients.")
+    mean_l2: float | None = Field(description="Mean of `similarity.l2` over different clients.")
+    divergence: list[CurvePoint] = Field(
+        description="Mean distance (l2) from the global model to the local models of a round; x is the round."
+    )
+    generality: list[CurvePoint] = Field(
+        description="Mean test accuracy of the local models of a round, in [0, 1]; x is the round."
+    )
+
+
+class MethodResult(ResultModel):
+    """The figures of one method over the seeds."""
+
+    algorithm: AlgorithmPart | list[AlgorithmPart] | None = Field(
+        description="Algorithm and options; a list if several are combined; null for `synthetic_only`."
+    )
+    data: Literal["private", "generated", "mixed", "p2g", "g2p"] | None = Field(
+        description="What clients train on: private data, generated data, both mixed, private then generated"
+        " (p2g) or generated then private (g2p); null for `synthetic_only`."
+    )
+    content: Content | None = Field(
+        description="Division of generated content over clients; null if they train on private data only."
+    )
+    reference: bool = Field(description="Whether it is a reference, which is not federated.")
+    uses_generator: bool = Field(description="Whether the method needs the generator.")
+    existing_model: bool = Field(
+        description="Whether training, or the pre-training before it, started from an existing model."
+    )
+    generated_samples: float = Field(
+        description="Generated samples that clients train on, summed over clients; mean over the seeds."
+    )
+    accuracy: Figure = Field(
+        description="Test accuracy, in [0, 1]: the mean of the last evaluations (at most five, never the one"
+        " before the first round)."
+    )
+    macro_f1: Figure = Field(
+        description="Mean of the F1 scores of the classes, in [0, 1], over the same evaluations."
+    )
+    calibration_error: Figure | None = Field(
+        description="Expected calibration error in 15 bins, in [0, 1], over the same evaluations; null if a"
+        " model diverged."
+    )
+    recall: list[float | None] = Field(
+        description="Recall of each class at the last evaluation, in [0, 1], mean over the seeds, in the"
+        " order of `labels.found`; null for a class without test examples."
+    )
+    clients: ClientsTested | None = Field(
+        description="Accuracy on the clients' own test samples; null if clients hold nothing back."
+    )
+    curve: list[CurvePoint] = Field(
+        description="Test accuracy after each evaluated round, in [0, 1]; x is the round, 0 before the first."
+    )
+    rounds_to_target: int | None = Field(
+        description="First evaluated round whose mean accuracy is `target_accuracy` or more; null if never."
+    )
+    bytes_to_target: int | None = Field(
+        description="Bytes sent and received by the cohorts up to that round, with `setup_bytes`; mean over"
+        " the seeds; null if the target is never reached."
+    )
+    setup_bytes: int = Field(
+        description="Bytes sent once before the first round: label discovery and generated data for clients."
+    )
+    uplink_bytes_per_round: float = Field(
+        description="Bytes that a cohort sends in a round, mean over rounds and seeds; 0 for references."
+    )
+    downlink_bytes_per_round: float = Field(
+        description="Bytes that a cohort receives in a round, mean over rounds and seeds; 0 for references."
+    )
+    diversity: list[CurvePoint] = Field(
+        description="Gradient diversity of each round's cohort, from 1 / clients_per_round; x is the round."
+        " Rounds that a seed could not measure are left out."
+    )
+    heterogeneity: Heterogeneity | None = Field(
+        description="Differences between clients; null unless federate.heterogeneity is set."
+    )
+    refused_uploads: int = Field(
+        description="Uploads that were refused because they were not finite, over all rounds and seeds."
+    )
+
+    @property
+    def upper_bound(self) -> bool:
+        """Whether it trains on all private data in one place, which is not allowed in practice."""
+        return (
+            isinstance(self.algorithm, AlgorithmPart)
+            and self.algorithm.name == CENTRALISED
+            and self.data != "generated"
+        )
+
+    @property
+    def bytes_per_round(self) -> float:
+        """Bytes that a cohort sends and receives in a round."""
+        return self.uplink_bytes_per_round + self.downlink_bytes_per_round
+
+
+class StageTime(ResultModel):
+    """The time of one stage."""
+
+    seconds: float = Field(
+        description="Time of the stage, in seconds, from its last start to its end; kept if it is skipped."
+    )
+    skipped: bool = Field(description="Whether its output was up to date, so that it did not run.")
+
+
+class Environment(ResultModel):
+    """The software and the machine that computed the figures."""
+
+    genfl: str = Field(description="Version of genfl.")
+    python: str = Field(description="Version of Python.")
+    torch: str = Field(description="Version of PyTorch.")
+    numpy: str = Field(description="Version of NumPy.")
+    platform: str = Field(description="Operating system and processor architecture.")
+    cpu_count: int | None = Field(description="Number of logical CPUs; null if unknown.")
+
+
+class Summary(ResultModel):
+    """All figures of a run, as in ``summary.json``."""
+
+    schema_version: Literal[3] = Field(alias="schema", description="Version of this schema.")
+    name: str = Field(description="Name of the run.")
+    seeds: list[int] = Field(description="The seeds, in the order in which figures list them.")
+    labels: LabelsResult = Field(description="The labels of the private data.")
+    test_samples: int = Field(description="Number of test examples.")
+    generator: str = Field(description="Kind of the generator, for example `image`; `none` without one.")
+    generated: bool = Field(
+        description="Whether a generator made samples from prompts; false if they were read from files, or if"
+        " there are none."
+    )
+    synthetic: GenerateResult | None = Field(description="The synthetic data; null without a generator.")
+    guided: GuidedResult | None = Field(
+        description="What clients generated from their own examples; null if no method asks for it."
+    )
+    vocabulary: VocabularyResult | None = Field(
+        description="Vocabulary of the generated texts; null unless data.tokenizer is `generated`."
+    )
+    methods: dict[str, MethodResult] = Field(
+        description="The figures of each method: `synthetic_only` first if there is a generator, then the"
+        " methods of the config, references last."
+    )
+    target_accuracy: float = Field(
+        description="The accuracy to reach (report.target_accuracy), between 0 and 1."
+    )
+    stages: dict[str, StageTime] = Field(description="The time of each stage, in order.")
+    environment: Environment = Field(description="What the stage `federate` ran on.")
+
+    @property
+    def federated(self) -> dict[str, MethodResult]:
+        """The methods that are not references."""
+        return {name: method for name, method in self.methods.items() if not method.reference}
+
+    @classmethod
+    def parse(cls, content: Any, source: str = "summary") -> Self:
+        """Return a summary from the plain values of ``summary.json``.
+
+        Args:
+            content: The values, as `json.loads` returns them.
+            source: What error messages call them, for example a path.
+
+        Raises:
+            InputError: They have another schema, or do not fit it.
+        """
+        version = content.get("schema") if isinstance(content, dict) else None
+        if version != SCHEMA:
+            raise InputError(
+                f"{source}: schema {version!r}, but this version of genfl reads schema {SCHEMA}; "
+                + (
+                    "update genfl"
+                    if isinstance(version, int) and version > SCHEMA
+                    else "run the config again, which writes a new summary and repeats no finished stage"
+                )
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise InputError(f"{source}: {_first_problem(error)}; run the config again") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the summary in a file.
+
+        Args:
+            path: A ``summary.json``.
+
+        Raises:
+            InputError: There is no such file, or it has another schema.
+            GenflError: The file is damaged.
+        """
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; name the summary.json of a finished run")
+        return cls.parse(read_json(path), str(path))
+
+    def write(self, path: Path) -> None:
+        """Write the summary as JSON.
+
+        Args:
+            path: The file, replaced if it exists.
+        """
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON Schema (draft 2020-12) of ``summary.json``."""
+        schema = cls.model_json_schema(mode="serialization")
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+class StageRecord(ResultModel):
+    """The record of a stage, as in ``stages/<stage>.json`` of a run's folder."""
+
+    stage: str = Field(description="Name of the stage.")
+    digest: str = Field(description="Digest of everything that the stage's output depends on.")
+    done: bool = Field(
+        description="Whether the stage finished; if not, all fields below but `sha256` are absent."
+    )
+    seconds: float = Field(0.0, description="Time of the stage, in seconds, from its last start to its end.")
+    environment: Environment | None = Field(None, description="What the stage ran on.")
+    result: dict[str, Any] = Field({}, description="What the stage returned, as plain values.")
+    files: dict[str, str] = Field(
+        {}, description="SHA-256 of each file that the stage wrote, by its path below the stage's folder."
+    )
+    sha256: str = Field(description="Digest of the fields above, by which a damaged record is recognised.")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the record in a file.
+
+        Args:
+            path: A file of the folder ``stages``.
+
+        Raises:
+            InputError: There is no such file, or it is no record.
+            GenflError: The file is damaged.
+        """
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run the stage first")
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise InputError(f"{path}: {_first_problem(error)}; run the stage again") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'content'}: {problem['msg']}"

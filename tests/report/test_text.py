@@ -1,0 +1,283 @@
+"""The sentences and numbers of a report, against sentences written by hand."""
+
+import numpy as np
+import pytest
+
+from genfl.report import text
+from genfl.results.schema import Figure, MethodResult, Summary
+from genfl.results.summarise import environment
+
+
+def method(per_seed, rounds, start, **changes):
+    """The result of a method that starts at an accuracy, with the generator if that is 0.8."""
+    std = float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
+    figure = Figure(mean=sum(per_seed) / len(per_seed), std=std, per_seed=per_seed)
+    fields = {
+        "algorithm": {"name": "fedavg"},
+        "data": "private",
+        "content": None,
+        "reference": False,
+        "uses_generator": start == 0.8,
+        "existing_model": False,
+        "generated_samples": 0.0,
+        "accuracy": figure,
+        "macro_f1": figure,
+        "calibration_error": None,
+        "recall": [],
+        "clients": None,
+        "curve": [[0, start, 0.0], [5, 0.9, 0.0]],
+        "rounds_to_target": rounds,
+        "bytes_to_target": None,
+        "setup_bytes": 0,
+        "uplink_bytes_per_round": 0.0,
+        "downlink_bytes_per_round": 0.0,
+        "diversity": [],
+        "heterogeneity": None,
+        "refused_uploads": 0,
+    }
+    return MethodResult.model_validate(fields | changes)
+
+
+def compared(test_samples=1000, generator="image", **methods):
+    """The summary of a comparison; without a generator, there is no generated data."""
+    generates = generator != "none"
+    alone = method([0.8], None, 0.8, algorithm=None, data=None, reference=True)
+    synthetic = {
+        "samples": 2000,
+        "removed": 0,
+        "duplicates": 0,
+        "near_duplicates": 0,
+        "bytes": 1000,
+        "seconds": 305.2,
+        "samples_per_second": 6.55,
+        "labels": {},
+    }
+    labels = {"found": [], "cells": 80, "bytes_per_client": 100, "attempts": 1, "holders": {}}
+    return Summary(
+        schema_version=3,
+        name="by hand",
+        seeds=[0],
+        labels=labels,
+        test_samples=test_samples,
+        generator=generator,
+        generated=generator == "image",
+        synthetic=synthetic if generates else None,
+        guided=None,
+        vocabulary=None,
+        methods={"synthetic_only": alone, **methods} if generates else methods,
+        target_accuracy=0.9,
+        stages={},
+        environment=environment(),
+    )
+
+
+END = " The generated data alone gives 80.0 %; generating 2,000 samples took 5 min 05 s."
+
+
+@pytest.mark.parametrize(
+    ("warm", "cold", "sentence"),
+    [
+        (
+            ([0.95, 0.96, 0.97], 1),
+            ([0.91, 0.92, 0.92], 25),
+            "The generator helps: gptfl ends at 96.0 %, fedavg at 91.7 %"
+            " (+4.3 points, better in 3 of 3 seeds); it is at 90 % after 1 round, fedavg after 25 rounds.",
+        ),
+        (
+            ([0.99, 0.98, 0.99, 0.93], 0),
+            ([0.90, 0.90, 0.90, 0.94], None),
+            "The generator helps in some seeds only: gptfl ends at 97.2 %, fedavg at 91.0 %"
+            " (+6.2 points, better in 3 of 4 seeds); it is at 90 % before any round, fedavg never.",
+        ),
+        (
+            ([0.99, 0.93], 20),
+            ([0.90, 0.94], 20),
+            "The generator makes no clear difference: gptfl ends at 96.0 %, fedavg at 92.0 %"
+            " (+4.0 points, better in 1 of 2 seeds; up to 31.6 either way may be chance);"
+            " both are at 90 % after 20 rounds.",
+        ),
+        (
+            ([0.9004, 0.9004], 0),
+            ([0.8998, 0.8998], None),
+            "With the generator training is faster but ends no higher: gptfl ends at 90.0 %, fedavg at 90.0 %"
+            " (+0.1 points, better in 2 of 2 seeds; up to 0.1 either way may be chance);"
+            " it is at 90 % before any round, fedavg never.",
+        ),
+        (
+            ([0.75], None),
+            ([0.80], None),
+            "The generator does not help: gptfl ends at 75.0 %, fedavg at 80.0 % (−5.0 points, in one seed);"
+            " neither reaches 90 %.",
+        ),
+        (
+            ([0.85], None),
+            ([0.91], 20),
+            "The generator does not help: gptfl ends at 85.0 %, fedavg at 91.0 % (−6.0 points, in one seed);"
+            " it never reaches 90 %, fedavg does after 20 rounds.",
+        ),
+        (
+            ([0.95], 20),
+            ([0.95], 20),
+            "The generator makes no clear difference: gptfl ends at 95.0 %, fedavg at 95.0 %"
+            " (no difference, in one seed); both are at 90 % after 20 rounds.",
+        ),
+        (
+            ([0.95], 5),
+            ([0.95], 20),
+            "With the generator training is faster but ends no higher: gptfl ends at 95.0 %, fedavg at 95.0 %"
+            " (no difference, in one seed); it is at 90 % after 5 rounds, fedavg after 20 rounds.",
+        ),
+        (
+            ([0.93], 5),
+            ([0.95], 20),
+            "With the generator training is faster but ends lower: gptfl ends at 93.0 %, fedavg at 95.0 %"
+            " (−2.0 points, in one seed); it is at 90 % after 5 rounds, fedavg after 20 rounds.",
+        ),
+    ],
+)
+def test_verdict_of_two_methods(warm, cold, sentence):
+    summary = compared(fedavg=method(*cold, 0.1), gptfl=method(*warm, 0.8))
+    assert text.verdict(summary) == sentence + END
+
+
+def test_the_verdict_says_when_there_is_one_seed_and_when_uploads_were_refused():
+    summary = compared(fedavg=method([0.90], 20, 0.1), gptfl=method([0.95], 5, 0.8, refused_uploads=7))
+    verdict = text.verdict(summary)
+    assert verdict.startswith("The generator helps in the one seed tried: ")
+    assert verdict.endswith("Of these methods 7 uploads were refused.")
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_chance_is_taken_for_help_in_one_case_of_twenty(seeds):
+    rng = np.random.default_rng(seeds)
+    summary, cases = compared(test_samples=10**9), 2000
+    helped = 0
+    for gain in rng.normal(0, 0.02, (cases, seeds)):
+        warm, cold = method(list(0.8 + gain), None, 0.8), method([0.8] * seeds, None, 0.1)
+        helped += text.exceeds(100 * gain.mean(), text.least_clear_gain(summary, warm, cold))
+    # SMALLEST_DIFFERENCE counts little against seeds that differ by 2 points
+    assert 0.05 - 4 * (0.05 * 0.95 / cases) ** 0.5 < helped / cases < 0.05 + 4 * (0.05 * 0.95 / cases) ** 0.5
+
+
+@pytest.mark.parametrize(("right", "examples"), [(900, 1000), (330, 360)])
+def test_one_test_example_is_no_difference(right, examples):
+    cold, warm = (
+        method([count / examples] * 3, 20, start) for count, start in ((right, 0.1), (right + 1, 0.8))
+    )
+    summary = compared(examples, fedavg=cold, gptfl=warm)
+    assert text.verdict(summary).startswith("The generator makes no clear difference: ")
+    summary = compared(examples, fedavg=cold, gptfl=method([(right + 2) / examples] * 3, 20, 0.8))
+    assert text.verdict(summary).startswith("The generator helps: ")
+
+
+def test_a_difference_in_one_seed_is_measured_by_the_test_set():
+    for examples, opening in ((360, "makes no clear difference"), (10_000, "helps in the one seed tried")):
+        summary = compared(examples, fedavg=method([0.95], 20, 0.1), gptfl=method([0.96], 20, 0.8))
+        assert text.verdict(summary).startswith(f"The generator {opening}: ")
+
+
+def test_files_that_were_there_already_took_no_time_to_make():
+    summary = compared(generator="files", fedavg=method([0.90], 20, 0.1))
+    assert text.verdict(summary).endswith(" gives 80.0 %; its 2,000 samples existed before the run.")
+
+
+def test_verdict_without_a_generator():
+    fedavg = method([0.90], None, 0.1)
+    scaffold = method([0.93], 5, 0.1, algorithm={"name": "scaffold"})
+    best = method([0.99], 5, 0.1, algorithm={"name": "centralised"}, reference=True)
+    summary = compared(generator="none", fedavg=fedavg, scaffold=scaffold, best=best)
+    assert text.verdict(summary) == (
+        "Without a generator, the most accurate of 2 methods is scaffold: it ends at 93.0 % and is at 90 %"
+        " after 5 rounds; fedavg follows at 90.0 % (+3.0 points, in one seed)."
+    )
+    summary = compared(
+        generator="none",
+        fedavg=method([0.92], None, 0.1, refused_uploads=3),
+        scaffold=scaffold.model_copy(update={"existing_model": True}),
+        best=best,
+    )
+    assert text.verdict(summary) == (
+        "Without a generator, none of 2 methods is clearly the most accurate: scaffold ends at 93.0 % and is"
+        " at 90 % after 5 rounds, fedavg ends at 92.0 % (+1.0 points, in one seed; up to 1.9 either way may"
+        " be chance). Of these, only scaffold started from an existing model. Of these methods 3 uploads were"
+        " refused."
+    )
+    summary = compared(generator="none", fedavg=fedavg, best=best)
+    assert text.verdict(summary) == "Without a generator, fedavg ends at 90.0 % and never reaches 90 %."
+
+
+def test_verdict_of_a_single_method():
+    assert text.verdict(compared(fedavg=method([0.9], 5, 0.1))) == (
+        "fedavg ends at 90.0 %; no method has the same algorithm with the generator to compare with." + END
+    )
+    assert text.verdict(compared(gptfl=method([0.9], 5, 0.8))) == (
+        "gptfl ends at 90.0 %; no method has the same algorithm without the generator to compare with." + END
+    )
+
+
+def test_the_verdict_compares_what_differs_in_the_generator_alone():
+    adam = {"algorithm": {"name": "fedadam"}}
+    methods = {
+        "fedadam": method([0.97], 5, 0.1, **adam),
+        "fedavg": method([0.90], 5, 0.1),
+        "warm_adam": method([0.95], 5, 0.8, **adam),
+        "warm": method([0.93], 5, 0.8),
+        "warmer": method([0.94], 5, 0.8),
+    }
+    summary = compared(**methods)
+    assert text.contest(summary) == ("warm_adam", "fedadam")
+    assert "does not help" in text.verdict(summary)
+    del methods["fedadam"]
+    assert text.contest(compared(**methods)) == ("warmer", "fedavg")
+    del methods["fedavg"]
+    assert text.contest(compared(**methods)) == ("warm_adam", None)
+
+
+def test_references_neither_win_nor_are_the_baseline():
+    alone = {"algorithm": {"name": "local"}, "reference": True}
+    central = {"algorithm": {"name": "centralised"}, "reference": True}
+    methods = {
+        "local": method([0.99], 0, 0.1, **alone),
+        "finetuned": method([0.99], 0, 0.8, **alone),
+        "centralised": method([1.0], 0, 0.1, **central),
+        "fedavg": method([0.90], 5, 0.1),
+        "warm": method([0.93], 5, 0.8),
+    }
+    assert text.contest(compared(**methods)) == ("warm", "fedavg")
+    del methods["warm"]
+    assert text.contest(compared(**methods)) == (None, "fedavg")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (119.4, "119 s"),
+        (120, "2 min 00 s"),
+        (3599.6, "1 h 00 min"),
+    ],
+)
+def test_duration(seconds, written):
+    assert text.duration(seconds) == written
+
+
+@pytest.mark.parametrize(
+    ("number", "written"), [(0, "0 B"), (999, "999 B"), (1500, "2 kB"), (17_262_800, "17.3 MB")]
+)
+def test_size(number, written):
+    assert text.byte_size(number) == written
+
+
+@pytest.mark.parametrize(
+    ("number", "written"), [(0, "0"), (12_000, "0.012"), (999_999, "1"), (17_262_800, "17.3")]
+)
+def test_megabytes(number, written):
+    assert text.megabytes(number) == written
+
+
+def test_percent_and_target():
+    assert [text.percent(share) for share in (0, 0.05, 0.9996, 1)] == ["0 %", "5.0 %", "100.0 %", "100 %"]
+    summary = compared(fedavg=method([0.9], None, 0.1)).model_copy(update={"target_accuracy": 0.29})
+    assert text.target_percent(summary) == "29 %"
