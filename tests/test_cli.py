@@ -102,7 +102,7 @@ def test_the_listed_costs_are_those_of_the_algorithms():
 def test_the_schema_is_json_schema_and_knows_the_algorithms():
     schema = json.loads(genfl("schema")[0])
     assert schema["additionalProperties"] is False
-    assert "server_lr" in schema["$defs"]["Algorithm_fedadam"]["properties"]
+    assert "lr" in schema["$defs"]["Algorithm_fedadam"]["properties"]
 
 
 def test_a_run_ends_with_verdict_table_and_report(finished):

@@ -20,7 +20,7 @@ methods:
 def test_defaults_are_filled_in_and_the_resolved_config_reads_back_the_same():
     resolved = config.parse(BASE)
     assert resolved.federate.rounds == 100
-    assert resolved.methods["gptfl"].algorithm[0].server_lr == 0.3
+    assert resolved.methods["gptfl"].algorithm[0].lr == 0.3
     assert config.parse(config.dump(resolved)) == resolved
 
 
@@ -109,7 +109,8 @@ def test_overrides_are_yaml_at_dotted_paths():
         ("model.name=zzz", "model.name: there is no 'zzz'; known: cnn, "),
         ("name=../x", "name: becomes the name of a folder"),
         ("methods={a/b: {algorithm: fedavg}}", "methods.a/b.[key]: becomes the name of a folder"),
-        ("methods.fedavg.algorithm={name: fedadam, server_lr: -1}", "server_lr: should be greater than 0"),
+        ("methods.fedavg.algorithm={name: fedadam, server_lr: -1}", "algorithm.lr: should be greater than 0"),
+        ("methods.fedavg.algorithm={name: fedadam, server_lr: 1, lr: 1}", "server_lr: unknown key"),
         ("methods.fedavg.algorithm={name: feddyn, alpha: 0}", "alpha: should be greater than 0"),
         ("federate.rounds=true", "federate.rounds: should be a valid integer"),
         ("generator.device=gpu", "generator.device: "),

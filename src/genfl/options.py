@@ -1,4 +1,4 @@
-"""The options of a builder, read off its signature: one place says what exists, its range and its default."""
+"""The options of a builder: its parameters with defaults, read from its signature."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 _SCALARS = (int, float, bool, str)
 
 
-def options(build: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns each option's type, with its range, and its default.
+def options(build: Callable[..., Any], names: dict[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
+    """Return each option's type, with its range, and its default.
 
     Options are the parameters with a default that are numbers, booleans, strings or one of several literals.
+
+    Args:
+        build: A function or a class; of a wrapper, the wrapped one is read.
+        names: Types that its annotations may name besides those of its module.
     """
-    target = build.__init__ if inspect.isclass(build) else build
-    hints = get_type_hints(target, include_extras=True)  # with the ranges that annotations give
+    target = inspect.unwrap(build)
+    target = target.__init__ if inspect.isclass(target) else target
+    hints = get_type_hints(target, localns=names, include_extras=True)  # with ranges
     return {
         p.name: (hints[p.name], p.default)
         for p in inspect.signature(target).parameters.values()
-        if p.default is not p.empty and _is_scalar(hints[p.name])
+        if p.default is not p.empty and _is_scalar(hints.get(p.name))
     }
 
 

@@ -28,7 +28,7 @@ def path(quadratics, algorithm, rounds=8):
 def test_fedprox_with_fedadam_is_both(quadratics):
     """A client's pulled contraction, then Adam on the server: both written out."""
     mu, lr, tau = 0.5, 0.02, 1e-3
-    options = {"fedprox": {"mu": mu}, "fedadam": {"server_lr": lr, "tau": tau}}
+    options = {"fedprox": {"mu": mu}, "fedadam": {"lr": lr, "tau": tau}}
     got = path(quadratics, together(quadratics.task, "fedprox", "fedadam", **options))
     x, m, v, expected = 0.0, 0.0, tau**2, [0.0]
     for _ in range(8):

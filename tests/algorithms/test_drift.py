@@ -9,7 +9,7 @@ from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.feddyn import feddyn
 from genfl.algorithms.fednova import fednova
 from genfl.algorithms.scaffold import scaffold
-from genfl.learning.local import LocalSGD, Memory
+from genfl.learning.local import LocalHook, LocalSGD, Memory
 from genfl.rng import Key
 from genfl.simulation import cohort as drawn
 
@@ -144,7 +144,7 @@ def test_scaffold_follows_its_algorithm_round_by_round(quadratics, option):
         x += server_lr * np.mean([y - x for y in ended.values()])
         c += sum(own[k] - before[k] for k in chosen) / len(TEN)
         path.append(x)
-    algorithm = scaffold(quadratics.task, LocalSGD(LR), option=option, server_lr=server_lr)
+    algorithm = scaffold(quadratics.task, LocalSGD(LR), option=option, lr=server_lr)
     trace = quadratics(algorithm, TEN, rounds, 4)
     assert [e["w"] for e in trace.evaluations] == pytest.approx(path, abs=1e-10)
 
@@ -260,22 +260,20 @@ def test_fedprox_without_pull_is_fedavg(quadratics):
 
 
 def test_hooks_compose_and_contradictions_are_refused(quadratics):
-    local = LocalSGD(LR).adding(penalty=lambda *_: 1.0).adding(penalty=lambda *_: 2.0)
+    local = LocalSGD(LR).with_hook(LocalHook(lambda *_: 1.0)).with_hook(LocalHook(lambda *_: 2.0))
     assert local.penalty(None, None, None, None) == 3.0
-    turned = local.adding(direction=lambda gradient, params, context: gradient(params))
-    with pytest.raises(ValueError, match="one direction"):
-        turned.adding(direction=lambda gradient, params, context: gradient(params))
-    memory = Memory(lambda weights: {}, lambda state: {})
+    turn = LocalHook(direction=lambda gradient, params, context: gradient(params), name="turn")
+    with pytest.raises(ValueError, match="turn: local training has one direction"):
+        local.with_hook(turn).with_hook(turn)
+    memory = LocalHook(memory=Memory(lambda weights: {}, lambda state: {}))
     with pytest.raises(ValueError, match="one memory"):
-        local.adding(memory=memory).adding(memory=memory)
+        local.with_hook(memory).with_hook(memory)
 
 
 def test_scaffold_starts_from_fedproxs_local_training_too(quadratics):
     """A penalty is a matter of local training: SCAFFOLD takes it, and ends elsewhere than without."""
-    pulled = LocalSGD(LR).adding(
-        penalty=lambda params, aux, batch, context: 0.5 * (params["w"] - 10.0).square().sum()
-    )
-    trace = quadratics(scaffold(quadratics.task, pulled), EQUAL)
+    pull = LocalHook(lambda params, aux, batch, context: 0.5 * (params["w"] - 10.0).square().sum())
+    trace = quadratics(scaffold(quadratics.task, LocalSGD(LR), pull), EQUAL)
     # Every client's objective gains ½ (w − 10)²: Σ (a b + 10) / Σ (a + 1).
     assert trace.weights["params"]["w"].item() == pytest.approx((5 + 20) / (4 + 2), abs=1e-8)
 

@@ -36,12 +36,12 @@ def batch(float64):
     return {"x": torch.randn(BATCH, INPUTS, generator=rng), "y": torch.arange(BATCH) % CLASSES}
 
 
-def added_slope(local, task, weights, batch, message=None, memory=None):
-    """What the hooks of `local` add to the task's gradient with respect to the features' W."""
+def added_slope(hook, task, weights, batch, message=None, memory=None):
+    """What a hook adds to the task's gradient with respect to the features' W."""
     context = Context(task, message or {"weights": weights}, memory, {}, Key(0))
     slopes = [
-        training.slope(weights["params"], weights["buffers"], batch, context)[0]
-        for training in (local, LocalSGD(local.lr))
+        training.gradient(weights["params"], weights["buffers"], batch, context)[0]
+        for training in (LocalSGD(0.1).with_hook(hook), LocalSGD(0.1))
     ]
     return trees.sub(*slopes)["body.weight"].numpy()
 
@@ -72,8 +72,8 @@ def moons_equation(z, z_glob, z_prev, mu, tau):
 
 def test_moons_gradient_equals_the_papers_equation(task, batch):
     now, glob, last = (task.init(Key(k)) for k in range(3))
-    local = moon(LocalSGD(0.1), mu=5.0, temperature=0.5)
-    got = added_slope(local, task, now, batch, {"weights": glob}, last)
+    hook = moon(mu=5.0, temperature=0.5)
+    got = added_slope(hook, task, now, batch, {"weights": glob}, last)
     z_glob, z_prev = features(glob, batch), features(last, batch)
     slope = numeric(lambda z: moons_equation(z, z_glob, z_prev, 5.0, 0.5), features(now, batch))
     np.testing.assert_allclose(got, slope.T @ batch["x"].numpy(), atol=1e-8)
@@ -84,7 +84,7 @@ def test_moons_penalty_equals_the_papers_equation(task, batch):
     now, glob, last = (task.init(Key(k)) for k in range(3))
     _, aux = task.loss(now["params"], now["buffers"], batch, Key(0))
     context = Context(task, {"weights": glob}, last, {}, Key(0))
-    got = moon(LocalSGD(0.1), mu=2.0, temperature=0.3).penalty(now["params"], aux, batch, context)
+    got = moon(mu=2.0, temperature=0.3).penalty(now["params"], aux, batch, context)
     z = [features(weights, batch) for weights in (now, glob, last)]
     assert got.item() == pytest.approx(moons_equation(*z, 2.0, 0.3), rel=1e-10)
 
@@ -111,13 +111,13 @@ def decorrs_equation(z, beta):
 def test_feddecorrs_penalty_and_gradient_equal_the_papers_equation(task, batch):
     weights = task.init(Key(0))
     _, aux = task.loss(weights["params"], weights["buffers"], batch, Key(0))
-    local = feddecorr(LocalSGD(0.1), beta=0.7)
+    hook = feddecorr(beta=0.7)
     context = Context(task, {}, {}, {}, Key(0))
     z = features(weights, batch)
-    got = local.penalty(weights["params"], aux, batch, context).item()
+    got = hook.penalty(weights["params"], aux, batch, context).item()
     assert got == pytest.approx(decorrs_equation(z, 0.7), rel=1e-6)
     slope = numeric(lambda z: decorrs_equation(z, 0.7), z).T @ batch["x"].numpy()
-    np.testing.assert_allclose(added_slope(local, task, weights, batch), slope, atol=1e-6)
+    np.testing.assert_allclose(added_slope(hook, task, weights, batch), slope, atol=1e-6)
     assert np.abs(slope).max() > 0.01
 
 
@@ -127,14 +127,14 @@ def test_feddecorr_is_the_same_by_either_gram_matrix(float64, n):
     from genfl.learning.task import Aux
 
     z = torch.randn(n, 5, generator=torch.Generator().manual_seed(n))
-    got = feddecorr(LocalSGD(0.1), beta=1.0).penalty({}, Aux({}, z), {}, None).item()
+    got = feddecorr(beta=1.0).penalty({}, Aux({}, z), {}, None).item()
     assert got == pytest.approx(decorrs_equation(z.numpy(), 1.0), rel=1e-6)
 
 
 def test_feddecorr_survives_constant_features_and_single_samples(float64):
     from genfl.learning.task import Aux
 
-    penalty = feddecorr(LocalSGD(0.1), beta=1.0).penalty
+    penalty = feddecorr(beta=1.0).penalty
     z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     z[:, 1] = 7.0
     varying = decorrs_equation(z[:, [0, 2]].numpy(), 1.0) * 2**2 / 3**2
@@ -185,6 +185,6 @@ def test_a_model_without_features_is_said_to_lack_them(batch, name):
         loss=lambda params, buffers, batch, key: (params["w"].sum(), Aux(buffers)),
     )
     weights = task.init(Key(0))
-    local = ALGORITHMS[name].make(LocalSGD(0.1))
+    local = LocalSGD(0.1).with_hook(ALGORITHMS[name].make())
     with pytest.raises(MissingPart, match="features"):
-        local.slope(weights["params"], {}, batch, Context(task, {"weights": weights}, weights, {}, Key(0)))
+        local.gradient(weights["params"], {}, batch, Context(task, {"weights": weights}, weights, {}, Key(0)))

@@ -8,7 +8,8 @@ import torch
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
-from genfl.algorithms.fedavg import Weighting, fedavg
+from genfl.algorithms.fedavg import fedavg
+from genfl.algorithms.weighting import Weighting
 from genfl.algorithms.server_optimizers import sgd
 from genfl.learning.local import LocalSGD
 
@@ -38,7 +39,7 @@ def test_fedavg_is_biased_away_from_the_minimiser_of_the_mean_objective(quadrati
 
 def test_the_weight_decides_the_fixed_point(quadratics):
     alike = Weighting(lambda census: {}, lambda client_info, announced: torch.ones(()))
-    one = fedavg(quadratics.task, LocalSGD(LR), weighting=alike)
+    one = fedavg(quadratics.task, LocalSGD(LR), alike)
     trace = quadratics(one, UNEQUAL)
     assert trace.weights["params"]["w"].item() == pytest.approx(fixed_point(UNEQUAL, [1, 1]), abs=1e-9)
 
@@ -65,9 +66,9 @@ def test_one_full_batch_step_of_every_client_is_gradient_descent(quadratics):
     ("name", "options", "tolerance"),
     [
         ("fedavgm", {"beta": 0.5}, 1e-9),
-        ("fedadam", {"server_lr": 0.02}, 2e-2),
-        ("fedyogi", {"server_lr": 0.02}, 2e-2),
-        ("fedadagrad", {"server_lr": 0.5}, 1e-3),
+        ("fedadam", {"lr": 0.02}, 2e-2),
+        ("fedyogi", {"lr": 0.02}, 2e-2),
+        ("fedadagrad", {"lr": 0.5}, 1e-3),
     ],
 )
 def test_server_optimizers_share_fedavgs_fixed_point(quadratics, name, options, tolerance):
@@ -82,7 +83,7 @@ def test_identities_with_fedavg(quadratics, name):
     local = LocalSGD(LR, momentum=0.5)
     same = {
         "fedavgm": lambda: ALGORITHMS["fedavgm"].build(quadratics.task, local, beta=0.0),
-        "sgd": lambda: fedavg(quadratics.task, local, server_opt=sgd(1.0)),
+        "sgd": lambda: fedavg(quadratics.task, local, sgd(1.0)),
     }[name]()
     paths = [
         quadratics(a, UNEQUAL, rounds=10, cohort=1).evaluations

@@ -19,12 +19,12 @@ from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
 ROUNDS, SAMPLES = 20, (10, 3, 7)
 ADAPTIVE = {"eta": 0.05, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
-FROM_ZERO = {"server_lr": 0.05, "initial": 0.0}  # Flower starts the second moment at zero
+FROM_ZERO = {"lr": 0.05, "initial": 0.0}  # Flower starts the second moment at zero
 CASES = {
     "fedavg": (strategy.FedAvg(), {}),
     "fedavgm": (
         strategy.FedAvgM(server_learning_rate=0.7, server_momentum=0.8),
-        {"server_lr": 0.7, "beta": 0.8},
+        {"lr": 0.7, "beta": 0.8},
     ),
     "fedadam": (strategy.FedAdam(**ADAPTIVE), {**FROM_ZERO, "bias_correction": True}),
     "fedyogi": (strategy.FedYogi(**ADAPTIVE), FROM_ZERO),

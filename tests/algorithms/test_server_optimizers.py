@@ -30,10 +30,10 @@ def test_adaptive_rules_equal_the_papers_equations(float64, rule):
     deltas = rng.standard_normal((ROUNDS, 6)) * 10.0 ** rng.integers(-4, 1, (ROUNDS, 6))
     x = rng.standard_normal(6)
     optimizer = {
-        "adam": so.fedadam(server_lr=LR, beta1=B1, beta2=B2, tau=TAU),
-        "adam_bias": so.fedadam(server_lr=LR, beta1=B1, beta2=B2, tau=TAU, bias_correction=True),
-        "yogi": so.fedyogi(server_lr=LR, beta1=B1, beta2=B2, tau=TAU),
-        "adagrad": so.fedadagrad(server_lr=LR, tau=TAU),
+        "adam": so.fedadam(lr=LR, beta1=B1, beta2=B2, tau=TAU),
+        "adam_bias": so.fedadam(lr=LR, beta1=B1, beta2=B2, tau=TAU, bias_correction=True),
+        "yogi": so.fedyogi(lr=LR, beta1=B1, beta2=B2, tau=TAU),
+        "adagrad": so.fedadagrad(lr=LR, tau=TAU),
     }[rule]
     params = {"w": torch.tensor(x)}
     state = optimizer.init(params)
@@ -45,7 +45,7 @@ def test_adaptive_rules_equal_the_papers_equations(float64, rule):
 
 
 def test_momentum_sums_a_geometric_series(float64):
-    optimizer = so.fedavgm(server_lr=0.5, beta=0.9)
+    optimizer = so.fedavgm(lr=0.5, beta=0.9)
     params = {"w": torch.zeros(1)}
     state = optimizer.init(params)
     for _ in range(3):

@@ -199,6 +199,13 @@ def test_what_is_nothing_for_zeros_is_seen():
         classification(lambda: Wrapped(nn.Sequential(nn.Flatten(), head, nn.Tanh())), IMAGES.shape[1:])
 
 
-def test_a_module_without_halves_is_told_how_it_gets_them():
-    with pytest.raises(ValueError, match=r"Sequential has no features .* genfl.models.Wrapped\(model\)"):
-        classification(plain, IMAGES.shape[1:])
+def test_a_plain_module_is_wrapped_by_itself():
+    bare, wrapped = (classification(build, IMAGES.shape[1:]) for build in (plain, lambda: Wrapped(plain())))
+    a, b = bare.init(Key(0)), wrapped.init(Key(0))
+    assert list(a["params"]) == list(b["params"])
+    assert torch.equal(bare.predict(a, IMAGES), wrapped.predict(b, IMAGES))
+
+
+def test_a_plain_module_whose_last_layer_is_not_linear_is_refused():
+    with pytest.raises(ValueError, match="'1', is a Conv2d; name the linear one"):
+        classification(lambda: nn.Sequential(nn.Identity(), nn.Conv2d(3, 2, 8)), IMAGES.shape[1:])

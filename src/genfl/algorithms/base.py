@@ -127,6 +127,7 @@ class Algorithm(NamedTuple):
         address: ``(message, client number) -> message``: the part that is sent to that client, whose bytes
             are its downlink cost. By default the whole message.
         same_form: Whether clients train models of the global model's architecture.
+        task: The learning task of the global model; `genfl.simulate` makes and tests models by it.
     """
 
     census: ClientProgram
@@ -137,6 +138,7 @@ class Algorithm(NamedTuple):
     memory: Callable[[Weights], Tree]
     address: Callable[[Tree, int], Tree] = lambda message, client: message
     same_form: bool = True
+    task: Task | None = None
 
 
 def statistics(reductions: dict[str, Callable[[ClientInfo], torch.Tensor]]) -> ClientProgram:

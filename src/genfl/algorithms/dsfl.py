@@ -17,8 +17,9 @@ from genfl.algorithms.base import (
     training_client,
     training_memory,
 )
+from genfl.algorithms.parts import with_hooks
 from genfl.data.plans import plan
-from genfl.learning.local import Context, LocalSGD
+from genfl.learning.local import Context, LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
 from genfl.trees import Tree
@@ -27,14 +28,14 @@ from genfl.trees import Tree
 def dsfl(
     task: Task,
     local: LocalSGD,
+    *hooks: LocalHook,
     shared: Tensor,
-    *,
     temperature: Positive = 0.1,
     steps: Steps = 50,
     lr: Positive = 0.1,
     batch_size: Count = 100,
 ) -> Algorithm:
-    """Clients and server each keep a model of their own, and learn from what the cohort agrees on.
+    """Return DS-FL: clients and server keep models of their own and learn from the cohort's mean answers.
 
     A client k learns the last round's soft labels t of the shared inputs u by SGD, trains on its own data,
     and uploads its probabilities ``p_k(u)``. The server sharpens their mean by entropy reduction aggregation,
@@ -49,12 +50,14 @@ def dsfl(
     Args:
         task: What is learned.
         local: How a client trains on its own data.
+        *hooks: Changes to local training.
         shared: Unlabelled inputs that server and clients hold, [m, ...].
         temperature: T, positive; the entropy of the soft labels falls with it.
         steps: Steps in which soft labels are learned, in each round.
         lr: Their learning rate.
         batch_size: Shared inputs in such a step.
     """
+    local = with_hooks("dsfl", local, hooks)
     pupil = LocalSGD(lr)
 
     def learn(weights: Weights, targets: Tensor, key: Key) -> Weights:
@@ -93,4 +96,5 @@ def dsfl(
         client=client._replace(start=start),
         server=server,
         memory=training_memory(local, lambda weights: weights),
+        task=task,
     )

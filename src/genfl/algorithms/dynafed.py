@@ -9,8 +9,9 @@ import torch
 from genfl import trees
 from genfl.algorithms.base import Algorithm, Count, Positive, Steps
 from genfl.algorithms.fedavg import fedavg
+from genfl.algorithms.parts import with_hooks
 from genfl.learning.distil import distil
-from genfl.learning.local import LocalSGD
+from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.learning.trajectory import synthesise
 from genfl.rng import Key
@@ -20,8 +21,8 @@ from genfl.trees import Tree
 def dynafed(
     task: Task,
     local: LocalSGD,
+    *hooks: LocalHook,
     rounds: int | None = None,
-    *,
     trajectory: Count = 20,
     span: Count = 10,
     inner_steps: Count = 10,
@@ -32,7 +33,9 @@ def dynafed(
     refine_steps: Steps = 20,
     refine_lr: Positive = 1e-4,
 ) -> Algorithm:
-    """Refines FedAvg's mean, from round L on, on data D that trains a model as the first L rounds did.
+    """Return DynaFed, which refines FedAvg's mean on data that imitates its first L rounds.
+
+    From round L on, the data D trains a model as the first L rounds did.
 
     ``D = argmin E_t ‖A(w_t, D) − w_{t+s}‖² / ‖w_t − w_{t+s}‖²``, with ``0 ≤ t ≤ L − s``, is found once, at
     the end of round L, from FedAvg's global models ``w_0, …, w_L``. A takes s′ steps of SGD on D, which is
@@ -51,6 +54,7 @@ def dynafed(
     Args:
         task: What is learned.
         local: How a client trains.
+        *hooks: Changes to local training.
         rounds: How many rounds there will be, if known.
         trajectory: The number of rounds L, of FedAvg, whose global models are kept.
         span: Rounds s that the synthetic data is to stand for, at most L.
@@ -76,7 +80,7 @@ def dynafed(
         )
     form = task.shapes()
     shape = form.learnable_input()
-    average = fedavg(task, local)
+    average = fedavg(task, with_hooks("dynafed", local, hooks))
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
         m = per_class * form.classes

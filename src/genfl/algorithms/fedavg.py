@@ -1,64 +1,51 @@
-"""FedAvg, with places for the server's optimizer and the clients' weights."""
+"""FedAvg, with places for local hooks, a server optimizer and a weighting of clients."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import NamedTuple
-
-from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
-    ClientInfo,
     head_count,
     model_change,
     training_client,
     training_memory,
 )
-from genfl.algorithms.server_optimizers import ServerOptimizer, sgd
+from genfl.algorithms.parts import Part, sort_parts
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
-class Weighting(NamedTuple):
-    """How much a client counts in the mean.
+def fedavg(task: Task, local: LocalSGD, *parts: Part) -> Algorithm:
+    """Return federated averaging: ``Δ = Σ w_k (y_k − x) / Σ w_k``, ``x ← x + Δ``.
 
-    Attributes:
-        announce: ``(census sums) -> tree`` that the server sends along.
-        weight: ``(facts, announced) -> scalar``, before normalisation over the cohort.
-    """
-
-    announce: Callable[[Tree], Tree]
-    weight: Callable[[ClientInfo, Tree], Tensor]
-
-
-by_samples = Weighting(lambda census: {}, lambda client_info, announced: client_info["samples"])
-"""Weights a client by its number of samples."""
-
-
-def fedavg(
-    task: Task,
-    local: LocalSGD,
-    *,
-    server_opt: ServerOptimizer | None = None,
-    weighting: Weighting = by_samples,
-) -> Algorithm:
-    """Federated averaging: ``Δ = Σ w_k (y_k − x) / Σ w_k``, ``x ← x + Δ``.
-
-    Batch-norm buffers are averaged with the same weights and never stepped by the server's optimizer.
+    Batch-norm buffers are averaged with the same weights. The server's optimizer never steps them.
 
     Source: McMahan et al., AISTATS 2017 (arXiv 1602.05629), Algorithm 1.
 
+    Example:
+        >>> from torch import nn
+        >>> import genfl
+        >>> task = genfl.task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8), 10)
+        >>> algorithm = genfl.fedavg(
+        ...     task, genfl.LocalSGD(lr=0.05), genfl.fedprox(mu=0.1), genfl.fedadam(lr=0.03)
+        ... )
+        >>> algorithm.task is task
+        True
+
     Args:
-        task: What is learned.
-        local: How a client trains.
-        server_opt: What the server does with Δ; plain averaging if None.
-        weighting: A client's weight w_k; its number of samples by default.
+        task: The learning task.
+        local: Local training.
+        *parts: Changes in any order: local hooks (`fedprox`, `moon`, ...), at most one server optimizer
+            (`fedadam`, ...; plain averaging without one), and at most one weighting of clients (`feddisco`;
+            by their numbers of samples without one).
+
+    Raises:
+        ValueError: Two parts take the same place. The message names them.
+        TypeError: A value is no part.
     """
-    optimizer = server_opt or sgd()
+    local, optimizer, weighting = sort_parts(local, parts)
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
         return {
@@ -87,4 +74,5 @@ def fedavg(
         client=training_client(task, local, upload, {"weight": "sum", "delta": "sum"}),
         server=server,
         memory=training_memory(local),
+        task=task,
     )

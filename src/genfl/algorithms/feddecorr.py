@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from genfl.algorithms.base import NonNegative
-from genfl.learning.local import Context, LocalSGD
+from genfl.learning.local import Context, LocalHook
 from genfl.learning.task import Aux, Batch
 from genfl.trees import Tree
 
@@ -13,8 +13,8 @@ EPSILON = 1e-8
 """Added to the features' variance; features that are constant over a batch correlate with nothing."""
 
 
-def feddecorr(local: LocalSGD, *, beta: NonNegative = 0.1) -> LocalSGD:
-    """Adds ``β/d² ‖K‖_F²``, K being the correlation matrix of the batch's d features.
+def feddecorr(*, beta: NonNegative = 0.1) -> LocalHook:
+    """Return the hook that adds ``β/d² ‖K‖_F²``, K being the correlation matrix of the batch's d features.
 
     A batch of one sample has no correlations and adds nothing. The diagonal of K is constant (1 for every
     feature that varies), so that the gradient is that of the correlations between different features.
@@ -22,7 +22,6 @@ def feddecorr(local: LocalSGD, *, beta: NonNegative = 0.1) -> LocalSGD:
     Source: Shi et al., ICLR 2023 (arXiv 2210.00226), Equation 3.
 
     Args:
-        local: How a client trains.
         beta: Weight β, non-negative; 0 is plain local training.
     """
 
@@ -37,4 +36,4 @@ def feddecorr(local: LocalSGD, *, beta: NonNegative = 0.1) -> LocalSGD:
         gram = standard @ standard.T if n < d else standard.T @ standard
         return beta * (gram / n).square().sum() / d**2
 
-    return local.adding(penalty=correlation)
+    return LocalHook(penalty=correlation, name="feddecorr")

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from genfl.algorithms.base import Algorithm, Count, Positive, ReductionKind, Steps, trained
 from genfl.algorithms.fedavg import fedavg
+from genfl.algorithms.parts import with_hooks
 from genfl.learning.distil import distil
-from genfl.learning.local import LocalSGD
+from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task
 from genfl.rng import Key
 from genfl.trees import Tree
@@ -17,13 +18,15 @@ from genfl.trees import Tree
 def feddf(
     task: Task,
     local: LocalSGD,
+    *hooks: LocalHook,
     shared: Tensor,
-    *,
     steps: Steps = 100,
     lr: Positive = 1e-3,
     batch_size: Count = 128,
 ) -> Algorithm:
-    """FedAvg's model x is trained to answer as the ensemble, ``min_x Σ_u KL( q(u) ‖ softmax f(x; u) )``.
+    """Return FedDF, which trains FedAvg's model x to answer as the ensemble of the clients' models.
+
+    The server minimises ``min_x Σ_u KL( q(u) ‖ softmax f(x; u) )``.
 
     The ensemble's answer to a shared input u is ``q(u) = softmax( 1/|S| Σ_k f(y_k; u) )``, f being the logits
     and y_k the models of the cohort S, which count alike here. As the clients hold the shared inputs too,
@@ -36,12 +39,13 @@ def feddf(
     Args:
         task: What is learned.
         local: How a client trains.
+        *hooks: Changes to local training.
         shared: Unlabelled inputs that server and clients hold, [m, ...].
         steps: Distillation steps a round; without any it is FedAvg.
         lr: Adam's learning rate at the start of each distillation.
         batch_size: Shared inputs in a step.
     """
-    average = fedavg(task, local)
+    average = fedavg(task, with_hooks("feddf", local, hooks))
 
     def finish(carry: Tree) -> tuple[Tree, Tree]:
         upload, memory = average.client.finish(carry)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genfl.algorithms.base import ClientInfo, NonNegative
-from genfl.algorithms.fedavg import Weighting
+from genfl.algorithms.weighting import Weighting
 from genfl.trees import Tree
 
 SMALLEST = 1e-6
@@ -15,7 +15,7 @@ all of weight zero by the paper's formula, is averaged as FedAvg does."""
 
 
 def feddisco(cohort: int, *, a: NonNegative = 0.5, b: NonNegative = 0.1) -> Weighting:
-    """Weights a client by ``ReLU(s_k − a d_k + b)``, normalised over the cohort.
+    """Return the weighting of a client by ``ReLU(s_k − a d_k + b)``, normalised over the cohort.
 
     s_k is its share of the cohort's samples and d_k the Euclidean distance of its class distribution from the
     uniform one. The share is of the samples that a cohort holds on average, which the server knows from sums
@@ -38,4 +38,4 @@ def feddisco(cohort: int, *, a: NonNegative = 0.5, b: NonNegative = 0.1) -> Weig
         discrepancy = (distribution - 1 / len(distribution)).square().sum().sqrt()
         return torch.relu(share - a * discrepancy + b) + SMALLEST * share
 
-    return Weighting(announce, weight)
+    return Weighting(announce, weight, "feddisco")

@@ -15,14 +15,15 @@ from genfl.algorithms.base import (
     training_client,
     training_memory,
 )
-from genfl.learning.local import Context, LocalSGD
+from genfl.algorithms.parts import with_hooks
+from genfl.learning.local import Context, LocalHook, LocalSGD
 from genfl.learning.task import Aux, Batch, Task, Weights
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
-def feddyn(task: Task, local: LocalSGD, *, alpha: Positive = 0.01) -> Algorithm:
-    """Clients minimise ``F_k(w) − ⟨g_k, w⟩ + α/2 ‖w − x‖²``, then ``g_k ← g_k − α (y_k − x)``.
+def feddyn(task: Task, local: LocalSGD, *hooks: LocalHook, alpha: Positive = 0.01) -> Algorithm:
+    """Return FedDyn: clients minimise ``F_k(w) − ⟨g_k, w⟩ + α/2 ‖w − x‖²``, then ``g_k ← g_k − α (y_k − x)``.
 
     The server keeps ``h ← h − α/N Σ (y_k − x)`` over the cohort of all N clients, and the global model is the
     cohort's mean model minus ``h/α``. Clients count alike, whatever their number of samples: it minimises the
@@ -33,8 +34,10 @@ def feddyn(task: Task, local: LocalSGD, *, alpha: Positive = 0.01) -> Algorithm:
     Args:
         task: What is learned.
         local: How a client trains.
+        *hooks: Changes to local training.
         alpha: Strength α of the regularisation, positive.
     """
+    local = with_hooks("feddyn", local, hooks)
 
     def pull(params: Tree, aux: Aux, batch: Batch, context: Context) -> Tensor:
         return alpha / 2 * trees.square_norm(trees.sub(params, context.message["weights"]["params"]))
@@ -58,11 +61,11 @@ def feddyn(task: Task, local: LocalSGD, *, alpha: Positive = 0.01) -> Algorithm:
 
     client = training_client(
         task,
-        local.adding(penalty=pull),
+        local.with_hook(LocalHook(penalty=pull, name="feddyn")),
         upload,
         {"clients": "sum", "delta": "sum"},
         shift=lambda message, own: trees.scale(-1.0, own),
         remember=remember,
     )
     memory = training_memory(local, lambda weights: trees.zeros_like(weights["params"]))
-    return Algorithm(head_count, init, send_weights, client, server, memory)
+    return Algorithm(head_count, init, send_weights, client, server, memory, task=task)

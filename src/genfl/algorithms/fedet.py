@@ -22,8 +22,9 @@ from genfl.algorithms.base import (
     training_client,
     training_memory,
 )
+from genfl.algorithms.parts import with_hooks
 from genfl.learning.distil import distil
-from genfl.learning.local import LocalSGD, nothing
+from genfl.learning.local import LocalHook, LocalSGD, nothing
 from genfl.learning.task import Batch, Task, Weights
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
@@ -32,15 +33,17 @@ from genfl.trees import Tree
 def fedet(
     task: Task,
     local: LocalSGD,
+    *hooks: LocalHook,
     unlabelled: Tensor,
     client_tasks: Mapping[str, Task],
-    *,
     diversity: NonNegative = 0.05,
     steps: Steps = 100,
     lr: Positive = 1e-3,
     batch_size: Count = 128,
 ) -> Algorithm:
-    """Client k runs architecture ``k mod U`` of U; the server learns from their `confident_consensus`.
+    """Return Fed-ET: clients train small models, and the server learns from their `confident_consensus`.
+
+    Client k runs architecture ``k mod U`` of U.
 
     The server keeps one model an architecture, the mean of the cohort's models of it weighted by samples, and
     sends a client the one it runs; one that nobody ran stays as it was. The large model is trained on the
@@ -52,6 +55,7 @@ def fedet(
     Args:
         task: What is learned, with the server's model.
         local: How a client trains. Its hooks see the client's task, and may keep nothing between rounds.
+        *hooks: Changes to local training.
         unlabelled: Unlabelled inputs the server holds, [m, ...].
         client_tasks: What is learned, with each of the clients' models, by name.
         diversity: The weight λ of the disagreeing clients' answer.
@@ -62,6 +66,7 @@ def fedet(
     Raises:
         ValueError: A hook keeps something between rounds: it would be of the wrong architecture.
     """
+    local = with_hooks("fedet", local, hooks)
     if local.memory is not nothing:
         raise ValueError("fedet: a client's model has no one form, but local training remembers a model")
 
@@ -118,6 +123,7 @@ def fedet(
         memory=training_memory(local),
         address=address,
         same_form=False,
+        task=task,
     )
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from genfl import trees
 from genfl.algorithms.base import Algorithm, Count, NonNegative, Positive, ReductionKind, Steps
 from genfl.algorithms.fedavg import fedavg
+from genfl.algorithms.parts import with_hooks
 from genfl.learning.conditional import Generator, similarity
-from genfl.learning.local import LocalSGD
+from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
 from genfl.trees import Tree
@@ -19,7 +20,7 @@ from genfl.trees import Tree
 def fedftg(
     task: Task,
     local: LocalSGD,
-    *,
+    *hooks: LocalHook,
     steps: Steps = 10,
     lr: Positive = 0.003,
     generator_lr: Positive = 0.01,
@@ -30,7 +31,9 @@ def fedftg(
     noise: Count = 100,
     batch_size: Count = 32,
 ) -> Algorithm:
-    """After FedAvg's aggregation, distils the clients' models D(·; w_k) into the mean w without any data.
+    """Return FedFTG, which distils the clients' models into FedAvg's mean without any data.
+
+    After aggregation, the models D(·; w_k) are distilled into the mean w.
 
     With inputs ``x̃ = G(y, ε)`` of classes ``y ∝ Σ_k n_k^y`` (sums over the cohort) and the class-level
     weights ``α_k^y = n_k^y / Σ_j n_j^y``, every step descends, for the model and for the generator,
@@ -52,6 +55,7 @@ def fedftg(
     Args:
         task: What is learned.
         local: How a client trains.
+        *hooks: Changes to local training.
         steps: Steps a round; 0 is FedAvg.
         lr: Learning rate of SGD for the model.
         generator_lr: Learning rate of Adam for the generator.
@@ -64,7 +68,7 @@ def fedftg(
     """
     form = task.shapes()
     generator = Generator(form.learnable_input(), form.classes, noise)
-    average = fedavg(task, local)
+    average = fedavg(task, with_hooks("fedftg", local, hooks))
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
         return {**average.init(weights, census, key), "generator": generator.init(key.fold("generator"))}

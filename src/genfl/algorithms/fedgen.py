@@ -9,8 +9,9 @@ from torch import Tensor
 from genfl import trees
 from genfl.algorithms.base import Algorithm, Count, NonNegative, Positive, Steps, statistics
 from genfl.algorithms.fedavg import fedavg
+from genfl.algorithms.parts import with_hooks
 from genfl.learning.conditional import Generator, similarity
-from genfl.learning.local import Context, LocalSGD
+from genfl.learning.local import Context, LocalHook, LocalSGD
 from genfl.learning.task import Aux, Batch, Task, Weights
 from genfl.rng import Key
 from genfl.trees import Tree
@@ -19,7 +20,7 @@ from genfl.trees import Tree
 def fedgen(
     task: Task,
     local: LocalSGD,
-    *,
+    *hooks: LocalHook,
     weight: NonNegative = 1.0,
     generator_steps: Steps = 50,
     generator_lr: Positive = 1e-3,
@@ -28,7 +29,7 @@ def fedgen(
     width: Count = 64,
     batch_size: Count = 32,
 ) -> Algorithm:
-    """FedAvg whose clients minimise ``F_k(w) + λ E_{y~p, ε} CE(head_w(G(y, ε)), y)``.
+    """Return FedGen: FedAvg whose clients minimise ``F_k(w) + λ E_{y~p, ε} CE(head_w(G(y, ε)), y)``.
 
     After aggregation the server goes on with G, a generator of features, by Adam on
 
@@ -46,6 +47,7 @@ def fedgen(
     Args:
         task: What is learned; its model's head is linear.
         local: How a client trains.
+        *hooks: Changes to local training.
         weight: Weight λ of the generated features; 0 is FedAvg.
         generator_steps: The server's steps a round.
         generator_lr: Learning rate of Adam; the code's is 3e-4, with which G takes some 15 rounds.
@@ -65,7 +67,8 @@ def fedgen(
         logits = task.head(params, generator(sent["generator"], y, eps))
         return torch.mul(sent["strength"], F.cross_entropy(logits, y))
 
-    average = fedavg(task, local.adding(penalty=knowledge))
+    hook = LocalHook(penalty=knowledge, name="fedgen")
+    average = fedavg(task, with_hooks("fedgen", local, hooks).with_hook(hook))
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
         return {

@@ -12,14 +12,15 @@ from genfl.algorithms.base import (
     training_client,
     training_memory,
 )
-from genfl.learning.local import LocalSGD
+from genfl.algorithms.parts import with_hooks
+from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
-def fednova(task: Task, local: LocalSGD) -> Algorithm:
-    """Averages normalised changes, and scales the mean by the mean number of effective steps.
+def fednova(task: Task, local: LocalSGD, *hooks: LocalHook) -> Algorithm:
+    """Return averaging of normalised changes, scaled by the mean number of effective steps.
 
     ``x ← x + τ Σ p_k (y_k − x) / ‖a_k‖₁`` with ``τ = Σ p_k ‖a_k‖₁``, p_k being the client's share of the
     cohort's samples and ‖a_k‖₁ its effective steps: their number without local momentum, and
@@ -30,7 +31,9 @@ def fednova(task: Task, local: LocalSGD) -> Algorithm:
     Args:
         task: What is learned.
         local: How a client trains; weight decay counts as part of its objective.
+        *hooks: Changes to local training.
     """
+    local = with_hooks("fednova", local, hooks)
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
         return {"weights": weights}
@@ -54,4 +57,5 @@ def fednova(task: Task, local: LocalSGD) -> Algorithm:
 
     uploads: dict[str, ReductionKind] = dict.fromkeys(("samples", "steps", "direction", "buffers"), "sum")
     client = training_client(task, local, upload, uploads)
-    return Algorithm(head_count, init, send_weights, client, server, training_memory(local))
+    memory = training_memory(local)
+    return Algorithm(head_count, init, send_weights, client, server, memory, task=task)

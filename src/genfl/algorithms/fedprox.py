@@ -6,22 +6,21 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import NonNegative
-from genfl.learning.local import Context, LocalSGD
+from genfl.learning.local import Context, LocalHook
 from genfl.learning.task import Aux, Batch
 from genfl.trees import Tree
 
 
-def fedprox(local: LocalSGD, *, mu: NonNegative = 0.01) -> LocalSGD:
-    """Clients minimise ``F_k(w) + μ/2 ‖w − x‖²``, x being the global model.
+def fedprox(*, mu: NonNegative = 0.01) -> LocalHook:
+    """Return the hook by which clients minimise ``F_k(w) + μ/2 ‖w − x‖²``, x being the global model.
 
     Source: Li et al., MLSys 2020 (arXiv 1812.06127), Equation 2.
 
     Args:
-        local: How a client trains.
         mu: Strength μ of the pull, non-negative; 0 is plain local training.
     """
 
     def pull(params: Tree, aux: Aux, batch: Batch, context: Context) -> Tensor:
         return mu / 2 * trees.square_norm(trees.sub(params, context.message["weights"]["params"]))
 
-    return local.adding(penalty=pull)
+    return LocalHook(penalty=pull, name="fedprox")

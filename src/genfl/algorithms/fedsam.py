@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from genfl import trees
 from genfl.algorithms.base import NonNegative
-from genfl.learning.local import Context, Gradient, LocalSGD
+from genfl.learning.local import Context, Gradient, LocalHook
 from genfl.learning.task import Aux
 from genfl.trees import Tree
 
 
-def fedsam(local: LocalSGD, *, rho: NonNegative = 0.05) -> LocalSGD:
-    """Clients descend along the gradient at ``w + ρ g/‖g‖``, g being the gradient at w.
+def fedsam(*, rho: NonNegative = 0.05) -> LocalHook:
+    """Return the hook by which clients descend along the gradient at ``w + ρ g/‖g‖``.
+
+    Here g is the gradient at w.
 
     Source: Qu et al., ICML 2022 (arXiv 2206.02618), Algorithm 1; Caldarola et al., ECCV 2022
     (arXiv 2203.11834); after Foret et al., ICLR 2021 (arXiv 2010.01412).
 
     Args:
-        local: How a client trains.
         rho: Radius ρ of the neighbourhood, non-negative; 0 is plain local training.
     """
 
     def sharpest(gradient: Gradient, params: Tree, context: Context) -> tuple[Tree, Aux]:
-        slope, aux = gradient(params)
-        radius = rho / (trees.square_norm(slope).sqrt() + 1e-12)  # no step where the slope is zero
-        return gradient(trees.add(params, trees.scale(radius, slope)))[0], aux
+        ascent, aux = gradient(params)
+        radius = rho / (trees.square_norm(ascent).sqrt() + 1e-12)  # no step where the gradient is zero
+        return gradient(trees.add(params, trees.scale(radius, ascent)))[0], aux
 
-    return local.adding(direction=sharpest)
+    return LocalHook(direction=sharpest, name="fedsam")

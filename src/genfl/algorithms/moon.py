@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genfl.algorithms.base import NonNegative, Positive
-from genfl.learning.local import Context, LocalSGD, Memory
+from genfl.learning.local import Context, LocalHook, Memory
 from genfl.learning.task import Aux, Batch, Weights
 from genfl.trees import Tree
 
 
-def moon(local: LocalSGD, *, mu: NonNegative = 1.0, temperature: Positive = 0.5) -> LocalSGD:
-    """Adds the model-contrastive loss of the features z of the model in training.
+def moon(*, mu: NonNegative = 1.0, temperature: Positive = 0.5) -> LocalHook:
+    """Return the hook that adds the model-contrastive loss of the features z of the model in training.
 
     ``μ · −log( exp(cos(z, z_glob)/τ) / (exp(cos(z, z_glob)/τ) + exp(cos(z, z_prev)/τ)) )``, averaged over
     the batch, z_glob and z_prev being the features by the global model and by the model with which the client
@@ -24,7 +24,6 @@ def moon(local: LocalSGD, *, mu: NonNegative = 1.0, temperature: Positive = 0.5)
     Source: Li et al., CVPR 2021 (arXiv 2103.16257), Equation 3.
 
     Args:
-        local: How a client trains.
         mu: Weight μ of the contrastive loss, non-negative (the paper tunes it over 0.1, 1, 5, 10).
         temperature: The temperature τ, positive.
     """
@@ -41,4 +40,4 @@ def moon(local: LocalSGD, *, mu: NonNegative = 1.0, temperature: Positive = 0.5)
     def last(state: Tree) -> Weights:
         return {name: state[name] for name in ("params", "buffers")}
 
-    return local.adding(penalty=contrast, memory=Memory(lambda weights: weights, last))
+    return LocalHook(contrast, memory=Memory(lambda weights: weights, last), name="moon")

@@ -18,16 +18,21 @@ from genfl.algorithms.base import (
     training_client,
     training_memory,
 )
-from genfl.learning.local import LocalSGD
+from genfl.algorithms.parts import with_hooks
+from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Batch, Task, Weights
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
 
 def scaffold(
-    task: Task, local: LocalSGD, *, server_lr: Positive = 1.0, option: Literal["I", "II"] = "II"
+    task: Task,
+    local: LocalSGD,
+    *hooks: LocalHook,
+    lr: Positive = 1.0,
+    option: Literal["I", "II"] = "II",
 ) -> Algorithm:
-    """Corrects every local gradient by ``c − c_k``.
+    """Return SCAFFOLD, which corrects every local gradient by ``c − c_k``.
 
     A client's new control variate is, by the paper's option I, the mean gradient of the round's batches at
     the global model, ``c_k⁺ = 1/K Σ g(x)``, at the price of a second gradient a step; by option II it is the
@@ -43,9 +48,11 @@ def scaffold(
     Args:
         task: What is learned.
         local: How a client trains.
-        server_lr: The server's learning rate η.
+        *hooks: Changes to local training.
+        lr: The server's learning rate η.
         option: What the control variates are made of.
     """
+    local = with_hooks("scaffold", local, hooks)
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
         return {
@@ -71,7 +78,7 @@ def scaffold(
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
         mean = trees.scale(1 / aggregate["clients"], aggregate["delta"])
-        mean["params"] = trees.scale(server_lr, mean["params"])
+        mean["params"] = trees.scale(lr, mean["params"])
         change = trees.scale(1 / state["clients"], aggregate["control"])
         return {
             "weights": trees.add(state["weights"], mean),
@@ -90,7 +97,7 @@ def scaffold(
     if option == "I":
         client = _summing_gradients(client, task, local)
     memory = training_memory(local, lambda weights: trees.zeros_like(weights["params"]))
-    return Algorithm(head_count, init, send, client, server, memory)
+    return Algorithm(head_count, init, send, client, server, memory, task=task)
 
 
 def _summing_gradients(client: ClientProgram, task: Task, local: LocalSGD) -> ClientProgram:
@@ -102,7 +109,7 @@ def _summing_gradients(client: ClientProgram, task: Task, local: LocalSGD) -> Cl
 
     def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
         x = carry["message"]["weights"]
-        slope, _ = local.slope(x["params"], x["buffers"], batch, context(task, carry, key))
-        return {**client.step(carry, batch, key), "at_global": trees.add(carry["at_global"], slope)}
+        gradient, _ = local.gradient(x["params"], x["buffers"], batch, context(task, carry, key))
+        return {**client.step(carry, batch, key), "at_global": trees.add(carry["at_global"], gradient)}
 
     return client._replace(start=start, step=step)

@@ -17,58 +17,60 @@ from genfl.trees import Tree
 
 
 class ServerOptimizer(NamedTuple):
-    """An optimizer over the server's model.
+    """An optimizer of the server's model.
 
     Attributes:
         init: ``(params) -> state``.
         step: ``(state, params, delta) -> (state, params)``, `delta` being the mean change of the clients.
+        name: The name of the optimizer in error messages.
     """
 
     init: Callable[[Tree], Tree]
     step: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]
+    name: str = ""
 
 
 def sgd(lr: float = 1.0) -> ServerOptimizer:
-    """Plain averaging with a server learning rate: ``x ← x + lr Δ`` (FedAvg at ``lr=1``)."""
+    """Return plain averaging with a server learning rate: ``x ← x + lr Δ`` (FedAvg at ``lr=1``)."""
 
     def step(state: Tree, params: Tree, delta: Tree) -> tuple[Tree, Tree]:
         return state, trees.map(lambda x, d: x + lr * d, params, delta)
 
-    return ServerOptimizer(lambda params: {}, step)
+    return ServerOptimizer(lambda params: {}, step, "sgd")
 
 
-def fedavgm(*, server_lr: Positive = 1.0, beta: Decay = 0.9) -> ServerOptimizer:
-    """Server momentum: ``m ← β m + Δ``, ``x ← x + lr m``.
+def fedavgm(*, lr: Positive = 1.0, beta: Decay = 0.9) -> ServerOptimizer:
+    """Return server momentum: ``m ← β m + Δ``, ``x ← x + lr m``.
 
     Source: Hsu et al. 2019 (arXiv 1909.06335).
 
     Args:
-        server_lr: Server learning rate, positive.
+        lr: Server learning rate, positive.
         beta: Momentum β, in [0, 1); 0 is FedAvg.
     """
 
     def step(state: Tree, params: Tree, delta: Tree) -> tuple[Tree, Tree]:
         m = trees.map(lambda m, d: beta * m + d, state["m"], delta)
-        return {"m": m}, trees.map(lambda x, m: x + server_lr * m, params, m)
+        return {"m": m}, trees.map(lambda x, m: x + lr * m, params, m)
 
-    return ServerOptimizer(lambda params: {"m": trees.zeros_like(params)}, step)
+    return ServerOptimizer(lambda params: {"m": trees.zeros_like(params)}, step, "fedavgm")
 
 
 def fedadam(
     *,
-    server_lr: Positive = 0.1,
+    lr: Positive = 0.1,
     beta1: Decay = 0.9,
     beta2: Decay = 0.99,
     tau: Positive = 1e-3,
     bias_correction: bool = False,
     initial: float | None = None,
 ) -> ServerOptimizer:
-    """Adam on the server: ``v ← β₂ v + (1 − β₂) Δ²``; see `_adaptive`.
+    """Return Adam on the server: ``v ← β₂ v + (1 − β₂) Δ²``; see `_adaptive`.
 
     Source: Reddi et al., ICLR 2021 (arXiv 2003.00295), Algorithm 2.
 
     Args:
-        server_lr: Server learning rate η, positive.
+        lr: Server learning rate η, positive.
         beta1: Decay of the first moment, in [0, 1).
         beta2: Decay of the second moment, in [0, 1).
         tau: Degree of adaptivity τ, positive: the smaller, the more adaptive.
@@ -80,38 +82,45 @@ def fedadam(
     def second(v: Tensor, d: Tensor) -> Tensor:
         return beta2 * v + (1 - beta2) * d.square()
 
-    return _adaptive(server_lr, beta1, tau, second, initial, beta2 if bias_correction else None)
+    return _adaptive("fedadam", lr, beta1, tau, second, initial, beta2 if bias_correction else None)
 
 
 def fedyogi(
     *,
-    server_lr: Positive = 0.1,
+    lr: Positive = 0.1,
     beta1: Decay = 0.9,
     beta2: Decay = 0.99,
     tau: Positive = 1e-3,
     initial: float | None = None,
 ) -> ServerOptimizer:
-    """Yogi on the server: ``v ← v − (1 − β₂) Δ² sign(v − Δ²)``; source and arguments as for `fedadam`."""
+    """Return Yogi on the server: ``v ← v − (1 − β₂) Δ² sign(v − Δ²)``.
+
+    Source and arguments as for `fedadam`.
+    """
 
     def second(v: Tensor, d: Tensor) -> Tensor:
         square = d.square()
         return v - (1 - beta2) * square * torch.sign(v - square)
 
-    return _adaptive(server_lr, beta1, tau, second, initial)
+    return _adaptive("fedyogi", lr, beta1, tau, second, initial)
 
 
 def fedadagrad(
     *,
-    server_lr: Positive = 0.1,
+    lr: Positive = 0.1,
     beta1: Decay = 0.0,
     tau: Positive = 1e-3,
     initial: float | None = None,
 ) -> ServerOptimizer:
-    """Adagrad on the server: ``v ← v + Δ²``; source and arguments as for `fedadam` (the paper has β₁ = 0)."""
-    return _adaptive(server_lr, beta1, tau, lambda v, d: v + d.square(), initial)
+    """Return Adagrad on the server: ``v ← v + Δ²``.
+
+    Source and arguments as for `fedadam`; the paper has β₁ = 0.
+    """
+    return _adaptive("fedadagrad", lr, beta1, tau, lambda v, d: v + d.square(), initial)
 
 
 def _adaptive(
+    name: str,
     lr: float,
     beta1: float,
     tau: float,
@@ -139,4 +148,4 @@ def _adaptive(
         params = trees.map(lambda x, m, v: x + rate * m / (v.sqrt() + tau), params, m, v)
         return {"m": m, "v": v, "rounds": rounds}, params
 
-    return ServerOptimizer(init, step)
+    return ServerOptimizer(init, step, name)

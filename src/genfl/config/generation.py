@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from genfl.config.section import Device, Section, as_list
-from genfl.generators.registry import ESPEAK
-from genfl.generators.speech import VOCODER
-from genfl.prompts.llm import ASKED
+from genfl import registry
+from genfl.config.names import ASKED_STYLES, ESPEAK, NO_GENERATOR, SPEECH_VOCODER
+from genfl.config.section import Device, OneOf, OptionSections, Section, as_list
 
 NO_GUIDANCE = [1.0]
 UNGUIDED = ("speech", "text")
@@ -88,17 +87,27 @@ class Prompts(Section):
 
     def problem(self) -> str | None:
         """Says what does not fit together: field and fix; None where there is nothing."""
-        if self.style in ASKED and self.llm is None:
+        if self.style in ASKED_STYLES and self.llm is None:
             return f"llm: style {self.style} needs a language model, as in llm: {{model: FOLDER}}"
-        if self.style not in ASKED and self.llm is not None:
+        if self.style not in ASKED_STYLES and self.llm is not None:
             return f"llm: style {self.style} asks no language model; use style llm or scenes, or leave it out"
         return None
+
+
+class GeneratorSection(Section):
+    """A generator and its settings.
+
+    Attributes:
+        kind: The kind of generator.
+    """
+
+    kind: str
 
 
 Side = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
 
 
-class ImageGenerator(Section):
+class ImageGenerator(GeneratorSection):
     """A text-to-image model."""
 
     kind: Literal["image"] = "image"
@@ -117,7 +126,7 @@ class ImageGenerator(Section):
     )
 
 
-class FileGenerator(Section):
+class FileGenerator(GeneratorSection):
     """Samples that exist already."""
 
     kind: Literal["files"]
@@ -139,7 +148,7 @@ Decibels = Annotated[float, Field(ge=-20, le=100)]
 Span = Annotated[list[Decibels], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
 
 
-class SpeechGenerator(Section):
+class SpeechGenerator(GeneratorSection):
     """Text to speech."""
 
     kind: Literal["speech"]
@@ -166,7 +175,7 @@ class SpeechGenerator(Section):
         " to a clip; null for none.",
     )
     vocoder: str = Field(
-        VOCODER,
+        SPEECH_VOCODER,
         min_length=1,
         description="Of SpeechT5: a folder or a Hugging Face id of its HiFi-GAN, which makes sound.",
     )
@@ -187,7 +196,7 @@ class SpeechGenerator(Section):
         return None
 
 
-class SoundGenerator(Section):
+class SoundGenerator(GeneratorSection):
     """Text to sound."""
 
     kind: Literal["sound"]
@@ -201,13 +210,13 @@ class SoundGenerator(Section):
     device: Device = Field("cpu", description="cpu, cuda or cuda:1.")
 
 
-class NoGenerator(Section):
+class NoGenerator(GeneratorSection):
     """Nothing is generated: federated learning as it is without a generator."""
 
     kind: Literal["none"] = "none"
 
 
-class TextGenerator(ChatModel):
+class TextGenerator(ChatModel, GeneratorSection):
     """Texts by a language model."""
 
     kind: Literal["text"]
@@ -237,12 +246,24 @@ class TextGenerator(ChatModel):
 def kind_of(value: Any) -> Any:
     """Reads a generator without a kind as one of images, its name alone as its kind, and null as none."""
     if value is None or isinstance(value, str):
-        return {"kind": value or "none"}
+        return {"kind": value or NO_GENERATOR}
     return {"kind": "image", **value} if isinstance(value, dict) else value
 
 
-Generator = Annotated[
-    ImageGenerator | SpeechGenerator | SoundGenerator | TextGenerator | FileGenerator | NoGenerator,
-    Discriminator("kind"),
-    BeforeValidator(kind_of),
-]
+_added_sections = OptionSections("Generator", lambda entry: entry.options(), GeneratorSection, "kind")
+
+
+def _generators() -> dict[str, type[BaseModel]]:
+    builtin: dict[str, type[BaseModel]] = {
+        "image": ImageGenerator,
+        "speech": SpeechGenerator,
+        "sound": SoundGenerator,
+        "text": TextGenerator,
+        "files": FileGenerator,
+    }
+    return {**builtin, **_added_sections(registry.added("generator")), NO_GENERATOR: NoGenerator}
+
+
+GENERATOR = OneOf("Generator", "kind", _generators)
+Generator = Annotated[GeneratorSection, GENERATOR, BeforeValidator(kind_of)]
+"""A generator: its kind in `genfl.generators.registry.GENERATORS`, and its settings."""

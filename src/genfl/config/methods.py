@@ -2,26 +2,69 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
-from genfl.algorithms import ALGORITHMS
-from genfl.algorithms.registry import UNLABELLED
-from genfl.config.section import Choice, Section, as_list, one_of
+from genfl.config.names import GENERATOR_REFERENCE, OLD_OPTIONS, REFERENCE_NAMES, UNLABELLED_RESOURCES
+from genfl.config.section import Choice, OneOf, OptionSections, Section, as_list, named
 from genfl.data.budget import Guidance
 from genfl.data.budget import Kind as Budget
-from genfl.options import options
-from genfl.references import GENERATOR, REFERENCES
 
-if TYPE_CHECKING:
-    Algorithm = Choice
-else:  # a union computed from the registries, which no type checker can follow
-    Algorithm = one_of(
-        "Algorithm",
-        {**ALGORITHMS, **REFERENCES},
-        lambda name: ALGORITHMS[name].options() if name in ALGORITHMS else options(REFERENCES[name]),
-    )
+
+class LocalReference(Choice):
+    """Every client trains alone."""
+
+    name: Literal["local"]
+
+
+class CentralisedReference(Choice):
+    """One model is trained on all clients' data in one place."""
+
+    name: Literal["centralised"]
+
+
+class GeneratorReference(Choice):
+    """The generator itself classifies the test examples."""
+
+    name: Literal["generator"]
+    samples: int = Field(16, ge=1, le=1000, description="Pairs of a timestep and noise for each example.")
+
+
+_algorithm_sections = OptionSections("Algorithm", lambda entry: entry.options())
+
+
+def _algorithms() -> dict[str, type[BaseModel]]:
+    references: dict[str, type[BaseModel]] = {
+        "local": LocalReference,
+        "centralised": CentralisedReference,
+        "generator": GeneratorReference,
+    }
+    return {**_algorithm_sections(_registered()), **references}
+
+
+def _registered() -> Mapping[str, Any]:
+    from genfl.algorithms.registry import ALGORITHMS
+
+    return ALGORITHMS
+
+
+def _named_method(value: Any) -> Any:
+    """Return a method as a mapping with its options' present names."""
+    value = named(value)
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return value
+    old = OLD_OPTIONS.get(value["name"], {})
+    return {
+        old[option] if option in old and old[option] not in value else option: setting
+        for option, setting in value.items()
+    }
+
+
+ALGORITHM = OneOf("Algorithm", "name", _algorithms)
+MethodPart = Annotated[Choice, ALGORITHM, BeforeValidator(_named_method)]
+"""A method or a reference: its name in `genfl.algorithms.ALGORITHMS`, and its options."""
 
 
 class Filter(Section):
@@ -85,7 +128,7 @@ class Content(Section):
 class Method(Section):
     """One arm of the comparison."""
 
-    algorithm: Annotated[list[Algorithm], BeforeValidator(as_list), Field(min_length=1)] = Field(
+    algorithm: Annotated[list[MethodPart], BeforeValidator(as_list), Field(min_length=1)] = Field(
         description="A name of `genfl list algorithms`, or a list of those that make one algorithm together;"
         " or a reference, which is not federated: local (every client alone), centralised (all data in one"
         " place), generator (the generator as a classifier)."
@@ -110,36 +153,37 @@ class Method(Section):
     def reference(self) -> str | None:
         """The name of the reference that it is; None for federated methods."""
         name = self.algorithm[0].name
-        return name if name in REFERENCES else None
+        return name if name in REFERENCE_NAMES else None
 
     @property
     def asks_for(self) -> set[str]:
         """The names of the resources that its builders ask for."""
         parts = [] if self.reference else self.algorithm
-        return {resource for part in parts for resource in ALGORITHMS[part.name].resources}
+        registered = _registered()
+        return {resource for part in parts for resource in registered[part.name].resources}
 
     @property
     def reads_generated(self) -> str | None:
         """The field for which its training needs the synthetic data itself; None where nothing does."""
         if self.data != "private":
             return "data"
-        return "algorithm" if self.asks_for & UNLABELLED else None
+        return "algorithm" if self.asks_for & {*UNLABELLED_RESOURCES} else None
 
     @property
     def needs_generator(self) -> str | None:
         """The field without which it would not need the generator; None where nothing needs it."""
         if self.start == "pretrained":
             return "start"
-        return "algorithm" if self.reference == GENERATOR else self.reads_generated
+        return "algorithm" if self.reference == GENERATOR_REFERENCE else self.reads_generated
 
     def problem(self) -> str | None:
         """Says what cannot be combined: field and fix; None where there is nothing."""
-        alone = [part.name for part in self.algorithm if part.name in REFERENCES]
+        alone = [part.name for part in self.algorithm if part.name in REFERENCE_NAMES]
         if alone and len(self.algorithm) > 1:
             return f"algorithm: {alone[0]} stands alone; it is not federated, so it combines with nothing"
-        if self.reference == GENERATOR and self.start != "random":
+        if self.reference == GENERATOR_REFERENCE and self.start != "random":
             return "start: generator trains nothing, so there is nothing to start from; leave it out"
-        if self.reference == GENERATOR and self.data != "private":
+        if self.reference == GENERATOR_REFERENCE and self.data != "private":
             return "data: generator trains on nothing; leave it out"
         if self.content and self.data == "private":
             return "content: clients train on private data alone; set data to mixed, or leave it out"

@@ -1,28 +1,28 @@
-"""What is wrong with a config, in its author's words: one line for each mistake."""
+"""Messages about mistakes in a config: one line for each, naming the field as its author wrote it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from genfl.algorithms import ALGORITHMS
+from genfl.config.generation import GENERATOR
+from genfl.config.methods import ALGORITHM
 from genfl.config.schema import Config
+from genfl.config.section import OneOf
+from genfl.config.training import MODEL
 from genfl.errors import suggest
-from genfl.generators.registry import GENERATORS
-from genfl.models import MODELS
-from genfl.references import REFERENCES
 
-UNIONS: dict[Any, tuple[str, Collection[str]]] = {
-    "algorithm": ("name", [*ALGORITHMS, *REFERENCES]),
-    "model": ("name", MODELS),
-    "client_models": ("name", MODELS),
-    "generator": ("kind", [*GENERATORS, "none"]),
+UNIONS: dict[Any, OneOf] = {
+    "algorithm": ALGORITHM,
+    "model": MODEL,
+    "client_models": MODEL,
+    "generator": GENERATOR,
 }
-"""The fields that hold one of several sections, by the key that says which, and its values."""
+"""The fields that hold one of several sections."""
 
 
 def explain(problem: Any) -> str:
-    """Returns the line for one of the errors of a pydantic ValidationError."""
+    """Return the line for one of the errors of a pydantic ValidationError."""
     location = _as_written(problem["loc"])
     field = ".".join(map(str, location))
     match problem["type"]:
@@ -31,8 +31,8 @@ def explain(problem: Any) -> str:
         case "missing":
             return f"{field}: required, and not given"
         case "union_tag_invalid":
-            given, (tag, known) = problem["ctx"]["tag"], _union(location)
-            return f"{field}.{tag}: there is no {given!r}; {suggest(given, list(known))}"
+            name, (tag, known) = problem["ctx"]["tag"], _union(location)
+            return f"{field}.{tag}: there is no {name!r}; {suggest(name, list(known))}"
         case "union_tag_not_found":
             return f"{field}.{_union(location)[0]}: required, and not given"
         case "too_short" | "too_long" as kind:  # pydantic's own words differ between its versions
@@ -47,7 +47,8 @@ def explain(problem: Any) -> str:
 
 
 def _union(location: Sequence[Any]) -> tuple[str, Collection[str]]:
-    return next(UNIONS[part] for part in reversed(location) if part in UNIONS)
+    union = next(UNIONS[part] for part in reversed(location) if part in UNIONS)
+    return union.tag, union.names()
 
 
 def _as_written(parts: Sequence[Any]) -> list[Any]:
@@ -60,7 +61,7 @@ def _as_written(parts: Sequence[Any]) -> list[Any]:
     for part in parts:
         in_list = bool(location) and isinstance(location[-1], int)
         holder = location[-2 if in_list else -1] if location else None
-        if holder in UNIONS and part in UNIONS[holder][1]:
+        if holder in UNIONS and part in UNIONS[holder].names():
             if location[-1] == 0 and holder == "algorithm":
                 location.pop()
             continue

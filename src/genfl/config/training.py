@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from genfl.config.section import Choice, Section, as_list, one_of
-from genfl.engines.auto import Name as EngineName
+from genfl.config.names import OLD_ENGINES, EngineName
+from genfl.config.section import Choice, OneOf, OptionSections, Section, as_list, named
 from genfl.learning.augment import Augment, Padding
-from genfl.models import MODELS
 from genfl.options import options
 
-if TYPE_CHECKING:
-    Model = Choice
-else:  # a union computed from the registry, which no type checker can follow
-    Model = one_of("Model", MODELS, lambda name: options(MODELS[name].build))
+_model_sections = OptionSections("Model", lambda entry: options(entry.build))
+
+
+def _models() -> dict[str, type[BaseModel]]:
+    from genfl.models import MODELS
+
+    return _model_sections(MODELS)
+
+
+MODEL = OneOf("Model", "name", _models)
+Model = Annotated[Choice, MODEL, BeforeValidator(named)]
+"""A downstream model: its name in `genfl.models.MODELS`, and its options."""
+
+
+def _present_engine(value: Any) -> Any:
+    """Return the present spelling of an engine's name."""
+    return OLD_ENGINES.get(value, value) if isinstance(value, str) else value
 
 
 class Augmentation(Section):
@@ -112,9 +124,14 @@ class Federation(Section):
         description="Whether to measure how alike clients are and what that does to their local models: in"
         " every round, their divergence from the global model, and their accuracy before they are averaged.",
     )
-    engine: EngineName = Field(
+    engine: Annotated[EngineName, BeforeValidator(_present_engine)] = Field(
         "auto",
         description="What executes the work. parallel and sequential run clients one by one and give the same"
         " bits; vectorized runs them in batches and gives the same up to rounding. auto is vectorized where"
         " steps are short, clients take the same ones, and every core, of at most four, has a batch.",
+    )
+    fast: bool = Field(
+        True,
+        description="Whether steps may be recorded and replayed. The results have the same bits as without;"
+        " only the speed differs.",
     )

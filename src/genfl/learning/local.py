@@ -1,4 +1,4 @@
-"""How a client trains: local steps of SGD, with places where methods hook in."""
+"""Local training: steps of SGD on a client, with hooks for methods."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from genfl.trees import Tree
 
 
 class Context(NamedTuple):
-    """What a hook may read besides the model in training.
+    """The values that a hook may read besides the model in training.
 
     Attributes:
-        task: What is learned; a hook may run any model of its form on the batch.
-        message: What the server sent this round; ``message["weights"]`` is the global model.
-        memory: What the hook's `remember` kept on this client in its last counted round.
-        facts: The client's facts (number of samples, label counts).
-        key: The step's random stream; a hook that draws folds its own name into it.
+        task: The learning task; a hook may run any model of its shapes on the batch.
+        message: The server's message of this round; ``message["weights"]`` is the global model.
+        memory: The value that the hook's `remember` kept on this client in its last counted round.
+        client_info: Facts about the client's data: number of samples, label counts.
+        key: The random stream of the step; a hook that draws folds its own name into it.
     """
 
     task: Task
@@ -46,10 +46,10 @@ Direction = Callable[[Gradient, Tree, Context], tuple[Tree, Aux]]
 
 
 class Memory(NamedTuple):
-    """What a client keeps for a hook between the rounds it takes part in.
+    """A value that a client keeps for a hook between the rounds in which it trains.
 
     Attributes:
-        initial: ``(weights) -> memory`` of a client that never took part.
+        initial: ``(weights) -> memory`` of a client that never trained.
         remember: ``(trained state) -> memory`` after the last step.
     """
 
@@ -58,31 +58,62 @@ class Memory(NamedTuple):
 
 
 nothing = Memory(lambda weights: {}, lambda state: {})
-"""The memory of hooks that need none."""
+"""The memory of hooks that keep nothing."""
 
 
-def none(params: Tree, aux: Aux, batch: Batch, context: Context) -> float:
-    """The penalty that is zero."""
+class LocalHook(NamedTuple):
+    """A change to local training: FedProx, MOON, FedSAM and FedDecorr are hooks.
+
+    A hook sets at least one of its three parts. `LocalSGD.with_hook` applies it.
+
+    Example:
+        >>> from genfl import trees
+        >>> def pull(params, aux, batch, context):
+        ...     return 0.05 * trees.square_norm(trees.sub(params, context.message["weights"]["params"]))
+        >>> hook = LocalHook(penalty=pull, name="pull")
+        >>> LocalSGD(lr=0.1).with_hook(hook).penalty is pull
+        True
+
+    Attributes:
+        penalty: ``(params, aux, batch, context) -> scalar``, added to the task's loss. Penalties of several
+            hooks add up.
+        direction: ``(gradient, params, context) -> (direction, aux)``, used in place of the gradient.
+        memory: The value that a client keeps for its next round.
+        name: The name of the hook in error messages.
+    """
+
+    penalty: Penalty | None = None
+    direction: Direction | None = None
+    memory: Memory | None = None
+    name: str = ""
+
+
+def no_penalty(params: Tree, aux: Aux, batch: Batch, context: Context) -> float:
+    """Return zero: the penalty of local training without hooks."""
     return 0.0
 
 
-def _both(first: Penalty, second: Penalty) -> Penalty:
-    if first is none:
+def _sum_of(first: Penalty, second: Penalty) -> Penalty:
+    if first is no_penalty:
         return second
     return lambda *args: first(*args) + second(*args)
 
 
-def plain(gradient: Gradient, params: Tree, context: Context) -> tuple[Tree, Aux]:
-    """The direction that is the gradient itself."""
+def plain_gradient(gradient: Gradient, params: Tree, context: Context) -> tuple[Tree, Aux]:
+    """Return the gradient itself: the direction of local training without hooks."""
     return gradient(params)
 
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """Local steps of SGD as PyTorch defines it: ``v ← momentum v + g + weight_decay w``, ``w ← w − lr v``.
+    """Local training by SGD as PyTorch defines it: ``v ← momentum v + g + weight_decay w``, ``w ← w − lr v``.
 
-    Its state is ``{"params", "buffers", "momentum", "steps"}``: the weights in training, the velocity (which
-    starts at zero in every round), and how many steps were taken (a scalar tensor).
+    The state is ``{"params", "buffers", "momentum", "steps"}``: the weights in training, the velocity (zero
+    at the start of every round), and the number of steps taken (a scalar tensor).
+
+    Example:
+        >>> LocalSGD(lr=0.05, momentum=0.9).lr
+        0.05
 
     Attributes:
         lr: Learning rate, positive.
@@ -90,43 +121,43 @@ class LocalSGD:
         weight_decay: Non-negative, added to the gradient.
         penalty: Added to the task's loss (FedProx, MOON, FedDecorr).
         direction: Turns gradients into the direction to descend (FedSAM, DP-SGD).
-        memory: What a client keeps for its next round (MOON's last model).
+        memory: The value that a client keeps for its next round (MOON's last model).
     """
 
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
-    penalty: Penalty = none
-    direction: Direction = plain
+    penalty: Penalty = no_penalty
+    direction: Direction = plain_gradient
     memory: Memory = nothing
 
-    def adding(
-        self,
-        *,
-        penalty: Penalty | None = None,
-        direction: Direction | None = None,
-        memory: Memory | None = None,
-    ) -> LocalSGD:
-        """Returns this local training with more hooks; penalties add up.
+    def with_hook(self, hook: LocalHook) -> LocalSGD:
+        """Return this local training with one more hook.
+
+        Args:
+            hook: The hook; its penalty is added to the penalties of earlier hooks.
 
         Raises:
-            ValueError: There is a direction, or a memory, already: two of them have no defined meaning.
+            ValueError: The hook sets a direction or a memory, and an earlier hook has set one: two of them
+                have no defined meaning.
         """
         changes: dict[str, Any] = {}
-        if penalty:
-            changes["penalty"] = _both(self.penalty, penalty)
-        if direction:
-            if self.direction is not plain:
-                raise ValueError("local training has one direction; two methods bring their own")
-            changes["direction"] = direction
-        if memory:
-            if self.memory is not nothing:
-                raise ValueError("local training has one memory; two methods bring their own")
-            changes["memory"] = memory
+        if hook.penalty:
+            changes["penalty"] = _sum_of(self.penalty, hook.penalty)
+        for part, default in (("direction", plain_gradient), ("memory", nothing)):
+            value = getattr(hook, part)
+            if value is None:
+                continue
+            if getattr(self, part) is not default:
+                raise ValueError(
+                    f"{hook.name or 'local hook'}: local training has one {part}, and another hook sets it;"
+                    " keep one of them"
+                )
+            changes[part] = value
         return replace(self, **changes)
 
     def start(self, weights: Weights) -> Tree:
-        """Returns the state before the first step."""
+        """Return the state before the first step."""
         return {
             "params": weights["params"],
             "buffers": weights["buffers"],
@@ -134,14 +165,14 @@ class LocalSGD:
             "steps": torch.zeros(()),
         }
 
-    def slope(self, params: Tree, buffers: Tree, batch: Batch, context: Context) -> tuple[Tree, Aux]:
-        """Returns where to descend from: the local objective's gradient, or what `direction` makes of it.
+    def gradient(self, params: Tree, buffers: Tree, batch: Batch, context: Context) -> tuple[Tree, Aux]:
+        """Return the gradient of the local objective, or the direction that `direction` makes of it.
 
         Args:
-            params: Where.
+            params: The point at which to differentiate.
             buffers: The running statistics there.
             batch: The step's examples.
-            context: What the hooks may read, the task among it.
+            context: The values that hooks may read, the task among them.
 
         Returns:
             A tree like `params`, weight decay included, and the aux of the first forward pass.
@@ -151,42 +182,39 @@ class LocalSGD:
             loss, aux = context.task.loss(params, buffers, batch, context.key)
             return loss + self.penalty(params, aux, batch, context), aux
 
-        slope, aux = self.direction(lambda at: gradient(objective, at), params, context)
+        gradient, aux = self.direction(lambda at: differentiate(objective, at), params, context)
         if self.weight_decay:
-            slope = trees.map(lambda g, w: g + self.weight_decay * w, slope, params)
-        return slope, aux
+            gradient = trees.map(lambda g, w: g + self.weight_decay * w, gradient, params)
+        return gradient, aux
 
     def step(self, state: Tree, batch: Batch, context: Context, shift: Tree | None = None) -> Tree:
-        """Takes one step.
+        """Return the state after one step.
 
         Args:
             state: The state before.
             batch: The step's examples.
-            context: What the hooks may read.
+            context: The values that hooks may read.
             shift: A constant tree that a method adds to every gradient (control variates, linear terms).
-
-        Returns:
-            The state after.
         """
         params = state["params"]
-        slope, aux = self.slope(params, state["buffers"], batch, context)
+        gradient, aux = self.gradient(params, state["buffers"], batch, context)
         if shift is not None:
-            slope = trees.add(slope, shift)
+            gradient = trees.add(gradient, shift)
         velocity = state["momentum"]
         if self.momentum:
-            slope = velocity = trees.map(lambda v, g: self.momentum * v + g, velocity, slope)
+            gradient = velocity = trees.map(lambda v, g: self.momentum * v + g, velocity, gradient)
         return {
-            "params": trees.map(lambda w, g: w - self.lr * g, params, slope),
+            "params": trees.map(lambda w, g: w - self.lr * g, params, gradient),
             "buffers": aux.buffers,
             "momentum": velocity,
             "steps": state["steps"] + 1,
         }
 
     def effective_steps(self, state: Tree) -> Tensor:
-        """Returns the sum of the weights with which the steps so far added up their gradients.
+        """Return the effective number of steps: the sum of the weights of all gradients so far.
 
-        It is their number without momentum, and ``Σ_s (1 − ρ^s) / (1 − ρ)`` over steps s with momentum ρ; 1
-        before the first step, so that one may divide by it.
+        Without momentum, this is the number of steps. With momentum ρ it is ``Σ_s (1 − ρ^s) / (1 − ρ)`` over
+        steps s. Before the first step it is 1, so that callers may divide by it.
         """
         steps, rho = state["steps"].clamp(min=1), self.momentum
         effective: Tensor = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
@@ -198,7 +226,7 @@ _batched: ContextVar[bool] = ContextVar("batched", default=False)
 
 @contextlib.contextmanager
 def batched() -> Iterator[None]:
-    """Makes local training fit for `torch.vmap` for the length of a block."""
+    """Make local training fit for `torch.vmap` within a block."""
     before = _batched.set(True)
     try:
         yield
@@ -206,11 +234,11 @@ def batched() -> Iterator[None]:
         _batched.reset(before)
 
 
-def gradient(objective: Callable[[Tree], tuple[Tensor, Aux]], params: Tree) -> tuple[Tree, Aux]:
-    """Differentiates a scalar objective.
+def differentiate(objective: Callable[[Tree], tuple[Tensor, Aux]], params: Tree) -> tuple[Tree, Aux]:
+    """Return the gradient of a scalar objective.
 
-    Uses autograd directly, but for batches of clients (`batched`), where only `torch.func.grad` works: on
-    small models it costs twice the time of a step.
+    Autograd is used directly. Batches of clients (`batched`) need `torch.func.grad`, which doubles the time
+    of a step on small models.
 
     Returns:
         The gradient, a tree like `params` (zero where the objective does not depend on an entry), and the
@@ -218,12 +246,12 @@ def gradient(objective: Callable[[Tree], tuple[Tensor, Aux]], params: Tree) -> t
     """
     if _batched.get():
 
-        def with_plain_aux(params: Tree) -> tuple[Tensor, Tree]:  # torch.func knows no None among tensors
+        def with_plain_aux(params: Tree) -> tuple[Tensor, Tree]:  # torch.func takes no None among tensors
             value, aux = objective(params)
             return value, {name: part for name, part in aux._asdict().items() if part is not None}
 
-        slope, (_, aux) = torch.func.grad_and_value(with_plain_aux, has_aux=True)(params)
-        return slope, Aux(**aux)
+        gradient, (_, aux) = torch.func.grad_and_value(with_plain_aux, has_aux=True)(params)
+        return gradient, Aux(**aux)
     with torch.enable_grad():
         variables = trees.map(lambda p: p.detach().requires_grad_(), params)
         value, aux = objective(variables)

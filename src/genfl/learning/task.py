@@ -1,4 +1,4 @@
-"""What is learned: an objective over a tree of weights, free of any algorithm or engine."""
+"""Learning tasks: an objective over a tree of weights, independent of algorithms and engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from genfl import trees
-from genfl.models import Classifier
+from genfl.learning.inspect import MissingPart as MissingPart
+from genfl.learning.inspect import TaskShapes, draws_globally, inspect_classifier
+from genfl.models.base import Classifier
+from genfl.models.wrapped import as_classifier
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
@@ -25,16 +28,12 @@ Batch = dict[str, Tensor]
 """Examples of one step: ``x`` [n, ...] inputs, and ``y``, class indices [n] or probabilities [n, classes]."""
 
 
-class MissingPart(Exception):
-    """A method asked a task for something that its model does not offer, named by the message."""
-
-
 class Aux(NamedTuple):
-    """What a forward pass leaves besides its loss.
+    """The results of a forward pass besides its loss.
 
     Attributes:
         buffers: The running statistics after it.
-        features: What the model's head sees, [n, d]; None for tasks without a model.
+        features: The inputs of the model's head, [n, d]; None for tasks without a model.
         logits: The head's output, [n, classes]; None for tasks without a model.
     """
 
@@ -43,7 +42,7 @@ class Aux(NamedTuple):
     logits: Tensor | None = None
 
     def feature_matrix(self) -> Tensor:
-        """Returns the features.
+        """Return the features.
 
         Raises:
             MissingPart: There are none.
@@ -51,32 +50,6 @@ class Aux(NamedTuple):
         if self.features is None:
             raise MissingPart("features")
         return self.features
-
-
-class Form(NamedTuple):
-    """The shapes of a classification problem.
-
-    Attributes:
-        input: Shape of one input.
-        features: How many numbers the head sees.
-        classes: How many classes there are.
-        differentiable: Whether gradients reach inputs, which they do not where these are token ids.
-    """
-
-    input: tuple[int, ...]
-    features: int
-    classes: int
-    differentiable: bool = True
-
-    def learnable_input(self) -> tuple[int, ...]:
-        """Returns the shape of one input, for methods that learn inputs.
-
-        Raises:
-            MissingPart: There is nothing to learn them by.
-        """
-        if not self.differentiable:
-            raise MissingPart("inputs that gradients reach")
-        return self.input
 
 
 def _missing(part: str) -> Callable[..., Any]:
@@ -96,26 +69,30 @@ class Task(NamedTuple):
         forward: ``(weights, x) -> (features [n, d], logits [n, classes])``, as in evaluation.
         head: ``(params, z) -> logits`` [n, classes] of features z [n, d], for models whose head is linear.
         form: The shapes of inputs, features and classes.
+        build: Makes a new model of the task, for users who want a module; None for tasks without one.
+        label_names: The names of the classes in order, if known.
     """
 
     init: Callable[[Key], Weights]
     loss: Callable[[Tree, Tree, Batch, Stream], tuple[Tensor, Aux]]
     forward: Callable[[Weights, Tensor], tuple[Tensor, Tensor]] = _missing("features")
     head: Callable[[Tree, Tensor], Tensor] = _missing("linear head")
-    form: Form | None = None
+    form: TaskShapes | None = None
+    build: Callable[[], Classifier] | None = None
+    label_names: tuple[str, ...] | None = None
 
     def predict(self, weights: Weights, x: Tensor, batch_size: int = 512) -> Tensor:
-        """Returns the logits on all inputs, [n, classes], without gradients, where the weights are."""
+        """Return the logits of all inputs, [n, classes], without gradients, on the device of the weights."""
         device = next(iter(trees.leaves(weights)), x).device
         with torch.no_grad():
             return torch.cat([self.forward(weights, part.to(device))[1] for part in x.split(batch_size)])
 
     def of_stored(self, prepare: Callable[[Tensor], Tensor]) -> Task:
-        """Returns the task that evaluates on inputs as they are stored, which `prepare` turns into floats."""
+        """Return the task that evaluates on stored inputs, which `prepare` turns into floats."""
         return self._replace(forward=lambda weights, x: self.forward(weights, prepare(x)))
 
-    def shapes(self) -> Form:
-        """Returns the form.
+    def shapes(self) -> TaskShapes:
+        """Return the shapes of inputs, features and classes.
 
         Raises:
             MissingPart: The task has none.
@@ -124,9 +101,25 @@ class Task(NamedTuple):
             raise MissingPart("input and class shapes")
         return self.form
 
+    def module(self, weights: Weights) -> Classifier:
+        """Return a model with these weights, in evaluation mode, as an ordinary module.
+
+        Args:
+            weights: Weights of this task. They are copied.
+
+        Raises:
+            MissingPart: The task has no model.
+        """
+        if self.build is None:
+            raise MissingPart("a model")
+        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
+            model = self.build()
+        load_weights(model, weights)
+        return model.eval()
+
 
 class _Forward(nn.Module):
-    """Gives the features along with the logits in one forward pass."""
+    """A model that returns features and logits of one forward pass."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -138,7 +131,7 @@ class _Forward(nn.Module):
 
 
 class _Head(nn.Module):
-    """The head alone, under the names it has in the whole model."""
+    """The head alone, with the parameter names of the whole model."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -151,28 +144,33 @@ class _Head(nn.Module):
 Precision = Literal["fp32", "bf16"]
 
 CPU = torch.device("cpu")
-"""Where everything is that nobody moved."""
+"""The device of all tensors unless they are moved."""
 
 
 def classification(
-    build: Callable[[], Classifier], shape: Sequence[int], precision: Precision = "fp32"
+    build: Callable[[], nn.Module], shape: Sequence[int], precision: Precision = "fp32"
 ) -> Task:
-    """Returns the task of classifying with cross-entropy.
+    """Return the task of classifying with cross-entropy.
+
+    Integer buffers (batch norm's count of batches) are no part of the weights: they cannot be averaged, and
+    nothing that genfl supports reads them.
 
     Args:
-        build: Makes a freshly initialised model, drawing from torch's global generator.
+        build: Makes a freshly initialised model, drawing from torch's global generator. A model that is no
+            `Classifier` is wrapped, for which its last layer must be linear.
         shape: The shape of one input.
-        precision: ``bf16`` computes in bfloat16 what `torch.autocast` does; weights, losses and what the
-            model gives stay fp32.
+        precision: ``bf16`` computes in bfloat16 the operations that `torch.autocast` selects; weights, losses
+            and the model's outputs stay fp32.
 
-    Integer buffers (batch norm's count of batches) are no part of the weights: they cannot be averaged and
-    nothing that genfl supports reads them.
+    Raises:
+        ValueError: The model is no classifier whose last layer is linear, or its batch norm counts batches.
     """
-    with _global_generator(Key(0)):  # only the model's form matters here; leave the caller's stream alone
-        model = build()
-        if not isinstance(model, Classifier):
-            kind = type(model).__name__
-            raise ValueError(f"{kind} has no features and head; give genfl.models.Wrapped(model)")
+
+    def new_model() -> Classifier:
+        return as_classifier(build())
+
+    with _global_generator(Key(0)):  # only the model's shapes matter here; leave the caller's stream alone
+        model = new_model()
         scales = torch.linspace(0, 2, 5).view(-1, *(1 for _ in shape))  # tokens, too, have such numbers
         model.eval().check(scales * torch.ones(shape))
         training = _Forward(model).train().requires_grad_(False)
@@ -190,7 +188,7 @@ def classification(
 
     def init(key: Key) -> Weights:
         with _global_generator(key):
-            return weights_of(build())
+            return weights_of(new_model())
 
     def forward(module: nn.Module, params: Tree, buffers: Tree, x: Tensor) -> Any:
         tree = {f"model.{name}": value for name, value in (params | buffers).items()}
@@ -214,25 +212,15 @@ def classification(
         logits: Tensor = functional_call(head_of, {f"model.{n}": p for n, p in params.items()}, (z,))
         return logits
 
-    with torch.no_grad(), _global_generator(Key(0)):
-        before = torch.get_rng_state()
+    with _global_generator(Key(0)):
         with noise.of(Key(0)):
-            copy.deepcopy(training)(torch.zeros(2, *shape))  # which kinds of modules draw is for them to say
-        draws = not torch.equal(before, torch.get_rng_state())
-        features, logits = evaluation(torch.zeros(1, *shape))
-        # Averaging models averages their heads' outputs only where a head is linear (or affine).
-        # Rows are far enough from the origin to bend.
-        z = 30 * features.new_tensor(range(32 * features.shape[1])).sin().reshape(2, 16, -1)
-        together, apart = head_of(z[0] + z[1]), head_of(z[0]) + head_of(z[1]) - head_of(0 * z[0])
-        linear = torch.allclose(together, apart, atol=1e-4 * (1 + together.abs().max().item()))
-    with torch.enable_grad(), _global_generator(Key(0)):
-        reached = evaluation(torch.zeros(1, *shape, requires_grad=True))[1].requires_grad
-    form = Form(tuple(shape), features.shape[1], logits.shape[1], reached)
-    return Task(init, loss, evaluated, head if linear else _missing("linear head"), form)
+            draws = draws_globally(copy.deepcopy(training), shape)
+        form, linear = inspect_classifier(evaluation, head_of, shape)
+    return Task(init, loss, evaluated, head if linear else _missing("linear head"), form, new_model)
 
 
 def weights_of(model: nn.Module) -> Weights:
-    """Returns a copy of a model's parameters and floating-point buffers, by their state-dict names."""
+    """Return a copy of a model's parameters and floating-point buffers, by their state-dict names."""
     return {
         "params": {name: p.detach().clone() for name, p in model.named_parameters()},
         "buffers": {n: b.detach().clone() for n, b in model.named_buffers() if b.is_floating_point()},
@@ -240,22 +228,22 @@ def weights_of(model: nn.Module) -> Weights:
 
 
 def state_dict(weights: Weights) -> dict[str, Tensor]:
-    """Returns weights as PyTorch's ``load_state_dict`` takes them (with ``strict=False`` for batch norm)."""
+    """Return weights as PyTorch's ``load_state_dict`` takes them (with ``strict=False`` for batch norm)."""
     return weights["params"] | weights["buffers"]
 
 
 def from_state_dict(tensors: dict[str, Tensor], like: Weights) -> Weights:
-    """Returns the weights that `state_dict` made `tensors` from, in the form of `like`."""
+    """Return the weights that `state_dict` made `tensors` from, in the form of `like`."""
     return {part: {name: tensors[name] for name in names} for part, names in like.items()}
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:
-    """Copies weights into a model made by the same builder."""
+    """Copy weights into a model of the same builder."""
     model.load_state_dict(state_dict(weights), strict=False)
 
 
 class _Noise:
-    """Where a model's dropout layers find the stream of the step they are in."""
+    """The random stream of the current step, for a model's dropout layers."""
 
     def __init__(self) -> None:
         self.stream: Stream = Key(0)
@@ -263,7 +251,7 @@ class _Noise:
 
     @contextlib.contextmanager
     def of(self, stream: Stream) -> Iterator[None]:
-        """Makes the layers draw from a stream, each time they are called from another place of it."""
+        """Make the layers draw from a stream, each call from another address of it."""
         before = self.stream, self.drawn
         self.stream, self.drawn = stream, 0
         try:
@@ -276,7 +264,7 @@ class _Noise:
 
 
 class _Dropout(nn.Module):
-    """Dropout that draws from a step's stream, client by client where clients are batched."""
+    """Dropout that draws from a step's stream, for each client apart where clients are batched."""
 
     def __init__(self, p: float, noise: _Noise) -> None:
         super().__init__()

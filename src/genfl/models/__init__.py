@@ -1,4 +1,4 @@
-"""Downstream models, by the names a config uses."""
+"""Downstream models, and their names in configs."""
 
 from __future__ import annotations
 
@@ -12,35 +12,42 @@ from genfl.models.recurrent import LSTM, FedAudio
 from genfl.models.resnet import resnet18, resnet20, resnet50
 from genfl.models.vgg import VGG19
 from genfl.models.wrapped import Wrapped
+from genfl.registry import Registry
 
 
 class ModelEntry(NamedTuple):
-    """A model a config can name.
+    """A model that a config can name.
 
     Attributes:
-        build: ``(shape, classes, **options) -> model``; its parameters with defaults are the options a config
-            may set.
-        modality: What it takes: image, audio or text.
-        shape: The input of the reference figure for its size.
-        classes: The number of classes of that figure.
+        build: ``(shape, classes, **options) -> model``; its parameters with defaults are the options of the
+            config.
+        modality: The kind of its inputs: image, audio or text.
+        shape: The shape of one input, for which its size is listed.
+        classes: The number of classes, for which its size is listed.
+        code: A digest of the code of a user's own builder, of which cached results depend; empty for
+            built-in ones.
     """
 
     build: Callable[..., Classifier]
     modality: str
     shape: tuple[int, ...]
     classes: int
+    code: str = ""
 
 
-MODELS: dict[str, ModelEntry] = {
-    "cnn": ModelEntry(CNN, "image", (1, 8, 8), 10),
-    "mlp": ModelEntry(MLP, "image", (1, 8, 8), 10),
-    "convnet": ModelEntry(ConvNet, "image", (3, 32, 32), 10),
-    "resnet18": ModelEntry(resnet18, "image", (3, 224, 224), 1000),
-    "resnet20": ModelEntry(resnet20, "image", (3, 32, 32), 10),
-    "resnet50": ModelEntry(resnet50, "image", (3, 224, 224), 1000),
-    "vgg19": ModelEntry(VGG19, "image", (3, 32, 32), 10),
-    "fedaudio": ModelEntry(FedAudio, "audio", (101, 128), 36),
-    "lstm": ModelEntry(LSTM, "text", (25,), 2),
-}
+MODELS: Registry[ModelEntry] = Registry(
+    "model",
+    {
+        "cnn": ModelEntry(CNN, "image", (1, 8, 8), 10),
+        "mlp": ModelEntry(MLP, "image", (1, 8, 8), 10),
+        "convnet": ModelEntry(ConvNet, "image", (3, 32, 32), 10),
+        "resnet18": ModelEntry(resnet18, "image", (3, 224, 224), 1000),
+        "resnet20": ModelEntry(resnet20, "image", (3, 32, 32), 10),
+        "resnet50": ModelEntry(resnet50, "image", (3, 224, 224), 1000),
+        "vgg19": ModelEntry(VGG19, "image", (3, 32, 32), 10),
+        "fedaudio": ModelEntry(FedAudio, "audio", (101, 128), 36),
+        "lstm": ModelEntry(LSTM, "text", (25,), 2),
+    },
+)
 
 __all__ = ["CNN", "MLP", "MODELS", "Classifier", "ModelEntry", "Stack", "Wrapped"]

@@ -93,6 +93,22 @@ class Wrapped(Classifier):
         return whole
 
 
+def as_classifier(model: nn.Module) -> Classifier:
+    """Return a model as a classifier; a module of PyTorch or transformers is wrapped.
+
+    Args:
+        model: A `Classifier`, or a module whose last layer is linear.
+
+    Raises:
+        ValueError: It is no module, or its last layer is not linear.
+    """
+    if isinstance(model, Classifier):
+        return model
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: {model!r} is no torch.nn.Module; let the builder return one")
+    return Wrapped(model)
+
+
 def last_layer(model: nn.Module) -> str:
     """Returns the dotted path of the last module that has parameters of its own, in order of definition."""
     paths: list[str] = [

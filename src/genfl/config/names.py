@@ -1,0 +1,38 @@
+"""Names that a config can give. This module imports nothing of genfl."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+EngineName = Literal["auto", "parallel", "sequential", "vectorized"]
+
+OLD_ENGINES = {"vectorised": "vectorized"}
+"""Old spellings of engines, and the present ones."""
+
+GENERATOR_KINDS = ("image", "speech", "sound", "text", "files")
+"""The kinds of generators that come with genfl."""
+
+NO_GENERATOR = "none"
+
+ESPEAK = "espeak"
+"""The speech generator that is no model: espeak-ng."""
+
+SPEECH_VOCODER = "microsoft/speecht5_hifigan"
+"""The vocoder of SpeechT5 unless a config names another."""
+
+ASKED_STYLES = ("llm", "scenes")
+"""The styles of prompts that a language model writes."""
+
+REFERENCE_NAMES = ("local", "centralised", "generator")
+"""The references: methods that are not federated."""
+
+GENERATOR_REFERENCE = "generator"
+"""The reference that classifies with the generator itself."""
+
+UNLABELLED_RESOURCES = ("shared", "unlabelled")
+"""The resources of algorithms that are synthetic inputs."""
+
+OLD_OPTIONS = {
+    name: {"server_lr": "lr"} for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold")
+}
+"""Old names of algorithms' options, and the present ones, by algorithm."""

@@ -1,0 +1,129 @@
+"""Registries: the entries that a config can name, and those that users and plugins add."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from importlib.metadata import entry_points
+from types import CodeType
+from typing import Any, Generic, Literal, TypeVar
+
+from genfl.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Entry = TypeVar("Entry")
+
+What = Literal["algorithm", "model", "data set", "generator"]
+
+GROUP = "genfl.plugins"
+"""The group of entry points whose modules register entries when they are imported."""
+
+_added: dict[What, dict[str, Any]] = {"algorithm": {}, "model": {}, "data set": {}, "generator": {}}
+_plugins_loaded = False
+
+
+class Registry(MutableMapping[str, Entry], Generic[Entry]):
+    """A mapping of names to entries: the built-in ones, then those that users added.
+
+    Plugins are imported when a registry is first read.
+
+    Args:
+        what: The kind of entry.
+        builtin: The entries that come with genfl.
+    """
+
+    def __init__(self, what: What, builtin: Mapping[str, Entry]) -> None:
+        self.what = what
+        self.builtin = dict(builtin)
+
+    def __getitem__(self, name: str) -> Entry:
+        entries = self._entries()
+        return entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries())
+
+    def __len__(self) -> int:
+        return len(self._entries())
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        _added[self.what][name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del _added[self.what][name]
+
+    def register(self, name: str, entry: Entry) -> None:
+        """Add a user's entry; an earlier one of the user's with this name is replaced.
+
+        Args:
+            name: The name in configs.
+            entry: The entry.
+
+        Raises:
+            InputError: The name is empty, or that of a built-in entry.
+        """
+        if not name or not isinstance(name, str):
+            raise InputError(f"register: {name!r} is no name for a {self.what}; give a text, as in 'mine'")
+        if name in self.builtin:
+            raise InputError(f"register: the {self.what} {name!r} is built in; choose another name")
+        self[name] = entry
+
+    def _entries(self) -> dict[str, Entry]:
+        return {**self.builtin, **added(self.what)}
+
+
+def added(what: What) -> Mapping[str, Any]:
+    """Return the entries that users and plugins added to a registry, by name."""
+    load_plugins()
+    return _added[what]
+
+
+def load_plugins() -> None:
+    """Import the plugins that are installed, once in a process.
+
+    A plugin is an entry point of the group ``genfl.plugins``. One that cannot be imported is named in a
+    warning, and the others are imported all the same.
+    """
+    global _plugins_loaded
+    if _plugins_loaded:
+        return
+    _plugins_loaded = True  # before the imports: plugins read registries, too
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:  # a plugin can raise anything
+            log.warning(
+                "plugin %s: %s cannot be imported (%s: %s), and nothing of it is registered; fix or uninstall"
+                " it",
+                point.name,
+                point.value,
+                type(error).__name__,
+                error,
+            )
+
+
+def code_digest(function: Callable[..., Any]) -> str:
+    """Return a digest of a function's code, so that results made by other code are not reused.
+
+    Values that the code reads from elsewhere (globals, closures, called functions) are no part of it. Code
+    without bytecode, such as a built-in's, has the digest of its name.
+    """
+    hashed = hashlib.sha256(getattr(function, "__qualname__", repr(function)).encode())
+    for value in vars(function).values() if isinstance(function, type) else [function]:
+        if code := getattr(value, "__code__", None):
+            _hash_code(code, hashed)
+    for default in (getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)):
+        hashed.update(repr(default).encode())
+    return hashed.hexdigest()[:16]
+
+
+def _hash_code(code: CodeType, hashed: Any) -> None:
+    hashed.update(code.co_code)
+    hashed.update(repr(code.co_names).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _hash_code(constant, hashed)
+        else:
+            hashed.update(repr(constant).encode())
