@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from importlib.metadata import entry_points
-from types import CodeType
 from typing import Any, Generic, Literal, TypeVar
 
 from genfl.errors import InputError
@@ -102,28 +100,3 @@ def load_plugins() -> None:
                 type(error).__name__,
                 error,
             )
-
-
-def code_digest(function: Callable[..., Any]) -> str:
-    """Return a digest of a function's code, so that results made by other code are not reused.
-
-    Values that the code reads from elsewhere (globals, closures, called functions) are no part of it. Code
-    without bytecode, such as a built-in's, has the digest of its name.
-    """
-    hashed = hashlib.sha256(getattr(function, "__qualname__", repr(function)).encode())
-    for value in vars(function).values() if isinstance(function, type) else [function]:
-        if code := getattr(value, "__code__", None):
-            _hash_code(code, hashed)
-    for default in (getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)):
-        hashed.update(repr(default).encode())
-    return hashed.hexdigest()[:16]
-
-
-def _hash_code(code: CodeType, hashed: Any) -> None:
-    hashed.update(code.co_code)
-    hashed.update(repr(code.co_names).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            _hash_code(constant, hashed)
-        else:
-            hashed.update(repr(constant).encode())

@@ -30,7 +30,7 @@ from genfl.engines.vmapped import VmapRunner
 from genfl.errors import InputError
 from genfl.learning.augment import Augment
 from genfl.learning.local import LocalSGD
-from genfl.learning.pretrain import Recipe, pretrain
+from genfl.learning.pretrain import Recipe, train_with_holdout
 from genfl.learning.task import classification
 from genfl.models import MLP, Stack
 from genfl.rng import Key, Keys
@@ -226,7 +226,9 @@ RECIPE = Recipe(4, 8, 0.01, "cosine", 0.1, 0.2, 4, Augment(noise=0.1))
 
 
 def pretrained(device, checkpoint=None, recipe=RECIPE):
-    return pretrain(TASK, TASK.init(Key(1)), X, Y, recipe, Key(7), checkpoint=checkpoint, device=device)
+    return train_with_holdout(
+        TASK, TASK.init(Key(1)), X, Y, recipe, Key(7), checkpoint=checkpoint, device=device
+    )
 
 
 def test_pre_training_elsewhere_and_going_on_there(tmp_path):

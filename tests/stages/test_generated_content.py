@@ -9,13 +9,12 @@ from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.algorithms.base import HeldSamples
-from genfl.data.budget import budget
+from genfl.data.budget import budget, deal
 from genfl.data.sources import DATASETS, DIGIT_NAMES
 from genfl.errors import InputError
 from genfl.results.summarise import bytes_to_clients
 from genfl.rng import Key
 from genfl.stages import generate
-from genfl.stages.allocations import deal
 from genfl.stages.federate import methods as federated
 from genfl.stages.federate.generated_content import check_content
 from genfl.storage import read_json, sha256

@@ -13,6 +13,7 @@ from genfl.learning.local import LocalHook, LocalSGD
 Part = LocalHook | ServerOptimizer | Weighting
 """A change to FedAvg in one place; builders such as `fedprox`, `fedadam` and `feddisco` return one."""
 
+
 class Parts(NamedTuple):
     """The parts of one algorithm, by kind.
 

@@ -46,9 +46,7 @@ RESOURCES: dict[str, str] = {
 UNLABELLED = {name for name, what in RESOURCES.items() if what == "synthetic data"}
 """The resources that are synthetic inputs."""
 
-KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (LocalHook, ServerOptimizer, Weighting, Algorithm)
-}
+KINDS: dict[str, Any] = {kind.__name__: kind for kind in (LocalHook, ServerOptimizer, Weighting, Algorithm)}
 """The kinds of methods, by the name of what their builders return."""
 
 

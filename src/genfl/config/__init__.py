@@ -3,7 +3,18 @@
 from genfl.config.data import Data, Partition
 from genfl.config.generation import ImageGenerator
 from genfl.config.methods import Content, Method
-from genfl.config.reading import differences, dump, load, parse, plain, put, read, validate
+from genfl.config.reading import (
+    default_guidance,
+    differences,
+    dump,
+    generator_section,
+    load,
+    parse,
+    plain,
+    put,
+    read,
+    validate,
+)
 from genfl.config.schema import Config
 from genfl.config.section import Section
 from genfl.config.training import Model
@@ -17,8 +28,10 @@ __all__ = [
     "Model",
     "Partition",
     "Section",
+    "default_guidance",
     "differences",
     "dump",
+    "generator_section",
     "load",
     "parse",
     "plain",

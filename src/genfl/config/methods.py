@@ -11,6 +11,7 @@ from genfl.config.names import GENERATOR_REFERENCE, OLD_OPTIONS, REFERENCE_NAMES
 from genfl.config.section import Choice, OneOf, OptionSections, Section, as_list, named
 from genfl.data.budget import Guidance
 from genfl.data.budget import Kind as Budget
+from genfl.registry import added
 
 
 class LocalReference(Choice):
@@ -154,6 +155,12 @@ class Method(Section):
         """The name of the reference that it is; None for federated methods."""
         name = self.algorithm[0].name
         return name if name in REFERENCE_NAMES else None
+
+    @property
+    def code(self) -> list[str]:
+        """The digests of the code of users' own builders that it names: results depend on it."""
+        names = [part.name for part in self.algorithm]
+        return [entry.code for name, entry in added("algorithm").items() if name in names]
 
     @property
     def asks_for(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""How a config is read and written: YAML, and overrides of its fields."""
+"""Reading and writing of configs: YAML, and overrides of fields."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from genfl.config.generation import (
+    NO_GUIDANCE,
+    UNGUIDED,
+    Generator,
+    GeneratorSection,
+    Prompts,
+    SpeechGenerator,
+    TextGenerator,
+)
 from genfl.config.mistakes import explain
 from genfl.config.schema import Config
 from genfl.config.section import named
@@ -89,6 +98,31 @@ def validate(content: dict[str, Any]) -> Config:
         return Config.model_validate(content)
     except ValidationError as error:
         raise InputError("\n".join(explain(problem) for problem in error.errors())) from error
+
+
+def generator_section(content: dict[str, Any]) -> GeneratorSection:
+    """Return a generator's section, given as plain values, with its defaults.
+
+    Args:
+        content: The kind and the settings.
+
+    Raises:
+        InputError: One line for each mistake, naming the field.
+    """
+    try:
+        section = TypeAdapter(Generator).validate_python(content)
+    except ValidationError as error:
+        problems = [{**problem, "loc": ("generator", *problem["loc"])} for problem in error.errors()]
+        raise InputError("\n".join(explain(problem) for problem in problems)) from error
+    problem = section.problem() if isinstance(section, SpeechGenerator | TextGenerator) else None
+    if problem:
+        raise InputError(f"generator.{problem}")
+    return cast(GeneratorSection, section)
+
+
+def default_guidance(kind: str) -> list[float]:
+    """Return the guidance scales of a kind of generator unless a config sets others."""
+    return NO_GUIDANCE if kind in UNGUIDED else Prompts().guidance_scale
 
 
 def plain(text: str) -> Any:

@@ -25,6 +25,7 @@ from genfl.config.training import Federation, Model, Pretraining
 from genfl.data.budget import ORDERS
 from genfl.data.texts import GENERATED_TOKENIZER, HASHED_TOKENIZER
 from genfl.learning.task import Precision
+from genfl.registry import added
 
 
 class Report(Section):
@@ -72,6 +73,12 @@ class Config(Section):
     def device_type(self) -> str:
         """What kind of device computes, of which results' last bits depend: cpu or cuda."""
         return self.device.partition(":")[0]
+
+    @property
+    def model_code(self) -> list[str]:
+        """The digests of the code of users' own models that the config names: results depend on it."""
+        names = [model.name for model in (self.model, *self.client_models)]
+        return [entry.code for name, entry in added("model").items() if name in names]
 
     @property
     def generates(self) -> bool:

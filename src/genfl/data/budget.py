@@ -1,10 +1,14 @@
-"""How much generated content each client gets: a number of samples for every client and class."""
+"""Budgets of generated content (FedGC): a number of samples for every client and class."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
+
+from genfl.errors import InputError
+from genfl.rng import Key
 
 Kind = Literal["equal", "inverse", "water_filling"]
 Guidance = Literal["prompt", "real", "mixed"]
@@ -14,8 +18,92 @@ ORDERS: dict[str, tuple[int, ...] | None] = {"mixed": None, "p2g": (0, 1), "g2p"
 `genfl.data.plans.Batches`."""
 
 
+class Budget(NamedTuple):
+    """A number of generated samples, and the rule by which clients share it.
+
+    `equal`, `inverse` and `water_filling` make one; in Python they are ``genfl.budget.equal`` and so on.
+
+    Attributes:
+        kind: See `budget`.
+        samples: The number of samples of all clients together.
+    """
+
+    kind: Kind
+    samples: int
+
+    def allocate(self, label_counts: np.ndarray) -> np.ndarray:
+        """Return the number of generated samples of each client and class, [clients, classes] int64.
+
+        Args:
+            label_counts: The samples that each client has of each class, [clients, classes].
+        """
+        return budget(self.kind, self.samples, label_counts)
+
+
+def equal(samples: int) -> Budget:
+    """Return the budget that is the same for every client and class.
+
+    Example:
+        >>> equal(8).allocate(np.array([[5, 1], [0, 2]])).tolist()
+        [[2, 2], [2, 2]]
+
+    Args:
+        samples: Generated samples of all clients together, at least 1.
+    """
+    return _budget("equal", samples)
+
+
+def inverse(samples: int) -> Budget:
+    """Return the budget that gives the more to a client, the fewer samples it has.
+
+    Args:
+        samples: Generated samples of all clients together, at least 1.
+    """
+    return _budget("inverse", samples)
+
+
+def water_filling(samples: int) -> Budget:
+    """Return the budget that is the same for every client and levels its rarest classes.
+
+    Example:
+        >>> water_filling(8).allocate(np.array([[5, 1], [0, 2]])).tolist()
+        [[0, 4], [3, 1]]
+
+    Args:
+        samples: Generated samples of all clients together, at least 1.
+    """
+    return _budget("water_filling", samples)
+
+
+def _budget(kind: Kind, samples: int) -> Budget:
+    if isinstance(samples, bool) or int(samples) != samples or samples < 1:
+        raise InputError(f"budget.samples: {samples!r} is no whole number from 1; give one")
+    return Budget(kind, int(samples))
+
+
+def deal(y: Tensor, counts: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Deal generated samples out to clients, each sample to one of them at most.
+
+    Args:
+        y: The samples' class indices, [m].
+        counts: How many of each class each client gets, [clients, classes].
+        seed: Decides which.
+
+    Returns:
+        For each client its rows of `y`.
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in counts]
+    for number, column in enumerate(counts.T):
+        rows = np.flatnonzero(y.numpy() == number)
+        rows = Key(seed).fold("content", number).numpy().permutation(rows)
+        # samples that are left over are nobody's
+        for part, client_rows in zip(parts, np.split(rows, column.cumsum()), strict=False):
+            part.append(client_rows)
+    return [np.concatenate(part) for part in parts]
+
+
 def budget(kind: Kind, samples: int, label_counts: np.ndarray) -> np.ndarray:
-    """Divides a number of generated samples over clients and classes, to the last one.
+    """Divide a number of generated samples over clients and classes, to the last one.
 
     Source: Ye et al., "Federated Learning with Generative Content" (arXiv 2312.05807), Section 3.
 

@@ -1,9 +1,10 @@
-"""Splits a training set over clients."""
+"""Partitions: the split of a training set over clients."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,140 @@ Within = Literal["iid", "dirichlet"]
 
 OWN: tuple[Kind, ...] = ("natural", "domain")
 """The splits by the client ids in the data, which decide the number of clients."""
+
+
+@dataclass(frozen=True)
+class Partitioner:
+    """A split of samples over clients, to be applied to labels.
+
+    `iid`, `dirichlet`, `shards`, `quantity` and `natural` make one, in Python as ``genfl.partition.iid``
+    and so on.
+
+    Attributes:
+        kind: See `partition`.
+        clients: Number of clients; None where `client_ids` decide it.
+        alpha: Dirichlet concentration, of the kinds dirichlet and quantity.
+        min_size: Samples that every client has at least.
+        shards_per_client: Of the kind shards.
+        client_ids: The client that each sample belongs to, [n], of the kind natural.
+    """
+
+    kind: Kind
+    clients: int | None
+    alpha: float = 1.0
+    min_size: int = 1
+    shards_per_client: int = 2
+    client_ids: tuple[str, ...] | None = None
+
+    def split(self, labels: Sequence[str], seed: int = 0) -> list[np.ndarray]:
+        """Return the rows of each client; the same as a run's with this seed.
+
+        Args:
+            labels: The label of every sample, [n].
+            seed: Decides the split.
+
+        Raises:
+            InputError: There is no such split, or there are not as many client ids as labels.
+        """
+        if self.client_ids is not None and len(self.client_ids) != len(labels):
+            raise InputError(
+                f"partition.client_ids: {len(self.client_ids)} for {len(labels)} samples; give one for each"
+            )
+        return partition(
+            labels,
+            self.kind,
+            self.clients,
+            alpha=self.alpha,
+            min_size=self.min_size,
+            seed=Key(seed).fold("partition").integer() % 2**32,
+            shards_per_client=self.shards_per_client,
+            keys=self.client_ids,
+        )
+
+
+def iid(clients: int) -> Partitioner:
+    """Partition samples evenly and at random.
+
+    Example:
+        >>> [len(rows) for rows in iid(2).split(["a", "b"] * 3)]
+        [3, 3]
+
+    Args:
+        clients: Number of clients, at least 1.
+    """
+    return Partitioner("iid", _count("clients", clients))
+
+
+def dirichlet(clients: int, alpha: float = 0.1, min_size: int = 1) -> Partitioner:
+    """Partition the samples of each label in Dirichlet(alpha) shares (Hsu et al. 2019, arXiv 1909.06335).
+
+    Example:
+        >>> sum(len(rows) for rows in dirichlet(3, alpha=0.5).split(["a", "b"] * 30))
+        60
+
+    Args:
+        clients: Number of clients, at least 1.
+        alpha: Dirichlet concentration, positive: the smaller, the more clients differ.
+        min_size: Samples that every client has at least.
+    """
+    return Partitioner("dirichlet", _count("clients", clients), _alpha(alpha), _count("min_size", min_size))
+
+
+def shards(clients: int, shards_per_client: int = 2) -> Partitioner:
+    """Partition samples into shards of one label or few (McMahan et al. 2017, arXiv 1602.05629, Section 3).
+
+    Args:
+        clients: Number of clients, at least 1.
+        shards_per_client: Shards that every client gets, at least 1.
+    """
+    return Partitioner(
+        "shards",
+        _count("clients", clients),
+        shards_per_client=_count("shards_per_client", shards_per_client),
+    )
+
+
+def quantity(clients: int, alpha: float = 0.5, min_size: int = 1) -> Partitioner:
+    """Partition samples so that sizes differ and labels do not (Li et al. 2022, arXiv 2102.02079).
+
+    Args:
+        clients: Number of clients, at least 1.
+        alpha: Dirichlet concentration of the sizes, positive.
+        min_size: Samples that every client has at least.
+    """
+    return Partitioner("quantity", _count("clients", clients), _alpha(alpha), _count("min_size", min_size))
+
+
+def natural(client_ids: Iterable[object], min_size: int = 1) -> Partitioner:
+    """Partition samples by the clients that they belong to.
+
+    Example:
+        >>> [rows.tolist() for rows in natural(["ann", "bob", "ann"]).split(["x", "x", "x"])]
+        [[0, 2], [1]]
+
+    Args:
+        client_ids: The client of each sample, [n]: numbers or texts. Clients are in the order of these texts.
+        min_size: Clients with fewer samples are left out.
+    """
+    names = client_ids.tolist() if hasattr(client_ids, "tolist") else client_ids
+    return Partitioner(
+        "natural",
+        None,
+        min_size=_count("min_size", min_size),
+        client_ids=tuple(str(name) for name in names),
+    )
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise InputError(f"partition.{name}: {value!r} is no whole number from 1; give one")
+    return int(value)
+
+
+def _alpha(value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise InputError(f"partition.alpha: {value!r} is not positive; give a number above 0")
+    return float(value)
 
 
 def partition(
@@ -31,7 +166,7 @@ def partition(
     within: Within = "iid",
     client_ids: Sequence[str] | None = None,
 ) -> list[np.ndarray]:
-    """Splits samples over clients: by whose they are, or so that labels or sizes are skewed.
+    """Partition samples over clients: by their owners, or so that labels or sizes are skewed.
 
     Args:
         labels: The label of every sample.
@@ -93,7 +228,7 @@ def partition(
 def hold_back(
     parts: Sequence[np.ndarray], share: float, key: Key
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Holds a share of each client's rows back for testing, drawn at random.
+    """Hold a share of each client's rows back for testing, drawn at random.
 
     A client holds back `share` of its rows, rounded down: one with fewer than 1 / `share` rows holds back
     none, so that nobody is left without training data.
@@ -125,7 +260,7 @@ def hold_back(
 
 
 def subset(labels: Sequence[str], size: int | None) -> np.ndarray:
-    """Draws rows of a training set, classes as frequent as in all of it; always the same ones.
+    """Draw rows of a training set, always the same ones, with classes as frequent as in all of it.
 
     Args:
         labels: The label of every sample.
@@ -167,7 +302,7 @@ def subset(labels: Sequence[str], size: int | None) -> np.ndarray:
 def _dealt(
     labels: Sequence[str], kind: Within, clients: int, alpha: float, min_size: int, seed: int
 ) -> list[np.ndarray]:
-    """Splits with the partitioners of flwr-datasets."""
+    """Return a split by the partitioners of flwr-datasets."""
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
 

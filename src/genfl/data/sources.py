@@ -242,18 +242,19 @@ def read_dataset(
     )
 
 
-DATASETS: dict[str, DataEntry] = {
-    "digits": DataEntry(
-        digits,
-        "image",
-        "UCI handwritten digits, 1,797 of 8×8, bundled with scikit-learn",
-        public=True,
-    ),
-    **{name: DataEntry.from_recipe(name, recipe) for name, recipe in RECIPES.items()},
-}
+DATASETS: Registry[DataEntry] = Registry(
+    "data set",
+    {
+        "digits": DataEntry(
+            digits,
+            "image",
+            "UCI handwritten digits, 1,797 of 8×8, bundled with scikit-learn",
+            public=True,
+        ),
+        **{name: DataEntry.from_recipe(name, recipe) for name, recipe in RECIPES.items()},
+    },
+)
 """The data sets by the names that a config uses; `register_dataset` adds to them."""
-
-_BUILT_IN = frozenset(DATASETS)
 
 
 def register_dataset(name: str, entry: DataEntry) -> None:
@@ -272,12 +273,9 @@ def register_dataset(name: str, entry: DataEntry) -> None:
     Raises:
         InputError: The name is empty or belongs to a built-in data set, or the modality is unknown.
     """
-    if not name or name in _BUILT_IN:
-        problem = "is the name of a built-in data set" if name else "is empty"
-        raise InputError(f"data.name: {name!r} {problem}; choose another name")
     if entry.modality not in MEDIA:
         raise InputError(f"modality: {entry.modality!r} is unknown; give {', '.join(MEDIA)}")
-    DATASETS[name] = entry._replace(load=partial(_load_with_digest, entry.load))
+    DATASETS.register(name, entry._replace(load=partial(_load_with_digest, entry.load)))
 
 
 def _load_with_digest(load: Callable[..., DataSet], **options: Any) -> DataSet:

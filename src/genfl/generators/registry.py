@@ -9,16 +9,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from genfl.config.names import ESPEAK
 from genfl.data.media import MEDIA, Modality
 from genfl.errors import InputError
+from genfl.registry import Registry
 
 if TYPE_CHECKING:
     from genfl.generators.base import Generator
     from genfl.generators.espeak import Espeak
     from genfl.generators.files import Files
-
-ESPEAK = "espeak"
-"""The name of espeak-ng among the models of the kind ``speech``."""
 
 GeneratorOptions = Mapping[str, Any]
 """The generator's section of the config, without its kind."""
@@ -63,6 +62,7 @@ class GeneratorEntry(NamedTuple):
         prompted: Whether samples are made from prompts.
         unguided: ``(options) -> why`` real examples cannot guide it, with the fix; the answer is None if they
             can. The function is None for kinds that no real example can guide.
+        read_options: Returns each option's type and default, for a user's own generator.
     """
 
     modalities: Collection[Modality]
@@ -73,6 +73,11 @@ class GeneratorEntry(NamedTuple):
     facts: Callable[[GeneratorOptions], dict[str, Any]]
     prompted: bool = True
     unguided: Callable[[GeneratorOptions], str | None] | None = None
+    read_options: Callable[[], Mapping[str, Any]] = dict
+
+    def options(self) -> Mapping[str, Any]:
+        """Return each option's type and default, of a user's own generator; built-in ones have sections."""
+        return self.read_options()
 
 
 def _make_image(options: GeneratorOptions, purpose: Purpose) -> Generator:
@@ -263,7 +268,7 @@ _IMAGE: tuple[Modality, ...] = ("image",)
 _AUDIO: tuple[Modality, ...] = ("audio",)
 _TEXT: tuple[Modality, ...] = ("text",)
 
-GENERATORS: dict[str, GeneratorEntry] = {
+_BUILTIN: dict[str, GeneratorEntry] = {
     "image": GeneratorEntry(
         modalities=_IMAGE,
         models="miniature (embedded), or a folder or Hugging Face id of Stable Diffusion or another diffusers"
@@ -310,20 +315,6 @@ GENERATORS: dict[str, GeneratorEntry] = {
         prompted=False,
     ),
 }
-"""The kinds of generators by name. `register_generator` adds one."""
 
-
-def register_generator(kind: str, entry: GeneratorEntry) -> None:
-    """Add a kind of generator that configs can name.
-
-    Args:
-        kind: The name, for the field generator.kind.
-        entry: How the generator is made and checked.
-
-    Raises:
-        ValueError: The name is taken, or it is ``none``, which stands for no generator.
-    """
-    if kind == "none":
-        raise ValueError("generator kind 'none' stands for no generator; choose another name")
-    if GENERATORS.setdefault(kind, entry) != entry:
-        raise ValueError(f"generator kind {kind!r} is registered already; choose another name")
+GENERATORS: Registry[GeneratorEntry] = Registry("generator", _BUILTIN)
+"""The kinds of generators by name."""

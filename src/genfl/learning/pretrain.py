@@ -20,7 +20,7 @@ from genfl.rng import Key
 from genfl.storage import load_checkpoint, save_tensors
 from genfl.trees import Tree
 
-Schedule = Literal["constant", "cosine"]
+LrSchedule = Literal["constant", "cosine"]
 
 
 class Recipe(NamedTuple):
@@ -40,7 +40,7 @@ class Recipe(NamedTuple):
     epochs: int
     batch_size: int
     lr: float
-    schedule: Schedule
+    schedule: LrSchedule
     weight_decay: float
     holdout: float
     patience: int
@@ -55,7 +55,7 @@ class Pretrained(NamedTuple):
     history: list[dict[str, Any]]
 
 
-def pretrain(
+def train_with_holdout(
     task: Task,
     weights: Weights,
     x: Tensor,
@@ -69,7 +69,7 @@ def pretrain(
     device: torch.device = CPU,
     on_epoch: Callable[[int], None] = lambda epochs: None,
 ) -> Pretrained:
-    """Trains a model with AdamW, and gives the one with the smallest loss on held-back synthetic data.
+    """Train a model with AdamW, and return the one with the smallest loss on held-back synthetic data.
 
     It never sees private data.
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from genfl.config import Content
 from genfl.data.budget import budget, guided
@@ -63,26 +62,6 @@ def limit_to_pools(allocation: np.ndarray, pools: np.ndarray) -> int:
         for _ in range(missing[number]):
             allocation[np.argmax(allocation[:, number]), number] -= 1
     return int(missing.sum())
-
-
-def deal(y: Tensor, allocation: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Deal generated samples out to clients, each to one of them.
-
-    Args:
-        y: The samples' class indices, [m].
-        allocation: How many of each class each client gets, [clients, classes].
-        seed: Decides which.
-
-    Returns:
-        For each client its rows of `y`.
-    """
-    parts: list[list[np.ndarray]] = [[] for _ in allocation]
-    for number, column in enumerate(allocation.T):
-        rows = np.flatnonzero(y.numpy() == number)
-        rows = Key(seed).fold("content", number).numpy().permutation(rows)
-        for part, dealt in zip(parts, np.split(rows, column.cumsum()), strict=False):  # the rest is nobody's
-            part.append(dealt)
-    return [np.concatenate(part) for part in parts]
 
 
 def refuse_empty(name: str, samples: Sequence[int], seed: int) -> None:

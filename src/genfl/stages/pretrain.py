@@ -18,7 +18,7 @@ from genfl.engines.device import exact
 from genfl.errors import InputError
 from genfl.experiment.context import Context, initial_key
 from genfl.experiment.folder import VOCABULARY
-from genfl.learning.pretrain import Recipe, pretrain
+from genfl.learning.pretrain import Recipe, train_with_holdout
 from genfl.learning.task import (
     Precision,
     Task,
@@ -47,6 +47,7 @@ class ModelInputs:
         model: Its architecture and options.
         precision: Of its arithmetic.
         device_type: What kind of device computes: last bits depend on it.
+        code: The digests of the code of users' own models.
         initial: The digest of the existing model's file; None where there is none.
         path: Where that file is.
         device: Which device computes.
@@ -55,6 +56,7 @@ class ModelInputs:
     model: Model
     precision: Precision
     device_type: str
+    code: list[str]
     initial: str | None
     path: Annotated[Path | None, IGNORED]
     device: Annotated[str, IGNORED]
@@ -68,7 +70,15 @@ class ModelInputs:
         """
         path = _existing(config.pretrain.init, config.model)
         initial = context.file_digest(path) if path else None
-        return cls(config.model, config.precision, config.device_type, initial, path, config.device)
+        return cls(
+            config.model,
+            config.precision,
+            config.device_type,
+            config.model_code,
+            initial,
+            path,
+            config.device,
+        )
 
     def weights(self, task: Task, seed: int) -> tuple[Weights, list[str]]:
         """Return where training starts: the existing model, if there is one, else random weights.
@@ -156,7 +166,7 @@ def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
     ):
         for seed in inputs.seeds:
             start, _ = inputs.model.weights(task, seed)
-            trained = pretrain(
+            trained = train_with_holdout(
                 task,
                 start,
                 x,

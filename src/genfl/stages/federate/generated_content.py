@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from genfl.config import Method
+from genfl.data.budget import deal
 from genfl.data.clients import GENERATED, ClientData
 from genfl.errors import InputError
 from genfl.experiment.context import Context
 from genfl.generators.registry import GENERATORS
-from genfl.stages.allocations import allocate, deal, limit_to_pools, refuse_empty
+from genfl.stages.allocations import allocate, limit_to_pools, refuse_empty
 from genfl.stages.federate.inputs import FederateInputs
 from genfl.stages.federate.setting import Setting
 from genfl.stages.generate import GeneratorInputs

@@ -41,6 +41,7 @@ class FederateInputs:
         federation: Rounds, cohorts, local training.
         engine: ``exact`` for engines with the same bits, else the engine and the version of its rounding.
         methods: What is compared.
+        code: The digests of the code of users' own methods.
         seeds: What is averaged over.
         generator: What generates; None where nothing is generated.
         prompts: The section of the prompts, by which the generator classifies.
@@ -55,6 +56,7 @@ class FederateInputs:
     federation: Annotated[Federation, Without(BITWISE_SAME)]
     engine: Any
     methods: dict[str, Method]
+    code: list[str]
     seeds: list[int]
     generator: Annotated[GeneratorInputs | None, IGNORED]
     prompts: Annotated[Prompts, IGNORED]
@@ -73,6 +75,7 @@ class FederateInputs:
             config.federate,
             "exact" if engine in EXACT else [engine, ROUNDING],
             config.methods,
+            [code for method in config.methods.values() for code in method.code],
             config.seeds,
             GeneratorInputs.of(config, context) if config.generates else None,
             config.prompts,
@@ -95,6 +98,7 @@ class TrialInputs:
     federation: Annotated[Federation, Without(BITWISE_SAME)]
     engine: Any
     method: Method
+    code: list[str]
     seed: int
 
 
@@ -148,6 +152,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         inputs.federation,
         ["vectorized", ROUNDING] if batched else "exact",
         method,
+        [*inputs.model.code, *method.code],
         seed,
     )
     return digest_of(NAME, VERSION, own, stages)

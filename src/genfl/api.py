@@ -1,0 +1,616 @@
+"""The functions of ``import genfl``: tasks, simulations, pre-training, and runs of configs."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from genfl import config as configs
+from genfl import progress as bars
+from genfl import trees
+from genfl.algorithms.base import Algorithm
+from genfl.config.names import EngineName
+from genfl.config.schema import Config
+from genfl.data.budget import ORDERS
+from genfl.data.plans import Schedule
+from genfl.engines.auto import engine as open_engine
+from genfl.engines.device import exact
+from genfl.errors import InputError, suggest
+from genfl.federated import Array, FederatedDataset, check_inputs, check_labels
+from genfl.generation import Encode, GeneratedSamples
+from genfl.learning.augment import Augment
+from genfl.learning.evaluate import evaluate
+from genfl.learning.pretrain import LrSchedule, Pretrained, Recipe, train_with_holdout
+from genfl.learning.task import Precision, Task, Weights, classification, from_state_dict
+from genfl.models import MODELS
+from genfl.models.base import Classifier
+from genfl.rng import Key
+from genfl.simulation import Trace, federate
+from genfl.storage import digest, load_tensors, read_json
+
+if TYPE_CHECKING:
+    import pandas
+
+Model = str | nn.Module | Callable[..., nn.Module]
+"""A model's name, a module, or a function that returns one."""
+
+
+def task(
+    model: Model,
+    data: FederatedDataset | Sequence[int],
+    classes: int | None = None,
+    *,
+    precision: Precision = "fp32",
+    **options: Any,
+) -> Task:
+    """Return the task of classifying with a model.
+
+    Example:
+        >>> import genfl
+        >>> from torch import nn
+        >>> task = genfl.task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8), 10)
+        >>> task.shapes().classes
+        10
+        >>> genfl.task("cnn", (1, 8, 8), 10, width=8).shapes().features
+        64
+
+    Args:
+        model: A name of ``genfl list models``; a function ``() -> module`` or ``(shape, classes) -> module``;
+            or a module, with whose weights every simulation starts. The last layer of a module must be
+            linear.
+        data: The data, or the shape of one input.
+        classes: The number of classes; needed where `data` is a shape.
+        precision: ``fp32`` or ``bf16``; see `genfl.learning.task.classification`.
+        **options: Options of a named model, or keyword arguments of a function.
+
+    Raises:
+        InputError: There is no such model, or it does not fit the data.
+    """
+    names: tuple[str, ...] | None = None
+    if isinstance(data, FederatedDataset):
+        shape, classes, names = data.shape, data.classes, tuple(data.label_names)
+    else:
+        shape = tuple(data)
+    if classes is None or classes < 2:
+        raise InputError("classes: give the number of classes, 2 at least, where data is a shape")
+    try:
+        learned = classification(_builder(model, shape, classes, options), shape, precision)
+    except (ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"model: inputs {shape} and {classes} classes do not fit it: {error}") from error
+    outputs = learned.shapes().classes
+    if outputs != classes:
+        raise InputError(
+            f"model: it has {outputs} outputs, and there are {classes} classes; give it {classes}"
+        )
+    return learned._replace(label_names=names)
+
+
+def _builder(
+    model: Model, shape: tuple[int, ...], classes: int, options: Mapping[str, Any]
+) -> Callable[[], nn.Module]:
+    if isinstance(model, str):
+        if model not in MODELS:
+            raise InputError(f"model: there is no {model!r}; {suggest(model, list(MODELS))}")
+        return partial(MODELS[model].build, shape, classes, **options)
+    if isinstance(model, nn.Module):
+        original = copy.deepcopy(model)
+        return lambda: copy.deepcopy(original)
+    if not callable(model):
+        raise InputError(f"model: {model!r} is no name, module or function that returns one")
+    required = [
+        parameter
+        for parameter in inspect.signature(model).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return partial(model, *((shape, classes) if len(required) >= 2 else ()), **options)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The result of `simulate`.
+
+    Attributes:
+        trace: The final weights, evaluations and rounds, as `genfl.simulation.federate` returns them.
+        task: The learning task.
+        label_names: The names of the classes, in order.
+    """
+
+    trace: Trace
+    task: Task
+    label_names: list[str]
+
+    @property
+    def weights(self) -> Weights:
+        """The final global model's weights."""
+        return self.trace.weights
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """One dict an evaluation: ``round``, ``accuracy``, ``macro_f1``, ``loss``, ...; see `Scores`."""
+        return self.trace.evaluations
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """One dict a round: ``round``, ``uplink_bytes``, ``downlink_bytes``, ``refused`` (uploads)."""
+        return self.trace.rounds
+
+    @property
+    def accuracy(self) -> dict[int, float]:
+        """The test accuracy, in [0, 1], after each evaluated round; empty without a test set."""
+        return {row["round"]: row["accuracy"] for row in self.evaluations if "accuracy" in row}
+
+    def model(self) -> Classifier:
+        """Return the final global model as a module in evaluation mode, with its ``label_names``."""
+        return _predictor(self.task, self.weights, self.label_names)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table with a row a round, from round 0, and the columns of `rounds` and `evaluations`."""
+        import pandas
+
+        evaluated = pandas.DataFrame(self.evaluations).set_index("round")
+        trained = pandas.DataFrame(self.rounds, columns=None).set_index("round") if self.rounds else None
+        return evaluated if trained is None else evaluated.join(trained, how="outer")
+
+    def __repr__(self) -> str:
+        last = list(self.accuracy.values())[-1:]
+        scored = f", accuracy {last[0]:.3f}" if last else ""
+        return f"Simulation({len(self.rounds)} rounds{scored})"
+
+
+def simulate(
+    algorithm: Algorithm,
+    data: FederatedDataset,
+    *,
+    rounds: int = 50,
+    clients_per_round: int | None = None,
+    batch_size: int = 32,
+    test: tuple[Array, Array] | None = None,
+    seed: int = 0,
+    local_steps: int | None = None,
+    local_epochs: int = 1,
+    engine: EngineName = "auto",
+    evaluate_every: int = 1,
+    start: Weights | Pretrained | Simulation | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1,
+    progress: bool = False,
+    device: str = "cpu",
+) -> Simulation:
+    """Simulate federated learning on this machine.
+
+    The results have the same bits as those of `genfl.simulation.federate` with the same seed, whatever the
+    number of processes.
+
+    Example:
+        >>> import torch, genfl
+        >>> x, y = torch.rand(60, 1, 8, 8), torch.arange(60) % 3
+        >>> data = genfl.FederatedDataset.from_arrays(x, y, genfl.partition.iid(4), test=(x, y))
+        >>> algorithm = genfl.fedavg(genfl.task("mlp", data), genfl.LocalSGD(lr=0.1))
+        >>> result = genfl.simulate(algorithm, data, rounds=2, clients_per_round=2, batch_size=5)
+        >>> sorted(result.accuracy)
+        [0, 1, 2]
+
+    Args:
+        algorithm: The computation of clients and server, such as ``genfl.fedavg(task, ...)``.
+        data: The clients' examples.
+        rounds: Number of rounds.
+        clients_per_round: Clients drawn for each round; all of them by default.
+        batch_size: Samples in a step's batch; a client with fewer uses all it has.
+        test: Test inputs and labels; by default those of `data`. Without any, nothing is evaluated.
+        seed: Decides initial weights, cohorts, batches and dropout.
+        local_steps: SGD steps of a client in a round; by default, epochs count.
+        local_epochs: Passes over a client's data in a round.
+        engine: ``auto``, ``sequential`` and ``parallel`` give the same bits; ``vectorized`` trains clients in
+            batches, with the same results up to rounding.
+        evaluate_every: Rounds between evaluations; round 0 and the last are always evaluated.
+        start: Initial weights, or the result of `pretrain` or of another simulation; random by default.
+        checkpoint: A file to keep the state in; a simulation that is interrupted resumes from it.
+        checkpoint_every: Rounds between checkpoints.
+        progress: Whether to show a progress bar.
+        device: Where clients compute and models are tested: cpu, cuda or cuda:1.
+
+    Raises:
+        InputError: An argument is out of range, or the algorithm names no task.
+    """
+    learned = algorithm.task
+    if learned is None:
+        raise InputError("algorithm: it names no task; set one, as in algorithm._replace(task=task)")
+    cohort = len(data) if clients_per_round is None else clients_per_round
+    counts = {
+        "rounds": rounds,
+        "clients_per_round": cohort,
+        "batch_size": batch_size,
+        "local_epochs": local_epochs,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
+        **({} if local_steps is None else {"local_steps": local_steps}),
+    }
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}: {value!r} is no whole number from 1; give one")
+    if cohort > len(data):
+        raise InputError(f"clients_per_round: {cohort}, but there are {len(data)} clients; lower it")
+    if local_steps is not None and local_epochs != 1:
+        raise InputError("local_steps: give steps or epochs, not both")
+    schedule = Schedule(**{"local_steps": None, **counts}, order=ORDERS[data.order])
+    tested = data.test if test is None else data.check_test(test)
+    place = torch.device(device)
+    weights = learned.init(Key(seed).fold("model")) if start is None else _weights_of(start)
+
+    def score(current: Weights) -> Mapping[str, Any]:
+        return evaluate(learned, trees.to(current, place), *tested) if tested else {}
+
+    with (
+        _progress(progress),
+        bars.bar("simulate", rounds, "rounds") as advance,
+        exact(place),
+        open_engine(engine, data.clients, cohort, place) as opened,
+    ):
+        trace = federate(
+            algorithm,
+            weights,
+            data.clients,
+            opened,
+            schedule,
+            Key(seed).fold("federate"),
+            score,
+            checkpoint=Path(checkpoint) if checkpoint else None,
+            checkpoint_digest=_identity(weights, data, counts, seed) if checkpoint else "",
+            device=place,
+            on_round=advance,
+        )
+    return Simulation(trace, learned, data.label_names)
+
+
+def _identity(weights: Weights, data: FederatedDataset, counts: Mapping[str, int], seed: int) -> str:
+    """Return a digest of what a simulation depends on, but for the algorithm's code and the inputs' values."""
+    settings = {name: count for name, count in counts.items() if name not in ("rounds", "checkpoint_every")}
+    start = [float(leaf.double().sum()) for leaf in trees.leaves(weights)]
+    return digest([settings, seed, data.label_counts.tolist(), data.order, start])
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[None]:
+    token = bars.enabled.set(shown)
+    try:
+        yield
+    finally:
+        bars.enabled.reset(token)
+
+
+def _weights_of(start: Weights | Pretrained | Simulation) -> Weights:
+    return start if isinstance(start, dict) else start.weights
+
+
+def _predictor(learned: Task, weights: Weights, label_names: Sequence[str]) -> Classifier:
+    model = learned.module(weights)
+    model.label_names = list(label_names)  # type: ignore[assignment]
+    return model
+
+
+def pretrain(
+    task: Task,
+    samples: GeneratedSamples | tuple[Array, Array],
+    *,
+    epochs: int = 20,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    schedule: LrSchedule = "cosine",
+    weight_decay: float = 0.3,
+    holdout: float = 0.1,
+    patience: int = 5,
+    augment: Augment | None = None,
+    encode: Encode | None = None,
+    start: Weights | Pretrained | Simulation | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+    device: str = "cpu",
+) -> Pretrained:
+    """Train a model on generated samples at the server: GPT-FL's warm start.
+
+    Source: GPT-FL (arXiv 2306.02210).
+
+    Example:
+        >>> import torch, genfl
+        >>> task = genfl.task("mlp", (1, 8, 8), 3)
+        >>> warm = genfl.pretrain(task, (torch.rand(60, 1, 8, 8), torch.arange(60) % 3), epochs=1)
+        >>> warm.epoch
+        1
+
+    Args:
+        task: The learning task.
+        samples: The result of `generate`, or inputs [n, ...] and class indices or names [n].
+        epochs: Passes over the samples at most.
+        batch_size: Samples in a step.
+        lr: AdamW's learning rate at the start.
+        schedule: ``cosine`` lowers it to zero, ``constant`` keeps it.
+        weight_decay: AdamW's decoupled weight decay.
+        holdout: Share of the samples that decides when to stop, in (0, 1).
+        patience: Epochs without a better held-back loss before stopping.
+        augment: Random changes of the inputs; see `genfl.learning.augment.Augment`.
+        encode: Turns generated content into an input; needed for sounds and texts.
+        start: Weights to start from; random by default.
+        seed: Decides initial weights, batches and dropout.
+        checkpoint: A file to keep the state in; training that is interrupted resumes from it.
+        progress: Whether to show a progress bar.
+        device: Where to compute: cpu, cuda or cuda:1.
+
+    Returns:
+        The best weights by held-back loss, their epoch, and the history; `simulate` takes it as ``start``.
+
+    Raises:
+        InputError: An argument is out of range, or training diverged.
+    """
+    for name, ok in {
+        "epochs": epochs >= 1,
+        "batch_size": batch_size >= 1,
+        "lr": lr > 0,
+        "weight_decay": weight_decay >= 0,
+        "holdout": 0 < holdout < 1,
+        "patience": patience >= 1,
+    }.items():
+        if not ok:
+            raise InputError(f"{name}: {locals()[name]!r} is out of range; see genfl.pretrain")
+    x, y = _examples(task, samples, encode)
+    recipe = Recipe(epochs, batch_size, lr, schedule, weight_decay, holdout, patience, augment or Augment())
+    weights = task.init(Key(seed).fold("model")) if start is None else _weights_of(start)
+    place = torch.device(device)
+    with _progress(progress), bars.bar("pretrain", epochs, "epochs") as advance, exact(place):
+        return train_with_holdout(
+            task,
+            weights,
+            x,
+            y,
+            recipe,
+            Key(seed).fold("pretrain"),
+            checkpoint=Path(checkpoint) if checkpoint else None,
+            checkpoint_digest=digest([str(recipe), seed, float(x.double().sum()), y.tolist()]),
+            device=place,
+            on_epoch=advance,
+        )
+
+
+def _examples(
+    task: Task, samples: GeneratedSamples | tuple[Array, Array], encode: Encode | None
+) -> tuple[Tensor, Tensor]:
+    shapes = task.shapes()
+    names = list(task.label_names or map(str, range(shapes.classes)))
+    if isinstance(samples, GeneratedSamples):
+        x, y = samples.arrays(shapes.input, task.label_names, encode=encode)
+        if len(samples.label_names) != shapes.classes:
+            raise InputError(
+                f"samples: they are of {len(samples.label_names)} classes, and the task has {shapes.classes}"
+            )
+    else:
+        x = check_inputs("samples[0]", samples[0])
+        y = check_labels("samples[1]", samples[1], names, len(x))
+    return check_inputs("samples", x, shapes.input).to(torch.get_default_dtype()), y
+
+
+class Result:
+    """The result of a run, read from its folder.
+
+    `run` and `load_run` return one.
+
+    Attributes:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @cached_property
+    def config(self) -> Config:
+        """The resolved config."""
+        return configs.load(self.folder / "config.yaml")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """All figures of the run, as in ``summary.json``."""
+        content: dict[str, Any] = read_json(self.folder / "summary.json")
+        return content
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.folder / "report" / "index.html"
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the classes, in the order in which models number them."""
+        return self._run.labels
+
+    @cached_property
+    def _run(self) -> Any:
+        from genfl.experiment.folder import Run
+
+        return Run(self.config, self.folder)
+
+    def table(self) -> pandas.DataFrame:
+        """Return a row for each method: accuracy (mean and std over seeds), rounds and MB to the target.
+
+        ``rounds`` and ``MB`` are missing where the target accuracy of the report was not reached.
+        """
+        import pandas
+
+        rows = {
+            name: {
+                "mean": figures["accuracy"]["mean"],
+                "std": figures["accuracy"]["std"],
+                "rounds": figures["rounds_to_target"],
+                "MB": None if figures["bytes_to_target"] is None else figures["bytes_to_target"] / 1e6,
+            }
+            for name, figures in self.summary["methods"].items()
+        }
+        return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method").astype(float)
+
+    def model(self, method: str, seed: int | None = None) -> Classifier:
+        """Return a method's final global model as a module in evaluation mode, with its ``label_names``.
+
+        Args:
+            method: Its name in the config.
+            seed: One of the config's seeds; by default the first.
+
+        Raises:
+            InputError: There is no such method or seed, or it trains no global model.
+        """
+        from genfl.experiment.context import task_of
+
+        if method not in self.config.methods:
+            raise InputError(f"method: there is no {method!r}; {suggest(method, list(self.config.methods))}")
+        seed = self.config.seeds[0] if seed is None else seed
+        if seed not in self.config.seeds:
+            raise InputError(f"seed: there is no {seed}; known: {', '.join(map(str, self.config.seeds))}")
+        file = self.folder / "federate" / method / f"seed-{seed}" / "model.safetensors"
+        if not file.exists():
+            raise InputError(f"method: {method} has no global model, as {file} is absent; name another")
+        learned = task_of(self._run)
+        weights = from_state_dict(load_tensors(file)[0], like=learned.init(Key(seed).fold("model")))
+        return _predictor(learned, weights, self.label_names)
+
+    def __repr__(self) -> str:
+        return f"Result({self.config.name!r}, {len(self.config.methods)} methods, in {str(self.folder)!r})"
+
+
+ConfigLike = str | Path | Mapping[str, Any] | Config
+"""A YAML file, a config as plain values, or a config."""
+
+
+def _content(config: ConfigLike, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a config as plain values, with overrides."""
+    if isinstance(config, Config):
+        content = configs.plain(configs.dump(config))
+    elif isinstance(config, Mapping):
+        content = copy.deepcopy(dict(config))
+    else:
+        content = configs.read(Path(config))
+    for path, value in (overrides or {}).items():
+        configs.put(content, path, value)
+    return dict(content)
+
+
+def parse_config(config: ConfigLike, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Return a checked config, with defaults for all that it does not set.
+
+    Args:
+        config: A YAML file, plain values, or a config.
+        overrides: Fields to replace, as in ``{"federate.rounds": 50}``.
+
+    Raises:
+        InputError: One line for each mistake, naming the field.
+    """
+    return configs.validate(_content(config, overrides))
+
+
+def run(
+    config: ConfigLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    update: bool = False,
+    progress: bool = False,
+) -> Result:
+    """Run a config, or resume an interrupted run.
+
+    Finished stages that do not depend on a change are not run again.
+
+    Args:
+        config: A YAML file, plain values, or a config.
+        overrides: Fields to replace, as in ``{"federate.rounds": 50}``.
+        out: The run's folder; ``runs/NAME`` by default.
+        fresh: Delete an earlier run in the folder, and start over.
+        update: Take over the folder of another config, and redo what the changes affect.
+        progress: Whether to show progress bars.
+
+    Raises:
+        InputError: The config is wrong, or the folder holds something else.
+    """
+    from genfl import pipeline
+
+    parsed = parse_config(config, overrides)
+    folder = Path(out) if out is not None else Path("runs") / parsed.name
+    with _progress(progress):
+        pipeline.execute(parsed, folder, fresh=fresh, update=update)
+    return Result(folder)
+
+
+def sweep(
+    config: ConfigLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    update: bool = False,
+    progress: bool = False,
+) -> pandas.DataFrame:
+    """Run a config at every point of its grid, or resume an interrupted sweep.
+
+    Args:
+        config: A YAML file or plain values, with a ``grid`` of fields and lists of their values.
+        overrides: Fields to replace.
+        out: The folder of the runs; ``runs/NAME`` by default.
+        fresh: Delete earlier runs at the grid's points, and start over.
+        update: Take over runs of other configs, and redo what the changes affect.
+        progress: Whether to show progress bars.
+
+    Returns:
+        A row for each run and method, as in ``sweep.csv``; the column ``run`` names the folder, for
+        `load_run`.
+
+    Raises:
+        InputError: The config is wrong, or the folder holds something else.
+    """
+    import pandas
+
+    from genfl import grid
+
+    content = _content(config, overrides)
+    name = content.get("name")
+    if out is None and not isinstance(name, str):
+        raise InputError("name: give the config one, or give out")
+    folder = Path(out) if out is not None else Path("runs") / str(name)
+    with _progress(progress):
+        points = grid.sweep(content, folder, fresh=fresh, update=update)
+    return pandas.DataFrame(
+        [
+            {
+                **point["settings"],
+                "method": method,
+                "mean": figures["accuracy"]["mean"],
+                "std": figures["accuracy"]["std"],
+                "rounds": figures["rounds_to_target"],
+                "run": str(folder / point["run"]),
+            }
+            for point in points
+            for method, figures in point["methods"].items()
+        ]
+    )
+
+
+def load_run(folder: str | Path) -> Result:
+    """Return the result of a finished run.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        InputError: The folder holds no finished run.
+    """
+    for name in ("config.yaml", "summary.json"):
+        if not (Path(folder) / name).is_file():
+            raise InputError(f"folder: {folder} holds no finished run, as {name} is absent; name another")
+    return Result(folder)

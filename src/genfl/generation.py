@@ -1,0 +1,337 @@
+"""Generation from Python: a generator, labels and a folder become a labelled synthetic data set."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genfl import config as configs
+from genfl import hub
+from genfl import progress as bars
+from genfl.config.names import ESPEAK, GENERATOR_KINDS
+from genfl.data import quality
+from genfl.data.forms import pixels
+from genfl.data.media import Modality
+from genfl.data.synthetic import SyntheticData
+from genfl.errors import InputError, suggest
+from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
+from genfl.prompts.plan import Source, plan
+from genfl.prompts.templates import LABEL, Style, Templates
+from genfl.rng import Key
+from genfl.storage import read_json, write_json
+
+REQUEST = "request.json"
+"""The file in the folder of generated samples that says how they were asked for."""
+
+STYLES = ("label", "single", "multiple")
+"""The styles of prompts that need nothing but the labels."""
+
+Encode = Callable[[Any], Any]
+"""Turns a sample's content (a PIL image, a `genfl.data.media.Clip`, a text) into an input."""
+
+
+class GeneratedSamples:
+    """A labelled synthetic data set in a folder, which ``datasets.load_dataset`` opens, too.
+
+    `genfl.generate` makes one. ``len(samples)`` is the number of samples.
+
+    Attributes:
+        folder: The folder.
+        label_names: The names of the classes, in order.
+        modality: image, audio or text.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._data = SyntheticData.open(self.folder)
+        self.label_names = list(self._data.label_names)
+        self.modality: Modality = self._data.modality
+
+    def __len__(self) -> int:
+        return sum(shard.rows for shard in self._data.finished().values())
+
+    def __repr__(self) -> str:
+        kept = f"{len(self)} samples of {len(self.label_names)} classes"
+        return f"GeneratedSamples({kept}, {self.modality}, in {str(self.folder)!r})"
+
+    def __iter__(self) -> Iterator[tuple[Any, str]]:
+        """Yield the content and the label of each sample."""
+        yield from zip(*self._data.read(self._data.medium.read), strict=True)
+
+    def arrays(
+        self,
+        shape: Sequence[int] | None = None,
+        labels: Sequence[str] | None = None,
+        *,
+        encode: Encode | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return inputs [m, ...] and class indices [m], as models and `FederatedDataset` take them.
+
+        Args:
+            shape: Of images: channels (1 or 3), height and width. Pixels are floats in [0, 1].
+            labels: The names of the classes in the order that numbers them; by default `label_names`.
+            encode: Turns a sample's content into an input, in place of `shape`; needed for sounds and texts.
+
+        Raises:
+            InputError: Neither `shape` nor `encode` fits, or a sample's label is none of `labels`.
+        """
+        if encode is None:
+            if self.modality != "image" or shape is None or len(shape) != 3:
+                raise InputError(
+                    f"shape: {shape} does not say how {self.modality} samples become inputs; give encode, or"
+                    " for images (channels, height, width)"
+                )
+            encode = _pixels(tuple(shape))
+        order = list(labels or self.label_names)
+        read = self._data.medium.read
+        inputs, names = self._data.read(lambda cell: torch.as_tensor(encode(read(cell))))
+        if unknown := sorted(set(names) - set(order)):
+            raise InputError(f"labels: {unknown[0]!r} is none of them; known: {', '.join(order[:10])}")
+        return torch.stack(inputs), torch.tensor([order.index(name) for name in names])
+
+
+def _pixels(shape: tuple[int, ...]) -> Callable[[Image.Image], np.ndarray]:
+    channels, height, width = shape
+    return lambda image: pixels(image, (height, width), channels).astype(np.float32) / 255
+
+
+def generate(
+    model: str,
+    *,
+    labels: Sequence[str],
+    per_label: int,
+    out: str | Path,
+    prompts: str | Sequence[str] | None = None,
+    blanks: Mapping[str, Sequence[str]] | None = None,
+    kind: str | None = None,
+    guidance_scale: float | Sequence[float] | None = None,
+    block_size: int = 50,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Any,
+) -> GeneratedSamples:
+    """Generate labelled samples into a folder, or resume an interrupted generation.
+
+    Finished blocks are kept. The same call resumes where the last one stopped, and ends with the same samples.
+    Unusable samples (empty, silent, black) are left out.
+
+    Example:
+        >>> import tempfile, genfl
+        >>> folder = tempfile.mkdtemp()
+        >>> samples = genfl.generate("miniature", labels=["zero", "one"], per_label=2, out=folder, steps=2)
+        >>> samples.label_names
+        ['zero', 'one']
+
+    Args:
+        model: A folder or a Hugging Face id of a model, or ``miniature`` (embedded) or ``espeak``. For the
+            kind files, a folder of samples.
+        labels: The names of the classes.
+        per_label: Samples of each class.
+        out: The folder; made if absent.
+        prompts: A style (``label``, ``single`` or ``multiple``), a template with ``{label}`` in it, or several
+            of which one is drawn for each sample. By default one sentence for the kind of sample.
+        blanks: The words for each further blank of a template, as in ``{"look": ["red", "old"]}``.
+        kind: The kind of generator, as in a config; by default found in the model's own files.
+        guidance_scale: One scale, or several of which one is drawn for each block; by default those of a
+            config.
+        block_size: Samples generated in one call of the model.
+        seed: Decides prompts and samples.
+        progress: Whether to show a progress bar.
+        **options: Settings of the generator, as in a config: ``steps``, ``device``, ...
+
+    Raises:
+        InputError: An argument is wrong, the model cannot be loaded, the folder holds samples of another
+            request, or no sample is usable.
+    """
+    names = [unicodedata.normalize("NFC", str(label)) for label in labels]
+    if isinstance(labels, str) or not names or len(set(names)) < len(names) or not all(names):
+        raise InputError(f"labels: {labels!r}; give a list of different names")
+    for name, count in (("per_label", per_label), ("block_size", block_size)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"{name}: {count!r} is no whole number from 1; give one")
+    kind = kind or kind_of_model(model)
+    if kind not in GENERATORS:
+        raise InputError(f"kind: there is no {kind!r}; {suggest(kind, list(GENERATORS))}")
+    entry = GENERATORS[kind]
+    modality = next(iter(entry.modalities))
+    settings = _settings(kind, model, options)
+    scales = _scales(kind, guidance_scale)
+    source = _source(prompts, blanks, kind, modality)
+    purpose = Purpose(modality, names, {}, per_label, lambda content: content, None, Path(out) / "answers")
+    entry.check(settings, purpose)
+    request = {
+        "kind": kind,
+        "model": entry.fingerprint(settings, modality),
+        "settings": settings,
+        "labels": names,
+        "per_label": per_label,
+        "prompts": prompts if prompts is None or isinstance(prompts, str) else list(prompts),
+        "blanks": {blank: list(words) for blank, words in (blanks or {}).items()},
+        "guidance_scale": scales,
+        "block_size": block_size,
+        "seed": seed,
+    }
+    blocks = plan(names, per_label, source, scales, block_size, Key(seed).fold("prompts"))
+    data = SyntheticData(Path(out), names, len(blocks), modality)
+    _claim(Path(out), request)
+    if missing := data.missing():
+        generator = entry.make(settings, purpose)
+        generator.check_prompts([prompt for block in blocks for prompt in block])
+        total, left = (sum(map(len, some)) for some in (blocks, [blocks[number] for number in missing]))
+        token = bars.enabled.set(progress)
+        try:
+            with bars.bar("generate", total, "samples", total - left) as advance:
+                for number in missing:
+                    began = time.perf_counter()
+                    made = list(generator.generate(blocks[number]))
+                    seconds = time.perf_counter() - began
+                    kept, removed = quality.sift(made, modality)
+                    data.write(number, kept, generator.id, seconds, entry.prompted, removed)
+                    advance(len(made))
+        finally:
+            bars.enabled.reset(token)
+    return _finished(data, entry, settings)
+
+
+def kind_of_model(model: str) -> str:
+    """Return the kind of generator that can load a model, found in the model's own files.
+
+    Args:
+        model: A folder or a Hugging Face id, or an embedded model.
+
+    Raises:
+        InputError: There is no such model, or its files do not say for certain.
+    """
+    if model == "miniature":
+        return "image"
+    if model == ESPEAK:
+        return "speech"
+    known = ", ".join(GENERATOR_KINDS)
+    if Path(model).is_dir() and not any(
+        (Path(model) / name).is_file() for name in (hub.PIPELINE_FILE, hub.CONFIG_FILE)
+    ):
+        raise InputError(f"kind: the folder {model} holds no model's settings; give one of {known}")
+    try:
+        name = str(hub.read_settings(model, hub.PIPELINE_FILE).get("_class_name", ""))
+    except InputError as pipeline_error:
+        try:
+            content = hub.read_settings(model, hub.CONFIG_FILE)
+        except InputError:
+            raise pipeline_error from None
+        return _kind_of_transformers(model, content)
+    if name.startswith("AudioLDM"):
+        return "sound"
+    if "Text2Video" in name or "Video" in name:
+        raise InputError(f"kind: {model} is a {name}, which makes videos; take another model")
+    if "Diffusion" in name or "Flux" in name or "PixArt" in name:
+        return "image"
+    raise InputError(f"kind: {model} is a {name}, which does not say what it makes; give one of {known}")
+
+
+def _kind_of_transformers(model: str, content: Mapping[str, Any]) -> str:
+    architectures = [str(name) for name in content.get("architectures") or ()]
+    if any(name.endswith("ForCausalLM") for name in architectures):
+        return "text"
+    if any(name.endswith(("ForTextToSpeech", "VitsModel")) for name in architectures):
+        return "speech"
+    raise InputError(
+        f"kind: {model} is a {', '.join(architectures) or 'model without architectures'}, which does not say"
+        f" what it makes; give one of {', '.join(GENERATOR_KINDS)}"
+    )
+
+
+def _settings(kind: str, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a generator's settings, checked and with their defaults, as a config's section has them."""
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    place = {} if kind not in GENERATOR_KINDS else {"path": model} if kind == "files" else {"model": model}
+    section = configs.generator_section({"kind": kind, **place, **given})
+    return section.model_dump(exclude={"kind"})
+
+
+def _scales(kind: str, guidance_scale: float | Sequence[float] | None) -> list[float]:
+    if guidance_scale is None:
+        return list(configs.default_guidance(kind))
+    scales = [guidance_scale] if isinstance(guidance_scale, int | float) else list(guidance_scale)
+    if not scales or not all(0 <= scale < float("inf") for scale in scales):
+        raise InputError(f"guidance_scale: {guidance_scale!r}; give a number from 0, or several")
+    return [float(scale) for scale in scales]
+
+
+class _Several:
+    """Prompts drawn from several templates with equal probability."""
+
+    def __init__(self, templates: Sequence[Templates]) -> None:
+        self.templates = templates
+
+    def draw(self, label: str, rng: np.random.Generator) -> str:
+        """Draw a prompt for a label."""
+        return self.templates[int(rng.integers(len(self.templates)))].draw(label, rng)
+
+
+def _source(
+    prompts: str | Sequence[str] | None,
+    blanks: Mapping[str, Sequence[str]] | None,
+    kind: str,
+    modality: Modality,
+) -> Source:
+    if prompts is None:
+        prompts = "label" if kind == "speech" else "single"
+    if isinstance(prompts, str) and f"{{{LABEL}}}" not in prompts:
+        if prompts not in STYLES:
+            raise InputError(
+                f"prompts: {prompts!r} is no style ({', '.join(STYLES)}) and holds no {{label}}; put"
+                " {label} where the class is to stand"
+            )
+        return Templates(cast(Style, prompts), blanks=blanks, modality=modality)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise InputError("prompts: the list is empty; give a template at least")
+    return _Several([Templates("fill", text, blanks, modality) for text in texts])
+
+
+def _claim(folder: Path, request: dict[str, Any]) -> None:
+    """Make a folder that of a request.
+
+    Raises:
+        InputError: It holds something else.
+    """
+    file = folder / REQUEST
+    if file.exists():
+        changes = configs.differences(read_json(file), request)
+        if changes:
+            raise InputError(
+                f"out: {folder} holds samples of another request ({changes[0]}); choose another folder, or"
+                " delete it"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"out: {folder} is not empty and holds no generated samples; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, request)
+
+
+def _finished(data: SyntheticData, entry: GeneratorEntry, settings: dict[str, Any]) -> GeneratedSamples:
+    """Write the data card, and return the samples.
+
+    Raises:
+        InputError: A class has no usable sample.
+    """
+    survey = quality.survey(data)
+    empty = [label for label, counts in survey.items() if not counts["samples"]]
+    if empty:
+        raise InputError(
+            f"generate: no sample of {empty[0]!r} is usable (left out: {data.removed().get(empty[0])}); change"
+            " the prompts or the generator's settings"
+        )
+    facts = entry.facts(settings)
+    left_out = sum(sum(counts.values()) for counts in data.removed().values())
+    data.write_card("Synthetic data", {**facts, "left out": left_out or "nothing"})
+    return GeneratedSamples(data.folder)
