@@ -27,6 +27,7 @@ from genfl.engines.device import exact
 from genfl.errors import InputError, suggest
 from genfl.federated import Array, FederatedDataset, check_inputs, check_labels
 from genfl.generation import Encode, GeneratedSamples
+from genfl.identity import identity
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
 from genfl.learning.pretrain import LrSchedule, Pretrained, Recipe, train_with_holdout
@@ -35,7 +36,7 @@ from genfl.models import MODELS
 from genfl.models.base import Classifier
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
-from genfl.storage import digest, load_tensors, read_json
+from genfl.storage import load_tensors, read_json
 
 if TYPE_CHECKING:
     import pandas
@@ -90,9 +91,7 @@ def task(
         raise InputError(f"model: inputs {shape} and {classes} classes do not fit it: {error}") from error
     outputs = learned.shapes().classes
     if outputs != classes:
-        raise InputError(
-            f"model: it has {outputs} outputs, and there are {classes} classes; give it {classes}"
-        )
+        raise InputError(f"model: it has {outputs} outputs for {classes} classes; give it {classes}")
     return learned._replace(label_names=names)
 
 
@@ -216,7 +215,8 @@ def simulate(
             batches, with the same results up to rounding.
         evaluate_every: Rounds between evaluations; round 0 and the last are always evaluated.
         start: Initial weights, or the result of `pretrain` or of another simulation; random by default.
-        checkpoint: A file to keep the state in; a simulation that is interrupted resumes from it.
+        checkpoint: A file to keep the state in. An interrupted simulation resumes from it; a checkpoint of
+            another algorithm, data or setting is ignored.
         checkpoint_every: Rounds between checkpoints.
         progress: Whether to show a progress bar.
         device: Where clients compute and models are tested: cpu, cuda or cuda:1.
@@ -267,18 +267,20 @@ def simulate(
             Key(seed).fold("federate"),
             score,
             checkpoint=Path(checkpoint) if checkpoint else None,
-            checkpoint_digest=_identity(weights, data, counts, seed) if checkpoint else "",
+            checkpoint_digest=_identity(algorithm, weights, data, counts, seed) if checkpoint else "",
             device=place,
             on_round=advance,
         )
     return Simulation(trace, learned, data.label_names)
 
 
-def _identity(weights: Weights, data: FederatedDataset, counts: Mapping[str, int], seed: int) -> str:
-    """Return a digest of what a simulation depends on, but for the algorithm's code and the inputs' values."""
+def _identity(
+    algorithm: Algorithm, weights: Weights, data: FederatedDataset, counts: Mapping[str, int], seed: int
+) -> str:
+    """Return a digest of what a simulation depends on, so that a checkpoint of another one is ignored."""
     settings = {name: count for name, count in counts.items() if name not in ("rounds", "checkpoint_every")}
-    start = [float(leaf.double().sum()) for leaf in trees.leaves(weights)]
-    return digest([settings, seed, data.label_counts.tolist(), data.order, start])
+    clients = data.clients
+    return identity(algorithm, weights, clients.x, clients.y, clients.rows, clients.parts, settings, seed)
 
 
 @contextmanager
@@ -377,7 +379,7 @@ def pretrain(
             recipe,
             Key(seed).fold("pretrain"),
             checkpoint=Path(checkpoint) if checkpoint else None,
-            checkpoint_digest=digest([str(recipe), seed, float(x.double().sum()), y.tolist()]),
+            checkpoint_digest=identity(task, weights, recipe, x, y, seed) if checkpoint else "",
             device=place,
             on_epoch=advance,
         )

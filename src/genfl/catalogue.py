@@ -1,4 +1,4 @@
-"""What a config can name, as rows for tables and JSON; computed from the values, not typed in."""
+"""Catalogues: the entries that a config can name, as rows for tables and JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genfl.models import MODELS
 
 
 def algorithms() -> list[dict[str, Any]]:
-    """Returns the algorithms: paper, what the server sees, and costs in multiples of the model's size."""
+    """Return the algorithms, with papers, the server's view, and costs in multiples of the model's size."""
     rows = []
     for name, entry in ALGORITHMS.items():
         rows.append({"name": name, "paper": entry.paper, **profile(entry)._asdict()})
@@ -21,7 +21,7 @@ def algorithms() -> list[dict[str, Any]]:
 
 
 def models() -> list[dict[str, Any]]:
-    """Returns the downstream models, with their number of parameters at their reference input."""
+    """Return the models, with their number of parameters at their reference input."""
     rows = []
     for name, entry in MODELS.items():
         with torch.device("meta"):  # counts without allocating
@@ -32,7 +32,7 @@ def models() -> list[dict[str, Any]]:
 
 
 def datasets() -> list[dict[str, Any]]:
-    """Returns the data sets: ids on the Hub, what is usually reported, whether a real copy was ever read."""
+    """Return the data sets, with ids on the Hub, the usual metric, and whether a real copy was ever read."""
     return [
         {
             "name": name,
@@ -47,7 +47,7 @@ def datasets() -> list[dict[str, Any]]:
 
 
 def generators() -> list[dict[str, Any]]:
-    """Returns the kinds of generators and the models each can load."""
+    """Return the kinds of generators, and the models that each can load."""
     return [
         {"name": name, "modality": ", ".join(entry.modalities), "models": entry.models}
         for name, entry in GENERATORS.items()

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 def configure(*, logs: bool = True, idle_threads: bool = True) -> None:
     """Make a Python session behave as the command line does.
 
-    Nothing of this is done by ``import genfl``. Progress bars are an argument of the functions that show them.
+    ``import genfl`` does nothing of this. Progress bars are an argument of the functions that show them.
 
     Args:
         logs: Whether to write genfl's log, from level INFO, to standard error.

@@ -120,8 +120,8 @@ def generate(
 ) -> GeneratedSamples:
     """Generate labelled samples into a folder, or resume an interrupted generation.
 
-    Finished blocks are kept. The same call resumes where the last one stopped, and ends with the same samples.
-    Unusable samples (empty, silent, black) are left out.
+    Finished blocks are kept. The same call resumes where the last one stopped, and ends with the same
+    samples. Unusable samples (empty, silent, black) are left out.
 
     Example:
         >>> import tempfile, genfl
@@ -136,8 +136,8 @@ def generate(
         labels: The names of the classes.
         per_label: Samples of each class.
         out: The folder; made if absent.
-        prompts: A style (``label``, ``single`` or ``multiple``), a template with ``{label}`` in it, or several
-            of which one is drawn for each sample. By default one sentence for the kind of sample.
+        prompts: A style (``label``, ``single`` or ``multiple``), a template with ``{label}`` in it, or
+            several, of which one is drawn for each sample. By default one sentence for the kind of sample.
         blanks: The words for each further blank of a template, as in ``{"look": ["red", "old"]}``.
         kind: The kind of generator, as in a config; by default found in the model's own files.
         guidance_scale: One scale, or several of which one is drawn for each block; by default those of a
@@ -328,8 +328,8 @@ def _finished(data: SyntheticData, entry: GeneratorEntry, settings: dict[str, An
     empty = [label for label, counts in survey.items() if not counts["samples"]]
     if empty:
         raise InputError(
-            f"generate: no sample of {empty[0]!r} is usable (left out: {data.removed().get(empty[0])}); change"
-            " the prompts or the generator's settings"
+            f"generate: no sample of {empty[0]!r} is usable ({data.removed().get(empty[0])}); change the"
+            " prompts or the generator's settings"
         )
     facts = entry.facts(settings)
     left_out = sum(sum(counts.values()) for counts in data.removed().values())

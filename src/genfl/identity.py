@@ -13,8 +13,8 @@ from typing import Any
 def identity(*values: Any) -> str:
     """Return a digest of values: numbers, texts, arrays, modules, functions, and whatever holds them.
 
-    Of a function, the code, the defaults and the closure count. Globals that it reads do not, nor the code of
-    functions that it calls by a global name.
+    Of a function, the code, the defaults and the closure count, as do globals that are numbers, texts or
+    functions of its own module. Other globals, and functions of other modules, do not.
     """
     hashed = hashlib.sha256()
     seen: dict[int, Any] = {}
@@ -43,7 +43,7 @@ def _parts(value: Any) -> Sequence[Any]:
         return [value.co_code, value.co_names, value.co_consts]
     if isinstance(value, types.FunctionType):
         cells = [_content(cell) for cell in value.__closure__ or ()]
-        return [value.__code__, value.__defaults__, value.__kwdefaults__, *cells]
+        return [value.__code__, value.__defaults__, value.__kwdefaults__, *cells, _globals(value)]
     if isinstance(value, types.MethodType):
         return [value.__func__, value.__self__]
     if isinstance(value, functools.partial):
@@ -65,6 +65,22 @@ def _parts(value: Any) -> Sequence[Any]:
     if hasattr(value, "tobytes") and hasattr(value, "dtype"):
         return [str(value.dtype), getattr(value, "shape", ()), value.tobytes()]
     return [vars(value)] if hasattr(value, "__dict__") else []
+
+
+def _globals(function: types.FunctionType) -> dict[str, Any]:
+    """Return the globals that decide what a function computes."""
+    codes, names = [function.__code__], set()
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    scope = function.__globals__
+    return {
+        name: scope[name]
+        for name in sorted(names & scope.keys())
+        if isinstance(scope[name], int | float | str)
+        or (isinstance(scope[name], types.FunctionType) and scope[name].__module__ == function.__module__)
+    }
 
 
 def _content(cell: types.CellType) -> Any:

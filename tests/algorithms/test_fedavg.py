@@ -9,8 +9,8 @@ import torch
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.fedavg import fedavg
-from genfl.algorithms.weighting import Weighting
 from genfl.algorithms.server_optimizers import sgd
+from genfl.algorithms.weighting import Weighting
 from genfl.learning.local import LocalSGD
 
 LR = 0.05

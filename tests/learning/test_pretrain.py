@@ -5,7 +5,7 @@ from genfl import trees
 from genfl.errors import InputError
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
-from genfl.learning.pretrain import Recipe, pretrain
+from genfl.learning.pretrain import Recipe, train_with_holdout
 from genfl.learning.task import classification
 from genfl.models import CNN
 from genfl.rng import Key
@@ -36,7 +36,7 @@ def problem():
 
 def _run(problem, recipe=RECIPE, **options):
     task, x, y = problem
-    return pretrain(task, task.init(Key(1)), x, y, recipe, Key(0), **options)
+    return train_with_holdout(task, task.init(Key(1)), x, y, recipe, Key(0), **options)
 
 
 def _same(a, b):
