@@ -183,7 +183,9 @@ def test_own_model_and_data_run_from_yaml(tmp_path, forget):
 
     @genfl.register.dataset("noise", summary="random images")
     def noise() -> genfl.DataSet:
-        return genfl.DataSet(genfl.Examples(x, names), genfl.Examples(x, names), "image", lambda image: x[0])
+        return genfl.DataSet(
+            genfl.LabelledExamples(x, names), genfl.LabelledExamples(x, names), "image", lambda image: x[0]
+        )
 
     content = {**BASE, "data": {"name": "noise", "partition": {"clients": 4}}}
     content |= {"model": {"name": "flat", "bias": False}, "methods": {"fedavg": {"algorithm": "fedavg"}}}

@@ -32,7 +32,7 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules of the package that a module imports, also inside functions; not for type checkers alone."""
+    """The modules that a module imports, also inside functions, but not for type checkers alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = {
         node

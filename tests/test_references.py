@@ -17,7 +17,7 @@ from genfl.data.sources import DATASETS, DIGIT_NAMES, grey_image, to_image
 from genfl.engines.in_process import InProcess, sequential
 from genfl.engines.pool import WorkerPool
 from genfl.errors import InputError
-from genfl.generators.classify import ROWS, label_scores, refuse
+from genfl.generators.classify import PAIRS_PER_CALL, check_classifier, label_scores
 from genfl.generators.image import StableDiffusion
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
@@ -380,7 +380,7 @@ def test_the_check_refuses_what_the_schema_cannot_see(monkeypatch, tmp_path):
         "methods.g.algorithm: generator classifies images, and the examples of unseen are none"
     )
     with pytest.raises(InputError, match="FluxPipeline"):
-        refuse(str(tmp_path))
+        check_classifier(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_the_logits_are_those_of_a_plain_loop_over_images_labels_and_draws(gener
     pipeline, images, key = generator.pipeline, drawings(), Key(3)
     ours = label_scores(generator, images, lambda key: TEXTS, key, samples=4)
     assert ours.shape == (9, 3)
-    assert len(images) * len(TEXTS) < ROWS
+    assert len(images) * len(TEXTS) < PAIRS_PER_CALL
     ddpm = DDPMScheduler.from_config(pipeline.scheduler.config)
     with torch.no_grad():
         for image, found in zip(images, ours, strict=True):

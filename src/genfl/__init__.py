@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from genfl.algorithms import SampleFilter as SampleFilter
     from genfl.algorithms import ServerOptimizer as ServerOptimizer
     from genfl.algorithms import Weighting as Weighting
-    from genfl.algorithms import dsfl as dsfl
-    from genfl.algorithms import dynafed as dynafed
     from genfl.algorithms import fedadagrad as fedadagrad
     from genfl.algorithms import fedadam as fedadam
-    from genfl.algorithms import fedavg as fedavg
     from genfl.algorithms import fedavgm as fedavgm
-    from genfl.algorithms import feddecorr as feddecorr
-    from genfl.algorithms import feddf as feddf
-    from genfl.algorithms import feddisco as feddisco
-    from genfl.algorithms import feddyn as feddyn
-    from genfl.algorithms import fedet as fedet
-    from genfl.algorithms import fedftg as fedftg
-    from genfl.algorithms import fedgen as fedgen
-    from genfl.algorithms import fednova as fednova
-    from genfl.algorithms import fedprox as fedprox
-    from genfl.algorithms import fedsam as fedsam
     from genfl.algorithms import fedyogi as fedyogi
     from genfl.algorithms import filtered as filtered
-    from genfl.algorithms import moon as moon
-    from genfl.algorithms import scaffold as scaffold
+    from genfl.algorithms.dsfl import dsfl as dsfl
+    from genfl.algorithms.dynafed import dynafed as dynafed
+    from genfl.algorithms.fedavg import fedavg as fedavg
+    from genfl.algorithms.feddecorr import feddecorr as feddecorr
+    from genfl.algorithms.feddf import feddf as feddf
+    from genfl.algorithms.feddisco import feddisco as feddisco
+    from genfl.algorithms.feddyn import feddyn as feddyn
+    from genfl.algorithms.fedet import fedet as fedet
+    from genfl.algorithms.fedftg import fedftg as fedftg
+    from genfl.algorithms.fedgen import fedgen as fedgen
+    from genfl.algorithms.fednova import fednova as fednova
+    from genfl.algorithms.fedprox import fedprox as fedprox
+    from genfl.algorithms.fedsam import fedsam as fedsam
+    from genfl.algorithms.moon import moon as moon
+    from genfl.algorithms.scaffold import scaffold as scaffold
     from genfl.api import Result as Result
     from genfl.api import Simulation as Simulation
     from genfl.api import load_run as load_run
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from genfl.data.samples import Prompt as Prompt
     from genfl.data.samples import Sample as Sample
     from genfl.data.sources import DataSet as DataSet
-    from genfl.data.sources import Examples as Examples
+    from genfl.data.sources import LabelledExamples as LabelledExamples
     from genfl.errors import GenflError as GenflError
     from genfl.errors import InputError as InputError
     from genfl.federated import FederatedDataset as FederatedDataset
@@ -109,7 +109,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "genfl.config": ("Config",),
     "genfl.console": ("configure",),
     "genfl.data.samples": ("Prompt", "Sample"),
-    "genfl.data.sources": ("DataSet", "Examples"),
+    "genfl.data.sources": ("DataSet", "LabelledExamples"),
     "genfl.errors": ("GenflError", "InputError"),
     "genfl.federated": ("FederatedDataset",),
     "genfl.generation": ("GeneratedSamples", "generate"),

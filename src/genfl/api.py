@@ -34,9 +34,10 @@ from genfl.learning.pretrain import LrSchedule, Pretrained, Recipe, train_with_h
 from genfl.learning.task import Precision, Task, Weights, classification, from_state_dict
 from genfl.models import MODELS
 from genfl.models.base import Classifier
+from genfl.results.schema import Summary
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
-from genfl.storage import load_tensors, read_json
+from genfl.storage import load_tensors
 
 if TYPE_CHECKING:
     import pandas
@@ -244,7 +245,16 @@ def simulate(
         raise InputError(f"clients_per_round: {cohort}, but there are {len(data)} clients; lower it")
     if local_steps is not None and local_epochs != 1:
         raise InputError("local_steps: give steps or epochs, not both")
-    schedule = Schedule(**{"local_steps": None, **counts}, order=ORDERS[data.order])
+    schedule = Schedule(
+        rounds,
+        cohort,
+        batch_size,
+        local_steps,
+        local_epochs,
+        evaluate_every,
+        checkpoint_every,
+        ORDERS[data.order],
+    )
     tested = data.test if test is None else data.check_test(test)
     place = torch.device(device)
     weights = learned.init(Key(seed).fold("model")) if start is None else _weights_of(start)
@@ -420,10 +430,9 @@ class Result:
         return configs.load(self.folder / "config.yaml")
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """All figures of the run, as in ``summary.json``."""
-        content: dict[str, Any] = read_json(self.folder / "summary.json")
-        return content
+        return Summary.read(self.folder / "summary.json")
 
     @property
     def report(self) -> Path:
@@ -433,7 +442,8 @@ class Result:
     @property
     def label_names(self) -> list[str]:
         """The names of the classes, in the order in which models number them."""
-        return self._run.labels
+        labels: list[str] = self._run.labels
+        return labels
 
     @cached_property
     def _run(self) -> Any:
@@ -450,12 +460,12 @@ class Result:
 
         rows = {
             name: {
-                "mean": figures["accuracy"]["mean"],
-                "std": figures["accuracy"]["std"],
-                "rounds": figures["rounds_to_target"],
-                "MB": None if figures["bytes_to_target"] is None else figures["bytes_to_target"] / 1e6,
+                "mean": figures.accuracy.mean,
+                "std": figures.accuracy.std,
+                "rounds": figures.rounds_to_target,
+                "MB": None if figures.bytes_to_target is None else figures.bytes_to_target / 1e6,
             }
-            for name, figures in self.summary["methods"].items()
+            for name, figures in self.summary.methods.items()
         }
         return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method").astype(float)
 
@@ -469,7 +479,9 @@ class Result:
         Raises:
             InputError: There is no such method or seed, or it trains no global model.
         """
-        from genfl.experiment.context import task_of
+        from genfl.experiment.context import Context
+        from genfl.stages.base import Upstream
+        from genfl.stages.vocabulary import STAGE, readable
 
         if method not in self.config.methods:
             raise InputError(f"method: there is no {method!r}; {suggest(method, list(self.config.methods))}")
@@ -479,7 +491,9 @@ class Result:
         file = self.folder / "federate" / method / f"seed-{seed}" / "model.safetensors"
         if not file.exists():
             raise InputError(f"method: {method} has no global model, as {file} is absent; name another")
-        learned = task_of(self._run)
+        data = readable(self.config.data, Upstream(self._run, {STAGE.name: STAGE.folder}))
+        classes, precision = len(self.label_names), self.config.precision
+        learned = Context().classify(data, self.config.model, classes, precision)
         weights = from_state_dict(load_tensors(file)[0], like=learned.init(Key(seed).fold("model")))
         return _predictor(learned, weights, self.label_names)
 
@@ -590,15 +604,15 @@ def sweep(
     return pandas.DataFrame(
         [
             {
-                **point["settings"],
+                **point.settings,
                 "method": method,
-                "mean": figures["accuracy"]["mean"],
-                "std": figures["accuracy"]["std"],
-                "rounds": figures["rounds_to_target"],
-                "run": str(folder / point["run"]),
+                "mean": figures.accuracy.mean,
+                "std": figures.accuracy.std,
+                "rounds": figures.rounds_to_target,
+                "run": str(folder / point.run),
             }
             for point in points
-            for method, figures in point["methods"].items()
+            for method, figures in point.methods.items()
         ]
     )
 

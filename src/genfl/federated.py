@@ -118,7 +118,7 @@ class FederatedDataset:
     @property
     def sizes(self) -> np.ndarray:
         """The number of samples of each client, [clients] int64, generated ones included."""
-        return self.label_counts.sum(1)
+        return np.asarray(self.label_counts.sum(1))
 
     @property
     def label_counts(self) -> np.ndarray:

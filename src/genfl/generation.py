@@ -18,12 +18,12 @@ from genfl import hub
 from genfl import progress as bars
 from genfl.config.names import ESPEAK, GENERATOR_KINDS
 from genfl.data import quality
-from genfl.data.forms import pixels
+from genfl.data.formats import image_pixels
 from genfl.data.media import Modality
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError, suggest
 from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
-from genfl.prompts.plan import Source, plan
+from genfl.prompts.plan import PromptSource, plan_prompts
 from genfl.prompts.templates import LABEL, Style, Templates
 from genfl.rng import Key
 from genfl.storage import read_json, write_json
@@ -100,7 +100,7 @@ class GeneratedSamples:
 
 def _pixels(shape: tuple[int, ...]) -> Callable[[Image.Image], np.ndarray]:
     channels, height, width = shape
-    return lambda image: pixels(image, (height, width), channels).astype(np.float32) / 255
+    return lambda image: image_pixels(image, (height, width), channels).astype(np.float32) / 255
 
 
 def generate(
@@ -179,7 +179,7 @@ def generate(
         "block_size": block_size,
         "seed": seed,
     }
-    blocks = plan(names, per_label, source, scales, block_size, Key(seed).fold("prompts"))
+    blocks = plan_prompts(names, per_label, source, scales, block_size, Key(seed).fold("prompts"))
     data = SyntheticData(Path(out), names, len(blocks), modality)
     _claim(Path(out), request)
     if missing := data.missing():
@@ -281,7 +281,7 @@ def _source(
     blanks: Mapping[str, Sequence[str]] | None,
     kind: str,
     modality: Modality,
-) -> Source:
+) -> PromptSource:
     if prompts is None:
         prompts = "label" if kind == "speech" else "single"
     if isinstance(prompts, str) and f"{{{LABEL}}}" not in prompts:

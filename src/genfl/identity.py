@@ -69,7 +69,8 @@ def _parts(value: Any) -> Sequence[Any]:
 
 def _globals(function: types.FunctionType) -> dict[str, Any]:
     """Return the globals that decide what a function computes."""
-    codes, names = [function.__code__], set()
+    codes = [function.__code__]
+    names: set[str] = set()
     while codes:
         code = codes.pop()
         names.update(code.co_names)

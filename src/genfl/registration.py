@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -129,15 +128,10 @@ class Register:
         Raises:
             InputError: The name is built in.
         """
-        from genfl.data.sources import DATASETS, DataEntry
+        from genfl.data.sources import DataEntry, register_dataset
 
         def decorate(loader: Builder) -> Builder:
-            @functools.wraps(loader)
-            def load() -> Any:
-                data = loader()
-                return data if data.digest else data._replace(digest=_digest(data))
-
-            DATASETS.register(name, DataEntry(load, modality, summary, private=True))
+            register_dataset(name, DataEntry(loader, modality, summary))
             return loader
 
         return decorate
@@ -196,13 +190,3 @@ def _named(builder: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     build.__name__ = name
     return build
-
-
-def _digest(data: Any) -> str:
-    """Return a digest of a data set's examples."""
-    hashed = hashlib.sha256()
-    for examples in (data.train, data.test):
-        x = examples.x.contiguous()
-        hashed.update(repr((tuple(x.shape), x.dtype, list(examples.labels), examples.keys)).encode())
-        hashed.update(x.numpy().data)
-    return hashed.hexdigest()

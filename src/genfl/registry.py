@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, TypeVar
 
@@ -30,10 +30,12 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
     Args:
         what: The kind of entry.
         builtin: The entries that come with genfl.
+        reserved: Names with another meaning in configs.
     """
 
-    def __init__(self, what: What, builtin: Mapping[str, Entry]) -> None:
+    def __init__(self, what: What, builtin: Mapping[str, Entry], reserved: Collection[str] = ()) -> None:
         self.what = what
+        self.reserved = frozenset(reserved)
         self.builtin = dict(builtin)
 
     def __getitem__(self, name: str) -> Entry:
@@ -64,7 +66,7 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
         """
         if not name or not isinstance(name, str):
             raise InputError(f"register: {name!r} is no name for a {self.what}; give a text, as in 'mine'")
-        if name in self.builtin:
+        if name in self.builtin or name in self.reserved:
             raise InputError(f"register: the {self.what} {name!r} is built in; choose another name")
         self[name] = entry
 

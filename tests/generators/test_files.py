@@ -16,7 +16,8 @@ from genfl.errors import InputError
 from genfl.experiment.context import Context
 from genfl.experiment.folder import Run
 from genfl.generators.files import Files, check_not_private, samples_fingerprint
-from genfl.report.pictures import VIEWS, Generated
+from genfl.report.pictures import VIEWS
+from genfl.results.evidence import GeneratedExample
 from genfl.stages import generate
 
 
@@ -267,7 +268,7 @@ def test_files_run_stops_if_nothing_is_usable(tmp_path, folder):
 
 def test_report_shows_samples_from_a_folder():
     for view in VIEWS.values():
-        assert view.told(Generated(None, None, None)) == "taken from a folder"
+        assert view.title(GeneratedExample(None, None, None, None)) == "taken from a folder"
 
 
 @pytest.mark.usefixtures("folder")

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from genfl.catalogue import generators
-from genfl.generators.registry import GENERATORS, GeneratorEntry, register_generator
+from genfl.errors import InputError
+from genfl.generators.registry import GENERATORS, GeneratorEntry
 
 
 def entry(models="nothing"):
@@ -20,19 +21,21 @@ def entry(models="nothing"):
     )
 
 
-def test_register_generator_adds_a_kind(monkeypatch):
-    monkeypatch.setattr("genfl.generators.registry.GENERATORS", kinds := dict(GENERATORS))
-    mine = entry()
-    register_generator("mine", mine)
-    register_generator("mine", mine)  # a notebook cell may run twice
-    assert kinds["mine"] is mine
-    assert list(kinds) == [*GENERATORS, "mine"]
+def test_register_generator_adds_a_kind():
+    before, mine = list(GENERATORS), entry()
+    GENERATORS.register("mine", mine)
+    GENERATORS.register("mine", mine)  # a notebook cell may run twice
+    try:
+        assert GENERATORS["mine"] is mine
+        assert list(GENERATORS) == [*before, "mine"]
+    finally:
+        del GENERATORS["mine"]
 
 
 @pytest.mark.parametrize("kind", ["image", "none"])
 def test_register_generator_rejects_a_taken_name(kind):
-    with pytest.raises(ValueError, match=rf"^generator kind '{kind}' .*; choose another name$"):
-        register_generator(kind, entry())
+    with pytest.raises(InputError, match=rf"^register: the generator '{kind}' .*; choose another name$"):
+        GENERATORS.register(kind, entry())
 
 
 def test_generators_is_a_mapping_that_users_extend(monkeypatch):

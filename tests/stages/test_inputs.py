@@ -16,7 +16,7 @@ from support.opened import open_run
 from genfl import config, pipeline
 from genfl.config import Config, Section
 from genfl.config.section import Choice
-from genfl.data.sources import DATASETS, DataEntry, Examples, digits
+from genfl.data.sources import DATASETS, DataEntry, LabelledExamples, digits
 from genfl.errors import InputError
 from genfl.experiment.context import Context
 
@@ -548,7 +548,7 @@ def parse(paths):
     data = digits()
     count = len(data.train.labels)
     owners = [f"p{k:02}" for k in range(60) for _ in range(k + 5)][:count]
-    owned = data._replace(train=Examples(data.train.x, data.train.labels, owners))
+    owned = data._replace(train=LabelledExamples(data.train.x, data.train.labels, owners))
     entries = {"owned digits": owned, "digits too": data}
     for name, entry in entries.items():
         DATASETS[name] = DataEntry(lambda entry=entry: entry, "image", "")

@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -117,7 +117,7 @@ def generator_section(content: dict[str, Any]) -> GeneratorSection:
     problem = section.problem() if isinstance(section, SpeechGenerator | TextGenerator) else None
     if problem:
         raise InputError(f"generator.{problem}")
-    return cast(GeneratorSection, section)
+    return section
 
 
 def default_guidance(kind: str) -> list[float]:

@@ -64,7 +64,7 @@ class Partitioner:
             min_size=self.min_size,
             seed=Key(seed).fold("partition").integer() % 2**32,
             shards_per_client=self.shards_per_client,
-            keys=self.client_ids,
+            client_ids=self.client_ids,
         )
 
 

@@ -19,6 +19,7 @@ from genfl.data.folders import dataset_folder, fetch_from_hub
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import DIGIT_NAMES, RECIPES, DatasetRecipe, Metric, in_words
 from genfl.errors import InputError
+from genfl.registry import Registry
 from genfl.storage import digest
 
 

@@ -316,5 +316,5 @@ _BUILTIN: dict[str, GeneratorEntry] = {
     ),
 }
 
-GENERATORS: Registry[GeneratorEntry] = Registry("generator", _BUILTIN)
+GENERATORS: Registry[GeneratorEntry] = Registry("generator", _BUILTIN, reserved={"none"})
 """The kinds of generators by name."""
