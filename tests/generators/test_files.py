@@ -17,7 +17,7 @@ from genfl.experiment.context import Context
 from genfl.experiment.folder import Run
 from genfl.generators.files import Files, check_not_private, samples_fingerprint
 from genfl.report.pictures import VIEWS
-from genfl.results.evidence import GeneratedExample
+from genfl.results.examples import GeneratedExample
 from genfl.stages import generate
 
 
