@@ -278,7 +278,7 @@ def assert_same(a, b):
 
 def test_a_federation_whose_memories_do_not_fit_into_ram_is_the_same(monkeypatch, tmp_path):
     whole = scaffolded()
-    monkeypatch.setattr("genfl.engines.client_state.Memories.__init__.__defaults__", ((), 1))
+    monkeypatch.setattr("genfl.engines.client_state.ClientStateStore.__init__.__defaults__", ((), 1))
     assert_same(whole, scaffolded())
     assert_same(whole, scaffolded(tmp_path / "checkpoint.safetensors"))
 

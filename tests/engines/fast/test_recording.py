@@ -168,7 +168,9 @@ def test_what_cannot_be_replayed_runs_as_it_is_and_says_so(clients, step, caplog
     with caplog.at_level("INFO"):
         run = run_both(step, clients)
     stats = run.stats().fast
-    assert (stats.replayed, stats.disagreements) == (0, 0)
+    assert stats.disagreements == 0
+    changes_once = step is another_structure  # from its second step on, a client's carry keeps its structure
+    assert (stats.replayed > 0) == changes_once
     assert all("runs as it is, not recorded" in reason for reason in stats.reasons)
     assert stats.reasons
     assert [record.message for record in caplog.records] == list(stats.reasons)
