@@ -177,8 +177,8 @@ def test_another_split_asks_for_the_same_generated_data(tmp_path):
         config.validate({**CONTENT, "data": {**CONTENT["data"], "partition": {"clients": 4, "alpha": a}}})
         for a in (0.1, 5.0)
     ]
-    context = Context()
-    one, other = ({stage.name: digest for stage, _, digest in pipeline.digests(c, context)} for c in settings)
+    digests = [pipeline.digests(content, Context()) for content in settings]
+    one, other = ({stage.name: digest for stage, _, digest in steps} for steps in digests)
     same = [name for name in one if one[name] == other[name]]
     assert same == ["prompts", "generate", "pretrain"]
 
