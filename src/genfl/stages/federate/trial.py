@@ -70,7 +70,7 @@ class Trial:
         Returns:
             Evaluations, rounds and measures, as plain values.
         """
-        synthetic = dict.fromkeys(self.method.asks_for & UNLABELLED, setting.unlabelled)
+        synthetic = {name: setting.unlabelled for name in self.method.asks_for & UNLABELLED}
         algorithm = build_algorithm(
             setting.inputs.federation, self.method, setting.task, {**setting.resources, **synthetic}
         )
