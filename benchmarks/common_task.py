@@ -37,7 +37,7 @@ from genfl import trees
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
-from genfl.engines.auto import Choice, Name, choose, engine
+from genfl.engines.auto import EngineDecision, Name, choose, engine
 from genfl.engines.fast import replays
 from genfl.engines.pool import refusal
 from genfl.learning.local import LocalSGD
@@ -165,7 +165,7 @@ def main() -> None:
         return float(said.stdout.split()[-1])
 
     schedule = Schedule(chosen.rounds, chosen.cohort, chosen.batch, evaluate_every=10**9)
-    choice = choose(task, weights, data, schedule) if chosen.device == CPU else Choice(False, "it is no CPU")
+    choice = choose(task, weights, data, schedule) if chosen.device == CPU else EngineDecision(False, "it is no CPU")
     print(f"auto runs clients {'in batches' if choice.batched else 'one by one'}: {choice.why}")
     replays.AFTER = 10  # as in a long federation; recording is part of no repetition
     with contextlib.ExitStack() as stack:

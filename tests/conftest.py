@@ -291,7 +291,7 @@ class Generating:
             time.sleep(0.001)
         self.process.kill()
         self.process.communicate()
-        rows = {row.name: row for row in pipeline.status(self.folder)}
+        rows = {row.name: row for row in pipeline.run_status(self.folder)}
         made, _, total, _ = rows["generate"].progress.split()
         assert 0 < int(made) < int(total), "it was over before the kill"
 

@@ -11,7 +11,7 @@ import yaml
 
 from genfl import config, grid, pipeline
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.storage import write_text
 
 CONTENT = {
@@ -87,7 +87,7 @@ def test_values_that_do_not_fit_into_a_name_are_told_apart():
 )
 def test_mistakes_are_found_before_the_first_run(content, line, tmp_path):
     with pytest.raises(InputError) as caught:
-        grid.sweep(content, tmp_path / "out")
+        grid.run_sweep(content, tmp_path / "out")
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -151,7 +151,7 @@ def test_again_nothing_is_done_again(swept):
 def test_status_says_how_far_each_run_is(swept, tmp_path):
     folder, _, _ = swept
     names = [f"federate.clients_per_round={size}" for size in (1, 2)]
-    assert grid.status(folder / "out") == [(name, "done", "") for name in names]
+    assert grid.sweep_status(folder / "out") == [(name, "done", "") for name in names]
     shown = subprocess.run(
         [sys.executable, "-m", "genfl", "status", "out"], cwd=folder, capture_output=True, text=True
     )
@@ -159,12 +159,12 @@ def test_status_says_how_far_each_run_is(swept, tmp_path):
     begun = tmp_path / "sweep" / names[0]
     begun.mkdir(parents=True)
     (begun / "config.yaml").write_text(config.dump(config.validate(CONTENT)))
-    assert grid.status(tmp_path / "sweep") == [(names[0], "labels", "")]
+    assert grid.sweep_status(tmp_path / "sweep") == [(names[0], "labels", "")]
 
 
 def test_no_stage_is_done_again_for_what_it_does_not_read(tmp_path):
     content = grid_over(report__target_accuracy=[0.05, 0.99])
-    easy, hard = grid.sweep(content, tmp_path / "out")
+    easy, hard = grid.run_sweep(content, tmp_path / "out")
     stages = json.loads((tmp_path / "out" / hard.run / "summary.json").read_text())["stages"]
     assert [name for name, stage in stages.items() if not stage["skipped"]] == ["report"]
     assert easy.methods["fedavg"].curve == hard.methods["fedavg"].curve
@@ -177,7 +177,7 @@ def test_another_split_asks_for_the_same_generated_data(tmp_path):
         config.validate({**CONTENT, "data": {**CONTENT["data"], "partition": {"clients": 4, "alpha": a}}})
         for a in (0.1, 5.0)
     ]
-    digests = [pipeline.digests(content, Context()) for content in settings]
+    digests = [pipeline.digests(content, RunContext()) for content in settings]
     one, other = ({stage.name: digest for stage, _, digest in steps} for steps in digests)
     same = [name for name in one if one[name] == other[name]]
     assert same == ["prompts", "generate", "pretrain"]
@@ -205,7 +205,7 @@ def test_a_folder_that_is_no_sweeps_is_left_alone(file, tmp_path):
     (tmp_path / file).write_text("mine")
     for fresh in (False, True):
         with pytest.raises(InputError, match=r"^--out: .* is not empty and holds no sweep; choose another"):
-            grid.sweep(grid_over(federate__rounds=[1]), tmp_path, fresh=fresh)
+            grid.run_sweep(grid_over(federate__rounds=[1]), tmp_path, fresh=fresh)
     assert [path.name for path in tmp_path.iterdir()] == [file]
     assert (tmp_path / file).read_text() == "mine"
 

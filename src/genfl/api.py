@@ -27,7 +27,7 @@ from genfl.engines.device import exact
 from genfl.errors import InputError, suggest
 from genfl.federated import Array, FederatedDataset, check_inputs, check_labels
 from genfl.generation import Encode, GeneratedSamples
-from genfl.identity import identity
+from genfl.identity import value_digest
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
 from genfl.learning.pretrain import LrSchedule, Pretrained, Recipe, train_with_holdout
@@ -42,12 +42,12 @@ from genfl.storage import load_tensors
 if TYPE_CHECKING:
     import pandas
 
-Model = str | nn.Module | Callable[..., nn.Module]
+ModelLike = str | nn.Module | Callable[..., nn.Module]
 """A model's name, a module, or a function that returns one."""
 
 
 def task(
-    model: Model,
+    model: ModelLike,
     data: FederatedDataset | Sequence[int],
     classes: int | None = None,
     *,
@@ -97,7 +97,7 @@ def task(
 
 
 def _builder(
-    model: Model, shape: tuple[int, ...], classes: int, options: Mapping[str, Any]
+    model: ModelLike, shape: tuple[int, ...], classes: int, options: Mapping[str, Any]
 ) -> Callable[[], nn.Module]:
     if isinstance(model, str):
         if model not in MODELS:
@@ -290,7 +290,7 @@ def _identity(
     """Return a digest of what a simulation depends on, so that a checkpoint of another one is ignored."""
     settings = {name: count for name, count in counts.items() if name not in ("rounds", "checkpoint_every")}
     clients = data.clients
-    return identity(algorithm, weights, clients.x, clients.y, clients.rows, clients.parts, settings, seed)
+    return value_digest(algorithm, weights, clients.x, clients.y, clients.rows, clients.parts, settings, seed)
 
 
 @contextmanager
@@ -389,7 +389,7 @@ def pretrain(
             recipe,
             Key(seed).fold("pretrain"),
             checkpoint=Path(checkpoint) if checkpoint else None,
-            checkpoint_digest=identity(task, weights, recipe, x, y, seed) if checkpoint else "",
+            checkpoint_digest=value_digest(task, weights, recipe, x, y, seed) if checkpoint else "",
             device=place,
             on_epoch=advance,
         )
@@ -479,7 +479,7 @@ class Result:
         Raises:
             InputError: There is no such method or seed, or it trains no global model.
         """
-        from genfl.experiment.context import Context
+        from genfl.experiment.context import RunContext
         from genfl.stages.base import Upstream
         from genfl.stages.vocabulary import STAGE, readable
 
@@ -493,7 +493,7 @@ class Result:
             raise InputError(f"method: {method} has no global model, as {file} is absent; name another")
         data = readable(self.config.data, Upstream(self._run, {STAGE.name: STAGE.folder}))
         classes, precision = len(self.label_names), self.config.precision
-        learned = Context().classify(data, self.config.model, classes, precision)
+        learned = RunContext().classify(data, self.config.model, classes, precision)
         weights = from_state_dict(load_tensors(file)[0], like=learned.init(Key(seed).fold("model")))
         return _predictor(learned, weights, self.label_names)
 
@@ -600,7 +600,7 @@ def sweep(
         raise InputError("name: give the config one, or give out")
     folder = Path(out) if out is not None else Path("runs") / str(name)
     with _progress(progress):
-        points = grid.sweep(content, folder, fresh=fresh, update=update)
+        points = grid.run_sweep(content, folder, fresh=fresh, update=update)
     return pandas.DataFrame(
         [
             {

@@ -90,8 +90,8 @@ def _main(
     pass
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def demo_command(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds to average over.")] = 3,
     fresh: Fresh = False,
@@ -112,8 +112,8 @@ def demo(
     _execute(config.parse(text, overrides), out, Until.report, fresh, update, as_json)
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_command(
     config_file: ConfigFile,
     overrides: Overrides = None,
     out: Out = None,
@@ -140,8 +140,8 @@ def run(
     _execute(config.load(config_file, overrides or []), out, until, fresh, update, as_json, shard)
 
 
-@app.command()
-def sweep(
+@app.command("sweep")
+def sweep_command(
     config_file: ConfigFile,
     overrides: Overrides = None,
     out: Annotated[
@@ -169,15 +169,15 @@ def sweep(
     name = content.get("name")
     if out is None and not isinstance(name, str):
         raise InputError("name: give the config one, which the folder of all runs is called by, or use --out")
-    results = grid.sweep(content, out or Path("runs") / str(name), fresh=fresh, update=update)
+    results = grid.run_sweep(content, out or Path("runs") / str(name), fresh=fresh, update=update)
     if as_json:
         _print_json([result.to_dict() for result in results])
     else:
         _print_table(*grid.overview(results))
 
 
-@app.command()
-def status(
+@app.command("status")
+def status_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder, or a sweep's.")],
     as_json: Json = False,
     debug: Debug = False,
@@ -185,14 +185,14 @@ def status(
     """Show how far a run is, or the runs of a sweep."""
     from genfl import grid, pipeline
 
-    if (folder / grid.MARKER).exists():
-        head, runs = ("run", "stage", "progress"), grid.status(folder)
+    if (folder / grid.SWEEP_MARKER).exists():
+        head, runs = ("run", "stage", "progress"), grid.sweep_status(folder)
         if as_json:
             _print_json([dict(zip(head, run, strict=True)) for run in runs])
         else:
             _print_table(head, runs)
         return
-    rows = pipeline.status(folder)
+    rows = pipeline.run_status(folder)
     if as_json:
         _print_json([row._asdict() for row in rows])
         return
@@ -204,7 +204,7 @@ def status(
 
 
 @app.command("list")
-def list_(
+def list_command(
     what: Annotated[Catalogue, typer.Argument(help="What to list.")],
     as_json: Json = False,
     debug: Debug = False,
@@ -219,8 +219,8 @@ def list_(
         _print_table(tuple(rows[0]), [tuple(_cell(value) for value in row.values()) for row in rows])
 
 
-@app.command()
-def schema(
+@app.command("schema")
+def schema_command(
     what: Annotated[Document, typer.Argument(help="The document to describe.")] = Document.config,
     debug: Debug = False,
 ) -> None:
@@ -253,7 +253,7 @@ def _execute(
     part = Shard.parse(shard) if shard else None
     summary = pipeline.execute(config, folder, until=until.value, fresh=fresh, update=update, shard=part)
     if as_json:
-        rows = [row._asdict() for row in pipeline.status(part.folder(folder) if part else folder)]
+        rows = [row._asdict() for row in pipeline.run_status(part.folder(folder) if part else folder)]
         _print_json(summary if summary is not None else {"stages": rows})
     elif summary is not None:
         from genfl.report.text import methods_table, verdict

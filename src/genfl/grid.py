@@ -20,14 +20,14 @@ from genfl import config as configs
 from genfl import pipeline
 from genfl.config import Config
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.results.schema import MethodResult, ResultModel, Summary
 from genfl.storage import digest, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 GRID = "grid"
-MARKER = ".genfl-sweep"
+SWEEP_MARKER = ".genfl-sweep"
 """What a folder of a sweep is known by."""
 
 TABLE, SUMMARY = "sweep.csv", "sweep.json"
@@ -111,7 +111,7 @@ def _short(value: Any) -> str:
     return short if short == text else f"{short}-{digest(text)[:8]}"
 
 
-def sweep(
+def run_sweep(
     content: Mapping[str, Any], folder: Path, *, fresh: bool = False, update: bool = False
 ) -> list[PointResult]:
     """Run a grid, or resume one that was interrupted.
@@ -132,16 +132,16 @@ def sweep(
             something else, or is in use.
     """
     grid = points(content)
-    context = Context()  # the runs share it, so that each data set is read once
+    context = RunContext()  # the runs share it, so that each data set is read once
     for point in sorted(grid, key=lambda point: repr(point.config.data.options())):
         with _located(point.name):
             pipeline.checked(point.config, context)
-    with pipeline.holding(folder, "sweep", MARKER):
+    with pipeline.holding(folder, "sweep", SWEEP_MARKER):
         return _sweep(grid, folder, context, fresh=fresh, update=update)
 
 
 def _sweep(
-    grid: list[Point], folder: Path, context: Context, *, fresh: bool, update: bool
+    grid: list[Point], folder: Path, context: RunContext, *, fresh: bool, update: bool
 ) -> list[PointResult]:
     results: list[PointResult] = []
     done: list[Path] = []
@@ -176,7 +176,7 @@ def table(results: list[PointResult]) -> str:
     return file.getvalue()
 
 
-def status(folder: Path) -> list[tuple[str, ...]]:
+def sweep_status(folder: Path) -> list[tuple[str, ...]]:
     """Return the progress of each run of a sweep that was begun: its folder, its stage, and how far that is.
 
     Args:
@@ -184,7 +184,7 @@ def status(folder: Path) -> list[tuple[str, ...]]:
     """
     rows: list[tuple[str, ...]] = []
     for run_folder in sorted(path.parent for path in folder.glob(f"*/{pipeline.CONFIG}")):
-        unfinished = [stage for stage in pipeline.status(run_folder) if stage.state != "done"]
+        unfinished = [stage for stage in pipeline.run_status(run_folder) if stage.state != "done"]
         name, progress = (unfinished[0].name, unfinished[0].progress) if unfinished else ("done", "")
         rows.append((run_folder.name, name, progress))
     return rows

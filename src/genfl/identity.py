@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 
-def identity(*values: Any) -> str:
+def value_digest(*values: Any) -> str:
     """Return a digest of values: numbers, texts, arrays, modules, functions, and whatever holds them.
 
     Of a function, the code, the defaults and the closure count, as do globals that are numbers, texts or

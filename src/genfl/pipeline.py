@@ -17,7 +17,7 @@ import genfl
 from genfl import config as configs
 from genfl.config import Config
 from genfl.errors import GenflError, InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import ANSWERS, Run, Shard, shard_folders
 from genfl.results.names import SUMMARY_FILE
 from genfl.results.summarise import environment, summarise
@@ -41,7 +41,7 @@ STAGES: tuple[Stage[Any], ...] = (
 )
 CONFIG = "config.yaml"
 LOCK = ".lock"
-MARKER = ".genfl"
+RUN_MARKER = ".genfl"
 """The file by which a run's folder is recognised."""
 
 
@@ -54,7 +54,7 @@ def execute(
     update: bool = False,
     others: Sequence[Path] = (),
     shard: Shard | None = None,
-    context: Context | None = None,
+    context: RunContext | None = None,
 ) -> dict[str, Any] | None:
     """Run the pipeline in a folder, doing only what is not done yet.
 
@@ -78,23 +78,23 @@ def execute(
     """
     if shard and until != generate.STAGE.name:
         raise InputError("--shard: several processes share the generating alone; add --until generate")
-    context = context or Context()
+    context = context or RunContext()
     config = checked(config, context)  # all of it, also what comes after `until`: mistakes are cheapest now
     last = next(stage for stage in STAGES if stage.name == until)
     if not last.wanted(config):
         raise InputError(f"--until: this config has no use for {until}; name another stage, or leave it out")
-    shards = [path for path in shard_folders(folder) if (path / MARKER).exists()]
+    shards = [path for path in shard_folders(folder) if (path / RUN_MARKER).exists()]
     run = Run(config, shard.folder(folder), shard) if shard else Run(config, folder, shards=tuple(shards))
     with contextlib.ExitStack() as held:
         for place in (run.folder, *run.shards):
-            held.enter_context(holding(place, "run", MARKER))
+            held.enter_context(holding(place, "run", RUN_MARKER))
         _claim(config, run.folder, fresh=fresh, update=update)
         beside = [place for place in (folder, *shards) if place != run.folder]
         return _execute(run, context, until, [*others, *beside])
 
 
-def checked(config: Config, context: Context) -> Config:
-    """Return the config as `Context.resolve` does, after all checks of the stages.
+def checked(config: Config, context: RunContext) -> Config:
+    """Return the config as `RunContext.resolve` does, after all checks of the stages.
 
     Args:
         config: The config, which the schema accepted.
@@ -186,7 +186,7 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _execute(run: Run, context: Context, until: str, others: Sequence[Path]) -> dict[str, Any] | None:
+def _execute(run: Run, context: RunContext, until: str, others: Sequence[Path]) -> dict[str, Any] | None:
     skipped: dict[str, bool] = {}
     last = [stage.name for stage in STAGES].index(until)
     for step in steps(run, context):
@@ -213,7 +213,7 @@ class Step(NamedTuple):
     work: StageRun
 
 
-def steps(run: Run, context: Context) -> Iterator[Step]:
+def steps(run: Run, context: RunContext) -> Iterator[Step]:
     """Yield the stages that the config wants, with their inputs and the digests of their outputs."""
     wanted = [stage for stage in STAGES if stage.wanted(run.config)]
     folders = {stage.name: stage.folder for stage in wanted}
@@ -221,7 +221,7 @@ def steps(run: Run, context: Context) -> Iterator[Step]:
         yield Step(stage, inputs, stage.work(run, context, digest, folders))
 
 
-def digests(config: Config, context: Context) -> Iterator[tuple[Stage[Any], Any, str]]:
+def digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], Any, str]]:
     """Yield the stages that a config wants, their inputs, and the digest of all that decides their output.
 
     Args:
@@ -342,7 +342,7 @@ class StageStatus(NamedTuple):
     progress: str
 
 
-def status(folder: Path) -> list[StageStatus]:
+def run_status(folder: Path) -> list[StageStatus]:
     """Says how far a run is, from its folder alone.
 
     Raises:
@@ -351,7 +351,7 @@ def status(folder: Path) -> list[StageStatus]:
     if not (folder / CONFIG).exists():
         raise InputError(f"{folder} holds no run: there is no {CONFIG} in it")
     run, rows = Run(configs.load(folder / CONFIG), folder), []
-    for stage, inputs, work in steps(run, Context()):
+    for stage, inputs, work in steps(run, RunContext()):
         record = _read_record(run.record(stage.name))
         if record is None or record["digest"] != work.digest:
             rows.append(StageStatus(stage.name, "missing", None, ""))

@@ -14,7 +14,7 @@ from genfl.rng import Key
 from genfl.simulation import Trace
 
 
-class Federation(NamedTuple):
+class FederationPlan(NamedTuple):
     """What `genfl.simulation.federate` is to run.
 
     Attributes:
@@ -28,17 +28,17 @@ class Federation(NamedTuple):
     key: Key
 
 
-def local(clients: ClientData, schedule: Schedule, key: Key) -> list[Federation]:
+def local(clients: ClientData, schedule: Schedule, key: Key) -> list[FederationPlan]:
     """Every client alone, as a federation of one: nobody shares anything.
 
     Every client trains in every round, which is more work than a federation's clients do, of whom only a
     cohort trains in a round. As there, the momentum starts at zero in every round.
     """
     alone = replace(schedule, clients_per_round=1)
-    return [Federation(clients.as_one([k]), alone, key.fold("alone", k)) for k in range(len(clients))]
+    return [FederationPlan(clients.as_one([k]), alone, key.fold("alone", k)) for k in range(len(clients))]
 
 
-def centralised(clients: ClientData, schedule: Schedule, key: Key) -> list[Federation]:
+def centralised(clients: ClientData, schedule: Schedule, key: Key) -> list[FederationPlan]:
     """All clients' data in one place, as a federation of one: what federated learning is there to avoid.
 
     A round has as many steps as the clients of a cohort take together, on average over the cohorts where
@@ -48,14 +48,14 @@ def centralised(clients: ClientData, schedule: Schedule, key: Key) -> list[Feder
     steps = [plan.length(clients.part_sizes(client)) for client in range(len(clients))]
     work = round(schedule.clients_per_round * fmean(steps))
     one = replace(schedule, clients_per_round=1, local_steps=work)
-    return [Federation(clients.as_one(range(len(clients))), one, key)]
+    return [FederationPlan(clients.as_one(range(len(clients))), one, key)]
 
 
 LOCAL, CENTRALISED = "local", "centralised"
 GENERATOR = "generator"
 """The reference that trains nothing: the generator as a classifier."""
 
-TRAINED: dict[str, Callable[[ClientData, Schedule, Key], list[Federation]]] = {
+TRAINED: dict[str, Callable[[ClientData, Schedule, Key], list[FederationPlan]]] = {
     LOCAL: local,
     CENTRALISED: centralised,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from genfl.errors import InputError
-from genfl.identity import identity
+from genfl.identity import value_digest
 
 if TYPE_CHECKING:
     from genfl.data.media import Modality
@@ -52,7 +52,7 @@ class Register:
         from genfl.algorithms.registry import ALGORITHMS, KINDS, AlgorithmEntry
 
         def decorate(builder: Builder) -> Builder:
-            entry = AlgorithmEntry(_named(builder, name), paper, identity(builder))
+            entry = AlgorithmEntry(_named(builder, name), paper, value_digest(builder))
             try:
                 kind = entry.kind
             except (NameError, KeyError, TypeError, AttributeError):
@@ -107,7 +107,7 @@ class Register:
                 return as_classifier(builder(*args, **options))
 
             size = tuple(shape or _SHAPES[modality])
-            MODELS.register(name, ModelEntry(build, modality, size, classes, identity(builder)))
+            MODELS.register(name, ModelEntry(build, modality, size, classes, value_digest(builder)))
             return builder
 
         return decorate
@@ -156,7 +156,7 @@ class Register:
         from genfl.options import options
 
         def decorate(builder: Builder) -> Builder:
-            code = identity(builder)
+            code = value_digest(builder)
             wants_labels = "labels" in inspect.signature(builder).parameters
 
             def make(chosen: Mapping[str, Any], purpose: Purpose) -> Any:

@@ -24,7 +24,7 @@ from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
 
-CHUNK = 10_000
+CENSUS_CHUNK = 10_000
 """Clients whose client info is in memory at a time."""
 
 
@@ -199,7 +199,9 @@ def census(program: ClientProgram, clients: ClientData) -> Tree:
         return run_once(program, {}, {}, client_info)[0]
 
     sums = [
-        trees.map(lambda values: values.sum(0), torch.vmap(contribute)(clients.table(first, first + CHUNK)))
-        for first in range(0, len(clients), CHUNK)
+        trees.map(
+            lambda values: values.sum(0), torch.vmap(contribute)(clients.table(first, first + CENSUS_CHUNK))
+        )
+        for first in range(0, len(clients), CENSUS_CHUNK)
     ]
     return trees.add(*sums)

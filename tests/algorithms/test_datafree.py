@@ -15,7 +15,7 @@ from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
 from genfl.data.sources import DIGIT_NAMES, digits
 from genfl.engines.in_process import sequential
-from genfl.learning.conditional import Generator, similarity
+from genfl.learning.conditional import ConditionalGenerator, noise_similarity
 from genfl.learning.evaluate import evaluate
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import MissingPart, classification
@@ -82,7 +82,7 @@ def softmax(logits):
 
 
 def test_a_sample_is_a_function_of_its_label_and_noise_alone(float64):
-    generator = Generator((2, 3), 4, 5, width=7)
+    generator = ConditionalGenerator((2, 3), 4, 5, width=7)
     params = generator.init(Key(0))
     y, eps = torch.tensor([0, 3, 3]), torch.randn(3, 5, generator=Key(1).torch())
     made = generator(params, y, eps)
@@ -94,7 +94,7 @@ def test_a_sample_is_a_function_of_its_label_and_noise_alone(float64):
 
 
 def test_conditions_follow_the_shares_and_never_name_an_absent_class():
-    generator = Generator((1,), 4, 3)
+    generator = ConditionalGenerator((1,), 4, 3)
     y, eps = generator.conditions(torch.tensor([5.0, 0.0, 15.0, 0.0]), 20_000, Key(0).torch())
     assert torch.bincount(y, minlength=4).tolist()[1::2] == [0, 0]
     assert (y == 0).double().mean().item() == pytest.approx(0.25, abs=0.02)
@@ -109,13 +109,13 @@ def test_similarity_equals_a_loop_over_pairs(float64):
     total = sum(
         np.abs(x[i] - x[j]).mean() * np.square(eps[i] - eps[j]).mean() for i in range(4) for j in range(4)
     )
-    value = similarity(torch.from_numpy(x), torch.from_numpy(eps))
+    value = noise_similarity(torch.from_numpy(x), torch.from_numpy(eps))
     assert value.item() == pytest.approx(np.exp(-total / 16), rel=1e-12)
-    assert similarity(torch.ones(4, 6), torch.from_numpy(eps)).item() == 1, "a collapsed generator"
+    assert noise_similarity(torch.ones(4, 6), torch.from_numpy(eps)).item() == 1, "a collapsed generator"
 
 
 def test_initial_weights_have_the_stated_spread():
-    params = Generator((2, 200), 10, 90, width=400).init(Key(0))
+    params = ConditionalGenerator((2, 200), 10, 90, width=400).init(Key(0))
     for name, inputs in (("hidden", 100), ("output", 400)):
         assert params[name]["weight"].std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.02)
         assert not params[name]["bias"].any()
@@ -168,7 +168,7 @@ def test_fedgens_penalty_and_its_gradient_equal_numpys_and_reach_only_the_head(f
         key = context(task, carry, Key(4)).key
     moved = trees.sub(*ends)
 
-    generator = Generator((8,), CLASSES, 3, 64)
+    generator = ConditionalGenerator((8,), CLASSES, 3, 64)
     y, eps = generator.conditions(state["shares"], size, key.fold("fedgen").torch())
     z = generator(state["generator"], y, eps).numpy()
     w, b = (weights["params"][f"classifier.{name}"].numpy() for name in ("weight", "bias"))
@@ -210,11 +210,11 @@ def test_fedgens_features_are_of_the_class_asked_for_and_varied(handwriting):
     for diversity in (0.0, 1.0):
         algorithm = fedgen(task, LocalSGD(0.1), diversity=diversity)
         _, states = run(algorithm, task, handwriting, 8)
-        generator = Generator((32,), CLASSES, 32, 64)
+        generator = ConditionalGenerator((32,), CLASSES, 32, 64)
         y, eps = generator.conditions(states[-1]["shares"], 1000, Key(9).torch())
         z = generator(states[-1]["generator"], y, eps)
         answer = task.head(states[-1]["weights"]["params"], z).argmax(1)
-        found[diversity] = similarity(z, eps).item()
+        found[diversity] = noise_similarity(z, eps).item()
         assert (answer == y).double().mean() >= 0.9
     assert found[1.0] < found[0.0]
 
@@ -312,7 +312,7 @@ def test_one_step_of_fedftg_equals_numpy(float64):
     before = algorithm.init(start, {}, Key(0))
     after = algorithm.server(before, aggregate_of(start, models, samples, counts), Key(1))
 
-    generator = Generator((4,), 3, 2)
+    generator = ConditionalGenerator((4,), 3, 2)
     y, eps = generator.conditions(torch.tensor(counts).sum(0), 6, Key(1).fold("fedftg").torch())
     alpha = np.array(counts) / np.maximum(np.sum(counts, 0), 1)
     affine = [[m["params"][f"classifier.{n}"].numpy() for n in ("weight", "bias")] for m in models]
@@ -364,7 +364,7 @@ def test_fedftgs_inputs_are_of_the_class_asked_for_by_the_class_level_ensemble(h
         return algorithm.server(state, aggregate, key)
 
     _, states = run(algorithm._replace(server=server), task, handwriting, 12)
-    generator = Generator(SHAPE, CLASSES, 100)
+    generator = ConditionalGenerator(SHAPE, CLASSES, 100)
     held = seen["counts"].sum(0)
     assert (held == 0).any(), "the cohort lacks a class"
     y, eps = generator.conditions(held, 1000, Key(9).torch())

@@ -1,7 +1,7 @@
 import pytest
 
 from genfl.algorithms.fedavg import fedavg
-from genfl.analysis.diversity import NAME, gradient_diversity
+from genfl.analysis.diversity import DIVERSITY, gradient_diversity
 from genfl.engines.in_process import sequential
 from genfl.learning.local import LocalSGD
 
@@ -16,7 +16,7 @@ def _first(quadratics, clients):
         return engines[0]
 
     quadratics(fedavg(quadratics.task, LocalSGD(0.1)), clients, rounds=1, engine=engine)
-    return measure.value(engines[0].results[0].aggregate[NAME])
+    return measure.value(engines[0].results[0].aggregate[DIVERSITY])
 
 
 def test_clients_that_move_alike_give_one_over_their_number(quadratics):

@@ -6,7 +6,7 @@ import torch
 
 from genfl import config, pipeline, trees
 from genfl.algorithms import ALGORITHMS
-from genfl.analysis.heterogeneity import divergence, generality, mean_features, similarity
+from genfl.analysis.heterogeneity import client_similarity, divergence, generality, mean_features
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
 from genfl.engines.in_process import InProcess, sequential
@@ -40,11 +40,11 @@ def task(float64):
 
 def test_similarity_is_that_of_numpy():
     features = np.random.default_rng(0).normal(size=(5, 7))
-    found = similarity(torch.from_numpy(features))
+    found = client_similarity(torch.from_numpy(features))
     norms = np.linalg.norm(features, axis=1)
     assert np.allclose(found["cosine"], features @ features.T / norms[:, None] / norms)
     assert np.allclose(found["l2"], np.linalg.norm(features[:, None] - features[None], axis=2))
-    alike = similarity(torch.ones(3, 4))
+    alike = client_similarity(torch.ones(3, 4))
     assert np.allclose(alike["cosine"], 1)
     assert np.allclose(alike["l2"], 0)
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from genfl.data.budget import Kind, budget
+from genfl.data.budget import BudgetKind, budget
 
-KINDS = get_args(Kind)
+KINDS = get_args(BudgetKind)
 COUNTS = arrays(np.int64, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 400))
 
 

@@ -11,7 +11,7 @@ from genfl import config
 from genfl.data.partition import hold_back, partition, subset
 from genfl.data.sources import DATASETS, DataEntry, DataSet, LabelledExamples, digits
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.rng import Key
 
 LABELS = [f"label {n % 7}" for n in range(500)]
@@ -363,19 +363,19 @@ def read(*overrides, **split):
 def test_the_data_says_how_many_clients_there_are(keyed, caplog):
     asked = read(kind="natural")
     assert asked.data.partition.known is None
-    found = Context().resolve(asked)
+    found = RunContext().resolve(asked)
     assert found.data.partition.clients == found.data.partition.known == len(set(keyed))
     assert "left out" not in caplog.text
-    assert Context().resolve(found) == found, "what is resolved stays so"
+    assert RunContext().resolve(found) == found, "what is resolved stays so"
     assert config.parse(config.dump(found)) == found
-    domains = Context().resolve(read(kind="domain", clients_per_domain=1))
+    domains = RunContext().resolve(read(kind="domain", clients_per_domain=1))
     assert domains.data.partition.clients == len(set(keyed))
-    assert Context().resolve(read()).data.partition.clients == 20
+    assert RunContext().resolve(read()).data.partition.clients == 20
 
 
 def test_clients_with_few_samples_are_counted_and_left_out(keyed, caplog):
     with caplog.at_level(logging.WARNING, logger="genfl"):
-        found = Context().resolve(read(kind="natural", min_size=10))
+        found = RunContext().resolve(read(kind="natural", min_size=10))
     sizes = np.unique(keyed, return_counts=True)[1]
     few = sizes[sizes < 10]
     assert found.data.partition.clients == len(sizes) - len(few)
@@ -387,15 +387,15 @@ def test_clients_with_few_samples_are_counted_and_left_out(keyed, caplog):
 
 def test_what_cannot_be_is_one_line(keyed):
     with pytest.raises(InputError, match=r"^federate\.clients_per_round: 50 clients a round, but [^\n]*$"):
-        Context().resolve(read("federate.clients_per_round=50", kind="natural", min_size=30))
+        RunContext().resolve(read("federate.clients_per_round=50", kind="natural", min_size=30))
     with pytest.raises(
         InputError, match=r"^data\.partition\.clients: 7, but the data has 54 of its own[^\n]*$"
     ):
-        Context().resolve(read(kind="natural", clients=7))
+        RunContext().resolve(read(kind="natural", clients=7))
     with pytest.raises(
         InputError, match=r"^data\.partition\.kind: natural, but [^\n]* a single client[^\n]*$"
     ):
-        Context().resolve(read(kind="natural", min_size=53))
+        RunContext().resolve(read(kind="natural", min_size=53))
     with pytest.raises(InputError, match=r"^data\.partition\.test: should be less than 1, not 1\.0$"):
         read(test=1.0)
     with pytest.raises(
@@ -406,7 +406,7 @@ def test_what_cannot_be_is_one_line(keyed):
 
 def test_what_clients_hold_back_is_part_of_what_they_have(keyed):
     whole, held_back = read(kind="dirichlet", alpha=1.0), read(kind="dirichlet", alpha=1.0, test=0.25)
-    own = Context().client_rows(whole.data, 3)
-    kept, held = Context().train_test_rows(held_back.data, 3)
+    own = RunContext().client_rows(whole.data, 3)
+    kept, held = RunContext().train_test_rows(held_back.data, 3)
     assert [sorted([*a, *b]) for a, b in zip(kept, held, strict=True)] == [sorted(rows) for rows in own]
     assert [len(rows) for rows in held] == [len(rows) // 4 for rows in own]

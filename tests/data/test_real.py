@@ -17,7 +17,7 @@ from PIL import Image
 from genfl import config
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 
 from .helpers import find
 
@@ -103,7 +103,7 @@ def test_clients_are_the_four_domains_of_pacs(real, session_cache):
         "federate": {"clients_per_round": 2},
         "methods": {"fedavg": {"algorithm": "fedavg"}},
     }
-    split = Context().client_rows(config.validate(content).data, 0)
+    split = RunContext().client_rows(config.validate(content).data, 0)
     held = [{data.train.client_ids[row] for row in rows} for rows in split]
     assert held == [{"art_painting"}, {"cartoon"}, {"photo"}, {"sketch"}]
     assert sorted(np.concatenate(split).tolist()) == list(range(7_993))

@@ -24,7 +24,7 @@ from genfl.data.sounds import (
 )
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 
 from .helpers import find, tone, wav, write_parquet
 
@@ -289,7 +289,7 @@ def test_speakers_are_clients_and_nobody_is_on_both_sides(real, session_cache):
     assert not set(data.train.client_ids) & set(data.test.client_ids)
     settings = content(name="speech_commands_9", path=str(find("speech_commands_9")))
     settings["data"]["partition"] = {"kind": "natural", "clients": 127}
-    split = Context().client_rows(config.validate(settings).data, 0)
+    split = RunContext().client_rows(config.validate(settings).data, 0)
     assert [len({data.train.client_ids[row] for row in rows}) for rows in split] == [1] * 127
     assert sorted(np.concatenate(split).tolist()) == list(range(2_395))
     assert min(map(len, split)) >= 6

@@ -9,7 +9,7 @@ from PIL import Image
 from support.opened import open_run
 
 from genfl import config
-from genfl.experiment.context import Context, initial_key
+from genfl.experiment.context import RunContext, initial_key
 from genfl.stages.base import identity
 from genfl.stages.federate import setting
 
@@ -72,8 +72,8 @@ def seen(monkeypatch):
 
         return task._replace(loss=loss, forward=forward)
 
-    classify = Context.classify
-    monkeypatch.setattr(Context, "classify", lambda *args: watch(classify(*args)))
+    classify = RunContext.classify
+    monkeypatch.setattr(RunContext, "classify", lambda *args: watch(classify(*args)))
     return seen
 
 

@@ -30,7 +30,7 @@ from genfl.data.texts import (
     train_tokenizer,
 )
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.generators.files import Files
 from genfl.models import LSTM
 
@@ -467,18 +467,18 @@ class TestConfig:
         )
 
     def test_the_vocabulary_follows_the_tokenizer(self, mine, words):
-        found = Context().resolve(
+        found = RunContext().resolve(
             mine(f"data.tokenizer={words}", "client_models=[lstm, {name: lstm, width: 8}]")
         )
         size = TokenFormat(1, str(words)).vocabulary()
         assert found.model.options()["vocabulary"] == size
         assert [model.options()["vocabulary"] for model in found.client_models] == [size, size]
         again = config.parse(config.dump(found))
-        assert again == Context().resolve(again) == found
+        assert again == RunContext().resolve(again) == found
 
     def test_a_vocabulary_that_is_set_stays(self, mine):
         assert (
-            Context().resolve(mine("model={name: lstm, vocabulary: 12345}")).model.options()["vocabulary"]
+            RunContext().resolve(mine("model={name: lstm, vocabulary: 12345}")).model.options()["vocabulary"]
             == 12345
         )
 
@@ -653,7 +653,7 @@ class TestWordsOfGeneratedTexts:
         again = pipeline.execute(settings, folder)
         assert [name for name, stage in again["stages"].items() if not stage["skipped"]] == ["vocabulary"]
         assert again["methods"] == summary["methods"]
-        assert {row.state for row in pipeline.status(folder)} == {"done"}
+        assert {row.state for row in pipeline.run_status(folder)} == {"done"}
 
     def test_a_run_with_hashed_words_keeps_what_it_generated(self, done, paths, tmp_path):
         summary, settings, _ = done
@@ -665,7 +665,7 @@ class TestWordsOfGeneratedTexts:
 
     def test_a_slip_is_named_before_anybody_is_asked_for_it(self, paths):
         with pytest.raises(InputError, match="did you mean 'generated'"):
-            pipeline.checked(config.parse(RUN, [*paths[1], "data.tokenizer=generate"]), Context())
+            pipeline.checked(config.parse(RUN, [*paths[1], "data.tokenizer=generate"]), RunContext())
 
     def test_without_generated_texts_there_are_no_words(self, paths):
         with pytest.raises(InputError, match=r"data\.tokenizer: generated takes its words from "):
@@ -707,7 +707,7 @@ def test_clients_are_the_people_with_five_tweets_or_more(real, session_cache, ca
     read = config.parse(
         BASE, [f"data={{name: airline_tweets, path: {folder}, partition: {{kind: natural, min_size: 5}}}}"]
     )
-    context = Context()
+    context = RunContext()
     found = context.resolve(read)
     assert found.data.partition.clients == 367
     assert "5793 of 6160 clients have fewer than 5 samples and are left out, with 8808 samples" in caplog.text
@@ -720,4 +720,4 @@ def test_clients_are_the_people_with_five_tweets_or_more(real, session_cache, ca
         BASE,
         [f"data={{name: airline_tweets, path: {folder}, client_id: airline, partition: {{kind: natural}}}}"],
     )
-    assert Context().resolve(by_airline).data.partition.clients == 6
+    assert RunContext().resolve(by_airline).data.partition.clients == 6

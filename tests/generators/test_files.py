@@ -13,7 +13,7 @@ from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS, read_dataset
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.generators.files import Files, check_not_private, samples_fingerprint
 from genfl.report.pictures import VIEWS
@@ -171,7 +171,7 @@ def test_files_read_a_data_set_of_the_hub(folder, tmp_path, monkeypatch):
 
 def synthetic(run):
     """Reads the synthetic data of a run as inputs and class indices."""
-    data = Context().data_set(run.config.data)
+    data = RunContext().data_set(run.config.data)
     return generate.read_synthetic(run.folder / "synthetic", data, run.labels)
 
 
@@ -203,7 +203,7 @@ def test_files_run_writes_the_synthetic_data_set(tmp_path):
     assert run.labels == ["black cat", "dog"]
     assert y.bincount().tolist() == [5, 5]
     assert ((x[:, 0, 0, 0] >= 100) == (y == 1)).all()
-    assert x.shape == (10, *Context().data_set(run.config.data).shape)
+    assert x.shape == (10, *RunContext().data_set(run.config.data).shape)
     assert len(x.unique(dim=0)) == 10
     card = (run.folder / "synthetic" / "README.md").read_text()
     assert "- taken from: made\n" in card

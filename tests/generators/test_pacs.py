@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genfl import config, pipeline
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.stages import guided
 
@@ -47,7 +47,7 @@ def run(tmp_path_factory, tiny_sdxl):
 @pytest.fixture(scope="module")
 def step(run):
     """The guided stage of the run, with its inputs."""
-    return next(step for step in pipeline.steps(run, Context()) if step.stage is guided.STAGE)
+    return next(step for step in pipeline.steps(run, RunContext()) if step.stage is guided.STAGE)
 
 
 def test_pacs_clients_are_guided_by_their_own_domain(run, step):

@@ -13,7 +13,7 @@ from genfl import config, hub, pipeline
 from genfl.data.samples import Prompt
 from genfl.data.sounds import RATE
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.generators import image, pretrained, sound, speech
 from genfl.generators.image import StableDiffusion
 from genfl.stages.base import digest_of
@@ -275,7 +275,7 @@ def test_generator_inputs_ignore_the_place_of_a_model(
             names = {"model": "model", "vocoder": "vocoder", "speakers": "voices.npy"}
             parts = {option: str(path / name) for option, name in names.items()}
         changed = config.validate(content | {"generator": {"kind": kind, **parts}})
-        inputs = GeneratorInputs.of(changed, Context())
+        inputs = GeneratorInputs.of(changed, RunContext())
         digests.add(digest_of("generate", 1, inputs, {}))
         assert str(path) not in str(inputs.facts)
         assert path.name in str(inputs.facts) or kind == "speech"

@@ -13,7 +13,7 @@ import pytest
 from genfl import config, pipeline
 from genfl.data.texts import train_tokenizer
 from genfl.errors import GenflError, InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.stages import generate
 
 ROWS = {
@@ -176,7 +176,7 @@ def test_stage_inputs_ignore_the_number_of_the_gpu(mine):
             f"prompts={{style: llm, llm: {{model: m, device: '{settings['prompts.llm']}'}}}}",
             f"generator={{kind: text, model: m, device: '{settings['generator']}'}}",
         )
-        by_stage = {stage.name: digest for stage, _, digest in pipeline.digests(read, Context())}
+        by_stage = {stage.name: digest for stage, _, digest in pipeline.digests(read, RunContext())}
         return by_stage["prompts"], by_stage["generate"]
 
     for section in ("prompts.llm", "generator"):
@@ -186,7 +186,7 @@ def test_stage_inputs_ignore_the_number_of_the_gpu(mine):
 def test_text_generator_rejects_wrong_prompts(mine, tiny_chat_model):
     read = mine(f"generator.model={tiny_chat_model}", "prompts.wrong=0.5")
     with pytest.raises(InputError, match=r"^prompts\.wrong: a language model is told the true class"):
-        generate.STAGE.check(generate.STAGE.inputs(read, context := Context()), context)
+        generate.STAGE.check(generate.STAGE.inputs(read, context := RunContext()), context)
 
 
 def test_files_generator_rejects_a_prompt_model(mine, tmp_path):

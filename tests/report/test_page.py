@@ -19,7 +19,7 @@ from genfl.data.recipes import RECIPES
 from genfl.data.samples import Prompt, Sample
 from genfl.data.sources import DATASETS, DataEntry, DataSet, LabelledExamples, grey_image
 from genfl.data.synthetic import SyntheticData
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.report import page, pictures, plots, style, tables, text
 from genfl.results.evidence import collect
@@ -154,7 +154,7 @@ def make(
 
 def written(run):
     folders = {name: "synthetic" if name == "generate" else name for name in STAGES}
-    work = report.STAGE.work(run, Context(), "", folders)
+    work = report.STAGE.work(run, RunContext(), "", folders)
     report.STAGE.run(report.STAGE.inputs(run.config, work.context), work)
     return (run.folder / "report" / "index.html").read_text(encoding="utf-8")
 
@@ -190,7 +190,7 @@ def source(run):
 
 @pytest.fixture(scope="module")
 def summary(run):
-    return summarise(run, Context(), dict.fromkeys(STAGES, False))
+    return summarise(run, RunContext(), dict.fromkeys(STAGES, False))
 
 
 def test_it_needs_nothing_from_outside(source):
@@ -243,7 +243,7 @@ def test_private_examples_are_shown_only_where_that_is_asked_for(
     run = make(tmp_path)
     wanted = run.config.report.model_copy(update={"real_examples": asked})
     run = replace(run, config=run.config.model_copy(update={"report": wanted}))
-    rows = pictures.picture_rows(collect(run, Context()).examples, "image")
+    rows = pictures.picture_rows(collect(run, RunContext()).examples, "image")
     real = {picture.source for row in rows for picture in row.real}
     assert bool(real) == shown
     samples = re.search(r'<section id="samples">.*?</section>', written(run), re.DOTALL)[0]
@@ -303,7 +303,7 @@ def test_pictures_and_charts_have_alternatives(source):
 
 
 def test_the_same_run_gives_the_same_page(run, source, summary):
-    assert page.render(collect(run, Context()), summary) == source
+    assert page.render(collect(run, RunContext()), summary) == source
 
 
 @pytest.mark.parametrize(

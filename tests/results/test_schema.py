@@ -10,7 +10,7 @@ import pytest
 
 from genfl import config, pipeline
 from genfl.errors import GenflError, InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.results import document, names, schema
 from genfl.results.evidence import collect
@@ -225,7 +225,7 @@ def test_the_documentation_has_every_field():
 
 
 def test_evidence_is_that_of_the_run(folder):
-    run, context = Run(config.load(folder / "config.yaml"), folder), Context()
+    run, context = Run(config.load(folder / "config.yaml"), folder), RunContext()
     evidence = collect(run, context)
     clients = context.private_data(run.config.data, run.labels, 0)
     table = clients.client_info_table["label_counts"].numpy()

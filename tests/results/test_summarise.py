@@ -7,7 +7,7 @@ import math
 import pytest
 
 from genfl import config
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.report import tables, text
 from genfl.results.summarise import environment, summarise
@@ -88,7 +88,7 @@ def summarised(folder, traces, target=0.79):
         },
     }
     record(run, results)
-    return summarise(run, Context(), {name: name == "labels" for name in results})
+    return summarise(run, RunContext(), {name: name == "labels" for name in results})
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_references_come_last_and_are_marked_and_send_nothing(tmp_path):
         "federate": {"methods": traces},
     }
     record(run, records)
-    summary = summarise(run, Context(), dict.fromkeys(records, False))
+    summary = summarise(run, RunContext(), dict.fromkeys(records, False))
     methods = summary.methods
     federated, alone = (
         ["fedavg", "fedgc", "shared"],

@@ -15,7 +15,7 @@ from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run, Shard, shard_folders
 from genfl.stages import prompts
 from genfl.storage import read_json
@@ -122,7 +122,7 @@ def test_a_label_of_which_nothing_is_left_is_named_once_everything_is_made(made,
             execute(made, tmp_path / "run")
         made_at = [path.stat().st_mtime_ns for path in (tmp_path / "run" / "synthetic").rglob("*.parquet")]
         assert len(set(made_at)) == len(made_at) == 6
-    assert {row.name: row.state for row in pipeline.status(tmp_path / "run")}["generate"] == "partial"
+    assert {row.name: row.state for row in pipeline.run_status(tmp_path / "run")}["generate"] == "partial"
 
 
 def test_a_block_of_which_nothing_is_left_has_no_file_and_is_not_made_again(made, tmp_path):
@@ -237,7 +237,7 @@ def test_a_shard_goes_on_and_is_never_taken_for_the_whole(made, tmp_path):
     execute(made, tmp_path / "run", shard=shard)
     assert lost.read_bytes() == content
     assert before == {path: path.stat().st_mtime_ns for path in others}
-    rows = {row.name: (row.state, row.progress) for row in pipeline.status(folder)}
+    rows = {row.name: (row.state, row.progress) for row in pipeline.run_status(folder)}
     assert rows["generate"] == ("partial", "6 of 12 samples")
     assert rows["prompts"][0] == "done"
 
@@ -308,7 +308,7 @@ def test_the_size_of_blocks_decides_what_is_made_and_the_device_number_does_not(
         wanted = config.parse(
             yaml.safe_dump(CONTENT | {"data": {"name": "digits"}, "generator": {"kind": "image"}}), overrides
         )
-        digests = pipeline.digests(wanted, Context())
+        digests = pipeline.digests(wanted, RunContext())
         return next(digest for stage, _, digest in digests if stage.name == "generate")
 
     assert digest() != digest("prompts.block_size=3")

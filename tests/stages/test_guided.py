@@ -149,7 +149,7 @@ def test_what_is_missing_is_made_again_byte_for_byte(run, tmp_path):
     files[3].write_bytes(b"damaged")
     pipeline.execute(run.config, run.folder, until="guided")
     assert {path: sha256(path) for path in files} == before
-    status = {stage.name: stage.state for stage in pipeline.status(run.folder)}
+    status = {stage.name: stage.state for stage in pipeline.run_status(run.folder)}
     assert status["guided"] == "done"
 
 
@@ -158,7 +158,7 @@ def test_without_guidance_there_is_no_such_stage(tmp_path):
     summary = pipeline.execute(settings, tmp_path / "run")
     assert "guided" not in summary["stages"]
     assert not (tmp_path / "run" / "guided").exists()
-    assert "guided" not in [stage.name for stage in pipeline.status(tmp_path / "run")]
+    assert "guided" not in [stage.name for stage in pipeline.run_status(tmp_path / "run")]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from genfl.config import Config, Section
 from genfl.config.section import Choice
 from genfl.data.sources import DATASETS, DataEntry, LabelledExamples, digits
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 
 FEDERATE = {"federate", "report"}
 TRAIN = {"pretrain", *FEDERATE}
@@ -562,7 +562,7 @@ def parse(paths):
 @pytest.fixture(scope="module")
 def digests(parse):
     """``(base, settings) -> the digest of each stage``, from data that is read once."""
-    context = Context()
+    context = RunContext()
 
     def digests(base, *settings):
         resolved = context.resolve(parse(base, *settings))
@@ -667,7 +667,7 @@ def test_a_second_run_sees_a_model_that_changed(parse, tmp_path, monkeypatch):
             f"data.tokenizer={tmp_path / 'tokenizer.json'}",
             f"generator={{kind: text, model: {tmp_path / 'model'}}}",
         )
-        context = Context()
+        context = RunContext()
         return {stage.name: digest for stage, _, digest in pipeline.digests(settings, context)}
 
     first = digests()
@@ -682,7 +682,7 @@ def test_a_second_run_sees_a_model_that_changed(parse, tmp_path, monkeypatch):
 
 def test_a_folder_is_looked_through_for_each_modality(parse, paths, tmp_path):
     """As in a sweep over data sets, whose runs share a context."""
-    context, generator = Context(), "generator={kind: files, path: $images}"
+    context, generator = RunContext(), "generator={kind: files, path: $images}"
     open_run(parse("images", generator), tmp_path, context).step("generate")
     with pytest.raises(InputError, match=r"^generator\.path: no Parquet files and no files of clips in "):
         open_run(parse("sounds", generator), tmp_path, context).step("generate")

@@ -8,7 +8,7 @@ import pytest
 
 from genfl import config, pipeline
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 
 CONFIG = """
 name: baselines
@@ -54,7 +54,7 @@ def test_nothing_is_generated(done):
         "federate",
         "report",
     }
-    assert [(row.name, row.state) for row in pipeline.status(folder)] == [
+    assert [(row.name, row.state) for row in pipeline.run_status(folder)] == [
         ("labels", "done"),
         ("federate", "done"),
         ("report", "done"),
@@ -98,7 +98,7 @@ def test_methods_do_what_they_do_beside_a_generator(done, tmp_path):
     ],
 )
 def test_another_config_is_not_up_to_date(change):
-    context = Context()
+    context = RunContext()
     before, after = (
         {
             stage.name: digest

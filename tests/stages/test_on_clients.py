@@ -129,7 +129,7 @@ def test_an_interrupted_run_ends_the_same_and_a_finished_one_is_left_alone(done,
     assert without_times(again) == without_times(summary)
     third = pipeline.execute(config.parse(content), tmp_path / "run")
     assert all(stage["skipped"] for stage in third["stages"].values())
-    assert {row.state for row in pipeline.status(tmp_path / "run")} == {"done"}
+    assert {row.state for row in pipeline.run_status(tmp_path / "run")} == {"done"}
 
 
 def test_another_share_does_not_ask_for_other_generated_data(done, content, tmp_path):

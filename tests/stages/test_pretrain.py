@@ -13,7 +13,7 @@ from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.errors import InputError
-from genfl.experiment.context import Context, class_indices, initial_key
+from genfl.experiment.context import RunContext, class_indices, initial_key
 from genfl.learning.evaluate import evaluate
 from genfl.models import MODELS
 from genfl.models.resnet import resnet18, resnet20
@@ -96,7 +96,7 @@ def flat(weights):
 
 def model_inputs(settings):
     """Returns the inputs that are about the model, and the task of two classes."""
-    context = Context()
+    context = RunContext()
     task = context.classify(settings.data, settings.model, 2, settings.precision)
     return ModelInputs.of(settings, context), task
 
@@ -197,7 +197,7 @@ def test_its_content_counts_and_not_its_place(parse, tmp_path, weights_file):
 
     def state(settings):
         pipeline.execute(settings, tmp_path / "run", until="labels", update=True)
-        return {row.name: row.state for row in pipeline.status(tmp_path / "run")}["pretrain"]
+        return {row.name: row.state for row in pipeline.run_status(tmp_path / "run")}["pretrain"]
 
     before = digests(settings)
     assert state(moved) == "done"
@@ -433,6 +433,6 @@ def test_the_status_of_a_run_whose_labels_are_being_found_again(parse, tmp_path)
             tmp_path / "run" / "stages" / f"{stage}.json",
             {"stage": stage, "digest": record["digest"], "done": False},
         )
-    states = {row.name: (row.state, row.progress) for row in pipeline.status(tmp_path / "run")}
+    states = {row.name: (row.state, row.progress) for row in pipeline.run_status(tmp_path / "run")}
     assert states["labels"] == states["federate"] == ("partial", "")
     assert states["pretrain"] == ("done", "")

@@ -13,7 +13,7 @@ from genfl import pipeline
 from genfl.config import Config, Content
 from genfl.data.clients import ClientData
 from genfl.data.sources import DataSet
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.learning.task import Task, Weights
 from genfl.stages import generate, guided, pretrain
@@ -34,8 +34,8 @@ class OpenedRun:
         context: Data sets and splits; None for those of this run alone.
     """
 
-    def __init__(self, config: Config, folder: Path, context: Context | None = None) -> None:
-        self.context = context or Context()
+    def __init__(self, config: Config, folder: Path, context: RunContext | None = None) -> None:
+        self.context = context or RunContext()
         self.config = self.context.resolve(config)
         self.run = Run(self.config, folder)
         self.folder = folder
@@ -180,6 +180,6 @@ class OpenedRun:
         return pretrain.seed_digest(step.inputs, step.work.upstream, seed)
 
 
-def open_run(config: Config, folder: Path, context: Context | None = None) -> OpenedRun:
+def open_run(config: Config, folder: Path, context: RunContext | None = None) -> OpenedRun:
     """Open a run as its stages see it; see `OpenedRun`."""
     return OpenedRun(config, folder, context)

@@ -10,7 +10,7 @@ from genfl import trees
 from genfl.algorithms.base import Algorithm, Count, NonNegative, Positive, ReductionKind, Steps
 from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.parts import with_hooks
-from genfl.learning.conditional import Generator, similarity
+from genfl.learning.conditional import ConditionalGenerator, noise_similarity
 from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
@@ -67,7 +67,7 @@ def fedftg(
         batch_size: Inputs in a step.
     """
     form = task.shapes()
-    generator = Generator(form.learnable_input(), form.classes, noise)
+    generator = ConditionalGenerator(form.learnable_input(), form.classes, noise)
     average = fedavg(task, with_hooks("fedftg", local, hooks))
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
@@ -104,7 +104,7 @@ def fedftg(
             sgd.zero_grad()
             adam.zero_grad()
             l_md.backward(inputs=trees.leaves(model), retain_graph=True)
-            hard = -l_md + lambda_cls * l_cls + lambda_dis * similarity(x, eps)
+            hard = -l_md + lambda_cls * l_cls + lambda_dis * noise_similarity(x, eps)
             hard.backward(inputs=trees.leaves(g))
             sgd.step()
             adam.step()

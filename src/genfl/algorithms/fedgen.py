@@ -10,7 +10,7 @@ from genfl import trees
 from genfl.algorithms.base import Algorithm, Count, NonNegative, Positive, Steps, statistics
 from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.parts import with_hooks
-from genfl.learning.conditional import Generator, similarity
+from genfl.learning.conditional import ConditionalGenerator, noise_similarity
 from genfl.learning.local import Context, LocalHook, LocalSGD
 from genfl.learning.task import Aux, Batch, Task, Weights
 from genfl.rng import Key
@@ -57,7 +57,7 @@ def fedgen(
         batch_size: Generated features in a step, of client and server.
     """
     form = task.shapes()
-    generator = Generator((form.features,), form.classes, noise, width)
+    generator = ConditionalGenerator((form.features,), form.classes, noise, width)
 
     def knowledge(params: Tree, aux: Aux, batch: Batch, context: Context) -> Tensor:
         sent = context.message
@@ -91,7 +91,7 @@ def fedgen(
             z = generator(g, y, eps)
             logits = task.head(state["weights"]["params"], z)
             adam.zero_grad()
-            (F.cross_entropy(logits, y) + diversity * similarity(z, eps)).backward()
+            (F.cross_entropy(logits, y) + diversity * noise_similarity(z, eps)).backward()
             adam.step()
         strength = torch.full_like(state["strength"], weight)
         return {**state, "generator": trees.map(torch.detach, g), "strength": strength}

@@ -11,7 +11,7 @@ from genfl.algorithms.base import ClientProgram, model_change
 from genfl.simulation import Measure
 from genfl.trees import Tree
 
-NAME = "diversity"
+DIVERSITY = "diversity"
 
 
 def gradient_diversity() -> Measure:
@@ -31,9 +31,9 @@ def gradient_diversity() -> Measure:
             # In double precision the square of a finite change is finite: a measure refuses no upload.
             square_norm = trees.square_norm(trees.map(torch.Tensor.double, change))
             measured = {"square_norm": square_norm, "change": change}
-            return {**upload, NAME: measured}, memory
+            return {**upload, DIVERSITY: measured}, memory
 
-        return client._replace(finish=finish, reductions={**client.reductions, NAME: "sum"})
+        return client._replace(finish=finish, reductions={**client.reductions, DIVERSITY: "sum"})
 
     def value(aggregate: Tree) -> float | None:
         total = trees.map(torch.Tensor.double, aggregate["change"])

@@ -85,7 +85,7 @@ def mean_features(task: Task, weights: Weights, clients: ClientData, most: int =
     return torch.stack(means)
 
 
-def similarity(features: Tensor) -> dict[str, list[list[float]]]:
+def client_similarity(features: Tensor) -> dict[str, list[list[float]]]:
     """Return how alike clients are, pair by pair: their features' ``cosine`` similarity and ``l2`` distance.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from genfl.config.section import Section
-from genfl.data.partition import OWN, Kind, Within
+from genfl.data.partition import OWN, PartitionKind, Within
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
 from genfl.data.texts import GENERATED_TOKENIZER, HASHED_TOKENIZER
@@ -23,7 +23,7 @@ FORMAT_OPTIONS = list(dict.fromkeys(name for recipe in RECIPES.values() for name
 class Partition(Section):
     """How the training data is split over clients."""
 
-    kind: Kind = Field(
+    kind: PartitionKind = Field(
         "dirichlet",
         description="iid: all alike. dirichlet: every label is dealt out in Dirichlet(alpha) shares. shards:"
         " every client gets pieces of the data sorted by label. quantity: labels alike, sizes in"

@@ -264,6 +264,6 @@ def _generators() -> dict[str, type[BaseModel]]:
     return {**builtin, **_added_sections(registry.added("generator")), NO_GENERATOR: NoGenerator}
 
 
-GENERATOR = OneOf("Generator", "kind", _generators)
-Generator = Annotated[GeneratorSection, GENERATOR, BeforeValidator(kind_of)]
+GENERATOR_UNION = OneOf("Generator", "kind", _generators)
+AnyGenerator = Annotated[GeneratorSection, GENERATOR_UNION, BeforeValidator(kind_of)]
 """A generator: its kind in `genfl.generators.registry.GENERATORS`, and its settings."""

@@ -9,8 +9,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from genfl.config.names import GENERATOR_REFERENCE, OLD_OPTIONS, REFERENCE_NAMES, UNLABELLED_RESOURCES
 from genfl.config.section import Choice, OneOf, OptionSections, Section, as_list, named
+from genfl.data.budget import BudgetKind as Budget
 from genfl.data.budget import Guidance
-from genfl.data.budget import Kind as Budget
 from genfl.registry import added
 
 

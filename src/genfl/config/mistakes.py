@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from genfl.config.generation import GENERATOR
+from genfl.config.generation import GENERATOR_UNION
 from genfl.config.methods import ALGORITHM
 from genfl.config.schema import Config
 from genfl.config.section import OneOf
@@ -16,7 +16,7 @@ UNIONS: dict[Any, OneOf] = {
     "algorithm": ALGORITHM,
     "model": MODEL,
     "client_models": MODEL,
-    "generator": GENERATOR,
+    "generator": GENERATOR_UNION,
 }
 """The fields that hold one of several sections."""
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from genfl.config.generation import (
     NO_GUIDANCE,
     UNGUIDED,
-    Generator,
+    AnyGenerator,
     GeneratorSection,
     Prompts,
     SpeechGenerator,
@@ -110,7 +110,7 @@ def generator_section(content: dict[str, Any]) -> GeneratorSection:
         InputError: One line for each mistake, naming the field.
     """
     try:
-        section = TypeAdapter(Generator).validate_python(content)
+        section = TypeAdapter(AnyGenerator).validate_python(content)
     except ValidationError as error:
         problems = [{**problem, "loc": ("generator", *problem["loc"])} for problem in error.errors()]
         raise InputError("\n".join(explain(problem) for problem in problems)) from error

@@ -11,7 +11,7 @@ from genfl.config.data import Data, Labels
 from genfl.config.generation import (
     NO_GUIDANCE,
     UNGUIDED,
-    Generator,
+    AnyGenerator,
     ImageGenerator,
     NoGenerator,
     Prompts,
@@ -46,7 +46,7 @@ class Config(Section):
     data: Annotated[Data, BeforeValidator(named)]
     labels: Labels = Labels()
     prompts: Prompts = Prompts()
-    generator: Generator = Field(
+    generator: AnyGenerator = Field(
         ImageGenerator(), description="What makes the synthetic data; none trains without it."
     )
     model: Model = Field(description="The downstream model: a name of `genfl list models`, and its options.")

@@ -10,7 +10,7 @@ from torch import Tensor
 from genfl.errors import InputError
 from genfl.rng import Key
 
-Kind = Literal["equal", "inverse", "water_filling"]
+BudgetKind = Literal["equal", "inverse", "water_filling"]
 Guidance = Literal["prompt", "real", "mixed"]
 
 ORDERS: dict[str, tuple[int, ...] | None] = {"mixed": None, "p2g": (0, 1), "g2p": (1, 0)}
@@ -28,7 +28,7 @@ class Budget(NamedTuple):
         samples: The number of samples of all clients together.
     """
 
-    kind: Kind
+    kind: BudgetKind
     samples: int
 
     def allocate(self, label_counts: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ def water_filling(samples: int) -> Budget:
     return _budget("water_filling", samples)
 
 
-def _budget(kind: Kind, samples: int) -> Budget:
+def _budget(kind: BudgetKind, samples: int) -> Budget:
     if isinstance(samples, bool) or int(samples) != samples or samples < 1:
         raise InputError(f"budget.samples: {samples!r} is no whole number from 1; give one")
     return Budget(kind, int(samples))
@@ -102,7 +102,7 @@ def deal(y: Tensor, counts: np.ndarray, seed: int) -> list[np.ndarray]:
     return [np.concatenate(part) for part in parts]
 
 
-def budget(kind: Kind, samples: int, label_counts: np.ndarray) -> np.ndarray:
+def budget(kind: BudgetKind, samples: int, label_counts: np.ndarray) -> np.ndarray:
     """Divide a number of generated samples over clients and classes, to the last one.
 
     Source: Ye et al., "Federated Learning with Generative Content" (arXiv 2312.05807), Section 3.

@@ -15,7 +15,7 @@ from genfl.errors import InputError
 from genfl.rng import Key
 from genfl.trees import Tree
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+AugmentFn = Callable[[Tensor, torch.Generator], Tensor]
 """Random changes of prepared inputs; see `genfl.learning.augment`."""
 
 
@@ -64,7 +64,7 @@ class Joined:
         return torch.cat(taken).index_select(0, order.argsort())
 
 
-class Part(NamedTuple):
+class DataPart(NamedTuple):
     """A part of the data that clients hold, such as their private or their generated samples.
 
     Attributes:
@@ -76,7 +76,7 @@ class Part(NamedTuple):
 
     name: str
     rows: range
-    augment: Augment | None = None
+    augment: AugmentFn | None = None
     weighs: bool = True
 
 
@@ -105,7 +105,7 @@ class ClientData:
         rows: Sequence[np.ndarray] | Ranges,
         classes: int,
         prepare: Callable[[Tensor], Tensor] = lambda x: x,
-        augment: Augment | None = None,
+        augment: AugmentFn | None = None,
         *,
         name: str = PRIVATE,
     ) -> None:
@@ -123,7 +123,7 @@ class ClientData:
         elif self.ends[-1] > len(x):
             raise InputError(f"data.partition: the last client ends at row {self.ends[-1]} of {len(x)}")
         self.x, self.y, self.classes, self.prepare = x, y, classes, prepare
-        self.parts = [Part(name, range(len(x)), augment)]  # in the order of the rows of x
+        self.parts = [DataPart(name, range(len(x)), augment)]  # in the order of the rows of x
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -246,7 +246,7 @@ class ClientData:
         x: Tensor,
         y: Tensor,
         rows: Sequence[np.ndarray],
-        augment: Augment | None = None,
+        augment: AugmentFn | None = None,
         *,
         weighs: bool = True,
     ) -> ClientData:
@@ -262,7 +262,7 @@ class ClientData:
         """
         all_rows = [np.append(self._rows(k), len(self.x) + more) for k, more in enumerate(rows)]
         both = ClientData(Joined(self.x, x), torch.cat([self.y, y]), all_rows, self.classes, self.prepare)
-        both.parts = [*self.parts, Part(name, range(len(self.x), len(both.x)), augment, weighs)]
+        both.parts = [*self.parts, DataPart(name, range(len(self.x), len(both.x)), augment, weighs)]
         return both
 
     def _rows(self, client: int) -> Tensor:

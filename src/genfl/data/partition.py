@@ -12,10 +12,10 @@ import numpy as np
 from genfl.errors import InputError
 from genfl.rng import Key
 
-Kind = Literal["dirichlet", "iid", "shards", "quantity", "natural", "domain"]
+PartitionKind = Literal["dirichlet", "iid", "shards", "quantity", "natural", "domain"]
 Within = Literal["iid", "dirichlet"]
 
-OWN: tuple[Kind, ...] = ("natural", "domain")
+OWN: tuple[PartitionKind, ...] = ("natural", "domain")
 """The splits by the client ids in the data, which decide the number of clients."""
 
 
@@ -35,7 +35,7 @@ class Partitioner:
         client_ids: The client that each sample belongs to, [n], of the kind natural.
     """
 
-    kind: Kind
+    kind: PartitionKind
     clients: int | None
     alpha: float = 1.0
     min_size: int = 1
@@ -155,7 +155,7 @@ def _alpha(value: float) -> float:
 
 def partition(
     labels: Sequence[str],
-    kind: Kind,
+    kind: PartitionKind,
     clients: int | None,
     *,
     alpha: float,

@@ -48,14 +48,14 @@ UNBATCHED = "There is a performance drop"
 """How torch's warning begins when vmap runs an operation once for each client."""
 
 
-class Choice(NamedTuple):
+class EngineDecision(NamedTuple):
     """The decision whether clients run in batches, and its reason."""
 
     batched: bool
     why: str
 
 
-def choose(task: Task, weights: Weights, data: ClientData, schedule: Schedule) -> Choice:
+def choose(task: Task, weights: Weights, data: ClientData, schedule: Schedule) -> EngineDecision:
     """Decide whether ``auto`` runs clients in batches (`vectorized`) or one by one: what is faster on a CPU.
 
     Batches pay where steps are short, every core gets a batch, and clients take the same steps: each number
@@ -70,19 +70,21 @@ def choose(task: Task, weights: Weights, data: ClientData, schedule: Schedule) -
         schedule: Rounds, cohorts, local work.
     """
     if cores() > SHARES:
-        return Choice(False, f"there are more than {SHARES} cores, and no more parts of a cohort")
+        return EngineDecision(False, f"there are more than {SHARES} cores, and no more parts of a cohort")
     if schedule.clients_per_round < (many := LEAST * max(2, cores())):
-        return Choice(False, f"fewer than {many} clients work in a round")
+        return EngineDecision(False, f"fewer than {many} clients work in a round")
     share, client = _alike(data, schedule)
     if share < ALIKE:
-        return Choice(False, "clients differ in the number of their steps or in the size of their batches")
+        return EngineDecision(
+            False, "clients differ in the number of their steps or in the size of their batches"
+        )
     batch = data.batch(client, torch.arange(min(schedule.batch_size, data.samples(client))))
     with FlopCounterMode(display=False) as counter:
         task.predict(weights, batch["x"])
     operations = f"a batch's forward pass takes {counter.get_total_flops() / 1e6:.1f} million operations"
     if counter.get_total_flops() > SHORT:
-        return Choice(False, operations)
-    return Choice(True, f"they take the same steps, and {operations}")
+        return EngineDecision(False, operations)
+    return EngineDecision(True, f"they take the same steps, and {operations}")
 
 
 def _alike(data: ClientData, schedule: Schedule) -> tuple[float, int]:

@@ -30,7 +30,7 @@ from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
 
-CHUNK = 100
+MOST_BATCHED = 100
 """Clients that are batched at most."""
 
 SHARES = 4
@@ -78,7 +78,12 @@ class VmapRunner:
     how = "vmapped"
 
     def __init__(
-        self, data: BatchedDataView, *, shares: int = SHARES, chunk: int = CHUNK, accelerated: bool = True
+        self,
+        data: BatchedDataView,
+        *,
+        shares: int = SHARES,
+        chunk: int = MOST_BATCHED,
+        accelerated: bool = True,
     ) -> None:
         self.data = data
         self.most = shares

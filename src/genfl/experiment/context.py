@@ -37,7 +37,7 @@ MOST_MADE = 64
 _T = TypeVar("_T")
 
 
-class Context:
+class RunContext:
     """Data sets, splits, tasks and checksums of a run, or of a sweep's runs, each made once.
 
     Nothing outlives the context: the next run reads everything again, so it sees what changed.

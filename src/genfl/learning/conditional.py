@@ -14,7 +14,7 @@ from genfl.trees import Tree
 
 
 @dataclass(frozen=True)
-class Generator:
+class ConditionalGenerator:
     """A network ``G(y, ε)`` with one hidden layer, as pure functions of its parameters.
 
     It has no batch norm: a sample does not depend on the others it is made with.
@@ -62,7 +62,7 @@ class Generator:
         return y, torch.randn(size, self.noise, generator=rng)
 
 
-def similarity(samples: Tensor, eps: Tensor) -> Tensor:
+def noise_similarity(samples: Tensor, eps: Tensor) -> Tensor:
     """Returns ``exp(−mean_ij d(s_i, s_j) d(ε_i, ε_j))``: 1 where the noise changes nothing, less otherwise.
 
     Distances are means over coordinates, of absolute differences of samples and of squared ones of the noise,

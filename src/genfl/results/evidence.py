@@ -13,7 +13,7 @@ from genfl.config import Config
 from genfl.data.media import Modality
 from genfl.data.quality import MEASURES
 from genfl.data.sources import DATASETS
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.generators.registry import GENERATORS
 from genfl.results.examples import LabelExamples, choose_examples
@@ -47,7 +47,7 @@ class Evidence:
     examples: list[LabelExamples]
 
 
-def collect(run: Run, context: Context) -> Evidence:
+def collect(run: Run, context: RunContext) -> Evidence:
     """Collect what a report shows of a run.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 
 import genfl
 from genfl.config import Config, Method
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.generators.registry import GENERATORS
 from genfl.results.names import SYNTHETIC_ONLY
@@ -39,7 +39,7 @@ LAST_EVALUATIONS = 5
 """A method's accuracy is the mean of this many last evaluations, never its best one."""
 
 
-def summarise(run: Run, context: Context, skipped: Mapping[str, bool]) -> Summary:
+def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Summary:
     """Return the figures of a run.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 from genfl.config import Config, Data, Section
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import ANSWERS, Run, Shard
 from genfl.storage import digest
 
@@ -85,7 +85,7 @@ class DataInputs:
     content: str
 
     @classmethod
-    def of(cls, config: Config, context: Context) -> DataInputs:
+    def of(cls, config: Config, context: RunContext) -> DataInputs:
         """Return those of a config."""
         return cls(config.data, context.content_digest(config.data))
 
@@ -144,7 +144,7 @@ class StageRun(NamedTuple):
         shards: The runs that generated shards for it.
     """
 
-    context: Context
+    context: RunContext
     upstream: Upstream
     folder: Path
     digest: str
@@ -180,15 +180,15 @@ class Stage(Generic[In]):
     folder: str
     version: int
     upstream: tuple[str, ...]
-    inputs: Callable[[Config, Context], In]
+    inputs: Callable[[Config, RunContext], In]
     run: Callable[[In, StageRun], dict[str, Any] | None]
     progress: Callable[[In, StageRun], tuple[int, int, str]] | None = None
-    check: Callable[[In, Context], object] = lambda inputs, context: None
+    check: Callable[[In, RunContext], object] = lambda inputs, context: None
     keeps: bool = False
     wanted: Callable[[Config], bool] = lambda config: True
-    gives: Callable[[In, Context], Any] | None = None
+    gives: Callable[[In, RunContext], Any] | None = None
 
-    def work(self, run: Run, context: Context, digest: str, folders: Mapping[str, str]) -> StageRun:
+    def work(self, run: Run, context: RunContext, digest: str, folders: Mapping[str, str]) -> StageRun:
         """Return what the stage works with in a run.
 
         Args:

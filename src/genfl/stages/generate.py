@@ -20,7 +20,7 @@ from genfl.data.media import MEDIA, Modality
 from genfl.data.sources import DATASETS, DataSet, folder_of
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.generators.base import Generator
 from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
@@ -59,7 +59,7 @@ class GeneratorInputs:
     modality: Annotated[Modality, IGNORED]
 
     @classmethod
-    def of(cls, config: Config, context: Context) -> GeneratorInputs:
+    def of(cls, config: Config, context: RunContext) -> GeneratorInputs:
         """Return those of a config."""
         modality = DATASETS[config.data.name].modality
         options = config.generator.model_dump(exclude={"kind"})
@@ -91,7 +91,7 @@ class GeneratorInputs:
         """What a data card and a report say of the generator."""
         return self.entry.facts(self.options)
 
-    def purpose(self, data: Data, per_label: int, labels: Sequence[str], context: Context) -> Purpose:
+    def purpose(self, data: Data, per_label: int, labels: Sequence[str], context: RunContext) -> Purpose:
         """Return what a run wants the generator for.
 
         Args:
@@ -111,7 +111,7 @@ class GeneratorInputs:
         )
 
     def make(
-        self, data: Data, per_label: int, labels: Sequence[str], context: Context, answers: Path
+        self, data: Data, per_label: int, labels: Sequence[str], context: RunContext, answers: Path
     ) -> Generator:
         """Return the generator; see `purpose`.
 
@@ -141,7 +141,7 @@ class GenerateInputs:
     data: Annotated[Data, IGNORED]
 
 
-def _inputs(config: Config, context: Context) -> GenerateInputs:
+def _inputs(config: Config, context: RunContext) -> GenerateInputs:
     return GenerateInputs(GeneratorInputs.of(config, context), config.prompts, config.data)
 
 
@@ -277,7 +277,7 @@ def _progress(inputs: GenerateInputs, work: StageRun) -> tuple[int, int, str]:
     return sum(shard.generated for shard in shards), total, "samples"
 
 
-def _check(inputs: GenerateInputs, context: Context) -> None:
+def _check(inputs: GenerateInputs, context: RunContext) -> None:
     generator, prompts = inputs.generator, inputs.prompts
     entry, modality = generator.entry, generator.modality
     if modality not in entry.modalities:

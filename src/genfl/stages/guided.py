@@ -22,7 +22,7 @@ from genfl.data.samples import Prompt
 from genfl.data.sources import DataSet
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.experiment.context import Context, class_indices
+from genfl.experiment.context import RunContext, class_indices
 from genfl.generators.base import Generator
 from genfl.rng import Key
 from genfl.stages import generate
@@ -96,7 +96,7 @@ class GuidedInputs:
         return KindInputs(content, self.data, self.partition, self.block_size, self.generator, self.settings)
 
 
-def guided_inputs(config: Config, context: Context) -> GuidedInputs:
+def guided_inputs(config: Config, context: RunContext) -> GuidedInputs:
     """Return what decides the guided samples of a config."""
     kinds = guided_contents(config)
     return GuidedInputs(

@@ -11,7 +11,7 @@ from genfl.engines.in_process import sequential
 from genfl.engines.protocol import DataView, Engine
 from genfl.engines.reducers import secure_reducers
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.labels.discovery import discover
 from genfl.labels.iblt import IBLT
 from genfl.rng import Key
@@ -38,7 +38,7 @@ class LabelInputs:
     seeds: Annotated[list[int], IGNORED]
 
 
-def _inputs(config: Config, context: Context) -> LabelInputs:
+def _inputs(config: Config, context: RunContext) -> LabelInputs:
     data = DataInputs.of(config, context)
     return LabelInputs(data, config.data.partition, config.labels, config.seeds[0], config.seeds)
 
@@ -65,7 +65,7 @@ def _engine(data: DataView, key: Key) -> Engine:
     return sequential(data, secure_reducers(key))
 
 
-def _check(inputs: LabelInputs, context: Context) -> None:
+def _check(inputs: LabelInputs, context: RunContext) -> None:
     for seed in inputs.seeds:
         context.train_test_rows(inputs.data.section, seed)
     options = inputs.labels
@@ -76,7 +76,7 @@ def _check(inputs: LabelInputs, context: Context) -> None:
         raise InputError(f"labels: {error}") from error
 
 
-def _gives(inputs: LabelInputs, context: Context) -> Any:
+def _gives(inputs: LabelInputs, context: RunContext) -> Any:
     """Return the names that exist: which client holds which does not matter to other stages."""
     section = inputs.data.section
     labels = context.data_set(section).train.labels

@@ -16,7 +16,7 @@ from genfl.config.training import Pretraining
 from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.engines.device import exact
 from genfl.errors import InputError
-from genfl.experiment.context import Context, initial_key
+from genfl.experiment.context import RunContext, initial_key
 from genfl.experiment.folder import VOCABULARY
 from genfl.learning.pretrain import Recipe, train_with_holdout
 from genfl.learning.task import (
@@ -62,7 +62,7 @@ class ModelInputs:
     device: Annotated[str, IGNORED]
 
     @classmethod
-    def of(cls, config: Config, context: Context) -> ModelInputs:
+    def of(cls, config: Config, context: RunContext) -> ModelInputs:
         """Return those of a config.
 
         Raises:
@@ -144,7 +144,7 @@ class SeedInputs:
     seed: int
 
 
-def pretrain_inputs(config: Config, context: Context) -> PretrainInputs:
+def pretrain_inputs(config: Config, context: RunContext) -> PretrainInputs:
     """Return what decides the pre-trained models of a config."""
     data = DataInputs.of(config, context)
     return PretrainInputs(data, ModelInputs.of(config, context), config.pretrain, config.seeds)
@@ -224,7 +224,7 @@ def _existing(init: str | None, model: Model) -> Path | None:
         raise InputError(f"pretrain.init: {error}") from error
 
 
-def _check(inputs: PretrainInputs, context: Context) -> None:
+def _check(inputs: PretrainInputs, context: RunContext) -> None:
     data = context.data_set(inputs.data.section)
     if problem := inputs.recipe.augment.augment().problem(data.modality, data.shape):
         raise InputError(f"pretrain.augment.{problem}")

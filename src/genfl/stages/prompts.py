@@ -15,7 +15,7 @@ from genfl.data.media import Modality
 from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.generators.registry import GENERATORS
 from genfl.llm.chat import TRANSPORT_OPTIONS, chat_fingerprint, check_chat_model, connect, map_queries
 from genfl.prompts.llm import ASKED, Asked, PromptLists, write_prompts
@@ -50,7 +50,7 @@ class PromptInputs:
     generator: Annotated[str, IGNORED]
 
 
-def _inputs(config: Config, context: Context) -> PromptInputs:
+def _inputs(config: Config, context: RunContext) -> PromptInputs:
     settings = config.prompts.llm
     options = settings.options() if settings else None
     return PromptInputs(
@@ -130,7 +130,7 @@ def _described(
         return PromptLists(dict(zip(labels, map_queries(chat, describe_label, labels), strict=True)))
 
 
-def _check(inputs: PromptInputs, context: Context) -> None:
+def _check(inputs: PromptInputs, context: RunContext) -> None:
     templates(inputs.prompts, inputs.modality)
     settings = inputs.prompts.llm
     if settings is None:

@@ -18,7 +18,7 @@ from genfl.data.texts import (
     train_tokenizer,
 )
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import VOCABULARY
 from genfl.stages import generate
 from genfl.stages.base import IGNORED, Stage, StageRun, Upstream
@@ -38,7 +38,7 @@ class VocabularyInputs:
     data: Annotated[Data, IGNORED]
 
 
-def _inputs(config: Config, context: Context) -> VocabularyInputs:
+def _inputs(config: Config, context: RunContext) -> VocabularyInputs:
     return VocabularyInputs(_most_words(config), config.data)
 
 
@@ -78,7 +78,7 @@ def readable(data: Data, upstream: Upstream) -> Data:
     return data.model_copy(update={"tokenizer": str(folder)})
 
 
-def _check(inputs: VocabularyInputs, context: Context) -> None:
+def _check(inputs: VocabularyInputs, context: RunContext) -> None:
     require_tokenizers(GENERATED_TOKENIZER)
     if inputs.most_words < 2:
         raise InputError("model.vocabulary: no room for words beside padding and what is unknown; raise it")

@@ -184,7 +184,7 @@ def test_recordings_are_bounded_and_those_used_last_are_kept(clients, monkeypatc
 def test_it_can_be_switched_off(clients, monkeypatch, name, how):
     if how == "environment":
         monkeypatch.setenv(fast.VARIABLE, "0")
-        assert fast.status() == (False, "GENFL_FAST=0")
+        assert fast.fast_status() == (False, "GENFL_FAST=0")
     with engine(name, clients, 6, fast=how != "argument") as run:
         for _ in range(4):
             result = run.run(chosen := program(), tasks())
@@ -221,11 +221,11 @@ def test_switched_off_layers_are_those_of_vmap(clients):
 def test_a_switch_that_is_neither_on_nor_off_is_an_error(monkeypatch):
     monkeypatch.setenv(fast.VARIABLE, "perhaps")
     with pytest.raises(InputError, match="GENFL_FAST: 'perhaps'"):
-        fast.status()
+        fast.fast_status()
 
 
 def test_it_is_on_by_itself():
-    assert fast.status().on
+    assert fast.fast_status().on
 
 
 # --- the guard

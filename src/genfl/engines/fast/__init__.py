@@ -2,7 +2,7 @@
 
 The rest of genfl uses the names of this module only. The fast path changes no result of clients that run one
 by one. It is off where ``GENFL_FAST=0`` is set, and where PyTorch lacks an operation that it needs; genfl
-then runs every step as it is. `status` says which, and ``engine.stats()`` says what the fast path did.
+then runs every step as it is. `fast_status` says which, and ``engine.stats()`` says what the fast path did.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class FastStatus(NamedTuple):
     why: str
 
 
-def status() -> FastStatus:
+def fast_status() -> FastStatus:
     """Return whether the fast path is on in this process, and why.
 
     Raises:
@@ -93,7 +93,7 @@ def why_off(accelerated: bool) -> str | None:
     """
     if not accelerated:
         return "the fast path is off: this engine runs every step as it is"
-    on, why = status()
+    on, why = fast_status()
     return None if on else f"the fast path is off: {why}"
 
 
@@ -138,7 +138,7 @@ def accelerate(program: ClientProgram) -> ClientProgram:
     Returns:
         The program itself where the fast path is off.
     """
-    if not status().on:
+    if not fast_status().on:
         return program
     from genfl.engines.fast.recording import RecordedStep
 
@@ -151,7 +151,7 @@ def accelerate_batches(program: ClientProgram) -> BatchedSteps | None:
     Args:
         program: What each of the clients does.
     """
-    if not status().on:
+    if not fast_status().on:
         return None
     from genfl.engines.fast.batches import BatchedSteps
 

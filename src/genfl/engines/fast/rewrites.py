@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-aten = torch.ops.aten
+_aten = torch.ops._aten
 
 FEWEST_CHANNELS = 16
 """Channels from which pooling is faster with channels last, the conversion included."""
@@ -19,22 +19,22 @@ LARGE = 1024
 """Pixels of an image from which converting eight channels at a time is faster than converting all."""
 
 _BOUND = {
-    *(aten.add, aten.sub, aten.mul, aten.div, aten.neg, aten.relu, aten.where, aten.ne),
-    *(aten.sum, aten.mm, aten.bmm, aten.convolution, aten.native_group_norm, aten._log_softmax),
-    *(aten.clone, aten.gather, aten.scatter),
-    *(aten.view, aten.expand, aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze),
+    *(_aten.add, _aten.sub, _aten.mul, _aten.div, _aten.neg, _aten.relu, _aten.where, _aten.ne),
+    *(_aten.sum, _aten.mm, _aten.bmm, _aten.convolution, _aten.native_group_norm, _aten._log_softmax),
+    *(_aten.clone, _aten.gather, _aten.scatter),
+    *(_aten.view, _aten.expand, _aten.permute, _aten.transpose, _aten.t, _aten.squeeze, _aten.unsqueeze),
 }
 """Operations with a binding of torch, by which a call takes 2 µs less than through their schema."""
 
-_RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.permute.default}
+_RESHAPES = {_aten.view.default, _aten._unsafe_view.default, _aten.expand.default, _aten.permute.default}
 
-_LIKE = {aten.zeros_like.default, aten.ones_like.default}
+_LIKE = {_aten.zeros_like.default, _aten.ones_like.default}
 """Operations that read no more of an input than its shape, strides and dtype."""
 
-_READERS = {aten.scatter.value, aten.where.self, aten.mul.Tensor, aten.add.Tensor, aten.div.Tensor}
+_READERS = {_aten.scatter.value, _aten.where.self, _aten.mul.Tensor, _aten.add.Tensor, _aten.div.Tensor}
 """Operations that neither change an input nor return a view of it; those that occur in steps."""
 
-_POOL_BACKWARD = aten.max_pool2d_with_indices_backward.default
+_POOL_BACKWARD = _aten.max_pool2d_with_indices_backward.default
 
 
 def graph_of(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Callable[..., Sequence[Tensor]]:
@@ -53,12 +53,12 @@ def graph_of(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Cal
     module = make_fx(function)(*(tensor.detach() for tensor in tensors))
     graph = module.graph
     for node in list(graph.nodes):
-        if node.target is aten.detach.default or _does_nothing(node):
+        if node.target is _aten.detach.default or _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
     graph.eliminate_dead_code()
     changes_in_place = any(map(_changes_in_place, graph.nodes))
     for node in list(graph.nodes):
-        if node.target is aten.max_pool2d_with_indices.default:
+        if node.target is _aten.max_pool2d_with_indices.default:
             if not changes_in_place:
                 _pool_before_relu(graph, node)
             _pool_with_channels_last(graph, node)
@@ -98,7 +98,7 @@ def _changes_in_place(node: Any) -> bool:
 
 def _is_constant(node: Any) -> bool:
     """Return whether a node gives the same tensor in every run, and no user might change it."""
-    if node.target not in _LIKE and (node.target is not aten.scalar_tensor.default or node.all_input_nodes):
+    if node.target not in _LIKE and (node.target is not _aten.scalar_tensor.default or node.all_input_nodes):
         return False
     return all(user.target in _READERS for user in node.users)
 
@@ -128,7 +128,7 @@ def _pool_before_relu(graph: Any, pool: Any) -> None:
     pooling. Elements are read later than without this rewrite, so nothing may be changed in place.
     """
     relu = _behind_reshapes(pool.args[0])
-    if relu.target is not aten.relu.default or not _same_layout(relu.args[0], relu):
+    if relu.target is not _aten.relu.default or not _same_layout(relu.args[0], relu):
         return
     maxima = [result for result in pool.users if result.args[1] == 0]
     gradients = [
@@ -137,7 +137,7 @@ def _pool_before_relu(graph: Any, pool: Any) -> None:
     rectified = [
         user
         for user in _users_behind_reshapes(relu)
-        if user.target is aten.threshold_backward.default
+        if user.target is _aten.threshold_backward.default
         and _behind_reshapes(user.args[0]) in gradients
         and _behind_reshapes(user.args[1]) is relu
         and user.args[2] == 0
@@ -149,13 +149,13 @@ def _pool_before_relu(graph: Any, pool: Any) -> None:
     if {user for gradient in gradients for user in _users_behind_reshapes(gradient)} != {*rectified}:
         return  # others need the gradients that are not rectified
     with graph.inserting_after(maxima[0]):
-        after = graph.call_function(aten.relu.default, (maxima[0],))
+        after = graph.call_function(_aten.relu.default, (maxima[0],))
     after.meta = maxima[0].meta
     maxima[0].replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
     for gradient in gradients:
         before = gradient.args[0]
         with graph.inserting_before(gradient):
-            now_rectified = graph.call_function(aten.threshold_backward.default, (before, after, 0))
+            now_rectified = graph.call_function(_aten.threshold_backward.default, (before, after, 0))
         now_rectified.meta = before.meta
         gradient.replace_input_with(before, now_rectified)
     for node in rectified:
@@ -190,16 +190,16 @@ def _pool_with_channels_last(graph: Any, node: Any) -> None:
     in_parts = math.prod(size) >= LARGE and channels % 8 == 0
     with graph.inserting_before(node):
         if in_parts:
-            x = graph.call_function(aten.view.default, (x, [images * channels // 8, 8, *size]))
-        turned = graph.call_function(aten.clone.default, (x,), {"memory_format": torch.channels_last})
+            x = graph.call_function(_aten.view.default, (x, [images * channels // 8, 8, *size]))
+        turned = graph.call_function(_aten.clone.default, (x,), {"memory_format": torch.channels_last})
     node.args = (turned, *node.args[1:])
     for result in list(node.users):
         with graph.inserting_after(result):
             order = {"memory_format": torch.contiguous_format}
-            back = graph.call_function(aten.clone.default, (result,), order)
+            back = graph.call_function(_aten.clone.default, (result,), order)
         last = back
         if in_parts:
             with graph.inserting_after(back):
-                last = graph.call_function(aten.view.default, (back, list(result.meta["val"].shape)))
+                last = graph.call_function(_aten.view.default, (back, list(result.meta["val"].shape)))
         last.meta = result.meta
         result.replace_all_uses_with(last, delete_user_cb=lambda user, kept=back: user is not kept)

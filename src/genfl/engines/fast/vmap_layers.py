@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-aten = torch.ops.aten
+_aten = torch.ops._aten
 
 
 class Folding(TorchFunctionMode):
@@ -135,7 +135,7 @@ class _GroupNormBackward(Function):
     ) -> tuple[Tensor | None, ...]:
         n, channels, *rest = x.shape
         gradient, x, size = gradient.contiguous(), x.contiguous(), math.prod(rest)
-        gradients = aten.native_group_norm_backward(
+        gradients = _aten.native_group_norm_backward(
             gradient, x, mean, scale, weight, n, channels, size, channels // width, wanted
         )
         return tuple(gradients)
@@ -154,7 +154,7 @@ class _MaxPool(Function):
 
     @staticmethod
     def forward(x: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-        pooled: tuple[Tensor, Tensor] = aten.max_pool2d_with_indices(x, *options)
+        pooled: tuple[Tensor, Tensor] = _aten.max_pool2d_with_indices(x, *options)
         return pooled
 
     @staticmethod
@@ -179,7 +179,7 @@ class _MaxPoolBackward(Function):
 
     @staticmethod
     def forward(gradient: Tensor, x: Tensor, indices: Tensor, *options: Any) -> tuple[Tensor]:
-        return (aten.max_pool2d_with_indices_backward(gradient, x, *options, indices),)
+        return (_aten.max_pool2d_with_indices_backward(gradient, x, *options, indices),)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

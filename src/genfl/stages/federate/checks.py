@@ -16,7 +16,7 @@ from genfl.data.sources import DataSet
 from genfl.engines.auto import together
 from genfl.engines.pool import refusal
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.generators.classify import check_classifier
 from genfl.hub import check_device
 from genfl.learning.task import MissingPart, Task
@@ -28,7 +28,7 @@ from genfl.stages.federate.methods import build_algorithm
 from genfl.stages.federate.setting import resources
 
 
-def check(inputs: FederateInputs, context: Context) -> None:
+def check(inputs: FederateInputs, context: RunContext) -> None:
     """Refuse methods that cannot run: tried on the real models, with the data's number of classes.
 
     Args:
@@ -79,7 +79,7 @@ def check(inputs: FederateInputs, context: Context) -> None:
             )
 
 
-def _fitting(field: str, inputs: FederateInputs, context: Context, model: Model, classes: int) -> Task:
+def _fitting(field: str, inputs: FederateInputs, context: RunContext, model: Model, classes: int) -> Task:
     """Return the task with a model.
 
     Raises:

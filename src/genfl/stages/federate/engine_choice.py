@@ -11,13 +11,13 @@ from genfl.config import Method, Model, Partition
 from genfl.config.training import Federation
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
-from genfl.engines.auto import Choice, choose, obstacle
+from genfl.engines.auto import EngineDecision, choose, obstacle
 from genfl.engines.pool import cores
 from genfl.errors import GenflError
 from genfl.experiment.context import initial_key
 from genfl.learning.task import Precision, Weights
 from genfl.stages.base import DataInputs, StageRun, Without, digest_of
-from genfl.stages.federate.inputs import NAME, FederateInputs
+from genfl.stages.federate.inputs import FEDERATE, FederateInputs
 from genfl.stages.federate.methods import schedule
 from genfl.stages.federate.setting import Setting
 from genfl.storage import digest, read_json, write_json
@@ -78,9 +78,9 @@ class EngineChoice:
         stored = self._read()
         if not stored["why"]:
             if self.inputs.model.device != "cpu":
-                choice = Choice(False, "what pays on a GPU has not been measured")
+                choice = EngineDecision(False, "what pays on a GPU has not been measured")
             elif self.inputs.federation.heterogeneity:
-                choice = Choice(False, "local models are measured as well")
+                choice = EngineDecision(False, "local models are measured as well")
             else:
                 seed = self.inputs.seeds[0]
                 weights = setting.task.init(initial_key(seed))
@@ -138,7 +138,7 @@ class EngineChoice:
         inputs, model = self.inputs, self.inputs.model
         federation, split = inputs.federation, inputs.partition
         own = ChoiceInputs(model.precision, model.device, model.model, inputs.data, split, federation)
-        return digest_of(f"{NAME} engine", 1, own, {})
+        return digest_of(f"{FEDERATE} engine", 1, own, {})
 
 
 def _name(method: Method) -> str:

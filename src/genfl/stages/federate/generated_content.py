@@ -12,7 +12,7 @@ from genfl.config import Method
 from genfl.data.budget import deal
 from genfl.data.clients import GENERATED, ClientData
 from genfl.errors import InputError
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.generators.registry import GENERATORS
 from genfl.stages.allocations import allocate, limit_to_pools, refuse_empty
 from genfl.stages.federate.inputs import FederateInputs
@@ -55,7 +55,7 @@ def training_data(setting: Setting, name: str, method: Method, seed: int) -> Cli
     return ClientData(x, y, rows, len(setting.labels), setting.data.prepare, augment, name=GENERATED)
 
 
-def check_content(inputs: FederateInputs, context: Context) -> None:
+def check_content(inputs: FederateInputs, context: RunContext) -> None:
     """Refuse methods whose clients cannot get their content, as far as can be known beforehand.
 
     Args:

@@ -10,7 +10,7 @@ from genfl.config.generation import Prompts
 from genfl.config.training import Federation
 from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.engines.auto import EXACT
-from genfl.experiment.context import Context
+from genfl.experiment.context import RunContext
 from genfl.experiment.folder import VOCABULARY
 from genfl.learning.task import Precision
 from genfl.references import GENERATOR
@@ -19,7 +19,7 @@ from genfl.stages.generate import GeneratorInputs
 from genfl.stages.guided import GuidedInputs, guided_inputs, kind_digest
 from genfl.stages.pretrain import ModelInputs, PretrainInputs, pretrain_inputs, seed_digest
 
-NAME, FOLDER, VERSION = "federate", "federate", 4
+FEDERATE, FOLDER, VERSION = "federate", "federate", 4
 """The stage's name, its folder, and the version of its trials."""
 
 ROUNDING = 2
@@ -64,7 +64,7 @@ class FederateInputs:
     pretrained: Annotated[PretrainInputs | None, IGNORED]
 
     @classmethod
-    def of(cls, config: Config, context: Context) -> FederateInputs:
+    def of(cls, config: Config, context: RunContext) -> FederateInputs:
         """Return those of a config."""
         engine = config.federate.engine
         return cls(
@@ -128,7 +128,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
     if method.reference == GENERATOR:
         sentences = [inputs.prompts.style, inputs.prompts.template, inputs.prompts.blanks]
         zero_shot = ZeroShotInputs(upstream.labels, inputs.data, sentences, inputs.generator, method, seed)
-        return digest_of(NAME, VERSION, zero_shot, stages)
+        return digest_of(FEDERATE, VERSION, zero_shot, stages)
     if method.reads_generated:
         stages["generate"] = upstream.digest("generate")
     if inputs.data.section.tokenizer == GENERATED_TOKENIZER:
@@ -155,4 +155,4 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         [*inputs.model.code, *method.code],
         seed,
     )
-    return digest_of(NAME, VERSION, own, stages)
+    return digest_of(FEDERATE, VERSION, own, stages)

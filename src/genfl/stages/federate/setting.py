@@ -120,7 +120,7 @@ class Setting:
     @cached_property
     def measures(self) -> dict[str, Measure]:
         """What is measured on cohorts whose clients train models of the global model's form."""
-        measures = {diversity.NAME: diversity.gradient_diversity()}
+        measures = {diversity.DIVERSITY: diversity.gradient_diversity()}
         if self.inputs.federation.heterogeneity:
             order = Key(0).fold("generality").numpy().permutation(len(self.test_y))
             tested = torch.from_numpy(order[:MOST_TESTED])
@@ -142,7 +142,7 @@ class Setting:
         if kind not in self._similarities:
             extractor = self.pretrained(self.inputs.seeds[0])
             features = heterogeneity.mean_features(self.task, extractor, clients)
-            self._similarities[kind] = heterogeneity.similarity(features)
+            self._similarities[kind] = heterogeneity.client_similarity(features)
         return self._similarities[kind]
 
     def test_on_clients(self, models: list[Weights], seed: int) -> ClientScores | None:

@@ -15,7 +15,7 @@ from genfl.results.names import SYNTHETIC_ONLY
 from genfl.stages.base import Stage, StageRun
 from genfl.stages.federate.checks import check
 from genfl.stages.federate.engine_choice import EngineChoice
-from genfl.stages.federate.inputs import FOLDER, NAME, VERSION, FederateInputs, trial_digest
+from genfl.stages.federate.inputs import FEDERATE, FOLDER, VERSION, FederateInputs, trial_digest
 from genfl.stages.federate.setting import Setting
 from genfl.stages.federate.trial import CHECKPOINT, Trial, trained_trials
 from genfl.stages.federate.zero_shot import classify_test_set
@@ -87,7 +87,7 @@ def _progress(inputs: FederateInputs, work: StageRun) -> tuple[int, int, str]:
 
 
 STAGE = Stage(
-    NAME,
+    FEDERATE,
     FOLDER,
     VERSION,
     ("labels", "prompts", "generate", "guided", VOCABULARY, "pretrain"),

@@ -12,7 +12,7 @@ from genfl.config import Method
 from genfl.data.clients import GENERATED, ClientData
 from genfl.engines.auto import engine
 from genfl.learning.task import Weights, state_dict
-from genfl.references import GENERATOR, LOCAL, TRAINED, Federation, mean
+from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
 from genfl.stages.federate.engine_choice import EngineChoice
@@ -51,13 +51,13 @@ class Trial:
             return [seed]
         return [seed.with_name(f"{seed.name}-client-{client}") for client in range(clients)]
 
-    def federations(self, setting: Setting, clients: ClientData) -> list[Federation]:
+    def federations(self, setting: Setting, clients: ClientData) -> list[FederationPlan]:
         """Return what the trial runs: one federation, or a reference's federations of one."""
         key = Key(self.seed).fold("federate")  # not the method's: all methods see the same cohorts
         plan = schedule(setting.inputs.federation, self.method)
         if self.method.reference:
             return TRAINED[self.method.reference](clients, plan, key)
-        return [Federation(clients, plan, key)]
+        return [FederationPlan(clients, plan, key)]
 
     def run(self, setting: Setting, choice: EngineChoice, advance: Any) -> dict[str, Any]:
         """Train, test and save the trial's models; continue where an interrupted run stopped.
@@ -70,7 +70,7 @@ class Trial:
         Returns:
             Evaluations, rounds and measures, as plain values.
         """
-        synthetic = {name: setting.unlabelled for name in self.method.asks_for & UNLABELLED}
+        synthetic = dict.fromkeys(self.method.asks_for & UNLABELLED, setting.unlabelled)
         algorithm = build_algorithm(
             setting.inputs.federation, self.method, setting.task, {**setting.resources, **synthetic}
         )
@@ -93,7 +93,7 @@ class Trial:
         setting: Setting,
         choice: EngineChoice,
         algorithm: Algorithm,
-        federation: Federation,
+        federation: FederationPlan,
         folder: Path,
         advance: Any,
     ) -> Trace:
@@ -103,7 +103,8 @@ class Trial:
         batched = choice.batched(self.method)
         kind = "vectorized" if batched else inputs.federation.engine
         measured = algorithm.same_form and self.method.reference is None
-        with engine(kind, clients, plan.clients_per_round, setting.device) as run_cohort:
+        fast = inputs.federation.fast
+        with engine(kind, clients, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
             trace = federate(
                 algorithm,
                 start,
