@@ -268,7 +268,7 @@ def _execute(
 
 
 def _configure_logging() -> None:
-    """Sends the library's log to standard error; standard output is for results."""
+    """Send the library's log to standard error; standard output is for results."""
     handler: logging.Handler
     if sys.stderr.isatty():
         from rich.console import Console
@@ -305,7 +305,7 @@ def _cell(value: Any) -> str:
 
 
 def main() -> NoReturn:
-    """Runs the command line: exit code 0 done, 2 bad input, 1 failure."""
+    """Run the command line: exit code 0 done, 2 bad input, 1 failure."""
     from genfl.errors import GenflError, InputError
 
     # Threads that wait by spinning make a run several times slower as soon as anything else wants the cores.

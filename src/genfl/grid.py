@@ -56,7 +56,7 @@ class PointResult(ResultModel):
 
 
 def points(content: Mapping[str, Any]) -> list[Point]:
-    """Returns the runs that a config with a grid stands for, the last field varying fastest.
+    """Return the runs that a config with a grid stands for, the last field varying fastest.
 
     Args:
         content: A config as plain values, with a mapping ``grid`` of fields (``data.partition.alpha``) to
@@ -89,7 +89,7 @@ def points(content: Mapping[str, Any]) -> list[Point]:
 
 @contextlib.contextmanager
 def _located(name: str) -> Iterator[None]:
-    """Says at which point of the grid a mistake is."""
+    """Say at which point of the grid a mistake is."""
     try:
         yield
     except InputError as error:
@@ -105,7 +105,7 @@ def _text(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """Returns a value as a part of a folder's name: another one for each value."""
+    """Return a value as a part of a folder's name: another one for each value."""
     text = _text(value)
     short = re.sub(r"[/\\]", "_", text)[:60]
     return short if short == text else f"{short}-{digest(text)[:8]}"

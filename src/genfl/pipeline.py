@@ -112,7 +112,7 @@ def checked(config: Config, context: RunContext) -> Config:
 
 @contextlib.contextmanager
 def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
-    """Holds a folder, made if absent, for this process alone.
+    """Hold a folder, made if absent, for this process alone.
 
     Args:
         folder: The folder.
@@ -140,7 +140,7 @@ def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
 
 
 def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
-    """Makes a folder that of a run of this config; see `execute`. The caller holds the folder."""
+    """Make a folder that of a run of this config; see `execute`. The caller holds the folder."""
     existing = folder / CONFIG
     if fresh:
         _delete_run(folder)
@@ -162,7 +162,7 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
 
 
 def _refuse_foreign(folder: Path, what: str, marker: str) -> None:
-    """Refuses a folder with anything in it but a run, or a sweep: not even --fresh touches it."""
+    """Refuse a folder with anything in it but a run, or a sweep: not even --fresh touches it."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out: {folder} is a file; name a folder")
     if folder.exists() and not (folder / marker).exists():
@@ -173,7 +173,7 @@ def _refuse_foreign(folder: Path, what: str, marker: str) -> None:
 
 
 def _delete_run(folder: Path) -> None:
-    """Deletes what a run wrote, and nothing else; the marker stays, so that a kill leaves a run's folder."""
+    """Delete what a run wrote, and nothing else; the marker stays, so that a kill leaves a run's folder."""
     for name in ("stages", ANSWERS, *(stage.folder for stage in STAGES)):
         _remove(folder / name)
     for name in (SUMMARY_FILE, CONFIG):
@@ -181,7 +181,7 @@ def _delete_run(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Deletes a folder, if it is there; fails rather than leave something stale in it."""
+    """Delete a folder, if it is there; fails rather than leave something stale in it."""
     if folder.exists():
         shutil.rmtree(folder)
 
@@ -289,7 +289,7 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
 
 
 def _take_over(stage: Stage[Any], digest: str, run: Run, other: Run) -> bool:
-    """Links a stage's files from another run, if they are the same there and intact."""
+    """Link a stage's files from another run, if they are the same there and intact."""
     record = _read_record(other.record(stage.name))
     if not record or record["digest"] != digest or not record["done"]:
         return False
@@ -309,7 +309,7 @@ def _write_record(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """Reads a stage's record; None where there is none, or where it is not as it was written."""
+    """Read a stage's record; None where there is none, or where it is not as it was written."""
     if not path.exists():
         return None
     try:
@@ -343,7 +343,7 @@ class StageStatus(NamedTuple):
 
 
 def run_status(folder: Path) -> list[StageStatus]:
-    """Says how far a run is, from its folder alone.
+    """Say how far a run is, from its folder alone.
 
     Raises:
         InputError: The folder holds no run.

@@ -66,7 +66,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {**TRAINED, GENERATOR: label_scores}
 
 
 def mean(traces: Sequence[Trace]) -> dict[str, Any]:
-    """Returns the evaluations and rounds of a reference, given those of its federations of one.
+    """Return the evaluations and rounds of a reference, given those of its federations of one.
 
     Scores are means over the federations, and None where one of them is. Nothing goes over a network, so
     there are no bytes. Of what was refused, the sums remain: updates that were not finite.
@@ -95,7 +95,7 @@ def mean(traces: Sequence[Trace]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Returns the mean of figures, or of lists of figures one by one."""
+    """Return the mean of figures, or of lists of figures one by one."""
     if isinstance(values[0], list):
         return [_mean(column) for column in zip(*values, strict=True)]
     finite = [value for value in values if value is not None]

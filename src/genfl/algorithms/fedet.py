@@ -128,7 +128,7 @@ def fedet(
 
 
 def confident_consensus(logits: Tensor, diversity: float) -> Tensor:
-    """Returns what the clients' answers to each input teach, as targets for `distil`, [m, classes].
+    """Return what the clients' answers to each input teach, as targets for `distil`, [m, classes].
 
     The more a client's logits s_k vary over the classes, the more it counts: ``s = Σ α_k s_k`` with
     ``α_k = Var(s_k) / Σ_l Var(s_l)``. The pseudo-label is ``y = argmax s``. ``s_div = Σ α'_k s_k`` is the
@@ -156,7 +156,7 @@ def confident_consensus(logits: Tensor, diversity: float) -> Tensor:
 
 
 def _mean(models: list[Tree]) -> Weights:
-    """Returns the mean of models weighted by their samples."""
+    """Return the mean of models weighted by their samples."""
     samples = torch.stack([model["samples"] for model in models])
     shares = samples / samples.sum()
     parts = [trees.scale(p, model["weights"]) for p, model in zip(shares, models, strict=True)]

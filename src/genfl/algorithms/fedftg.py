@@ -117,17 +117,17 @@ def fedftg(
 
 
 def class_weights(counts: Tensor) -> Tensor:
-    """Returns ``α_k^y = n_k^y / Σ_j n_j^y`` of label counts [clients, classes], 0 where nobody has any."""
+    """Return ``α_k^y = n_k^y / Σ_j n_j^y`` of label counts [clients, classes], 0 where nobody has any."""
     return counts / counts.sum(0).clamp(min=1)
 
 
 def ensemble(logits: Tensor, alpha: Tensor) -> Tensor:
-    """Returns ``Σ_k α_k D_k`` [n, classes] of logits [clients, n, classes] with weights α [clients, n]."""
+    """Return ``Σ_k α_k D_k`` [n, classes] of logits [clients, n, classes] with weights α [clients, n]."""
     return (alpha[:, :, None] * logits).sum(0)
 
 
 def discrepancy(teachers: Tensor, student: Tensor, alpha: Tensor) -> Tensor:
-    """Returns L_md, the mean over inputs of ``Σ_k α_k KL(softmax teachers_k ‖ softmax student)``.
+    """Return L_md, the mean over inputs of ``Σ_k α_k KL(softmax teachers_k ‖ softmax student)``.
 
     Args:
         teachers: The clients' logits, [clients, n, classes].

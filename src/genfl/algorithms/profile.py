@@ -42,7 +42,7 @@ class Profile(NamedTuple):
 
 
 def profile(entry: AlgorithmEntry) -> Profile:
-    """Measures a method on the reference setting."""
+    """Measure a method on the reference setting."""
     task = _task()
     algorithm = _build(entry, task)
     client_info = {"samples": torch.ones(()), "label_counts": torch.ones(_CLASSES)}
@@ -62,7 +62,7 @@ def profile(entry: AlgorithmEntry) -> Profile:
 
 
 def needs(entry: AlgorithmEntry) -> list[str]:
-    """Returns what a method asks for: of the user, and of the model, which is tried with parts taken away."""
+    """Return what a method asks for: of the user, and of the model, which is tried with parts taken away."""
     task = _task()
     parts = {"features": _without_features, "linear head": _without_head}
     asked = [RESOURCES[name] for name in entry.resources if RESOURCES[name]]
@@ -76,7 +76,7 @@ def needs(entry: AlgorithmEntry) -> list[str]:
 
 
 def take_a_step(algorithm: Algorithm, task: Task, client: int = 0) -> None:
-    """Runs a client for one step on zeros, which fails where the task lacks what the algorithm needs.
+    """Run a client for one step on zeros, which fails where the task lacks what the algorithm needs.
 
     Raises:
         MissingPart: Named by its message.

@@ -101,7 +101,7 @@ def scaffold(
 
 
 def _summing_gradients(client: ClientProgram, task: Task, local: LocalSGD) -> ClientProgram:
-    """Adds the sum of the batches' gradients at the global model to a client's carry, as ``at_global``."""
+    """Add the sum of the batches' gradients at the global model to a client's carry, as ``at_global``."""
 
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         zero = trees.zeros_like(message["weights"]["params"])

@@ -108,7 +108,7 @@ class Data(Section):
         return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
     def problem(self) -> str | None:
-        """Says what is wrong: field and fix; None where there is nothing."""
+        """Say what is wrong: field and fix; None where there is nothing."""
         if self.name not in DATASETS:
             return f"name: there is no {self.name!r}; {suggest(self.name, list(DATASETS))}"
         recipe, given = DATASETS[self.name].recipe, self.options()

@@ -43,7 +43,7 @@ class ChatModel(Section):
     )
 
     def options(self) -> dict[str, Any]:
-        """Returns what `genfl.llm.chat.connect` takes."""
+        """Return what `genfl.llm.chat.connect` takes."""
         return {name: getattr(self, name) for name in ChatModel.model_fields}
 
 
@@ -86,7 +86,7 @@ class Prompts(Section):
     block_size: int = Field(50, ge=1, description="Samples generated in one call, all of one scale.")
 
     def problem(self) -> str | None:
-        """Says what does not fit together: field and fix; None where there is nothing."""
+        """Say what does not fit together: field and fix; None where there is nothing."""
         if self.style in ASKED_STYLES and self.llm is None:
             return f"llm: style {self.style} needs a language model, as in llm: {{model: FOLDER}}"
         if self.style not in ASKED_STYLES and self.llm is not None:
@@ -187,7 +187,7 @@ class SpeechGenerator(GeneratorSection):
     device: Device = Field("cpu", description="Of models: cpu, cuda or cuda:1.")
 
     def problem(self) -> str | None:
-        """Says what does not fit together: field and fix; None where there is nothing."""
+        """Say what does not fit together: field and fix; None where there is nothing."""
         of_espeak, of_models = ("language", "seconds", "snr"), ("vocoder", "speakers", "device")
         for name in of_models if self.model == ESPEAK else of_espeak:
             if getattr(self, name) != type(self).model_fields[name].default:
@@ -234,7 +234,7 @@ class TextGenerator(ChatModel, GeneratorSection):
     )
 
     def problem(self) -> str | None:
-        """Says what does not fit together: field and fix; None where there is nothing."""
+        """Say what does not fit together: field and fix; None where there is nothing."""
         if self.max_tokens < 3 * self.words:
             return (
                 f"max_tokens: {self.max_tokens} would cut texts of about {self.words} words; raise it to"
@@ -244,7 +244,7 @@ class TextGenerator(ChatModel, GeneratorSection):
 
 
 def kind_of(value: Any) -> Any:
-    """Reads a generator without a kind as one of images, its name alone as its kind, and null as none."""
+    """Read a generator without a kind as one of images, its name alone as its kind, and null as none."""
     if value is None or isinstance(value, str):
         return {"kind": value or NO_GENERATOR}
     return {"kind": "image", **value} if isinstance(value, dict) else value

@@ -112,7 +112,7 @@ class Content(Section):
     filter: Filter | None = Field(None, description="Has clients choose among their generated samples.")
 
     def problem(self) -> str | None:
-        """Says what cannot be combined: field and fix; None where there is nothing."""
+        """Say what cannot be combined: field and fix; None where there is nothing."""
         if self.guidance != "prompt" and self.by == "server":
             return "by: the server has no real examples; use clients, or guidance prompt"
         if self.guidance != "prompt" and self.samples is None:
@@ -122,7 +122,7 @@ class Content(Section):
         return None
 
     def given(self) -> dict[str, Any]:
-        """Returns what was set, by name."""
+        """Return what was set, by name."""
         return {name: getattr(self, name) for name in self.model_fields_set}
 
 
@@ -184,7 +184,7 @@ class Method(Section):
         return "algorithm" if self.reference == GENERATOR_REFERENCE else self.reads_generated
 
     def problem(self) -> str | None:
-        """Says what cannot be combined: field and fix; None where there is nothing."""
+        """Say what cannot be combined: field and fix; None where there is nothing."""
         alone = [part.name for part in self.algorithm if part.name in REFERENCE_NAMES]
         if alone and len(self.algorithm) > 1:
             return f"algorithm: {alone[0]} stands alone; it is not federated, so it combines with nothing"

@@ -52,7 +52,7 @@ def _union(location: Sequence[Any]) -> tuple[str, Collection[str]]:
 
 
 def _as_written(parts: Sequence[Any]) -> list[Any]:
-    """Returns a place in the config as its author knows it.
+    """Return a place in the config as its author knows it.
 
     pydantic names the member of a union, and what was given alone is read as a list of one:
     ``algorithm.0.fedavg.beta`` is ``algorithm.beta`` to users.
@@ -72,7 +72,7 @@ def _as_written(parts: Sequence[Any]) -> list[Any]:
 
 
 def _keys_at(location: Sequence[Any]) -> list[str]:
-    """Returns the keys that the schema knows at a place, as pydantic names it, in the config."""
+    """Return the keys that the schema knows at a place, as pydantic names it, in the config."""
     schema = Config.model_json_schema()
     known: set[str] = set()
     nodes = [schema]
@@ -94,7 +94,7 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
 
 
 def _resolved(nodes: Sequence[Any], schema: Any) -> list[Any]:
-    """Follows references and alternatives of a JSON schema."""
+    """Follow references and alternatives of a JSON schema."""
     flat: list[Any] = []
     for node in nodes:
         if "$ref" in node:

@@ -50,7 +50,7 @@ for _side in (_Loader, _Dumper):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a config file.
+    """Read a config file.
 
     Args:
         path: A YAML file.
@@ -63,7 +63,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the content of a config file as plain values, unchecked; see `load`."""
+    """Return the content of a config file as plain values, unchecked; see `load`."""
     if not path.is_file():
         raise InputError(f"config: there is no file {path}")
     try:
@@ -74,7 +74,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def parse(text: str, overrides: Sequence[str] = ()) -> Config:
-    """Reads a config from YAML text; see `load`."""
+    """Read a config from YAML text; see `load`."""
     return validate(_parse(text, overrides, "config"))
 
 
@@ -91,7 +91,7 @@ def _parse(text: str, overrides: Sequence[str], source: str) -> dict[str, Any]:
 
 
 def validate(content: dict[str, Any]) -> Config:
-    """Checks a config given as plain values; see `load`."""
+    """Check a config given as plain values; see `load`."""
     if "grid" in content:
         raise InputError("grid: many runs in one config are for `genfl sweep`; leave it out for one run")
     try:
@@ -126,7 +126,7 @@ def default_guidance(kind: str) -> list[float]:
 
 
 def plain(text: str) -> Any:
-    """Reads YAML as plain values.
+    """Read YAML as plain values.
 
     Raises:
         yaml.YAMLError: It is none, or gives a key twice.
@@ -135,13 +135,13 @@ def plain(text: str) -> Any:
 
 
 def dump(config: Config) -> str:
-    """Returns the resolved config as YAML."""
+    """Return the resolved config as YAML."""
     content = config.model_dump(mode="json")
     return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Says where two configs, as plain values, differ: ``federate.rounds: 100 there, 20 here``."""
+    """Say where two configs, as plain values, differ: ``federate.rounds: 100 there, 20 here``."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return [] if old == new else [f"{path}: {old} there, {new} here"]
     lines = []
@@ -166,7 +166,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def put(content: dict[str, Any], path: str, value: Any) -> None:
-    """Sets one field of a config given as plain values.
+    """Set one field of a config given as plain values.
 
     Args:
         content: The config; it is changed.

@@ -88,7 +88,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _unguided(cls, content: Any) -> Any:
-        """Has speech say labels alone, and no scale guide what none can, where nothing else is asked for."""
+        """Have speech say labels alone, and no scale guide what none can, where nothing else is asked for."""
         kind, prompts = kind_of(content.get("generator")), content.get("prompts") or {}
         if isinstance(kind, dict) and kind["kind"] in UNGUIDED and isinstance(prompts, dict):
             style = {"style": "label"} if kind["kind"] == "speech" else {}
@@ -97,7 +97,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _content_of_methods(self) -> Self:
-        """Gives methods whose clients hold generated content what the section says and they do not."""
+        """Give methods whose clients hold generated content what the section says and they do not."""
         shared = dict(self.content)
         filled = {
             name: method.model_copy(
@@ -116,7 +116,7 @@ class Config(Section):
         return self
 
     def _problems(self) -> Iterator[str]:
-        """Says what is wrong with sections alone, and together: field and fix."""
+        """Say what is wrong with sections alone, and together: field and fix."""
         clients, cohort = self.data.partition.known, self.federate.clients_per_round
         if clients is not None and cohort > clients:
             yield (
@@ -149,7 +149,7 @@ class Config(Section):
             )
 
     def _problems_of_methods(self) -> Iterator[str]:
-        """Says which methods cannot be as they are, or not in this run."""
+        """Say which methods cannot be as they are, or not in this run."""
         if "synthetic_only" in self.methods:
             yield "methods: synthetic_only names the pre-trained model itself; choose another name"
         if all(method.reference for method in self.methods.values()):
@@ -177,7 +177,7 @@ class Config(Section):
                 )
 
     def _problems_without_generator(self) -> Iterator[str]:
-        """Says what asks for generated data where there is none."""
+        """Say what asks for generated data where there is none."""
         if self.generates:
             return
         for name, method in self.methods.items():

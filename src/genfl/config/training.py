@@ -55,7 +55,7 @@ class Augmentation(Section):
     )
 
     def augment(self) -> Augment:
-        """Returns the changes."""
+        """Return the changes."""
         return Augment(**self.model_dump(exclude={"data"}))
 
 
@@ -70,7 +70,7 @@ class LocalAugmentation(Augmentation):
     )
 
     def of(self, source: Source) -> Augment | None:
-        """Returns the changes of a part of clients' data; None where there are none."""
+        """Return the changes of a part of clients' data; None where there are none."""
         augment = self.augment()
         return augment if source in self.data and augment != Augment() else None
 

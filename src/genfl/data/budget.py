@@ -131,7 +131,7 @@ def budget(kind: BudgetKind, samples: int, label_counts: np.ndarray) -> np.ndarr
 
 
 def guided(kind: Guidance, shares: np.ndarray, label_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Divides clients' generated samples into those that prompts alone make and those that real ones guide.
+    """Divide clients' generated samples into those that prompts alone make and those that real ones guide.
 
     Source: as `budget`.
 
@@ -160,19 +160,19 @@ def guided(kind: Guidance, shares: np.ndarray, label_counts: np.ndarray) -> tupl
 
 
 def _apportion(total: int, weights: np.ndarray) -> np.ndarray:
-    """Divides a total in proportion to integer weights, by largest remainders, the first first."""
+    """Divide a total in proportion to integer weights, by largest remainders, the first first."""
     whole, rest = np.divmod(total * weights, weights.sum())
     whole[np.argsort(-rest, kind="stable")[: total - whole.sum()]] += 1
     return whole
 
 
 def _spread(total: int, own: np.ndarray, turn: int) -> np.ndarray:
-    """Divides a total evenly over classes."""
+    """Divide a total evenly over classes."""
     return _extra(np.full_like(own, total // len(own)), total % len(own), np.arange(len(own)), turn)
 
 
 def _pour(total: int, own: np.ndarray, turn: int) -> np.ndarray:
-    """Adds a total where there is least, so that what is lowest ends level."""
+    """Add a total where there is least, so that what is lowest ends level."""
     below = np.sort(own)
     # to raise the n lowest to the (n+1)-th takes so much
     needed = np.append(below[1:] * np.arange(1, len(own)) - below[:-1].cumsum(), np.inf)
@@ -182,6 +182,6 @@ def _pour(total: int, own: np.ndarray, turn: int) -> np.ndarray:
 
 
 def _extra(counts: np.ndarray, rest: int, classes: np.ndarray, turn: int) -> np.ndarray:
-    """Gives one more to each of `rest` of the classes, beginning with the one whose turn it is."""
+    """Give one more to each of `rest` of the classes, beginning with the one whose turn it is."""
     counts[np.roll(classes, -turn)[:rest]] += 1
     return counts

@@ -56,7 +56,7 @@ class Augment:
     noise: float = 0.0
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Returns changed inputs: images [n, channels, height, width] or spectrograms [n, time, mels]."""
+        """Return changed inputs: images [n, channels, height, width] or spectrograms [n, time, mels]."""
         n, height, width = len(x), x.shape[-2], x.shape[-1]
         if self.crop:
             x = _moved(x, self.crop, self.crop, self.padding, generator)
@@ -80,7 +80,7 @@ class Augment:
         return x
 
     def problem(self, modality: Modality, shape: tuple[int, ...]) -> str | None:
-        """Says which option cannot be, and why; None where all can.
+        """Say which option cannot be, and why; None where all can.
 
         Args:
             modality: What the examples are.
@@ -104,7 +104,7 @@ class Augment:
 
 
 def _moved(x: Tensor, down: int, right: int, padding: Padding, generator: torch.Generator) -> Tensor:
-    """Returns images, each moved by up to so many pixels each way."""
+    """Return images, each moved by up to so many pixels each way."""
     mode = "constant" if padding == "zeros" else padding
     padded = F.pad(x, (right, right, down, down), mode)
     windows = padded.unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
@@ -113,7 +113,7 @@ def _moved(x: Tensor, down: int, right: int, padding: Padding, generator: torch.
 
 
 def _masked(n: int, size: int, widest: int, masks: int, generator: torch.Generator) -> Tensor:
-    """Draws masks for n samples, and returns which of 0 ... size − 1 they hide, [n, size]."""
+    """Draw masks for n samples, and returns which of 0 ... size − 1 they hide, [n, size]."""
     hidden = torch.zeros(n, size, dtype=torch.bool)
     for _ in range(masks if widest else 0):
         length = torch.randint(widest + 1, (n,), generator=generator)
@@ -123,6 +123,6 @@ def _masked(n: int, size: int, widest: int, masks: int, generator: torch.Generat
 
 
 def _span(first: Tensor, length: Tensor | int, size: int) -> Tensor:
-    """Returns which of 0 ... size − 1 lie in each sample's span, [n, size]."""
+    """Return which of 0 ... size − 1 lie in each sample's span, [n, size]."""
     place = torch.arange(size)
     return (first[:, None] <= place) & (place < (first + length)[:, None])

@@ -32,7 +32,7 @@ class ConditionalGenerator:
     width: int = 256
 
     def init(self, key: Key) -> Tree:
-        """Returns parameters drawn with standard deviation ``√(2 / inputs)``, biases being zero."""
+        """Return parameters drawn with standard deviation ``√(2 / inputs)``, biases being zero."""
         rng = key.torch()
 
         def layer(inputs: int, outputs: int) -> Tree:
@@ -43,7 +43,7 @@ class ConditionalGenerator:
         return {"hidden": hidden, "output": layer(self.width, math.prod(self.shape))}
 
     def __call__(self, params: Tree, y: Tensor, eps: Tensor) -> Tensor:
-        """Returns samples [n, *shape] of classes y [n] from noise [n, noise]; their range is unlimited."""
+        """Return samples [n, *shape] of classes y [n] from noise [n, noise]; their range is unlimited."""
         one_hot = (y[:, None] == torch.arange(self.classes)).to(eps)  # F.one_hot has no batching rule
         given = torch.cat([one_hot, eps], 1)
         hidden = F.relu(F.linear(given, **params["hidden"]))
@@ -51,7 +51,7 @@ class ConditionalGenerator:
         return samples
 
     def conditions(self, shares: Tensor, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws what samples are made of: classes ``y ~ shares`` [size], and ``ε ~ N(0, I)`` [size, noise].
+        """Draw what samples are made of: classes ``y ~ shares`` [size], and ``ε ~ N(0, I)`` [size, noise].
 
         Args:
             shares: How frequent each class is, [classes]: non-negative, up to a factor.
@@ -63,7 +63,7 @@ class ConditionalGenerator:
 
 
 def noise_similarity(samples: Tensor, eps: Tensor) -> Tensor:
-    """Returns ``exp(−mean_ij d(s_i, s_j) d(ε_i, ε_j))``: 1 where the noise changes nothing, less otherwise.
+    """Return ``exp(−mean_ij d(s_i, s_j) d(ε_i, ε_j))``: 1 where the noise changes nothing, less otherwise.
 
     Distances are means over coordinates, of absolute differences of samples and of squared ones of the noise,
     so that the term neither vanishes nor saturates with the number of coordinates.

@@ -22,7 +22,7 @@ def distil(
     batch_size: int,
     key: Key,
 ) -> Weights:
-    """Trains a student to give the target probabilities, with Adam and a cosine schedule down to zero.
+    """Train a student to give the target probabilities, with Adam and a cosine schedule down to zero.
 
     The loss is the cross-entropy with the targets, ``− Σ_c t_c log p_c``, whose gradient is that of the
     Kullback-Leibler divergence from the targets to the student's softmax p.

@@ -33,7 +33,7 @@ class Scores(TypedDict):
 
 
 def evaluate(task: Task, weights: Weights, x: Tensor, y: Tensor) -> Scores:
-    """Scores a classifier.
+    """Score a classifier.
 
     Args:
         task: The classification task.
@@ -53,7 +53,7 @@ def evaluate(task: Task, weights: Weights, x: Tensor, y: Tensor) -> Scores:
 
 
 def recall(predicted: Tensor, y: Tensor, classes: int) -> list[float | None]:
-    """Returns for each class the share of its examples that is recognised, in [0, 1]; None where it has none.
+    """Return for each class the share of its examples that is recognised, in [0, 1]; None where it has none.
 
     Args:
         predicted: Class indices [n].
@@ -65,7 +65,7 @@ def recall(predicted: Tensor, y: Tensor, classes: int) -> list[float | None]:
 
 
 def calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
-    """Returns the expected calibration error, ``Σ_b n_b/n |acc_b − conf_b|``.
+    """Return the expected calibration error, ``Σ_b n_b/n |acc_b − conf_b|``.
 
     It says how far confidence, the probability of the predicted class, is from accuracy, in bins of
     confidence ``((b − 1)/B, b/B]``.

@@ -154,7 +154,7 @@ def train_with_holdout(
 
 
 def _lr(recipe: Recipe, epochs: float) -> float:
-    """Returns the learning rate after so many epochs, a function of the place alone: nothing to resume."""
+    """Return the learning rate after so many epochs, a function of the place alone: nothing to resume."""
     if recipe.schedule == "constant":
         return recipe.lr
     return recipe.lr * (1 + math.cos(math.pi * epochs / recipe.epochs)) / 2

@@ -13,7 +13,7 @@ from genfl.trees import Tree
 
 
 def train(task: Task, start: Weights, data: Tree, *, steps: int, key: Key) -> Tree:
-    """Takes steps of SGD on all of the data, ``w ← w − exp(λ) ∇loss(w; X, softmax(Y))``.
+    """Take steps of SGD on all of the data, ``w ← w − exp(λ) ∇loss(w; X, softmax(Y))``.
 
     Args:
         task: What is learned.
@@ -38,7 +38,7 @@ def train(task: Task, start: Weights, data: Tree, *, steps: int, key: Key) -> Tr
 
 
 def matching_loss(task: Task, start: Weights, target: Weights, data: Tree, *, steps: int, key: Key) -> Tensor:
-    """Returns ``‖A(w, D) − w′‖² / ‖w − w′‖²``, a scalar: 0 where training A on D leads from w to w′.
+    """Return ``‖A(w, D) − w′‖² / ‖w − w′‖²``, a scalar: 0 where training A on D leads from w to w′.
 
     Parameters count, buffers do not. The arguments are those of `train`, and `target` is w′.
     """
@@ -51,7 +51,7 @@ def matching_loss(task: Task, start: Weights, target: Weights, data: Tree, *, st
 def synthesise(
     task: Task, path: Weights, data: Tree, *, span: int, steps: int, iterations: int, lr: float, key: Key
 ) -> tuple[Tree, Tensor]:
-    """Learns data on which a few steps of training do what `span` steps of a path did.
+    """Learn data on which a few steps of training do what `span` steps of a path did.
 
     ``min_D E_t ‖A(w_t, D) − w_{t+s}‖² / ‖w_t − w_{t+s}‖²``, t being uniform over all points of the path that
     have one s later, by Adam on gradients scaled to norm one (for X, Y and λ each) with a cosine

@@ -21,22 +21,22 @@ class Classifier(nn.Module):
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """Returns what the head sees, [n, d]."""
+        """Return what the head sees, [n, d]."""
 
     def head(self, z: Tensor) -> Tensor:
-        """Returns the logits [n, classes] of features [n, d]."""
+        """Return the logits [n, classes] of features [n, d]."""
         logits: Tensor = self.classifier(z)
         return logits
 
     def check(self, x: Tensor) -> None:
-        """Refuses what only shows on inputs [n, ...].
+        """Refuse what only shows on inputs [n, ...].
 
         Raises:
             ValueError: The model is not what it seems.
         """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the logits, [n, classes]."""
+        """Return the logits, [n, classes]."""
         return self.head(self.features(x))
 
 
@@ -54,6 +54,6 @@ class Stack(Classifier):
         self.classifier = classifier
 
     def features(self, x: Tensor) -> Tensor:
-        """Returns the body's output, [n, d]."""
+        """Return the body's output, [n, d]."""
         z: Tensor = self.body(x)
         return z

@@ -27,7 +27,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the normalised input, [n, channels, ...]; updates the running statistics in training."""
+        """Return the normalised input, [n, channels, ...]; updates the running statistics in training."""
         mean, var = self.running_mean, self.running_var
         momentum = self.momentum or 0.0
         spread = self.training and x.numel() > x.shape[1]
@@ -35,7 +35,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def norm_layer(norm: Norm | Literal["instance"], channels: int, groups: int = 4) -> nn.Module:
-    """Returns a norm layer for inputs [n, channels, ...].
+    """Return a norm layer for inputs [n, channels, ...].
 
     Args:
         norm: Its kind; instance norm is group norm with a group for each channel, as dataset condensation
@@ -55,7 +55,7 @@ def norm_layer(norm: Norm | Literal["instance"], channels: int, groups: int = 4)
 
 
 def at_least(shape: Sequence[int], **smallest: int) -> tuple[int, ...]:
-    """Returns the shape of one input, checked.
+    """Return the shape of one input, checked.
 
     Args:
         shape: The shape.
@@ -73,7 +73,7 @@ def at_least(shape: Sequence[int], **smallest: int) -> tuple[int, ...]:
 
 
 def he_normal(model: nn.Module) -> None:
-    """Draws every convolution's weights from N(0, 2 / fan-out) and zeroes its bias.
+    """Draw every convolution's weights from N(0, 2 / fan-out) and zeroes its bias.
 
     Source: He et al., ICCV 2015 (arXiv 1502.01852), Equation 14.
     """

@@ -20,7 +20,7 @@ IMAGENET = {
 
 
 def locate(init: str, model: str) -> Path:
-    """Returns the file of an existing model. Nothing is downloaded.
+    """Return the file of an existing model. Nothing is downloaded.
 
     Args:
         init: A path; or ``imagenet``, torchvision's file in the folder where `torch.hub` keeps it.
@@ -46,7 +46,7 @@ def locate(init: str, model: str) -> Path:
 
 
 def load_pretrained(model: Classifier, path: Path) -> list[str]:
-    """Copies a state dict into a model, but for a head of other classes.
+    """Copy a state dict into a model, but for a head of other classes.
 
     Everything must fit, except that the last layer keeps its initial weights where the file has none for it
     or the number of classes differs. Integers (batch norm's count of batches) are ignored. The model stays as

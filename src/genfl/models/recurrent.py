@@ -60,7 +60,7 @@ class FedAudio(Classifier):
         self.classifier = nn.Linear(width, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Returns the hidden layer's output, [n, width], of spectrograms [n, time, mels]."""
+        """Return the hidden layer's output, [n, width], of spectrograms [n, time, mels]."""
         states, _ = self.rnn(self.conv(x.mT).mT)
         z: Tensor = self.hidden(states.mean(1)).relu()
         return z
@@ -103,7 +103,7 @@ class LSTM(Classifier):
         self.pool = pool
 
     def features(self, x: Tensor) -> Tensor:
-        """Returns the pooled states, [n, width], of token ids [n, length]."""
+        """Return the pooled states, [n, width], of token ids [n, length]."""
         tokens = x.long()
         place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         end = (place * (tokens != 0)).amax(1, keepdim=True).clamp(min=1)  # an empty text is one padding

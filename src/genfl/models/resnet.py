@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, width, stride, norm, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``relu(shortcut(x) + convolutions(x))``."""
+        """Return ``relu(shortcut(x) + convolutions(x))``."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return F.relu(y + self.downsample(x))
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, 4 * width, stride, norm, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``relu(shortcut(x) + convolutions(x))``."""
+        """Return ``relu(shortcut(x) + convolutions(x))``."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -122,14 +122,14 @@ class ResNet(Classifier):
         he_normal(self)
 
     def features(self, x: Tensor) -> Tensor:
-        """Returns the last maps, averaged over positions, [n, d]."""
+        """Return the last maps, averaged over positions, [n, d]."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         for name in self.stages:
             x = self.get_submodule(name)(x)
         return x.mean((2, 3))
 
     def head(self, z: Tensor) -> Tensor:
-        """Returns the logits, [n, classes]."""
+        """Return the logits, [n, classes]."""
         logits: Tensor = self.fc(z)
         return logits
 
@@ -137,7 +137,7 @@ class ResNet(Classifier):
 def resnet18(
     shape: tuple[int, ...], classes: int, *, stem: Stem = "imagenet", norm: Norm = "batch"
 ) -> ResNet:
-    """Returns ResNet-18: 11,689,512 parameters for ImageNet, and torchvision's names for all of them.
+    """Return ResNet-18: 11,689,512 parameters for ImageNet, and torchvision's names for all of them.
 
     Source: He et al., CVPR 2016 (arXiv 1512.03385), Table 1.
 
@@ -153,14 +153,14 @@ def resnet18(
 def resnet50(
     shape: tuple[int, ...], classes: int, *, stem: Stem = "imagenet", norm: Norm = "batch"
 ) -> ResNet:
-    """Returns ResNet-50: 25,557,032 parameters for ImageNet; see `resnet18`."""
+    """Return ResNet-50: 25,557,032 parameters for ImageNet; see `resnet18`."""
     return ResNet(shape, classes, Bottleneck, (3, 4, 6, 3), stem=stem, norm=norm)
 
 
 def resnet20(
     shape: tuple[int, ...], classes: int, *, norm: Norm = "batch", shortcut: Shortcut = "A"
 ) -> ResNet:
-    """Returns ResNet-20 for small images: 269,722 parameters for CIFAR-10.
+    """Return ResNet-20 for small images: 269,722 parameters for CIFAR-10.
 
     Source: He et al., CVPR 2016 (arXiv 1512.03385), Section 4.2 with n = 3.
 

@@ -44,5 +44,5 @@ class VGG19(Stack):
         he_normal(self)
 
     def features(self, x: Tensor) -> Tensor:
-        """Returns the last maps, averaged over positions, [n, 512]."""
+        """Return the last maps, averaged over positions, [n, 512]."""
         return super().features(x).mean((2, 3))

@@ -43,7 +43,7 @@ class Wrapped(Classifier):
         self.padding = padding
 
     def features(self, x: Tensor) -> Tensor:
-        """Returns what reaches the last layer, [n, d].
+        """Return what reaches the last layer, [n, d].
 
         Raises:
             ValueError: It is not the module's last layer.
@@ -54,7 +54,7 @@ class Wrapped(Classifier):
         return z
 
     def check(self, x: Tensor) -> None:
-        """Refuses a module that does something with what its linear layer gives, as a softmax would.
+        """Refuse a module that does something with what its linear layer gives, as a softmax would.
 
         Args:
             x: Some inputs, [n, ...].
@@ -83,7 +83,7 @@ class Wrapped(Classifier):
             )
 
     def _run(self, x: Tensor) -> Tensor:
-        """Returns the module's output, [n, ...]; where its last layer is taken out, what reaches that."""
+        """Return the module's output, [n, ...]; where its last layer is taken out, what reaches that."""
         if self.padding is None:
             output = self.body(x)
         else:
@@ -110,7 +110,7 @@ def as_classifier(model: nn.Module) -> Classifier:
 
 
 def last_layer(model: nn.Module) -> str:
-    """Returns the dotted path of the last module that has parameters of its own, in order of definition."""
+    """Return the dotted path of the last module that has parameters of its own, in order of definition."""
     paths: list[str] = [
         path for path, module in model.named_modules() if list(module.parameters(recurse=False))
     ]

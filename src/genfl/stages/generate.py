@@ -177,7 +177,7 @@ def _run(inputs: GenerateInputs, work: StageRun) -> dict[str, Any] | None:
 
 
 def _refuse_hopeless(data: SyntheticData) -> None:
-    """Stops a generator that makes nothing usable before all is made, and paid for.
+    """Stop a generator that makes nothing usable before all is made, and paid for.
 
     Raises:
         InputError: Nothing is left of `MOST_UNUSABLE` samples or more.
@@ -209,7 +209,7 @@ def _adopt(work: StageRun, shard: Run, data: SyntheticData) -> None:
 
 
 def _finish(inputs: GenerateInputs, work: StageRun, data: SyntheticData) -> dict[str, Any]:
-    """Judges the whole data set, writes its card, and returns its figures."""
+    """Judge the whole data set, writes its card, and returns its figures."""
     found = quality.survey(data)
     left_out = {
         label: ", ".join(f"{count} {reason}" for reason, count in sorted(counts["removed"].items()))
