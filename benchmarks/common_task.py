@@ -165,7 +165,8 @@ def main() -> None:
         return float(said.stdout.split()[-1])
 
     schedule = Schedule(chosen.rounds, chosen.cohort, chosen.batch, evaluate_every=10**9)
-    choice = choose(task, weights, data, schedule) if chosen.device == CPU else EngineDecision(False, "it is no CPU")
+    on_cpu = chosen.device == CPU
+    choice = choose(task, weights, data, schedule) if on_cpu else EngineDecision(False, "it is no CPU")
     print(f"auto runs clients {'in batches' if choice.batched else 'one by one'}: {choice.why}")
     replays.AFTER = 10  # as in a long federation; recording is part of no repetition
     with contextlib.ExitStack() as stack:

@@ -28,21 +28,21 @@ FACTORS = (1, 2, 4, 4)
 
 
 def now() -> float:
-    """Returns the time, when what the GPU has been told is done."""
+    """Return the time, when what the GPU has been told is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Returns the wall time of a piece of work."""
+    """Return the wall time of a piece of work."""
     began = now()
     work()
     return now() - began
 
 
 def share_outside(unet: torch.nn.Module, work: Callable[[], Any]) -> float:
-    """Returns the share of a piece of work's wall time that is not a U-Net's."""
+    """Return the share of a piece of work's wall time that is not a U-Net's."""
     marks: list[float] = []
     hooks = [
         unet.register_forward_pre_hook(lambda *_: marks.append(-now())),
@@ -55,7 +55,7 @@ def share_outside(unet: torch.nn.Module, work: Callable[[], Any]) -> float:
 
 
 def full_size(folder: Path, width: int = 320, vae_width: int = 128, latent: int = 96) -> None:
-    """Writes a pipeline as large as Stable Diffusion 2.1: random weights, the miniature's tokenizer.
+    """Write a pipeline as large as Stable Diffusion 2.1: random weights, the miniature's tokenizer.
 
     Args:
         folder: Where it is written.
@@ -107,7 +107,7 @@ def full_size(folder: Path, width: int = 320, vae_width: int = 128, latent: int 
 
 
 def main() -> None:
-    """Prints the medians, their ratio and the share."""
+    """Print the medians, their ratio and the share."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--block", type=int, default=50)
     parser.add_argument("--steps", type=int, default=15)

@@ -13,14 +13,14 @@ import time
 
 
 def seconds(command: list[str]) -> float:
-    """Returns the wall time of a process."""
+    """Return the wall time of a process."""
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
 def main() -> None:
-    """Prints the medians and the ratio."""
+    """Print the medians and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=15)
     repetitions = parser.parse_args().repetitions

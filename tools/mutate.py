@@ -45,7 +45,7 @@ TREES = {"add": "sub", "sub": "add"}
 
 
 def mutants(tree: ast.Module) -> Iterator[tuple[int, str, ast.Module]]:
-    """Yields line, description and tree of every mutant of a module."""
+    """Yield line, description and tree of every mutant of a module."""
     changed = copy.deepcopy(tree)
     for node, field, index in places(changed):
         old = getattr(node, field) if index is None else getattr(node, field)[index]
@@ -56,7 +56,7 @@ def mutants(tree: ast.Module) -> Iterator[tuple[int, str, ast.Module]]:
 
 
 def places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
-    """Yields where expressions are, but for annotations, defaults, docstrings and decorators."""
+    """Yield where expressions are, but for annotations, defaults, docstrings and decorators."""
     for node in ast.walk(tree):
         if isinstance(node, ast.arguments | ast.arg | ast.AnnAssign | ast.JoinedStr | ast.Raise):
             continue
@@ -70,7 +70,7 @@ def places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
 
 
 def changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    """Yields the ways an expression is broken."""
+    """Yield the ways an expression is broken."""
     made: list[ast.expr] = []
     match node:
         case ast.BinOp(left, op, right):
@@ -101,7 +101,7 @@ def changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
 
 
 def put(node: ast.AST, field: str, index: int | None, new: ast.expr) -> None:
-    """Replaces an expression."""
+    """Replace an expression."""
     if index is None:
         setattr(node, field, new)
     else:
@@ -109,7 +109,7 @@ def put(node: ast.AST, field: str, index: int | None, new: ast.expr) -> None:
 
 
 def survives(file: Path, source: str) -> bool:
-    """Says whether tests pass with a file replaced: those named after it first, then the rest."""
+    """Say whether tests pass with a file replaced: those named after it first, then the rest."""
     named = [str(path) for path in sorted(TESTS.glob("test_*.py")) if file.stem in path.read_text("utf-8")]
     tests = named or [str(TESTS)]
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +119,7 @@ def survives(file: Path, source: str) -> bool:
 
 
 def passes(folder: str, arguments: list[str]) -> bool:
-    """Runs pytest on the package in a folder; a run that hangs does not pass."""
+    """Run pytest on the package in a folder; a run that hangs does not pass."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(folder) / "src"),
@@ -137,7 +137,7 @@ def passes(folder: str, arguments: list[str]) -> bool:
 
 
 def main() -> None:
-    """Runs the mutants of the files named, or of all, and prints a table."""
+    """Run the mutants of the files named, or of all, and prints a table."""
     parser = argparse.ArgumentParser(description="Mutation testing of src/genfl/algorithms.")
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

@@ -332,7 +332,7 @@ def to_unit(images: np.ndarray) -> Tensor:
 
 
 def classifier(side: int) -> nn.Sequential:
-    """The small convolutional network used as filter, probe and judge."""
+    """Build the small convolutional network used as filter, probe and judge."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs), nn.ReLU()]
@@ -619,7 +619,7 @@ LATENT_CHANNELS = 8
 
 
 def build_vae() -> Any:
-    """An autoencoder from 3x32x32 pixels to 8x4x4 latents, which keep the U-Net cheap on a CPU."""
+    """Build an autoencoder from 3x32x32 pixels to 8x4x4 latents, which keep the U-Net cheap on a CPU."""
     from diffusers import AutoencoderKL
 
     channels = (16, 32, 48, 64)
@@ -637,7 +637,7 @@ def build_vae() -> Any:
 
 
 def build_text_encoder(tokenizer: Any) -> Any:
-    """A two-layer CLIP text encoder."""
+    """Build a two-layer CLIP text encoder."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
@@ -657,7 +657,7 @@ def build_text_encoder(tokenizer: Any) -> Any:
 
 
 def build_unet() -> Any:
-    """A single-level U-Net with cross-attention over the 4x4 latents."""
+    """Build a single-level U-Net with cross-attention over the 4x4 latents."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -962,7 +962,7 @@ def reduce8(images: np.ndarray) -> Tensor:
 
 
 def real_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The real digits: 1,437 for decisions and the judge, 360 for the final figures."""
+    """Return the real digits: 1,437 for decisions and the judge, 360 for the final figures."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
