@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_aten = torch.ops._aten
+_aten = torch.ops.aten
 
 FEWEST_CHANNELS = 16
 """Channels from which pooling is faster with channels last, the conversion included."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-_aten = torch.ops._aten
+_aten = torch.ops.aten
 
 
 class Folding(TorchFunctionMode):
