@@ -62,10 +62,14 @@ def test_every_method_is_named():
     assert [name for name in ALGORITHMS if f"`{name}`" not in README] == []
 
 
-@pytest.mark.parametrize("code", _blocks("python"))
-def test_python_runs(code, capsys):
-    exec(code, {})
+def test_python_runs_block_after_block(capsys):
+    session = {}
+    for code in _blocks("python"):
+        exec(code, session)
     assert "'round': 5, 'accuracy'" in capsys.readouterr().out
+    assert set(session["gptfl"].accuracy) == set(session["fedgc"].accuracy) == set(range(6))
+    assert "mymethod" in ALGORITHMS
+    del ALGORITHMS["mymethod"]
 
 
 def test_a_model_of_ones_own_is_trained_by_the_script_shown(tmp_path):

@@ -70,7 +70,8 @@ class Trial:
         Returns:
             Evaluations, rounds and measures, as plain values.
         """
-        synthetic = dict.fromkeys(self.method.asks_for & UNLABELLED, setting.unlabelled)
+        wanted = self.method.asks_for & UNLABELLED
+        synthetic = dict.fromkeys(wanted, setting.unlabelled) if wanted else {}  # read only if wanted
         algorithm = build_algorithm(
             setting.inputs.federation, self.method, setting.task, {**setting.resources, **synthetic}
         )
