@@ -191,6 +191,34 @@ def test_a_model_takes_its_own_options():
     assert [model.options()["width"] for model in resolved.client_models] == [128, 4]
 
 
+def test_an_engines_old_spelling_is_accepted_and_steps_are_fast_unless_told_otherwise():
+    resolved = config.parse(BASE, ["federate.engine=vectorised"])
+    assert resolved.federate.engine == "vectorized" and resolved.federate.fast is True
+    assert config.parse(BASE, ["federate.fast=false"]).federate.fast is False
+    with pytest.raises(InputError, match=r"federate\.engine: should be 'auto', 'parallel', 'sequential' or"):
+        config.parse(BASE, ["federate.engine=vectorise"])
+
+
+def test_the_schema_follows_the_registry(monkeypatch):
+    """An entry that is added after the schema was built is known, and one that is gone is not."""
+    entry = ALGORITHMS["fedprox"]
+    assert config.parse(BASE).methods["fedavg"].algorithm[0].name == "fedavg"
+    with monkeypatch.context() as patch:
+        patch.setitem(ALGORITHMS, "later", entry)
+        assert config.parse(BASE, ["methods.fedavg.algorithm=later"]).methods["fedavg"].asks_for == set()
+        assert "Algorithm_later" in config.Config.model_json_schema()["$defs"]
+    with pytest.raises(InputError, match="there is no 'later'"):
+        config.parse(BASE, ["methods.fedavg.algorithm=later"])
+
+
+def test_config_imports_no_engine_and_no_generator():
+    folder = Path(config.__file__).parent
+    lines = [line for file in folder.glob("*.py") for line in file.read_text().splitlines()]
+    imports = [line for line in lines if "import" in line and "genfl." in line]
+    assert imports
+    assert not [line for line in imports if "genfl.engines" in line or "genfl.generators" in line]
+
+
 def test_differences_name_the_path_and_both_values():
     old, new = config.parse(BASE), config.parse(BASE, ["federate.rounds=7", "methods.x={algorithm: fedavg}"])
     lines = config.differences(yaml.safe_load(config.dump(old)), yaml.safe_load(config.dump(new)))

@@ -124,7 +124,8 @@ class FederatedDataset:
     def label_counts(self) -> np.ndarray:
         """The number of samples of each client and class, [clients, classes] int64."""
         counts = self.clients.client_info_table["label_counts"]
-        return np.asarray(counts.numpy(), dtype=np.int64)
+        table: np.ndarray = counts.numpy().astype(np.int64)
+        return table
 
     def client(self, number: int) -> tuple[Tensor, Tensor]:
         """Return the inputs [n, ...] and class indices [n] of one client.

@@ -51,6 +51,8 @@ class Register:
         """
         from genfl.algorithms.registry import ALGORITHMS, KINDS, AlgorithmEntry
 
+        ALGORITHMS.check_name(name)
+
         def decorate(builder: Builder) -> Builder:
             entry = AlgorithmEntry(_named(builder, name), paper, value_digest(builder))
             try:
@@ -63,7 +65,7 @@ class Register:
                     f" {', '.join(KINDS)}, as in def {name}(*, mu: float = 0.1) -> genfl.LocalHook"
                 )
             entry.options()  # annotations that cannot be read show here, not in a run
-            ALGORITHMS.register(name, entry)
+            ALGORITHMS[name] = entry
             return builder
 
         return decorate
@@ -101,6 +103,8 @@ class Register:
         from genfl.models import MODELS, ModelEntry
         from genfl.models.wrapped import as_classifier
 
+        MODELS.check_name(name)
+
         def decorate(builder: Builder) -> Builder:
             @functools.wraps(builder)
             def build(*args: Any, **options: Any) -> Any:
@@ -128,7 +132,11 @@ class Register:
         Raises:
             InputError: The name is built in.
         """
-        from genfl.data.sources import DataEntry, register_dataset
+        from genfl.data.sources import DATASETS, DataEntry, register_dataset
+
+        DATASETS.check_name(name)
+
+        DATASETS.check_name(name)
 
         def decorate(loader: Builder) -> Builder:
             register_dataset(name, DataEntry(loader, modality, summary))
@@ -155,6 +163,8 @@ class Register:
         from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
         from genfl.options import options
 
+        GENERATORS.check_name(name)
+
         def decorate(builder: Builder) -> Builder:
             code = value_digest(builder)
             wants_labels = "labels" in inspect.signature(builder).parameters
@@ -171,7 +181,7 @@ class Register:
                 facts=lambda chosen: {"generator": name},
                 read_options=lambda: options(builder),
             )
-            GENERATORS.register(name, entry)
+            GENERATORS[name] = entry
             return builder
 
         return decorate

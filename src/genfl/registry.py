@@ -54,6 +54,20 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
     def __delitem__(self, name: str) -> None:
         del _added[self.what][name]
 
+    def check_name(self, name: str) -> None:
+        """Reject a name that users cannot give to an entry.
+
+        Args:
+            name: The name in configs.
+
+        Raises:
+            InputError: It is empty, or that of a built-in entry.
+        """
+        if not name or not isinstance(name, str):
+            raise InputError(f"register: {name!r} is no name for a {self.what}; give a text, as in 'mine'")
+        if name in self.builtin or name in self.reserved:
+            raise InputError(f"register: the {self.what} {name!r} is built in; choose another name")
+
     def register(self, name: str, entry: Entry) -> None:
         """Add a user's entry; an earlier one of the user's with this name is replaced.
 
@@ -62,12 +76,9 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
             entry: The entry.
 
         Raises:
-            InputError: The name is empty, or that of a built-in entry.
+            InputError: See `check_name`.
         """
-        if not name or not isinstance(name, str):
-            raise InputError(f"register: {name!r} is no name for a {self.what}; give a text, as in 'mine'")
-        if name in self.builtin or name in self.reserved:
-            raise InputError(f"register: the {self.what} {name!r} is built in; choose another name")
+        self.check_name(name)
         self[name] = entry
 
     def _entries(self) -> dict[str, Entry]:
