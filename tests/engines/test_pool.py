@@ -177,7 +177,7 @@ def test_a_worker_killed_in_the_middle_of_a_round_is_replaced_and_the_round_done
 
 def test_workers_that_always_die_are_given_up_on(clients, parallel):
     with pytest.raises(GenflError, match="enough memory"):
-        parallel(program(lambda: os.kill(os.getpid(), signal.SIGKILL)), work(clients))
+        parallel.run(program(lambda: os.kill(os.getpid(), signal.SIGKILL)), work(clients))
 
 
 def test_a_failure_in_a_worker_is_told_with_its_traceback(clients, parallel):
@@ -221,9 +221,9 @@ from test_pool import *
 y = torch.zeros(8, dtype=torch.long)
 data = ClientData(torch.zeros(8, 4), y, torch.arange(8).reshape(4, 2).numpy(), 1)
 engine = WorkerPool(PerClientRunner(data, accelerated=False), workers=2)
-engine.run(program(lambda: None), work(engine.data))
+engine.run(program(lambda: None), work(data))
 print(*pids(engine), flush=True)
-engine(program(lambda: (print("working", flush=True), time.sleep(5))), work(engine.data))
+engine.run(program(lambda: (print("working", flush=True), time.sleep(5))), work(data))
 """
 
 
