@@ -152,7 +152,7 @@ def federate(
             evaluations.append({"round": number, **evaluate(state["weights"])})
         if checkpoint and (last or number % schedule.checkpoint_every == 0):
             history = {"evaluations": evaluations, "rounds": rounds}
-            meta = {"key": checkpoint_digest, "memories": memories.flush(), **history}
+            meta = {"digest": checkpoint_digest, "memories": memories.flush(), **history}
             save_tensors(checkpoint, {"state": state}, meta)
             memories.clean()
         on_round(1)

@@ -195,7 +195,7 @@ def load_checkpoint(path: Path | None, digest: str = "") -> tuple[Tree, dict[str
     Args:
         path: A file that `save_tensors` wrote; None, or a missing file, is no checkpoint.
         digest: The digest of the inputs of the work. The checkpoint's meta must hold the same digest as
-            ``key``.
+            ``digest``.
 
     Returns:
         The tree and its meta. None if there is no checkpoint or its digest differs. None also if the file is
@@ -209,7 +209,7 @@ def load_checkpoint(path: Path | None, digest: str = "") -> tuple[Tree, dict[str
         log.warning("%s; starting over", error)
         path.unlink()
         return None
-    return (tree, meta) if meta.get("key", "") == digest else None
+    return (tree, meta) if meta.get("digest", "") == digest else None
 
 
 @contextlib.contextmanager

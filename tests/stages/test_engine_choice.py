@@ -102,7 +102,7 @@ def test_a_method_more_changes_nothing_for_the_others(execute, tmp_path, monkeyp
     assert after.items() >= before.items()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": 1}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"digest": 1}'])
 def test_a_damaged_decision_is_made_again(execute, tmp_path, content):
     execute("run", "auto", ALIKE)
     (tmp_path / "run/federate/engine.json").write_text(content)

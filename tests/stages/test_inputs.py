@@ -342,6 +342,7 @@ ROWS = [
     Row("federate.clients_per_round", "federate.clients_per_round=3", FEDERATE),
     Row("federate.evaluate_every", "federate.evaluate_every=1", FEDERATE),
     Row("federate.checkpoint_every", "federate.checkpoint_every=1", REPORT),
+    Row("federate.fast", "federate.fast=false", REPORT),
     Row("federate.heterogeneity", "federate.heterogeneity=true", FEDERATE),
     Row("federate.engine", "federate.engine=parallel", REPORT, given=("federate.engine=sequential",)),
     Row("federate.engine", "federate.engine=vectorized", FEDERATE),

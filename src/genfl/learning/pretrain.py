@@ -147,7 +147,7 @@ def train_with_holdout(
         )
         if checkpoint:
             tree = {"now": {"weights": now, "optimizer": _tensors(optimizer)}, "best": best}
-            meta = {"key": checkpoint_digest, "best_epoch": best_epoch, "history": history}
+            meta = {"digest": checkpoint_digest, "best_epoch": best_epoch, "history": history}
             save_tensors(checkpoint, tree, meta)
         on_epoch(1)
     return Pretrained(best, best_epoch, history)

@@ -125,10 +125,10 @@ class EngineChoice:
 
     def _read(self) -> dict[str, Any]:
         """Return what was decided for inputs like these: the run's choice, and each method's obstacle."""
-        nothing = {"key": self._digest(), "batched": False, "why": "", "methods": {}}
+        nothing = {"digest": self._digest(), "batched": False, "why": "", "methods": {}}
         try:
             stored = read_json(self.file) if self.file.exists() else nothing
-            if stored["key"] == nothing["key"] and stored.keys() >= nothing.keys():
+            if stored["digest"] == nothing["digest"] and stored.keys() >= nothing.keys():
                 return dict(stored)
         except (GenflError, KeyError, TypeError, AttributeError):
             log.warning("%s is damaged: it is decided again how clients run", self.file)

@@ -81,7 +81,7 @@ def _progress(inputs: FederateInputs, work: StageRun) -> tuple[int, int, str]:
         for folder in trial.folders(work.folder, inputs.partition.clients):
             path = folder / CHECKPOINT
             meta = load_tensors(path)[1] if path.exists() else {}
-            if meta.get("key") == digest:  # an older config's rounds do not count
+            if meta.get("digest") == digest:  # an older config's rounds do not count
                 done += len(meta["rounds"])
     return done, _rounds(inputs), "rounds"
 

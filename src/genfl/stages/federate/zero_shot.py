@@ -59,7 +59,7 @@ def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, 
                     **part.options(),
                 )
                 logits = torch.cat([logits, block])
-                meta = {"key": digest, "rounds": []}
+                meta = {"digest": digest, "rounds": []}
                 save_tensors(folder / "checkpoint.safetensors", {"logits": logits}, meta)
                 advance(len(block))
             identity = setting.task._replace(forward=lambda weights, x: (x, x))  # the inputs are the logits
