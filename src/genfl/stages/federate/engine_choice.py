@@ -117,7 +117,8 @@ class EngineChoice:
         elif method.data != "private":
             problem = "its clients hold generated data, too"
         else:
-            problem = obstacle(algorithm, weights, data, schedule)
+            fast = self.inputs.federation.fast
+            problem = obstacle(algorithm, weights, data, schedule, fast=fast)
         if problem and method.reference is None:
             log.info("clients of %s run one by one: %s", name, problem)
         stored["methods"][_name(method)] = problem

@@ -26,7 +26,10 @@ ROUNDING = 2
 """Raised whenever clients in batches are computed or added up in another order."""
 
 BITWISE_SAME = {"checkpoint_every", "engine", "fast"}
-"""The settings of a federation that change no bit of its results; the engine is looked at apart."""
+"""The settings of a federation that do not count by themselves.
+
+The engine, and the fast path, change the last bits where clients run in batches; see `FederateInputs.engine`.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class FederateInputs:
         model: The downstream model.
         client_models: The models of clients, for methods whose clients differ.
         federation: Rounds, cohorts, local training.
-        engine: ``exact`` for engines with the same bits, else the engine and the version of its rounding.
+        engine: ``exact`` for engines with the same bits. Else the engine, the version of its rounding, and
+            whether the fast path is on.
         methods: What is compared.
         code: The digests of the code of users' own methods.
         seeds: What is averaged over.
@@ -73,7 +77,7 @@ class FederateInputs:
             ModelInputs.of(config, context),
             config.client_models,
             config.federate,
-            "exact" if engine in EXACT else [engine, ROUNDING],
+            "exact" if engine in EXACT else [engine, ROUNDING, config.federate.fast],
             config.methods,
             [code for method in config.methods.values() for code in method.code],
             config.seeds,
@@ -150,7 +154,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         inputs.model.model,
         inputs.client_models if "client_tasks" in method.asks_for else [],
         inputs.federation,
-        ["vectorized", ROUNDING] if batched else "exact",
+        ["vectorized", ROUNDING, inputs.federation.fast] if batched else "exact",
         method,
         [*inputs.model.code, *method.code],
         seed,
