@@ -15,6 +15,7 @@ from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.config import Config, Section
+from genfl.config.generation import GENERATOR_UNION, GeneratorSection
 from genfl.config.section import Choice
 from genfl.data.sources import DATASETS, DataEntry, LabelledExamples, digits
 from genfl.errors import InputError
@@ -153,7 +154,13 @@ ROWS = [
     Row("data.path", "data.path=$images_other", EVERYTHING - NO_GUIDED, "images"),
     Row("data.input", "data.input=body", EVERYTHING, "texts"),
     Row("data.label", "data.label=topic", EVERYTHING, "texts"),
-    Row("data.key", "data.key=city", EVERYTHING, "texts", ("data.partition={kind: natural}", "data.key=key")),
+    Row(
+        "data.client_id",
+        "data.client_id=city",
+        EVERYTHING,
+        "texts",
+        ("data.partition={kind: natural}", "data.client_id=key"),
+    ),
     Row("data.size", "data.size=[8, 8]", EVERYTHING - NO_GUIDED, "images"),
     Row("data.channels", "data.channels=1", EVERYTHING - NO_GUIDED, "images"),
     Row("data.length", "data.length=5", EVERYTHING, "texts"),
@@ -443,6 +450,8 @@ def fields(section=Config, prefix=""):
     """
     for name, field in section.model_fields.items():
         path, kinds = prefix + name, list(sections(field.annotation))
+        if kinds == [GeneratorSection]:  # a union over the registry, read when a value is validated
+            kinds = list(GENERATOR_UNION.sections().values())
         if not kinds:
             yield path
         elif issubclass(kinds[0], Choice):
