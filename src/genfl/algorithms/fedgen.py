@@ -51,7 +51,7 @@ def fedgen(
         weight: Weight λ of the generated features; 0 is FedAvg.
         generator_steps: The server's steps a round.
         generator_lr: Learning rate of Adam; the code's is 3e-4, with which G takes some 15 rounds.
-        diversity: Weight γ of the features' similarity; see `genfl.learning.conditional.similarity`.
+        diversity: Weight γ of the features' similarity; see `genfl.learning.conditional.noise_similarity`.
         noise: Length of ε.
         width: Hidden units of G, which travels to every client of every round.
         batch_size: Generated features in a step, of client and server.

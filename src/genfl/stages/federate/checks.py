@@ -71,7 +71,9 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
                 f" {inputs.model.model.name} does not offer"
             ) from error
         if inputs.federation.engine == "vectorized":
-            _check_together(name, algorithm, task, max(2, len(inputs.client_models)))
+            _check_together(
+                name, algorithm, task, max(2, len(inputs.client_models)), fast=inputs.federation.fast
+            )
         if method.content and method.content.filter and not sends_weights(algorithm, task):
             raise InputError(
                 f"methods.{name}.content.filter: {method.algorithm[0].name} sends clients no global model to"
@@ -93,14 +95,14 @@ def _fitting(field: str, inputs: FederateInputs, context: RunContext, model: Mod
         raise InputError(f"{field}: {model.name} does not fit inputs of shape {shape}: {error}") from error
 
 
-def _check_together(name: str, algorithm: Algorithm, task: Task, clients: int) -> None:
+def _check_together(name: str, algorithm: Algorithm, task: Task, clients: int, *, fast: bool) -> None:
     form = task.shapes()
     rows = np.arange(2 * clients).reshape(clients, 2)
     x, y = torch.zeros(rows.size, *form.input), torch.arange(rows.size) % form.classes
     data = ClientData(x, y, list(rows), form.classes)
     schedule = Schedule(rounds=1, clients_per_round=clients, batch_size=2)
     try:
-        together(algorithm, task.init(Key(0)), data, schedule, range(clients))
+        together(algorithm, task.init(Key(0)), data, schedule, range(clients), fast=fast)
     except Exception as error:  # whatever the batching of an operation raises
         raise InputError(
             f"federate.engine: vectorized, but clients of {name} cannot be batched ({first_line(error)}); use"

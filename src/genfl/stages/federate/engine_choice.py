@@ -33,6 +33,7 @@ class ChoiceInputs:
 
     precision: Precision
     device: str
+    code: list[str]
     model: Model
     data: DataInputs
     partition: Partition
@@ -138,9 +139,12 @@ class EngineChoice:
     def _digest(self) -> str:
         inputs, model = self.inputs, self.inputs.model
         federation, split = inputs.federation, inputs.partition
-        own = ChoiceInputs(model.precision, model.device, model.model, inputs.data, split, federation)
+        own = ChoiceInputs(
+            model.precision, model.device, model.code, model.model, inputs.data, split, federation
+        )
         return digest_of(f"{FEDERATE} engine", 1, own, {})
 
 
 def _name(method: Method) -> str:
-    return digest(method.model_dump())
+    """Return a name for all that decides whether a method's clients can run in batches."""
+    return digest([method.model_dump(), method.code])

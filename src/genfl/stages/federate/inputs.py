@@ -10,6 +10,7 @@ from genfl.config.generation import Prompts
 from genfl.config.training import Federation
 from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.engines.auto import EXACT
+from genfl.engines.fast import fast_status
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import VOCABULARY
 from genfl.learning.task import Precision
@@ -43,7 +44,7 @@ class FederateInputs:
         client_models: The models of clients, for methods whose clients differ.
         federation: Rounds, cohorts, local training.
         engine: ``exact`` for engines with the same bits. Else the engine, the version of its rounding, and
-            whether the fast path is on.
+            whether the fast path is on in this process.
         methods: What is compared.
         code: The digests of the code of users' own methods.
         seeds: What is averaged over.
@@ -77,7 +78,7 @@ class FederateInputs:
             ModelInputs.of(config, context),
             config.client_models,
             config.federate,
-            "exact" if engine in EXACT else [engine, ROUNDING, config.federate.fast],
+            "exact" if engine in EXACT else [engine, ROUNDING, _fast(config.federate)],
             config.methods,
             [code for method in config.methods.values() for code in method.code],
             config.seeds,
@@ -154,9 +155,14 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         inputs.model.model,
         inputs.client_models if "client_tasks" in method.asks_for else [],
         inputs.federation,
-        ["vectorized", ROUNDING, inputs.federation.fast] if batched else "exact",
+        ["vectorized", ROUNDING, _fast(inputs.federation)] if batched else "exact",
         method,
         [*inputs.model.code, *method.code],
         seed,
     )
     return digest_of(FEDERATE, VERSION, own, stages)
+
+
+def _fast(federation: Federation) -> bool:
+    """Return whether the fast path is on: by the config, the environment, and this version of torch."""
+    return federation.fast and fast_status().on
