@@ -60,7 +60,8 @@ def fedftg(
         lr: Learning rate of SGD for the model.
         generator_lr: Learning rate of Adam for the generator.
         lambda_cls: Weight λ_cls of the class asked for.
-        lambda_dis: Weight λ_dis of the samples' similarity; see `genfl.learning.conditional.noise_similarity`.
+        lambda_dis: Weight λ_dis of the similarity of samples; see
+            `genfl.learning.conditional.noise_similarity`.
         low: Smallest value of a generated input; that of the data set's inputs.
         high: Largest value, likewise.
         noise: Length of ε.
