@@ -119,7 +119,7 @@ def test_own_method_is_at_most_10_lines_and_runs_from_yaml_in_this_process(tmp_p
     methods = {"own": {"algorithm": {"name": "mymethod", "mu": 2.0}}, "plain": {"algorithm": "fedavg"}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**BASE, "methods": methods}))
     result = genfl.run(tmp_path / "own.yaml", out=tmp_path / "run")
-    assert result.summary["methods"]["own"]["algorithm"] == {"name": "mymethod", "mu": 2.0}
+    assert result.summary.methods["own"].algorithm.model_dump() == {"name": "mymethod", "mu": 2.0}
     assert list(result.table().index) == ["own", "plain"]
     with pytest.raises(InputError, match=r"algorithm\.nu: unknown key"):
         genfl.parse_config({**BASE, "methods": {"own": {"algorithm": {"name": "mymethod", "nu": 1}}}})
@@ -139,17 +139,17 @@ def test_results_of_an_own_method_are_not_reused_after_its_code_changed(tmp_path
             return genfl.algorithms.sgd(lr * factor)  # noqa: B023
 
         summary = genfl.run(configured, out=tmp_path / "run", update=True).summary
-        curves.append([point[1] for point in summary["methods"]["own"]["curve"]])
+        curves.append([point.mean for point in summary.methods["own"].curve])
     assert curves[0] != curves[1] == curves[2]
     assert len(set(curves[1])) == 1, "a server that never moves"
-    assert summary["stages"]["federate"]["skipped"]
+    assert summary.stages["federate"].skipped
 
 
 SCALE = 1.0
 
 
 def test_identity_follows_code_closures_and_globals(monkeypatch):
-    from genfl.identity import identity
+    from genfl.identity import value_digest as identity
 
     def scaled(factor):
         return lambda x: SCALE * factor * x
@@ -159,7 +159,7 @@ def test_identity_follows_code_closures_and_globals(monkeypatch):
     assert before != identity(scaled(1.0), torch.zeros(2))
     monkeypatch.setitem(globals(), "SCALE", 2.0)
     assert before != identity(scaled(1.0), torch.ones(2))
-    code = "import genfl; from genfl.identity import identity; "
+    code = "import genfl; from genfl.identity import value_digest as identity; "
     code += "print(identity(genfl.fedavg, {'b', 'a', 'c'}, genfl.fedprox(mu=0.1)))"
     printed = {
         subprocess.run(
@@ -223,7 +223,7 @@ def test_own_generator_runs_from_yaml(tmp_path, forget):
     content["methods"] = {"gptfl": {"algorithm": "fedavg", "start": "pretrained"}}
     content["pretrain"] = {"epochs": 1}
     result = genfl.run(content, out=tmp_path / "run")
-    assert result.summary["synthetic"]["samples"] == 30
+    assert result.summary.synthetic.samples == 30
     assert result.report.is_file()
     with pytest.raises(InputError, match=r"generator\.sides: unknown key; did you mean 'side'"):
         genfl.parse_config({**content, "generator": {"kind": "squares", "sides": 8}})
@@ -403,7 +403,7 @@ def test_simulate_equals_a_run_of_the_same_seed(tmp_path):
     task = genfl.task("mlp", data, width=8)
     algorithm = genfl.fedavg(task, genfl.LocalSGD(0.05), genfl.fedadam(lr=0.01), genfl.fedprox(mu=0.5))
     result = genfl.simulate(algorithm, data, rounds=2, clients_per_round=3, local_steps=1)
-    curve = run.summary["methods"]["prox"]["curve"]
+    curve = run.summary.methods["prox"].curve
     assert [point[1] for point in curve] == list(result.accuracy.values())
     state = run.model("prox").state_dict()
     assert all(torch.equal(state[name], value) for name, value in result.model().state_dict().items())
@@ -420,12 +420,12 @@ def test_simulate_resumes_and_ignores_checkpoints_of_others(arrays, tmp_path, ca
     whole, file = train(4), tmp_path / "state.safetensors"
     with caplog.at_level("INFO", logger="genfl"):
         train(2, checkpoint=file)
-        assert "going on after round 2" not in caplog.text
+        assert "resuming after round 2" not in caplog.text
         resumed = train(4, checkpoint=file)
-        assert "going on after round 2" in caplog.text
+        assert "resuming after round 2" in caplog.text
         caplog.clear()
         other = train(4, mu=1.0, checkpoint=file)
-        assert "going on" not in caplog.text
+        assert "resuming" not in caplog.text
     assert resumed.evaluations == whole.evaluations
     assert other.evaluations == train(4, mu=1.0).evaluations != whole.evaluations
 

@@ -9,7 +9,7 @@ from genfl import trees
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.base import ClientProgram, statistics
 from genfl.algorithms.fedavg import fedavg
-from genfl.analysis.diversity import NAME, gradient_diversity
+from genfl.analysis.diversity import DIVERSITY, gradient_diversity
 from genfl.data.clients import ClientData, Ranges
 from genfl.data.plans import Batches, Schedule
 from genfl.engines.in_process import sequential
@@ -62,7 +62,7 @@ def run(clients, tmp_path=None, *, name="fedadam", schedule=SCHEDULE, engine=Non
         Key(5),
         lambda weights: {"norm": trees.square_norm(weights["params"]).item()},
         checkpoint=tmp_path / "checkpoint.safetensors" if tmp_path else None,
-        measures={NAME: gradient_diversity()} if algorithm.same_form else {},
+        measures={DIVERSITY: gradient_diversity()} if algorithm.same_form else {},
         **options,
     )
 

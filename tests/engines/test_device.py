@@ -17,7 +17,7 @@ from genfl import config, pipeline, trees
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.base import HeldSamples, run_once
 from genfl.algorithms.filtering import SampleFilter, filtered
-from genfl.analysis.diversity import NAME, gradient_diversity
+from genfl.analysis.diversity import DIVERSITY, gradient_diversity
 from genfl.analysis.heterogeneity import DIVERGENCE, GENERALITY, divergence, generality
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
@@ -52,7 +52,7 @@ def model():
 
 TASK = classification(model, SHAPE)
 MEASURES = {
-    NAME: gradient_diversity(),
+    DIVERSITY: gradient_diversity(),
     DIVERGENCE: divergence(),
     GENERALITY: generality(TASK, X[:5], Y[:5]),
 }

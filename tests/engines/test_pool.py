@@ -16,7 +16,7 @@ import torch
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.base import ClientProgram
-from genfl.analysis.diversity import NAME, gradient_diversity
+from genfl.analysis.diversity import DIVERSITY, gradient_diversity
 from genfl.data.clients import ClientData
 from genfl.data.plans import Batches, Schedule
 from genfl.engines.in_process import sequential
@@ -64,7 +64,7 @@ def run(clients, engine, name="fedadam", rounds=3, **options):
         Schedule(rounds, 3, batch_size=4),
         Key(5),
         lambda weights: {"norm": trees.square_norm(weights["params"]).item()},
-        measures={NAME: gradient_diversity()} if algorithm.same_form else {},
+        measures={DIVERSITY: gradient_diversity()} if algorithm.same_form else {},
         **options,
     )
 

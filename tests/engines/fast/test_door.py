@@ -258,7 +258,7 @@ for name in ("auto", "vectorized"):
         method, start = fedavg(task, LocalSGD(0.1)), task.init(Key(0))
         trace = federate(method, start, data, run, schedule, Key(0), lambda weights: {{}})
         print(name, sum(leaf.double().sum().item() for leaf in trace.weights["params"].values()))
-print(fast.status().on, fast.status().why)
+print(fast.fast_status().on, fast.fast_status().why)
 """
 
 HIDE_OPERATION = """
@@ -345,7 +345,7 @@ def test_every_operation_that_is_used_is_looked_for():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
                 names = dotted(node)
-                if names[0] == "aten":
+                if names[0] == "_aten":
                     used.add(".".join(names[1:]))
     known = set(operations.OPERATIONS)
     packets = {name.partition(".")[0] for name in known}

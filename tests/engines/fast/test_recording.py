@@ -13,7 +13,6 @@ from genfl.data.clients import ClientData
 from genfl.data.plans import Batches, Schedule
 from genfl.engines.auto import engine
 from genfl.engines.fast import accelerate, replays
-from genfl.engines.fast.rewrites import aten
 from genfl.engines.in_process import InProcess, sequential
 from genfl.engines.per_client import PerClientRunner
 from genfl.engines.pool import WorkerPool
@@ -236,6 +235,6 @@ def test_pooling_in_another_order_of_memory_gives_the_same_bits(precision):
     fast = run.runner._faster.step.replays
     (signature,) = fast.signatures()
     operations = [node.target for node in fast.of(signature).recording.run.__self__.graph.nodes]
-    pools = [place for place, name in enumerate(operations) if name == aten.max_pool2d_with_indices.default]
+    pools = [place for place, name in enumerate(operations) if name == torch.ops.aten.max_pool2d_with_indices.default]
     assert len(pools) == 2
     assert all(operations[place - 1] is torch.clone for place in pools)
