@@ -546,7 +546,7 @@ def test_generation_resumes_with_the_same_samples(samples, tmp_path, caplog):
     (samples.folder / "manifest.json").write_text(json.dumps(manifest))
     again = genfl.generate("miniature", out=samples.folder, **asked)
     assert [path.read_bytes() for path in sorted(again.folder.glob("data/*"))] == before
-    with pytest.raises(InputError, match=r"another request .*per_label: 4 there, 5 here"):
+    with pytest.raises(InputError, match=r"another request .*per_label: was 4, is now 5"):
         genfl.generate("miniature", out=samples.folder, **{**asked, "per_label": 5})
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is not empty"):

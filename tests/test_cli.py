@@ -178,8 +178,8 @@ def test_a_folder_of_another_config_is_refused_updated_or_replaced(finished, tmp
     other = [*settings, "federate.rounds=3"]
     _, stderr = genfl("run", EXAMPLE, *other, "--out", out, code=2)
     assert stderr.strip() == (
-        f"error: --out: {out} holds a run of another config (federate.rounds: 2 there, 3 here); choose"
-        " another folder, or --update to redo the stages that the changes touch, or --fresh to start over"
+        f"error: --out: {out} holds a run of another config (federate.rounds: was 2, is now 3); choose"
+        " another folder, --update to redo the stages that depend on the changes, or --fresh to start over"
     )
     summary = json.loads(genfl("run", EXAMPLE, *other, "--out", out, "--update", "--json")[0])
     skipped = {name: stage["skipped"] for name, stage in summary["stages"].items()}
@@ -321,7 +321,7 @@ def test_two_processes_do_not_share_a_folder(finished):
     with FileLock(out / ".lock"):
         for options in ([], ["--fresh"], ["--update", "federate.rounds=3"]):
             _, stderr = genfl("run", EXAMPLE, *settings, "--out", out, *options, code=2)
-            assert "another process is at work" in stderr
+            assert "another process is using" in stderr
     assert "rounds: 2" in (out / "config.yaml").read_text()
     assert (out / "summary.json").exists()
 
@@ -454,5 +454,5 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, tiny_stable_diffusion):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
     assert process.returncode == 130
-    assert stderr.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
     assert json.loads(genfl("status", tmp_path / "run", "--json")[0])[2]["state"] == "partial"

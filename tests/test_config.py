@@ -95,7 +95,7 @@ def test_overrides_are_yaml_at_dotted_paths():
             "client_models=[{name: mlp, width: 0}]",
             "client_models.0.width: should be greater than",
         ),
-        ("methods.new.start=random", "methods.new.algorithm: required, and not given"),
+        ("methods.new.start=random", "methods.new.algorithm: required, but missing"),
         ("methods={}", "methods: "),
         ("methods.synthetic_only={algorithm: fedavg}", "choose another name"),
         ("federate.rounds=many", "federate.rounds: should be a valid integer"),
@@ -107,16 +107,16 @@ def test_overrides_are_yaml_at_dotted_paths():
         ("federate.clients_per_round=30", "federate.clients_per_round: 30 clients a round, but"),
         ("data.name=digit", "data.name: there is no 'digit'; did you mean 'digits'?"),
         ("model.name=zzz", "model.name: there is no 'zzz'; known: cnn, "),
-        ("name=../x", "name: becomes the name of a folder"),
-        ("methods={a/b: {algorithm: fedavg}}", "methods.a/b.[key]: becomes the name of a folder"),
+        ("name=../x", "name: must be a folder name"),
+        ("methods={a/b: {algorithm: fedavg}}", "methods.a/b.[key]: must be a folder name"),
         ("methods.fedavg.algorithm={name: fedadam, server_lr: -1}", "algorithm.lr: should be greater than 0"),
         ("methods.fedavg.algorithm={name: fedadam, server_lr: 1, lr: 1}", "server_lr: unknown key"),
         ("methods.fedavg.algorithm={name: feddyn, alpha: 0}", "alpha: should be greater than 0"),
         ("federate.rounds=true", "federate.rounds: should be a valid integer"),
         ("generator.device=gpu", "generator.device: "),
-        ("federate.local={steps: 3, epochs: 2}", "federate.local: give steps or epochs, not both"),
+        ("federate.local={steps: 3, epochs: 2}", "federate.local: set steps or epochs, not both"),
         ("generator.kind=zzz", "generator.kind: there is no 'zzz'; known: image, speech, sound, text, files"),
-        ("generator={kind: files}", "generator.path: required, and not given"),
+        ("generator={kind: files}", "generator.path: required, but missing"),
         ("generator.path=x", "generator.path: unknown key; known: device, kind, model, size"),
         ("data.size=[8, 8]", "data.size: digits takes no options; leave it out"),
         ("precision=half", "precision: should be 'fp32' or 'bf16', not 'half'"),
@@ -129,7 +129,7 @@ def test_overrides_are_yaml_at_dotted_paths():
         ("prompts.guidance_scale=much", "prompts.guidance_scale.0: should be a valid number"),
         ("rounds", "'rounds': an override is key=value"),
         ("=3", "'=3': an override is key=value"),
-        ("name.x=3", "name.x: 'name' holds no keys"),
+        ("name.x=3", "name.x: 'name' has no keys"),
         ("federate.rounds=[", "federate.rounds: '[' is not a YAML value"),
     ],
 )
@@ -222,8 +222,8 @@ def test_config_imports_no_engine_and_no_generator():
 def test_differences_name_the_path_and_both_values():
     old, new = config.parse(BASE), config.parse(BASE, ["federate.rounds=7", "methods.x={algorithm: fedavg}"])
     lines = config.differences(yaml.safe_load(config.dump(old)), yaml.safe_load(config.dump(new)))
-    assert lines[0] == "federate.rounds: 100 there, 7 here"
-    assert lines[1] == "methods.x: here alone"
+    assert lines[0] == "federate.rounds: was 100, is now 7"
+    assert lines[1] == "methods.x: added"
     assert len(lines) == 2
 
 

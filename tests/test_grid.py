@@ -66,11 +66,11 @@ def test_values_that_do_not_fit_into_a_name_are_told_apart():
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (CONTENT, "grid: name fields"),
-        ({**CONTENT, "grid": {}}, "grid: name fields"),
-        (grid_over(federate__rounds=3), "grid.federate.rounds: give a list of values, not 3"),
-        (grid_over(federate__rounds=[]), "grid.federate.rounds: give a list"),
-        (grid_over(federate__rounds=[1, 1]), "grid: a value is given twice"),
+        (CONTENT, "grid: map fields to lists"),
+        ({**CONTENT, "grid": {}}, "grid: map fields to lists"),
+        (grid_over(federate__rounds=3), "grid.federate.rounds: 3 is not a list of values; use a list"),
+        (grid_over(federate__rounds=[]), "grid.federate.rounds: [] is not a list of values"),
+        (grid_over(federate__rounds=[1, 1]), "grid: a value appears twice"),
         (
             grid_over(federate__rouns=[1]),
             "federate.rouns: unknown key; did you mean 'rounds'? (in the grid at",
@@ -79,9 +79,9 @@ def test_values_that_do_not_fit_into_a_name_are_told_apart():
             grid_over(federate__rounds=[1, 0]),
             "federate.rounds: should be greater than or equal to 1, not 0 (in the",
         ),
-        (grid_over(name__x=[1]), "name.x: 'name' holds no keys"),
-        ({**CONTENT, "grid": {1: [2]}}, "grid.1: name a field of the config"),
-        ({**CONTENT, "grid": {"federate..rounds": [2]}}, "grid.federate..rounds: name a field"),
+        (grid_over(name__x=[1]), "name.x: 'name' has no keys"),
+        ({**CONTENT, "grid": {1: [2]}}, "grid.1: not a field; name one of the config"),
+        ({**CONTENT, "grid": {"federate..rounds": [2]}}, "grid.federate..rounds: not a field"),
         (grid_over(model=["cnn", "lstm"]), "(in the grid at model=lstm)"),  # the images are no tokens
     ],
 )
@@ -94,7 +94,7 @@ def test_mistakes_are_found_before_the_first_run(content, line, tmp_path):
 
 
 def test_a_config_with_a_grid_is_no_single_run():
-    with pytest.raises(InputError, match=r"grid: many runs in one config are for `genfl sweep`"):
+    with pytest.raises(InputError, match=r"grid: only `genfl sweep` runs a grid"):
         config.validate(grid_over(federate__rounds=[1]))
 
 
@@ -217,7 +217,9 @@ def test_two_processes_do_not_share_a_sweep(swept):
     with FileLock(folder / "out" / ".lock"):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: --out: another process is at work in out\n"
+    assert (
+        done.stderr == "error: --out: another process is using out; wait for it, or choose another folder\n"
+    )
 
 
 def test_the_folder_of_all_runs_needs_a_name(tmp_path):
@@ -226,7 +228,7 @@ def test_the_folder_of_all_runs_needs_a_name(tmp_path):
     command = [sys.executable, "-m", "genfl", "sweep", "small.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: name: give the config one")
+    assert done.stderr.startswith("error: name: missing, so the sweep has no folder")
     assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
 
 

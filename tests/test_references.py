@@ -327,11 +327,26 @@ def test_only_what_starts_from_a_model_is_redone_with_it(run):
     ("override", "line"),
     [
         ("methods.local.algorithm=[local]", None),
-        ("methods.local.algorithm=[local, fedprox]", "methods.local.algorithm: local stands alone; "),
-        ("methods.x={algorithm: [fedavg, centralised]}", "methods.x.algorithm: centralised stands alone; "),
-        ("methods.local.algorithm=[local, local]", "methods.local.algorithm: local stands alone; "),
-        ("methods.x={algorithm: generator, start: pretrained}", "methods.x.start: generator trains nothing"),
-        ("methods.x={algorithm: generator, data: mixed}", "methods.x.data: generator trains on nothing"),
+        (
+            "methods.local.algorithm=[local, fedprox]",
+            "methods.local.algorithm: local is not federated, so it cannot be combined; ",
+        ),
+        (
+            "methods.x={algorithm: [fedavg, centralised]}",
+            "methods.x.algorithm: centralised is not federated, so it cannot be combined; ",
+        ),
+        (
+            "methods.local.algorithm=[local, local]",
+            "methods.local.algorithm: local is not federated, so it cannot be combined; ",
+        ),
+        (
+            "methods.x={algorithm: generator, start: pretrained}",
+            "methods.x.start: the reference generator does not train a model",
+        ),
+        (
+            "methods.x={algorithm: generator, data: mixed}",
+            "methods.x.data: the reference generator does not train a model",
+        ),
         ("methods.x={algorithm: {name: generator, samples: 0}}", "methods.x.algorithm.samples: should be gr"),
         (
             "methods.x={algorithm: {name: generator, sample: 1}}",
@@ -344,7 +359,7 @@ def test_only_what_starts_from_a_model_is_redone_with_it(run):
             "methods.x={algorithm: fedavg, data: synthetic}",
             "methods.x.data: should be 'private', 'generated',",
         ),
-        ("methods={local: {algorithm: local}}", "methods: all of them are references; name a federated"),
+        ("methods={local: {algorithm: local}}", "methods: all of them are references; add a federated"),
     ],
 )
 def test_bad_combinations_are_one_clear_line(override, line):
@@ -377,7 +392,8 @@ def test_the_check_refuses_what_the_schema_cannot_see(monkeypatch, tmp_path):
     blind = digits.load()._replace(decode=None)
     monkeypatch.setitem(DATASETS, "unseen", digits._replace(load=lambda: blind))
     assert refused(generator, "data.name=unseen") == (
-        "methods.g.algorithm: generator classifies images, and the examples of unseen are none"
+        "methods.g.algorithm: generator: classification needs images, but unseen has none;"
+        " leave the method out"
     )
     with pytest.raises(InputError, match="FluxPipeline"):
         check_classifier(str(tmp_path))
@@ -470,7 +486,9 @@ def test_every_draw_asks_for_its_prompts_with_a_key_of_its_own(generator):
 def test_a_model_that_predicts_something_else_is_refused(tiny_stable_diffusion):
     made = StableDiffusion(str(tiny_stable_diffusion), steps=1)
     made.pipeline.scheduler.register_to_config(prediction_type="sample")
-    with pytest.raises(InputError, match=r"predicts sample; classifying needs epsilon or v_prediction"):
+    with pytest.raises(
+        InputError, match=r"predicts sample; to classify, use a model that predicts epsilon or v_prediction"
+    ):
         label_scores(made, drawings(1), lambda key: TEXTS, Key(0))
 
 

@@ -13,7 +13,7 @@ from genfl.models import MODELS
 
 
 def algorithms() -> list[dict[str, Any]]:
-    """Return the algorithms, with papers, the server's view, and costs in multiples of the model's size."""
+    """Return the algorithms: papers, what the server sees, and costs as multiples of the model's size."""
     rows = []
     for name, entry in ALGORITHMS.items():
         rows.append({"name": name, "paper": entry.paper, **profile(entry)._asdict()})
@@ -21,10 +21,10 @@ def algorithms() -> list[dict[str, Any]]:
 
 
 def models() -> list[dict[str, Any]]:
-    """Return the models, with their number of parameters at their reference input."""
+    """Return the models, with their number of parameters for a reference input."""
     rows = []
     for name, entry in MODELS.items():
-        with torch.device("meta"):  # counts without allocating
+        with torch.device("meta"):  # allocates no memory
             model = entry.build(entry.shape, entry.classes)
         parameters = sum(p.numel() for p in model.parameters())
         rows.append({"name": name, "parameters": parameters, "modality": entry.modality})
@@ -32,7 +32,7 @@ def models() -> list[dict[str, Any]]:
 
 
 def datasets() -> list[dict[str, Any]]:
-    """Return the data sets, with ids on the Hub, the usual metric, and whether a real copy was ever read."""
+    """Return the data sets: Hub ids, the usual metric, and whether genfl was tested on a real copy."""
     return [
         {
             "name": name,
@@ -47,7 +47,7 @@ def datasets() -> list[dict[str, Any]]:
 
 
 def generators() -> list[dict[str, Any]]:
-    """Return the kinds of generators, and the models that each can load."""
+    """Return the kinds of generators, with the models that each can load."""
     return [
         {"name": name, "modality": ", ".join(entry.modalities), "models": entry.models}
         for name, entry in GENERATORS.items()

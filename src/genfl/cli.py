@@ -1,4 +1,4 @@
-"""The command line. Everything heavy is imported inside the command that needs it."""
+"""The command line. Slow imports are inside the commands that need them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ app = typer.Typer(
     help="Federated learning with generative content: GPT-FL and FedGC, end to end.",
     epilog="Start with `genfl demo`.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # plain help: rich's would double the time it takes to appear
+    rich_markup_mode=None,  # rich would double the time of --help
     pretty_exceptions_enable=False,
 )
 
 
 class Until(StrEnum):
-    """The stages a run can stop after."""
+    """The stages that a run can stop after."""
 
     labels = "labels"
     prompts = "prompts"
@@ -42,7 +42,7 @@ class Until(StrEnum):
 
 
 class Catalogue(StrEnum):
-    """What can be listed."""
+    """The catalogues of `genfl list`."""
 
     algorithms = "algorithms"
     generators = "generators"
@@ -51,7 +51,7 @@ class Catalogue(StrEnum):
 
 
 class Document(StrEnum):
-    """The documents that have a schema."""
+    """The documents with a JSON schema."""
 
     config = "config"
     summary = "summary"
@@ -59,19 +59,19 @@ class Document(StrEnum):
 
 INTERRUPTED = 130
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's: federate.rounds=20"),
+    typer.Argument(metavar="KEY=VALUE", help="Settings that replace those of the file: federate.rounds=20"),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run. Default: runs/NAME.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete an earlier run in the folder and start over.")]
 Update = Annotated[
     bool,
-    typer.Option("--update", help="Take over the folder of another config; redo what the changes touch."),
+    typer.Option("--update", help="Accept a folder of another config; redo only what the changes affect."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output; no progress bars.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, without progress bars.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def _version(wanted: bool) -> None:
@@ -93,7 +93,7 @@ def _main(
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds to average over.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds to average over.")] = 3,
     fresh: Fresh = False,
     update: Update = False,
     as_json: Json = False,
@@ -101,7 +101,7 @@ def demo_command(
 ) -> None:
     """Compare GPT-FL with FedAvg on real handwriting.
 
-    Takes a few minutes on two cores, and needs neither a GPU nor a download.
+    It takes a few minutes on two cores. It needs no GPU and no download.
     """
     from importlib.resources import files
 
@@ -122,7 +122,7 @@ def run_command(
         str | None,
         typer.Option(
             metavar="I/N",
-            help="With --until generate: make the I-th of N shards, counted from 0, for a later run without.",
+            help="With --until generate: generate shard I of N, counted from 0. Then run without --shard.",
         ),
     ] = None,
     fresh: Fresh = False,
@@ -130,10 +130,10 @@ def run_command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a config, or go on with an interrupted run.
+    """Run a config, or resume an interrupted run.
 
-    CONFIG.yaml says what to run. KEY=VALUE replaces one of its settings, as in federate.rounds=20, and may be
-    given many times. What is done, and does not depend on a change, is not done again.
+    KEY=VALUE replaces a setting of CONFIG.yaml, as in federate.rounds=20. It can be repeated. Finished stages
+    that do not depend on a change are not run again.
     """
     from genfl import config
 
@@ -145,7 +145,7 @@ def sweep_command(
     config_file: ConfigFile,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the runs; runs/NAME if not given.")
+        Path | None, typer.Option("--out", help="Folder of the sweep. Default: runs/NAME.")
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete earlier runs at the grid's points and start over.")
@@ -154,11 +154,13 @@ def sweep_command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a config at every point of its grid, or go on where it stopped.
+    """Run a config at every point of its grid.
 
-    CONFIG.yaml says what to run. KEY=VALUE replaces one of its settings, as in federate.rounds=20. The grid
-    maps fields to lists of values: `grid: {data.partition.alpha: [0.05, 0.1, 1.0]}`. Stages that are the same
-    at several points are done once.
+    The same command resumes an interrupted sweep.
+
+    The grid maps fields to lists of values: `grid: {data.partition.alpha: [0.05, 0.1, 1.0]}`. KEY=VALUE
+    replaces a setting of CONFIG.yaml, as in federate.rounds=20. A stage that is the same at several points
+    runs once.
     """
     from genfl import config, grid, progress
     from genfl.errors import InputError
@@ -168,7 +170,7 @@ def sweep_command(
     content = config.read(config_file, overrides or [])
     name = content.get("name")
     if out is None and not isinstance(name, str):
-        raise InputError("name: give the config one, which the folder of all runs is called by, or use --out")
+        raise InputError("name: missing, so the sweep has no folder; set name in the config, or use --out")
     results = grid.run_sweep(content, out or Path("runs") / str(name), fresh=fresh, update=update)
     if as_json:
         _print_json([result.to_dict() for result in results])
@@ -178,11 +180,11 @@ def sweep_command(
 
 @app.command("status")
 def status_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder, or a sweep's.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or a sweep.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show how far a run is, or the runs of a sweep."""
+    """Show the progress of a run, or of the runs of a sweep."""
     from genfl import grid, pipeline
 
     if (folder / grid.SWEEP_MARKER).exists():
@@ -205,7 +207,7 @@ def status_command(
 
 @app.command("list")
 def list_command(
-    what: Annotated[Catalogue, typer.Argument(help="What to list.")],
+    what: Annotated[Catalogue, typer.Argument(help="The catalogue to list.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -224,7 +226,10 @@ def schema_command(
     what: Annotated[Document, typer.Argument(help="The document to describe.")] = Document.config,
     debug: Debug = False,
 ) -> None:
-    """Print the JSON Schema of a config, for editors, or of summary.json, for scripts."""
+    """Print the JSON schema of a config or a summary.
+
+    Editors read the schema of a config. Scripts read that of summary.json.
+    """
     if what is Document.summary:
         from genfl.results.schema import Summary
 
@@ -264,11 +269,11 @@ def _execute(
         _print_table(*methods_table(figures))
         typer.echo(f"\nReport: {folder / 'report' / 'index.html'}")
     else:
-        typer.echo(f"Done as far as {until.value}: {part.folder(folder) if part else folder}")
+        typer.echo(f"Done up to {until.value}: {part.folder(folder) if part else folder}")
 
 
 def _configure_logging() -> None:
-    """Send the library's log to standard error; standard output is for results."""
+    """Send the library's log to standard error. Standard output is for results."""
     handler: logging.Handler
     if sys.stderr.isatty():
         from rich.console import Console
@@ -296,7 +301,7 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         grid.add_column(name)
     for row in rows:
         grid.add_row(*row)
-    width = None if sys.stdout.isatty() else 10_000  # in a file or a pipe, a row is a line
+    width = None if sys.stdout.isatty() else 10_000  # in a file or a pipe, rows are not wrapped
     Console(width=width).print(grid)
 
 
@@ -305,10 +310,10 @@ def _cell(value: Any) -> str:
 
 
 def main() -> NoReturn:
-    """Run the command line: exit code 0 done, 2 bad input, 1 failure."""
+    """Run the command line. The exit code is 0 for success, 2 for bad input, 1 for a failure."""
     from genfl.errors import GenflError, InputError
 
-    # Threads that wait by spinning make a run several times slower as soon as anything else wants the cores.
+    # Threads that wait by spinning slow a run down several times if other programs use the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
     try:
@@ -317,9 +322,9 @@ def main() -> NoReturn:
         _fail(error, 2, debug, [f"error: {line}" for line in str(error).splitlines()])
     except GenflError as error:
         _fail(error, 1, debug, [f"failed: {line}" for line in str(error).splitlines()])
-    except SystemExit as end:  # how typer ends a command; an interrupt as 130, without a word
+    except SystemExit as end:  # typer ends every command with it, and gives an interrupt the code 130
         if end.code == INTERRUPTED:
-            sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+            sys.stderr.write("interrupted; run the same command again to resume\n")
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]

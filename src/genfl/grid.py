@@ -1,4 +1,4 @@
-"""Run a config at every point of a grid of values, and collect the results in one table."""
+"""Sweeps: run a config at every point of a grid of values, and collect the results in one table."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 
 GRID = "grid"
 SWEEP_MARKER = ".genfl-sweep"
-"""What a folder of a sweep is known by."""
+"""The file that marks the folder of a sweep."""
 
 TABLE, SUMMARY = "sweep.csv", "sweep.json"
 
 
 class Point(NamedTuple):
-    """A run of a grid.
+    """A point of a grid: one run.
 
     Attributes:
-        name: Of its folder, made of what is special about it.
+        name: The name of its folder, made from the values of the grid's fields.
         settings: The values of the grid's fields.
         config: The resolved config.
     """
@@ -48,31 +48,31 @@ class Point(NamedTuple):
 
 
 class PointResult(ResultModel):
-    """The figures of a run of a grid."""
+    """The figures of one run of a grid."""
 
     settings: dict[str, Any] = Field(description="The value of each field of the grid.")
-    run: str = Field(description="Name of the run's folder, below that of the sweep.")
+    run: str = Field(description="Name of the run's folder, below the folder of the sweep.")
     methods: dict[str, MethodResult] = Field(description="The figures of each method, as in summary.json.")
 
 
 def points(content: Mapping[str, Any]) -> list[Point]:
-    """Return the runs that a config with a grid stands for, the last field varying fastest.
+    """Return the points of a config's grid. The last field varies fastest.
 
     Args:
-        content: A config as plain values, with a mapping ``grid`` of fields (``data.partition.alpha``) to
-            lists of their values.
+        content: A config of plain values, with a mapping ``grid`` from fields (``data.partition.alpha``) to
+            lists of values.
 
     Raises:
-        InputError: The grid, or the config at one of its points, is not as it must be.
+        InputError: The grid, or the config at one of its points, has a mistake.
     """
     grid = content.get(GRID)
     if not isinstance(grid, dict) or not grid:
-        raise InputError("grid: name fields with lists of values, as in grid: {federate.rounds: [10, 20]}")
+        raise InputError("grid: map fields to lists of values, as in grid: {federate.rounds: [10, 20]}")
     for field, values in grid.items():
         if not isinstance(field, str) or not all(field.split(".")):
-            raise InputError(f"grid.{field}: name a field of the config, as in federate.rounds")
+            raise InputError(f"grid.{field}: not a field; name one of the config, as in federate.rounds")
         if not isinstance(values, list) or not values:
-            raise InputError(f"grid.{field}: give a list of values, not {values!r}")
+            raise InputError(f"grid.{field}: {values!r} is not a list of values; use a list, as in [10, 20]")
     result = []
     for combination in itertools.product(*grid.values()):
         settings = dict(zip(grid, combination, strict=True))
@@ -83,13 +83,13 @@ def points(content: Mapping[str, Any]) -> list[Point]:
         with _located(name):
             result.append(Point(name, settings, configs.validate(plain)))
     if len({point.name for point in result}) < len(result):
-        raise InputError("grid: a value is given twice")
+        raise InputError("grid: a value appears twice; list each value once")
     return result
 
 
 @contextlib.contextmanager
 def _located(name: str) -> Iterator[None]:
-    """Say at which point of the grid a mistake is."""
+    """Add the point of the grid to the message of a mistake."""
     try:
         yield
     except InputError as error:
@@ -100,12 +100,12 @@ def _located(name: str) -> Iterator[None]:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    # YAML has values that JSON has not (dates); the schema refuses them by name
+    # YAML has values without a JSON form, such as dates; the schema rejects them with the field's name
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
 def _short(value: Any) -> str:
-    """Return a value as a part of a folder's name: another one for each value."""
+    """Return a value as a part of a folder's name. Different values have different names."""
     text = _text(value)
     short = re.sub(r"[/\\]", "_", text)[:60]
     return short if short == text else f"{short}-{digest(text)[:8]}"
@@ -114,25 +114,25 @@ def _short(value: Any) -> str:
 def run_sweep(
     content: Mapping[str, Any], folder: Path, *, fresh: bool = False, update: bool = False
 ) -> list[PointResult]:
-    """Run a grid, or resume one that was interrupted.
+    """Run a grid, or resume an interrupted one.
 
-    Every point is a run in a folder of its own. Stages that are the same at several points run once.
+    Every point is a run with its own folder. A stage that is the same at several points runs once.
 
     Args:
-        content: See `points`.
-        folder: Where the runs' folders, ``sweep.csv`` and ``sweep.json`` go.
+        content: A config with a grid; see `points`.
+        folder: The folder for the runs' folders, ``sweep.csv`` and ``sweep.json``.
         fresh: Delete earlier runs at the grid's points, and nothing else, and start over.
-        update: Keep what is still valid in runs of other configs; see `genfl.pipeline.execute`.
+        update: Accept runs of other configs, and keep what is still valid; see `genfl.pipeline.execute`.
 
     Returns:
         The result of each point, in the order of the grid.
 
     Raises:
-        InputError: A config of the grid is wrong, which is checked before the first run; or the folder holds
-            something else, or is in use.
+        InputError: A config of the grid has a mistake (checked before the first run), the folder holds
+            something else, or it is in use.
     """
     grid = points(content)
-    context = RunContext()  # the runs share it, so that each data set is read once
+    context = RunContext()  # shared by the runs, so each data set is read once
     for point in sorted(grid, key=lambda point: repr(point.config.data.options())):
         with _located(point.name):
             pipeline.checked(point.config, context)
@@ -161,7 +161,7 @@ def _sweep(
 
 
 def table(results: list[PointResult]) -> str:
-    """Return a row for each run and method, with unrounded figures, as CSV."""
+    """Return a CSV table with a row for each run and method. The figures are not rounded."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     fields = list(results[0].settings)
@@ -171,13 +171,13 @@ def table(results: list[PointResult]) -> str:
         values = [_text(result.settings[field]) for field in fields]
         for name, method in result.methods.items():
             accuracy, f1 = method.accuracy, method.macro_f1
-            scores = (accuracy.mean, accuracy.std, f1.mean, f1.std)  # a single seed has no deviation
+            scores = (accuracy.mean, accuracy.std, f1.mean, f1.std)  # None for a single seed
             writer.writerow((*values, name, *scores, method.rounds_to_target))
     return file.getvalue()
 
 
 def sweep_status(folder: Path) -> list[tuple[str, ...]]:
-    """Return the progress of each run of a sweep that was begun: its folder, its stage, and how far that is.
+    """Return a row for each started run of a sweep: its folder, its current stage, and the stage's progress.
 
     Args:
         folder: The folder of the sweep.
@@ -191,7 +191,7 @@ def sweep_status(folder: Path) -> list[tuple[str, ...]]:
 
 
 def overview(results: list[PointResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and rows of a table of accuracies: a row for each run, a column for each method."""
+    """Return the header and the rows of a table of accuracies: a row per run, a column per method."""
     from genfl.report.text import mean_std
 
     names = list(dict.fromkeys(name for result in results for name in result.methods))

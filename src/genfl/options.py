@@ -10,13 +10,13 @@ _SCALARS = (int, float, bool, str)
 
 
 def options(build: Callable[..., Any], names: dict[str, Any] | None = None) -> dict[str, tuple[Any, Any]]:
-    """Return each option's type, with its range, and its default.
+    """Return the type (with its range) and the default of each option of a builder.
 
-    Options are the parameters with a default that are numbers, booleans, strings or one of several literals.
+    Options are parameters with a default whose type is a number, a boolean, a string, or a literal.
 
     Args:
-        build: A function or a class; of a wrapper, the wrapped one is read.
-        names: Types that its annotations may name besides those of its module.
+        build: A function or a class. For a wrapper, the wrapped function is read.
+        names: Types that its annotations may name, besides those of its module.
     """
     target = inspect.unwrap(build)
     target = target.__init__ if inspect.isclass(target) else target

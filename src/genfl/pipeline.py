@@ -1,4 +1,4 @@
-"""Run the stages in order: skip what is up to date, and continue what was interrupted."""
+"""The pipeline: run the stages in order, skip finished ones, and resume interrupted ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STAGES: tuple[Stage[Any], ...] = (
 CONFIG = "config.yaml"
 LOCK = ".lock"
 RUN_MARKER = ".genfl"
-"""The file by which a run's folder is recognised."""
+"""The file that marks a run's folder."""
 
 
 def execute(
@@ -56,52 +56,52 @@ def execute(
     shard: Shard | None = None,
     context: RunContext | None = None,
 ) -> dict[str, Any] | None:
-    """Run the pipeline in a folder, doing only what is not done yet.
+    """Run the pipeline in a folder. Stages that are up to date are skipped.
 
     Args:
         config: The config.
-        folder: The run's folder; made if absent.
+        folder: The run's folder. It is created if absent.
         until: The last stage to run.
         fresh: Delete an earlier run in the folder and start over.
-        update: Take over a folder that was made with another config: what does not depend on the changes is
-            kept.
-        others: Folders of runs whose finished stages are taken over where they are the same.
-        shard: Generate this shard alone, in a folder beside that of the run, which takes over the shards
-            that it finds there.
-        context: Data sets and splits of a sweep, which its runs share; None for those of this run alone.
+        update: Accept a folder with a run of another config. Everything that does not depend on the changes
+            is kept.
+        others: Folders of other runs. Their finished stages are taken over if they are the same.
+        shard: Generate only this shard, in a folder beside the run's folder. A later run takes over all
+            shards beside its folder.
+        context: The context that the runs of a sweep share; None for a new one.
 
     Returns:
-        The summary, also written to ``summary.json``; None if the report was not reached.
+        The summary, also written to ``summary.json``; None if the run ends before the report.
 
     Raises:
-        InputError: The folder holds something else, or is in use; or a shard is to do more than generate.
+        InputError: The folder holds something else, it is in use, or a shard is combined with later stages.
     """
     if shard and until != generate.STAGE.name:
-        raise InputError("--shard: several processes share the generating alone; add --until generate")
+        raise InputError("--shard: only generation can be split over processes; add --until generate")
     context = context or RunContext()
-    config = checked(config, context)  # all of it, also what comes after `until`: mistakes are cheapest now
+    config = checked(config, context)  # also the stages after `until`, because early errors cost least
     last = next(stage for stage in STAGES if stage.name == until)
     if not last.wanted(config):
-        raise InputError(f"--until: this config has no use for {until}; name another stage, or leave it out")
+        raise InputError(f"--until: this config does not need {until}; name another stage, or leave it out")
     shards = [path for path in shard_folders(folder) if (path / RUN_MARKER).exists()]
     run = Run(config, shard.folder(folder), shard) if shard else Run(config, folder, shards=tuple(shards))
     with contextlib.ExitStack() as held:
-        for place in (run.folder, *run.shards):
-            held.enter_context(holding(place, "run", RUN_MARKER))
+        for run_folder in (run.folder, *run.shards):
+            held.enter_context(holding(run_folder, "run", RUN_MARKER))
         _claim(config, run.folder, fresh=fresh, update=update)
-        beside = [place for place in (folder, *shards) if place != run.folder]
+        beside = [run_folder for run_folder in (folder, *shards) if run_folder != run.folder]
         return _execute(run, context, until, [*others, *beside])
 
 
 def checked(config: Config, context: RunContext) -> Config:
-    """Return the config as `RunContext.resolve` does, after all checks of the stages.
+    """Return the resolved config after the checks of all stages; see `RunContext.resolve`.
 
     Args:
-        config: The config, which the schema accepted.
-        context: Of the run.
+        config: A config that the schema accepts.
+        context: The run's context.
 
     Raises:
-        InputError: A stage cannot work with it.
+        InputError: A stage cannot work with the config.
     """
     config = context.resolve(config)
     for stage in STAGES:
@@ -112,12 +112,12 @@ def checked(config: Config, context: RunContext) -> Config:
 
 @contextlib.contextmanager
 def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
-    """Hold a folder, made if absent, for this process alone.
+    """Lock a folder for this process. It is created if absent.
 
     Args:
         folder: The folder.
-        what: It is of: a ``run`` or a ``sweep``.
-        marker: The file that it is known by; written if absent.
+        what: The kind of the folder: ``run`` or ``sweep``.
+        marker: The name of the file that marks this kind. It is written if absent.
 
     Raises:
         InputError: The folder holds something else, or is in use.
@@ -128,9 +128,13 @@ def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise InputError(f"--out: another process is at work in {folder}") from None
+        raise InputError(
+            f"--out: another process is using {folder}; wait for it, or choose another folder"
+        ) from None
     except OSError as error:
-        raise InputError(f"--out: {folder} cannot be used ({error.strerror})") from error
+        raise InputError(
+            f"--out: {folder} cannot be used ({error.strerror}); choose another folder"
+        ) from error
     try:
         if not (folder / marker).exists():
             write_text(folder / marker, f"A {what} of genfl {genfl.__version__}.\n")
@@ -140,7 +144,7 @@ def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
 
 
 def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
-    """Make a folder that of a run of this config; see `execute`. The caller holds the folder."""
+    """Prepare a folder for a run of this config; see `execute`. The caller holds the lock."""
     existing = folder / CONFIG
     if fresh:
         _delete_run(folder)
@@ -148,13 +152,13 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
         try:
             old = configs.plain(existing.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError):
-            raise InputError(f"--out: {existing} is damaged; --fresh starts over") from None
+            raise InputError(f"--out: {existing} is damaged; use --fresh to start over") from None
         changes = configs.differences(old, configs.plain(configs.dump(config)))
         if changes and not update:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             raise InputError(
                 f"--out: {folder} holds a run of another config ({changes[0]}{more}); choose another folder,"
-                " or --update to redo the stages that the changes touch, or --fresh to start over"
+                " --update to redo the stages that depend on the changes, or --fresh to start over"
             )
         if changes:
             (folder / SUMMARY_FILE).unlink(missing_ok=True)
@@ -162,18 +166,18 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
 
 
 def _refuse_foreign(folder: Path, what: str, marker: str) -> None:
-    """Refuse a folder with anything in it but a run, or a sweep: not even --fresh touches it."""
+    """Check that a folder is empty or holds a run or sweep. Even --fresh deletes nothing else."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out: {folder} is a file; name a folder")
     if folder.exists() and not (folder / marker).exists():
-        # a kill at the very beginning leaves only these
+        # a process that was killed at the start leaves only these files
         others = [path for path in folder.iterdir() if path.name not in (LOCK, f".{marker}.tmp")]
         if others:
             raise InputError(f"--out: {folder} is not empty and holds no {what}; choose another folder")
 
 
 def _delete_run(folder: Path) -> None:
-    """Delete what a run wrote, and nothing else; the marker stays, so that a kill leaves a run's folder."""
+    """Delete the files of a run, and nothing else. The marker stays, in case the process is killed."""
     for name in ("stages", ANSWERS, *(stage.folder for stage in STAGES)):
         _remove(folder / name)
     for name in (SUMMARY_FILE, CONFIG):
@@ -181,7 +185,7 @@ def _delete_run(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder, if it is there; fails rather than leave something stale in it."""
+    """Delete a folder if it exists. An error is raised rather than leaving stale files."""
     if folder.exists():
         shutil.rmtree(folder)
 
@@ -200,12 +204,12 @@ def _execute(run: Run, context: RunContext, until: str, others: Sequence[Path]) 
 
 
 class Step(NamedTuple):
-    """A stage of a run.
+    """A stage of a run with its inputs.
 
     Attributes:
         stage: The stage.
         inputs: Its inputs.
-        work: What it works with.
+        work: Everything else that it works with.
     """
 
     stage: Stage[Any]
@@ -214,7 +218,7 @@ class Step(NamedTuple):
 
 
 def steps(run: Run, context: RunContext) -> Iterator[Step]:
-    """Yield the stages that the config wants, with their inputs and the digests of their outputs."""
+    """Yield the stages that the config needs, with their inputs and the digests of their outputs."""
     wanted = [stage for stage in STAGES if stage.wanted(run.config)]
     folders = {stage.name: stage.folder for stage in wanted}
     for stage, inputs, digest in digests(run.config, context):
@@ -222,13 +226,13 @@ def steps(run: Run, context: RunContext) -> Iterator[Step]:
 
 
 def digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], Any, str]]:
-    """Yield the stages that a config wants, their inputs, and the digest of all that decides their output.
+    """Yield the stages that a config needs, their inputs, and the digests of their outputs.
 
     Args:
         config: The resolved config.
-        context: Of the run.
+        context: The run's context.
     """
-    outputs: dict[str, str] = {}  # what each output is to the stages after it
+    outputs: dict[str, str] = {}  # the digest of each output, as later stages see it
     for stage in STAGES:
         if not stage.wanted(config):
             continue
@@ -241,7 +245,7 @@ def digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], A
 
 
 def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
-    """Run a stage unless its output is there and intact; return whether it was skipped."""
+    """Run a stage unless its output is up to date and intact. Return whether it was skipped."""
     stage, digest = step.stage, step.work.digest
     record, folder = run.record(stage.name), step.work.folder
     old = _read_record(record)
@@ -289,14 +293,14 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
 
 
 def _take_over(stage: Stage[Any], digest: str, run: Run, other: Run) -> bool:
-    """Link a stage's files from another run, if they are the same there and intact."""
+    """Link a stage's files from another run, if its digest is the same and the files are intact."""
     record = _read_record(other.record(stage.name))
     if not record or record["digest"] != digest or not record["done"]:
         return False
     source, target = other.folder / stage.folder, run.folder / stage.folder
     if not all(_intact(source / path, checksum) for path, checksum in record["files"].items()):
         return False
-    _remove(target)  # of an older config there may be more
+    _remove(target)  # an older config may have left more files
     for path in record["files"]:
         link(source / path, target / path)
     _write_record(run.record(stage.name), record)
@@ -309,7 +313,7 @@ def _write_record(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """Read a stage's record; None where there is none, or where it is not as it was written."""
+    """Return a stage's record. None if there is none, or if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -318,7 +322,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
             return content
     except (GenflError, KeyError, AttributeError):
         pass
-    log.warning("%s is damaged; its stage is done again", path)
+    log.warning("%s is damaged; its stage will run again", path)
     return None
 
 
@@ -327,13 +331,13 @@ def _intact(path: Path, checksum: str) -> bool:
 
 
 class StageStatus(NamedTuple):
-    """How far a stage of a run is.
+    """The status of a stage of a run.
 
     Attributes:
         name: The stage.
         state: ``done``, ``partial`` (interrupted or running) or ``missing``.
-        seconds: How long it took, if done.
-        progress: How far it is, for example ``350 of 2000 samples``; empty if unknown.
+        seconds: Its duration in seconds; None if it is not done.
+        progress: Its progress, for example ``350 of 2000 samples``; empty if unknown.
     """
 
     name: str
@@ -343,13 +347,13 @@ class StageStatus(NamedTuple):
 
 
 def run_status(folder: Path) -> list[StageStatus]:
-    """Say how far a run is, from its folder alone.
+    """Return the status of each stage of a run, from the files in its folder.
 
     Raises:
         InputError: The folder holds no run.
     """
     if not (folder / CONFIG).exists():
-        raise InputError(f"{folder} holds no run: there is no {CONFIG} in it")
+        raise InputError(f"{folder} holds no run: there is no {CONFIG} in it; name a run's folder")
     run, rows = Run(configs.load(folder / CONFIG), folder), []
     for stage, inputs, work in steps(run, RunContext()):
         record = _read_record(run.record(stage.name))

@@ -1,4 +1,4 @@
-"""What federated methods are compared with: methods that are not federated, named beside them in a config."""
+"""References: methods that are not federated, to compare federated methods with."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from genfl.simulation import Trace
 
 
 class FederationPlan(NamedTuple):
-    """What `genfl.simulation.federate` is to run.
+    """The arguments of a federation; see `genfl.simulation.federate`.
 
     Attributes:
         clients: The private data.
         schedule: Rounds, cohorts, local work.
-        key: Where its randomness comes from.
+        key: The random stream.
     """
 
     clients: ClientData
@@ -29,20 +29,20 @@ class FederationPlan(NamedTuple):
 
 
 def local(clients: ClientData, schedule: Schedule, key: Key) -> list[FederationPlan]:
-    """Every client alone, as a federation of one: nobody shares anything.
+    """Return the plans of local training: one federation per client, so that nothing is shared.
 
-    Every client trains in every round, which is more work than a federation's clients do, of whom only a
-    cohort trains in a round. As there, the momentum starts at zero in every round.
+    Every client trains in every round. That is more work than in a federation, where only a cohort trains in
+    a round. The momentum starts at zero in every round, as in a federation.
     """
     alone = replace(schedule, clients_per_round=1)
     return [FederationPlan(clients.as_one([k]), alone, key.fold("alone", k)) for k in range(len(clients))]
 
 
 def centralised(clients: ClientData, schedule: Schedule, key: Key) -> list[FederationPlan]:
-    """All clients' data in one place, as a federation of one: what federated learning is there to avoid.
+    """Return the plan of centralised training: a federation of one client that holds all data.
 
-    A round has as many steps as the clients of a cohort take together, on average over the cohorts where
-    clients count in epochs.
+    A round has as many steps as all clients of a cohort together. If the schedule counts epochs, it is the
+    average over clients.
     """
     plan = schedule.batches(key)
     steps = [plan.length(clients.part_sizes(client)) for client in range(len(clients))]
@@ -53,23 +53,23 @@ def centralised(clients: ClientData, schedule: Schedule, key: Key) -> list[Feder
 
 LOCAL, CENTRALISED = "local", "centralised"
 GENERATOR = "generator"
-"""The reference that trains nothing: the generator as a classifier."""
+"""The reference without training: the generator as a classifier."""
 
 TRAINED: dict[str, Callable[[ClientData, Schedule, Key], list[FederationPlan]]] = {
     LOCAL: local,
     CENTRALISED: centralised,
 }
-"""The references that train: the federations of one they consist of, given the clients and the schedule."""
+"""The references that train: functions from clients and schedule to federations of a single client."""
 
 REFERENCES: dict[str, Callable[..., Any]] = {**TRAINED, GENERATOR: label_scores}
-"""What a config can name beside the federated algorithms. Parameters with defaults are its options."""
+"""The references that a config can name. Their parameters with defaults are their options."""
 
 
 def mean(traces: Sequence[Trace]) -> dict[str, Any]:
-    """Return the evaluations and rounds of a reference, given those of its federations of one.
+    """Return the evaluations and rounds of a reference, as means over its federations.
 
-    Scores are means over the federations, and None where one of them is. Nothing goes over a network, so
-    there are no bytes. Of what was refused, the sums remain: updates that were not finite.
+    A mean is None if one of its values is None. Nothing goes over a network, so the bytes are 0. The numbers
+    of rejected uploads are added up.
     """
     evaluated = zip(*(trace.evaluations for trace in traces), strict=True)
     worked = zip(*(trace.rounds for trace in traces), strict=True)

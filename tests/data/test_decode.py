@@ -609,10 +609,10 @@ BASE = "{name: t, model: cnn, methods: {a: {algorithm: fedavg}}, data: {name: NA
 @pytest.mark.parametrize(
     ("name", "overrides", "line"),
     [
-        ("images", [], "data.path: images needs the folder it is in"),
+        ("images", [], "data.path: required for images; give the folder"),
         ("images", ["data.path=x"], "data.size: give the images' height and width, as in [32, 32]"),
         ("digits", ["data.path=x"], "data.path: digits takes no options; leave it out"),
-        ("mnist", ["data.size=[32]"], "data.size: list should have at least 2 items"),
+        ("mnist", ["data.size=[32]"], "data.size: value should have at least 2 items"),
         ("mnist", ["data.size=[32, 0]"], "data.size.1: should be greater than or equal to 1"),
         ("mnist", ["data.channels=2"], "data.channels: should be 1 or 3, not 2"),
         ("mnist", ["data.folder=x"], "data.folder: unknown key"),

@@ -381,7 +381,7 @@ def test_clients_with_few_samples_are_counted_and_left_out(keyed, caplog):
     assert found.data.partition.clients == len(sizes) - len(few)
     assert caplog.messages == [
         f"data.partition.min_size: {len(few)} of {len(sizes)} clients have fewer than 10 samples and are left"
-        f" out, with {few.sum()} samples in all"
+        f" out, with {few.sum()} samples in total"
     ]
 
 

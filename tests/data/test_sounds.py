@@ -176,9 +176,13 @@ def test_the_length_must_be_said_and_is_the_users():
     assert config.validate(content(seconds=2.0)).data.options()["seconds"] == 2.0
     with pytest.raises(InputError, match=r"^data.seconds: give the length .* as in 1.0$"):
         config.validate(content())
-    with pytest.raises(InputError, match=r"^data.size: sounds has none, it is audio; leave it out$"):
+    with pytest.raises(
+        InputError, match=r"^data.size: not an option of sounds, which is audio; leave it out$"
+    ):
         config.validate(content(seconds=1.0, size=[8, 8]))
-    with pytest.raises(InputError, match=r"^data.seconds: mnist has none, it is image; leave it out$"):
+    with pytest.raises(
+        InputError, match=r"^data.seconds: not an option of mnist, which is image; leave it out$"
+    ):
         config.validate(content(name="mnist", seconds=1.0))
     with pytest.raises(InputError, match=r"^data.seconds: "):
         config.validate(content(seconds=0.0))

@@ -162,7 +162,7 @@ def test_an_entry_of_a_recipe_reads_by_the_recipe(tmp_path):
     recipe = RECIPES["images"]._replace(metric="macro_f1")
     entry = DataEntry.from_recipe("mine", recipe)
     assert (entry.modality, entry.metric, entry.public, entry.recipe) == ("image", "macro_f1", False, recipe)
-    with pytest.raises(InputError, match=r"^data.path: mine needs the folder it is in$"):
+    with pytest.raises(InputError, match=r"^data.path: required for mine; give the folder with the data$"):
         entry.load()
     assert {name for name, entry in DATASETS.items() if not entry.public} >= {"images", "sounds", "texts"}
     assert DATASETS["digits"].public

@@ -445,12 +445,15 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("overrides", "line"),
         [
-            (["data.size=[8, 8]"], "data.size: texts has none, it is text; leave it out"),
-            (["data.name=mnist", "data.length=8"], "data.length: mnist has none, it is image; leave it out"),
-            (["data.name=mnist", "data.tokenizer=hashed"], "data.tokenizer: mnist has none"),
+            (["data.size=[8, 8]"], "data.size: not an option of texts, which is text; leave it out"),
+            (
+                ["data.name=mnist", "data.length=8"],
+                "data.length: not an option of mnist, which is image; leave it out",
+            ),
+            (["data.name=mnist", "data.tokenizer=hashed"], "data.tokenizer: not an option of mnist"),
             (["data.length=0"], "data.length: should be greater than or equal to 1, not 0"),
             (["data.tokenizer=''"], "data.tokenizer: string should have at least 1 character"),
-            (["data={name: texts}"], "data.path: texts needs the folder it is in"),
+            (["data={name: texts}"], "data.path: required for texts; give the folder"),
         ],
     )
     def test_mistakes(self, overrides, line):
@@ -485,8 +488,8 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("model", "line"),
         [
-            ("{name: lstm, vocabulary: 500}", "its vocabulary has 500 tokens, and the tokenizer 10000"),
-            ("mlp", "token ids are names, not numbers to compute with; use lstm"),
+            ("{name: lstm, vocabulary: 500}", "its vocabulary has 500 tokens, but the tokenizer has 10000"),
+            ("mlp", "the inputs are token ids, which the model cannot embed; use lstm"),
         ],
     )
     def test_models_that_cannot_read_the_tokens(self, mine, tmp_path, model, line):
@@ -511,7 +514,7 @@ class TestConfig:
             open_run(settings, tmp_path / "run").check("federate")
         assert str(caught.value) == (
             "methods.m.algorithm: it needs a model with inputs that gradients reach,"
-            " which lstm does not offer"
+            " but lstm has none; use another model or algorithm"
         )
 
     def test_every_other_method_is_not(self, mine, tmp_path):
@@ -642,7 +645,7 @@ class TestWordsOfGeneratedTexts:
         assert summary["vocabulary"]["unknown"] > 0
         assert "words of generated texts" in (tmp_path / "run" / "report" / "index.html").read_text()
         none = config.parse(RUN, [*paths[1], "data.tokenizer=generated", "model.vocabulary=2"])
-        with pytest.raises(InputError, match=r"model\.vocabulary: no room for words"):
+        with pytest.raises(InputError, match=r"model\.vocabulary: too small for padding"):
             pipeline.execute(none, tmp_path / "none")
 
     def test_it_is_made_once_and_made_again_the_same(self, done):

@@ -143,7 +143,9 @@ def test_speech_config_defaults_to_labels_unguided(content):
     content["prompts"] = {"style": "fill", "template": "{label}!"}
     assert config.validate(content).prompts.style == "fill"
     content["prompts"] = {"guidance_scale": 3.0}
-    with pytest.raises(InputError, match=r"^prompts.guidance_scale: speech is not guided; leave it out$"):
+    with pytest.raises(
+        InputError, match=r"^prompts.guidance_scale: speech has no guidance scale; leave it out$"
+    ):
         config.validate(content)
 
 
@@ -156,7 +158,7 @@ def test_speech_config_names_wrong_settings(content):
 
 def test_run_rejects_a_generator_of_another_modality(content, tmp_path):
     with pytest.raises(
-        InputError, match=r"^generator.kind: image makes no clips, .* use one of: speech, sound, files"
+        InputError, match=r"^generator.kind: image cannot generate clips, .* use one of: speech, sound, files"
     ):
         pipeline.execute(config.validate(content | {"generator": {"kind": "image"}}), tmp_path / "run")
 

@@ -218,7 +218,7 @@ def test_files_run_writes_the_synthetic_data_set(tmp_path):
 @pytest.mark.usefixtures("folder")
 def test_files_run_rejects_wrong_settings_first(tmp_path):
     filled = {"style": "fill", "template": "a {label}", "per_label": 5}
-    with pytest.raises(InputError, match=r"^prompts.style: files takes samples as they are, "):
+    with pytest.raises(InputError, match=r"^prompts.style: generator files uses no prompts; "):
         pipeline.execute(settings(tmp_path, prompts=filled), tmp_path / "run")
     private = {"kind": "files", "path": str(tmp_path / "private")}
     with pytest.raises(InputError, match=r"^generator.path: .* is the private data, "):
@@ -260,7 +260,7 @@ def test_files_run_stops_if_nothing_is_usable(tmp_path, folder):
             (folder / label / f"{number}.png").unlink(missing_ok=True)
     prompts = {"style": "label", "per_label": 30, "block_size": 4}
     run = Run(settings(tmp_path, prompts=prompts), tmp_path / "run")
-    with pytest.raises(InputError, match=r"^generator: nothing is left of the first 12 samples \(blank\); "):
+    with pytest.raises(InputError, match=r"^generator: none of the first 12 samples is usable \(blank\); "):
         pipeline.execute(run.config, run.folder)
     # what was wrong may be outside of the config, so that nothing counts as made
     assert SyntheticData(run.folder / "synthetic", run.labels, 15).finished() == {}

@@ -211,7 +211,7 @@ def test_damaged_run_repairs_to_the_same_data_set(made_by, tmp_path, name):
 @pytest.mark.parametrize(
     ("generator", "line"),
     [
-        ({"kind": "sound"}, "generator.model: required, and not given"),
+        ({"kind": "sound"}, "generator.model: required, but missing"),
         (
             {"kind": "sound", "model": "IMAGE"},
             "generator.model: .* is a StableDiffusionPipeline; use AudioLDM or AudioLDM 2",
@@ -224,14 +224,20 @@ def test_damaged_run_repairs_to_the_same_data_set(made_by, tmp_path, name):
         ({"kind": "speech", "model": "SOUND"}, "generator.model: the folder .* has no config.json, so it "),
         (
             {"kind": "speech", "model": "VITS", "snr": None},
-            "generator.snr: it is for espeak alone; leave it out",
+            "generator.snr: only espeak has it; leave it out",
         ),
         (
             {"kind": "speech", "model": "VITS", "speakers": "x"},
             "generator.speakers: .* takes no x-vectors, only ",
         ),
-        ({"kind": "speech", "speakers": "x"}, "generator.speakers: it is not for espeak; leave it out, or "),
-        ({"kind": "speech", "device": "cuda"}, "generator.device: it is not for espeak; leave it out, or "),
+        (
+            {"kind": "speech", "speakers": "x"},
+            "generator.speakers: espeak does not have it; leave it out, or ",
+        ),
+        (
+            {"kind": "speech", "device": "cuda"},
+            "generator.device: espeak does not have it; leave it out, or ",
+        ),
         ({"kind": "image", "size": [30, 32]}, "generator.size.0: should be a multiple of 8, not 30"),
         ({"kind": "image", "strength": 0.0}, "generator.strength: should be greater than 0, not 0.0"),
     ],
@@ -290,7 +296,7 @@ def test_generator_config_accepts_a_kind_alone(content):
     assert named.prompts.style == "label"
     for style in ("single", "multiple"):
         told = {"generator": "speech", "prompts": {"style": style}}
-        with pytest.raises(InputError, match=rf"^prompts.style: {style} describes a sample, and speech"):
+        with pytest.raises(InputError, match=rf"^prompts.style: {style} is a description, but speech"):
             config.validate(content | told)
 
 

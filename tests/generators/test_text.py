@@ -231,20 +231,23 @@ BASE = """
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["generator={kind: text}"], "generator.model: required, and not given"),
+        (["generator={kind: text}"], "generator.model: required, but missing"),
         (["generator.api_key=sk-1"], "generator.api_key: unknown key; did you mean 'api_key_env'?"),
         (
             ["generator.words=200"],
             "generator.max_tokens: 500 would cut texts of about 200 words; raise it to 600 or more",
         ),
         (["generator.temperature=0"], "generator.temperature: should be greater than 0, not 0"),
-        (["prompts.guidance_scale=2"], "prompts.guidance_scale: text is not guided; leave it out"),
-        (["prompts.style=llm"], "prompts.llm: style llm needs a language model, as in llm: {model: FOLDER}"),
+        (["prompts.guidance_scale=2"], "prompts.guidance_scale: text has no guidance scale; leave it out"),
+        (
+            ["prompts.style=llm"],
+            "prompts.llm: style llm needs a language model; add one, as in llm: {model: FOLDER}",
+        ),
         (
             ["prompts.llm.model=m"],
-            "prompts.llm: style single asks no language model; use style llm or scenes",
+            "prompts.llm: style single uses no language model; use style llm or scenes",
         ),
-        (["prompts={style: scenes, llm: {}}"], "prompts.llm.model: required, and not given"),
+        (["prompts={style: scenes, llm: {}}"], "prompts.llm.model: required, but missing"),
         (
             ["prompts={style: llm, llm: {model: m, fallback: any}}"],
             "prompts.llm.fallback: should be 'multiple', not 'any'",

@@ -184,7 +184,7 @@ def test_an_option_for_something_else_is_refused_by_name(modality, option):
     if option in OPTIONS[modality]:
         assert problem is None
     else:
-        assert problem.startswith(f"{option}: not for {modality}; ")
+        assert problem.startswith(f"{option}: not available for {modality}; ")
         assert all(known in problem for known in OPTIONS[modality])
 
 

@@ -185,14 +185,14 @@ def test_stage_inputs_ignore_the_number_of_the_gpu(mine):
 
 def test_text_generator_rejects_wrong_prompts(mine, tiny_chat_model):
     read = mine(f"generator.model={tiny_chat_model}", "prompts.wrong=0.5")
-    with pytest.raises(InputError, match=r"^prompts\.wrong: a language model is told the true class"):
+    with pytest.raises(InputError, match=r"^prompts\.wrong: the generator text also gets the true label"):
         generate.STAGE.check(generate.STAGE.inputs(read, context := RunContext()), context)
 
 
 def test_files_generator_rejects_a_prompt_model(mine, tmp_path):
     read = mine("generator={kind: files, path: x}", "prompts={style: llm, llm: {model: m}}")
     with pytest.raises(
-        InputError, match=r"prompts\.style: files takes samples as they are, so there is nothing"
+        InputError, match=r"prompts\.style: generator files uses no prompts, so a language model"
     ):
         pipeline.execute(read, tmp_path / "run")
 

@@ -154,9 +154,9 @@ class Net(nn.Module):
 def test_what_follows_the_last_layer_is_refused():
     torch.manual_seed(0)
     Wrapped(Net(False)).check(IMAGES)
-    with pytest.raises(ValueError, match="'fc2' is not the last thing"):
+    with pytest.raises(ValueError, match="'fc2' is not the last operation"):
         classification(lambda: Wrapped(Net(True)), IMAGES.shape[1:])
-    with pytest.raises(ValueError, match="'1' is not the last thing"):
+    with pytest.raises(ValueError, match="'1' is not the last operation"):
         places = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Linear(16, 3))
         Wrapped(places, "1").check(IMAGES)
 
@@ -195,7 +195,7 @@ def test_what_is_nothing_for_zeros_is_seen():
     torch.manual_seed(0)
     head = nn.Linear(192, 8)
     nn.init.zeros_(head.bias)
-    with pytest.raises(ValueError, match="is not the last thing"):
+    with pytest.raises(ValueError, match="is not the last operation"):
         classification(lambda: Wrapped(nn.Sequential(nn.Flatten(), head, nn.Tanh())), IMAGES.shape[1:])
 
 

@@ -182,7 +182,7 @@ def test_the_server_sends_what_it_generates_for_clients_and_clients_nothing(run)
     [
         (
             "content.samples=600",
-            "methods.mixed.content.samples: with seed 0, clients get",
+            "methods.mixed.content.samples: with seed 0, clients need",
         ),
         (
             "methods.alone.content.samples=5",
@@ -203,7 +203,7 @@ def test_more_than_there_is_and_clients_with_nothing_are_refused_before_anything
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("methods.plain.content={samples: 3}", "methods.plain.content: clients train on private data alone"),
+        ("methods.plain.content={samples: 3}", "methods.plain.content: clients train on private data only"),
         ("content.budget=fair", "content.budget: should be 'equal', 'inverse' or 'water_filling'"),
         ("content.clients=0", "content.clients: should be greater than 0"),
         (
@@ -219,11 +219,11 @@ def test_more_than_there_is_and_clients_with_nothing_are_refused_before_anything
             "methods.chosen.content.filter.from_round=4",
             "methods.chosen.content.filter.from_round: 4, but there are 3 rounds",
         ),
-        ("federate.local.steps=1", "methods.p2g.data: p2g is for two steps a round at least"),
-        ("methods={plain: {algorithm: fedavg}}", "content: no method's clients train on generated data"),
+        ("federate.local.steps=1", "methods.p2g.data: p2g needs at least two steps a round"),
+        ("methods={plain: {algorithm: fedavg}}", "content: no method trains on generated data"),
         (
             "methods.p2g.content={budget: water_filling, samples: null}",
-            "methods.p2g.content.samples: say how many, where some classes",
+            "methods.p2g.content.samples: required with budget water_filling",
         ),
         ("content=3", "content: should be a valid dictionary"),
         (
@@ -245,7 +245,7 @@ def test_mistakes_are_named(override, line):
 )
 def test_methods_that_send_no_global_model_cannot_filter(tmp_path, method, options):
     arm = f"methods.mixed={{algorithm: {method}, data: mixed, content: {{filter: {{share: 0.5}}}}}}"
-    with pytest.raises(InputError, match=rf"^methods\.mixed\.content\.filter: {method} sends"):
+    with pytest.raises(InputError, match=rf"^methods\.mixed\.content\.filter: {method} does not send"):
         open_run(config.parse(CONFIG, [arm, *options]), tmp_path / "run").check("federate")
 
 

@@ -165,7 +165,7 @@ def test_without_guidance_there_is_no_such_stage(tmp_path):
     ("override", "line"),
     [
         ("methods.real.content.by=server", "methods.real.content.by: the server has no real examples"),
-        ("content={}", "methods.real.content.samples: say how many"),
+        ("content={}", "methods.real.content.samples: required with guidance real or mixed"),
     ],
 )
 def test_mistakes_are_named(override, line):
@@ -188,5 +188,7 @@ def test_what_cannot_be_guided_is_refused(tmp_path):
         (tmp_path / label).mkdir()
         Image.new("L", (8, 8)).save(tmp_path / label / "0.png")
     for override in (f"generator={{kind: files, path: {tmp_path}}}",):
-        with pytest.raises(InputError, match=r"content\.guidance: no real example can guide files"):
+        with pytest.raises(
+            InputError, match=r"content\.guidance: real examples cannot guide generator files"
+        ):
             open_run(config.parse(CONFIG, [override]), tmp_path / "run").check("federate")

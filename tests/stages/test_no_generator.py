@@ -149,7 +149,7 @@ def test_what_needs_generated_data_is_refused(method, field):
 
 @pytest.mark.parametrize("stage", ["prompts", "generate", "pretrain"])
 def test_there_is_no_stage_to_stop_at(stage, tmp_path):
-    with pytest.raises(InputError, match=f"--until: this config has no use for {stage}; "):
+    with pytest.raises(InputError, match=f"--until: this config does not need {stage}; "):
         pipeline.execute(settings(), tmp_path / "run", until=stage)
     assert not (tmp_path / "run").exists()
 

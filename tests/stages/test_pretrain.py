@@ -112,7 +112,7 @@ def test_all_but_a_head_of_other_classes_is_the_existing_models(parse, tmp_path,
     assert torch.equal(torch.get_rng_state(), before)
     with caplog.at_level(logging.INFO, "genfl"):
         model.check(task, settings.seeds[0])
-    assert f"the weights of {path}, but for a new head (fc.weight, fc.bias)" in caplog.text
+    assert f"the weights of {path}, with a new head (fc.weight, fc.bias)" in caplog.text
     fresh, theirs = flat(task.init(initial_key(3))), source.state_dict()
     assert list(found) == list(fresh), "in the model's own order"
     for name, value in found.items():
@@ -242,13 +242,13 @@ def test_what_cannot_be_started_from_is_said_before_any_work(parse, tmp_path, we
     refused(grey, "conv1.weight: (16, 3, 3, 3) in the file, (16, 1, 3, 3) in the model", folder)
     refused(
         parse("pretrain.init=imagenet"),
-        "imagenet is there for resnet18 and resnet50, not for resnet20",
+        "imagenet is available for resnet18 and resnet50, not for resnet20",
         folder,
     )
     nowhere = parse("pretrain.init=imagenet", "model.name=resnet18", "data.size=[32, 32]")
     refused(
         nowhere,
-        "pretrain.init: imagenet needs https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        "pretrain.init: the weights of imagenet are missing; put https://download.pytorch.org/models/resnet18-f37072fd.pth",
         folder,
     )
     refused(nowhere, str(tmp_path / "torch" / "hub" / "checkpoints"), folder)
@@ -259,7 +259,7 @@ def test_what_cannot_be_started_from_is_said_before_any_work(parse, tmp_path, we
 
 def test_a_method_cannot_start_from_no_model(parse):
     with pytest.raises(
-        InputError, match=r"^methods\.existing\.start: init, but pretrain\.init names no model; give"
+        InputError, match=r"^methods\.existing\.start: init, but pretrain\.init is not set; set it"
     ):
         parse()
 
@@ -267,12 +267,15 @@ def test_a_method_cannot_start_from_no_model(parse):
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("pretrain.augment.time_mask=3", "pretrain.augment.time_mask: not for image; known there: crop, "),
+        (
+            "pretrain.augment.time_mask=3",
+            "pretrain.augment.time_mask: not available for image; use one of: crop, ",
+        ),
         ("pretrain.augment.crop=8", "pretrain.augment.crop: 8 of 8 leaves nothing"),
         ("pretrain.augment.shift=1", "pretrain.augment.shift: unknown key"),
         ("pretrain.augment.data=private", "pretrain.augment.data: unknown key"),
         ("pretrain.augment.noise=-1", "pretrain.augment.noise: should be greater than or equal to 0"),
-        ("federate.local.augment.masks=2", "federate.local.augment.masks: not for image"),
+        ("federate.local.augment.masks=2", "federate.local.augment.masks: not available for image"),
         ("federate.local.augment.cutout=9", "federate.local.augment.cutout: 9 of 8 leaves nothing"),
         ("federate.local.augment.data=[]", "federate.local.augment.data: "),
         (
@@ -318,7 +321,7 @@ def test_augmentation_changes_what_is_learned_and_a_run_can_be_repeated(parse, t
     first = accuracies("one", change)
     assert torch.equal(first, accuracies("two", change))
     assert not torch.equal(first, accuracies("three"))
-    assert json.loads((tmp_path / "one" / "summary.json").read_text())["schema"] == 2
+    assert json.loads((tmp_path / "one" / "summary.json").read_text())["schema"] == 3
 
 
 def test_every_file_for_imagenet_is_of_a_model_there_is():

@@ -1,4 +1,4 @@
-"""DS-FL: clients exchange what they think of shared inputs, not models."""
+"""DS-FL: clients exchange predictions on shared inputs instead of models."""
 
 from __future__ import annotations
 
@@ -35,26 +35,30 @@ def dsfl(
     lr: Positive = 0.1,
     batch_size: Count = 100,
 ) -> Algorithm:
-    """Return DS-FL: clients and server keep models of their own and learn from the cohort's mean answers.
+    """Return DS-FL: clients and server keep their own models, and learn from the cohort's mean predictions.
 
-    A client k learns the last round's soft labels t of the shared inputs u by SGD, trains on its own data,
-    and uploads its probabilities ``p_k(u)``. The server sharpens their mean by entropy reduction aggregation,
-    ``t(u) ← softmax( 1/|S| Σ_k p_k(u) / T )``, and learns the new t just as clients will; its model is the
-    one that is evaluated. Before the first round there is nothing to learn from, and a client that never took
-    part starts from the initial model. Hooks of local training see the client's model after it learned the
-    soft labels as the global one. The paper exchanges answers to a random part of the shared inputs in each
-    round; here it is all of them.
+    A client k learns the last round's soft labels t of the shared inputs u by SGD. Then it trains on its own
+    data, and uploads its probabilities ``p_k(u)``. The server sharpens their mean by entropy reduction
+    aggregation, ``t(u) ← softmax( 1/|S| Σ_k p_k(u) / T )``. It learns the new t in the same way as the
+    clients. The server's model is the one that is evaluated.
+
+    In the first round, there are no soft labels yet. A client that never took part starts from the initial
+    model. For hooks of local training, the global model is the client's model after it learned the soft
+    labels.
 
     Source: Itahara et al., IEEE TMC 2021 (arXiv 2008.06180), Algorithm 1.
 
+    Deviation: the paper exchanges predictions on a random part of the shared inputs in each round. Here it is
+    all of them.
+
     Args:
-        task: What is learned.
-        local: How a client trains on its own data.
+        task: The learning task.
+        local: Local training on a client's own data.
         *hooks: Changes to local training.
-        shared: Unlabelled inputs that server and clients hold, [m, ...].
-        temperature: T, positive; the entropy of the soft labels falls with it.
-        steps: Steps in which soft labels are learned, in each round.
-        lr: Their learning rate.
+        shared: Unlabelled inputs that the server and the clients hold, [m, ...].
+        temperature: T, positive. A lower T lowers the entropy of the soft labels.
+        steps: Steps per round on the soft labels.
+        lr: Learning rate of these steps.
         batch_size: Shared inputs in such a step.
     """
     local = with_hooks("dsfl", local, hooks)
@@ -71,10 +75,10 @@ def dsfl(
         return {"weights": weights, "targets": torch.zeros_like(task.predict(weights, shared))}
 
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
-        own, targets = memory["method"], message["targets"]
-        # Zero targets have no gradient, but to see the inputs would still change batch norm's statistics.
+        kept, targets = memory["method"], message["targets"]
+        # Zero targets give no gradient, but a forward pass would still change batch norm's statistics.
         first = (targets == 0).all()
-        begin = trees.map(lambda a, b: torch.where(first, a, b), own, learn(own, targets, key))
+        begin = trees.map(lambda a, b: torch.where(first, a, b), kept, learn(kept, targets, key))
         return client.start({**message, "weights": begin}, memory, client_info, key)
 
     def upload(carry: Tree) -> Tree:

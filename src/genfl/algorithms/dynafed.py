@@ -1,4 +1,4 @@
-"""DynaFed: the server refines FedAvg's mean on data that it learns from its first global models."""
+"""DynaFed: the server refines FedAvg's mean on data that it learns from the first global models."""
 
 from __future__ import annotations
 
@@ -35,48 +35,53 @@ def dynafed(
 ) -> Algorithm:
     """Return DynaFed, which refines FedAvg's mean on data that imitates its first L rounds.
 
-    From round L on, the data D trains a model as the first L rounds did.
+    At the end of round L, the server learns data D from FedAvg's global models ``w_0, …, w_L``:
 
-    ``D = argmin E_t ‖A(w_t, D) − w_{t+s}‖² / ‖w_t − w_{t+s}‖²``, with ``0 ≤ t ≤ L − s``, is found once, at
-    the end of round L, from FedAvg's global models ``w_0, …, w_L``. A takes s′ steps of SGD on D, which is
-    inputs X, labels softmax(Y), and A's learning rate, all of them learned. From then on the mean of every
-    round takes steps of Adam on ``CE(softmax(Y), f(X; w))`` before it becomes the global model; its
-    batch-norm statistics stay the clients', and never see X. The server sees nothing but FedAvg's sums.
+    ``D = argmin E_t ‖A(w_t, D) − w_{t+s}‖² / ‖w_t − w_{t+s}‖²``, with ``0 ≤ t ≤ L − s``.
 
-    Defaults are for small models on a CPU; the authors' code for CIFAR-10 has ``L = 24``, ``s = 3``,
-    ``s′ = 20``, 15 samples a class, 3000 iterations and 20 refining steps with a learning rate of 10⁻⁴. It
-    also draws augmentations of X, starts Y at zero, keeps Adam's rates constant, and averages some of the
-    models up to w_{t+s} for a target; here there is no augmentation, every sample starts as one of a class,
-    Adam's rates fall by cosine schedules, and the target is w_{t+s} as in the objective above.
+    A takes s′ steps of SGD on D. D consists of inputs X, labels softmax(Y), and A's learning rate. All three
+    are learned. From round L on, the mean of every round is refined before it becomes the global model: it
+    takes steps of Adam on ``CE(softmax(Y), f(X; w))``. Its batch-norm statistics are those of the clients;
+    they never see X. The server sees only FedAvg's sums. Its state keeps the mean matching loss before and
+    after the synthesis, ``state["matching"]``.
+
+    The defaults are for small models on a CPU. The authors' code for CIFAR-10 uses ``L = 24``, ``s = 3``,
+    ``s′ = 20``, 15 samples a class and 3000 iterations. It takes 20 refining steps with a learning rate of
+    10⁻⁴.
 
     Source: Pi et al., CVPR 2023 (arXiv 2211.10878), Section 3.
 
+    Deviations from the authors' code:
+
+    - X is not augmented.
+    - Y starts as the one-hot labels times 3, not at zero.
+    - Adam's learning rates fall by cosine schedules; in the code they are constant.
+    - The target is w_{t+s}, as in the objective above. The code averages some of the models up to w_{t+s}.
+
     Args:
-        task: What is learned.
-        local: How a client trains.
+        task: The learning task.
+        local: Local training.
         *hooks: Changes to local training.
-        rounds: How many rounds there will be, if known.
-        trajectory: The number of rounds L, of FedAvg, whose global models are kept.
-        span: Rounds s that the synthetic data is to stand for, at most L.
-        inner_steps: Steps s′ of training on it in their place.
-        inner_lr: Their learning rate, to start with.
+        rounds: The number of rounds of the federation, if known.
+        trajectory: The number of rounds L of FedAvg whose global models are kept.
+        span: The number of rounds s that training on the synthetic data imitates, at most L.
+        inner_steps: The number of training steps s′ that imitate these rounds.
+        inner_lr: Learning rate of these steps, before it is learned.
         per_class: Synthetic samples for each class.
         synthesis_steps: Iterations of Adam for the synthetic data.
-        synthesis_lr: Their learning rate at the start.
-        refine_steps: Steps on the synthetic data a round; without any it is FedAvg.
+        synthesis_lr: Adam's learning rate at the start of the synthesis.
+        refine_steps: Steps on the synthetic data per round. With 0, this is FedAvg.
         refine_lr: Adam's learning rate at the start of each refinement.
 
     Raises:
-        ValueError: The span is longer than the trajectory, or the trajectory as long as the federation.
-
-    The server's state keeps the mean matching loss before and after the synthesis, ``state["matching"]``.
+        ValueError: The span is longer than the trajectory, or the trajectory is as long as the federation.
     """
     if span > trajectory:
-        raise ValueError(f"span {span} is longer than the trajectory of {trajectory} rounds")
+        raise ValueError(f"span {span} is longer than the trajectory of {trajectory} rounds; lower span")
     if rounds is not None and trajectory >= rounds:
         raise ValueError(
-            f"the trajectory of {trajectory} rounds leaves none of {rounds} to refine: it would be FedAvg;"
-            " lower trajectory (and span)"
+            f"the trajectory of {trajectory} rounds leaves none of {rounds} rounds to refine: this would be"
+            " FedAvg; lower trajectory (and span)"
         )
     form = task.shapes()
     shape = form.learnable_input()

@@ -1,4 +1,4 @@
-"""FedAvg, with places for local hooks, a server optimizer and a weighting of clients."""
+"""FedAvg, with optional local hooks, a server optimizer and a weighting of clients."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def fedavg(task: Task, local: LocalSGD, *parts: Part) -> Algorithm:
     Args:
         task: The learning task.
         local: Local training.
-        *parts: Changes in any order: local hooks (`fedprox`, `moon`, ...), at most one server optimizer
-            (`fedadam`, ...; plain averaging without one), and at most one weighting of clients (`feddisco`;
-            by their numbers of samples without one).
+        *parts: Changes, in any order: local hooks (`fedprox`, `moon`, ...), at most one server optimizer
+            (`fedadam`, ...), and at most one weighting (`feddisco`). By default, the server averages by
+            numbers of samples.
 
     Raises:
-        ValueError: Two parts take the same place. The message names them.
-        TypeError: A value is no part.
+        ValueError: Two parts change the same thing. The message names them.
+        TypeError: A value is not a part.
     """
     local, optimizer, weighting = sort_parts(local, parts)
 

@@ -1,4 +1,4 @@
-"""FedDecorr: features that do not collapse into few dimensions."""
+"""FedDecorr: a penalty that keeps features from collapsing into few dimensions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from genfl.learning.task import Aux, Batch
 from genfl.trees import Tree
 
 EPSILON = 1e-8
-"""Added to the features' variance; features that are constant over a batch correlate with nothing."""
+"""Added to the variance of features. So a feature that is constant over a batch has zero correlations."""
 
 
 def feddecorr(*, beta: NonNegative = 0.1) -> LocalHook:
-    """Return the hook that adds ``β/d² ‖K‖_F²``, K being the correlation matrix of the batch's d features.
+    """Return the hook that adds ``β/d² ‖K‖_F²``, where K is the correlation matrix of the batch's d features.
 
-    A batch of one sample has no correlations and adds nothing. The diagonal of K is constant (1 for every
-    feature that varies), so that the gradient is that of the correlations between different features.
+    A batch of one sample has no correlations and adds nothing. The diagonal of K is constant, 1 for every
+    feature that varies. So the gradient only depends on correlations between different features.
 
     Source: Shi et al., ICLR 2023 (arXiv 2210.00226), Equation 3.
 

@@ -24,24 +24,27 @@ def feddf(
     lr: Positive = 1e-3,
     batch_size: Count = 128,
 ) -> Algorithm:
-    """Return FedDF, which trains FedAvg's model x to answer as the ensemble of the clients' models.
+    """Return FedDF, which distils the ensemble of the clients' models into FedAvg's model x.
 
-    The server minimises ``min_x Σ_u KL( q(u) ‖ softmax f(x; u) )``.
-
-    The ensemble's answer to a shared input u is ``q(u) = softmax( 1/|S| Σ_k f(y_k; u) )``, f being the logits
-    and y_k the models of the cohort S, which count alike here. As the clients hold the shared inputs too,
-    they upload their logits, and the server sees nothing but sums; in the paper it runs the clients' models
-    itself. The paper stops early, after at most 10⁴ steps, by validation data that a server does not have
-    here: the number of steps is fixed.
+    The server minimises ``min_x Σ_u KL( q(u) ‖ softmax f(x; u) )`` over the shared inputs u. The ensemble's
+    prediction is ``q(u) = softmax( 1/|S| Σ_k f(y_k; u) )``. Here f are the logits, and y_k are the models of
+    the cohort S. All of them have the same weight.
 
     Source: Lin et al., NeurIPS 2020 (arXiv 2006.07242), Algorithm 1.
 
+    Deviations:
+
+    - The clients hold the shared inputs too, and upload their logits. So the server sees only sums. In the
+      paper, the server runs the clients' models itself.
+    - The number of steps is fixed. The paper stops early by validation data, after at most 10⁴ steps. Here
+      the server has no validation data.
+
     Args:
-        task: What is learned.
-        local: How a client trains.
+        task: The learning task.
+        local: Local training.
         *hooks: Changes to local training.
-        shared: Unlabelled inputs that server and clients hold, [m, ...].
-        steps: Distillation steps a round; without any it is FedAvg.
+        shared: Unlabelled inputs that the server and the clients hold, [m, ...].
+        steps: Distillation steps per round. With 0, this is FedAvg.
         lr: Adam's learning rate at the start of each distillation.
         batch_size: Shared inputs in a step.
     """

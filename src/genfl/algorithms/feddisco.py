@@ -1,4 +1,4 @@
-"""FedDisco: clients whose classes are balanced count more."""
+"""FedDisco: clients with balanced classes get more weight."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from genfl.algorithms.weighting import Weighting
 from genfl.trees import Tree
 
 SMALLEST = 1e-6
-"""Weight that a client's share of the samples keeps in any case: a cohort of nothing but unbalanced clients,
-all of weight zero by the paper's formula, is averaged as FedAvg does."""
+"""The smallest weight per share of samples. In a cohort of only unbalanced clients, the paper's formula gives
+every client the weight zero. This constant makes their average that of FedAvg."""
 
 
 def feddisco(cohort: int, *, a: NonNegative = 0.5, b: NonNegative = 0.1) -> Weighting:
     """Return the weighting of a client by ``ReLU(s_k − a d_k + b)``, normalised over the cohort.
 
-    s_k is its share of the cohort's samples and d_k the Euclidean distance of its class distribution from the
-    uniform one. The share is of the samples that a cohort holds on average, which the server knows from sums
-    alone; with all clients in every round it is the paper's share.
+    s_k is the client's share of the cohort's samples. d_k is the Euclidean distance of its class distribution
+    from the uniform one.
 
     Source: Ye et al., ICML 2023 (arXiv 2305.19229), Equation 7.
 
+    Deviation: s_k is the share of the samples that a cohort holds on average. The server knows this average
+    from sums alone. If all clients take part in every round, it is the paper's share.
+
     Args:
         cohort: Clients in a round.
-        a: Weight of the discrepancy, non-negative.
-        b: Weight that every client has in advance, non-negative; ``a = b = 0`` is FedAvg.
+        a: Weight of the distance d_k, non-negative.
+        b: A constant weight of every client, non-negative. ``a = b = 0`` is FedAvg.
     """
 
     def announce(census: Tree) -> Tree:

@@ -1,4 +1,4 @@
-"""FedDyn: dynamic regularisation aligns the clients' stationary points with the global one."""
+"""FedDyn: dynamic regularisation aligns the stationary points of the clients with the global one."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from genfl.trees import Tree
 def feddyn(task: Task, local: LocalSGD, *hooks: LocalHook, alpha: Positive = 0.01) -> Algorithm:
     """Return FedDyn: clients minimise ``F_k(w) − ⟨g_k, w⟩ + α/2 ‖w − x‖²``, then ``g_k ← g_k − α (y_k − x)``.
 
-    The server keeps ``h ← h − α/N Σ (y_k − x)`` over the cohort of all N clients, and the global model is the
-    cohort's mean model minus ``h/α``. Clients count alike, whatever their number of samples: it minimises the
-    mean of the clients' objectives.
+    The server keeps ``h ← h − α/N Σ (y_k − x)``, where the sum is over the cohort and N is the number of all
+    clients. The global model is the cohort's mean model minus ``h/α``. All clients have the same weight, for
+    any number of samples. So FedDyn minimises the mean of the clients' objectives.
 
     Source: Acar et al., ICLR 2021 (arXiv 2111.04263), Algorithm 1.
 
     Args:
-        task: What is learned.
-        local: How a client trains.
+        task: The learning task.
+        local: Local training.
         *hooks: Changes to local training.
         alpha: Strength α of the regularisation, positive.
     """
@@ -64,7 +64,7 @@ def feddyn(task: Task, local: LocalSGD, *hooks: LocalHook, alpha: Positive = 0.0
         local.with_hook(LocalHook(penalty=pull, name="feddyn")),
         upload,
         {"clients": "sum", "delta": "sum"},
-        shift=lambda message, own: trees.scale(-1.0, own),
+        shift=lambda message, g: trees.scale(-1.0, g),
         remember=remember,
     )
     memory = training_memory(local, lambda weights: trees.zeros_like(weights["params"]))

@@ -1,4 +1,4 @@
-"""Fed-ET: clients train small models of several architectures; the server learns a large one from them."""
+"""Fed-ET: clients train small models of several architectures, and the server distils a large one."""
 
 from __future__ import annotations
 
@@ -45,49 +45,55 @@ def fedet(
 
     Client k runs architecture ``k mod U`` of U.
 
-    The server keeps one model an architecture, the mean of the cohort's models of it weighted by samples, and
-    sends a client the one it runs; one that nobody ran stays as it was. The large model is trained on the
-    unlabelled inputs u with the loss ``CE(f(u), y(u)) + λ KL( softmax s_div(u) ‖ softmax f(u) )``. The paper
-    also lets small models and the large one have a representation layer in common; here they have not.
+    The server keeps one model per architecture: the mean of the cohort's models, weighted by samples. It
+    sends each client the model of its architecture. A model that no client of the cohort ran stays as it was.
+    The large model is trained on the unlabelled inputs u with the loss
+    ``CE(f(u), y(u)) + λ KL( softmax s_div(u) ‖ softmax f(u) )``.
 
     Source: Cho et al., IJCAI 2022 (arXiv 2204.12703), Section 3.2 and Algorithm 1.
 
+    Deviation: in the paper, the small models and the large one may share a representation layer. Here they
+    share none.
+
     Args:
-        task: What is learned, with the server's model.
-        local: How a client trains. Its hooks see the client's task, and may keep nothing between rounds.
+        task: The learning task of the server's model.
+        local: Local training. Its hooks see the client's task, and may keep nothing between rounds.
         *hooks: Changes to local training.
-        unlabelled: Unlabelled inputs the server holds, [m, ...].
-        client_tasks: What is learned, with each of the clients' models, by name.
-        diversity: The weight λ of the disagreeing clients' answer.
-        steps: Steps in which the server's model learns in each round.
-        lr: Adam's learning rate at the start of them.
-        batch_size: Shared inputs in a step.
+        unlabelled: Unlabelled inputs that the server holds, [m, ...].
+        client_tasks: The learning tasks of the clients' models, by name.
+        diversity: The weight λ of the disagreeing clients' predictions.
+        steps: Steps of the server's model per round.
+        lr: Adam's learning rate at the start of these steps.
+        batch_size: Unlabelled inputs in a step.
 
     Raises:
-        ValueError: A hook keeps something between rounds: it would be of the wrong architecture.
+        ValueError: A hook keeps a model between rounds. It may have another architecture in the next round.
     """
     local = with_hooks("fedet", local, hooks)
     if local.memory is not nothing:
-        raise ValueError("fedet: a client's model has no one form, but local training remembers a model")
+        raise ValueError(
+            "fedet: clients train models of several architectures, but a hook keeps a model between rounds;"
+            " leave the hook out"
+        )
 
     def upload(carry: Tree) -> Tree:
         return {"weights": trained(carry), "samples": carry["client_info"]["samples"]}
 
     programs = {
-        name: training_client(own, local, upload, {"weights": "each", "samples": "each"})
-        for name, own in client_tasks.items()
+        name: training_client(client_task, local, upload, {"weights": "each", "samples": "each"})
+        for name, client_task in client_tasks.items()
     }
     names = list(client_tasks)
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
-        models = {name: own.init(key.fold(name)) for name, own in client_tasks.items()}
+        models = {name: client_task.init(key.fold(name)) for name, client_task in client_tasks.items()}
         return {"weights": weights, "models": models}
 
     def address(message: Tree, client: int) -> Tree:
         name = names[client % len(names)]
         return {"models": {name: message["models"][name]}}
 
-    # What belongs to a client carries the name of its architecture, by which its program is found.
+    # A client's message and carry hold the name of its architecture, so that its program can be looked up.
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         ((name, weights),) = message["models"].items()
         return {name: programs[name].start({"weights": weights}, memory, client_info, key)}
@@ -128,18 +134,18 @@ def fedet(
 
 
 def confident_consensus(logits: Tensor, diversity: float) -> Tensor:
-    """Return what the clients' answers to each input teach, as targets for `distil`, [m, classes].
+    """Return targets for `distil` from the clients' logits for each input, [m, classes].
 
-    The more a client's logits s_k vary over the classes, the more it counts: ``s = Σ α_k s_k`` with
+    A client gets more weight if its logits s_k vary more over the classes: ``s = Σ α_k s_k`` with
     ``α_k = Var(s_k) / Σ_l Var(s_l)``. The pseudo-label is ``y = argmax s``. ``s_div = Σ α'_k s_k`` is the
-    same over those clients alone whose own argmax is not y. The target is ``onehot(y) + λ softmax(s_div)``,
-    or the first alone where all agree: the cross-entropy with it is
+    same sum over only those clients whose argmax is not y. The target is ``onehot(y) + λ softmax(s_div)``, or
+    ``onehot(y)`` if all clients agree. The cross-entropy with the target is
     ``CE(y) + λ KL( softmax s_div ‖ student )`` up to a constant.
 
     Source: Cho et al., IJCAI 2022 (arXiv 2204.12703), Section 3.2.
 
     Args:
-        logits: [clients, m, classes].
+        logits: The clients' logits, [clients, m, classes].
         diversity: The weight λ.
     """
     confidence = logits.var(-1, correction=0).clamp(min=torch.finfo(logits.dtype).tiny)
@@ -156,7 +162,7 @@ def confident_consensus(logits: Tensor, diversity: float) -> Tensor:
 
 
 def _mean(models: list[Tree]) -> Weights:
-    """Return the mean of models weighted by their samples."""
+    """Return the mean of models, weighted by their numbers of samples."""
     samples = torch.stack([model["samples"] for model in models])
     shares = samples / samples.sum()
     parts = [trees.scale(p, model["weights"]) for p, model in zip(shares, models, strict=True)]

@@ -33,37 +33,40 @@ def fedftg(
 ) -> Algorithm:
     """Return FedFTG, which distils the clients' models into FedAvg's mean without any data.
 
-    After aggregation, the models D(·; w_k) are distilled into the mean w.
-
-    With inputs ``x̃ = G(y, ε)`` of classes ``y ∝ Σ_k n_k^y`` (sums over the cohort) and the class-level
-    weights ``α_k^y = n_k^y / Σ_j n_j^y``, every step descends, for the model and for the generator,
+    After aggregation, the models D(·; w_k) are distilled into the mean w. The inputs are ``x̃ = G(y, ε)`` of
+    classes ``y ∝ Σ_k n_k^y``, with sums over the cohort. The class-level weights are
+    ``α_k^y = n_k^y / Σ_j n_j^y``. Every step descends, for the model w and for the generator G, on
 
     ``w: L_md = Σ_k α_k^y KL(softmax D(x̃; w_k) ‖ softmax D(x̃; w))``,
-    ``G: −L_md + λ_cls CE(Σ_k α_k^y D(x̃; w_k), y) + λ_dis exp(−mean_ij ‖x̃_i − x̃_j‖ ‖ε_i − ε_j‖)``,
+    ``G: −L_md + λ_cls CE(Σ_k α_k^y D(x̃; w_k), y) + λ_dis exp(−mean_ij ‖x̃_i − x̃_j‖ ‖ε_i − ε_j‖)``.
 
-    so that G seeks inputs of the class asked for on which the mean has most to learn. The divergence has the
-    direction of the authors' code, where the model fits the clients' probabilities. It differs from that
-    code, which takes several steps with w for each of G, in that one batch serves a step of both; in that
-    all models are as in evaluation, so that batch norm's statistics stay FedAvg's means and never see
-    generated inputs; and in G, one hidden layer and a sigmoid. It goes on with G, but not Adam's moments,
-    from round to round. The server sees every client's model and label counts. The code's λ_cls is 1 and its
-    learning rates are 0.1 and 0.001; the defaults suit models small enough for as few steps, which larger
-    steps of w harm.
+    So G looks for inputs of class y on which the mean has most to learn. G is kept from round to round, but
+    Adam's moments are not. The server sees every client's model and label counts.
 
-    Source: Zhang et al., CVPR 2022 (arXiv 2203.09249), Algorithm 1.
+    Source: Zhang et al., CVPR 2022 (arXiv 2203.09249), Algorithm 1. The divergence has the direction of the
+    authors' code, where the model fits the clients' probabilities.
+
+    Deviations from the authors' code:
+
+    - One batch serves a step of w and a step of G. The code takes several steps of w for each step of G.
+    - All models are in evaluation mode. So batch norm's statistics stay FedAvg's means, and never see
+      generated inputs.
+    - G has one hidden layer and a sigmoid.
+    - The code's λ_cls is 1, and its learning rates are 0.1 and 0.001. The defaults here suit small models
+      with few steps, which larger steps of w harm.
 
     Args:
-        task: What is learned.
-        local: How a client trains.
+        task: The learning task.
+        local: Local training.
         *hooks: Changes to local training.
-        steps: Steps a round; 0 is FedAvg.
+        steps: Steps per round. With 0, this is FedAvg.
         lr: Learning rate of SGD for the model.
         generator_lr: Learning rate of Adam for the generator.
-        lambda_cls: Weight λ_cls of the class asked for.
+        lambda_cls: Weight λ_cls of the classification loss.
         lambda_dis: Weight λ_dis of the similarity of samples; see
             `genfl.learning.conditional.noise_similarity`.
-        low: Smallest value of a generated input; that of the data set's inputs.
-        high: Largest value, likewise.
+        low: Smallest value of a generated input, as in the data set's inputs.
+        high: Largest value of a generated input, as in the data set's inputs.
         noise: Length of ε.
         batch_size: Inputs in a step.
     """
@@ -98,10 +101,10 @@ def fedftg(
         for _ in range(steps):
             y, eps = generator.conditions(counts.sum(0), batch_size, rng)
             x = low + (high - low) * generator(g, y, eps).sigmoid()
-            said = torch.stack([task.forward(teacher, x)[1] for teacher in teachers])
+            teacher_logits = torch.stack([task.forward(teacher, x)[1] for teacher in teachers])
             logits = task.forward({**state["weights"], "params": model}, x)[1]
-            l_md = discrepancy(said, logits, alpha[:, y])
-            l_cls = F.cross_entropy(ensemble(said, alpha[:, y]), y)
+            l_md = discrepancy(teacher_logits, logits, alpha[:, y])
+            l_cls = F.cross_entropy(ensemble(teacher_logits, alpha[:, y]), y)
             sgd.zero_grad()
             adam.zero_grad()
             l_md.backward(inputs=trees.leaves(model), retain_graph=True)
@@ -118,7 +121,7 @@ def fedftg(
 
 
 def class_weights(counts: Tensor) -> Tensor:
-    """Return ``α_k^y = n_k^y / Σ_j n_j^y`` of label counts [clients, classes], 0 where nobody has any."""
+    """Return ``α_k^y = n_k^y / Σ_j n_j^y`` of label counts [clients, classes]; 0 for an absent class."""
     return counts / counts.sum(0).clamp(min=1)
 
 

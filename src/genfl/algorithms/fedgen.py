@@ -1,4 +1,4 @@
-"""FedGen: clients' heads also classify features that a generator, learned by the server, makes of labels."""
+"""FedGen: the heads of clients also train on features that a generator makes from labels."""
 
 from __future__ import annotations
 
@@ -31,30 +31,33 @@ def fedgen(
 ) -> Algorithm:
     """Return FedGen: FedAvg whose clients minimise ``F_k(w) + λ E_{y~p, ε} CE(head_w(G(y, ε)), y)``.
 
-    After aggregation the server goes on with G, a generator of features, by Adam on
+    After aggregation, the server trains G, a generator of features, by Adam on
 
     ``E_{y~p, ε} CE(mean_k head_k(G(y, ε)), y) + γ exp(−mean_ij ‖z_i − z_j‖ ‖ε_i − ε_j‖)``, ``z = G(y, ε)``.
 
-    The heads being linear, the mean of their logits is the logits of the mean head, so that sums of uploads
-    suffice; the paper's mean counts clients alike, this one, as FedAvg's, by their samples. p is the
-    distribution of labels over all clients, and the second term is the authors' code's. Clients train
-    without G in the first round, before the server has learned it. It goes on with G, but not Adam's moments,
-    from round to round. Of that code it leaves out what the paper's objective has not: decays of λ and of the
-    learning rate, and a pull of the predictions on real inputs to those on generated features.
+    p is the distribution of labels over all clients. The heads are linear, so the mean of their logits is
+    the logits of the mean head. Therefore sums of uploads suffice. In the first round, clients train without
+    G, because the server has not learned it yet. G is kept from round to round, but Adam's moments are not.
 
-    Source: Zhu et al., ICML 2021 (arXiv 2105.10056), Algorithm 1.
+    Source: Zhu et al., ICML 2021 (arXiv 2105.10056), Algorithm 1. The second term is from the authors' code.
+
+    Deviations: the mean weights clients by their samples, as in FedAvg. In the paper, all clients have the
+    same weight. The authors' code has three more things that are not in the paper's objective. They are left
+    out: a decay of λ, a decay of the learning rate, and a penalty between predictions on real inputs and on
+    generated features.
 
     Args:
-        task: What is learned; its model's head is linear.
-        local: How a client trains.
+        task: The learning task. The head of its model is linear.
+        local: Local training.
         *hooks: Changes to local training.
-        weight: Weight λ of the generated features; 0 is FedAvg.
-        generator_steps: The server's steps a round.
-        generator_lr: Learning rate of Adam; the code's is 3e-4, with which G takes some 15 rounds.
-        diversity: Weight γ of the features' similarity; see `genfl.learning.conditional.noise_similarity`.
+        weight: Weight λ of the generated features. With 0, this is FedAvg.
+        generator_steps: The server's steps per round.
+        generator_lr: Learning rate of Adam. The code uses 3e-4, with which G needs about 15 rounds.
+        diversity: Weight γ of the similarity of features; see
+            `genfl.learning.conditional.noise_similarity`.
         noise: Length of ε.
-        width: Hidden units of G, which travels to every client of every round.
-        batch_size: Generated features in a step, of client and server.
+        width: Hidden units of G. The server sends G to every client of a cohort.
+        batch_size: Generated features in a step of a client, and of the server.
     """
     form = task.shapes()
     generator = ConditionalGenerator((form.features,), form.classes, noise, width)

@@ -1,4 +1,4 @@
-"""FedNova: clients' changes are normalised by how far their steps could take them."""
+"""FedNova: model changes are normalised by each client's number of effective steps."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from genfl.trees import Tree
 
 
 def fednova(task: Task, local: LocalSGD, *hooks: LocalHook) -> Algorithm:
-    """Return averaging of normalised changes, scaled by the mean number of effective steps.
+    """Return FedNova: the mean of normalised changes, scaled by the mean number of effective steps.
 
-    ``x ← x + τ Σ p_k (y_k − x) / ‖a_k‖₁`` with ``τ = Σ p_k ‖a_k‖₁``, p_k being the client's share of the
-    cohort's samples and ‖a_k‖₁ its effective steps: their number without local momentum, and
-    ``Σ_s (1 − ρ^s) / (1 − ρ)`` over its steps s with momentum ρ.
+    The update is ``x ← x + τ Σ p_k (y_k − x) / ‖a_k‖₁`` with ``τ = Σ p_k ‖a_k‖₁``. p_k is the client's share
+    of the cohort's samples. ‖a_k‖₁ is its number of effective steps. Without local momentum, that is the
+    number of steps. With momentum ρ, it is ``Σ_s (1 − ρ^s) / (1 − ρ)`` over the steps s.
 
     Source: Wang et al., NeurIPS 2020 (arXiv 2007.07481), Equations 7 and 12, Section 4.
 
     Args:
-        task: What is learned.
-        local: How a client trains; weight decay counts as part of its objective.
+        task: The learning task.
+        local: Local training. Weight decay counts as part of the objective.
         *hooks: Changes to local training.
     """
     local = with_hooks("fednova", local, hooks)

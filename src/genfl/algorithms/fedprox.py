@@ -1,4 +1,4 @@
-"""FedProx: clients are pulled back to the global model."""
+"""FedProx: a proximal term pulls clients back to the global model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from genfl.trees import Tree
 
 
 def fedprox(*, mu: NonNegative = 0.01) -> LocalHook:
-    """Return the hook by which clients minimise ``F_k(w) + μ/2 ‖w − x‖²``, x being the global model.
+    """Return the hook that makes clients minimise ``F_k(w) + μ/2 ‖w − x‖²``, where x is the global model.
 
     Source: Li et al., MLSys 2020 (arXiv 1812.06127), Equation 2.
 
     Args:
-        mu: Strength μ of the pull, non-negative; 0 is plain local training.
+        mu: Weight μ of the proximal term, non-negative. With 0, this is plain local training.
     """
 
     def pull(params: Tree, aux: Aux, batch: Batch, context: Context) -> Tensor:

@@ -1,4 +1,4 @@
-"""FedSAM: clients look for flat minima."""
+"""FedSAM: clients search flat minima."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from genfl.trees import Tree
 
 
 def fedsam(*, rho: NonNegative = 0.05) -> LocalHook:
-    """Return the hook by which clients descend along the gradient at ``w + ρ g/‖g‖``.
+    """Return the hook that makes clients descend along the gradient at ``w + ρ g/‖g‖``.
 
     Here g is the gradient at w.
 
@@ -18,7 +18,7 @@ def fedsam(*, rho: NonNegative = 0.05) -> LocalHook:
     (arXiv 2203.11834); after Foret et al., ICLR 2021 (arXiv 2010.01412).
 
     Args:
-        rho: Radius ρ of the neighbourhood, non-negative; 0 is plain local training.
+        rho: Radius ρ of the neighbourhood, non-negative. With 0, this is plain local training.
     """
 
     def sharpest(gradient: Gradient, params: Tree, context: Context) -> tuple[Tree, Aux]:

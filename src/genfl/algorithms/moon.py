@@ -1,4 +1,4 @@
-"""MOON: a client's features stay close to the global model's, and away from those of its own last model."""
+"""MOON: a contrastive loss pulls a client's features to the global model's, away from its last model's."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from genfl.trees import Tree
 
 
 def moon(*, mu: NonNegative = 1.0, temperature: Positive = 0.5) -> LocalHook:
-    """Return the hook that adds the model-contrastive loss of the features z of the model in training.
+    """Return the hook that adds the model-contrastive loss of the features z of the trained model.
 
-    ``μ · −log( exp(cos(z, z_glob)/τ) / (exp(cos(z, z_glob)/τ) + exp(cos(z, z_prev)/τ)) )``, averaged over
-    the batch, z_glob and z_prev being the features by the global model and by the model with which the client
-    ended its last counted round, both as in evaluation. A client that never took part compares with the
-    initial model. Here the features are what the model's head sees; the paper adds a projection head before
-    them.
+    The loss is the mean over the batch of
+    ``μ · −log( exp(cos(z, z_glob)/τ) / (exp(cos(z, z_glob)/τ) + exp(cos(z, z_prev)/τ)) )``.
+
+    z_glob are the features of the global model. z_prev are those of the client's model after its last counted
+    round. Both models are in evaluation mode. For a client that never took part, z_prev is from the initial
+    model.
 
     Source: Li et al., CVPR 2021 (arXiv 2103.16257), Equation 3.
 
+    Deviation: the features are the inputs of the model's head. The paper adds a projection head before it.
+
     Args:
-        mu: Weight μ of the contrastive loss, non-negative (the paper tunes it over 0.1, 1, 5, 10).
+        mu: Weight μ of the contrastive loss, non-negative. The paper tunes it over 0.1, 1, 5, 10.
         temperature: The temperature τ, positive.
     """
 

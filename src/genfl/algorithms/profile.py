@@ -1,4 +1,4 @@
-"""What a method costs and shows, measured on its value: nothing in the result is typed in by hand."""
+"""The costs of a method, and what the server sees of its clients. All of it is measured on the algorithm."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from genfl.models import CNN, MLP
 from genfl.rng import Key
 
 SHARED = 1000
-"""Shared inputs in the reference setting: the CNN for 8×8 digits of ten classes."""
+"""Shared inputs in the reference setting, which is the CNN for 8×8 digits of ten classes."""
 
 _SHAPE, _CLASSES = (1, 8, 8), 10
 
 
 class Profile(NamedTuple):
-    """What a method costs and shows, in multiples of the model's size where it is a size.
+    """The costs of a method, as multiples of the model's size, and what the server sees.
 
     Attributes:
         sees: ``sum`` if the server sees only sums of uploads, else ``each``.
-        secure_sum: Whether secure aggregation can carry its uploads.
-        uplink: Bytes a client sends a round / bytes of the model.
-        downlink: Bytes a client receives a round / bytes of the model.
-        memory: Bytes a client keeps between rounds / bytes of the model.
-        needs: What it asks for besides a model that gives logits, comma-separated.
+        secure_sum: Whether the uploads can go through secure aggregation.
+        uplink: Bytes that a client sends per round, divided by the bytes of the model.
+        downlink: Bytes that a client receives per round, divided by the bytes of the model.
+        memory: Bytes that a client keeps between rounds, divided by the bytes of the model.
+        needs: The method's requirements besides a model with logits, comma-separated.
     """
 
     sees: str
@@ -42,7 +42,7 @@ class Profile(NamedTuple):
 
 
 def profile(entry: AlgorithmEntry) -> Profile:
-    """Measure a method on the reference setting."""
+    """Return the profile of a method, measured on the reference setting."""
     task = _task()
     algorithm = _build(entry, task)
     client_info = {"samples": torch.ones(()), "label_counts": torch.ones(_CLASSES)}
@@ -62,24 +62,27 @@ def profile(entry: AlgorithmEntry) -> Profile:
 
 
 def needs(entry: AlgorithmEntry) -> list[str]:
-    """Return what a method asks for: of the user, and of the model, which is tried with parts taken away."""
+    """Return the requirements of a method: resources of the user, and parts of the model.
+
+    To find the parts, the method takes a step on tasks from which one part is removed.
+    """
     task = _task()
     parts = {"features": _without_features, "linear head": _without_head}
     asked = [RESOURCES[name] for name in entry.resources if RESOURCES[name]]
     for part, without in parts.items():
-        poorer = without(task)
+        reduced = without(task)
         try:
-            take_a_step(_build(entry, poorer), poorer)
+            take_a_step(_build(entry, reduced), reduced)
         except MissingPart:
             asked.append(part)
     return asked
 
 
 def take_a_step(algorithm: Algorithm, task: Task, client: int = 0) -> None:
-    """Run a client for one step on zeros, which fails where the task lacks what the algorithm needs.
+    """Run a client for one step on zeros, to check that the task has every part that the algorithm needs.
 
     Raises:
-        MissingPart: Named by its message.
+        MissingPart: The task lacks a part. The message names it.
     """
     form = task.shapes()
     batch = {"x": torch.zeros(2, *form.input), "y": torch.arange(2) % form.classes}
@@ -90,7 +93,7 @@ def take_a_step(algorithm: Algorithm, task: Task, client: int = 0) -> None:
 
 
 def sends_weights(algorithm: Algorithm, task: Task) -> bool:
-    """Return whether clients get the global model itself, by which they can judge samples."""
+    """Return whether clients get the global model itself, so that they can compute losses with it."""
     return "weights" in algorithm.address(algorithm.send(_state(algorithm, task)), 0)
 
 

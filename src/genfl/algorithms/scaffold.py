@@ -34,23 +34,26 @@ def scaffold(
 ) -> Algorithm:
     """Return SCAFFOLD, which corrects every local gradient by ``c − c_k``.
 
-    A client's new control variate is, by the paper's option I, the mean gradient of the round's batches at
-    the global model, ``c_k⁺ = 1/K Σ g(x)``, at the price of a second gradient a step; by option II it is the
-    mean gradient along the client's way, ``c_k⁺ = c_k − c + (x − y_k) / (K lr)``. Then
-    ``x ← x + η/|S| Σ (y_k − x)`` and ``c ← c + 1/N Σ (c_k⁺ − c_k)``,
+    The paper has two options for a client's new control variate:
 
-    where y_k is client k's model after its K steps (effective ones, with local momentum), S the cohort and N
-    the number of clients. Clients count alike, whatever their number of samples: it minimises the mean of the
-    clients' objectives.
+    - Option I is the mean gradient of the round's batches at the global model, ``c_k⁺ = 1/K Σ g(x)``. It
+      costs a second gradient per step.
+    - Option II is the mean gradient along the client's path, ``c_k⁺ = c_k − c + (x − y_k) / (K lr)``.
+
+    Then ``x ← x + η/|S| Σ (y_k − x)`` and ``c ← c + 1/N Σ (c_k⁺ − c_k)``.
+
+    y_k is the model of client k after its K steps. With local momentum, K counts effective steps. S is the
+    cohort and N is the number of clients. All clients have the same weight, for any number of samples. So
+    SCAFFOLD minimises the mean of the clients' objectives.
 
     Source: Karimireddy et al., ICML 2020 (arXiv 1910.06378), Algorithm 1.
 
     Args:
-        task: What is learned.
-        local: How a client trains.
+        task: The learning task.
+        local: Local training.
         *hooks: Changes to local training.
         lr: The server's learning rate η.
-        option: What the control variates are made of.
+        option: The formula of the control variates.
     """
     local = with_hooks("scaffold", local, hooks)
 
@@ -65,12 +68,12 @@ def scaffold(
         return {"weights": state["weights"], "control": state["control"]}
 
     def new_control(carry: Tree) -> Tree:
-        own, server = carry["memory"]["method"], carry["message"]["control"]
+        c_k, c = carry["memory"]["method"], carry["message"]["control"]
         if option == "I":
             return trees.scale(1 / carry["local"]["steps"].clamp(min=1), carry["at_global"])
         steps = local.effective_steps(carry["local"])
         moved = trees.scale(-1 / (steps * local.lr), model_change(carry)["params"])
-        return trees.add(trees.sub(own, server), moved)
+        return trees.add(trees.sub(c_k, c), moved)
 
     def upload(carry: Tree) -> Tree:
         change = trees.sub(new_control(carry), carry["memory"]["method"])
@@ -91,7 +94,7 @@ def scaffold(
         local,
         upload,
         dict.fromkeys(("clients", "delta", "control"), "sum"),
-        shift=lambda message, own: trees.sub(message["control"], own),
+        shift=lambda message, c_k: trees.sub(message["control"], c_k),
         remember=new_control,
     )
     if option == "I":
@@ -101,7 +104,7 @@ def scaffold(
 
 
 def _summing_gradients(client: ClientProgram, task: Task, local: LocalSGD) -> ClientProgram:
-    """Add the sum of the batches' gradients at the global model to a client's carry, as ``at_global``."""
+    """Return a client whose carry also sums the batches' gradients at the global model, as ``at_global``."""
 
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         zero = trees.zeros_like(message["weights"]["params"])

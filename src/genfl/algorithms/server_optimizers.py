@@ -1,4 +1,4 @@
-"""Server optimizers: the clients' mean model change, taken as a pseudo-gradient to ascend.
+"""Server optimizers. They ascend along the clients' mean model change as a pseudo-gradient.
 
 Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021 (arXiv 2003.00295), Algorithms 1 and 2.
 """
@@ -21,7 +21,7 @@ class ServerOptimizer(NamedTuple):
 
     Attributes:
         init: ``(params) -> state``.
-        step: ``(state, params, delta) -> (state, params)``, `delta` being the mean change of the clients.
+        step: ``(state, params, delta) -> (state, params)``, where `delta` is the mean change of the clients.
         name: The name of the optimizer in error messages.
     """
 
@@ -46,7 +46,7 @@ def fedavgm(*, lr: Positive = 1.0, beta: Decay = 0.9) -> ServerOptimizer:
 
     Args:
         lr: Server learning rate, positive.
-        beta: Momentum β, in [0, 1); 0 is FedAvg.
+        beta: Momentum β, in [0, 1). With 0 and ``lr=1``, this is FedAvg.
     """
 
     def step(state: Tree, params: Tree, delta: Tree) -> tuple[Tree, Tree]:
@@ -73,10 +73,10 @@ def fedadam(
         lr: Server learning rate η, positive.
         beta1: Decay of the first moment, in [0, 1).
         beta2: Decay of the second moment, in [0, 1).
-        tau: Degree of adaptivity τ, positive: the smaller, the more adaptive.
-        bias_correction: Step by ``lr √(1 − β₂ᵗ⁺¹) / (1 − β₁ᵗ⁺¹)`` in round t = 1, 2, …, as Flower's FedAdam
-            does; Reddi et al. do not.
-        initial: v before the first round; τ² (the paper's smallest) if None.
+        tau: Degree of adaptivity τ, positive. A smaller τ is more adaptive.
+        bias_correction: Whether the learning rate in round t = 1, 2, … is
+            ``lr √(1 − β₂ᵗ⁺¹) / (1 − β₁ᵗ⁺¹)``, as in Flower's FedAdam. Reddi et al. have no correction.
+        initial: v before the first round. If None, τ², the smallest value that the paper allows.
     """
 
     def second(v: Tensor, d: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def fedadagrad(
 ) -> ServerOptimizer:
     """Return Adagrad on the server: ``v ← v + Δ²``.
 
-    Source and arguments as for `fedadam`; the paper has β₁ = 0.
+    Source and arguments as for `fedadam`. The paper has β₁ = 0.
     """
     return _adaptive("fedadagrad", lr, beta1, tau, lambda v, d: v + d.square(), initial)
 
@@ -128,7 +128,7 @@ def _adaptive(
     initial: float | None,
     bias_beta2: float | None = None,
 ) -> ServerOptimizer:
-    """Algorithm 2: ``m ← β₁ m + (1 − β₁) Δ``, v by `second`, ``x ← x + η m / (√v + τ)``."""
+    """Return Algorithm 2: ``m ← β₁ m + (1 − β₁) Δ``, v by `second`, ``x ← x + η m / (√v + τ)``."""
     v0 = tau**2 if initial is None else initial
 
     def init(params: Tree) -> Tree:

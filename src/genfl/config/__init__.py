@@ -1,4 +1,4 @@
-"""A run's config: its schema, and how it is read: YAML, overrides, one clear line for each mistake."""
+"""A run's config: its schema, and reading it from YAML with overrides."""
 
 from genfl.config.data import Data, Partition
 from genfl.config.generation import ImageGenerator

@@ -17,20 +17,22 @@ from genfl.registry import added
 class LocalReference(Choice):
     """Every client trains alone."""
 
-    name: Literal["local"]
+    name: Literal["local"] = Field(description="The name of the reference.")
 
 
 class CentralisedReference(Choice):
-    """One model is trained on all clients' data in one place."""
+    """One model is trained on the pooled data of all clients."""
 
-    name: Literal["centralised"]
+    name: Literal["centralised"] = Field(description="The name of the reference.")
 
 
 class GeneratorReference(Choice):
     """The generator itself classifies the test examples."""
 
-    name: Literal["generator"]
-    samples: int = Field(16, ge=1, le=1000, description="Pairs of a timestep and noise for each example.")
+    name: Literal["generator"] = Field(description="The name of the reference.")
+    samples: int = Field(
+        16, ge=1, le=1000, description="Number of pairs of a timestep and noise for each example."
+    )
 
 
 _algorithm_sections = OptionSections("Algorithm", lambda entry: entry.options())
@@ -52,7 +54,7 @@ def _registered() -> Mapping[str, Any]:
 
 
 def _named_method(value: Any) -> Any:
-    """Return a method as a mapping with its options' present names."""
+    """Return a method as a mapping, with old option names replaced by the current ones."""
     value = named(value)
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return value
@@ -69,131 +71,141 @@ MethodPart = Annotated[Choice, ALGORITHM, BeforeValidator(_named_method)]
 
 
 class Filter(Section):
-    """Which generated samples clients train on: those of least loss under the global model (FedGC)."""
+    """The selection of generated samples by their loss under the global model (FedGC)."""
 
-    share: float = Field(0.9, gt=0, le=1, description="The share of them that a client keeps.")
-    from_round: int = Field(1, ge=1, description="The first round that filters: early models judge badly.")
+    share: float = Field(0.9, gt=0, le=1, description="Share of its generated samples that a client keeps.")
+    from_round: int = Field(
+        1, ge=1, description="First round with filtering. The global models of early rounds judge badly."
+    )
     by_class: bool = Field(
-        False, description="Whether that share of each class is kept, one at least, or of all."
+        False,
+        description="Whether the share applies to each class, with at least one sample, or to all samples"
+        " together.",
     )
 
 
 class Content(Section):
-    """Generated content in the clients (FedGC): how much each gets, of what kind, and how it counts."""
+    """Generated content in the clients (FedGC): how much each client gets, of what kind, and its weight."""
 
     samples: int | None = Field(
-        None, ge=1, description="Generated samples of all clients together; without it, all there are."
+        None,
+        ge=1,
+        description="Number of generated samples of all clients together. If not set, all samples.",
     )
     budget: Budget = Field(
         "equal",
-        description="How they are divided. equal: the same for every client and class. inverse: the fewer"
-        " samples a client has, the more. water_filling: the same for every client, poured over its classes"
-        " so that those it has least of rise to one level.",
+        description="How the samples are divided. equal: the same number for every client and class. inverse:"
+        " a client with fewer samples gets more. water_filling: the same number for every client, given first"
+        " to the classes with the fewest samples.",
     )
     clients: float = Field(
-        1.0, gt=0, le=1, description="Share of the clients that get any; which ones is drawn for each seed."
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the clients that get generated samples. These clients are drawn for each seed.",
     )
     guidance: Guidance = Field(
         "prompt",
-        description="What a client's samples are made from. prompt: prompts alone. real: prompts and examples"
-        " of its own, so that it gets samples of its own classes only. mixed: of a class that it has, half of"
-        " them with an example; of the others, prompts alone.",
+        description="What a client's samples are generated from. prompt: only prompts. real: prompts and the"
+        " client's own examples, so only the client's own classes. mixed: half of the samples of its own"
+        " classes from examples, all others from prompts.",
     )
     by: Literal["clients", "server"] = Field(
         "clients",
-        description="Who generates: clients, for themselves, so that nothing is sent; or the server, which"
-        " sends every client its own, and their bytes count.",
+        description="Who generates. clients: every client for itself, so nothing is sent. server: the server"
+        " sends every client its samples, and their bytes count.",
     )
     weight: Literal["merged", "private"] = Field(
         "merged",
-        description="What counts as a client's samples when models are averaged: merged, private and"
-        " generated ones; or private ones alone, where clients train on any.",
+        description="The number of samples that weights a client's model in the mean. merged: private and"
+        " generated samples. private: only private samples, if clients train on any.",
     )
-    filter: Filter | None = Field(None, description="Has clients choose among their generated samples.")
+    filter: Filter | None = Field(None, description="How clients select among their generated samples.")
 
     def problem(self) -> str | None:
-        """Say what cannot be combined: field and fix; None where there is nothing."""
+        """Return which fields do not fit together: field and fix. None if all do."""
         if self.guidance != "prompt" and self.by == "server":
             return "by: the server has no real examples; use clients, or guidance prompt"
         if self.guidance != "prompt" and self.samples is None:
-            return "samples: say how many, where real examples guide them"
+            return "samples: required with guidance real or mixed; set a number"
         if self.budget == "water_filling" and self.samples is None:
-            return "samples: say how many, where some classes get more than others"
+            return "samples: required with budget water_filling; set a number"
         return None
 
     def given(self) -> dict[str, Any]:
-        """Return what was set, by name."""
+        """Return the fields that were set, by name."""
         return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 class Method(Section):
-    """One arm of the comparison."""
+    """One method of the comparison."""
 
     algorithm: Annotated[list[MethodPart], BeforeValidator(as_list), Field(min_length=1)] = Field(
-        description="A name of `genfl list algorithms`, or a list of those that make one algorithm together;"
-        " or a reference, which is not federated: local (every client alone), centralised (all data in one"
-        " place), generator (the generator as a classifier)."
+        description="A name of `genfl list algorithms`, or a list of names that make one algorithm. Or a"
+        " reference, which is not federated: local (every client alone), centralised (all data in one place),"
+        " generator (the generator as a classifier)."
     )
     start: Literal["random", "init", "pretrained"] = Field(
         "random",
-        description="The initial global model: pretrained is GPT-FL's warm start, init is pretrain.init as it"
-        " is, without generated data.",
+        description="The initial global model. random: random weights. init: the model of pretrain.init,"
+        " without generated data. pretrained: the model trained on synthetic data (GPT-FL).",
     )
     data: Literal["private", "generated", "mixed", "p2g", "g2p"] = Field(
         "private",
-        description="What clients train on: private, generated, or both: mixed together; p2g, private samples"
-        " first in every round, then generated ones; g2p, the other way round.",
+        description="The training data of clients. private: their own. generated: generated samples. mixed:"
+        " both together. p2g: in every round, private samples first, then generated ones. g2p: the other way"
+        " round.",
     )
     content: Content | None = Field(
         None,
-        description="The generated samples of clients that train on any; what is not set here is as in the"
+        description="The generated samples of the clients. Fields that are not set here are taken from the"
         " section content.",
     )
 
     @property
     def reference(self) -> str | None:
-        """The name of the reference that it is; None for federated methods."""
+        """The name of the reference; None for federated methods."""
         name = self.algorithm[0].name
         return name if name in REFERENCE_NAMES else None
 
     @property
     def code(self) -> list[str]:
-        """The digests of the code of users' own builders that it names: results depend on it."""
+        """The digests of the code of the users' own builders that the method names. Results depend on it."""
         names = [part.name for part in self.algorithm]
         return [entry.code for name, entry in added("algorithm").items() if name in names]
 
     @property
     def asks_for(self) -> set[str]:
-        """The names of the resources that its builders ask for."""
+        """The names of the resources that the method's builders take."""
         parts = [] if self.reference else self.algorithm
         registered = _registered()
         return {resource for part in parts for resource in registered[part.name].resources}
 
     @property
     def reads_generated(self) -> str | None:
-        """The field for which its training needs the synthetic data itself; None where nothing does."""
+        """The field that makes training read the synthetic data; None if training does not read it."""
         if self.data != "private":
             return "data"
         return "algorithm" if self.asks_for & {*UNLABELLED_RESOURCES} else None
 
     @property
     def needs_generator(self) -> str | None:
-        """The field without which it would not need the generator; None where nothing needs it."""
+        """The field that makes the method need the generator; None if it does not need one."""
         if self.start == "pretrained":
             return "start"
         return "algorithm" if self.reference == GENERATOR_REFERENCE else self.reads_generated
 
     def problem(self) -> str | None:
-        """Say what cannot be combined: field and fix; None where there is nothing."""
-        alone = [part.name for part in self.algorithm if part.name in REFERENCE_NAMES]
-        if alone and len(self.algorithm) > 1:
-            return f"algorithm: {alone[0]} stands alone; it is not federated, so it combines with nothing"
+        """Return which fields do not fit together: field and fix. None if all do."""
+        references = [part.name for part in self.algorithm if part.name in REFERENCE_NAMES]
+        if references and len(self.algorithm) > 1:
+            return f"algorithm: {references[0]} is not federated, so it cannot be combined; name it alone"
         if self.reference == GENERATOR_REFERENCE and self.start != "random":
-            return "start: generator trains nothing, so there is nothing to start from; leave it out"
+            return "start: the reference generator does not train a model; leave it out"
         if self.reference == GENERATOR_REFERENCE and self.data != "private":
-            return "data: generator trains on nothing; leave it out"
+            return "data: the reference generator does not train a model; leave it out"
         if self.content and self.data == "private":
-            return "content: clients train on private data alone; set data to mixed, or leave it out"
+            return "content: clients train on private data only; set data to mixed, or leave it out"
         if self.content and (problem := self.content.problem()):
             return f"content.{problem}"
         return None

@@ -1,4 +1,4 @@
-"""Messages about mistakes in a config: one line for each, naming the field as its author wrote it."""
+"""Messages about mistakes in a config: one line per mistake, with the field as in the config file."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ UNIONS: dict[Any, OneOf] = {
     "client_models": MODEL,
     "generator": GENERATOR_UNION,
 }
-"""The fields that hold one of several sections."""
+"""The fields that accept one of several sections."""
 
 
 def explain(problem: Any) -> str:
-    """Return the line for one of the errors of a pydantic ValidationError."""
+    """Return the message for one error of a pydantic ValidationError."""
     location = _as_written(problem["loc"])
     field = ".".join(map(str, location))
     match problem["type"]:
         case "extra_forbidden":
             return f"{field}: unknown key; {suggest(str(location[-1]), _keys_at(problem['loc'][:-1]))}"
         case "missing":
-            return f"{field}: required, and not given"
+            return f"{field}: required, but missing; set it"
         case "union_tag_invalid":
             name, (tag, known) = problem["ctx"]["tag"], _union(location)
             return f"{field}.{tag}: there is no {name!r}; {suggest(name, list(known))}"
         case "union_tag_not_found":
-            return f"{field}.{_union(location)[0]}: required, and not given"
-        case "too_short" | "too_long" as kind:  # pydantic's own words differ between its versions
+            return f"{field}.{_union(location)[0]}: required, but missing; set it"
+        case "too_short" | "too_long" as kind:  # pydantic's messages differ between versions
             bound, limit = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
             count, length = problem["ctx"][limit], problem["ctx"]["actual_length"]
             return f"{field}: value should have at {bound} {count} item{'s' * (count != 1)}, not {length}"
@@ -52,10 +52,10 @@ def _union(location: Sequence[Any]) -> tuple[str, Collection[str]]:
 
 
 def _as_written(parts: Sequence[Any]) -> list[Any]:
-    """Return a place in the config as its author knows it.
+    """Return the path of a field as written in the config file.
 
-    pydantic names the member of a union, and what was given alone is read as a list of one:
-    ``algorithm.0.fedavg.beta`` is ``algorithm.beta`` to users.
+    pydantic's path contains the member of a union, and a position even for a single value. For example,
+    ``algorithm.0.fedavg.beta`` becomes ``algorithm.beta``.
     """
     location: list[Any] = []
     for part in parts:
@@ -72,29 +72,29 @@ def _as_written(parts: Sequence[Any]) -> list[Any]:
 
 
 def _keys_at(location: Sequence[Any]) -> list[str]:
-    """Return the keys that the schema knows at a place, as pydantic names it, in the config."""
+    """Return the keys that the schema accepts at a path of pydantic."""
     schema = Config.model_json_schema()
     known: set[str] = set()
     nodes = [schema]
     for part in location:
         if isinstance(part, int):
-            continue  # lists are seen through, below
-        found = []
+            continue  # _resolved steps into the items of lists
+        children = []
         for node in _resolved(nodes, schema):
             if part in node.get("properties", {}):
-                found.append(node["properties"][part])
+                children.append(node["properties"][part])
             elif isinstance(node.get("additionalProperties"), dict):
-                found.append(node["additionalProperties"])
+                children.append(node["additionalProperties"])
             elif part in (node.get("properties", {}).get(tag, {}).get("const") for tag in ("name", "kind")):
-                found.append(node)  # the member of a union
-        nodes = found
+                children.append(node)  # the member of a union
+        nodes = children
     for node in _resolved(nodes, schema):
         known |= set(node.get("properties", {}))
     return sorted(known)
 
 
 def _resolved(nodes: Sequence[Any], schema: Any) -> list[Any]:
-    """Follow references and alternatives of a JSON schema."""
+    """Return the nodes of a JSON schema with references, alternatives and list items resolved."""
     flat: list[Any] = []
     for node in nodes:
         if "$ref" in node:

@@ -1,4 +1,4 @@
-"""Names that a config can give. This module imports nothing of genfl."""
+"""Names that a config can contain. This module imports nothing of genfl."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 EngineName = Literal["auto", "parallel", "sequential", "vectorized"]
 
 OLD_ENGINES = {"vectorised": "vectorized"}
-"""Old spellings of engines, and the present ones."""
+"""Old spellings of engines, with the current ones."""
 
 GENERATOR_KINDS = ("image", "speech", "sound", "text", "files")
 """The kinds of generators that come with genfl."""
@@ -15,10 +15,10 @@ GENERATOR_KINDS = ("image", "speech", "sound", "text", "files")
 NO_GENERATOR = "none"
 
 ESPEAK = "espeak"
-"""The speech generator that is no model: espeak-ng."""
+"""The speech generator without a model: the program espeak-ng."""
 
 SPEECH_VOCODER = "microsoft/speecht5_hifigan"
-"""The vocoder of SpeechT5 unless a config names another."""
+"""The default vocoder of SpeechT5."""
 
 ASKED_STYLES = ("llm", "scenes")
 """The styles of prompts that a language model writes."""
@@ -35,4 +35,4 @@ UNLABELLED_RESOURCES = ("shared", "unlabelled")
 OLD_OPTIONS = {
     name: {"server_lr": "lr"} for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold")
 }
-"""Old names of algorithms' options, and the present ones, by algorithm."""
+"""Old names of options, with the current ones, by algorithm."""

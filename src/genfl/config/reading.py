@@ -1,4 +1,4 @@
-"""Reading and writing of configs: YAML, and overrides of fields."""
+"""Reading and writing configs: YAML, and overrides of fields."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from genfl.errors import InputError
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as the number it is, and refuses a key given twice, of which YAML would keep the second."""
+    """A YAML loader that reads 1e-3 as a number, and rejects a key that appears twice in a mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts quotes around a text that `_Loader` would read as a number."""
+    """A YAML dumper that quotes a text that `_Loader` would read as a number."""
 
 
 for _side in (_Loader, _Dumper):
@@ -50,22 +50,22 @@ for _side in (_Loader, _Dumper):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file.
+    """Return the config of a file.
 
     Args:
         path: A YAML file.
-        overrides: ``dotted.path=value`` settings that replace the file's, values in YAML.
+        overrides: Settings ``dotted.path=value`` that replace those of the file. Values are YAML.
 
     Raises:
-        InputError: One line for each mistake, naming the field.
+        InputError: The config has mistakes. The message has one line for each, with the field.
     """
     return validate(read(path, overrides))
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the content of a config file as plain values, unchecked; see `load`."""
+    """Return the content of a config file as plain values, without checks; see `load`."""
     if not path.is_file():
-        raise InputError(f"config: there is no file {path}")
+        raise InputError(f"config: there is no file {path}; check the path")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -74,7 +74,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def parse(text: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a config from YAML text; see `load`."""
+    """Return the config of a YAML text; see `load`."""
     return validate(_parse(text, overrides, "config"))
 
 
@@ -91,9 +91,9 @@ def _parse(text: str, overrides: Sequence[str], source: str) -> dict[str, Any]:
 
 
 def validate(content: dict[str, Any]) -> Config:
-    """Check a config given as plain values; see `load`."""
+    """Return the checked config of plain values; see `load`."""
     if "grid" in content:
-        raise InputError("grid: many runs in one config are for `genfl sweep`; leave it out for one run")
+        raise InputError("grid: only `genfl sweep` runs a grid; use it, or leave grid out for a single run")
     try:
         return Config.model_validate(content)
     except ValidationError as error:
@@ -101,13 +101,13 @@ def validate(content: dict[str, Any]) -> Config:
 
 
 def generator_section(content: dict[str, Any]) -> GeneratorSection:
-    """Return a generator's section, given as plain values, with its defaults.
+    """Return the section of a generator from plain values, with defaults.
 
     Args:
         content: The kind and the settings.
 
     Raises:
-        InputError: One line for each mistake, naming the field.
+        InputError: The settings have mistakes. The message has one line for each, with the field.
     """
     try:
         section = TypeAdapter(AnyGenerator).validate_python(content)
@@ -121,36 +121,36 @@ def generator_section(content: dict[str, Any]) -> GeneratorSection:
 
 
 def default_guidance(kind: str) -> list[float]:
-    """Return the guidance scales of a kind of generator unless a config sets others."""
+    """Return the default guidance scales of a kind of generator."""
     return NO_GUIDANCE if kind in UNGUIDED else Prompts().guidance_scale
 
 
 def plain(text: str) -> Any:
-    """Read YAML as plain values.
+    """Return the plain values of a YAML text.
 
     Raises:
-        yaml.YAMLError: It is none, or gives a key twice.
+        yaml.YAMLError: The text is not YAML, or a key appears twice.
     """
     return yaml.load(text, _Loader)
 
 
 def dump(config: Config) -> str:
-    """Return the resolved config as YAML."""
+    """Return a config as YAML, with all defaults."""
     content = config.model_dump(mode="json")
     return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Say where two configs, as plain values, differ: ``federate.rounds: 100 there, 20 here``."""
+    """Return where two configs of plain values differ, such as ``federate.rounds: was 100, is now 20``."""
     if not isinstance(old, dict) or not isinstance(new, dict):
-        return [] if old == new else [f"{path}: {old} there, {new} here"]
+        return [] if old == new else [f"{path}: was {old}, is now {new}"]
     lines = []
     for key in [*old, *(key for key in new if key not in old)]:
         where = f"{path}.{key}" if path else key
         if key in old and key in new:
             lines += differences(old[key], new[key], where)
         else:
-            lines.append(f"{where}: {'here' if key in new else 'there'} alone")
+            lines.append(f"{where}: {'added' if key in new else 'removed'}")
     return lines
 
 
@@ -166,10 +166,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def put(content: dict[str, Any], path: str, value: Any) -> None:
-    """Set one field of a config given as plain values.
+    """Set one field of a config of plain values.
 
     Args:
-        content: The config; it is changed.
+        content: The config. It is changed.
         path: The field, as in ``federate.rounds`` or ``methods.gptfl.algorithm.0.mu``.
         value: Its value.
 
@@ -180,7 +180,7 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
     node: Any = content
     for above, parent in itertools.pairwise(("", *parents)):
         if above == "algorithm" and parent == "0" and isinstance(node, dict):
-            continue  # what was given alone is read as a list of one
+            continue  # a single value is read as a list of one
         if isinstance(node, dict) and parent in ("algorithm", "data", "model"):
             node[parent] = named(node.get(parent, {}))  # algorithm: fedavgm, then algorithm.beta=0.5
         if isinstance(node, list) and parent.isdigit() and int(parent) < len(node):
@@ -188,7 +188,8 @@ def put(content: dict[str, Any], path: str, value: Any) -> None:
             continue
         node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict | list):
-            raise InputError(f"{path}: {parent!r} holds no keys")
+            raise InputError(f"{path}: {parent!r} has no keys; set the field itself")
     if not isinstance(node, dict):
-        raise InputError(f"{path}: it is a list; name the place in it, as in {'.'.join(parents)}.0.{last}")
-    node[last] = copy.deepcopy(value)  # the next field may be put into it, and the caller's stays as it is
+        list_name = ".".join(parents)
+        raise InputError(f"{path}: {list_name} is a list; add a position, as in {list_name}.0.{last}")
+    node[last] = copy.deepcopy(value)  # later fields may change it, but not the caller's value

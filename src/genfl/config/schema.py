@@ -29,25 +29,31 @@ from genfl.registry import added
 
 
 class Report(Section):
-    """What is reported."""
+    """The report."""
 
-    target_accuracy: float = Field(0.9, gt=0, lt=1, description="Rounds and bytes to it are reported.")
+    target_accuracy: float = Field(
+        0.9, gt=0, lt=1, description="The report says how many rounds and bytes reach this accuracy."
+    )
     real_examples: bool | None = Field(
         None,
-        description="Whether the page shows clients' examples; if not set, of public data sets only.",
+        description="Whether the page shows examples of clients. If not set, only of public data sets.",
     )
 
 
 class Config(Section):
     """A run: the private data, the generator, the methods to compare, and the seeds to average over."""
 
-    name: FolderName
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
-    data: Annotated[Data, BeforeValidator(named)]
-    labels: Labels = Labels()
-    prompts: Prompts = Prompts()
+    name: FolderName = Field(description="The name of the run. Its folder is runs/NAME by default.")
+    seeds: list[int] = Field(
+        [0, 1, 2], min_length=1, description="The seeds. Every method is trained once per seed."
+    )
+    data: Annotated[Data, BeforeValidator(named)] = Field(
+        description="The private data, and its split over clients."
+    )
+    labels: Labels = Field(Labels(), description="Private label discovery.")
+    prompts: Prompts = Field(Prompts(), description="The prompts that the generator gets.")
     generator: AnyGenerator = Field(
-        ImageGenerator(), description="What makes the synthetic data; none trains without it."
+        ImageGenerator(), description="The generator of synthetic data. none: no synthetic data."
     )
     model: Model = Field(description="The downstream model: a name of `genfl list models`, and its options.")
     client_models: list[Model] = Field(
@@ -55,28 +61,32 @@ class Config(Section):
     )
     precision: Precision = Field(
         "fp32",
-        description="bf16 runs models in bfloat16 (torch.autocast), which processors with AVX512-BF16, AMX or"
-        " a GPU do several times faster; weights and sums stay in fp32.",
+        description="bf16 runs models in bfloat16 (torch.autocast). This is several times faster on GPUs, and"
+        " on processors with AVX512-BF16 or AMX. Weights and sums stay in fp32.",
     )
     device: Device = Field(
         "cpu",
-        description="Where clients and pre-training compute, and models are tested: cpu, cuda or cuda:1."
-        " Data, random numbers and the server's work stay on the CPU.",
+        description="The device of local training, pre-training and tests: cpu, cuda or cuda:1. Data, random"
+        " numbers and the server's work stay on the CPU.",
     )
-    pretrain: Pretraining = Pretraining()
-    federate: Federation = Federation()
-    content: Content = Content()
-    methods: dict[FolderName, Method] = Field(min_length=1)
-    report: Report = Report()
+    pretrain: Pretraining = Field(
+        Pretraining(), description="Training on synthetic data at the server (GPT-FL)."
+    )
+    federate: Federation = Field(Federation(), description="The federated rounds.")
+    content: Content = Field(Content(), description="Generated content in the clients (FedGC).")
+    methods: dict[FolderName, Method] = Field(
+        min_length=1, description="The methods to compare, by names of your choice."
+    )
+    report: Report = Field(Report(), description="The report.")
 
     @property
     def device_type(self) -> str:
-        """What kind of device computes, of which results' last bits depend: cpu or cuda."""
+        """The type of the device, cpu or cuda. The last bits of results depend on it."""
         return self.device.partition(":")[0]
 
     @property
     def model_code(self) -> list[str]:
-        """The digests of the code of users' own models that the config names: results depend on it."""
+        """The digests of the code of the users' own models that the config names. Results depend on it."""
         names = [model.name for model in (self.model, *self.client_models)]
         return [entry.code for name, entry in added("model").items() if name in names]
 
@@ -88,7 +98,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _unguided(cls, content: Any) -> Any:
-        """Have speech say labels alone, and no scale guide what none can, where nothing else is asked for."""
+        """Set defaults for unguided generators: no guidance scale, and for speech the style ``label``."""
         kind, prompts = kind_of(content.get("generator")), content.get("prompts") or {}
         if isinstance(kind, dict) and kind["kind"] in UNGUIDED and isinstance(prompts, dict):
             style = {"style": "label"} if kind["kind"] == "speech" else {}
@@ -97,7 +107,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _content_of_methods(self) -> Self:
-        """Give methods whose clients hold generated content what the section says and they do not."""
+        """Complete the content of methods with the fields of the section content that they do not set."""
         shared = dict(self.content)
         filled = {
             name: method.model_copy(
@@ -116,7 +126,7 @@ class Config(Section):
         return self
 
     def _problems(self) -> Iterator[str]:
-        """Say what is wrong with sections alone, and together: field and fix."""
+        """Yield what is wrong with sections, alone and together: field and fix."""
         clients, cohort = self.data.partition.known, self.federate.clients_per_round
         if clients is not None and cohort > clients:
             yield (
@@ -128,11 +138,11 @@ class Config(Section):
         if problem := self.data.problem():
             yield f"data.{problem}"
         if self.generator.kind in UNGUIDED and self.prompts.guidance_scale != NO_GUIDANCE:
-            yield f"prompts.guidance_scale: {self.generator.kind} is not guided; leave it out"
+            yield f"prompts.guidance_scale: {self.generator.kind} has no guidance scale; leave it out"
         if self.generator.kind == "speech" and self.prompts.style in ("single", "multiple"):
             yield (
-                f"prompts.style: {self.prompts.style} describes a sample, and speech says all of it; leave it"
-                " out, for the label alone, or use fill"
+                f"prompts.style: {self.prompts.style} is a description, but speech reads a prompt aloud; use"
+                " label or fill"
             )
         if problem := self.prompts.problem():
             yield f"prompts.{problem}"
@@ -144,21 +154,19 @@ class Config(Section):
             yield f"content.{problem}"
         if self.content != Content() and not any(method.content for method in self.methods.values()):
             yield (
-                "content: no method's clients train on generated data; set data: mixed in one, or leave it"
-                " out"
+                "content: no method trains on generated data; set data to mixed in one of them, or leave"
+                " content out"
             )
 
     def _problems_of_methods(self) -> Iterator[str]:
-        """Say which methods cannot be as they are, or not in this run."""
+        """Yield what is wrong with methods, alone and in this run: field and fix."""
         if "synthetic_only" in self.methods:
-            yield "methods: synthetic_only names the pre-trained model itself; choose another name"
+            yield "methods: synthetic_only is reserved for the pre-trained model; choose another name"
         if all(method.reference for method in self.methods.values()):
-            yield (
-                "methods: all of them are references; name a federated algorithm for them to be compared with"
-            )
+            yield "methods: all of them are references; add a federated algorithm to compare them with"
         for name, method in self.methods.items():
             problem = method.problem()
-            if problem and problem != f"content.{self.content.problem()}":  # said once, of the section
+            if problem and problem != f"content.{self.content.problem()}":  # reported for the section
                 yield f"methods.{name}.{problem}"
             choice = method.content.filter if method.content else None
             if choice and choice.from_round > self.federate.rounds:
@@ -168,16 +176,16 @@ class Config(Section):
                 )
             if ORDERS.get(method.data) and self.federate.local.steps == 1:
                 yield (
-                    f"methods.{name}.data: {method.data} is for two steps a round at least; raise"
+                    f"methods.{name}.data: {method.data} needs at least two steps a round; raise"
                     " federate.local.steps"
                 )
             if method.start == "init" and self.pretrain.init is None:
                 yield (
-                    f"methods.{name}.start: init, but pretrain.init names no model; give a file or imagenet"
+                    f"methods.{name}.start: init, but pretrain.init is not set; set it to a file or imagenet"
                 )
 
     def _problems_without_generator(self) -> Iterator[str]:
-        """Say what asks for generated data where there is none."""
+        """Yield what needs generated data, if there is no generator: field and fix."""
         if self.generates:
             return
         for name, method in self.methods.items():

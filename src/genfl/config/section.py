@@ -1,4 +1,4 @@
-"""The parts that sections of a config are made of."""
+"""The building blocks of config sections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema, core_schema
 
 def _folder_name(value: str) -> str:
     if not value or value[0] == "." or any(c in "/\\" or ord(c) < 32 for c in value):
-        raise ValueError("becomes the name of a folder: no slash, no dot in front, and not empty")
+        raise ValueError("must be a folder name: not empty, no slash, no leading dot")
     return value
 
 
@@ -30,7 +30,7 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
 class Section(BaseModel):
-    """A part of the config. Unknown keys are rejected, and values cannot be changed."""
+    """A section of the config. It rejects unknown keys, and its values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
@@ -38,7 +38,7 @@ class Section(BaseModel):
 class Choice(Section):
     """An entry of a registry, and its options."""
 
-    name: str
+    name: str = Field(description="The name of the entry.")
 
     def options(self) -> dict[str, Any]:
         """Return the options by name."""
@@ -49,25 +49,25 @@ Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:(0|[1-9]\d?))?)$")]
 
 
 def as_list(value: Any) -> Any:
-    """Return a list as it is, and another value as a list of it."""
+    """Return a list unchanged, and any other value as a list of one."""
     return value if isinstance(value, list) else [value]
 
 
 def named(value: Any) -> Any:
-    """Return ``{name: fedavg}`` for ``fedavg``, and other values as they are."""
+    """Return ``{name: fedavg}`` for ``fedavg``, and other values unchanged."""
     return {"name": value} if isinstance(value, str) else value
 
 
 class OneOf:
-    """An annotation: a section that names an entry of a registry, and sets its options.
+    """An annotation for a section that names an entry of a registry, and sets its options.
 
-    The registry is read whenever a value is validated, so that entries may be added at any time. An entry's
-    section is made once.
+    The registry is read whenever a value is validated, so entries may be added at any time. The section of an
+    entry is created once.
 
     Args:
-        what: The kind of entry, of which the sections' names in the JSON schema are made.
+        what: The kind of entry. The names of the sections in the JSON schema begin with it.
         tag: The key that names the entry: ``name`` or ``kind``.
-        sections: Returns the section of each entry, by name. The same entry has the same section.
+        sections: Returns the section of each entry, by name. It returns the same section for the same entry.
     """
 
     def __init__(self, what: str, tag: str, sections: Callable[[], Mapping[str, type[BaseModel]]]) -> None:
@@ -75,7 +75,7 @@ class OneOf:
         self._last: tuple[tuple[type[BaseModel], ...], TypeAdapter[Any]] | None = None
 
     def adapter(self) -> TypeAdapter[Any]:
-        """Return what validates one of the sections that there are now."""
+        """Return the type adapter that validates the current sections."""
         members = tuple(self.sections().values())
         if self._last is None or self._last[0] != members:
             union: Any = Union[members]  # noqa: UP007
@@ -83,12 +83,12 @@ class OneOf:
         return self._last[1]
 
     def names(self) -> list[str]:
-        """Return the names that there are now."""
+        """Return the current names of entries."""
         return list(self.sections())
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return a schema that validates by the sections of that moment."""
-        # pydantic adds the errors of the inner validation to its own, at the place of this field
+        """Return a schema that validates with the sections at the time of validation."""
+        # pydantic adds the errors of the inner validation to its own, with this field's path
         return core_schema.no_info_plain_validator_function(
             lambda value: self.adapter().validate_python(value)
         )
@@ -101,11 +101,11 @@ class OneOf:
 
 
 class OptionSections:
-    """The sections of a registry whose entries' options are read from their builders.
+    """The sections of a registry. The options of an entry are read from its builder.
 
     Args:
-        what: The kind of entry, of which the sections' names in the JSON schema are made.
-        options: Returns each option's type and default, of an entry.
+        what: The kind of entry. The names of the sections in the JSON schema begin with it.
+        options: Returns the type and default of each option of an entry.
         base: The base class of the sections.
         tag: The key that names the entry.
     """
@@ -118,17 +118,18 @@ class OptionSections:
         tag: str = "name",
     ) -> None:
         self.what, self.options, self.base, self.tag = what, options, base, tag
-        self._made: dict[str, tuple[Any, type[BaseModel]]] = {}
+        self._sections: dict[str, tuple[Any, type[BaseModel]]] = {}
 
     def __call__(self, entries: Mapping[str, Any]) -> dict[str, type[BaseModel]]:
-        """Return the section of each entry; one that is made already is returned again."""
+        """Return the section of each entry. An existing section is returned again."""
         return {name: self._section(name, entry) for name, entry in entries.items()}
 
     def _section(self, name: str, entry: Any) -> type[BaseModel]:
-        if name not in self._made or self._made[name][0] is not entry:
-            fields: dict[str, Any] = {self.tag: (Literal[name], ...), **self.options(entry)}
+        if name not in self._sections or self._sections[name][0] is not entry:
+            tag = (Literal[name], Field(description=f"The {self.tag} of the {self.what.lower()}."))
+            fields: dict[str, Any] = {self.tag: tag, **self.options(entry)}
             section = create_model(
                 f"{self.what}_{name}", __base__=self.base, __doc__=f"Options of {name}.", **fields
             )
-            self._made[name] = entry, section
-        return self._made[name][1]
+            self._sections[name] = entry, section
+        return self._sections[name][1]

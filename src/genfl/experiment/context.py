@@ -1,4 +1,4 @@
-"""What the stages of a run read besides their inputs: data sets, splits, tasks. Each is made once."""
+"""The run context: data sets, splits and tasks that stages read besides their inputs. Each is made once."""
 
 from __future__ import annotations
 
@@ -29,39 +29,44 @@ from genfl.storage import digest, sha256
 log = logging.getLogger(__name__)
 
 MOST_DATA_SETS = 2
-"""Data sets that a context holds at a time: texts are read before and after a run has a vocabulary."""
+"""The largest number of data sets in a context. Texts are read before and after a run has a vocabulary."""
 
-MOST_MADE = 64
-"""Other things that a context holds at a time, such as splits: a sweep may have many of them."""
+MOST_VALUES = 64
+"""The largest number of other values in a context, such as splits. A sweep may have many of them."""
 
 _T = TypeVar("_T")
 
 
 class RunContext:
-    """Data sets, splits, tasks and checksums of a run, or of a sweep's runs, each made once.
+    """Data sets, splits, tasks and checksums of a run, or of a sweep's runs. Each is made once.
 
-    Nothing outlives the context: the next run reads everything again, so it sees what changed.
+    Nothing outlives the context. The next run reads everything again, so it sees changes.
     """
 
     def __init__(self) -> None:
         self._data_sets: OrderedDict[str, DataSet] = OrderedDict()
-        self._made: OrderedDict[Hashable, Any] = OrderedDict()
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
 
     def once(self, name: Hashable, make: Callable[[], _T]) -> _T:
-        """Return what `make` gives. It is called again only after many other names were asked for."""
-        if name not in self._made:
-            self._made[name] = make()
-            if len(self._made) > MOST_MADE:
-                self._made.popitem(last=False)
-        self._made.move_to_end(name)
-        value: _T = self._made[name]
+        """Return the cached value of a name.
+
+        Args:
+            name: The name.
+            make: Returns the value. It is called on first use, and again if many other names were used since.
+        """
+        if name not in self._values:
+            self._values[name] = make()
+            if len(self._values) > MOST_VALUES:
+                self._values.popitem(last=False)
+        self._values.move_to_end(name)
+        value: _T = self._values[name]
         return value
 
     def data_set(self, data: Data) -> DataSet:
         """Return a data set.
 
         Args:
-            data: The section of the config that names it; its split does not matter.
+            data: The section of the config that names it. Its split is ignored.
         """
         name = _name_of(data)
         if name not in self._data_sets:
@@ -72,7 +77,7 @@ class RunContext:
         return self._data_sets[name]
 
     def content_digest(self, data: Data) -> str:
-        """Return the digest of a data set's content, wherever it lies."""
+        """Return the digest of a data set's content. It does not depend on the path."""
         return self.once(("content", _name_of(data)), lambda: self.data_set(data).digest)
 
     def file_digest(self, path: Path) -> str:
@@ -80,11 +85,11 @@ class RunContext:
         return self.once(("file", str(path)), lambda: sha256(path))
 
     def client_rows(self, data: Data, seed: int) -> Sequence[np.ndarray]:
-        """Return the rows of the training set that are each client's own.
+        """Return each client's rows of the training set.
 
         Args:
             data: The data and its split.
-            seed: Decides the split.
+            seed: The seed of the split.
         """
         name = ("rows", _name_of(data), data.partition.model_dump_json(), seed)
         return self.once(name, lambda: self._client_rows(data, seed))
@@ -102,10 +107,10 @@ class RunContext:
         return [rows[part] for part in parts]
 
     def train_test_rows(self, data: Data, seed: int) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
-        """Return the rows that each client trains on, and those that it holds back for testing.
+        """Return each client's rows for training, and its held-back rows for testing.
 
         Raises:
-            InputError: A client would have nothing left to train on, or no client holds anything back.
+            InputError: A client would have no row left to train on, or no client holds a row back.
         """
         name = ("train and test", _name_of(data), data.partition.model_dump_json(), seed)
         share, key = data.partition.test, Key(seed).fold("client test")
@@ -114,12 +119,12 @@ class RunContext:
     def private_data(
         self, data: Data, labels: Sequence[str], seed: int, augment: Augment | None = None
     ) -> ClientData:
-        """Return what clients train on for a seed, with classes numbered as discovered.
+        """Return the clients' private training data. Class indices are positions in the discovered labels.
 
         Args:
             data: The data and its split.
             labels: The discovered label names.
-            seed: Decides the split.
+            seed: The seed of the split.
             augment: Random changes of the inputs, in batches.
         """
         examples = self.data_set(data)
@@ -130,14 +135,14 @@ class RunContext:
     def held_back_data(
         self, data: Data, labels: Sequence[str], seed: int
     ) -> tuple[list[int], ClientData] | None:
-        """Return the clients that hold samples back, and these samples; None where nobody does.
+        """Return the clients that hold samples back, and these samples. None if no client does.
 
-        The data of the n-th of these clients has the number n.
+        In the returned data, the n-th of these clients has the number n.
         """
         if not data.partition.test:
             return None
         _, rows = self.train_test_rows(data, seed)
-        testing = [client for client, own in enumerate(rows) if len(own)]
+        testing = [client for client, held_back in enumerate(rows) if len(held_back)]
         examples = self.data_set(data)
         y = class_indices(examples.train, labels)
         return testing, ClientData(
@@ -145,10 +150,10 @@ class RunContext:
         )
 
     def label_counts(self, data: Data, labels: Sequence[str], seed: int) -> np.ndarray:
-        """Return how many samples of each class each client trains on, [clients, classes]."""
+        """Return each client's number of training samples of each class, [clients, classes]."""
         y = class_indices(self.data_set(data).train, labels).numpy()
         rows, _ = self.train_test_rows(data, seed)
-        return np.stack([np.bincount(y[own], minlength=len(labels)) for own in rows])
+        return np.stack([np.bincount(y[client_rows], minlength=len(labels)) for client_rows in rows])
 
     def classify(self, data: Data, model: Model, classes: int, precision: Precision) -> Task:
         """Return the task of classifying a data set with a model.
@@ -158,22 +163,22 @@ class RunContext:
         """
         examples, options = self.data_set(data), model.options()
         if examples.vocabulary and "vocabulary" not in options:
-            raise ValueError("token ids are names, not numbers to compute with; use lstm")
+            raise ValueError("the inputs are token ids, which the model cannot embed; use lstm")
         if examples.vocabulary > options.get("vocabulary", 0) and data.tokenizer != GENERATED_TOKENIZER:
             raise ValueError(
-                f"its vocabulary has {options['vocabulary']} tokens, and the tokenizer"
+                f"its vocabulary has {options['vocabulary']} tokens, but the tokenizer has"
                 f" {examples.vocabulary}; leave vocabulary out"
             )
         build = partial(MODELS[model.name].build, examples.shape, classes, **options)
         return classification(build, examples.shape, precision)
 
     def resolve(self, config: Config) -> Config:
-        """Return a config that says how many clients and tokens there are, where it left that to the data.
+        """Return the config with the numbers of clients and tokens that it leaves to the data.
 
-        It warns of samples that the split gives to nobody.
+        A warning says how many samples the split leaves out.
 
         Raises:
-            InputError: There is no such split, or too few clients for a cohort.
+            InputError: There is no such split, or there are too few clients for a cohort.
         """
         models = [self._sized(config.data, model) for model in (config.model, *config.client_models)]
         config = config.model_copy(update={"model": models[0], "client_models": models[1:]})
@@ -184,15 +189,15 @@ class RunContext:
         rows, parts = subset(train.labels, split.samples), self.client_rows(config.data, config.seeds[0])
         if len(parts) < 2:
             raise InputError(
-                f"data.partition.kind: {split.kind}, but the data has a single client of its own; use another"
-                " kind, or lower min_size"
+                f"data.partition.kind: {split.kind}, but the data names a single client; use another kind, or"
+                " lower min_size"
             )
         spare = len(rows) - sum(map(len, parts))
         if spare:
             owners = len({train.client_ids[row] for row in rows} if train.client_ids else ())
             log.warning(
                 "data.partition.min_size: %d of %d clients have fewer than %d samples and are left out, with"
-                " %d samples in all",
+                " %d samples in total",
                 owners - len(parts),
                 owners,
                 split.min_size,
@@ -200,15 +205,15 @@ class RunContext:
             )
         if len(parts) > MAX_CLIENTS:
             raise InputError(
-                f"data.partition.min_size: {len(parts)} clients have so many samples, and label discovery"
-                f" counts {MAX_CLIENTS} at most; raise it"
+                f"data.partition.min_size: {len(parts)} clients have enough samples, but label discovery"
+                f" supports at most {MAX_CLIENTS}; raise it"
             )
         content = config.model_dump(mode="json")
         content["data"]["partition"]["clients"] = len(parts)
         return validate(content)
 
     def _sized(self, data: Data, model: Model) -> Model:
-        """Return a model whose vocabulary is, unless it is set, that of the data's tokenizer."""
+        """Return the model. If its vocabulary is not set, it is that of the data's tokenizer."""
         if "vocabulary" not in model.options().keys() - model.model_fields_set:
             return model
         tokens = self.data_set(data).vocabulary
@@ -216,16 +221,16 @@ class RunContext:
 
 
 def _name_of(data: Data) -> str:
-    """Return a text that is the same for sections that name the same data set in the same form."""
+    """Return a text that is equal for sections with the same data set and input format."""
     return digest([data.name, {name: str(value) for name, value in data.options().items()}])
 
 
 def class_indices(examples: LabelledExamples, labels: Sequence[str]) -> torch.Tensor:
     """Return the class index of each example, int64."""
-    number = {name: index for index, name in enumerate(labels)}  # discovery brings names to NFC
+    number = {name: index for index, name in enumerate(labels)}  # discovered names are in NFC
     return torch.tensor([number[unicodedata.normalize("NFC", name)] for name in examples.labels])
 
 
 def initial_key(seed: int) -> Key:
-    """Return the random stream of a seed's randomly initialised model: the same for every method."""
+    """Return the random stream of a seed's initial weights. It is the same for every method."""
     return Key(seed).fold("model")

@@ -11,32 +11,32 @@ from genfl.errors import InputError
 from genfl.storage import read_json
 
 ANSWERS = "answers"
-"""The folder of language models' answers, so that nothing is asked twice."""
+"""The folder of language models' answers. No query is sent twice."""
 
 VOCABULARY = "vocabulary"
-"""The stage that builds the tokenizer `genfl.data.texts.GENERATED_TOKENIZER`, and its folder."""
+"""The stage that builds the tokenizer `genfl.data.texts.GENERATED_TOKENIZER`, and the name of its folder."""
 
 
 class Shard(NamedTuple):
-    """What one of several processes generates: blocks ``number``, ``number + of``, ``number + 2 of``, ..."""
+    """The share of one of several processes: blocks ``number``, ``number + of``, ``number + 2 of``, ..."""
 
     number: int
     of: int
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read ``0/4``.
+        """Return the shard of a text such as ``0/4``.
 
         Raises:
-            InputError: The text is something else.
+            InputError: The text is not of this form.
         """
         match text.split("/"):
             case [number, of] if number.isdecimal() and of.isdecimal() and int(number) < int(of):
                 return cls(int(number), int(of))
-        raise InputError(f"--shard: say which of how many, counted from 0, as in 0/4 to 3/4; not {text!r}")
+        raise InputError(f"--shard: {text!r} is not a shard; use I/N, as in 0/4 to 3/4 (I counts from 0)")
 
     def folder(self, run: Path) -> Path:
-        """Return the shard's folder: beside the folder of the run that it is for."""
+        """Return the shard's folder, which is beside the run's folder."""
         run = run.resolve()
         return run.with_name(f"{run.name}.shard-{self.number}-of-{self.of}")
 
@@ -57,7 +57,7 @@ class Run:
     Attributes:
         config: The resolved config.
         folder: Its folder.
-        shard: What it generates, if not everything.
+        shard: The shard that it generates; None for everything.
         shards: Folders of the runs that generated shards for it.
     """
 
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def labels(self) -> list[str]:
-        """The discovered label names; a class's index is its place in this list."""
+        """The discovered label names. A class index is a position in this list."""
         labels: list[str] = self.result("labels")["found"]
         return labels
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from genfl.config.names import ESPEAK
 from genfl.data.media import MEDIA, Modality
 from genfl.errors import InputError
 from genfl.registry import Registry
@@ -173,6 +172,12 @@ def _files_facts(options: GeneratorOptions) -> dict[str, Any]:
     }
 
 
+def _is_espeak(options: GeneratorOptions) -> bool:
+    from genfl.config.names import ESPEAK
+
+    return bool(options["model"] == ESPEAK)
+
+
 def _make_espeak(options: GeneratorOptions) -> Espeak:
     from genfl.generators.espeak import Espeak
 
@@ -180,7 +185,7 @@ def _make_espeak(options: GeneratorOptions) -> Espeak:
 
 
 def _make_speech(options: GeneratorOptions, purpose: Purpose) -> Generator:
-    if options["model"] == ESPEAK:
+    if _is_espeak(options):
         return _make_espeak(options)
     from genfl.generators.speech import Speech
 
@@ -196,7 +201,7 @@ def _check_speech(options: GeneratorOptions, purpose: Purpose) -> None:
                 f"generator.kind: speech cannot make the class {name!r}, which is not a word; use files, or a"
                 " data.path without this class"
             )
-    if options["model"] == ESPEAK:
+    if _is_espeak(options):
         _make_espeak(options).check_labels(purpose.labels)
         return
     from genfl import hub
@@ -208,7 +213,7 @@ def _check_speech(options: GeneratorOptions, purpose: Purpose) -> None:
 
 
 def _speech_fingerprint(options: GeneratorOptions, modality: Modality) -> Any:
-    if options["model"] == ESPEAK:
+    if _is_espeak(options):
         from genfl.generators.espeak import espeak_fingerprint
 
         return espeak_fingerprint()
@@ -218,7 +223,7 @@ def _speech_fingerprint(options: GeneratorOptions, modality: Modality) -> Any:
 
 
 def _speech_facts(options: GeneratorOptions) -> dict[str, Any]:
-    if options["model"] == ESPEAK:
+    if _is_espeak(options):
         from genfl.generators.espeak import Espeak
 
         return {"generator": Espeak.id, "language": options["language"], **NOTHING_RECORDED}

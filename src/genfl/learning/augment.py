@@ -1,4 +1,4 @@
-"""Random changes of inputs during training, batched on tensors."""
+"""Data augmentation: random changes of inputs during training, batched on tensors."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ OPTIONS: dict[Modality, tuple[str, ...]] = {
     "audio": ("time_shift", "time_mask", "frequency_mask", "masks", "noise"),
     "text": (),
 }
-"""Which changes there are for what kind of examples."""
+"""The changes that each modality supports."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of inputs, drawn for each sample of a batch alone. All are off by default.
+    """Random changes of inputs, drawn independently for each sample of a batch. All are off by default.
 
-    Inputs are changed as models are given them, after normalisation: the zeros that move in or mask are the
-    data set's mean colour, and of a standardised spectrogram the clip's own mean. What a sample becomes
-    depends on the random stream and on its place in the batch.
+    Inputs are changed after normalisation. A zero is therefore the data set's mean colour, or the mean of a
+    standardised spectrogram. The result for a sample depends on the random stream and on its position in the
+    batch.
 
     Source: masks in time and frequency: SpecAugment (Park et al. 2019, arXiv 1904.08779), without its time
     warping; cutout: DeVries and Taylor 2017 (arXiv 1708.04552).
 
     Attributes:
-        crop: Images are padded by so many pixels on each side and cropped to their size, at a random place:
-            they move by up to so many pixels each way. Less than height and width.
-        padding: What moves in: ``zeros``, or the mirror image (``reflect``).
+        crop: Images are padded by this many pixels on each side, then cropped to their size at a random
+            position. So they move by up to this many pixels each way. Less than height and width.
+        padding: The pixels that a crop adds: ``zeros``, or the mirror image (``reflect``).
         flip: Images are mirrored left to right, each with probability ½.
-        cutout: The side of a square of zeros, its centre anywhere in the image. Less than height and width.
-        time_shift: Spectrograms move by up to so many frames each way, zeros moving in.
-        time_mask: The most frames a mask hides, with zeros; how many is uniform from 0, and so is where.
-        frequency_mask: The most mel bands a mask hides.
-        masks: How many masks of each of the two kinds.
+        cutout: The side of a square of zeros, centred anywhere in the image. Less than height and width.
+        time_shift: Spectrograms move by up to this many frames each way. Zeros fill the gap.
+        time_mask: The largest number of frames that a mask sets to zero. Its length is uniform from 0, and
+            its position is uniform.
+        frequency_mask: The largest number of mel bands that a mask sets to zero.
+        masks: The number of masks of each of the two kinds.
         noise: Standard deviation of Gaussian noise added to each number.
     """
 
@@ -80,31 +81,31 @@ class Augment:
         return x
 
     def problem(self, modality: Modality, shape: tuple[int, ...]) -> str | None:
-        """Say which option cannot be, and why; None where all can.
+        """Return what is wrong with an option: field and fix. None if all options fit.
 
         Args:
-            modality: What the examples are.
+            modality: The kind of the examples.
             shape: The shape of one input.
         """
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        active = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         known = OPTIONS[modality]
-        for name in given:
+        for name in active:
             if name not in known:
-                there = f"known there: {', '.join(known)}" if known else "there is none; leave augment out"
-                return f"{name}: not for {modality}; {there}"
-        if not given:
+                fix = f"use one of: {', '.join(known)}" if known else "leave augment out"
+                return f"{name}: not available for {modality}; {fix}"
+        if not active:
             return None
         height, width = shape[-2:]
         sides = {"crop": min(height, width), "cutout": min(height, width), "frequency_mask": width}
         sides |= {"time_shift": height, "time_mask": height}
         for name, side in sides.items():
-            if given.get(name, 0) >= side:
-                return f"{name}: {given[name]} of {side} leaves nothing to learn from; lower it"
+            if active.get(name, 0) >= side:
+                return f"{name}: {active[name]} of {side} leaves nothing to learn from; lower it"
         return None
 
 
 def _moved(x: Tensor, down: int, right: int, padding: Padding, generator: torch.Generator) -> Tensor:
-    """Return images, each moved by up to so many pixels each way."""
+    """Return images, each moved at random by up to `down` and `right` pixels each way."""
     mode = "constant" if padding == "zeros" else padding
     padded = F.pad(x, (right, right, down, down), mode)
     windows = padded.unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
@@ -113,7 +114,7 @@ def _moved(x: Tensor, down: int, right: int, padding: Padding, generator: torch.
 
 
 def _masked(n: int, size: int, widest: int, masks: int, generator: torch.Generator) -> Tensor:
-    """Draw masks for n samples, and returns which of 0 ... size − 1 they hide, [n, size]."""
+    """Draw masks for n samples, and return which of 0 ... size − 1 they hide, [n, size]."""
     hidden = torch.zeros(n, size, dtype=torch.bool)
     for _ in range(masks if widest else 0):
         length = torch.randint(widest + 1, (n,), generator=generator)
@@ -124,5 +125,5 @@ def _masked(n: int, size: int, widest: int, masks: int, generator: torch.Generat
 
 def _span(first: Tensor, length: Tensor | int, size: int) -> Tensor:
     """Return which of 0 ... size − 1 lie in each sample's span, [n, size]."""
-    place = torch.arange(size)
-    return (first[:, None] <= place) & (place < (first + length)[:, None])
+    position = torch.arange(size)
+    return (first[:, None] <= position) & (position < (first + length)[:, None])

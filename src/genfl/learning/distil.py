@@ -1,4 +1,4 @@
-"""Training a model on the answers of others."""
+"""Distillation: training a model on the answers of other models."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def distil(
     batch_size: int,
     key: Key,
 ) -> Weights:
-    """Train a student to give the target probabilities, with Adam and a cosine schedule down to zero.
+    """Train a student to predict target probabilities, with Adam and a cosine schedule down to zero.
 
-    The loss is the cross-entropy with the targets, ``− Σ_c t_c log p_c``, whose gradient is that of the
-    Kullback-Leibler divergence from the targets to the student's softmax p.
+    The loss is the cross-entropy with the targets, ``− Σ_c t_c log p_c``, where p is the student's softmax.
+    Its gradient is that of the Kullback-Leibler divergence from the targets to p.
 
     Args:
-        task: What is learned.
-        student: The model to start from; it is left alone.
+        task: The learning task.
+        student: The model to start from. It is not changed.
         x: Inputs, [m, ...].
-        targets: Probabilities [m, classes], or class indices [m]. Rows of another sum than one are weights
-            times probabilities: they add up as losses do.
-        steps: How many; none give the student back.
+        targets: Probabilities [m, classes], or class indices [m]. A row whose sum is not one is a weight
+            times probabilities.
+        steps: The number of steps. With 0, the student is returned as it is.
         lr: Adam's learning rate at the start.
-        batch_size: Inputs in a step, drawn as a client's are; see `genfl.data.plans.plan`.
+        batch_size: Inputs in a step, drawn as for a client; see `genfl.data.plans.plan`.
         key: The random stream.
 
     Returns:

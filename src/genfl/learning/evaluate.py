@@ -1,4 +1,4 @@
-"""How good a model is on labelled data."""
+"""Scores of a classifier on labelled data."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import f1_score
 from torch import Tensor
 
 from genfl.learning.task import Task, Weights
 
 
 class Scores(TypedDict):
-    """How good a classifier is.
+    """The scores of a classifier.
 
     Attributes:
         accuracy: In [0, 1].
-        macro_f1: The mean of the classes' F1 scores, over the classes that occur in the labels or the
-            predictions, in [0, 1].
-        recall: See `recall`.
-        calibration_error: See `calibration_error`; None where a diverged model's confidence is no number.
-        loss: The mean cross-entropy in nats; None where a diverged model's overflows.
+        macro_f1: The mean F1 score over the classes that occur in the labels or the predictions, in [0, 1].
+        recall: The recall of each class; see `recall`.
+        calibration_error: See `calibration_error`. None if the model diverged and its confidence is NaN.
+        loss: The mean cross-entropy in nats. None if it is not finite.
     """
 
     accuracy: float
@@ -33,14 +31,16 @@ class Scores(TypedDict):
 
 
 def evaluate(task: Task, weights: Weights, x: Tensor, y: Tensor) -> Scores:
-    """Score a classifier.
+    """Return the scores of a classifier.
 
     Args:
         task: The classification task.
-        weights: The model, which computes where it is.
+        weights: The model. Predictions are computed on its device.
         x: Inputs [n, ...].
         y: True class indices [n], on the CPU.
     """
+    from sklearn.metrics import f1_score  # slow to import, and not every command evaluates
+
     scores = task.predict(weights, x).cpu()
     predicted = scores.argmax(1)
     return {
@@ -53,32 +53,32 @@ def evaluate(task: Task, weights: Weights, x: Tensor, y: Tensor) -> Scores:
 
 
 def recall(predicted: Tensor, y: Tensor, classes: int) -> list[float | None]:
-    """Return for each class the share of its examples that is recognised, in [0, 1]; None where it has none.
+    """Return the recall of each class, in [0, 1]; None for a class without examples.
 
     Args:
         predicted: Class indices [n].
         y: True class indices [n].
         classes: The number of classes.
     """
-    found, there = (rows.bincount(minlength=classes).tolist() for rows in (y[predicted == y], y))
-    return [hits / total if total else None for hits, total in zip(found, there, strict=True)]
+    hits, totals = (rows.bincount(minlength=classes).tolist() for rows in (y[predicted == y], y))
+    return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
 
 
 def calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
     """Return the expected calibration error, ``Σ_b n_b/n |acc_b − conf_b|``.
 
-    It says how far confidence, the probability of the predicted class, is from accuracy, in bins of
-    confidence ``((b − 1)/B, b/B]``.
+    Confidence is the probability of the predicted class. The error is the mean distance of confidence from
+    accuracy, over bins of confidence ``((b − 1)/B, b/B]``.
 
     Source: Guo et al., ICML 2017 (arXiv 1706.04599), Equation 3, with its 15 bins.
 
     Args:
-        probabilities: Of the classes, [n, classes], in [0, 1].
+        probabilities: The probability of each class, [n, classes], in [0, 1].
         y: True class indices [n].
         bins: The number of bins B.
 
     Returns:
-        In [0, 1]; NaN if a probability is.
+        The error, in [0, 1]; NaN if a probability is NaN.
     """
     confidence, predicted = probabilities.double().max(1)
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]

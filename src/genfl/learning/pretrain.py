@@ -24,16 +24,16 @@ LrSchedule = Literal["constant", "cosine"]
 
 
 class Recipe(NamedTuple):
-    """How to train on synthetic data, which is easily overfitted: decay the weights, and stop early.
+    """The settings of training on synthetic data. Weight decay and early stopping limit overfitting.
 
     Attributes:
-        epochs: Passes over the data at most.
+        epochs: The largest number of passes over the data.
         batch_size: Samples in a step.
         lr: AdamW's learning rate at the start.
         schedule: ``cosine`` lowers the learning rate to zero over all epochs; ``constant`` keeps it.
         weight_decay: AdamW's decoupled weight decay.
         holdout: Share of the synthetic data held back to decide when to stop, in (0, 1).
-        patience: Stop after so many epochs without a better held-back loss.
+        patience: Training stops after this many epochs without a better held-back loss.
         augment: Random changes of the inputs.
     """
 
@@ -48,7 +48,7 @@ class Recipe(NamedTuple):
 
 
 class Pretrained(NamedTuple):
-    """The best model by held-back loss, its epoch, and each epoch's figures."""
+    """The model with the best held-back loss, its epoch, and the figures of each epoch."""
 
     weights: Weights
     epoch: int
@@ -71,22 +71,23 @@ def train_with_holdout(
 ) -> Pretrained:
     """Train a model with AdamW, and return the one with the smallest loss on held-back synthetic data.
 
-    It never sees private data.
+    No private data is used.
 
     Source: GPT-FL (arXiv 2306.02210): small learning rate, large weight decay.
 
     Args:
-        task: What is learned.
-        weights: Where to start.
+        task: The learning task.
+        weights: The weights to start from.
         x: Synthetic inputs, [n, ...].
         y: Their class indices, [n].
-        recipe: How to train.
+        recipe: The settings of the training.
         key: The random stream.
-        checkpoint: The file to resume from and to keep the state in after each epoch.
-        checkpoint_digest: What the training depends on: a checkpoint with another key is not gone on with.
-        prepare: Turns some of `x` into what models are given; see `genfl.data.sources.DataSet`.
-        device: Where it computes; what it takes and gives is on the CPU.
-        on_epoch: Told how many epochs were just finished.
+        checkpoint: The file to resume from. It is rewritten after each epoch.
+        checkpoint_digest: A digest of everything that the training depends on. A checkpoint with another
+            digest is ignored.
+        prepare: Turns rows of `x` into model inputs; see `genfl.data.sources.DataSet`.
+        device: The device that computes. Arguments and results are on the CPU.
+        on_epoch: Called with the number of epochs just finished.
 
     Raises:
         InputError: The loss became NaN or infinite.
@@ -95,7 +96,7 @@ def train_with_holdout(
     held = order[: max(1, round(recipe.holdout * len(x)))]
     train = order[len(held) :]
     if len(train) == 0:
-        raise InputError("pretrain.holdout: nothing is left to train on; lower it or generate more samples")
+        raise InputError("pretrain.holdout: no sample is left to train on; lower it or generate more samples")
     scored = task.of_stored(prepare)
     best, best_epoch, history = weights, 0, []
     start: Tree = {"weights": weights, "optimizer": {}}
@@ -154,7 +155,7 @@ def train_with_holdout(
 
 
 def _lr(recipe: Recipe, epochs: float) -> float:
-    """Return the learning rate after so many epochs, a function of the place alone: nothing to resume."""
+    """Return the learning rate after `epochs`. It has no state, so a resume needs none."""
     if recipe.schedule == "constant":
         return recipe.lr
     return recipe.lr * (1 + math.cos(math.pi * epochs / recipe.epochs)) / 2

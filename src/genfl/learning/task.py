@@ -25,14 +25,14 @@ Weights = dict[str, dict[str, Tensor]]
 """A model's state: ``{"params": trained by gradients, "buffers": running statistics}``."""
 
 Batch = dict[str, Tensor]
-"""Examples of one step: ``x`` [n, ...] inputs, and ``y``, class indices [n] or probabilities [n, classes]."""
+"""The examples of one step: inputs ``x`` [n, ...], and ``y``, indices [n] or probabilities [n, classes]."""
 
 
 class Aux(NamedTuple):
     """The results of a forward pass besides its loss.
 
     Attributes:
-        buffers: The running statistics after it.
+        buffers: The running statistics after the pass.
         features: The inputs of the model's head, [n, d]; None for tasks without a model.
         logits: The head's output, [n, classes]; None for tasks without a model.
     """
@@ -45,7 +45,7 @@ class Aux(NamedTuple):
         """Return the features.
 
         Raises:
-            MissingPart: There are none.
+            MissingPart: The task has no features.
         """
         if self.features is None:
             raise MissingPart("features")
@@ -64,12 +64,12 @@ class Task(NamedTuple):
 
     Attributes:
         init: ``(key) -> weights``.
-        loss: ``(params, buffers, batch, key) -> (loss, aux)``: the mean loss over the batch, a scalar, as in
-            training (batch norm uses the batch, dropout draws from the key).
-        forward: ``(weights, x) -> (features [n, d], logits [n, classes])``, as in evaluation.
-        head: ``(params, z) -> logits`` [n, classes] of features z [n, d], for models whose head is linear.
+        loss: ``(params, buffers, batch, key) -> (loss, aux)``: the mean loss over the batch, a scalar, in
+            training mode. Batch norm uses the batch, and dropout draws from the key.
+        forward: ``(weights, x) -> (features [n, d], logits [n, classes])``, in evaluation mode.
+        head: ``(params, z) -> logits`` [n, classes] of features z [n, d]. Only for models with a linear head.
         form: The shapes of inputs, features and classes.
-        build: Makes a new model of the task, for users who want a module; None for tasks without one.
+        build: Returns a new model of the task as a module; None for tasks without one.
         label_names: The names of the classes in order, if known.
     """
 
@@ -82,27 +82,27 @@ class Task(NamedTuple):
     label_names: tuple[str, ...] | None = None
 
     def predict(self, weights: Weights, x: Tensor, batch_size: int = 512) -> Tensor:
-        """Return the logits of all inputs, [n, classes], without gradients, on the device of the weights."""
+        """Return the logits of all inputs, [n, classes], without gradients, on the weights' device."""
         device = next(iter(trees.leaves(weights)), x).device
         with torch.no_grad():
             return torch.cat([self.forward(weights, part.to(device))[1] for part in x.split(batch_size)])
 
     def of_stored(self, prepare: Callable[[Tensor], Tensor]) -> Task:
-        """Return the task that evaluates on stored inputs, which `prepare` turns into floats."""
+        """Return the task that evaluates stored inputs. `prepare` turns them into floats."""
         return self._replace(forward=lambda weights, x: self.forward(weights, prepare(x)))
 
     def shapes(self) -> TaskShapes:
         """Return the shapes of inputs, features and classes.
 
         Raises:
-            MissingPart: The task has none.
+            MissingPart: The task has no shapes.
         """
         if self.form is None:
             raise MissingPart("input and class shapes")
         return self.form
 
     def module(self, weights: Weights) -> Classifier:
-        """Return a model with these weights, in evaluation mode, as an ordinary module.
+        """Return a PyTorch module with these weights, in evaluation mode.
 
         Args:
             weights: Weights of this task. They are copied.
@@ -152,26 +152,28 @@ def classification(
 ) -> Task:
     """Return the task of classifying with cross-entropy.
 
-    Integer buffers (batch norm's count of batches) are no part of the weights: they cannot be averaged, and
-    nothing that genfl supports reads them.
+    Integer buffers, such as batch norm's count of batches, are not part of the weights. They cannot be
+    averaged, and no supported layer reads them.
 
     Args:
-        build: Makes a freshly initialised model, drawing from torch's global generator. A model that is no
-            `Classifier` is wrapped, for which its last layer must be linear.
+        build: Returns a freshly initialised model. It may draw from torch's global generator. A model that is
+            not a `Classifier` is wrapped; its last layer must then be linear.
         shape: The shape of one input.
-        precision: ``bf16`` computes in bfloat16 the operations that `torch.autocast` selects; weights, losses
-            and the model's outputs stay fp32.
+        precision: With ``bf16``, the operations that `torch.autocast` selects are computed in bfloat16.
+            Weights, losses and the model's outputs stay fp32.
 
     Raises:
-        ValueError: The model is no classifier whose last layer is linear, or its batch norm counts batches.
+        ValueError: The model is not a classifier with a linear last layer, or its batch norm counts batches.
     """
 
     def new_model() -> Classifier:
         return as_classifier(build())
 
-    with _global_generator(Key(0)):  # only the model's shapes matter here; leave the caller's stream alone
+    with _global_generator(Key(0)):  # only shapes matter here; the caller's generator must not change
         model = new_model()
-        scales = torch.linspace(0, 2, 5).view(-1, *(1 for _ in shape))  # tokens, too, have such numbers
+        scales = torch.linspace(0, 2, 5).view(
+            -1, *(1 for _ in shape)
+        )  # 0, 0.5, ..., 2: valid token ids as well
         model.eval().check(scales * torch.ones(shape))
         training = _Forward(model).train().requires_grad_(False)
     evaluation = copy.deepcopy(training).eval()
@@ -181,9 +183,7 @@ def classification(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.momentum is None:
                 raise ValueError("batch norm with momentum=None counts its batches; give it a momentum")
-            module.num_batches_tracked = (
-                None  # not counted, see below; nor may a batch of clients write to it
-            )
+            module.num_batches_tracked = None  # not part of the weights, and vmap may not write to it
     head_of = _Head(evaluation.model)
 
     def init(key: Key) -> Weights:
@@ -199,7 +199,7 @@ def classification(
         return tuple(output.float() for output in outputs)
 
     def loss(params: Tree, buffers: Tree, batch: Batch, key: Stream) -> tuple[Tensor, Aux]:
-        buffers = trees.map(torch.clone, buffers)  # batch norm writes into what it is given
+        buffers = trees.map(torch.clone, buffers)  # batch norm changes its buffers in place
         with noise.of(key), _global_generator(key) if draws else nullcontext():
             features, logits = forward(training, params, buffers, batch["x"])
         return F.cross_entropy(logits, batch["y"]), Aux(buffers, features, logits)
@@ -228,17 +228,17 @@ def weights_of(model: nn.Module) -> Weights:
 
 
 def state_dict(weights: Weights) -> dict[str, Tensor]:
-    """Return weights as PyTorch's ``load_state_dict`` takes them (with ``strict=False`` for batch norm)."""
+    """Return weights in the form of PyTorch's ``load_state_dict`` (with ``strict=False`` for batch norm)."""
     return weights["params"] | weights["buffers"]
 
 
 def from_state_dict(tensors: dict[str, Tensor], like: Weights) -> Weights:
-    """Return the weights that `state_dict` made `tensors` from, in the form of `like`."""
+    """Return the weights of a state dict, with the structure of `like`. Inverts `state_dict`."""
     return {part: {name: tensors[name] for name in names} for part, names in like.items()}
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:
-    """Copy weights into a model of the same builder."""
+    """Copy weights into a model that the same builder returned."""
     model.load_state_dict(state_dict(weights), strict=False)
 
 
@@ -251,7 +251,7 @@ class _Noise:
 
     @contextlib.contextmanager
     def of(self, stream: Stream) -> Iterator[None]:
-        """Make the layers draw from a stream, each call from another address of it."""
+        """Make the layers draw from a stream. Each call draws from its own address."""
         before = self.stream, self.drawn
         self.stream, self.drawn = stream, 0
         try:
@@ -260,11 +260,11 @@ class _Noise:
             self.stream, self.drawn = before
 
     def __deepcopy__(self, memo: Any) -> _Noise:
-        return self  # a copy of the model draws from the same step
+        return self  # a copy of the model shares the current step's stream
 
 
 class _Dropout(nn.Module):
-    """Dropout that draws from a step's stream, for each client apart where clients are batched."""
+    """Dropout that draws from a step's stream. Batched clients draw separately."""
 
     def __init__(self, p: float, noise: _Noise) -> None:
         super().__init__()
@@ -289,14 +289,16 @@ def _replace_dropout(module: nn.Module, noise: _Noise) -> None:
 
 
 class _global_generator:
-    """Seeds torch's global CPU generator from a key for the length of a block, then puts it back.
+    """Seed torch's global CPU generator from a key inside a block, then restore its state.
 
-    Module initialisation, and the dropout inside recurrent layers, know no other generator.
+    Module initialisation, and the dropout inside recurrent layers, use only that generator.
     """
 
     def __init__(self, key: Stream) -> None:
         if not isinstance(key, Key):
-            raise ValueError("the model draws from torch's global generator, which clients cannot share")
+            raise ValueError(
+                "the model draws from torch's global generator, which batched clients cannot share"
+            )
         self.key = key
 
     def __enter__(self) -> None:

@@ -1,4 +1,4 @@
-"""Trajectory matching: data on which training follows a path through weight space."""
+"""Trajectory matching: learn data on which training follows a path through weight space."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from genfl.trees import Tree
 
 
 def train(task: Task, start: Weights, data: Tree, *, steps: int, key: Key) -> Tree:
-    """Take steps of SGD on all of the data, ``w ← w − exp(λ) ∇loss(w; X, softmax(Y))``.
+    """Return the parameters after SGD on all of the data, ``w ← w − exp(λ) ∇loss(w; X, softmax(Y))``.
 
     Args:
-        task: What is learned.
-        start: The weights to start from; they are constants.
+        task: The learning task.
+        start: The weights to start from. They are constants.
         data: ``{"x": X [m, ...], "y": Y [m, classes] logits, "log_lr": λ}``.
-        steps: How many.
+        steps: The number of steps.
         key: The random stream.
 
     Returns:
-        The parameters after the last step, which can be differentiated with respect to `data`.
+        The parameters after the last step. They can be differentiated with respect to `data`.
     """
     batch = {"x": data["x"], "y": data["y"].softmax(1)}
     params = trees.map(lambda w: w.detach().requires_grad_(), start["params"])
@@ -31,47 +31,49 @@ def train(task: Task, start: Weights, data: Tree, *, steps: int, key: Key) -> Tr
     for step in range(steps):
         loss, aux = task.loss(params, buffers, batch, key.fold("step", step))
         flat = torch.autograd.grad(loss, trees.leaves(params), create_graph=True, materialize_grads=True)
-        slope = iter(flat)
-        params = trees.map(lambda w, g=slope: w - data["log_lr"].exp() * next(g), params)
+        gradients = iter(flat)
+        params = trees.map(lambda w, g=gradients: w - data["log_lr"].exp() * next(g), params)
         buffers = aux.buffers
     return params
 
 
 def matching_loss(task: Task, start: Weights, target: Weights, data: Tree, *, steps: int, key: Key) -> Tensor:
-    """Return ``‖A(w, D) − w′‖² / ‖w − w′‖²``, a scalar: 0 where training A on D leads from w to w′.
+    """Return ``‖A(w, D) − w′‖² / ‖w − w′‖²``, a scalar. It is 0 where training A on D leads from w to w′.
 
-    Parameters count, buffers do not. The arguments are those of `train`, and `target` is w′.
+    Only parameters count, not buffers. The arguments are those of `train`, and `target` is w′.
     """
     end = train(task, start, data, steps=steps, key=key)
     miss, way = (trees.sub(target["params"], params) for params in (end, start["params"]))
-    length = trees.square_norm(way)  # 0 where the path stood still, as when no upload counted
+    length = trees.square_norm(
+        way
+    )  # 0 if the model did not move, for example because every upload was rejected
     return trees.square_norm(miss) / length.clamp(min=1e-12)
 
 
 def synthesise(
     task: Task, path: Weights, data: Tree, *, span: int, steps: int, iterations: int, lr: float, key: Key
 ) -> tuple[Tree, Tensor]:
-    """Learn data on which a few steps of training do what `span` steps of a path did.
+    """Learn data on which a few steps of training imitate `span` steps of a path.
 
-    ``min_D E_t ‖A(w_t, D) − w_{t+s}‖² / ‖w_t − w_{t+s}‖²``, t being uniform over all points of the path that
-    have one s later, by Adam on gradients scaled to norm one (for X, Y and λ each) with a cosine
-    schedule down to zero. A step takes one t, and passes go over all.
+    The objective is ``min_D E_t ‖A(w_t, D) − w_{t+s}‖² / ‖w_t − w_{t+s}‖²``. The point t is uniform over all
+    points of the path that have another s steps later. The optimizer is Adam, with a cosine schedule down to
+    zero. The gradients of X, Y and λ are each scaled to norm one. A step takes one t, a pass every t.
 
     Source: Pi et al., CVPR 2023 (arXiv 2211.10878), Section 3; Cazenavette et al., CVPR 2022 (arXiv
     2203.11932).
 
     Args:
-        task: What is learned.
-        path: The points in order, stacked: every leaf has a first dimension of more than `span`.
+        task: The learning task.
+        path: The points in order, stacked. The first dimension of every leaf is larger than `span`.
         data: The data to start with; see `train`.
         span: The distance s.
-        steps: Steps of training in A.
-        iterations: Steps of Adam.
+        steps: The number of training steps in A.
+        iterations: The number of Adam steps.
         lr: Adam's learning rate at the start.
         key: The random stream.
 
     Returns:
-        The data, and the mean of the matching loss over all t before and after, [2].
+        The data, and the mean of the matching loss over all t, before and after, [2].
     """
     starts = len(trees.leaves(path)[0]) - span
     data = trees.map(lambda leaf: leaf.clone().requires_grad_(), data)
@@ -90,7 +92,7 @@ def synthesise(
         for i, t in enumerate(plan(starts, 1, iterations, 1, key.fold("starts").numpy())):
             adam.zero_grad()
             loss(int(t), key.fold("iteration", i)).backward()
-            for leaf in trees.leaves(data):  # one steep gradient would hold Adam back for a thousand steps
+            for leaf in trees.leaves(data):  # a single large gradient would slow Adam for a thousand steps
                 leaf.grad /= leaf.grad.norm() + 1e-12  # type: ignore[union-attr]
             adam.step()
             schedule.step()

@@ -19,13 +19,13 @@ class ModelEntry(NamedTuple):
     """A model that a config can name.
 
     Attributes:
-        build: ``(shape, classes, **options) -> model``; its parameters with defaults are the options of the
+        build: ``(shape, classes, **options) -> model``. Its parameters with defaults are the options of the
             config.
         modality: The kind of its inputs: image, audio or text.
-        shape: The shape of one input, for which its size is listed.
-        classes: The number of classes, for which its size is listed.
-        code: A digest of the code of a user's own builder, of which cached results depend; empty for
-            built-in ones.
+        shape: The shape of one input in `genfl list models`.
+        classes: The number of classes in `genfl list models`.
+        code: A digest of the code of a user's own builder. Cached results depend on it. Empty for built-in
+            models.
     """
 
     build: Callable[..., Classifier]

@@ -1,4 +1,4 @@
-"""What every downstream model offers."""
+"""The interface of downstream models."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 class Classifier(nn.Module):
     """A classifier in two halves: ``forward(x) = head(features(x))``.
 
-    The head is linear unless a model says otherwise; methods that work on features (MOON, FedDecorr, FedGen)
+    The head is linear unless a model says otherwise. Methods that work on features (MOON, FedDecorr, FedGen)
     rely on the split.
 
     Attributes:
-        classifier: The head's module, in models that do not define `head` themselves.
+        classifier: The module of the head, in models that do not override `head`.
     """
 
     classifier: nn.Module
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """Return what the head sees, [n, d]."""
+        """Return the inputs of the head, [n, d]."""
 
     def head(self, z: Tensor) -> Tensor:
         """Return the logits [n, classes] of features [n, d]."""
@@ -29,10 +29,10 @@ class Classifier(nn.Module):
         return logits
 
     def check(self, x: Tensor) -> None:
-        """Refuse what only shows on inputs [n, ...].
+        """Check the model on some inputs [n, ...]. By default, nothing is checked.
 
         Raises:
-            ValueError: The model is not what it seems.
+            ValueError: ``head(features(x))`` is not the model's output.
         """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
 
 
 class Stack(Classifier):
-    """A classifier made of two modules, one for each half.
+    """A classifier that consists of two modules, one for each half.
 
     Args:
         body: Maps inputs [n, ...] to features [n, d].

@@ -14,10 +14,10 @@ class CNN(Stack):
     """Two blocks of convolution, norm, 2×2 pooling and ReLU, then a linear head.
 
     Args:
-        shape: An input's (channels, height, width); height and width at least 4.
+        shape: The shape of an input, (channels, height, width). Height and width are at least 4.
         classes: Number of classes.
-        width: Channels after the first block, a multiple of 4; the second block has twice as many.
-        norm: Kind of normalisation; group norm has 4 groups.
+        width: Channels after the first block, a multiple of 4. The second block has twice as many.
+        norm: Kind of normalisation. Group norm has 4 groups.
     """
 
     def __init__(
@@ -29,10 +29,10 @@ class CNN(Stack):
 
 
 class MLP(Stack):
-    """One hidden layer.
+    """A perceptron with one hidden layer.
 
     Args:
-        shape: An input's shape.
+        shape: The shape of an input.
         classes: Number of classes.
         width: Hidden units.
     """
@@ -47,5 +47,5 @@ def _block(channels: int, width: int, norm: Norm) -> list[nn.Module]:
         nn.Conv2d(channels, width, 3, padding=1),
         norm_layer(norm, width),
         nn.MaxPool2d(2),
-        nn.ReLU(),  # of the greatest, or the greatest of it: the same, on a quarter of the numbers
+        nn.ReLU(),  # after max-pooling: same result as before it, on a quarter of the elements
     ]

@@ -18,13 +18,14 @@ class ConvNet(Stack):
     Source: Zhao et al., ICLR 2021 (arXiv 2006.05929); also the model of DynaFed (Pi et al.,
     CVPR 2023, arXiv 2211.10878) and one of GPT-FL (Zhang et al., 2023, arXiv 2306.02210).
 
+    Deviation: the original code pads images of 28×28 to 32×32. This model does not pad.
+
     Args:
-        shape: An input's (channels, height, width); height and width at least ``2 ** depth``. The original
-            code pads images of 28×28 to 32×32 first; here they are taken as they are.
+        shape: The shape of an input, (channels, height, width). Height and width are at least ``2 ** depth``.
         classes: Number of classes.
         width: Channels of every block, a multiple of 4.
         depth: Number of blocks.
-        norm: Kind of normalisation, the papers' is instance; group norm has 4 groups.
+        norm: Kind of normalisation. The papers use instance norm. Group norm has 4 groups.
     """
 
     def __init__(

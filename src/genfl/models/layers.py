@@ -1,4 +1,4 @@
-"""What several models share: the choice of norm layer, the check of an input's shape, initial weights."""
+"""Parts that several models share: norm layers, a check of input shapes, initial weights."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
 Norm = Literal["group", "batch", "none"]
-"""Kind of normalisation: group norm suits non-IID clients, whose batch statistics differ."""
+"""Kind of normalisation. Group norm suits non-IID clients, whose batch statistics differ."""
 
 Units = Annotated[int, Ge(1)]
 Channels = Annotated[int, Ge(4), MultipleOf(4)]
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of inputs [n, channels, ...] that trains on a single value of each channel, too.
+    """Batch norm of inputs [n, channels, ...] that also trains on a single value per channel.
 
-    Such a value (one sample, maps of 1×1) has no spread, for which PyTorch raises an error, in the midst of a
-    federation: here it is normalised by the running statistics, which stay as they are.
+    A single value (one sample, maps of 1×1) has no variance, and PyTorch raises an error for it. This layer
+    normalises it by the running statistics, and leaves them unchanged.
 
-    Nor does it count its batches. The count has a place in the state dict, as PyTorch's own, but stays zero:
-    it is no part of the weights, and writing to it would be a side effect, which `torch.func.grad` refuses.
+    It does not count its batches. The counter exists in the state dict, as in PyTorch, but stays zero. It is
+    not part of the weights, and `torch.func.grad` does not allow the side effect of writing to it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised input, [n, channels, ...]; updates the running statistics in training."""
+        """Return the normalised input, [n, channels, ...]. Training also updates the running statistics."""
         mean, var = self.running_mean, self.running_var
         momentum = self.momentum or 0.0
         spread = self.training and x.numel() > x.shape[1]
@@ -38,10 +38,9 @@ def norm_layer(norm: Norm | Literal["instance"], channels: int, groups: int = 4)
     """Return a norm layer for inputs [n, channels, ...].
 
     Args:
-        norm: Its kind; instance norm is group norm with a group for each channel, as dataset condensation
-            defines it.
+        norm: Its kind. Instance norm is group norm with one group per channel, as in dataset condensation.
         channels: Number of channels, a multiple of `groups`.
-        groups: Groups of group norm.
+        groups: Number of groups of group norm.
     """
     match norm:
         case "group":
@@ -55,14 +54,14 @@ def norm_layer(norm: Norm | Literal["instance"], channels: int, groups: int = 4)
 
 
 def at_least(shape: Sequence[int], **smallest: int) -> tuple[int, ...]:
-    """Return the shape of one input, checked.
+    """Return the shape of one input after a check of its sizes.
 
     Args:
         shape: The shape.
         smallest: The name of each dimension, and its smallest size.
 
     Raises:
-        ValueError: It has other dimensions, or one of them is too small.
+        ValueError: The number of dimensions differs, or one of them is too small.
     """
     least = tuple(smallest.values())
     if len(shape) != len(least) or any(n < m for n, m in zip(shape, least, strict=True)):
@@ -73,7 +72,7 @@ def at_least(shape: Sequence[int], **smallest: int) -> tuple[int, ...]:
 
 
 def he_normal(model: nn.Module) -> None:
-    """Draw every convolution's weights from N(0, 2 / fan-out) and zeroes its bias.
+    """Draw the weights of every convolution from N(0, 2 / fan-out), and set its bias to zero.
 
     Source: He et al., ICCV 2015 (arXiv 1502.01852), Equation 14.
     """

@@ -1,4 +1,4 @@
-"""Weights trained elsewhere."""
+"""Loading weights of existing models."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ IMAGENET = {
     "resnet18": ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"),
     "resnet50": ("resnet50-11ad3fa6.pth", "resnet50-0676ba61.pth", "resnet50-19c8e357.pth"),
 }
-"""The names of torchvision's files of weights trained on ImageNet, the newest first, by model."""
+"""The file names of torchvision's ImageNet weights by model, newest first."""
 
 
 def locate(init: str, model: str) -> Path:
-    """Return the file of an existing model. Nothing is downloaded.
+    """Return the file with the weights of an existing model. Nothing is downloaded.
 
     Args:
-        init: A path; or ``imagenet``, torchvision's file in the folder where `torch.hub` keeps it.
-        model: The model that is to be initialised, by its name in `MODELS`.
+        init: A path, or ``imagenet`` for torchvision's file in the folder of `torch.hub`.
+        model: The model to initialise, by its name in `MODELS`.
 
     Raises:
-        ValueError: There is none; it says which file to put where.
+        ValueError: There is no such file. The message says which file to put where.
     """
     if init != "imagenet":
         path = Path(init).expanduser()
@@ -36,71 +36,74 @@ def locate(init: str, model: str) -> Path:
         return path
     if model not in IMAGENET:
         known = " and ".join(IMAGENET)
-        raise ValueError(f"imagenet is there for {known}, not for {model}; give a file of weights")
+        raise ValueError(f"imagenet is available for {known}, not for {model}; give a file of weights")
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     for name in IMAGENET[model]:
         if (folder / name).is_file():
             return folder / name
     name = IMAGENET[model][0]
-    raise ValueError(f"imagenet needs https://download.pytorch.org/models/{name} in the folder {folder}")
+    raise ValueError(
+        f"the weights of imagenet are missing; put https://download.pytorch.org/models/{name} in the folder"
+        f" {folder}"
+    )
 
 
 def load_pretrained(model: Classifier, path: Path) -> list[str]:
-    """Copy a state dict into a model, but for a head of other classes.
+    """Copy a state dict into a model. A head for another number of classes is skipped.
 
-    Everything must fit, except that the last layer keeps its initial weights where the file has none for it
-    or the number of classes differs. Integers (batch norm's count of batches) are ignored. The model stays as
-    it was if this raises.
+    Everything else must fit. The last layer keeps its initial weights if the file has none for it, or if the
+    number of classes differs. Integers, such as batch norm's count of batches, are ignored. If this raises,
+    the model is unchanged.
 
     Args:
-        model: A model, on any device; its dtypes are kept.
+        model: A model, on any device. Its dtypes are kept.
         path: A ``.safetensors`` file, or a state dict that ``torch.save`` wrote, such as torchvision's
-            ``.pth``, as it is or in a checkpoint that calls it ``state_dict``, from a model in
-            `torch.nn.DataParallel` or not. No code in it is run.
+            ``.pth``. It may be inside a checkpoint under ``state_dict``, and it may come from
+            `torch.nn.DataParallel`. No code in the file is run.
 
     Returns:
-        The names that were skipped, all of the last layer.
+        The names that were skipped. All of them belong to the last layer.
 
     Raises:
-        ValueError: The file is no state dict, or not one of this model; it names what does not fit.
+        ValueError: The file is not a state dict of this model. The message names what does not fit.
     """
-    given = {name: value for name, value in _read(path).items() if value.is_floating_point()}
-    own = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    stored = {name: value for name, value in _read(path).items() if value.is_floating_point()}
+    current = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
     head = last_layer(model)
     weight = f"{head}.weight"
-    skip = weight not in given or _other_classes(own[weight], given[weight])
-    skipped = [name for name in own if skip and name.startswith(f"{head}.")]
-    wanted = {name: value for name, value in own.items() if name not in skipped}
-    problems = [f"{name}: not in the file" for name in wanted if name not in given]
-    problems += [f"{name}: not in the model" for name in given if name not in own]
+    skip = weight not in stored or _other_classes(current[weight], stored[weight])
+    skipped = [name for name in current if skip and name.startswith(f"{head}.")]
+    wanted = {name: value for name, value in current.items() if name not in skipped}
+    problems = [f"{name}: not in the file" for name in wanted if name not in stored]
+    problems += [f"{name}: not in the model" for name in stored if name not in current]
     problems += [
-        f"{name}: {tuple(given[name].shape)} in the file, {tuple(value.shape)} in the model"
+        f"{name}: {tuple(stored[name].shape)} in the file, {tuple(value.shape)} in the model"
         for name, value in wanted.items()
-        if name in given and given[name].shape != value.shape
+        if name in stored and stored[name].shape != value.shape
     ]
-    problems += [f"{name}: not finite" for name, value in given.items() if not value.isfinite().all()]
+    problems += [f"{name}: not finite" for name, value in stored.items() if not value.isfinite().all()]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{path} does not fit the model: {'; '.join(problems[:5])}{more}")
     with torch.no_grad():
         for name, value in wanted.items():
-            value.copy_(given[name])
+            value.copy_(stored[name])
     return skipped
 
 
-def _other_classes(own: Tensor, given: Tensor) -> bool:
-    return own.shape[:1] != given.shape[:1] and own.shape[1:] == given.shape[1:]
+def _other_classes(current: Tensor, stored: Tensor) -> bool:
+    return current.shape[:1] != stored.shape[:1] and current.shape[1:] == stored.shape[1:]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     content: Any
-    path.open("rb").close()  # a file that is missing, or may not be read, says so itself
+    path.open("rb").close()  # a missing or unreadable file raises its own OSError
     try:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # reading garbage as a pickle raises anything
+    except Exception as error:  # unpickling a damaged file can raise any exception
         raise ValueError(f"{path} is damaged, or holds more than tensors") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]

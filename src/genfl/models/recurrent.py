@@ -15,20 +15,26 @@ from genfl.models.layers import Channels, Norm, Units, at_least, norm_layer
 class FedAudio(Classifier):
     """FedAudio's keyword spotter: convolutions, a GRU, the mean over time, and two dense layers.
 
-    Two 1D convolutions of size 3 (64 and 128 channels), each with ReLU and pooling by 2; a bidirectional GRU
-    of 128 units each way; the mean over all frames, padded ones included; a hidden layer of 128 units, which
-    are the features; a linear head. It has 285,028 parameters for 36 classes and 128 mels. The public code
-    has these layers and kernels at half these widths, which are those that give this number.
+    The layers in order:
 
-    Source: Zhang et al., ICASSP 2023 (arXiv 2210.15707).
+    - Two 1D convolutions of size 3 (64 and 128 channels), each with ReLU and pooling by 2.
+    - A bidirectional GRU of 128 units each way.
+    - The mean over all frames, including padded ones.
+    - A hidden layer of 128 units. Its outputs are the features.
+    - A linear head.
+
+    It has 285,028 parameters for 36 classes and 128 mels, as in the paper.
+
+    Source: Zhang et al., ICASSP 2023 (arXiv 2210.15707). Their public code has the same layers and kernels at
+    half these widths, which gives fewer parameters than the paper states.
 
     Args:
-        shape: An input's (time, mels), a log-mel spectrogram; at least 4 frames.
+        shape: The shape of an input, (time, mels): a log-mel spectrogram with at least 4 frames.
         classes: Number of classes.
-        width: Channels of the second convolution and units of the GRU and the hidden layer, a multiple of 4;
-            the first convolution has half as many.
+        width: Channels of the second convolution, and units of the GRU and the hidden layer. A multiple of 4.
+            The first convolution has half as many channels.
         dropout: Share of the convolutions' output that training zeroes, in [0, 1).
-        norm: Kind of normalisation between a convolution and its ReLU, the paper's is none; group norm has 2
+        norm: Kind of normalisation between a convolution and its ReLU. The paper has none. Group norm has 2
             and 4 groups.
     """
 
@@ -67,22 +73,22 @@ class FedAudio(Classifier):
 
 
 class LSTM(Classifier):
-    """A text classifier: embedding, two LSTM layers, their state at the last word, a linear head.
+    """A text classifier: embedding, two LSTM layers, their state at the last word, and a linear head.
 
-    Token 0 is padding, and a text ends at its last token that is not: what follows changes nothing. Put
-    padding at the end; zeros before a word are read like words, as zero vectors. Tokens may come as floats
-    (exact up to 2²⁴), which are cast to integers.
+    Token 0 is padding. A text ends at its last other token, and padding after it has no effect. Put padding
+    at the end: a zero before a word counts as a word with a zero vector. Tokens may be floats (exact up to
+    2²⁴); they are cast to integers.
 
-    Source: Caldas et al., 2018 (arXiv 1812.01097), the Sent140 model of LEAF's public code, which has one
-    more linear layer, without activation, before its head.
+    Source: Caldas et al., 2018 (arXiv 1812.01097), the Sent140 model of LEAF's public code. That model has
+    another linear layer, without activation, before its head.
 
     Args:
-        shape: An input's (length,), in tokens.
+        shape: The shape of an input, (length,), in tokens.
         classes: Number of classes.
-        vocabulary: Number of tokens, padding included.
+        vocabulary: Number of tokens, including padding.
         embedding: Size of a token's vector.
         width: Units of each LSTM layer.
-        pool: Whether features are the ``last`` state, or the ``mean`` over the text.
+        pool: The features are the ``last`` state, or the ``mean`` over the text.
     """
 
     def __init__(
@@ -105,10 +111,10 @@ class LSTM(Classifier):
     def features(self, x: Tensor) -> Tensor:
         """Return the pooled states, [n, width], of token ids [n, length]."""
         tokens = x.long()
-        place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        end = (place * (tokens != 0)).amax(1, keepdim=True).clamp(min=1)  # an empty text is one padding
+        position = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        end = (position * (tokens != 0)).amax(1, keepdim=True).clamp(min=1)  # an empty text is one padding
         states, _ = self.rnn(self.embedding(tokens))
-        inside = place == end if self.pool == "last" else place <= end
+        inside = position == end if self.pool == "last" else position <= end
         share = inside.to(states.dtype)
         z: Tensor = (states * (share / share.sum(1, keepdim=True)).unsqueeze(-1)).sum(1)
         return z

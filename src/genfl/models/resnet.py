@@ -1,4 +1,4 @@
-"""Residual networks, under torchvision's state-dict names."""
+"""Residual networks with torchvision's state-dict names."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions and a shortcut; the last gives four times the width.
+    """1×1, 3×3 and 1×1 convolutions and a shortcut. The last one outputs four times the width.
 
-    The stride is that of the 3×3 convolution, as in torchvision, and not of the first as in the paper.
+    The 3×3 convolution has the stride, as in torchvision. In the paper, the first one has it.
     """
 
     expansion = 4
@@ -69,20 +69,20 @@ class Bottleneck(nn.Module):
 class ResNet(Classifier):
     """A stem, stages of residual blocks, the average over positions, and a linear head.
 
-    Every stage has twice the width of the one before, and but for the first halves height and width.
+    Every stage has twice the width of the stage before. All stages but the first halve height and width.
 
     Args:
-        shape: An input's (channels, height, width).
+        shape: The shape of an input, (channels, height, width).
         classes: Number of classes.
         block: Kind of block.
         depths: Number of blocks in each stage.
         width: Channels of the stem and of the first stage's convolutions.
-        stem: ``imagenet`` is a 7×7 convolution and a 3×3 max pooling, each of stride 2; ``cifar`` a 3×3
+        stem: ``imagenet`` is a 7×7 convolution and a 3×3 max pooling, each of stride 2. ``cifar`` is a 3×3
             convolution of stride 1.
         norm: Kind of normalisation.
-        groups: Groups of group norm.
-        shortcut: Where a block changes the shape, A takes every second pixel and pads with channels of zeros,
-            and B is a 1×1 convolution.
+        groups: Number of groups of group norm.
+        shortcut: The shortcut of a block that changes the shape. A takes every second pixel and pads with
+            channels of zeros. B is a 1×1 convolution.
 
     Raises:
         ValueError: Height or width is less than the product of all strides.
@@ -137,15 +137,16 @@ class ResNet(Classifier):
 def resnet18(
     shape: tuple[int, ...], classes: int, *, stem: Stem = "imagenet", norm: Norm = "batch"
 ) -> ResNet:
-    """Return ResNet-18: 11,689,512 parameters for ImageNet, and torchvision's names for all of them.
+    """Return ResNet-18: 11,689,512 parameters for ImageNet, with torchvision's names.
 
     Source: He et al., CVPR 2016 (arXiv 1512.03385), Table 1.
 
     Args:
-        shape: An input's (channels, height, width); height and width at least 32, or 8 with the CIFAR stem.
+        shape: The shape of an input, (channels, height, width). Height and width are at least 32, or 8 with
+            the CIFAR stem.
         classes: Number of classes.
-        stem: ``imagenet`` is the paper's, which divides height and width by 4; ``cifar`` keeps them.
-        norm: Kind of normalisation; group norm has 32 groups.
+        stem: ``imagenet`` is the stem of the paper. It divides height and width by 4; ``cifar`` keeps them.
+        norm: Kind of normalisation. Group norm has 32 groups.
     """
     return ResNet(shape, classes, BasicBlock, (2, 2, 2, 2), stem=stem, norm=norm)
 
@@ -165,10 +166,11 @@ def resnet20(
     Source: He et al., CVPR 2016 (arXiv 1512.03385), Section 4.2 with n = 3.
 
     Args:
-        shape: An input's (channels, height, width); height and width at least 4.
+        shape: The shape of an input, (channels, height, width). Height and width are at least 4.
         classes: Number of classes.
-        norm: Kind of normalisation; group norm has 4 groups.
-        shortcut: A is the paper's choice, without parameters; B has 1×1 convolutions (272,474 parameters).
+        norm: Kind of normalisation. Group norm has 4 groups.
+        shortcut: A is the paper's choice and has no parameters. B has 1×1 convolutions, 272,474 parameters in
+            all.
     """
     return ResNet(
         shape, classes, BasicBlock, (3, 3, 3), 16, stem="cifar", norm=norm, groups=4, shortcut=shortcut
@@ -176,7 +178,7 @@ def resnet20(
 
 
 class _Pad(nn.Module):
-    """Every second pixel, with channels of zeros added."""
+    """A layer that takes every second pixel and adds channels of zeros."""
 
     def __init__(self, stride: int, extra: int) -> None:
         super().__init__()

@@ -8,22 +8,24 @@ from genfl.models.base import Stack
 from genfl.models.layers import Norm, at_least, he_normal, norm_layer
 
 _STAGES = {64: [2], 128: [2], 256: [4], 512: [4, 4]}
-"""Configuration E: for each width, the number of convolutions in each stage."""
+"""Configuration E of the paper: for each width, the number of convolutions in each stage."""
 
 
 class VGG19(Stack):
-    """Sixteen 3×3 convolutions in five stages, each ended by 2×2 max pooling, then a linear head.
+    """Sixteen 3×3 convolutions in five stages, each with 2×2 max pooling at its end, and a linear head.
 
-    The head is the one usual for CIFAR, a single linear layer on 512 features: the paper's two hidden layers
-    of 4096 units are for ImageNet. Maps larger than 1×1 are averaged, so that larger images work. It has
-    20,040,522 parameters for CIFAR-10, of which 11,008 belong to batch norm, which the paper does not have.
+    It has 20,040,522 parameters for CIFAR-10, including 11,008 of batch norm.
 
     Source: Simonyan and Zisserman, ICLR 2015 (arXiv 1409.1556), Table 1, column E.
 
+    Deviations: the paper has no batch norm. The head is the usual one for CIFAR, a single linear layer on 512
+    features. The paper's two hidden layers of 4096 units are for ImageNet. Larger images work as well,
+    because maps larger than 1×1 are averaged.
+
     Args:
-        shape: An input's (channels, height, width); height and width at least 32.
+        shape: The shape of an input, (channels, height, width). Height and width are at least 32.
         classes: Number of classes.
-        norm: Kind of normalisation; group norm has 32 groups. The paper's is none, which trains badly from
+        norm: Kind of normalisation. Group norm has 32 groups. The paper has none, which trains badly from
             scratch.
     """
 

@@ -1,4 +1,4 @@
-"""Any classifier of PyTorch or transformers, as features and a head."""
+"""Wrapping any classifier of PyTorch or transformers as features and a head."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from genfl.models.base import Classifier
 
 
 class Wrapped(Classifier):
-    """A module whose last layer is linear, in two halves: what reaches that layer, and the layer.
+    """A module with a linear last layer, in two halves: the body before that layer, and the layer.
 
-    The module is taken over: its last layer moves out of it, under the name ``classifier``, and the rest is
-    ``body``. A module that returns an object with ``logits``, as those of transformers do, works as one that
-    returns the logits.
+    The module itself is changed: its last layer becomes ``classifier``, and the rest becomes ``body``. The
+    module may return logits, or an object with ``logits`` as the models of transformers do.
 
     Args:
         model: Maps inputs to logits [n, classes].
-        head: Dotted path of its last layer; if None, the last one with parameters of its own that the module
-            defines.
-        padding: For text models of transformers, the token id of padding: inputs are cast to integers, and
-            the module also gets their ``attention_mask``.
+        head: Dotted path of its last layer. If None, the last module with parameters, in order of definition.
+        padding: The token id of padding, for text models of transformers. Inputs are then cast to integers,
+            and the module also gets their ``attention_mask``.
 
     Raises:
         ValueError: The layer is not linear.
@@ -43,47 +41,47 @@ class Wrapped(Classifier):
         self.padding = padding
 
     def features(self, x: Tensor) -> Tensor:
-        """Return what reaches the last layer, [n, d].
+        """Return the inputs of the last layer, [n, d].
 
         Raises:
-            ValueError: It is not the module's last layer.
+            ValueError: The layer is not the module's last layer.
         """
         z = self._run(x)
         if z.ndim != 2 or z.shape[1] != self.classifier.in_features:
-            raise ValueError("the linear layer is not the last; name that by its dotted path")
+            raise ValueError("the linear layer is not the last layer; name the last one by its dotted path")
         return z
 
     def check(self, x: Tensor) -> None:
-        """Refuse a module that does something with what its linear layer gives, as a softmax would.
+        """Check that the module does nothing after its linear layer, such as a softmax.
 
         Args:
             x: Some inputs, [n, ...].
 
         Raises:
-            ValueError: Its output is another than that of both halves.
+            ValueError: The module's output differs from that of the two halves.
         """
-        parent, _, name = self._path.rpartition(".")
-        place = self.body.get_submodule(parent)
+        path, _, name = self._path.rpartition(".")
+        parent = self.body.get_submodule(path)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            setattr(place, name, self.classifier)
+            setattr(parent, name, self.classifier)
             try:
                 whole = self._run(x)
             finally:
-                setattr(place, name, nn.Identity())
+                setattr(parent, name, nn.Identity())
             torch.manual_seed(0)
             try:
                 same = torch.allclose(self(x), whole, rtol=1e-4, atol=1e-5, equal_nan=True)
-            except RuntimeError:  # of a layer after it that cannot take what it would have changed
+            except RuntimeError:  # a later layer needs the output of the linear one, so shapes do not fit
                 same = False
         if not same:
             raise ValueError(
-                f"{self._path!r} is not the last thing that the module does; let it return that layer's"
+                f"{self._path!r} is not the last operation of the module; let it return that layer's"
                 " logits, without a softmax, or name the last layer by its dotted path"
             )
 
     def _run(self, x: Tensor) -> Tensor:
-        """Return the module's output, [n, ...]; where its last layer is taken out, what reaches that."""
+        """Return the module's output, [n, ...]. Without its last layer, that is the layer's input."""
         if self.padding is None:
             output = self.body(x)
         else:
@@ -94,23 +92,27 @@ class Wrapped(Classifier):
 
 
 def as_classifier(model: nn.Module) -> Classifier:
-    """Return a model as a classifier; a module of PyTorch or transformers is wrapped.
+    """Return a model as a `Classifier`. A module of PyTorch or transformers is wrapped.
 
     Args:
         model: A `Classifier`, or a module whose last layer is linear.
 
     Raises:
-        ValueError: It is no module, or its last layer is not linear.
+        ValueError: It is not a module, or its last layer is not linear.
     """
     if isinstance(model, Classifier):
         return model
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model: {model!r} is no torch.nn.Module; let the builder return one")
+        raise ValueError(f"model: {model!r} is not a torch.nn.Module; let the builder return one")
     return Wrapped(model)
 
 
 def last_layer(model: nn.Module) -> str:
-    """Return the dotted path of the last module that has parameters of its own, in order of definition."""
+    """Return the dotted path of the last module with its own parameters, in order of definition.
+
+    Raises:
+        ValueError: The model has no parameters.
+    """
     paths: list[str] = [
         path for path, module in model.named_modules() if list(module.parameters(recurse=False))
     ]

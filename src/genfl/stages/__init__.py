@@ -1,1 +1,1 @@
-"""The steps of the pipeline, each from its config to files in its folder."""
+"""The stages of the pipeline. Each one turns its inputs into files in its folder."""

@@ -1,4 +1,4 @@
-"""How many generated samples of each class each client gets, and which."""
+"""Allocations: how many generated samples each client gets of each class."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from genfl.rng import Key
 
 
 class Allocation(NamedTuple):
-    """How many generated samples of each class each client gets, [clients, classes] each.
+    """The numbers of generated samples of each client and class, [clients, classes] each.
 
     Attributes:
-        pooled: Of those that were made from prompts alone.
-        guided: Of those that real examples of its own guide.
+        pooled: Samples that are generated from prompts alone.
+        guided: Samples that are guided by the client's own examples.
     """
 
     pooled: np.ndarray
@@ -26,13 +26,13 @@ class Allocation(NamedTuple):
 
 
 def allocate(content: Content, counts: np.ndarray, pools: np.ndarray, seed: int) -> Allocation:
-    """Return how much generated content each client gets.
+    """Return how many generated samples each client gets.
 
     Args:
-        content: What the config says of it.
-        counts: What each client has of its own, [clients, classes].
-        pools: How many samples of each class were made from prompts alone, [classes].
-        seed: Decides which clients generate, where not all do.
+        content: The section of the config.
+        counts: The numbers of each client's private samples, [clients, classes].
+        pools: The numbers of samples that were generated from prompts alone, [classes].
+        seed: The seed that draws the generating clients, if not all generate.
     """
     samples = content.samples if content.samples is not None else int(pools.min()) * len(pools)
     generating = _generating(len(counts), content.clients, seed)
@@ -48,14 +48,14 @@ def _generating(clients: int, share: float, seed: int) -> np.ndarray:
 
 
 def limit_to_pools(allocation: np.ndarray, pools: np.ndarray) -> int:
-    """Lower an allocation to what there is of each class, the largest number first.
+    """Lower an allocation to the available samples of each class, largest numbers first.
 
     Args:
-        allocation: Samples of each class for each client, [clients, classes]; it is changed.
-        pools: How many samples there are of each class, [classes].
+        allocation: Samples of each class for each client, [clients, classes]. It is changed.
+        pools: The available samples of each class, [classes].
 
     Returns:
-        By how much it was lowered in all.
+        The total number of samples that were taken away.
     """
     missing = np.maximum(allocation.sum(0) - pools, 0)
     for number in np.flatnonzero(missing):
@@ -65,19 +65,19 @@ def limit_to_pools(allocation: np.ndarray, pools: np.ndarray) -> int:
 
 
 def refuse_empty(name: str, samples: Sequence[int], seed: int) -> None:
-    """Refuse that a client has nothing to train on.
+    """Check that every client has a sample to train on.
 
     Args:
-        name: What the config calls the method.
-        samples: How many samples each client has.
+        name: The method's name in the config.
+        samples: The number of samples of each client.
         seed: The seed, for the message.
 
     Raises:
-        InputError: One of these numbers of samples is zero.
+        InputError: A client has no sample.
     """
     poorest = int(np.argmin(samples))
     if samples[poorest] == 0:
         raise InputError(
             f"methods.{name}.data: with seed {seed}, client {poorest} gets no generated sample and has"
-            " nothing else to train on; raise content.samples, or use budget equal and all clients"
+            " no other data to train on; raise content.samples, or use budget equal and all clients"
         )

@@ -1,4 +1,4 @@
-"""What a stage of the pipeline is: typed inputs, a digest of them, and the work."""
+"""The definition of a stage: typed inputs, their digest, and the work."""
 
 from __future__ import annotations
 
@@ -21,63 +21,63 @@ In = TypeVar("In", bound="DataclassInstance")
 
 
 class Without(frozenset[str]):
-    """Mark a field of a stage's inputs: these settings of its section do not change the stage's output."""
+    """A mark for a field of a stage's inputs: these settings of its section do not change the output."""
 
 
 IGNORED = object()
-"""Marks a field of a stage's inputs that does not change its output, so it is not in its digest."""
+"""A mark for a field of a stage's inputs that does not change the output. It is not part of the digest."""
 
 
 @lru_cache
 def _marks(kind: type) -> dict[str, tuple[Any, ...]]:
-    """Return what the fields of a dataclass are marked with."""
+    """Return the marks of each field of a dataclass."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: getattr(hints[field.name], "__metadata__", ()) for field in dataclasses.fields(kind)}
 
 
 def identity(value: Any) -> Any:
-    """Return what counts of a stage's inputs, as plain values.
+    """Return the part of a stage's inputs that changes its output, as plain values.
 
     Args:
-        value: Inputs, a section, or values made of such.
+        value: Inputs, a section, or a collection of them.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         counted = {}
         for name, marks in _marks(type(value)).items():
-            own = getattr(value, name)
+            field = getattr(value, name)
             without = next((mark for mark in marks if isinstance(mark, Without)), None)
             if without is not None:
-                counted[name] = own.model_dump(exclude=set(without))
+                counted[name] = field.model_dump(exclude=set(without))
             elif IGNORED not in marks:
-                counted[name] = identity(own)
+                counted[name] = identity(field)
         return counted
     if isinstance(value, Section):
         return value.model_dump()
     if isinstance(value, Mapping):
-        return {str(name): identity(own) for name, own in value.items()}
+        return {str(name): identity(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [identity(own) for own in value]
+        return [identity(item) for item in value]
     return value
 
 
 def digest_of(name: str, version: int, inputs: Any, upstream: Mapping[str, str]) -> str:
-    """Return the digest of everything that an output depends on. All digests of outputs are made here.
+    """Return the digest of everything that an output depends on. All digests of outputs are computed here.
 
     Args:
-        name: What the output is.
-        version: Of the code that makes it.
+        name: The name of the output.
+        version: The version of the code that produces it.
         inputs: A stage's inputs, or a part of them; see `identity`.
-        upstream: The digests of the outputs that it is made from, by name.
+        upstream: The digests of the outputs that it reads, by name.
     """
     return digest([name, version, identity(inputs), dict(upstream)])
 
 
 @dataclasses.dataclass(frozen=True)
 class DataInputs:
-    """The private data: its form and content. Where it lies does not matter.
+    """The private data: its input format and content, but not its path.
 
     Attributes:
-        section: The config's section.
+        section: The section of the config.
         content: The digest of the data's content.
     """
 
@@ -86,12 +86,12 @@ class DataInputs:
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> DataInputs:
-        """Return those of a config."""
+        """Return the data inputs of a config."""
         return cls(config.data, context.content_digest(config.data))
 
 
 class Upstream:
-    """The finished outputs that a stage may read: those of the stages that it declares, and no others.
+    """The finished outputs that a stage may read. These are the outputs of the stages that it declares.
 
     Args:
         run: The run.
@@ -117,7 +117,7 @@ class Upstream:
 
     @property
     def stages(self) -> list[str]:
-        """The stages that it may read, of those that the config wants."""
+        """The names of the stages that may be read and that the config wants."""
         return list(self._stages)
 
     def folder(self, stage: str) -> Path:
@@ -126,21 +126,21 @@ class Upstream:
 
     @property
     def labels(self) -> list[str]:
-        """The discovered label names; a class's index is its place in this list."""
+        """The discovered label names. A class index is a position in this list."""
         labels: list[str] = self.result("labels")["found"]
         return labels
 
 
 class StageRun(NamedTuple):
-    """What a stage works with besides its inputs.
+    """Everything that a stage works with, besides its inputs.
 
     Attributes:
         context: Data sets, splits and tasks.
         upstream: The outputs that it may read.
         folder: The folder of its own files.
-        digest: Of everything that its output depends on.
+        digest: The digest of everything that its output depends on.
         answers: The folder of language models' answers.
-        shard: What it generates, if not everything.
+        shard: The shard to generate; None for everything.
         shards: The runs that generated shards for it.
     """
 
@@ -155,25 +155,25 @@ class StageRun(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stage(Generic[In]):
-    """A step of the pipeline. It reads its inputs and what it declares as upstream, and nothing else.
+    """A stage of the pipeline. It reads only its inputs, and the outputs that it declares as upstream.
 
     Attributes:
-        name: What ``--until`` and the records call it.
-        folder: Where its files go, below the run's folder.
-        version: Raised whenever the same inputs would give other files.
+        name: The name in ``--until`` and in the records.
+        folder: The folder of its files, below the run's folder.
+        version: A number. It must be raised when the same inputs would give other files.
         upstream: The stages whose outputs it reads.
         inputs: ``(config, context) -> inputs``: the parts of the config that it reads.
-        run: Does the work, and continues what an interrupted run left. It returns plain values for the
-            record; None where it did its share of the work and others have yet to do theirs.
-        progress: ``(inputs, work) -> (done, total, unit)`` of an unfinished stage, from its files; None if
-            the stage is too short to tell.
-        keeps: Whether its own files carry digests of what they depend on. They are kept when the config
-            changes, and the stage sorts out which are still good.
-        check: Raises InputError for what the schema cannot see (files, models, splits), before any stage
-            works.
-        wanted: Whether a config has any use for it; where not, it is left out.
-        gives: What the stages after it read of its output, where the config alone says that; None for all
-            of it.
+        run: ``(inputs, work) -> result``: does the work, and resumes an interrupted run. The result is plain
+            values for the record. It is None if other processes have yet to generate their shards.
+        progress: ``(inputs, work) -> (done, total, unit)`` of an unfinished stage, from its files. None for
+            short stages.
+        keeps: Whether its files carry digests of what they depend on. If so, they are kept when the config
+            changes, and the stage itself decides which are still valid.
+        check: Raises InputError for mistakes that the schema cannot see (files, models, splits). It runs
+            before any stage works.
+        wanted: ``(config) -> bool``: whether the config needs the stage. If not, it is left out.
+        gives: ``(inputs, context) -> values``: the part of its output that later stages read, if the config
+            alone determines it. None for the whole output.
     """
 
     name: str
@@ -189,11 +189,11 @@ class Stage(Generic[In]):
     gives: Callable[[In, RunContext], Any] | None = None
 
     def work(self, run: Run, context: RunContext, digest: str, folders: Mapping[str, str]) -> StageRun:
-        """Return what the stage works with in a run.
+        """Return the stage run of a run.
 
         Args:
             run: The run.
-            digest: Of everything that the stage's output depends on.
+            digest: The digest of everything that the stage's output depends on.
             context: Data sets, splits and tasks.
             folders: The folders of the stages that the config wants, by name.
         """

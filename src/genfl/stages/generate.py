@@ -1,4 +1,4 @@
-"""generate: prompts become a labelled synthetic data set on disk."""
+"""The stage generate: turn prompts into a labelled synthetic data set on disk."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from genfl.stages.prompts import deciding, read_prompts
 log = logging.getLogger(__name__)
 
 GUIDED = {"strength", "shots", "trusted"}
-"""The settings of generators that matter only where real examples guide them."""
+"""The settings of generators that matter only if real examples guide them."""
 
 PLACES = {"path", "model", "vocoder", "speakers"}
-"""The settings of generators that say where something is, of which fingerprints say what it is."""
+"""The settings of generators that are paths or ids. Fingerprints identify what they refer to."""
 
 MOST_UNUSABLE = 10
-"""If every one of the first samples, at least so many, is unusable, generation stops."""
+"""If none of the first samples is usable, and there are at least this many, generation stops."""
 
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class GeneratorInputs:
-    """What decides what a generator makes of a prompt.
+    """Everything that decides the output of a generator for a prompt.
 
     Attributes:
-        settings: Its settings that matter, without those for real examples that guide it.
-        fingerprint: Which model it is.
+        settings: The settings that change its output, except those for guidance by real examples.
+        fingerprint: The identity of its model.
         section: The whole section of the config.
-        modality: What it makes.
+        modality: The kind of samples that it generates.
     """
 
     settings: dict[str, Any]
@@ -60,7 +60,7 @@ class GeneratorInputs:
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> GeneratorInputs:
-        """Return those of a config."""
+        """Return the generator inputs of a config."""
         modality = DATASETS[config.data.name].modality
         options = config.generator.model_dump(exclude={"kind"})
         entry = GENERATORS[config.generator.kind]
@@ -88,17 +88,17 @@ class GeneratorInputs:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a data card and a report say of the generator."""
+        """The facts about the generator for the data card and the report."""
         return self.entry.facts(self.options)
 
     def purpose(self, data: Data, per_label: int, labels: Sequence[str], context: RunContext) -> Purpose:
-        """Return what a run wants the generator for.
+        """Return the purpose of the generator in a run.
 
         Args:
-            data: The private data.
-            per_label: How many samples of each label are wanted.
+            data: The section of the private data.
+            per_label: The number of samples per label.
             labels: The label names.
-            context: Of the run.
+            context: The run's context.
         """
         recipe = DATASETS[data.name].recipe
         return Purpose(
@@ -113,13 +113,13 @@ class GeneratorInputs:
     def make(
         self, data: Data, per_label: int, labels: Sequence[str], context: RunContext, answers: Path
     ) -> Generator:
-        """Return the generator; see `purpose`.
+        """Return the generator for a run; see `purpose`.
 
         Args:
-            data: The private data.
-            per_label: How many samples of each label are wanted.
+            data: The section of the private data.
+            per_label: The number of samples per label.
             labels: The label names.
-            context: Of the run.
+            context: The run's context.
             answers: The folder of language models' answers.
         """
         purpose = self.purpose(data, per_label, labels, context)
@@ -128,12 +128,12 @@ class GeneratorInputs:
 
 @dataclass(frozen=True)
 class GenerateInputs:
-    """What decides the synthetic data, besides label names and prompts.
+    """The inputs of the synthetic data, besides label names and prompts.
 
     Attributes:
-        generator: What makes it.
-        prompts: The section of the prompts, which the stage before has read.
-        data: The private data, of which only the form of an example matters.
+        generator: The generator.
+        prompts: The section of the prompts. The outputs of the stage prompts depend on it.
+        data: The private data. Only the format of an example matters.
     """
 
     generator: GeneratorInputs
@@ -177,58 +177,58 @@ def _run(inputs: GenerateInputs, work: StageRun) -> dict[str, Any] | None:
 
 
 def _refuse_hopeless(data: SyntheticData) -> None:
-    """Stop a generator that makes nothing usable before all is made, and paid for.
+    """Stop generation early if no sample is usable, to save time and money.
 
     Raises:
-        InputError: Nothing is left of `MOST_UNUSABLE` samples or more.
+        InputError: There are at least `MOST_UNUSABLE` samples, and none is usable.
     """
-    made = sum(shard.generated for shard in data.finished().values())
-    if made >= MOST_UNUSABLE and not data.files():
+    generated = sum(shard.generated for shard in data.finished().values())
+    if generated >= MOST_UNUSABLE and not data.files():
         reasons = sorted({reason for counts in data.removed().values() for reason in counts})
-        data.forget()  # what is mended may be outside the config
+        data.forget()  # the user may fix something outside the config, so the next run must try again
         raise InputError(
-            f"generator: nothing is left of the first {made} samples ({', '.join(reasons)}); change the"
+            f"generator: none of the first {generated} samples is usable ({', '.join(reasons)}); change the"
             " generator's settings, or the prompts"
         )
 
 
 def _adopt(work: StageRun, shard: Run, data: SyntheticData) -> None:
-    """Take over what another process generated for a run."""
+    """Take over the shard that another process generated for the run."""
     folder = shard.folder / STAGE.folder
     if not (folder / MANIFEST).exists():
         return
     same = shard.digest(STAGE.name) == work.digest
-    # a language model may give other prompts when it is asked again
-    theirs = read_prompts(shard.folder / prompts_stage.STAGE.folder)
-    if same and theirs == read_prompts(work.upstream.folder("prompts")):
+    # a language model may write other prompts in each process
+    shard_prompts = read_prompts(shard.folder / prompts_stage.STAGE.folder)
+    if same and shard_prompts == read_prompts(work.upstream.folder("prompts")):
         data.adopt(SyntheticData.open(folder))
     else:
         log.warning(
-            "generate: %s is of another config, or of other prompts; nothing is taken from it", shard.folder
+            "generate: %s has another config, or other prompts; its samples are not used", shard.folder
         )
 
 
 def _finish(inputs: GenerateInputs, work: StageRun, data: SyntheticData) -> dict[str, Any]:
-    """Judge the whole data set, writes its card, and returns its figures."""
-    found = quality.survey(data)
+    """Check the whole data set, write its card, and return its figures."""
+    figures = quality.survey(data)
     left_out = {
         label: ", ".join(f"{count} {reason}" for reason, count in sorted(counts["removed"].items()))
-        for label, counts in found.items()
+        for label, counts in figures.items()
         if counts["removed"]
     }
     for label, reasons in left_out.items():
-        if not found[label]["samples"]:
+        if not figures[label]["samples"]:
             raise InputError(
-                f"generator: nothing is left of the label {label!r}, all of whose samples are left out"
-                f" ({reasons}); change the generator's settings, or the prompts"
+                f"generator: no sample of the label {label!r} is usable ({reasons}); change the generator's"
+                " settings, or the prompts"
             )
         log.warning("generate: samples of %r are left out: %s", label, reasons)
     samples, duplicates, near = (
-        sum(counts[what] for counts in found.values())
+        sum(counts[what] for counts in figures.values())
         for what in ("samples", "duplicates", "near_duplicates")
     )
     if 2 * duplicates >= samples:
-        log.warning("generate: %d of %d samples repeat another, to the byte", duplicates, samples)
+        log.warning("generate: %d of %d samples are exact copies of another", duplicates, samples)
     facts = dict(inputs.generator.facts)
     if inputs.generator.entry.prompted:
         facts["guidance scales"] = ", ".join(f"{scale:g}" for scale in inputs.prompts.guidance_scale)
@@ -239,7 +239,7 @@ def _finish(inputs: GenerateInputs, work: StageRun, data: SyntheticData) -> dict
     facts["exact duplicates"] = duplicates
     facts[f"near-duplicates ({quality.MEASURES[data.modality].means})"] = near
     data.write_card("Synthetic data", facts)
-    # The shards' own times add up over interruptions and processes; this call's clock would not.
+    # The times in the files add up over interruptions and processes. This process's clock would not.
     shards = data.finished().values()
     seconds = sum(shard.seconds for shard in shards)
     return {
@@ -250,14 +250,14 @@ def _finish(inputs: GenerateInputs, work: StageRun, data: SyntheticData) -> dict
         "bytes": sum(file.stat().st_size for file in data.files()),
         "seconds": round(seconds, 3),
         "samples_per_second": round(samples / max(seconds, 0.001), 2),
-        "labels": found,
+        "labels": figures,
     }
 
 
 def read_synthetic(
     folder: Path, data_set: DataSet, labels: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the synthetic data as inputs [m, ...] stored like the private ones, and class indices [m].
+    """Return the synthetic data: inputs [m, ...], stored like the private ones, and class indices [m].
 
     Args:
         folder: The stage's folder.
@@ -283,20 +283,19 @@ def _check(inputs: GenerateInputs, context: RunContext) -> None:
     if modality not in entry.modalities:
         kinds = ", ".join(kind for kind, other in GENERATORS.items() if modality in other.modalities)
         raise InputError(
-            f"generator.kind: {generator.kind} makes no {MEDIA[modality].what}, which"
-            f" {inputs.data.name} consists of; use one of: {kinds}"
+            f"generator.kind: {generator.kind} cannot generate {MEDIA[modality].what}, as in"
+            f" {inputs.data.name}; use one of: {kinds}"
         )
     if not entry.prompted and prompts.style == "fill":
         raise InputError(
-            f"prompts.style: {generator.kind} takes samples as they are, and no prompt says what is in"
-            " them; leave style, template and blanks out"
+            f"prompts.style: generator {generator.kind} uses no prompts; leave style, template and blanks out"
         )
     if not entry.prompted and prompts.wrong:
-        raise InputError(f"prompts.wrong: {generator.kind} has no prompts to be wrong; leave it out")
+        raise InputError(f"prompts.wrong: generator {generator.kind} uses no prompts; leave it out")
     if generator.kind == "text" and prompts.wrong:
         raise InputError(
-            "prompts.wrong: a language model is told the true class beside the prompt; leave it out, or use"
-            " another kind of generator"
+            "prompts.wrong: the generator text also gets the true label with each prompt; leave it out, or"
+            " use another kind of generator"
         )
     labels = sorted(set(context.data_set(inputs.data).train.labels))
     entry.check(generator.options, generator.purpose(inputs.data, prompts.per_label, labels, context))

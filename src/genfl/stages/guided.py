@@ -1,4 +1,7 @@
-"""guided: clients generate samples from their own real examples (FedGC), which stay with them."""
+"""The stage guided: clients generate samples from their own real examples (FedGC).
+
+The samples stay with the clients.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +38,16 @@ from genfl.storage import read_json, write_json
 log = logging.getLogger(__name__)
 
 OWNERS = "clients.json"
-"""The file that says which client each block is of."""
+"""The file with the client of each block."""
 
 
 class GuidedBlock(NamedTuple):
     """Samples that one client generates in one call.
 
     Attributes:
-        client: Its number.
-        prompts: What they are generated from, guides left out.
-        guides: For each of them the rows of the training set that guide it: some of the client's own.
+        client: The number of the client.
+        prompts: The prompts, without guides.
+        guides: For each prompt, the rows of the training set that guide it. They are the client's own.
     """
 
     client: int
@@ -54,7 +57,7 @@ class GuidedBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class KindInputs:
-    """What decides the samples of one kind of content, but for the seed; see `GuidedInputs`."""
+    """The inputs of the samples of one kind of content, except the seed; see `GuidedInputs`."""
 
     content: dict[str, Any]
     data: DataInputs
@@ -66,18 +69,18 @@ class KindInputs:
 
 @dataclass(frozen=True)
 class GuidedInputs:
-    """What decides the samples that clients generate from their own examples.
+    """The inputs of the samples that clients generate from their own examples.
 
     Attributes:
-        contents: The settings of each kind of content that real examples guide.
+        contents: The settings of each kind of content that is guided by real examples.
         data: The private data.
-        partition: How it is split.
-        block_size: Samples in a block.
-        generator: What generates them.
-        settings: The generator's settings that matter where real examples guide it.
-        seeds: One set of samples for each.
-        prompts: The section of the prompts, which the stage before has read.
-        kinds: The kinds of content, each once.
+        partition: The split over clients.
+        block_size: The number of samples in a block.
+        generator: The generator.
+        settings: The generator's settings for guidance by real examples.
+        seeds: The seeds. Each has its own set of samples.
+        prompts: The section of the prompts. The outputs of the stage prompts depend on it.
+        kinds: The kinds of content, without repetitions.
     """
 
     contents: list[dict[str, Any]]
@@ -91,16 +94,16 @@ class GuidedInputs:
     kinds: Annotated[list[Content], IGNORED]
 
     def of_kind(self, kind: Content) -> KindInputs:
-        """Return what decides the samples of one kind of content."""
+        """Return the inputs of the samples of one kind of content."""
         content = _allocation_settings(kind)
         return KindInputs(content, self.data, self.partition, self.block_size, self.generator, self.settings)
 
 
 def guided_inputs(config: Config, context: RunContext) -> GuidedInputs:
-    """Return what decides the guided samples of a config."""
-    kinds = guided_contents(config)
+    """Return the inputs of the guided samples of a config."""
+    contents = guided_contents(config)
     return GuidedInputs(
-        sorted((_allocation_settings(kind) for kind in kinds), key=str),
+        sorted((_allocation_settings(content) for content in contents), key=str),
         DataInputs.of(config, context),
         config.data.partition,
         config.prompts.block_size,
@@ -108,24 +111,24 @@ def guided_inputs(config: Config, context: RunContext) -> GuidedInputs:
         config.generator.model_dump(include=generate.GUIDED),
         config.seeds,
         config.prompts,
-        kinds,
+        contents,
     )
 
 
 def guided_contents(config: Config) -> list[Content]:
-    """Return the kinds of content that real examples guide, each once."""
+    """Return the kinds of content that are guided by real examples, without repetitions."""
     contents = [method.content for method in config.methods.values() if method.content]
     guided = [content for content in contents if content.guidance != "prompt"]
     return list({str(_allocation_settings(content)): content for content in guided}.values())
 
 
 def _allocation_settings(kind: Content) -> dict[str, Any]:
-    """Return what decides how much is generated of what; the rest is about what is done with it."""
+    """Return the settings that decide which samples are generated. The others decide how they are used."""
     return kind.model_dump(include={"samples", "budget", "clients", "guidance"})
 
 
 def kind_digest(inputs: GuidedInputs, upstream: Upstream, kind: Content) -> str:
-    """Return the digest of everything that decides what clients generate, but for the seed."""
+    """Return the digest of everything that the clients' samples depend on, except the seed."""
     stages = {stage: upstream.digest(stage) for stage in ("labels", "prompts")}
     return digest_of(STAGE.name, STAGE.version, inputs.of_kind(kind), stages)
 
@@ -135,7 +138,7 @@ def content_folder(folder: Path, digest: str, kind: Content, seed: int) -> Path:
 
     Args:
         folder: The stage's folder.
-        digest: Of everything that decides them; see `kind_digest`.
+        digest: The digest of everything that they depend on; see `kind_digest`.
         kind: The kind of content.
         seed: The seed.
     """
@@ -145,7 +148,7 @@ def content_folder(folder: Path, digest: str, kind: Content, seed: int) -> Path:
 def read_guided(
     folder: Path, data_set: DataSet, labels: list[str], clients: int
 ) -> tuple[torch.Tensor, torch.Tensor, list[np.ndarray]]:
-    """Read what clients generated by their own examples.
+    """Return the samples that clients generated from their own examples.
 
     Args:
         folder: See `content_folder`.
@@ -163,7 +166,7 @@ def read_guided(
     x, names = data.read(lambda cell: data_set.encode(data.medium.read(cell)))
     if not x:
         raise InputError(
-            f"generator: no sample that clients generated by their own examples is usable ({folder.name});"
+            f"generator: no sample that clients generated from their own examples is usable ({folder.name});"
             " change the generator's settings, or use guidance prompt"
         )
     shards = [shard for _, shard in sorted(data.finished().items())]
@@ -173,13 +176,13 @@ def read_guided(
 
 
 class _Store(NamedTuple):
-    """The blocks of one kind of content with one seed, and the data set that they become."""
+    """The blocks of one kind of content with one seed, and the data set that holds their samples."""
 
     blocks: list[GuidedBlock]
     data: SyntheticData
 
     def count(self, numbers: Collection[int]) -> int:
-        """Return how many samples these blocks have."""
+        """Return the number of samples in these blocks."""
         return sum(len(self.blocks[number].prompts) for number in numbers)
 
 
@@ -214,7 +217,7 @@ def _run(inputs: GuidedInputs, work: StageRun) -> dict[str, Any]:
     shards = [shard for store in stores for shard in store.data.finished().values()]
     removed = sum(shard.generated - shard.rows for shard in shards)
     if removed:
-        log.warning("guided: %d of %d samples are left out: nothing can be learnt from them", removed, total)
+        log.warning("guided: %d of %d samples are left out, because they are unusable", removed, total)
     return {
         "samples": sum(shard.rows for shard in shards),
         "removed": removed,
@@ -247,7 +250,7 @@ def _fill(
 
 
 def _discard(folder: Path, current: list[Path]) -> None:
-    """Delete what was generated for another config."""
+    """Delete the samples of other configs."""
     for old in folder.glob("*/seed-*"):
         if old not in current:
             shutil.rmtree(old)
@@ -256,17 +259,15 @@ def _discard(folder: Path, current: list[Path]) -> None:
 
 
 def _blocks(inputs: GuidedInputs, work: StageRun, kind: Content, seed: int) -> Iterator[GuidedBlock]:
-    """Yield what each client generates, in blocks of one guidance scale."""
+    """Yield the blocks of each client. All samples of a block have the same guidance scale."""
     labels, section, prompts = work.upstream.labels, inputs.data.section, inputs.prompts
-    told: dict[str, list[Prompt]] = {}
+    label_prompts: dict[str, list[Prompt]] = {}
     for prompt in itertools.chain(*read_prompts(work.upstream.folder("prompts"))):
-        told.setdefault(prompt.label, []).append(prompt)
+        label_prompts.setdefault(prompt.label, []).append(prompt)
     y = class_indices(work.context.data_set(section).train, labels).numpy()
     train_rows, _ = work.context.train_test_rows(section, seed)
     pools = np.full(len(labels), prompts.per_label)
-    most = inputs.generator.options.get(
-        "shots", 1
-    )  # of examples that guide a sample; an image starts from one
+    most = inputs.generator.options.get("shots", 1)  # guides of a sample; an image has a single one
     counts = work.context.label_counts(section, labels, seed)
     allocation = allocate(kind, counts, pools, seed)
     for client, (rows, wanted) in enumerate(zip(train_rows, allocation.guided, strict=True)):
@@ -281,7 +282,8 @@ def _blocks(inputs: GuidedInputs, work: StageRun, kind: Content, seed: int) -> I
             scale = prompts.guidance_scale[int(rng.integers(len(prompts.guidance_scale)))]
             block = GuidedBlock(client, [], [])
             for c, nth in batch:
-                text = told[labels[c]][int(rng.integers(len(told[labels[c]])))].text
+                choices = label_prompts[labels[c]]
+                text = choices[int(rng.integers(len(choices)))].text
                 sample_seed = key.fold("sample", c, nth).integer()
                 block.prompts.append(Prompt(labels[c], text, scale, sample_seed, nth))
                 block.guides.append(_in_turn(of_class[c], most, nth))
@@ -289,7 +291,7 @@ def _blocks(inputs: GuidedInputs, work: StageRun, kind: Content, seed: int) -> I
 
 
 def _in_turn(rows: np.ndarray, most: int, nth: int) -> list[int]:
-    """Return the rows whose turn it is when every sample takes so many, or all there are."""
+    """Return the rows of the nth sample, if every sample takes the next `most` rows, or all rows."""
     count = min(most, len(rows))
     return [int(rows[turn % len(rows)]) for turn in range(nth * count, (nth + 1) * count)]
 

@@ -1,4 +1,4 @@
-"""labels: which label names exist over all clients?"""
+"""The stage labels: discover which label names the clients hold."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from genfl.storage import write_json
 
 @dataclass(frozen=True)
 class LabelInputs:
-    """What label discovery reads.
+    """The inputs of label discovery.
 
     Attributes:
         data: The private data.
-        partition: How it is split; a client knows its labels, whether it tests on some samples or not.
+        partition: The split over clients. Held-back samples count: a client knows their labels too.
         labels: The settings of the table.
-        seed: The first seed: the union of the labels is the same for every seed's split.
-        seeds: All of them, to check their splits.
+        seed: The first seed. The union of the labels is the same for the split of every seed.
+        seeds: All seeds, to check their splits.
     """
 
     data: DataInputs
@@ -77,7 +77,7 @@ def _check(inputs: LabelInputs, context: RunContext) -> None:
 
 
 def _gives(inputs: LabelInputs, context: RunContext) -> Any:
-    """Return the names that exist: which client holds which does not matter to other stages."""
+    """Return the label names. Other stages do not depend on which client holds which."""
     section = inputs.data.section
     labels = context.data_set(section).train.labels
     names = {labels[row] for rows in context.client_rows(section, inputs.seed) for row in rows}

@@ -1,4 +1,4 @@
-"""pretrain: the server trains the downstream model on synthetic data alone."""
+"""The stage pretrain: the server trains the downstream model on synthetic data alone."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class ModelInputs:
 
     Attributes:
         model: Its architecture and options.
-        precision: Of its arithmetic.
-        device_type: What kind of device computes: last bits depend on it.
+        precision: The precision of its arithmetic.
+        device_type: The type of the device. The last bits of results depend on it.
         code: The digests of the code of users' own models.
-        initial: The digest of the existing model's file; None where there is none.
-        path: Where that file is.
-        device: Which device computes.
+        initial: The digest of the existing model's file; None without an existing model.
+        path: The path of that file.
+        device: The device that computes.
     """
 
     model: Model
@@ -63,10 +63,10 @@ class ModelInputs:
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> ModelInputs:
-        """Return those of a config.
+        """Return the model inputs of a config.
 
         Raises:
-            InputError: The existing model is not there.
+            InputError: The file of the existing model is missing.
         """
         path = _existing(config.pretrain.init, config.model)
         initial = context.file_digest(path) if path else None
@@ -81,21 +81,21 @@ class ModelInputs:
         )
 
     def weights(self, task: Task, seed: int) -> tuple[Weights, list[str]]:
-        """Return where training starts: the existing model, if there is one, else random weights.
+        """Return the weights that training starts from: the existing model, or random weights without one.
 
-        The head stays random where the existing model has none, or one of another number of classes.
+        The head stays random if the existing model has no head, or one for another number of classes.
 
         Returns:
-            The weights, and the names of those that the existing model did not give.
+            The weights, and the names of those that are random.
 
         Raises:
-            InputError: The existing model is not one of the config's.
+            InputError: The existing model does not fit the config's model.
         """
         weights = task.init(initial_key(seed))
         if self.path is None:
             return weights, list(state_dict(weights))
         form = task.shapes()
-        with torch.random.fork_rng(devices=[]):  # what building draws is overwritten
+        with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
             model = MODELS[self.model.name].build(form.input, form.classes, **self.model.options())
         load_weights(model, weights)
         try:
@@ -105,26 +105,26 @@ class ModelInputs:
         return weights_of(model), fresh
 
     def check(self, task: Task, seed: int) -> None:
-        """Check that the existing model fits, where there is to be one.
+        """Check that the existing model fits, if there is one.
 
         Raises:
-            InputError: It does not.
+            InputError: It does not fit.
         """
         if self.path is not None:
             _, fresh = self.weights(task, seed)
-            but = f", but for a new head ({', '.join(fresh)})" if fresh else ""
-            log.info("pretrain.init: the weights of %s%s", self.path, but)
+            head = f", with a new head ({', '.join(fresh)})" if fresh else ""
+            log.info("pretrain.init: the weights of %s%s", self.path, head)
 
 
 @dataclass(frozen=True)
 class PretrainInputs:
-    """What decides the pre-trained models, besides the synthetic data.
+    """The inputs of pre-training, besides the synthetic data.
 
     Attributes:
-        data: The private data, in whose form the model reads synthetic data.
+        data: The private data. Synthetic samples are encoded in its input format.
         model: The downstream model.
-        recipe: How it is trained.
-        seeds: One model for each.
+        recipe: The settings of the training.
+        seeds: The seeds. One model is trained for each.
     """
 
     data: DataInputs
@@ -135,7 +135,7 @@ class PretrainInputs:
 
 @dataclass(frozen=True)
 class SeedInputs:
-    """What decides the pre-trained model of one seed; see `PretrainInputs`."""
+    """The inputs of the pre-trained model of one seed; see `PretrainInputs`."""
 
     data: DataInputs
     model: ModelInputs
@@ -145,7 +145,7 @@ class SeedInputs:
 
 
 def pretrain_inputs(config: Config, context: RunContext) -> PretrainInputs:
-    """Return what decides the pre-trained models of a config."""
+    """Return the inputs of pre-training of a config."""
     data = DataInputs.of(config, context)
     return PretrainInputs(data, ModelInputs.of(config, context), config.pretrain, config.seeds)
 
@@ -189,18 +189,18 @@ def _discard(folder: Path, seeds: list[int]) -> None:
     current = {seed_folder(folder, seed) for seed in seeds}
     for old in folder.glob("seed-*"):
         if old not in current:
-            log.info("pretrain: the config has no %s any more: its model is deleted", old.name)
+            log.info("pretrain: deleted the model of %s, which is no longer in the config", old.name)
             shutil.rmtree(old)
 
 
 def seed_digest(inputs: PretrainInputs, upstream: Upstream, seed: int) -> str:
-    """Return the digest of everything that the model of one seed depends on, and of nothing else."""
+    """Return the digest of everything that the model of one seed depends on."""
     stages = ["generate"]
     if inputs.data.section.tokenizer == GENERATED_TOKENIZER:
         stages.append(VOCABULARY)
     digests = {stage: upstream.digest(stage) for stage in stages}
-    own = SeedInputs(inputs.data, inputs.model, inputs.recipe, upstream.labels, seed)
-    return digest_of(STAGE.name, STAGE.version, own, digests)
+    seed_inputs = SeedInputs(inputs.data, inputs.model, inputs.recipe, upstream.labels, seed)
+    return digest_of(STAGE.name, STAGE.version, seed_inputs, digests)
 
 
 def read_weights(folder: Path, task: Task, seed: int) -> Weights:
@@ -208,7 +208,7 @@ def read_weights(folder: Path, task: Task, seed: int) -> Weights:
 
     Args:
         folder: The stage's folder.
-        task: What is learned.
+        task: The learning task.
         seed: The seed.
     """
     tensors, _ = load_tensors(seed_folder(folder, seed) / "model.safetensors")

@@ -1,4 +1,4 @@
-"""prompts: what is the generator told?"""
+"""The stage prompts: write the prompts of all samples."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SECTION = "prompts.llm"
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """What decides the prompts, besides the label names.
+    """The inputs of the prompts, besides the label names.
 
     Attributes:
         prompts: The section of the config.
-        llm: The settings of the language model that change what it writes; None where none is asked.
-        llm_fingerprint: Which model it is.
-        modality: What the prompts are for.
-        seed: Decides the draws.
+        llm: The settings of the language model that change its answers; None without a language model.
+        llm_fingerprint: The identity of the language model.
+        modality: The kind of samples that the prompts describe.
+        seed: The seed of the draws.
         generator: The kind of generator.
     """
 
@@ -55,7 +55,7 @@ def _inputs(config: Config, context: RunContext) -> PromptInputs:
     options = settings.options() if settings else None
     return PromptInputs(
         config.prompts,
-        deciding(settings, {"model"}) if settings else None,  # its fingerprint says which
+        deciding(settings, {"model"}) if settings else None,  # the fingerprint identifies the model
         context.once(("llm", str(options)), lambda: chat_fingerprint(options)) if options else None,
         DATASETS[config.data.name].modality,
         config.seeds[0],
@@ -101,7 +101,7 @@ def read_prompts(folder: Path) -> list[list[Prompt]]:
 
 
 def templates(prompts: Prompts, modality: Modality) -> Templates:
-    """Return a config's sentences; of styles that ask a language model, those of the style multiple."""
+    """Return the sentences of a config. For the styles llm and scenes, those of the style multiple."""
     style = "multiple" if prompts.style in ASKED else prompts.style
     return Templates(cast(Style, style), prompts.template, prompts.blanks, modality)
 
@@ -137,22 +137,22 @@ def _check(inputs: PromptInputs, context: RunContext) -> None:
         return
     if not GENERATORS[inputs.generator].prompted:
         raise InputError(
-            f"prompts.style: {inputs.generator} takes samples as they are, so there is nothing to ask a"
-            " language model for; leave style and llm out"
+            f"prompts.style: generator {inputs.generator} uses no prompts, so a language model has nothing to"
+            " write; leave style and llm out"
         )
     check_chat_model(settings.options(), SECTION)
 
 
 def deciding(section: Section, without: Collection[str] = ()) -> dict[str, Any]:
-    """Return the settings of a section that change what a model makes.
+    """Return the settings of a section that change the output of a model.
 
     Args:
-        section: It says which model, and how it is run or asked.
-        without: What else is left out.
+        section: A section with a model, and with settings of how it runs or is queried.
+        without: Other settings to leave out.
     """
     settings = section.model_dump(exclude={*TRANSPORT_OPTIONS, *without})
     if "device" in settings:
-        settings["device"] = settings["device"].partition(":")[0]  # not which of several
+        settings["device"] = settings["device"].partition(":")[0]  # the number of the device does not matter
     return settings
 
 

@@ -1,4 +1,4 @@
-"""report: the page a person reads, and the tables of methods for spreadsheets and papers."""
+"""The stage report: write the HTML page, and tables of methods for spreadsheets and papers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from genfl.storage import write_text
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What decides the report, besides what all other stages gave: the whole config."""
+    """The inputs of the report, besides the outputs of all other stages: the whole config."""
 
     config: Config
 
 
 def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
-    # Only here, as drawing is slow to import and nothing else needs it.
+    # Plotting is slow to import, and only this stage needs it.
     from genfl.report import page, tables
     from genfl.results.evidence import collect
     from genfl.results.summarise import summarise

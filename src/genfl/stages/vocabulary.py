@@ -1,4 +1,7 @@
-"""vocabulary: the words of generated texts, by which clients read their own: it says nothing of theirs."""
+"""The stage vocabulary: build a tokenizer from the words of generated texts.
+
+The clients tokenize their private texts with it. It contains no information about these texts.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ from genfl.storage import digest
 
 @dataclass(frozen=True)
 class VocabularyInputs:
-    """What decides the vocabulary, besides the generated texts.
+    """The inputs of the vocabulary, besides the generated texts.
 
     Attributes:
-        most_words: How many words there may be.
-        data: The private data, some of whose words are unknown to it.
+        most_words: The largest number of words.
+        data: The private data. The stage reports how many of its words are unknown.
     """
 
     most_words: int
@@ -45,7 +48,7 @@ def _inputs(config: Config, context: RunContext) -> VocabularyInputs:
 def _run(inputs: VocabularyInputs, work: StageRun) -> dict[str, Any]:
     data = SyntheticData.open(work.upstream.folder(generate.STAGE.name))
     texts, _ = data.read(lambda cell: str(data.medium.read(cell)))
-    name = digest([inputs.most_words, texts])[:16]  # other words are never found under a known name
+    name = digest([inputs.most_words, texts])[:16]  # another vocabulary gets another folder
     folder = work.folder / name
     train_tokenizer(texts, inputs.most_words, folder / "tokenizer.json")
     words = load_tokenizer(str(folder))
@@ -56,21 +59,21 @@ def _run(inputs: VocabularyInputs, work: StageRun) -> dict[str, Any]:
 
 
 def _most_words(config: Config) -> int:
-    """Return how many words there may be: what models have room for, beside padding."""
-    rooms = [
+    """Return the largest number of words that fit into all models, besides padding."""
+    sizes = [
         model.options().get("vocabulary", 1 + HASH_BUCKETS) for model in (config.model, *config.client_models)
     ]
-    return int(min(rooms)) - 1
+    return int(min(sizes)) - 1
 
 
 def readable(data: Data, upstream: Upstream) -> Data:
-    """Return the section by which the stages after this one read the private data.
+    """Return the data section with the tokenizer of this stage, if the config asks for it.
 
-    Texts are read by the words of the generated ones, where the config says so.
+    Later stages read the private data with this section.
 
     Args:
         data: The section of the config.
-        upstream: What the stage may read.
+        upstream: The outputs that the calling stage may read.
     """
     if data.tokenizer != GENERATED_TOKENIZER:
         return data
@@ -81,7 +84,7 @@ def readable(data: Data, upstream: Upstream) -> Data:
 def _check(inputs: VocabularyInputs, context: RunContext) -> None:
     require_tokenizers(GENERATED_TOKENIZER)
     if inputs.most_words < 2:
-        raise InputError("model.vocabulary: no room for words beside padding and what is unknown; raise it")
+        raise InputError("model.vocabulary: too small for padding, unknown words and a word; raise it")
 
 
 STAGE = Stage(

@@ -235,6 +235,10 @@ def test_pooling_in_another_order_of_memory_gives_the_same_bits(precision):
     fast = run.runner._faster.step.replays
     (signature,) = fast.signatures()
     operations = [node.target for node in fast.of(signature).recording.run.__self__.graph.nodes]
-    pools = [place for place, name in enumerate(operations) if name == torch.ops.aten.max_pool2d_with_indices.default]
+    pools = [
+        place
+        for place, name in enumerate(operations)
+        if name == torch.ops.aten.max_pool2d_with_indices.default
+    ]
     assert len(pools) == 2
     assert all(operations[place - 1] is torch.clone for place in pools)

@@ -1,4 +1,4 @@
-"""Whether every method of a config can run, tried on the real models before any stage works."""
+"""Checks that every method of a config can run. They use the real models, before any stage works."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from genfl.stages.federate.setting import resources
 
 
 def check(inputs: FederateInputs, context: RunContext) -> None:
-    """Refuse methods that cannot run: tried on the real models, with the data's number of classes.
+    """Check that every method can run, with the real models and the data's number of classes.
 
     Args:
-        inputs: Of the stage.
-        context: Of the run.
+        inputs: The stage's inputs.
+        context: The run's context.
 
     Raises:
-        InputError: There is one.
+        InputError: A method cannot run.
     """
     check_device(inputs.model.device, "device")
     data = context.data_set(inputs.data.section)
@@ -49,11 +49,11 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
     }
     if problem := inputs.federation.local.augment.augment().problem(data.modality, data.shape):
         raise InputError(f"federate.local.augment.{problem}")
-    nothing_yet = torch.zeros(2, *data.shape)
-    provided = resources(inputs, client_tasks) | dict.fromkeys(UNLABELLED, nothing_yet)
-    why_not = refusal() if inputs.federation.engine == "parallel" else None
-    if why_not:
-        raise InputError(f"federate.engine: parallel, but {why_not}; use auto or sequential")
+    placeholder = torch.zeros(2, *data.shape)  # nothing has been generated yet
+    provided = resources(inputs, client_tasks) | dict.fromkeys(UNLABELLED, placeholder)
+    pool_problem = refusal() if inputs.federation.engine == "parallel" else None
+    if pool_problem:
+        raise InputError(f"federate.engine: parallel, but {pool_problem}; use auto or sequential")
     check_content(inputs, context)
     for name, method in inputs.methods.items():
         try:
@@ -67,8 +67,8 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
             raise InputError(f"methods.{name}.algorithm: {error}") from error
         except MissingPart as error:
             raise InputError(
-                f"methods.{name}.algorithm: it needs a model with {error}, which"
-                f" {inputs.model.model.name} does not offer"
+                f"methods.{name}.algorithm: it needs a model with {error}, but {inputs.model.model.name} has"
+                " none; use another model or algorithm"
             ) from error
         if inputs.federation.engine == "vectorized":
             _check_together(
@@ -76,16 +76,16 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
             )
         if method.content and method.content.filter and not sends_weights(algorithm, task):
             raise InputError(
-                f"methods.{name}.content.filter: {method.algorithm[0].name} sends clients no global model to"
-                " judge samples by; leave it out"
+                f"methods.{name}.content.filter: {method.algorithm[0].name} does not send clients the global"
+                " model, which the filter needs; leave it out"
             )
 
 
 def _fitting(field: str, inputs: FederateInputs, context: RunContext, model: Model, classes: int) -> Task:
-    """Return the task with a model.
+    """Return the task of classifying the data with a model.
 
     Raises:
-        InputError: The model does not fit the inputs.
+        InputError: The model does not fit the data.
     """
     section = inputs.data.section
     try:
@@ -103,7 +103,7 @@ def _check_together(name: str, algorithm: Algorithm, task: Task, clients: int, *
     schedule = Schedule(rounds=1, clients_per_round=clients, batch_size=2)
     try:
         together(algorithm, task.init(Key(0)), data, schedule, range(clients), fast=fast)
-    except Exception as error:  # whatever the batching of an operation raises
+    except Exception as error:  # batching an operation can raise any exception
         raise InputError(
             f"federate.engine: vectorized, but clients of {name} cannot be batched ({first_line(error)}); use"
             " auto"
@@ -113,9 +113,13 @@ def _check_together(name: str, algorithm: Algorithm, task: Task, clients: int, *
 def _check_classifier(inputs: FederateInputs, data: DataSet) -> None:
     assert inputs.generator is not None
     if not isinstance(inputs.generator.section, ImageGenerator):
-        raise InputError(f"generator classifies with a diffusion model, which {inputs.generator.kind} is not")
+        raise InputError(
+            f"generator: classification needs a diffusion model, but the generator is"
+            f" {inputs.generator.kind}; leave the method out"
+        )
     if data.decode is None:
         raise InputError(
-            f"generator classifies images, and the examples of {inputs.data.section.name} are none"
+            f"generator: classification needs images, but {inputs.data.section.name} has none; leave the"
+            " method out"
         )
     check_classifier(inputs.generator.section.model)

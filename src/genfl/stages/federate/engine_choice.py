@@ -1,4 +1,4 @@
-"""Whether clients run in batches: what the config says, or what was decided when the run began."""
+"""The choice between clients in batches and one by one: by the config, or decided once per run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class ChoiceInputs:
-    """What decides whether clients run in batches, machine and methods apart."""
+    """The inputs of the engine choice, apart from the machine and the methods."""
 
     precision: Precision
     device: str
@@ -41,14 +41,14 @@ class ChoiceInputs:
 
 
 class EngineChoice:
-    """What ``auto`` decided for a run: once for all seeds, once for each method, and kept in its folder.
+    """The decision of ``auto`` for a run: one for all seeds, and one for each method. It is kept in a file.
 
-    A resume, another machine, and a method or seed added later use the same decision: clients in batches
-    give other last bits.
+    Clients in batches give other last bits. Therefore a resume, another machine, and a method or seed added
+    later all use the same decision.
 
     Args:
-        inputs: Of the stage.
-        work: What the stage works with.
+        inputs: The stage's inputs.
+        work: The stage run.
     """
 
     def __init__(self, inputs: FederateInputs, work: StageRun) -> None:
@@ -68,7 +68,7 @@ class EngineChoice:
         return stored["batched"] and name in stored["methods"] and not stored["methods"][name]
 
     def decide(self, setting: Setting) -> None:
-        """Decide for the run, if that is not done.
+        """Decide for the run, unless that was done before.
 
         Args:
             setting: What all trials share.
@@ -79,7 +79,7 @@ class EngineChoice:
         stored = self._read()
         if not stored["why"]:
             if self.inputs.model.device != "cpu":
-                choice = EngineDecision(False, "what pays on a GPU has not been measured")
+                choice = EngineDecision(False, "the gain on a GPU has not been measured")
             elif self.inputs.federation.heterogeneity:
                 choice = EngineDecision(False, "local models are measured as well")
             else:
@@ -100,14 +100,14 @@ class EngineChoice:
         data: ClientData,
         schedule: Schedule,
     ) -> None:
-        """Try, once, whether a method's clients can run in batches where the run's do.
+        """Decide whether a method's clients run in batches, if the run's clients do. This is tried once.
 
         Args:
-            name: What the config calls the method.
+            name: The method's name in the config.
             method: The method.
-            algorithm: What its clients and server compute.
+            algorithm: Its algorithm.
             weights: A global model.
-            data: What its clients hold.
+            data: The training data of its clients.
             schedule: Rounds, cohorts, local work.
         """
         stored = self._read()
@@ -116,7 +116,7 @@ class EngineChoice:
         if method.reference is not None:
             problem: str | None = "a single client works in a round"
         elif method.data != "private":
-            problem = "its clients hold generated data, too"
+            problem = "its clients also hold generated data"
         else:
             fast = self.inputs.federation.fast
             problem = obstacle(algorithm, weights, data, schedule, fast=fast)
@@ -126,23 +126,23 @@ class EngineChoice:
         write_json(self.file, stored)
 
     def _read(self) -> dict[str, Any]:
-        """Return what was decided for inputs like these: the run's choice, and each method's obstacle."""
-        nothing = {"digest": self._digest(), "batched": False, "why": "", "methods": {}}
+        """Return the stored decision for these inputs: the run's choice, and each method's obstacle."""
+        undecided = {"digest": self._digest(), "batched": False, "why": "", "methods": {}}
         try:
-            stored = read_json(self.file) if self.file.exists() else nothing
-            if stored["digest"] == nothing["digest"] and stored.keys() >= nothing.keys():
+            stored = read_json(self.file) if self.file.exists() else undecided
+            if stored["digest"] == undecided["digest"] and stored.keys() >= undecided.keys():
                 return dict(stored)
         except (GenflError, KeyError, TypeError, AttributeError):
-            log.warning("%s is damaged: it is decided again how clients run", self.file)
-        return nothing
+            log.warning("%s is damaged; the engine is chosen again", self.file)
+        return undecided
 
     def _digest(self) -> str:
         inputs, model = self.inputs, self.inputs.model
         federation, split = inputs.federation, inputs.partition
-        own = ChoiceInputs(
+        choice = ChoiceInputs(
             model.precision, model.device, model.code, model.model, inputs.data, split, federation
         )
-        return digest_of(f"{FEDERATE} engine", 1, own, {})
+        return digest_of(f"{FEDERATE} engine", 1, choice, {})
 
 
 def _name(method: Method) -> str:

@@ -1,4 +1,4 @@
-"""What clients hold in each trial: their private data, generated content, or both."""
+"""The training data of clients in each trial: private data, generated content, or both."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 
 def training_data(setting: Setting, name: str, method: Method, seed: int) -> ClientData:
-    """Return what the clients of a method train on.
+    """Return the training data of a method's clients.
 
     Args:
-        setting: What all trials share.
-        name: What the config calls the method.
+        setting: The setting of all trials.
+        name: The method's name in the config.
         method: The method.
         seed: The seed.
 
     Raises:
-        InputError: Too few samples were generated for it.
+        InputError: A client gets no sample.
     """
     private, content = setting.private(seed), method.content
     if content is None:
@@ -41,7 +41,7 @@ def training_data(setting: Setting, name: str, method: Method, seed: int) -> Cli
     pools = y.bincount(minlength=len(setting.labels)).numpy()
     allocation = allocate(content, private.client_info_table["label_counts"].numpy(), pools, seed)
     short = limit_to_pools(allocation.pooled, pools)
-    if short:  # samples that nothing can be learnt from are left out of the synthetic data
+    if short:  # unusable samples were left out of the synthetic data
         log.warning("methods.%s: clients get %d generated samples less than content.samples", name, short)
     rows = deal(y, allocation.pooled, seed)
     if allocation.guided.any():
@@ -56,14 +56,14 @@ def training_data(setting: Setting, name: str, method: Method, seed: int) -> Cli
 
 
 def check_content(inputs: FederateInputs, context: RunContext) -> None:
-    """Refuse methods whose clients cannot get their content, as far as can be known beforehand.
+    """Check that the clients of every method can get their generated content, before anything is generated.
 
     Args:
-        inputs: Of the stage.
-        context: Of the run.
+        inputs: The stage's inputs.
+        context: The run's context.
 
     Raises:
-        InputError: There is one.
+        InputError: A method's clients cannot get it.
     """
     methods = {name: method for name, method in inputs.methods.items() if method.content}
     for name, method in methods.items():
@@ -86,8 +86,8 @@ def check_content(inputs: FederateInputs, context: RunContext) -> None:
             short = int(np.argmax(asked - pools))
             if asked[short] > pools[short]:
                 raise InputError(
-                    f"methods.{name}.content.samples: with seed {seed}, clients get {asked[short]} generated"
-                    f" samples of {labels[short]!r}, and there are {pools[short]}; lower it, or raise"
+                    f"methods.{name}.content.samples: with seed {seed}, clients need {asked[short]} generated"
+                    f" samples of {labels[short]!r}, but there are {pools[short]}; lower it, or raise"
                     " prompts.per_label"
                 )
             if method.data == "generated":
@@ -95,12 +95,10 @@ def check_content(inputs: FederateInputs, context: RunContext) -> None:
 
 
 def _unguided(generator: GeneratorInputs | None) -> str | None:
-    """Say why no real example can guide a config's generator, and the fix; None where one can."""
+    """Return why real examples cannot guide a config's generator, and the fix. None if they can."""
     assert generator is not None
     unguided = generator.entry.unguided
     if unguided is None:
         able = ", ".join(name for name, entry in GENERATORS.items() if entry.unguided)
-        return (
-            f"no real example can guide {generator.kind}; use prompt, or one of the kinds of generator {able}"
-        )
+        return f"real examples cannot guide generator {generator.kind}; use prompt, or one of: {able}"
     return unguided(generator.options)

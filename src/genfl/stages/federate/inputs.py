@@ -1,4 +1,4 @@
-"""What the federated stage, and each of its trials, depends on."""
+"""The inputs of the stage federate, and of each of its trials."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ FEDERATE, FOLDER, VERSION = "federate", "federate", 4
 """The stage's name, its folder, and the version of its trials."""
 
 ROUNDING = 2
-"""Raised whenever clients in batches are computed or added up in another order."""
+"""The version of rounding. Raise it when clients in batches are computed or added up in another order."""
 
 BITWISE_SAME = {"checkpoint_every", "engine", "fast"}
 """The settings of a federation that do not count by themselves.
 
-The engine, and the fast path, change the last bits where clients run in batches; see `FederateInputs.engine`.
+The engine, and the fast path, change the last bits if clients run in batches; see `FederateInputs.engine`.
 """
 
 
 @dataclass(frozen=True)
 class FederateInputs:
-    """What decides the federated results, besides what was generated and pre-trained.
+    """The inputs of the federated results, besides generated samples and pre-trained models.
 
     Attributes:
         data: The private data.
-        partition: How it is split.
+        partition: The split over clients.
         model: The downstream model.
         client_models: The models of clients, for methods whose clients differ.
         federation: Rounds, cohorts, local training.
         engine: ``exact`` for engines with the same bits. Else the engine, the version of its rounding, and
             whether the fast path is on in this process.
-        methods: What is compared.
+        methods: The methods to compare.
         code: The digests of the code of users' own methods.
-        seeds: What is averaged over.
-        generator: What generates; None where nothing is generated.
-        prompts: The section of the prompts, by which the generator classifies.
-        guided: The guided samples; None where nothing is generated.
-        pretrained: The pre-trained models; None where nothing is generated.
+        seeds: The seeds.
+        generator: The generator; None without a generator.
+        prompts: The section of the prompts. The generator classifies with them.
+        guided: The inputs of the guided samples; None without a generator.
+        pretrained: The inputs of the pre-trained models; None without a generator.
     """
 
     data: DataInputs
@@ -70,7 +70,7 @@ class FederateInputs:
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> FederateInputs:
-        """Return those of a config."""
+        """Return the inputs of the stage for a config."""
         engine = config.federate.engine
         return cls(
             DataInputs.of(config, context),
@@ -91,7 +91,7 @@ class FederateInputs:
 
 @dataclass(frozen=True)
 class TrialInputs:
-    """What decides the training of one method with one seed; see `FederateInputs`."""
+    """The inputs of one trial; see `FederateInputs`."""
 
     labels: list[str]
     data: DataInputs
@@ -109,7 +109,7 @@ class TrialInputs:
 
 @dataclass(frozen=True)
 class ZeroShotInputs:
-    """What decides the generator's answers as a classifier, with one seed."""
+    """The inputs of the generator as a classifier, with one seed."""
 
     labels: list[str]
     data: DataInputs
@@ -120,11 +120,11 @@ class ZeroShotInputs:
 
 
 def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, seed: int, batched: bool) -> str:
-    """Return the digest of everything that a method's training with one seed depends on, and of nothing else.
+    """Return the digest of everything that a trial depends on.
 
     Args:
-        inputs: Of the stage.
-        upstream: The outputs that it reads.
+        inputs: The stage's inputs.
+        upstream: The outputs that the stage reads.
         method: The method.
         seed: The seed.
         batched: Whether its clients run in batches, which changes the last bits.
@@ -146,7 +146,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         stages["pretrain"] = seed_digest(inputs.pretrained, upstream, seed)
     if method.start == "init":
         stages["init"] = str(inputs.model.initial)
-    own = TrialInputs(
+    trial_inputs = TrialInputs(
         upstream.labels,
         inputs.data,
         inputs.partition,
@@ -160,7 +160,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         [*inputs.model.code, *method.code],
         seed,
     )
-    return digest_of(FEDERATE, VERSION, own, stages)
+    return digest_of(FEDERATE, VERSION, trial_inputs, stages)
 
 
 def _fast(federation: Federation) -> bool:

@@ -1,4 +1,4 @@
-"""What a method of a config computes, and its rounds."""
+"""The algorithm and the schedule of a method."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from genfl.learning.task import Task
 def build_algorithm(
     federation: Federation, method: Method, task: Task, resources: Mapping[str, Any]
 ) -> Algorithm:
-    """Return what clients and server of a method compute; of a reference, how its one client trains.
+    """Return the algorithm of a method. For a reference, it trains a single client.
 
     Args:
         federation: The section of the config.
         method: The method.
-        task: What is learned.
-        resources: What builders may ask for; see `genfl.algorithms.registry.RESOURCES`.
+        task: The learning task.
+        resources: The resources of builders; see `genfl.algorithms.registry.RESOURCES`.
     """
     training = federation.local
     local = LocalSGD(training.lr, training.momentum, training.weight_decay)
     if method.reference:
-        return fedavg(task, local)  # of a single client: its own training
+        return fedavg(task, local)  # with a single client, FedAvg is its local training
     parts = [(ALGORITHMS[part.name], part.options()) for part in method.algorithm]
     combined = combine(task, local, parts, resources)
     choice = method.content.filter if method.content else None
@@ -42,7 +42,7 @@ def build_algorithm(
 
 
 def schedule(federation: Federation, method: Method) -> Schedule:
-    """Return the rounds, cohorts and work, the same for all methods, in a method's order of training."""
+    """Return a method's schedule. Only the order of private and generated samples depends on the method."""
     return Schedule(
         rounds=federation.rounds,
         clients_per_round=federation.clients_per_round,

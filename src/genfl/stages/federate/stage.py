@@ -1,4 +1,4 @@
-"""federate: every method trains on the clients' private data, from the same splits, cohorts and budget."""
+"""The stage federate: train every method, with the same splits, cohorts and local work."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _run(inputs: FederateInputs, work: StageRun) -> dict[str, Any]:
 
 
 def _untrained(setting: Setting, seed: int) -> dict[str, Any]:
-    """Return the figures of the pre-trained model, before any round."""
+    """Return the figures of the pre-trained model before any round."""
     weights = setting.pretrained(seed)
     return {
         "evaluations": [{"round": 0, **setting.score(weights)}],
@@ -51,7 +51,7 @@ def _untrained(setting: Setting, seed: int) -> dict[str, Any]:
 
 
 def _rounds(inputs: FederateInputs) -> int:
-    """Return how many rounds all federations have together."""
+    """Return the total number of rounds of all federations."""
     clients = inputs.partition.clients
     federations = (len(trial.folders(Path(), clients)) for trial in trained_trials(inputs))
     return inputs.federation.rounds * sum(federations)
@@ -67,7 +67,7 @@ def _discard(inputs: FederateInputs, work: StageRun) -> None:
     }
     for old in work.folder.glob("*/seed-*"):
         if old not in current:
-            log.info("federate: the config has no %s, %s any more: deleted", old.parent.name, old.name)
+            log.info("federate: deleted %s, %s, not in the config any more", old.parent.name, old.name)
             shutil.rmtree(old)
             if not any(old.parent.iterdir()):
                 old.parent.rmdir()
@@ -81,7 +81,7 @@ def _progress(inputs: FederateInputs, work: StageRun) -> tuple[int, int, str]:
         for folder in trial.folders(work.folder, inputs.partition.clients):
             path = folder / CHECKPOINT
             meta = load_tensors(path)[1] if path.exists() else {}
-            if meta.get("digest") == digest:  # an older config's rounds do not count
+            if meta.get("digest") == digest:  # rounds of an older config do not count
                 done += len(meta["rounds"])
     return done, _rounds(inputs), "rounds"
 

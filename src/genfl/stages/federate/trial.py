@@ -30,7 +30,7 @@ class Trial:
     """One method with one seed.
 
     Attributes:
-        name: What the config calls the method.
+        name: The method's name in the config.
         method: The method.
         seed: The seed.
     """
@@ -52,26 +52,26 @@ class Trial:
         return [seed.with_name(f"{seed.name}-client-{client}") for client in range(clients)]
 
     def federations(self, setting: Setting, clients: ClientData) -> list[FederationPlan]:
-        """Return what the trial runs: one federation, or a reference's federations of one."""
-        key = Key(self.seed).fold("federate")  # not the method's: all methods see the same cohorts
+        """Return the federations of the trial: one, or a reference's federations of a single client."""
+        key = Key(self.seed).fold("federate")  # without the method's name: all methods see the same cohorts
         plan = schedule(setting.inputs.federation, self.method)
         if self.method.reference:
             return TRAINED[self.method.reference](clients, plan, key)
         return [FederationPlan(clients, plan, key)]
 
     def run(self, setting: Setting, choice: EngineChoice, advance: Any) -> dict[str, Any]:
-        """Train, test and save the trial's models; continue where an interrupted run stopped.
+        """Train, test and save the trial's models. An interrupted trial is resumed.
 
         Args:
-            setting: What all trials share.
-            choice: How clients are run.
-            advance: Told how many rounds were just finished.
+            setting: The setting of all trials.
+            choice: The engine choice.
+            advance: Called with the number of rounds just finished.
 
         Returns:
             Evaluations, rounds and measures, as plain values.
         """
         wanted = self.method.asks_for & UNLABELLED
-        synthetic = dict.fromkeys(wanted, setting.unlabelled) if wanted else {}  # read only if wanted
+        synthetic = dict.fromkeys(wanted, setting.unlabelled) if wanted else {}  # not read if not needed
         algorithm = build_algorithm(
             setting.inputs.federation, self.method, setting.task, {**setting.resources, **synthetic}
         )
@@ -128,7 +128,7 @@ class Trial:
 
 
 def trained_trials(inputs: FederateInputs) -> list[Trial]:
-    """Return the trials that train in rounds, seed after seed."""
+    """Return the trials that train in rounds, ordered by seed."""
     return [
         Trial(name, method, seed)
         for seed in inputs.seeds

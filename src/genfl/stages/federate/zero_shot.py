@@ -1,4 +1,4 @@
-"""The reference that trains nothing: the generator as a classifier of the real test set."""
+"""The reference without training: the generator classifies the real test set."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from genfl.stages.prompts import templates
 from genfl.storage import load_checkpoint, save_tensors, write_json
 
 BLOCK = 32
-"""Images that the generator classifies between two checkpoints."""
+"""The number of images between two checkpoints."""
 
 
 def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, Any]:
-    """Score the generator as a classifier: the same for every seed, but for the draws.
+    """Return the scores of the generator as a classifier. Seeds differ only in their random draws.
 
     Args:
-        setting: What all trials share.
-        name: What the config calls the reference.
+        setting: The setting of all trials.
+        name: The reference's name in the config.
         method: The reference.
 
     Returns:
-        Its evaluation for each seed, as plain values.
+        The evaluation for each seed, as plain values.
     """
     inputs, labels, data, work = setting.inputs, setting.labels, setting.data, setting.work
     assert inputs.generator is not None
@@ -53,7 +53,7 @@ def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, 
                 block = label_scores(
                     load(),
                     images[first : first + BLOCK],
-                    # the same stream for every label, and so the same sentence
+                    # every label gets the same stream, so the same sentence
                     lambda key: [sentences.draw(label, key.numpy()) for label in labels],
                     Key(seed).fold("classify"),
                     **part.options(),
