@@ -96,7 +96,7 @@ def test_centralised_holds_everything_and_works_as_much_as_a_cohort(clients):
 def test_with_one_client_centralised_and_local_are_the_federation(clients):
     task, one = soft_regression(), clients.as_one(range(3))
     schedule = Schedule(4, 1, batch_size=4, local_steps=3)
-    whole = train(references.Federation(one, schedule, Key(7)), task)
+    whole = train(references.FederationPlan(one, schedule, Key(7)), task)
     (central,) = references.centralised(one, schedule, Key(7))
     assert train(central, task).evaluations == whole.evaluations
     (alone,) = references.local(one, schedule, Key(7))

@@ -130,9 +130,12 @@ def test_register_dataset_replaces_only_the_users_own(registered):
     for bright in (0, 0.5):
         registered("squares", DataEntry(lambda bright=bright: squares(bright), "image", ""))
         assert float(DATASETS["squares"].load().train.x[0, 0, 0, 0]) == 1 - bright
-    for name in ("digits", "mnist", ""):
-        with pytest.raises(InputError, match=rf"^data.name: '{name}' is .*choose another name$"):
+    for name in ("digits", "mnist"):
+        message = rf"^register: the data set '{name}' is built in; choose another name$"
+        with pytest.raises(InputError, match=message):
             registered(name, DataEntry(squares, "image", ""))
+    with pytest.raises(InputError, match=r"^register: '' is no name for a data set; give a text"):
+        registered("", DataEntry(squares, "image", ""))
     with pytest.raises(InputError, match=r"^modality: 'video' is unknown; give image, audio, text$"):
         registered("films", DataEntry(squares, "video", ""))
 
