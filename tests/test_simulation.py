@@ -208,7 +208,7 @@ def test_the_census_in_parts_is_that_of_the_whole(clients, monkeypatch, chunk):
     program = statistics(
         {"labels": lambda client_info: client_info["label_counts"], "samples": lambda f: f["samples"]}
     )
-    monkeypatch.setattr("genfl.simulation.CHUNK", chunk)
+    monkeypatch.setattr("genfl.simulation.CENSUS_CHUNK", chunk)
     sums = census(program, clients)
     assert sums["labels"].tolist() == clients.y.bincount(minlength=3).tolist()
     assert sums["samples"].item() == 60
