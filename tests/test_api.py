@@ -15,12 +15,15 @@ import yaml
 from torch import nn
 
 import genfl
-from genfl import config, registry
+from genfl import config
 from genfl.algorithms import ALGORITHMS
 from genfl.config.names import OLD_OPTIONS, REFERENCE_NAMES, SPEECH_VOCODER, UNLABELLED_RESOURCES
+from genfl.data.sources import DATASETS
 from genfl.engines.in_process import sequential
 from genfl.errors import InputError
+from genfl.generators.registry import GENERATORS
 from genfl.learning.evaluate import evaluate
+from genfl.models import MODELS
 from genfl.rng import Key
 from genfl.simulation import federate
 
@@ -51,11 +54,11 @@ def arrays():
 @pytest.fixture
 def forget():
     """Takes back what a test registers."""
-    before = {what: dict(entries) for what, entries in registry._added.items()}
+    registries = (ALGORITHMS, MODELS, DATASETS, GENERATORS)
+    before = [entries.added() for entries in registries]
     yield
-    for what, entries in before.items():
-        registry._added[what].clear()
-        registry._added[what].update(entries)
+    for entries, kept in zip(registries, before, strict=True):
+        entries.restore(kept)
 
 
 def lines(code):
@@ -149,18 +152,18 @@ SCALE = 1.0
 
 
 def test_identity_follows_code_closures_and_globals(monkeypatch):
-    from genfl.identity import value_digest as identity
+    from genfl.identity import value_digest
 
     def scaled(factor):
         return lambda x: SCALE * factor * x
 
-    assert identity(scaled(1.0)) == identity(scaled(1.0)) != identity(scaled(2.0))
-    before = identity(scaled(1.0), torch.ones(2))
-    assert before != identity(scaled(1.0), torch.zeros(2))
+    assert value_digest(scaled(1.0)) == value_digest(scaled(1.0)) != value_digest(scaled(2.0))
+    before = value_digest(scaled(1.0), torch.ones(2))
+    assert before != value_digest(scaled(1.0), torch.zeros(2))
     monkeypatch.setitem(globals(), "SCALE", 2.0)
-    assert before != identity(scaled(1.0), torch.ones(2))
-    code = "import genfl; from genfl.identity import value_digest as identity; "
-    code += "print(identity(genfl.fedavg, {'b', 'a', 'c'}, genfl.fedprox(mu=0.1)))"
+    assert before != value_digest(scaled(1.0), torch.ones(2))
+    code = "import genfl; from genfl.identity import value_digest; "
+    code += "print(value_digest(genfl.fedavg, {'b', 'a', 'c'}, genfl.fedprox(mu=0.1)))"
     printed = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -430,6 +433,202 @@ def test_simulate_resumes_and_ignores_checkpoints_of_others(arrays, tmp_path, ca
     assert other.evaluations == train(4, mu=1.0).evaluations != whole.evaluations
 
 
+@pytest.fixture(scope="module")
+def small():
+    """Four clients with images of three classes, other images of the same classes, and an algorithm."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(60, 1, 8, 8, generator=generator), torch.arange(60) % 3
+    other = torch.rand(60, 1, 8, 8, generator=generator)
+    data = genfl.FederatedDataset.from_arrays(x, y, genfl.partition.iid(4), (x[:30], y[:30]))
+    algorithm = genfl.fedavg(genfl.task("mlp", data, width=4), genfl.LocalSGD(0.3))
+    return data, (other, y), algorithm
+
+
+def same_weights(first, second):
+    return all(
+        torch.equal(value, second.weights["params"][name]) for name, value in first.weights["params"].items()
+    )
+
+
+BRIEF = {"clients_per_round": 2, "batch_size": 5, "engine": "sequential"}
+
+
+def test_checkpoint_depends_on_the_order_of_samples(small, tmp_path):
+    data, (x, y), algorithm = small
+    results = []
+    for order in ("mixed", "p2g"):
+        mixed = data.with_generated(x, y, genfl.budget.equal(24), order=order)
+        file = tmp_path / "state.safetensors"
+        results.append(genfl.simulate(algorithm, mixed, rounds=2, checkpoint=file, **BRIEF))
+    fresh = genfl.simulate(algorithm, mixed, rounds=2, **BRIEF)
+    assert same_weights(results[1], fresh) and not same_weights(results[0], fresh)
+
+
+def test_checkpoint_depends_on_the_test_set(small, tmp_path):
+    data, test, algorithm = small
+    file = tmp_path / "state.safetensors"
+    first = genfl.simulate(algorithm, data, rounds=2, checkpoint=file, **BRIEF)
+    second = genfl.simulate(algorithm, data, rounds=2, checkpoint=file, test=test, **BRIEF)
+    assert second.evaluations == genfl.simulate(algorithm, data, rounds=2, test=test, **BRIEF).evaluations
+    assert second.evaluations != first.evaluations
+
+
+def test_checkpoint_depends_on_batched_clients_and_the_fast_path(small, tmp_path, monkeypatch):
+    data, _, algorithm = small
+    names = []
+    monkeypatch.setattr(
+        genfl.api, "federate", lambda *_, checkpoint_digest, **__: names.append(checkpoint_digest)
+    )
+    for engine, fast in [
+        ("auto", "1"),
+        ("sequential", "0"),
+        ("parallel", "1"),
+        ("vectorized", "1"),
+        ("vectorized", "0"),
+    ]:
+        monkeypatch.setenv("GENFL_FAST", fast)
+        genfl.simulate(
+            algorithm, data, checkpoint=tmp_path / "state.safetensors", **{**BRIEF, "engine": engine}
+        )
+    assert names[0] == names[1] == names[2], "clients that run one by one give the same bits"
+    assert len(set(names)) == 3
+
+
+def test_extended_simulation_is_evaluated_like_an_uninterrupted_one(small, tmp_path):
+    data, _, algorithm = small
+    file = tmp_path / "state.safetensors"
+    genfl.simulate(algorithm, data, rounds=2, checkpoint=file, evaluate_every=5, **BRIEF)
+    extended = genfl.simulate(algorithm, data, rounds=6, checkpoint=file, evaluate_every=5, **BRIEF)
+    whole = genfl.simulate(algorithm, data, rounds=6, evaluate_every=5, **BRIEF)
+    assert list(extended.accuracy) == [0, 5, 6] and extended.evaluations == whole.evaluations
+    with pytest.raises(InputError, match=r"checkpoint: .* holds 6 rounds, and 2 are asked for"):
+        genfl.simulate(algorithm, data, rounds=2, checkpoint=file, evaluate_every=5, **BRIEF)
+
+
+def test_simulate_takes_numpy_numbers_modules_and_state_dicts(small):
+    data, _, algorithm = small
+    plain = genfl.simulate(algorithm, data, rounds=1, seed=3, **BRIEF)
+    again = genfl.simulate(
+        algorithm, data, rounds=np.int64(1), seed=np.int64(3), **{**BRIEF, "batch_size": np.int32(5)}
+    )
+    assert same_weights(plain, again)
+    starts = [plain, plain.weights, plain.model(), plain.model().state_dict()]
+    results = [genfl.simulate(algorithm, data, rounds=1, start=start, **BRIEF) for start in starts]
+    assert all(same_weights(results[0], result) for result in results[1:])
+    old = genfl.simulate(algorithm, data, rounds=1, **{**BRIEF, "engine": "vectorised"})
+    assert old.rounds
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"engine": "nonsense"}, "engine: there is no 'nonsense'"),
+        ({"seed": -1}, "seed: -1 is no whole number from 0"),
+        ({"seed": 0.5}, "seed: 0.5 is no whole number"),
+        ({"device": "gpu"}, "device: 'gpu' is none; give cpu, cuda"),
+        ({"device": "cuda:9"}, "device: 'cuda:9', but torch sees no GPU"),
+        ({"start": torch.nn.Linear(4, 3)}, "start: its weights are of another model"),
+        ({"start": {"weight": torch.zeros(1)}}, "start: it has no weights 'body"),
+        ({"start": 3}, "start: an int holds no weights"),
+        ({"test": 3}, "test: give inputs and labels"),
+    ],
+)
+def test_simulate_rejects_wrong_settings(small, change, line):
+    data, _, algorithm = small
+    with pytest.raises(InputError, match=line):
+        genfl.simulate(algorithm, data, rounds=1, **{**BRIEF, **change})
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "line"),
+    [
+        ((1, 8, 8), 5, "its task has 5 classes, and the data 3"),
+        ((1, 6, 6), 3, r"the shape \(1, 6, 6\), and the data"),
+    ],
+)
+def test_simulate_compares_task_and_data(small, shape, classes, line):
+    algorithm = genfl.fedavg(genfl.task("mlp", shape, classes), genfl.LocalSGD(0.1))
+    with pytest.raises(InputError, match=line):
+        genfl.simulate(algorithm, small[0], rounds=1)
+
+
+def test_the_order_of_classes_is_compared(samples, small):
+    task = genfl.task("mlp", (1, 8, 8), 2, width=4)
+    warm = genfl.pretrain(task, samples, epochs=1)
+    assert warm.label_names == ("one", "zero")
+    algorithm = genfl.fedavg(task, genfl.LocalSGD(0.1))
+    x, names = small[0].test[0], ["zero", "one"] * 15
+    for labels in (["zero", "one"], ["one", "zero"]):
+        data = genfl.FederatedDataset.from_arrays(x, names, IID, labels=labels)
+        if labels == list(warm.label_names):
+            assert genfl.simulate(algorithm, data, rounds=1, start=warm).rounds
+            continue
+        with pytest.raises(InputError, match="start: its classes are one, zero, in this order"):
+            genfl.simulate(algorithm, data, rounds=1, start=warm)
+        trained = genfl.simulate(algorithm, data, rounds=1)
+        with pytest.raises(InputError, match="start: its classes are zero, one"):
+            genfl.pretrain(task, samples, epochs=1, start=trained)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"epochs": 1.5}, "epochs: 1.5 is no whole number"),
+        ({"batch_size": 0}, "batch_size: 0 is no whole number"),
+        ({"schedule": "cosin"}, "schedule: there is no 'cosin'; give one of 'constant', 'cosine'"),
+        ({"holdout": 1.0}, "holdout: 1.0 is out of range; give a number above 0 and below 1"),
+        ({"lr": float("nan")}, "lr: nan is out of range"),
+        ({"seed": -1}, "seed: -1 is no whole number from 0"),
+        ({"device": "gpu"}, "device: 'gpu' is none"),
+    ],
+)
+def test_pretrain_rejects_wrong_settings(small, change, line):
+    with pytest.raises(InputError, match=line):
+        genfl.pretrain(small[2].task, small[1], **change)
+
+
+@pytest.mark.parametrize(
+    ("build", "line"),
+    [
+        (lambda task: genfl.LocalSGD(lr=-1), "LocalSGD.lr: -1 is out of range; give a number above 0"),
+        (lambda task: genfl.LocalSGD(0.1, momentum=1.0), "LocalSGD.momentum: 1.0 is out of range"),
+        (lambda task: genfl.fedprox(mu=-1), "fedprox.mu: -1 is out of range; give a number at least 0"),
+        (lambda task: genfl.fedadam(lr=float("inf")), "fedadam.lr: inf is out of range"),
+        (
+            lambda task: genfl.fedgen(task, genfl.LocalSGD(0.1), noise=1.5),
+            "fedgen.noise: 1.5 .* whole number",
+        ),
+        (
+            lambda task: genfl.scaffold(task, genfl.LocalSGD(0.1), option="III"),
+            "scaffold.option: there is no 'III'",
+        ),
+        (lambda task: genfl.SampleFilter(2.0, False), "SampleFilter.share: 2.0 is out of range"),
+        (lambda task: genfl.fedavg(genfl.LocalSGD(0.1), task), "fedavg.task: a LocalSGD is no Task"),
+        (lambda task: genfl.fedavg(task, 0.1), "fedavg.local: a float is no LocalSGD"),
+    ],
+)
+def test_builders_check_ranges_and_kinds(small, build, line):
+    with pytest.raises(InputError, match=line):
+        build(small[2].task)
+
+
+def test_builders_take_numpy_numbers():
+    assert genfl.fedprox(mu=np.float32(0.5)).name == "fedprox"
+    assert genfl.LocalSGD(np.float32(0.5)).lr == 0.5
+
+
+def test_arrays_are_copied_and_may_run_backwards():
+    x, y = X + 1, Y.copy()
+    data = genfl.FederatedDataset.from_arrays(x[::-1], y[::-1], IID)
+    held, labels = (values.clone() for values in data.client(0))
+    x[:], y[:] = 0, 0
+    assert torch.equal(data.client(0)[0], held) and torch.equal(data.client(0)[1], labels)
+    tensor = torch.ones(6, 2)
+    data = genfl.FederatedDataset.from_arrays(tensor, Y, IID)
+    tensor.zero_()
+    assert data.client(0)[0].all()
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -594,6 +793,123 @@ def test_generate_refuses_what_cannot_be(change, line, tmp_path):
     with pytest.raises(InputError, match=line):
         genfl.generate(asked.pop("model"), **asked)
     assert not (tmp_path / "out").exists()
+
+
+def blank_images(calls):
+    """Return a generator of images of one colour, which nothing can be learnt from."""
+    from PIL import Image
+
+    class Blank:
+        id = "blank"
+
+        def check_prompts(self, prompts):
+            pass
+
+        def generate(self, prompts):
+            calls.append(len(prompts))
+            return [genfl.Sample(prompt, Image.new("RGB", (8, 8))) for prompt in prompts]
+
+    return Blank()
+
+
+def test_generate_stops_where_nothing_is_usable(tmp_path, forget):
+    calls = []
+
+    @genfl.register.generator("blank")
+    def blank(*, steps: int = 1) -> genfl.Generator:
+        return blank_images(calls)
+
+    with pytest.raises(InputError, match="nothing is left of the first 10 samples"):
+        genfl.generate("blank", labels=["a", "b"], per_label=50, block_size=10, out=tmp_path / "out")
+    assert calls == [10]
+
+
+def test_generate_gives_registered_kinds_their_model(tmp_path, forget):
+    models = []
+
+    @genfl.register.generator("loads")
+    def loads(*, model: str, steps: int = 1) -> genfl.Generator:
+        models.append(model)
+        return blank_images([])
+
+    @genfl.register.generator("plain")
+    def plain(*, steps: int = 1) -> genfl.Generator:
+        return blank_images([])
+
+    asked = {"labels": ["a"], "per_label": 10, "out": tmp_path / "out"}
+    with pytest.raises(InputError, match="nothing is left"):
+        genfl.generate("folder", kind="loads", **asked)
+    assert models == ["folder"]
+    with pytest.raises(InputError, match=r"generator\.model"):
+        genfl.generate("loads", **asked)
+    with pytest.raises(InputError, match="model: plain has no option for 'folder'; give 'plain'"):
+        genfl.generate("folder", kind="plain", **asked)
+
+
+def test_generate_locks_the_folder_and_takes_numpy_numbers(samples):
+    import filelock
+
+    asked = {"labels": np.array(["one", "zero"]), "per_label": np.int64(4), "steps": np.int32(2)}
+    asked |= {"block_size": 3, "out": samples.folder, "seed": np.int64(0)}
+    with filelock.FileLock(samples.folder / ".lock"), pytest.raises(InputError, match="another process"):
+        genfl.generate("miniature", **asked)
+    assert len(genfl.generate("miniature", **asked)) == 8
+    with pytest.raises(InputError, match=r"another request \(guidance_scale"):
+        genfl.generate("miniature", guidance_scale=np.float32(2), **asked)
+
+
+def test_existing_files_need_their_modality(tmp_path):
+    asked = {"kind": "files", "labels": ["a", "b"], "per_label": 1, "out": tmp_path / "out"}
+    with pytest.raises(InputError, match=r"modality: files makes .* None was asked for; give one"):
+        genfl.generate(str(tmp_path), **asked)
+    with pytest.raises(InputError, match="modality: image makes image, and audio was asked for"):
+        genfl.generate("miniature", labels=["a"], per_label=1, out=tmp_path / "out", modality="audio")
+
+
+@pytest.mark.parametrize(
+    ("modality", "contents", "task"),
+    [
+        ("audio", "sounds", ("fedaudio", (101, 128), 2)),
+        ("text", "texts", ("lstm", (25,), 2)),
+    ],
+)
+def test_sounds_and_texts_are_pretrained_on_without_encode(modality, contents, task, tmp_path):
+    from genfl.data.media import Clip
+    from genfl.data.samples import Prompt
+    from genfl.data.synthetic import SyntheticData
+    from genfl.generation import GeneratedSamples
+
+    rng = np.random.default_rng(0)
+    values = {
+        "sounds": lambda: Clip(rng.normal(size=16_000).astype(np.float32) / 9, 16_000),
+        "texts": lambda: "some words of a text",
+    }
+    data = SyntheticData(tmp_path, ["rain", "dog"], 1, modality)
+    made = [
+        genfl.Sample(Prompt(label, label, 1.0, number), values[contents]())
+        for number, label in enumerate(["rain", "dog"] * 4)
+    ]
+    data.write(0, made, "test", 1.0)
+    samples = GeneratedSamples(tmp_path)
+    warm = genfl.pretrain(genfl.task(*task), samples, epochs=1)
+    assert warm.epoch == 1 and warm.label_names == ("rain", "dog")
+    with pytest.raises(InputError, match="does not say how"):
+        samples.arrays((3, 8, 8))
+
+
+def test_overrides_of_a_config_reach_its_methods(tmp_path):
+    content = {**BASE, "generator": {"kind": "image"}, "content": {"samples": 40}}
+    mixed = {"algorithm": "fedavg", "data": "mixed"}
+    content["methods"] = {"inherits": mixed, "sets": {**mixed, "content": {"samples": 40, "clients": 0.5}}}
+    parsed = genfl.parse_config(content)
+    (tmp_path / "config.yaml").write_text(config.dump(parsed))
+    resolved = config.load(tmp_path / "config.yaml")
+    assert genfl.parse_config(parsed) == parsed == resolved == genfl.parse_config(resolved)
+    for source in (parsed, resolved, content):
+        changed = genfl.parse_config(source, {"content.samples": 80})
+        assert changed.content.samples == changed.methods["inherits"].content.samples == 80
+        assert changed.methods["sets"].content.clients == 0.5
+    assert genfl.parse_config(parsed, {"content.samples": 80}).methods["sets"].content.samples == 40
 
 
 def test_kind_is_found_in_a_models_own_files(tmp_path):

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Union, cast
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from genfl import config as configs
+from genfl import hub, trees
 from genfl import progress as bars
-from genfl import trees
 from genfl.algorithms.base import Algorithm
-from genfl.config.names import EngineName
+from genfl.config.names import OLD_ENGINES, EngineName
 from genfl.config.schema import Config
 from genfl.data.budget import ORDERS
+from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
+from genfl.engines.auto import EXACT, check_engine
 from genfl.engines.auto import engine as open_engine
 from genfl.engines.device import exact
+from genfl.engines.fast import fast_status
 from genfl.errors import InputError, suggest
 from genfl.federated import Array, FederatedDataset, check_inputs, check_labels
 from genfl.generation import Encode, GeneratedSamples
@@ -31,9 +36,11 @@ from genfl.identity import value_digest
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
 from genfl.learning.pretrain import LrSchedule, Pretrained, Recipe, train_with_holdout
-from genfl.learning.task import Precision, Task, Weights, classification, from_state_dict
+from genfl.learning.task import Precision, Task, Weights, classification, from_state_dict, weights_of
 from genfl.models import MODELS
 from genfl.models.base import Classifier
+from genfl.models.wrapped import as_classifier
+from genfl.options import NonNegative, Positive, check_value, whole_number
 from genfl.results.schema import Summary
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
@@ -44,6 +51,9 @@ if TYPE_CHECKING:
 
 ModelLike = str | nn.Module | Callable[..., nn.Module]
 """A model's name, a module, or a function that returns one."""
+
+Start = Union[Weights, Mapping[str, Tensor], nn.Module, Pretrained, "Simulation"]
+"""Initial weights: weights, a state dict, a module, or the result of `pretrain` or `simulate`."""
 
 
 def task(
@@ -182,7 +192,7 @@ def simulate(
     local_epochs: int = 1,
     engine: EngineName = "auto",
     evaluate_every: int = 1,
-    start: Weights | Pretrained | Simulation | None = None,
+    start: Start | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1,
     progress: bool = False,
@@ -215,49 +225,47 @@ def simulate(
         engine: ``auto``, ``sequential`` and ``parallel`` give the same bits; ``vectorized`` trains clients in
             batches, with the same results up to rounding.
         evaluate_every: Rounds between evaluations; round 0 and the last are always evaluated.
-        start: Initial weights, or the result of `pretrain` or of another simulation; random by default.
-        checkpoint: A file to keep the state in. An interrupted simulation resumes from it; a checkpoint of
-            another algorithm, data or setting is ignored.
+        start: Initial weights, a module or its state dict, or the result of `pretrain` or of another
+            simulation; random by default.
+        checkpoint: A file to keep the state in. An interrupted simulation resumes from it, and one of more
+            `rounds` continues it. A checkpoint of another algorithm, data or setting is ignored.
         checkpoint_every: Rounds between checkpoints.
         progress: Whether to show a progress bar.
         device: Where clients compute and models are tested: cpu, cuda or cuda:1.
 
     Raises:
-        InputError: An argument is out of range, or the algorithm names no task.
+        InputError: An argument is out of range, the algorithm names no task or that of other data, or the
+            checkpoint holds more rounds.
     """
+    if not isinstance(algorithm, Algorithm):
+        raise InputError(f"algorithm: {_type(algorithm)} is no Algorithm; give one, as in genfl.fedavg(...)")
+    if not isinstance(data, FederatedDataset):
+        raise InputError(f"data: {_type(data)} is no FederatedDataset; give one, as from_arrays makes it")
     learned = algorithm.task
     if learned is None:
         raise InputError("algorithm: it names no task; set one, as in algorithm._replace(task=task)")
+    _check_task(learned, data)
     cohort = len(data) if clients_per_round is None else clients_per_round
-    counts = {
-        "rounds": rounds,
-        "clients_per_round": cohort,
-        "batch_size": batch_size,
-        "local_epochs": local_epochs,
-        "evaluate_every": evaluate_every,
-        "checkpoint_every": checkpoint_every,
-        **({} if local_steps is None else {"local_steps": local_steps}),
-    }
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}: {value!r} is no whole number from 1; give one")
+    schedule = Schedule(
+        whole_number("rounds", rounds),
+        whole_number("clients_per_round", cohort),
+        whole_number("batch_size", batch_size),
+        None if local_steps is None else whole_number("local_steps", local_steps),
+        whole_number("local_epochs", local_epochs),
+        whole_number("evaluate_every", evaluate_every),
+        whole_number("checkpoint_every", checkpoint_every),
+        ORDERS[data.order],
+    )
     if cohort > len(data):
         raise InputError(f"clients_per_round: {cohort}, but there are {len(data)} clients; lower it")
     if local_steps is not None and local_epochs != 1:
         raise InputError("local_steps: give steps or epochs, not both")
-    schedule = Schedule(
-        rounds,
-        cohort,
-        batch_size,
-        local_steps,
-        local_epochs,
-        evaluate_every,
-        checkpoint_every,
-        ORDERS[data.order],
-    )
+    seed = whole_number("seed", seed, 0)
+    name = cast(EngineName, OLD_ENGINES.get(engine, engine))
+    check_engine(name)
     tested = data.test if test is None else data.check_test(test)
-    place = torch.device(device)
-    weights = learned.init(Key(seed).fold("model")) if start is None else _weights_of(start)
+    place = _device(device)
+    weights = _initial_weights(learned, start, data.label_names, seed)
 
     def score(current: Weights) -> Mapping[str, Any]:
         return evaluate(learned, trees.to(current, place), *tested) if tested else {}
@@ -266,7 +274,7 @@ def simulate(
         _progress(progress),
         bars.bar("simulate", rounds, "rounds") as advance,
         exact(place),
-        open_engine(engine, data.clients, cohort, place) as opened,
+        open_engine(name, data.clients, schedule.clients_per_round, place) as opened,
     ):
         trace = federate(
             algorithm,
@@ -277,7 +285,11 @@ def simulate(
             Key(seed).fold("federate"),
             score,
             checkpoint=Path(checkpoint) if checkpoint else None,
-            checkpoint_digest=_identity(algorithm, weights, data, counts, seed) if checkpoint else "",
+            checkpoint_digest=(
+                _identity(algorithm, weights, data.clients, schedule, tested, name, place, seed)
+                if checkpoint
+                else ""
+            ),
             device=place,
             on_round=advance,
         )
@@ -285,12 +297,67 @@ def simulate(
 
 
 def _identity(
-    algorithm: Algorithm, weights: Weights, data: FederatedDataset, counts: Mapping[str, int], seed: int
+    algorithm: Algorithm,
+    weights: Weights,
+    clients: ClientData,
+    schedule: Schedule,
+    tested: tuple[Tensor, Tensor] | None,
+    engine: EngineName,
+    device: torch.device,
+    seed: int,
 ) -> str:
     """Return a digest of what a simulation depends on, so that a checkpoint of another one is ignored."""
-    settings = {name: count for name, count in counts.items() if name not in ("rounds", "checkpoint_every")}
-    clients = data.clients
-    return value_digest(algorithm, weights, clients.x, clients.y, clients.rows, clients.parts, settings, seed)
+    plan = replace(schedule, rounds=1, checkpoint_every=1)  # a simulation may be extended
+    # The engines that run clients one by one give the same bits, with the fast path and without it.
+    bits: Any = "exact" if engine in EXACT or engine == "auto" else [engine, fast_status().on]
+    held = [clients.x, clients.y, clients.rows, clients.ends, clients.parts, clients.prepare]
+    return value_digest(algorithm, weights, held, plan, tested, bits, device.type, seed)
+
+
+def _type(value: Any) -> str:
+    return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
+
+
+def _check_task(learned: Task, data: FederatedDataset) -> None:
+    """Check that a task is about the data.
+
+    Raises:
+        InputError: Inputs, the number of classes, or their names differ.
+    """
+    if learned.form is not None:
+        if learned.form.classes != data.classes:
+            raise InputError(
+                f"algorithm: its task has {learned.form.classes} classes, and the data {data.classes}; make"
+                " the task of the data, as in genfl.task(model, data)"
+            )
+        if tuple(learned.form.input) != data.shape:
+            raise InputError(
+                f"algorithm: its task has inputs of the shape {tuple(learned.form.input)}, and the data"
+                f" {data.shape}; make the task of the data, as in genfl.task(model, data)"
+            )
+    _check_names("algorithm", learned.label_names, data.label_names)
+
+
+def _check_names(field: str, names: Sequence[str] | None, wanted: Sequence[str] | None) -> None:
+    """Check that classes are numbered in the same way; nothing is checked if either has no names.
+
+    Raises:
+        InputError: The names, or their order, differ.
+    """
+    if names is None or wanted is None or list(names) == list(wanted):
+        return
+    first, second = (", ".join(some[:10]) for some in (names, wanted))
+    raise InputError(
+        f"{field}: its classes are {first}, in this order, and the data's are {second}; give both the same"
+        " names in the same order, as in FederatedDataset.from_arrays(..., labels=[...])"
+    )
+
+
+def _device(device: str) -> torch.device:
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:(0|[1-9]\d?))?", device):
+        raise InputError(f"device: {device!r} is none; give cpu, cuda or cuda:1")
+    hub.check_device(device, "device")
+    return torch.device(device)
 
 
 @contextmanager
@@ -302,8 +369,54 @@ def _progress(shown: bool) -> Iterator[None]:
         bars.enabled.reset(token)
 
 
-def _weights_of(start: Weights | Pretrained | Simulation) -> Weights:
-    return start if isinstance(start, dict) else start.weights
+def _initial_weights(
+    learned: Task, start: Start | None, label_names: Sequence[str] | None, seed: int
+) -> Weights:
+    """Return the weights that training starts from.
+
+    Args:
+        learned: The learning task.
+        start: Where they come from; None draws them.
+        label_names: The names of the classes, if known.
+        seed: Decides random weights.
+
+    Raises:
+        InputError: They are of another model, or of other classes.
+    """
+    drawn = learned.init(Key(seed).fold("model"))
+    if start is None:
+        return drawn
+    names: Sequence[str] | None = None
+    if isinstance(start, Pretrained | Simulation):
+        names, weights = start.label_names, start.weights
+    elif isinstance(start, nn.Module):
+        named = getattr(start, "label_names", None)
+        names = list(named) if isinstance(named, list | tuple) else None
+        weights = weights_of(as_classifier(copy.deepcopy(start)))
+    elif isinstance(start, Mapping) and start.keys() == drawn.keys():
+        weights = cast(Weights, start)
+    elif isinstance(start, Mapping):
+        absent = sorted({name for part in drawn.values() for name in part} - start.keys())
+        if absent:
+            raise InputError(
+                f"start: it has no weights {absent[0]!r} of the task's model; give those of the same model,"
+                " or the module itself"
+            )
+        flat = {name: value.detach().cpu() for name, value in cast(Mapping[str, Tensor], start).items()}
+        weights = from_state_dict(flat, like=drawn)
+    else:
+        raise InputError(f"start: {_type(start)} holds no weights; give weights, a module or a result")
+    _check_names("start", names, label_names)
+    for part, tensors in drawn.items():
+        if tensors.keys() != weights[part].keys():
+            raise InputError("start: its weights are of another model; give those of the task's model")
+        for name, tensor in tensors.items():
+            if tensor.shape != weights[part][name].shape:
+                raise InputError(
+                    f"start: {name} has the shape {tuple(weights[part][name].shape)}, and the task's"
+                    f" {tuple(tensor.shape)}; give weights of the task's model"
+                )
+    return {part: {name: weights[part][name] for name in tensors} for part, tensors in drawn.items()}
 
 
 def _predictor(learned: Task, weights: Weights, label_names: Sequence[str]) -> Classifier:
@@ -325,7 +438,7 @@ def pretrain(
     patience: int = 5,
     augment: Augment | None = None,
     encode: Encode | None = None,
-    start: Weights | Pretrained | Simulation | None = None,
+    start: Start | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool = False,
@@ -353,8 +466,8 @@ def pretrain(
         holdout: Share of the samples that decides when to stop, in (0, 1).
         patience: Epochs without a better held-back loss before stopping.
         augment: Random changes of the inputs; see `genfl.learning.augment.Augment`.
-        encode: Turns generated content into an input; needed for sounds and texts.
-        start: Weights to start from; random by default.
+        encode: Turns generated content into an input; by default as `GeneratedSamples.arrays` does.
+        start: Weights to start from, as in `simulate`; random by default.
         seed: Decides initial weights, batches and dropout.
         checkpoint: A file to keep the state in; training that is interrupted resumes from it.
         progress: Whether to show a progress bar.
@@ -364,24 +477,29 @@ def pretrain(
         The best weights by held-back loss, their epoch, and the history; `simulate` takes it as ``start``.
 
     Raises:
-        InputError: An argument is out of range, or training diverged.
+        InputError: An argument is out of range, the samples do not fit the task, or training diverged.
     """
-    for name, ok in {
-        "epochs": epochs >= 1,
-        "batch_size": batch_size >= 1,
-        "lr": lr > 0,
-        "weight_decay": weight_decay >= 0,
-        "holdout": 0 < holdout < 1,
-        "patience": patience >= 1,
-    }.items():
-        if not ok:
-            raise InputError(f"{name}: {locals()[name]!r} is out of range; see genfl.pretrain")
+    if not isinstance(task, Task):
+        raise InputError(f"task: {_type(task)} is no Task; give one, as in genfl.task(model, data)")
+    recipe = Recipe(
+        whole_number("epochs", epochs),
+        whole_number("batch_size", batch_size),
+        check_value("lr", lr, Positive),
+        check_value("schedule", schedule, LrSchedule),
+        check_value("weight_decay", weight_decay, NonNegative),
+        check_value("holdout", holdout, Annotated[float, Gt(0), Lt(1)]),
+        whole_number("patience", patience),
+        augment or Augment(),
+    )
+    seed = whole_number("seed", seed, 0)
     x, y = _examples(task, samples, encode)
-    recipe = Recipe(epochs, batch_size, lr, schedule, weight_decay, holdout, patience, augment or Augment())
-    weights = task.init(Key(seed).fold("model")) if start is None else _weights_of(start)
-    place = torch.device(device)
-    with _progress(progress), bars.bar("pretrain", epochs, "epochs") as advance, exact(place):
-        return train_with_holdout(
+    names = task.label_names
+    if names is None and isinstance(samples, GeneratedSamples):
+        names = tuple(samples.label_names)
+    weights = _initial_weights(task, start, names, seed)
+    place = _device(device)
+    with _progress(progress), bars.bar("pretrain", recipe.epochs, "epochs") as advance, exact(place):
+        trained = train_with_holdout(
             task,
             weights,
             x,
@@ -393,6 +511,7 @@ def pretrain(
             device=place,
             on_epoch=advance,
         )
+    return trained._replace(label_names=names)
 
 
 def _examples(
@@ -508,7 +627,7 @@ ConfigLike = str | Path | Mapping[str, Any] | Config
 def _content(config: ConfigLike, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a config as plain values, with overrides."""
     if isinstance(config, Config):
-        content = configs.plain(configs.dump(config))
+        content = configs.plain_without_inherited(config)
     elif isinstance(config, Mapping):
         content = copy.deepcopy(dict(config))
     else:

@@ -13,6 +13,7 @@ from genfl.data.budget import ORDERS, Budget, deal
 from genfl.data.clients import GENERATED, PRIVATE, ClientData
 from genfl.data.partition import Partitioner
 from genfl.errors import InputError
+from genfl.options import whole_number
 
 Array = Tensor | np.ndarray | Sequence[Any]
 """A torch tensor, a numpy array, or nested lists."""
@@ -86,7 +87,7 @@ class FederatedDataset:
                 f"partition: {partition!r} is no split; give one, as in"
                 " genfl.partition.dirichlet(clients=20, alpha=0.1)"
             )
-        rows = partition.split([names[number] for number in targets.tolist()], seed)
+        rows = partition.split([names[number] for number in targets.tolist()], whole_number("seed", seed, 0))
         clients = ClientData(inputs, targets, rows, len(names), as_floats)
         data = cls(clients, names)
         return data if test is None else cls(clients, names, data.check_test(test))
@@ -197,7 +198,7 @@ class FederatedDataset:
                 f" {self.label_names[short]!r}, and there are {available[short]}; lower the budget, or"
                 " generate more"
             )
-        rows = deal(targets, counts, seed)
+        rows = deal(targets, counts, whole_number("seed", seed, 0))
         clients = self.clients.with_part(GENERATED, inputs, targets, rows, weighs=weight == "merged")
         return FederatedDataset(clients, self.label_names, self.test, order)
 
@@ -229,7 +230,7 @@ def as_floats(x: Tensor) -> Tensor:
 
 
 def check_inputs(field: str, x: Array, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Return inputs as a tensor [n, ...].
+    """Return a copy of inputs as a tensor [n, ...].
 
     Args:
         field: Their name in messages.
@@ -240,7 +241,8 @@ def check_inputs(field: str, x: Array, shape: tuple[int, ...] | None = None) -> 
         InputError: There are none, they are of another shape, or they are not finite numbers.
     """
     try:
-        inputs = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
+        # The caller's array is copied, as it may change later, or run backwards.
+        inputs = x.detach().cpu().clone() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
     except (TypeError, ValueError) as error:
         raise InputError(f"{field}: it is no array of numbers ({error}); give a tensor or array") from error
     if inputs.ndim < 2 or len(inputs) == 0:
@@ -307,7 +309,7 @@ def _flat(field: str, y: Array) -> np.ndarray:
     if values.dtype.kind == "O" and all(isinstance(value, str) for value in values):
         return values.astype(str)
     if values.dtype.kind in "iu":
-        return values.astype(np.int64)
+        return values.astype(np.int64)  # a copy
     raise InputError(f"{field}: labels are of type {values.dtype}; give whole numbers or names")
 
 

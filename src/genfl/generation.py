@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
+import numbers
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import filelock
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from genfl import config as configs
@@ -20,9 +21,13 @@ from genfl.config.names import ESPEAK, GENERATOR_KINDS
 from genfl.data import quality
 from genfl.data.formats import image_pixels
 from genfl.data.media import Modality
+from genfl.data.sounds import HOP, MELS, RATE, LogMelFormat
 from genfl.data.synthetic import SyntheticData
+from genfl.data.texts import TokenFormat
 from genfl.errors import InputError, suggest
+from genfl.generators.missing import generate_missing
 from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
+from genfl.options import whole_number
 from genfl.prompts.plan import PromptSource, plan_prompts
 from genfl.prompts.templates import LABEL, Style, Templates
 from genfl.rng import Key
@@ -30,6 +35,9 @@ from genfl.storage import read_json, write_json
 
 REQUEST = "request.json"
 """The file in the folder of generated samples that says how they were asked for."""
+
+_LOCK = ".lock"
+"""The file that a process locks while it generates into a folder."""
 
 STYLES = ("label", "single", "multiple")
 """The styles of prompts that need nothing but the labels."""
@@ -76,20 +84,16 @@ class GeneratedSamples:
         """Return inputs [m, ...] and class indices [m], as models and `FederatedDataset` take them.
 
         Args:
-            shape: Of images: channels (1 or 3), height and width. Pixels are floats in [0, 1].
+            shape: The shape of one input. Images: channels (1 or 3), height and width; pixels are floats in
+                [0, 1]. Sounds: frames and 128 mels of a log-mel spectrogram, such as (101, 128) for one
+                second. Texts: the number of hashed tokens. These are the formats of genfl's data sets.
             labels: The names of the classes in the order that numbers them; by default `label_names`.
-            encode: Turns a sample's content into an input, in place of `shape`; needed for sounds and texts.
+            encode: Turns a sample's content into an input, in place of `shape`.
 
         Raises:
             InputError: Neither `shape` nor `encode` fits, or a sample's label is none of `labels`.
         """
-        if encode is None:
-            if self.modality != "image" or shape is None or len(shape) != 3:
-                raise InputError(
-                    f"shape: {shape} does not say how {self.modality} samples become inputs; give encode, or"
-                    " for images (channels, height, width)"
-                )
-            encode = _pixels(tuple(shape))
+        encode = encode or _encoder(self.modality, None if shape is None else tuple(shape))
         order = list(labels or self.label_names)
         read = self._data.medium.read
         inputs, names = self._data.read(lambda cell: torch.as_tensor(encode(read(cell))))
@@ -98,9 +102,23 @@ class GeneratedSamples:
         return torch.stack(inputs), torch.tensor([order.index(name) for name in names])
 
 
-def _pixels(shape: tuple[int, ...]) -> Callable[[Image.Image], np.ndarray]:
-    channels, height, width = shape
-    return lambda image: image_pixels(image, (height, width), channels).astype(np.float32) / 255
+def _encoder(modality: Modality, shape: tuple[int, ...] | None) -> Encode:
+    """Return what turns a sample's content into an input, in the format of genfl's data sets.
+
+    Raises:
+        InputError: The format has no inputs of this shape.
+    """
+    if modality == "image" and shape is not None and len(shape) == 3:
+        channels, height, width = shape
+        return lambda image: image_pixels(image, (height, width), channels).astype(np.float32) / 255
+    if modality == "audio" and shape is not None and len(shape) == 2 and shape[1] == MELS and shape[0] > 1:
+        return LogMelFormat((shape[0] - 1) * HOP / RATE).encode
+    if modality == "text" and shape is not None and len(shape) == 1:
+        return TokenFormat(shape[0]).encode
+    raise InputError(
+        f"shape: {shape} does not say how {modality} samples become inputs; give encode, or (channels,"
+        f" height, width) of images, (frames, {MELS}) of sounds or (tokens,) of texts"
+    )
 
 
 def generate(
@@ -112,6 +130,7 @@ def generate(
     prompts: str | Sequence[str] | None = None,
     blanks: Mapping[str, Sequence[str]] | None = None,
     kind: str | None = None,
+    modality: Modality | None = None,
     guidance_scale: float | Sequence[float] | None = None,
     block_size: int = 50,
     seed: int = 0,
@@ -132,7 +151,8 @@ def generate(
 
     Args:
         model: A folder or a Hugging Face id of a model, or ``miniature`` (embedded) or ``espeak``. For the
-            kind files, a folder of samples.
+            kind files, a folder of samples. For a registered kind, the value of its option ``model`` or
+            ``path``, or the kind's name.
         labels: The names of the classes.
         per_label: Samples of each class.
         out: The folder; made if absent.
@@ -140,6 +160,7 @@ def generate(
             several, of which one is drawn for each sample. By default one sentence for the kind of sample.
         blanks: The words for each further blank of a template, as in ``{"look": ["red", "old"]}``.
         kind: The kind of generator, as in a config; by default found in the model's own files.
+        modality: image, audio or text; needed for a kind that makes several, such as files.
         guidance_scale: One scale, or several of which one is drawn for each block; by default those of a
             config.
         block_size: Samples generated in one call of the model.
@@ -154,14 +175,13 @@ def generate(
     names = [unicodedata.normalize("NFC", str(label)) for label in labels]
     if isinstance(labels, str) or not names or len(set(names)) < len(names) or not all(names):
         raise InputError(f"labels: {labels!r}; give a list of different names")
-    for name, count in (("per_label", per_label), ("block_size", block_size)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"{name}: {count!r} is no whole number from 1; give one")
-    kind = kind or kind_of_model(model)
+    per_label, block_size = whole_number("per_label", per_label), whole_number("block_size", block_size)
+    seed = whole_number("seed", seed, 0)
+    kind = kind or (model if model in GENERATORS.added() else kind_of_model(model))
     if kind not in GENERATORS:
         raise InputError(f"kind: there is no {kind!r}; {suggest(kind, list(GENERATORS))}")
     entry = GENERATORS[kind]
-    modality = next(iter(entry.modalities))
+    modality = _modality(kind, entry, modality)
     settings = _settings(kind, model, options)
     scales = _scales(kind, guidance_scale)
     source = _source(prompts, blanks, kind, modality)
@@ -181,24 +201,19 @@ def generate(
     }
     blocks = plan_prompts(names, per_label, source, scales, block_size, Key(seed).fold("prompts"))
     data = SyntheticData(Path(out), names, len(blocks), modality)
-    _claim(Path(out), request)
-    if missing := data.missing():
-        generator = entry.make(settings, purpose)
-        generator.check_prompts([prompt for block in blocks for prompt in block])
-        total, left = (sum(map(len, some)) for some in (blocks, [blocks[number] for number in missing]))
+    with _claim(Path(out), request):
         token = bars.enabled.set(progress)
         try:
-            with bars.bar("generate", total, "samples", total - left) as advance:
-                for number in missing:
-                    began = time.perf_counter()
-                    made = list(generator.generate(blocks[number]))
-                    seconds = time.perf_counter() - began
-                    kept, removed = quality.sift(made, modality)
-                    data.write(number, kept, generator.id, seconds, entry.prompted, removed)
-                    advance(len(made))
+            generate_missing(
+                data,
+                blocks,
+                range(len(blocks)),
+                lambda: entry.make(settings, purpose),
+                prompted=entry.prompted,
+            )
         finally:
             bars.enabled.reset(token)
-    return _finished(data, entry, settings)
+        return _finished(data, entry, settings)
 
 
 def kind_of_model(model: str) -> str:
@@ -250,19 +265,52 @@ def _kind_of_transformers(model: str, content: Mapping[str, Any]) -> str:
 
 def _settings(kind: str, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a generator's settings, checked and with their defaults, as a config's section has them."""
-    given = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    place = {} if kind not in GENERATOR_KINDS else {"path": model} if kind == "files" else {"model": model}
-    section = configs.generator_section({"kind": kind, **place, **given})
+    chosen = {name: _plain(value) for name, value in options.items()}
+    section = configs.generator_section({"kind": kind, **_model_option(kind, model), **chosen})
     return section.model_dump(exclude={"kind"})
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as YAML would give it: tuples are lists, and NumPy's numbers are Python's."""
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _model_option(kind: str, model: str) -> dict[str, str]:
+    """Return the option that says what a kind of generator loads.
+
+    Raises:
+        InputError: The kind has no such option.
+    """
+    if kind in GENERATOR_KINDS:
+        return {"path" if kind == "files" else "model": model}
+    if model == kind:
+        return {}
+    known = GENERATORS[kind].options()
+    for name in ("model", "path"):
+        if name in known:
+            return {name: model}
+    raise InputError(f"model: {kind} has no option for {model!r}; give {kind!r} instead")
+
+
+def _modality(kind: str, entry: GeneratorEntry, modality: Modality | None) -> Modality:
+    known = list(entry.modalities)
+    if modality is None and len(known) == 1:
+        return known[0]
+    if modality not in known:
+        raise InputError(f"modality: {kind} makes {', '.join(known)}, and {modality} was asked for; give one")
+    return modality
 
 
 def _scales(kind: str, guidance_scale: float | Sequence[float] | None) -> list[float]:
     if guidance_scale is None:
         return list(configs.default_guidance(kind))
-    scales = [guidance_scale] if isinstance(guidance_scale, int | float) else list(guidance_scale)
+    asked: Any = guidance_scale
+    scales = list(map(float, [asked] if isinstance(asked, numbers.Real) else asked))
     if not scales or not all(0 <= scale < float("inf") for scale in scales):
         raise InputError(f"guidance_scale: {guidance_scale!r}; give a number from 0, or several")
-    return [float(scale) for scale in scales]
+    return scales
 
 
 class _Several:
@@ -297,8 +345,31 @@ def _source(
     return _Several([Templates("fill", text, blanks, modality) for text in texts])
 
 
-def _claim(folder: Path, request: dict[str, Any]) -> None:
-    """Make a folder that of a request.
+@contextmanager
+def _claim(folder: Path, request: dict[str, Any]) -> Iterator[None]:
+    """Make a folder that of a request, and keep other processes out of it.
+
+    Raises:
+        InputError: It holds something else, or another process generates into it.
+    """
+    _check_folder(folder, request)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(f"out: another process generates into {folder}; wait, or choose another") from None
+    try:
+        _check_folder(folder, request)
+        if not (folder / REQUEST).exists():
+            write_json(folder / REQUEST, request)
+        yield
+    finally:
+        lock.release()
+
+
+def _check_folder(folder: Path, request: dict[str, Any]) -> None:
+    """Check that a folder is that of a request, or empty.
 
     Raises:
         InputError: It holds something else.
@@ -311,11 +382,8 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
                 f"out: {folder} holds samples of another request ({changes[0]}); choose another folder, or"
                 " delete it"
             )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(path.name != _LOCK for path in folder.iterdir())):
         raise InputError(f"out: {folder} is not empty and holds no generated samples; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, request)
 
 
 def _finished(data: SyntheticData, entry: GeneratorEntry, settings: dict[str, Any]) -> GeneratedSamples:

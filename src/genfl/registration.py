@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from genfl.errors import InputError
 from genfl.identity import value_digest
+from genfl.options import check_options, options, range_checked
 
 if TYPE_CHECKING:
     from genfl.data.media import Modality
@@ -47,24 +48,31 @@ class Register:
             paper: The publication, for ``genfl list algorithms``.
 
         Raises:
-            InputError: The name is built in, or the return annotation names none of the kinds.
+            InputError: The name is built in, the return annotation names none of the kinds, or no config can
+                give a keyword parameter.
         """
-        from genfl.algorithms.registry import ALGORITHMS, KINDS, AlgorithmEntry
+        from genfl.algorithms.registry import ALGORITHMS, KINDS, RESOURCES, AlgorithmEntry
 
         ALGORITHMS.check_name(name)
 
         def decorate(builder: Builder) -> Builder:
-            entry = AlgorithmEntry(_named(builder, name), paper, value_digest(builder))
+            entry = AlgorithmEntry(_named(builder, name, KINDS), paper, value_digest(builder))
+            example = f"def {name}(*, mu: float = 0.1) -> genfl.LocalHook"
             try:
-                kind = entry.kind
-            except (NameError, KeyError, TypeError, AttributeError):
-                kind = type(None)
+                kind: Any = entry.kind
+            except NameError as error:
+                raise InputError(
+                    f"register: {name}: an annotation cannot be resolved ({error}); import that name at the"
+                    f" top of the module, as for {example}"
+                ) from error
+            except (KeyError, TypeError, AttributeError):
+                kind = None
             if kind not in KINDS.values():
                 raise InputError(
                     f"register: {name}: the builder must say what it returns; annotate it with"
-                    f" {', '.join(KINDS)}, as in def {name}(*, mu: float = 0.1) -> genfl.LocalHook"
+                    f" {', '.join(KINDS)}, as in {example}"
                 )
-            entry.options()  # annotations that cannot be read show here, not in a run
+            check_options(builder, KINDS, provided=RESOURCES)
             ALGORITHMS[name] = entry
             return builder
 
@@ -98,7 +106,7 @@ class Register:
             classes: The number of classes for which it counts them.
 
         Raises:
-            InputError: The name is built in.
+            InputError: The name is built in, or no config can give a keyword parameter.
         """
         from genfl.models import MODELS, ModelEntry
         from genfl.models.wrapped import as_classifier
@@ -110,8 +118,9 @@ class Register:
             def build(*args: Any, **options: Any) -> Any:
                 return as_classifier(builder(*args, **options))
 
+            check_options(builder)
             size = tuple(shape or _SHAPES[modality])
-            MODELS.register(name, ModelEntry(build, modality, size, classes, value_digest(builder)))
+            MODELS[name] = ModelEntry(build, modality, size, classes, value_digest(builder))
             return builder
 
         return decorate
@@ -121,8 +130,17 @@ class Register:
     ) -> Callable[[Builder], Builder]:
         """Register the loader of a data set: ``() -> genfl.DataSet``.
 
-        Reports show none of its examples unless a config says so. The data is read again for every run; its
-        digest, of all examples, decides whether results are reused.
+        Reports show none of its examples unless a config says so. The data is read again for every run. Its
+        digest decides whether results are reused. The digest covers all examples and the code of the loader,
+        `encode` and `prepare`.
+
+        Example:
+            >>> import genfl, torch
+            >>> @genfl.register.dataset("noise", summary="random images of two classes")
+            ... def noise() -> genfl.DataSet:
+            ...     x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+            ...     examples = genfl.LabelledExamples(x, ["left", "right"] * 30)
+            ...     return genfl.DataSet(examples, examples, "image", encode=lambda image: x[0])
 
         Args:
             name: The name in configs.
@@ -130,42 +148,55 @@ class Register:
             summary: One line for ``genfl list datasets``.
 
         Raises:
-            InputError: The name is built in.
+            InputError: The name is built in, or the modality is unknown.
         """
-        from genfl.data.sources import DATASETS, DataEntry, register_dataset
-
-        DATASETS.check_name(name)
+        from genfl.data.sources import DATASETS, registered_dataset
 
         DATASETS.check_name(name)
 
         def decorate(loader: Builder) -> Builder:
-            register_dataset(name, DataEntry(loader, modality, summary))
+            DATASETS[name] = registered_dataset(loader, modality, summary)
             return loader
 
         return decorate
 
     def generator(
-        self, name: str, *, modalities: Sequence[Modality] = ("image",), models: str = ""
+        self,
+        name: str,
+        *,
+        modalities: Sequence[Modality] = ("image",),
+        models: str = "",
+        ignored_options: Sequence[str] = (),
+        fingerprint: Callable[[Mapping[str, Any]], Any] | None = None,
     ) -> Callable[[Builder], Builder]:
         """Register the builder of a generator: ``(**options) -> genfl.Generator``.
 
-        Its keyword parameters with defaults are the options of the config. A parameter ``labels`` gets the
-        names of the classes.
+        Its keyword parameters are the options of the config; one without a default must be set. A parameter
+        ``labels`` gets the names of the classes. Samples are generated again when an option or the builder's
+        code changes.
 
         Args:
             name: The kind in configs.
             modalities: The kinds of samples that it makes: image, audio, text.
             models: What it can load, for ``genfl list generators``.
+            ignored_options: The options that change no sample, such as a timeout.
+            fingerprint: ``(options) -> plain values`` that change with the files that the options name.
 
         Raises:
-            InputError: The name is built in.
+            InputError: The name is built in, or no config can give a keyword parameter.
         """
         from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
-        from genfl.options import options
 
         GENERATORS.check_name(name)
 
         def decorate(builder: Builder) -> Builder:
+            check_options(builder, provided={"labels"}, required=True)
+            known = options(builder, required=True)
+            known.pop("labels", None)
+            if unknown := sorted(set(ignored_options) - known.keys()):
+                raise InputError(
+                    f"register: {name}: ignored_options names {unknown[0]!r}, which is no option"
+                )
             code = value_digest(builder)
             wants_labels = "labels" in inspect.signature(builder).parameters
 
@@ -176,10 +207,11 @@ class Register:
                 tuple(modalities),
                 models,
                 make,
-                fingerprint=lambda chosen, modality: code,
+                fingerprint=lambda chosen, modality: [code, fingerprint(chosen)] if fingerprint else code,
                 check=lambda chosen, purpose: None,
                 facts=lambda chosen: {"generator": name},
-                read_options=lambda: options(builder),
+                read_options=lambda: known,
+                ignored_options=tuple(ignored_options),
             )
             GENERATORS[name] = entry
             return builder
@@ -190,12 +222,13 @@ class Register:
 register = Register()
 
 
-def _named(builder: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _named(builder: Callable[..., Any], name: str, names: dict[str, Any]) -> Callable[..., Any]:
     """Return a builder whose parts carry its name, for messages."""
+    check = range_checked(builder, names)
 
     @functools.wraps(builder)
     def build(*args: Any, **options: Any) -> Any:
-        part = builder(*args, **options)
+        part = check(*args, **options)
         return part._replace(name=name) if getattr(part, "name", None) == "" else part
 
     build.__name__ = name

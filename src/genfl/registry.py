@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import weakref
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, TypeVar
@@ -18,14 +20,12 @@ What = Literal["algorithm", "model", "data set", "generator"]
 GROUP = "genfl.plugins"
 """The group of entry points whose modules register entries when they are imported."""
 
-_added: dict[What, dict[str, Any]] = {"algorithm": {}, "model": {}, "data set": {}, "generator": {}}
-_plugins_loaded = False
-
 
 class Registry(MutableMapping[str, Entry], Generic[Entry]):
     """A mapping of names to entries: the built-in ones, then those that users added.
 
-    Plugins are imported when a registry is first read.
+    Plugins are imported before a registry is first read or changed, so that a user's entry replaces a
+    plugin's. Threads may share a registry.
 
     Args:
         what: The kind of entry.
@@ -37,10 +37,12 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
         self.what = what
         self.reserved = frozenset(reserved)
         self.builtin = dict(builtin)
+        self._added: dict[str, Entry] = {}
+        _PLUGINS.registries.add(self)
+        _PLUGINS.main.setdefault(what, self)
 
     def __getitem__(self, name: str) -> Entry:
-        entries = self._entries()
-        return entries[name]
+        return self._entries()[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries())
@@ -48,11 +50,28 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
     def __len__(self) -> int:
         return len(self._entries())
 
+    def __hash__(self) -> int:
+        return id(self)
+
     def __setitem__(self, name: str, entry: Entry) -> None:
-        _added[self.what][name] = entry
+        """Add a user's entry; an earlier one of the user's with this name is replaced.
+
+        Args:
+            name: The name in configs.
+            entry: The entry.
+
+        Raises:
+            InputError: See `check_name`.
+        """
+        self.check_name(name)
+        _PLUGINS.load()
+        with _PLUGINS.lock:
+            self._added[name] = entry
 
     def __delitem__(self, name: str) -> None:
-        del _added[self.what][name]
+        _PLUGINS.load()
+        with _PLUGINS.lock:
+            del self._added[name]
 
     def check_name(self, name: str) -> None:
         """Reject a name that users cannot give to an entry.
@@ -68,43 +87,59 @@ class Registry(MutableMapping[str, Entry], Generic[Entry]):
         if name in self.builtin or name in self.reserved:
             raise InputError(f"register: the {self.what} {name!r} is built in; choose another name")
 
-    def register(self, name: str, entry: Entry) -> None:
-        """Add a user's entry; an earlier one of the user's with this name is replaced.
+    def added(self) -> dict[str, Entry]:
+        """Return the entries that users and plugins added, by name."""
+        _PLUGINS.load()
+        with _PLUGINS.lock:
+            return dict(self._added)
+
+    def restore(self, added: Mapping[str, Entry]) -> None:
+        """Put back the entries that `added` returned before.
 
         Args:
-            name: The name in configs.
-            entry: The entry.
-
-        Raises:
-            InputError: See `check_name`.
+            added: The entries.
         """
-        self.check_name(name)
-        self[name] = entry
+        with _PLUGINS.lock:
+            self._added = dict(added)
 
     def _entries(self) -> dict[str, Entry]:
-        return {**self.builtin, **added(self.what)}
+        return {**self.builtin, **self.added()}
 
 
-def added(what: What) -> Mapping[str, Any]:
-    """Return the entries that users and plugins added to a registry, by name."""
-    load_plugins()
-    return _added[what]
+class _Plugins:
+    """The plugins that are installed: entry points of the group ``genfl.plugins``."""
 
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.registries: weakref.WeakSet[Registry[Any]] = weakref.WeakSet()
+        self.main: dict[What, Registry[Any]] = {}
+        self._state: Literal["new", "loading", "loaded"] = "new"
 
-def load_plugins() -> None:
-    """Import the plugins that are installed, once in a process.
+    def load(self) -> None:
+        """Import the plugins, once in a process; other threads wait.
 
-    A plugin is an entry point of the group ``genfl.plugins``. One that cannot be imported is named in a
-    warning, and the others are imported all the same.
-    """
-    global _plugins_loaded
-    if _plugins_loaded:
-        return
-    _plugins_loaded = True  # before the imports: plugins read registries, too
-    for point in entry_points(group=GROUP):
+        A plugin that raises is named in a warning and registers nothing. The others are imported all the
+        same.
+        """
+        if self._state == "loaded":
+            return
+        with self.lock:
+            if self._state != "new":  # plugins read and change registries, too
+                return
+            self._state = "loading"
+            try:
+                for point in entry_points(group=GROUP):
+                    self._load(point)
+            finally:
+                self._state = "loaded"
+
+    def _load(self, point: Any) -> None:
+        before = {registry: dict(registry._added) for registry in self.registries}
         try:
             point.load()
         except Exception as error:  # a plugin can raise anything
+            for registry in self.registries:
+                registry.restore(before.get(registry, {}))
             log.warning(
                 "plugin %s: %s cannot be imported (%s: %s), and nothing of it is registered; fix or uninstall"
                 " it",
@@ -113,3 +148,17 @@ def load_plugins() -> None:
                 type(error).__name__,
                 error,
             )
+
+
+_PLUGINS = _Plugins()
+
+
+def added(what: What) -> dict[str, Any]:
+    """Return what users and plugins added to genfl's own registry of a kind, without importing that registry.
+
+    Args:
+        what: The kind of entry.
+    """
+    _PLUGINS.load()
+    registry = _PLUGINS.main.get(what)  # where it is not imported, nothing was added
+    return registry.added() if registry is not None else {}

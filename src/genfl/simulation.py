@@ -16,7 +16,7 @@ from genfl.data.plans import Schedule
 from genfl.engines.client_state import ClientStateStore
 from genfl.engines.device import on_device
 from genfl.engines.protocol import ClientTask, Engine, one_thread
-from genfl.errors import GenflError
+from genfl.errors import GenflError, InputError
 from genfl.learning.task import CPU, Weights
 from genfl.rng import Key
 from genfl.storage import load_checkpoint, save_tensors
@@ -93,6 +93,9 @@ def federate(
 
     Returns:
         The final model, the evaluations and a row for each round.
+
+    Raises:
+        InputError: The checkpoint holds more rounds.
     """
     measures = measures or {}
     program = algorithm.client
@@ -103,7 +106,12 @@ def federate(
     before, memories = _resume(checkpoint, checkpoint_digest, algorithm.memory(weights), schedule.rounds)
     if before:
         tree, meta = before
-        state, evaluations, rounds = tree["state"], meta["evaluations"], meta["rounds"]
+        state, rounds = tree["state"], meta["rounds"]
+        evaluations = [  # the last round of a shorter federation is none of this one's
+            row
+            for row in meta["evaluations"]
+            if row["round"] % schedule.evaluate_every == 0 or row["round"] == schedule.rounds
+        ]
         if len(rounds) < schedule.rounds:
             log.info("resuming after round %d", len(rounds))
         on_round(len(rounds))
@@ -165,7 +173,12 @@ def _resume(
     """Return the checkpoint of an interrupted federation, if there is one, and its clients' memories."""
     folder = checkpoint.with_suffix(".memories") if checkpoint else None
     before = load_checkpoint(checkpoint, key)
-    if before and len(before[1]["rounds"]) >= rounds:
+    if before and len(before[1]["rounds"]) > rounds:
+        raise InputError(
+            f"checkpoint: {checkpoint} holds {len(before[1]['rounds'])} rounds, and {rounds} are asked for;"
+            " ask for as many or more, or name another file"
+        )
+    if before and len(before[1]["rounds"]) == rounds:
         return before, ClientStateStore(None, initial)  # no client will need its memory
     if before and "memories" in before[1]:  # earlier versions stored them among the tensors
         try:

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import genfl
 from genfl import catalogue, config, pipeline
 from genfl.data.formats import PixelFormat
 from genfl.data.recipes import RECIPES
@@ -14,7 +15,6 @@ from genfl.data.sources import (
     DataSet,
     LabelledExamples,
     grey_image,
-    register_dataset,
     to_image,
 )
 from genfl.errors import InputError
@@ -105,10 +105,11 @@ def squares(bright=0):
 @pytest.fixture
 def registered():
     """Removes what a test registers."""
-    before = dict(DATASETS)
-    yield register_dataset
-    for name in DATASETS.keys() - before:
-        del DATASETS[name]
+    before = DATASETS.added()
+    yield lambda name, load, modality="image", summary="": genfl.register.dataset(
+        name, modality=modality, summary=summary
+    )(load)
+    DATASETS.restore(before)
 
 
 def test_register_dataset_makes_it_known_to_configs_and_the_catalogue(registered, tmp_path):
@@ -119,7 +120,7 @@ def test_register_dataset_makes_it_known_to_configs_and_the_catalogue(registered
     """
     with pytest.raises(InputError, match=r"^data.name: there is no 'squares'"):
         config.parse(text)
-    registered("squares", DataEntry(squares, "image", "dark halves"))
+    registered("squares", squares, "image", "dark halves")
     assert pipeline.execute(config.parse(text), tmp_path)["methods"].keys() == {"a"}
     (row,) = (row for row in catalogue.datasets() if row["name"] == "squares")
     assert (row["modality"], row["summary"], row["metric"]) == ("image", "dark halves", "accuracy")
@@ -128,21 +129,18 @@ def test_register_dataset_makes_it_known_to_configs_and_the_catalogue(registered
 
 def test_register_dataset_replaces_only_the_users_own(registered):
     for bright in (0, 0.5):
-        registered("squares", DataEntry(lambda bright=bright: squares(bright), "image", ""))
+        registered("squares", lambda bright=bright: squares(bright), "image", "")
         assert float(DATASETS["squares"].load().train.x[0, 0, 0, 0]) == 1 - bright
-    for name in ("digits", "mnist"):
-        message = rf"^register: the data set '{name}' is built in; choose another name$"
-        with pytest.raises(InputError, match=message):
-            registered(name, DataEntry(squares, "image", ""))
-    with pytest.raises(InputError, match=r"^register: '' is no name for a data set; give a text"):
-        registered("", DataEntry(squares, "image", ""))
+    for name in ("digits", "mnist", ""):
+        with pytest.raises(InputError, match=rf"^register: .*{name}'.* (choose another name|as in 'mine')$"):
+            registered(name, squares, "image", "")
     with pytest.raises(InputError, match=r"^modality: 'video' is unknown; give image, audio, text$"):
-        registered("films", DataEntry(squares, "video", ""))
+        registered("films", squares, "video", "")
 
 
 def test_register_dataset_gives_a_digest_of_the_content(registered):
     def digest(change=lambda data: data):
-        registered("squares", DataEntry(lambda: change(squares()), "image", ""))
+        registered("squares", lambda: change(squares()), "image", "")
         return DATASETS["squares"].load().digest
 
     def changed(**values):
@@ -158,7 +156,20 @@ def test_register_dataset_gives_a_digest_of_the_content(registered):
         digest(lambda data: data._replace(digest="of the user")),
     }
     assert len(others | {digest()}) == 7
-    assert "of the user" in others
+
+
+def test_registered_data_depend_on_code(registered):
+    def digest(scale=1.0, offset=0.0):
+        def load():
+            data = squares()
+            encode = lambda image: data.encode(image) + offset  # noqa: E731
+            return data._replace(prepare=lambda x: scale * x, encode=encode, digest="the user's")
+
+        registered("squares", load)
+        return DATASETS["squares"].load().digest
+
+    assert digest() == digest()
+    assert len({digest(), digest(scale=2.0), digest(offset=1.0)}) == 3
 
 
 def test_an_entry_of_a_recipe_reads_by_the_recipe(tmp_path):

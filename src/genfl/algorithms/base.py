@@ -7,26 +7,24 @@ clients run and adds up the uploads. The builder of an algorithm closes over its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from genfl import trees
 from genfl.learning.local import Context, LocalSGD
 from genfl.learning.task import Batch, Task, Weights
+from genfl.options import Count as Count
+from genfl.options import Decay as Decay
+from genfl.options import NonNegative as NonNegative
+from genfl.options import Positive as Positive
+from genfl.options import Steps as Steps
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
 ClientInfo = dict[str, Any]
 """What a client knows of its own data before round 0: ``samples`` (scalar), ``label_counts`` [classes]."""
-
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
-Decay = Annotated[float, Ge(0), Lt(1)]
-Steps = Annotated[int, Ge(0)]
-Count = Annotated[int, Ge(1)]
 
 ReductionKind = Literal["sum", "each"]
 """What the server may see of an upload: its sum over the cohort, or every client's own."""

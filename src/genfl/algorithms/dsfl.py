@@ -21,10 +21,12 @@ from genfl.algorithms.parts import with_hooks
 from genfl.data.plans import plan
 from genfl.learning.local import Context, LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
+from genfl.options import range_checked
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
+@range_checked
 def dsfl(
     task: Task,
     local: LocalSGD,

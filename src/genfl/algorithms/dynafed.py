@@ -14,10 +14,12 @@ from genfl.learning.distil import distil
 from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.learning.trajectory import synthesise
+from genfl.options import range_checked
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
+@range_checked
 def dynafed(
     task: Task,
     local: LocalSGD,

@@ -13,10 +13,12 @@ from genfl.algorithms.base import (
 from genfl.algorithms.parts import Part, sort_parts
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Task, Weights
+from genfl.options import range_checked
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
+@range_checked
 def fedavg(task: Task, local: LocalSGD, *parts: Part) -> Algorithm:
     """Return federated averaging: ``Δ = Σ w_k (y_k − x) / Σ w_k``, ``x ← x + Δ``.
 

@@ -7,12 +7,14 @@ from torch import Tensor
 from genfl.algorithms.base import NonNegative
 from genfl.learning.local import Context, LocalHook
 from genfl.learning.task import Aux, Batch
+from genfl.options import range_checked
 from genfl.trees import Tree
 
 EPSILON = 1e-8
 """Added to the variance of features. So a feature that is constant over a batch has zero correlations."""
 
 
+@range_checked
 def feddecorr(*, beta: NonNegative = 0.1) -> LocalHook:
     """Return the hook that adds ``β/d² ‖K‖_F²``, where K is the correlation matrix of the batch's d features.
 

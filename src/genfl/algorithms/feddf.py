@@ -11,10 +11,12 @@ from genfl.algorithms.parts import with_hooks
 from genfl.learning.distil import distil
 from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task
+from genfl.options import range_checked
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
+@range_checked
 def feddf(
     task: Task,
     local: LocalSGD,

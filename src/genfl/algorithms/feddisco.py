@@ -7,6 +7,7 @@ from torch import Tensor
 
 from genfl.algorithms.base import ClientInfo, NonNegative
 from genfl.algorithms.weighting import Weighting
+from genfl.options import range_checked
 from genfl.trees import Tree
 
 SMALLEST = 1e-6
@@ -14,6 +15,7 @@ SMALLEST = 1e-6
 every client the weight zero. This constant makes their average that of FedAvg."""
 
 
+@range_checked
 def feddisco(cohort: int, *, a: NonNegative = 0.5, b: NonNegative = 0.1) -> Weighting:
     """Return the weighting of a client by ``ReLU(s_k − a d_k + b)``, normalised over the cohort.
 

@@ -18,10 +18,12 @@ from genfl.algorithms.base import (
 from genfl.algorithms.parts import with_hooks
 from genfl.learning.local import Context, LocalHook, LocalSGD
 from genfl.learning.task import Aux, Batch, Task, Weights
+from genfl.options import range_checked
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
+@range_checked
 def feddyn(task: Task, local: LocalSGD, *hooks: LocalHook, alpha: Positive = 0.01) -> Algorithm:
     """Return FedDyn: clients minimise ``F_k(w) − ⟨g_k, w⟩ + α/2 ‖w − x‖²``, then ``g_k ← g_k − α (y_k − x)``.
 

@@ -26,10 +26,12 @@ from genfl.algorithms.parts import with_hooks
 from genfl.learning.distil import distil
 from genfl.learning.local import LocalHook, LocalSGD, nothing
 from genfl.learning.task import Batch, Task, Weights
+from genfl.options import range_checked
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
 
+@range_checked
 def fedet(
     task: Task,
     local: LocalSGD,

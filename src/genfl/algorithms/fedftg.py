@@ -13,10 +13,12 @@ from genfl.algorithms.parts import with_hooks
 from genfl.learning.conditional import ConditionalGenerator, noise_similarity
 from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
+from genfl.options import range_checked
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
+@range_checked
 def fedftg(
     task: Task,
     local: LocalSGD,

@@ -13,10 +13,12 @@ from genfl.algorithms.parts import with_hooks
 from genfl.learning.conditional import ConditionalGenerator, noise_similarity
 from genfl.learning.local import Context, LocalHook, LocalSGD
 from genfl.learning.task import Aux, Batch, Task, Weights
+from genfl.options import range_checked
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
+@range_checked
 def fedgen(
     task: Task,
     local: LocalSGD,

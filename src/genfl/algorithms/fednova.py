@@ -15,10 +15,12 @@ from genfl.algorithms.base import (
 from genfl.algorithms.parts import with_hooks
 from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
+from genfl.options import range_checked
 from genfl.rng import Key
 from genfl.trees import Tree
 
 
+@range_checked
 def fednova(task: Task, local: LocalSGD, *hooks: LocalHook) -> Algorithm:
     """Return FedNova: the mean of normalised changes, scaled by the mean number of effective steps.
 

@@ -8,9 +8,11 @@ from genfl import trees
 from genfl.algorithms.base import NonNegative
 from genfl.learning.local import Context, LocalHook
 from genfl.learning.task import Aux, Batch
+from genfl.options import range_checked
 from genfl.trees import Tree
 
 
+@range_checked
 def fedprox(*, mu: NonNegative = 0.01) -> LocalHook:
     """Return the hook that makes clients minimise ``F_k(w) + μ/2 ‖w − x‖²``, where x is the global model.
 

@@ -6,9 +6,11 @@ from genfl import trees
 from genfl.algorithms.base import NonNegative
 from genfl.learning.local import Context, Gradient, LocalHook
 from genfl.learning.task import Aux
+from genfl.options import range_checked
 from genfl.trees import Tree
 
 
+@range_checked
 def fedsam(*, rho: NonNegative = 0.05) -> LocalHook:
     """Return the hook that makes clients descend along the gradient at ``w + ρ g/‖g‖``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from genfl.algorithms.base import Algorithm, HeldSamples
 from genfl.learning.task import Task
+from genfl.options import Share, check_fields
 from genfl.trees import Tree
 
 
-class SampleFilter(NamedTuple):
+@dataclass(frozen=True)
+class SampleFilter:
     """A rule for the samples that a client trains on: those of least loss.
 
     Source: "Federated Learning with Generative Content" (NeurIPS 2024 submission 6501), Appendix L.
@@ -24,8 +26,11 @@ class SampleFilter(NamedTuple):
         by_class: Whether that share of each class is kept, or of all samples.
     """
 
-    share: float
+    share: Share
     by_class: bool
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def choose(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Return the positions of the kept samples, ascending.

@@ -9,9 +9,11 @@ from torch import Tensor
 from genfl.algorithms.base import NonNegative, Positive
 from genfl.learning.local import Context, LocalHook, Memory
 from genfl.learning.task import Aux, Batch, Weights
+from genfl.options import range_checked
 from genfl.trees import Tree
 
 
+@range_checked
 def moon(*, mu: NonNegative = 1.0, temperature: Positive = 0.5) -> LocalHook:
     """Return the hook that adds the model-contrastive loss of the features z of the trained model.
 

@@ -21,10 +21,12 @@ from genfl.algorithms.base import (
 from genfl.algorithms.parts import with_hooks
 from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Batch, Task, Weights
+from genfl.options import range_checked
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
 
+@range_checked
 def scaffold(
     task: Task,
     local: LocalSGD,

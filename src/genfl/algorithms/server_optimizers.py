@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import Decay, Positive
+from genfl.options import range_checked
 from genfl.trees import Tree
 
 
@@ -39,6 +40,7 @@ def sgd(lr: float = 1.0) -> ServerOptimizer:
     return ServerOptimizer(lambda params: {}, step, "sgd")
 
 
+@range_checked
 def fedavgm(*, lr: Positive = 1.0, beta: Decay = 0.9) -> ServerOptimizer:
     """Return server momentum: ``m ← β m + Δ``, ``x ← x + lr m``.
 
@@ -56,6 +58,7 @@ def fedavgm(*, lr: Positive = 1.0, beta: Decay = 0.9) -> ServerOptimizer:
     return ServerOptimizer(lambda params: {"m": trees.zeros_like(params)}, step, "fedavgm")
 
 
+@range_checked
 def fedadam(
     *,
     lr: Positive = 0.1,
@@ -85,6 +88,7 @@ def fedadam(
     return _adaptive("fedadam", lr, beta1, tau, second, initial, beta2 if bias_correction else None)
 
 
+@range_checked
 def fedyogi(
     *,
     lr: Positive = 0.1,
@@ -105,6 +109,7 @@ def fedyogi(
     return _adaptive("fedyogi", lr, beta1, tau, second, initial)
 
 
+@range_checked
 def fedadagrad(
     *,
     lr: Positive = 0.1,

@@ -11,7 +11,6 @@ from genfl.config.names import GENERATOR_REFERENCE, OLD_OPTIONS, REFERENCE_NAMES
 from genfl.config.section import Choice, OneOf, OptionSections, Section, as_list, named
 from genfl.data.budget import BudgetKind as Budget
 from genfl.data.budget import Guidance
-from genfl.registry import added
 
 
 class LocalReference(Choice):
@@ -136,6 +135,29 @@ class Content(Section):
         """Return the fields that were set, by name."""
         return {name: getattr(self, name) for name in self.model_fields_set}
 
+    def filling(self, other: Content | None) -> Content:
+        """Return another section with what it does not set taken from this one.
+
+        Only what the other section sets counts as set; see `given`.
+
+        Args:
+            other: The section of a method; None sets nothing.
+        """
+        given = other.given() if other else {}
+        return Content.model_construct(_fields_set=set(given), **{**dict(self), **given})
+
+    def own(self, shared: Content) -> Content:
+        """Return this section with nothing set that is inherited.
+
+        Args:
+            shared: The section that it inherits from. If all fields are set, as in the config of a run's
+                folder, those that equal it count as inherited.
+        """
+        given = self.given()
+        if given.keys() == type(self).model_fields.keys():
+            given = {name: value for name, value in given.items() if value != getattr(shared, name)}
+        return Content.model_construct(_fields_set=set(given), **{**dict(self), **given})
+
 
 class Method(Section):
     """One method of the comparison."""
@@ -169,10 +191,11 @@ class Method(Section):
         return name if name in REFERENCE_NAMES else None
 
     @property
-    def code(self) -> list[str]:
-        """The digests of the code of the users' own builders that the method names. Results depend on it."""
-        names = [part.name for part in self.algorithm]
-        return [entry.code for name, entry in added("algorithm").items() if name in names]
+    def code(self) -> dict[str, str]:
+        """The digest of the code of each user's own builder that it names: results depend on it."""
+        names = [] if self.reference else sorted({part.name for part in self.algorithm})
+        registered = _registered()
+        return {name: registered[name].code for name in names if registered[name].code}
 
     @property
     def asks_for(self) -> set[str]:

@@ -140,6 +140,20 @@ def dump(config: Config) -> str:
     return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
+def plain_without_inherited(config: Config) -> dict[str, Any]:
+    """Return a config as plain values, without what methods inherit from the section ``content``.
+
+    So a change of that section reaches the methods, as it does in a file.
+    """
+    content: dict[str, Any] = plain(dump(config))
+    for name, method in config.methods.items():
+        if method.content is not None:
+            kept = method.content.own(config.content).model_fields_set
+            values = content["methods"][name]["content"]
+            content["methods"][name]["content"] = {field: values[field] for field in values if field in kept}
+    return content
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Return where two configs of plain values differ, such as ``federate.rounds: was 100, is now 20``."""
     if not isinstance(old, dict) or not isinstance(new, dict):

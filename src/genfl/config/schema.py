@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -85,10 +85,14 @@ class Config(Section):
         return self.device.partition(":")[0]
 
     @property
-    def model_code(self) -> list[str]:
-        """The digests of the code of the users' own models that the config names. Results depend on it."""
-        names = [model.name for model in (self.model, *self.client_models)]
-        return [entry.code for name, entry in added("model").items() if name in names]
+    def model_code(self) -> dict[str, str]:
+        """The digest of the code of `model`, if it is a user's own: results depend on it."""
+        return _code_of([self.model])
+
+    @property
+    def client_model_code(self) -> dict[str, str]:
+        """The digest of the code of each user's own model among `client_models`."""
+        return _code_of(self.client_models)
 
     @property
     def generates(self) -> bool:
@@ -107,12 +111,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _content_of_methods(self) -> Self:
-        """Complete the content of methods with the fields of the section content that they do not set."""
-        shared = dict(self.content)
+        """Give methods whose clients hold generated content what the section says and they do not."""
         filled = {
-            name: method.model_copy(
-                update={"content": Content(**shared | (method.content or Content()).given())}
-            )
+            name: method.model_copy(update={"content": self.content.filling(method.content)})
             for name, method in self.methods.items()
             if method.data != "private"
         }
@@ -199,3 +200,8 @@ class Config(Section):
                 f"data.tokenizer: {GENERATED_TOKENIZER} takes its words from generated texts, but generator"
                 f" is none; use {HASHED_TOKENIZER}, or name a generator"
             )
+
+
+def _code_of(models: Sequence[Model]) -> dict[str, str]:
+    entries, names = added("model"), sorted({model.name for model in models})
+    return {name: entries[name].code for name in names if name in entries}

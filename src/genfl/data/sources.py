@@ -19,6 +19,7 @@ from genfl.data.folders import dataset_folder, fetch_from_hub
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import DIGIT_NAMES, RECIPES, DatasetRecipe, Metric, in_words
 from genfl.errors import InputError
+from genfl.identity import value_digest
 from genfl.registry import Registry
 from genfl.storage import digest
 
@@ -255,33 +256,32 @@ DATASETS: Registry[DataEntry] = Registry(
         **{name: DataEntry.from_recipe(name, recipe) for name, recipe in RECIPES.items()},
     },
 )
-"""The data sets by the names that a config uses; `register_dataset` adds to them."""
+"""The data sets by the names that a config uses; `genfl.register.dataset` adds to them."""
 
 
-def register_dataset(name: str, entry: DataEntry) -> None:
-    """Add a data set of the user's own, which configs can name from then on.
+def registered_dataset(load: Callable[..., DataSet], modality: Modality, summary: str) -> DataEntry:
+    """Return the entry of a data set of the user's own.
 
-    A name can be registered again, as a notebook cell does that is run twice; the last entry counts.
-
-    `entry.load` is called in every run. If the data set it returns has no digest, genfl computes one from the
-    inputs, labels and client ids. So a run whose data changed is trained again. Changes of the functions
-    `encode` and `prepare` are not part of that digest; set `DataSet.digest` if they change.
+    The digest of the data covers its content and the code of `load`, `encode` and `prepare`. So a run whose
+    data or code changed is trained again. If `DataSet.digest` is set, it stands for the content.
 
     Args:
-        name: The name of the data set in configs.
-        entry: The data set.
+        load: Returns the data set; it is called in every run.
+        modality: image, audio or text.
+        summary: A description in one line.
 
     Raises:
-        InputError: The name is empty or belongs to a built-in data set, or the modality is unknown.
+        InputError: The modality is unknown.
     """
-    if entry.modality not in MEDIA:
-        raise InputError(f"modality: {entry.modality!r} is unknown; give {', '.join(MEDIA)}")
-    DATASETS.register(name, entry._replace(load=partial(_load_with_digest, entry.load)))
+    if modality not in MEDIA:
+        raise InputError(f"modality: {modality!r} is unknown; give {', '.join(MEDIA)}")
+    return DataEntry(partial(_load_with_digest, load), modality, summary)
 
 
 def _load_with_digest(load: Callable[..., DataSet], **options: Any) -> DataSet:
     data = load(**options)
-    return data if data.digest else data._replace(digest=_content_digest(data))
+    code = value_digest(load, data.encode, data.prepare)
+    return data._replace(digest=digest([data.digest or _content_digest(data), code]))
 
 
 def _content_digest(data: DataSet) -> str:

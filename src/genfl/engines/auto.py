@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from textwrap import shorten
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from genfl.engines.protocol import (
     one_thread,
 )
 from genfl.engines.vmapped import LEAST, SHARES, VmapRunner
+from genfl.errors import InputError, suggest
 from genfl.learning.task import CPU, Task, Weights
 from genfl.rng import Key
 
@@ -162,6 +163,19 @@ def together(
         return list(runner(algorithm.client, tasks, ResultTemplates(algorithm.client, data)))
 
 
+def check_engine(name: str) -> None:
+    """Check that there is an engine of a name.
+
+    Args:
+        name: The name.
+
+    Raises:
+        InputError: There is no such engine.
+    """
+    if name not in get_args(Name):
+        raise InputError(f"engine: there is no {name!r}; {suggest(str(name), list(get_args(Name)))}")
+
+
 @contextlib.contextmanager
 def engine(
     name: Name, data: BatchedDataView, cohort: int, device: torch.device = CPU, *, fast: bool = True
@@ -177,7 +191,11 @@ def engine(
         cohort: Clients in a round.
         device: Where they compute.
         fast: Whether the fast path may be used (see `genfl.engines.fast`); ``sequential`` never replays.
+
+    Raises:
+        InputError: There is no such engine.
     """
+    check_engine(name)
     forks = sys.platform == "linux" and refusal() is None and cores() > 1 and cohort > 1
     with keeping_memory(fast):
         if name == "sequential":

@@ -62,6 +62,8 @@ class GeneratorEntry(NamedTuple):
         unguided: ``(options) -> why`` real examples cannot guide it, with the fix; the answer is None if they
             can. The function is None for kinds that no real example can guide.
         read_options: Returns each option's type and default, for a user's own generator.
+        ignored_options: The options that do not decide the samples of a prompt. A fingerprint covers what
+            those that name files say, and only guided samples depend on those for real examples.
     """
 
     modalities: Collection[Modality]
@@ -73,6 +75,7 @@ class GeneratorEntry(NamedTuple):
     prompted: bool = True
     unguided: Callable[[GeneratorOptions], str | None] | None = None
     read_options: Callable[[], Mapping[str, Any]] = dict
+    ignored_options: Collection[str] = ()
 
     def options(self) -> Mapping[str, Any]:
         """Return each option's type and default, of a user's own generator; built-in ones have sections."""
@@ -283,6 +286,7 @@ _BUILTIN: dict[str, GeneratorEntry] = {
         check=_check_image,
         facts=_diffusion_facts,
         unguided=_image_unguided,
+        ignored_options={"model", "strength"},
     ),
     "speech": GeneratorEntry(
         modalities=_AUDIO,
@@ -292,6 +296,7 @@ _BUILTIN: dict[str, GeneratorEntry] = {
         fingerprint=_speech_fingerprint,
         check=_check_speech,
         facts=_speech_facts,
+        ignored_options={"model", "vocoder", "speakers"},
     ),
     "sound": GeneratorEntry(
         modalities=_AUDIO,
@@ -300,6 +305,7 @@ _BUILTIN: dict[str, GeneratorEntry] = {
         fingerprint=_sound_fingerprint,
         check=_check_sound,
         facts=_diffusion_facts,
+        ignored_options={"model"},
     ),
     "text": GeneratorEntry(
         modalities=_TEXT,
@@ -309,6 +315,7 @@ _BUILTIN: dict[str, GeneratorEntry] = {
         check=_check_text,
         facts=_text_facts,
         unguided=_text_unguided,
+        ignored_options={"model", "shots", "trusted", "api_key_env", "timeout", "parallel"},
     ),
     "files": GeneratorEntry(
         modalities=tuple(MEDIA),
@@ -318,6 +325,7 @@ _BUILTIN: dict[str, GeneratorEntry] = {
         check=_check_files,
         facts=_files_facts,
         prompted=False,
+        ignored_options={"path"},
     ),
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.learning.task import Aux, Batch, Task, Weights
+from genfl.options import Decay, NonNegative, Positive, check_fields
 from genfl.rng import Stream
 from genfl.trees import Tree
 
@@ -124,12 +125,15 @@ class LocalSGD:
         memory: The value that a client keeps for its next round (MOON's last model).
     """
 
-    lr: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    lr: Positive
+    momentum: Decay = 0.0
+    weight_decay: NonNegative = 0.0
     penalty: Penalty = no_penalty
     direction: Direction = plain_gradient
     memory: Memory = nothing
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def with_hook(self, hook: LocalHook) -> LocalSGD:
         """Return this local training with one more hook.

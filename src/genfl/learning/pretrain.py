@@ -48,11 +48,19 @@ class Recipe(NamedTuple):
 
 
 class Pretrained(NamedTuple):
-    """The model with the best held-back loss, its epoch, and the figures of each epoch."""
+    """The best model by held-back loss, its epoch, and each epoch's figures.
+
+    Attributes:
+        weights: The weights.
+        epoch: The epoch after which they were best, from 1.
+        history: One dict an epoch.
+        label_names: The names of the classes in order, if known.
+    """
 
     weights: Weights
     epoch: int
     history: list[dict[str, Any]]
+    label_names: tuple[str, ...] | None = None
 
 
 def train_with_holdout(

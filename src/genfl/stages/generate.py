@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Annotated, Any
 
 import torch
 
-from genfl import progress
 from genfl.config import Config, Data, Section
 from genfl.config.generation import Prompts
 from genfl.data import quality
@@ -23,6 +21,7 @@ from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.generators.base import Generator
+from genfl.generators.missing import generate_missing
 from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
 from genfl.stages import prompts as prompts_stage
 from genfl.stages.base import IGNORED, Stage, StageRun
@@ -32,12 +31,6 @@ log = logging.getLogger(__name__)
 
 GUIDED = {"strength", "shots", "trusted"}
 """The settings of generators that matter only if real examples guide them."""
-
-PLACES = {"path", "model", "vocoder", "speakers"}
-"""The settings of generators that are paths or ids. Fingerprints identify what they refer to."""
-
-MOST_UNUSABLE = 10
-"""If none of the first samples is usable, and there are at least this many, generation stops."""
 
 MANIFEST = "manifest.json"
 
@@ -68,7 +61,7 @@ class GeneratorInputs:
             ("generator", config.generator.kind, str(options), modality),
             lambda: entry.fingerprint(options, modality),
         )
-        return cls(deciding(config.generator, PLACES | GUIDED), fingerprint, config.generator, modality)
+        return cls(deciding(config.generator, entry.ignored_options), fingerprint, config.generator, modality)
 
     @property
     def kind(self) -> str:
@@ -153,43 +146,19 @@ def _run(inputs: GenerateInputs, work: StageRun) -> dict[str, Any] | None:
     for shard in work.shards:
         _adopt(work, shard, data)
     shard_blocks = range(work.shard.number, len(blocks), work.shard.of) if work.shard else range(len(blocks))
-    missing = [number for number in data.missing() if number in shard_blocks]
-    if missing:
-        total, left = (sum(len(blocks[number]) for number in numbers) for numbers in (shard_blocks, missing))
-        generator = generator_inputs.make(
+    generate_missing(
+        data,
+        blocks,
+        shard_blocks,
+        lambda: generator_inputs.make(
             inputs.data, inputs.prompts.per_label, labels, work.context, work.answers
-        )
-        generator.check_prompts([prompt for block in blocks for prompt in block])
-        with progress.bar("generate", total, "samples", total - left) as advance:
-            for number in missing:
-                began = time.perf_counter()
-                samples = list(generator.generate(blocks[number]))
-                seconds = time.perf_counter() - began
-                usable, removed = quality.sift(samples, modality)
-                data.write(number, usable, generator.id, seconds, entry.prompted, removed)
-                advance(len(samples))
-                if not usable:
-                    _refuse_hopeless(data)
+        ),
+        prompted=entry.prompted,
+    )
     if work.shard:
         log.info("generate: shard %s is done, %d of %d blocks", work.shard, len(shard_blocks), len(blocks))
         return None
     return _finish(inputs, work, data)
-
-
-def _refuse_hopeless(data: SyntheticData) -> None:
-    """Stop generation early if no sample is usable, to save time and money.
-
-    Raises:
-        InputError: There are at least `MOST_UNUSABLE` samples, and none is usable.
-    """
-    generated = sum(shard.generated for shard in data.finished().values())
-    if generated >= MOST_UNUSABLE and not data.files():
-        reasons = sorted({reason for counts in data.removed().values() for reason in counts})
-        data.forget()  # the user may fix something outside the config, so the next run must try again
-        raise InputError(
-            f"generator: none of the first {generated} samples is usable ({', '.join(reasons)}); change the"
-            " generator's settings, or the prompts"
-        )
 
 
 def _adopt(work: StageRun, shard: Run, data: SyntheticData) -> None:

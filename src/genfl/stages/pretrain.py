@@ -47,7 +47,7 @@ class ModelInputs:
         model: Its architecture and options.
         precision: The precision of its arithmetic.
         device_type: The type of the device. The last bits of results depend on it.
-        code: The digests of the code of users' own models.
+        code: The digest of the model's code by its name, if it is a user's own.
         initial: The digest of the existing model's file; None without an existing model.
         path: The path of that file.
         device: The device that computes.
@@ -56,7 +56,7 @@ class ModelInputs:
     model: Model
     precision: Precision
     device_type: str
-    code: list[str]
+    code: dict[str, str]
     initial: str | None
     path: Annotated[Path | None, IGNORED]
     device: Annotated[str, IGNORED]

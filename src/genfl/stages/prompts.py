@@ -55,7 +55,9 @@ def _inputs(config: Config, context: RunContext) -> PromptInputs:
     options = settings.options() if settings else None
     return PromptInputs(
         config.prompts,
-        deciding(settings, {"model"}) if settings else None,  # the fingerprint identifies the model
+        deciding(settings, {"model", *TRANSPORT_OPTIONS})
+        if settings
+        else None,  # a fingerprint identifies it
         context.once(("llm", str(options)), lambda: chat_fingerprint(options)) if options else None,
         DATASETS[config.data.name].modality,
         config.seeds[0],
@@ -143,15 +145,15 @@ def _check(inputs: PromptInputs, context: RunContext) -> None:
     check_chat_model(settings.options(), SECTION)
 
 
-def deciding(section: Section, without: Collection[str] = ()) -> dict[str, Any]:
+def deciding(section: Section, without: Collection[str]) -> dict[str, Any]:
     """Return the settings of a section that change the output of a model.
 
     Args:
         section: A section with a model, and with settings of how it runs or is queried.
-        without: Other settings to leave out.
+        without: The settings that change nothing.
     """
-    settings = section.model_dump(exclude={*TRANSPORT_OPTIONS, *without})
-    if "device" in settings:
+    settings = section.model_dump(exclude=set(without))
+    if str(settings.get("device", "")).startswith("cuda"):
         settings["device"] = settings["device"].partition(":")[0]  # the number of the device does not matter
     return settings
 

@@ -33,7 +33,7 @@ class ChoiceInputs:
 
     precision: Precision
     device: str
-    code: list[str]
+    code: dict[str, str]
     model: Model
     data: DataInputs
     partition: Partition

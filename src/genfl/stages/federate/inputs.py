@@ -46,7 +46,8 @@ class FederateInputs:
         engine: ``exact`` for engines with the same bits. Else the engine, the version of its rounding, and
             whether the fast path is on in this process.
         methods: The methods to compare.
-        code: The digests of the code of users' own methods.
+        code: The digests of the code of users' own methods, by name.
+        client_code: The digests of the code of users' own client models, by name.
         seeds: The seeds.
         generator: The generator; None without a generator.
         prompts: The section of the prompts. The generator classifies with them.
@@ -61,7 +62,8 @@ class FederateInputs:
     federation: Annotated[Federation, Without(BITWISE_SAME)]
     engine: Any
     methods: dict[str, Method]
-    code: list[str]
+    code: dict[str, str]
+    client_code: dict[str, str]
     seeds: list[int]
     generator: Annotated[GeneratorInputs | None, IGNORED]
     prompts: Annotated[Prompts, IGNORED]
@@ -80,7 +82,8 @@ class FederateInputs:
             config.federate,
             "exact" if engine in EXACT else [engine, ROUNDING, _fast(config.federate)],
             config.methods,
-            [code for method in config.methods.values() for code in method.code],
+            {name: code for method in config.methods.values() for name, code in method.code.items()},
+            config.client_model_code,
             config.seeds,
             GeneratorInputs.of(config, context) if config.generates else None,
             config.prompts,
@@ -103,7 +106,7 @@ class TrialInputs:
     federation: Annotated[Federation, Without(BITWISE_SAME)]
     engine: Any
     method: Method
-    code: list[str]
+    code: list[dict[str, str]]
     seed: int
 
 
@@ -146,6 +149,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         stages["pretrain"] = seed_digest(inputs.pretrained, upstream, seed)
     if method.start == "init":
         stages["init"] = str(inputs.model.initial)
+    differ = "client_tasks" in method.asks_for
     trial_inputs = TrialInputs(
         upstream.labels,
         inputs.data,
@@ -153,11 +157,11 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         inputs.model.precision,
         inputs.model.device_type,
         inputs.model.model,
-        inputs.client_models if "client_tasks" in method.asks_for else [],
+        inputs.client_models if differ else [],
         inputs.federation,
         ["vectorized", ROUNDING, _fast(inputs.federation)] if batched else "exact",
         method,
-        [*inputs.model.code, *method.code],
+        [inputs.model.code, inputs.client_code if differ else {}, method.code],
         seed,
     )
     return digest_of(FEDERATE, VERSION, trial_inputs, stages)
