@@ -205,7 +205,7 @@ def read_dataset(
         InputError: The data set cannot be downloaded, or its content is invalid.
     """
     if path is None and recipe.hub is None:
-        raise InputError(f"data.path: {name} needs the folder it is in")
+        raise InputError(f"data.path: required for {name}; give the folder with the data")
     encoding = replace(recipe.format, **format_options)  # type: ignore[type-var]  # all are dataclasses
     if missing := encoding.missing():
         raise InputError(f"data.{missing}")

@@ -55,9 +55,8 @@ def _inputs(config: Config, context: RunContext) -> PromptInputs:
     options = settings.options() if settings else None
     return PromptInputs(
         config.prompts,
-        deciding(settings, {"model", *TRANSPORT_OPTIONS})
-        if settings
-        else None,  # a fingerprint identifies it
+        # the fingerprint identifies the model
+        deciding(settings, {"model", *TRANSPORT_OPTIONS}) if settings else None,
         context.once(("llm", str(options)), lambda: chat_fingerprint(options)) if options else None,
         DATASETS[config.data.name].modality,
         config.seeds[0],
