@@ -114,6 +114,7 @@ def test_fedgc_on_arrays_is_at_most_12_lines(arrays):
     assert len(scope["result"].rounds) == 3
 
 
+@pytest.mark.slow
 def test_own_method_is_at_most_10_lines_and_runs_from_yaml_in_this_process(tmp_path, forget):
     assert len(lines(METHOD)) <= 10
     exec(textwrap.dedent(METHOD), {})
@@ -974,6 +975,7 @@ def test_configure_is_a_choice(monkeypatch):
         monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_and_its_outputs_are_stored(tmp_path):
     notebook = json.loads((ROOT / "docs" / "tutorials" / "quickstart.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

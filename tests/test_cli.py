@@ -75,6 +75,7 @@ print([m for m in ("torch", "numpy", "pydantic", "datasets", "diffusers", "yaml"
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "keys"),
     [
@@ -92,6 +93,7 @@ def test_lists_as_table_and_json(what, keys):
     assert all(row["name"] in table for row in rows)
 
 
+@pytest.mark.slow
 def test_the_listed_costs_are_those_of_the_algorithms():
     rows = {row["name"]: row for row in json.loads(genfl("list", "algorithms", "--json")[0])}
     costs = {name: (r["sees"], r["uplink"], r["downlink"], r["memory"]) for name, r in rows.items()}
@@ -99,6 +101,7 @@ def test_the_listed_costs_are_those_of_the_algorithms():
     assert costs["scaffold"] == ("sum", 2, 2, 1)
 
 
+@pytest.mark.slow
 def test_the_schema_is_json_schema_and_knows_the_algorithms():
     schema = json.loads(genfl("schema")[0])
     assert schema["additionalProperties"] is False
@@ -140,6 +143,7 @@ def test_the_models_are_ordinary_safetensors_state_dicts(finished):
     assert sum(right) / len(right) == pytest.approx(summary["methods"]["gptfl"]["curve"][-1][1])
 
 
+@pytest.mark.slow
 def test_a_second_run_skips_every_stage_and_prints_json(finished):
     out, settings, *_ = finished
     before = json.loads((out / "summary.json").read_text())
@@ -150,6 +154,7 @@ def test_a_second_run_skips_every_stage_and_prints_json(finished):
     assert summary["methods"] == before["methods"]
 
 
+@pytest.mark.slow
 def test_status_of_a_finished_and_of_a_stopped_run(finished, tmp_path):
     out, settings, *_ = finished
     rows = json.loads(genfl("status", out, "--json")[0])
@@ -169,6 +174,7 @@ def test_status_of_a_finished_and_of_a_stopped_run(finished, tmp_path):
     assert "missing" in genfl("status", tmp_path / "stopped")[0]
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_config_is_refused_updated_or_replaced(finished, tmp_path):
     import shutil
 
@@ -213,6 +219,7 @@ BAD_INPUT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD_INPUT)
 def test_bad_input_is_one_clear_line_and_exit_code_2(name, tmp_path):
     overrides, line = BAD_INPUT[name]
@@ -223,12 +230,14 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(name, tmp_path):
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model id", "template", "split", "label", "device"])
 def test_what_can_be_checked_is_checked_before_any_work(name, tmp_path):
     genfl("run", EXAMPLE, *BAD_INPUT[name][0], "--out", tmp_path / "run", code=2)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_bad_files_and_folders(tmp_path):
     assert "there is no file" in genfl("run", tmp_path / "absent.yaml", code=2)[1]
     (tmp_path / "bad.yaml").write_text("name: [")
@@ -251,6 +260,7 @@ def test_a_traceback_only_with_debug(tmp_path):
     assert "Traceback" in loud
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["{", "edited"])
 def test_a_record_that_is_not_as_it_was_written_is_not_believed(finished, tmp_path, how):
     import shutil
@@ -269,6 +279,7 @@ def test_a_record_that_is_not_as_it_was_written_is_not_believed(finished, tmp_pa
     assert summary["methods"] == before
 
 
+@pytest.mark.slow
 def test_fresh_and_update_touch_nothing_that_is_no_run(tmp_path):
     (tmp_path / "config.yaml").write_text("title: a site of mine")
     (tmp_path / "labels").mkdir()
@@ -280,6 +291,7 @@ def test_fresh_and_update_touch_nothing_that_is_no_run(tmp_path):
     assert (tmp_path / "config.yaml").read_text() == "title: a site of mine"
 
 
+@pytest.mark.slow
 def test_fresh_leaves_files_that_the_run_did_not_write(finished, tmp_path):
     import shutil
 
@@ -292,6 +304,7 @@ def test_fresh_leaves_files_that_the_run_did_not_write(finished, tmp_path):
     assert not (out / "federate").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_with_nothing_but_the_beginnings_of_a_run_can_be_used(finished, tmp_path):
     """As a kill -9 in the first milliseconds leaves it."""
     _, settings, *_ = finished
@@ -300,6 +313,7 @@ def test_a_folder_with_nothing_but_the_beginnings_of_a_run_can_be_used(finished,
     genfl("run", EXAMPLE, *settings, "--out", tmp_path, "--until", "labels")
 
 
+@pytest.mark.slow
 def test_a_failure_that_is_not_the_users_is_exit_code_1(finished, tmp_path):
     import shutil
 
@@ -314,6 +328,7 @@ def test_a_failure_that_is_not_the_users_is_exit_code_1(finished, tmp_path):
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_share_a_folder(finished):
     from filelock import FileLock
 
@@ -382,6 +397,7 @@ def test_killed_in_the_middle_of_every_stage_it_ends_as_if_it_had_not_been(tmp_p
         assert (killed / file).read_bytes() == (whole / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_in_a_finished_shard_is_named_and_made_again(finished, tmp_path):
     import shutil
 
@@ -406,6 +422,7 @@ def test_no_progress_bar_where_there_is_no_terminal(finished):
     assert "it/s" not in stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal needs POSIX")
 def test_a_progress_bar_on_a_terminal(tmp_path, tiny_stable_diffusion):
     import pty
@@ -444,6 +461,7 @@ def test_a_progress_bar_on_a_terminal(tmp_path, tiny_stable_diffusion):
     assert b"/s" in seen
 
 
+@pytest.mark.slow
 def test_an_interrupt_says_how_to_go_on(tmp_path, tiny_stable_diffusion):
     import signal
 

@@ -136,6 +136,7 @@ def test_the_table_holds_every_run_and_method(swept):
     assert [line.split()[0] for line in lines] == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_again_nothing_is_done_again(swept):
     folder, command, _ = swept
     before = (folder / "out" / "sweep.csv").read_bytes()
@@ -148,6 +149,7 @@ def test_again_nothing_is_done_again(swept):
     ]
 
 
+@pytest.mark.slow
 def test_status_says_how_far_each_run_is(swept, tmp_path):
     folder, _, _ = swept
     names = [f"federate.clients_per_round={size}" for size in (1, 2)]
@@ -183,6 +185,7 @@ def test_another_split_asks_for_the_same_generated_data(tmp_path):
     assert same == ["prompts", "generate", "pretrain"]
 
 
+@pytest.mark.slow
 def test_fresh_deletes_the_runs_of_the_grid_and_nothing_else(swept, tmp_path):
     import shutil
 
@@ -210,6 +213,7 @@ def test_a_folder_that_is_no_sweeps_is_left_alone(file, tmp_path):
     assert (tmp_path / file).read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_share_a_sweep(swept):
     from filelock import FileLock
 
@@ -222,6 +226,7 @@ def test_two_processes_do_not_share_a_sweep(swept):
     )
 
 
+@pytest.mark.slow
 def test_the_folder_of_all_runs_needs_a_name(tmp_path):
     content = {name: value for name, value in grid_over(name=["a", "b"]).items() if name != "name"}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))

@@ -72,6 +72,7 @@ def test_python_runs_block_after_block(capsys):
     del ALGORITHMS["mymethod"]
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_trained_by_the_script_shown(tmp_path):
     (code,) = _blocks("python", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))[1:2]
     (tmp_path / "mine.py").write_text(code)

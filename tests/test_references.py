@@ -253,6 +253,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 9, 14, 42])
 def test_an_interrupted_reference_ends_bit_identical_and_a_finished_one_is_read_back(
     tmp_path, monkeypatch, after
@@ -289,6 +290,7 @@ def test_an_interrupted_reference_ends_bit_identical_and_a_finished_one_is_read_
         assert run.execute("federate") == whole
 
 
+@pytest.mark.slow
 def test_folders_of_clients_that_are_no_more_are_deleted(run, monkeypatch):
     prepared(monkeypatch)
     run.execute("federate")
@@ -492,6 +494,7 @@ def test_a_model_that_predicts_something_else_is_refused(tiny_stable_diffusion):
         label_scores(made, drawings(1), lambda key: TEXTS, Key(0))
 
 
+@pytest.mark.slow
 def test_the_stage_scores_the_generator_once_for_each_seed_and_goes_on_where_it_stopped(
     tmp_path, monkeypatch, tiny_stable_diffusion
 ):

@@ -26,6 +26,7 @@ def minimiser(clients):
     return sum(a * b for a, b, _ in clients) / sum(a for a, _, _ in clients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("momentum", "option"), [(0.0, "I"), (0.0, "II"), (0.7, "II")])
 @pytest.mark.parametrize(("clients", "cohort"), SETTINGS)
 def test_scaffold_converges_to_the_minimiser_of_the_mean_objective(
@@ -95,6 +96,7 @@ def test_scaffolds_option_one_takes_the_gradient_at_the_global_model(quadratics)
     assert memory["method"]["w"].item() == pytest.approx(a * (x - b) + 0.1 * x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "cohort"), SETTINGS)
 def test_feddyn_converges_to_the_minimiser_of_the_mean_objective(quadratics, clients, cohort):
     """Also with unequal steps, and with part of the clients in each round."""
@@ -163,6 +165,7 @@ def weighted_minimiser(clients):
     return sum(w * b for w, (_, b, _) in zip(weights, clients, strict=True)) / sum(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 def test_fednova_nears_the_minimiser_as_the_learning_rate_falls_and_fedavg_does_not(quadratics, momentum):
     errors = {}
@@ -270,6 +273,7 @@ def test_hooks_compose_and_contradictions_are_refused(quadratics):
         local.with_hook(memory).with_hook(memory)
 
 
+@pytest.mark.slow
 def test_scaffold_starts_from_fedproxs_local_training_too(quadratics):
     """A penalty is a matter of local training: SCAFFOLD takes it, and ends elsewhere than without."""
     pull = LocalHook(lambda params, aux, batch, context: 0.5 * (params["w"] - 10.0).square().sum())

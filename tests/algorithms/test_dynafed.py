@@ -337,6 +337,7 @@ def test_batch_norms_statistics_stay_the_clients(clients):
     assert not equal(on[L]["weights"]["params"], off[L]["weights"]["params"])
 
 
+@pytest.mark.slow
 def test_the_matching_loss_falls_by_a_lot_where_it_can(clients):
     task = linear()
     algorithm = dynafed(

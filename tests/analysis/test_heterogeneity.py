@@ -134,6 +134,7 @@ def test_with_too_many_clients_for_pairs_the_rest_is_still_there():
     assert summary._heterogeneity([{"rounds": [{"round": 1}], "similarity": None}]) is None
 
 
+@pytest.mark.slow
 def test_a_run_says_how_alike_clients_are(tmp_path):
     methods = pipeline.execute(config.parse(CONFIG, ["federate.heterogeneity=true"]), tmp_path)["methods"]
     plain, mixed = (methods[name]["heterogeneity"] for name in ("plain", "mixed"))

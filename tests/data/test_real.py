@@ -39,6 +39,7 @@ def class_names(read):
     return content["info"]["features"]["label"]["names"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "folder", "train", "test", "shape"), SETS)
 def test_pixels_and_labels_are_those_of_the_files(real, name, folder, train, test, shape):
     data = real(name, folder)
@@ -79,6 +80,7 @@ def test_words_stand_for_codes(real):
     assert "annual crop" in set(real("eurosat", "eurosat_rgb").train.labels)
 
 
+@pytest.mark.slow
 def test_the_first_reading_is_fast_and_the_second_far_faster(cache):
     path = str(find("mnist"))
     began = time.perf_counter()
@@ -109,12 +111,14 @@ def test_clients_are_the_four_domains_of_pacs(real, session_cache):
     assert sorted(np.concatenate(split).tolist()) == list(range(7_993))
 
 
+@pytest.mark.slow
 def test_generated_cifar_has_no_test_split_so_a_fifth_of_each_class_is_set_apart(real):
     data = real("cifar10", "cifake_sd14")
     assert (len(data.train.x), len(data.test.x)) == (24_000, 6_000)
     assert {data.test.labels.count(label) for label in set(data.test.labels)} == {600}
 
 
+@pytest.mark.slow
 def test_the_command_discovers_the_labels_of_mnist(tmp_path, session_cache):
     path = os.path.relpath(find("mnist"), REPOSITORY)
     command = [sys.executable, "-m", "genfl", "run", "examples/digits.yaml", "--until", "labels"]

@@ -263,6 +263,7 @@ SETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "folder", "train", "test", "shape", "classes"), SETS)
 def test_real_clips_are_in_their_place(real, name, folder, train, test, shape, classes):
     import pyarrow.parquet

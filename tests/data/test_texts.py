@@ -568,6 +568,7 @@ def test_generated_texts_are_taken_from_tables_of_any_kind(tmp_path, kind):
     assert sorted(found) == sorted(row["text"] for row in GENERATED if row["topic"] == "broken")
 
 
+@pytest.mark.slow
 def test_generated_texts_go_through_the_whole_pipeline(tmp_path, words):
     own = tables(tmp_path / "own", "jsonl", train=ROWS, test=TEST)
     made = tables(tmp_path / "made", "csv", train=GENERATED)
@@ -626,6 +627,7 @@ class TestWordsOfGeneratedTexts:
         assert encoded.pop()[3] == unknown
         assert set(summary["stages"]) > {"vocabulary"}
 
+    @pytest.mark.slow
     def test_it_is_what_two_runs_gave(self, done, paths):
         summary, _, folder = done
         elsewhere, given = paths

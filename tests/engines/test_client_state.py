@@ -340,6 +340,7 @@ def killed_before_its_nth_change_of_a_file(n, checkpoint):
         os._exit(status)
 
 
+@pytest.mark.slow
 def test_killed_before_any_change_of_a_file_it_goes_on_to_the_same_bits_and_files(tmp_path, caplog):
     expected = scaffolded(tmp_path / "whole" / "c.safetensors", rounds=6)
     files = contents(tmp_path / "whole")

@@ -115,6 +115,7 @@ def test_recorded_steps_of_batches_are_what_the_steps_are(float64, monkeypatch, 
     assert stats.reasons == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_what_is_replayed_has_the_bits_of_what_it_replays(monkeypatch, name):
     """Steps, and what comes after the last one, over rounds that are compared and rounds that are not."""

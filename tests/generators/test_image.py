@@ -256,6 +256,7 @@ def test_image_slicing_gives_the_same_images(families):
         assert np.abs(whole - sliced).max() <= 1
 
 
+@pytest.mark.slow
 def test_benchmark_of_a_full_model_runs(tmp_path):
     """With channels a tenth as wide."""
     script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "generation.py"))

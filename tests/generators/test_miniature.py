@@ -66,6 +66,7 @@ def test_miniature_is_complete_and_at_most_8_mb():
     assert not [path for path in FOLDER.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt", ".py")]
 
 
+@pytest.mark.slow
 def test_miniature_follows_prompts_more_at_higher_scales(generator, reader):
     labels = np.arange(100) % 10
     texts = [f"a handwritten {DIGIT_NAMES[label]}" for label in labels]

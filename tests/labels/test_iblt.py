@@ -146,10 +146,12 @@ def failures(labels, cells_per_label, hashes=4, trials=10_000):
     return failed
 
 
+@pytest.mark.slow
 def test_10_labels_fail_in_at_most_a_thousandth_at_8_cells_per_label():
     assert failures(10, 8) <= 10
 
 
+@pytest.mark.slow
 def test_100_labels_fail_in_at_most_a_thousandth_at_3_cells_per_label():
     assert failures(100, 3) <= 10
 

@@ -141,6 +141,7 @@ def test_results_do_not_change(content):
         summary.name = "other"
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_json_schema():
     command = [sys.executable, "-m", "genfl", "schema"]
     printed = subprocess.run([*command, "summary"], capture_output=True, text=True, check=True).stdout

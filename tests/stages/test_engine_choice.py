@@ -58,6 +58,7 @@ def made(folder):
     return {path.parent.parent.name: path.stat().st_mtime_ns for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("partition", "same_as", "says"),
     [
@@ -80,6 +81,7 @@ def test_auto_is_what_it_says_and_what_has_the_same_bits_is_not_trained_again(
     assert redone == ({"fedavg", "fedprox"} if batched else set())
 
 
+@pytest.mark.slow
 def test_what_was_found_stays_on_a_machine_with_more_cores(execute, tmp_path, monkeypatch):
     execute("run", "auto", ALIKE)
     before = made(tmp_path / "run")

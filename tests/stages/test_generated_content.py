@@ -275,6 +275,7 @@ def test_class_names_may_be_spelt_in_two_ways(tmp_path, monkeypatch):
 # --- a run
 
 
+@pytest.mark.slow
 def test_a_run_with_all_of_it(tmp_path):
     summary = pipeline.execute(config.parse(CONFIG, ["seeds=[0]"]), tmp_path)
     methods = summary["methods"]

@@ -111,6 +111,7 @@ def test_another_config_is_not_up_to_date(change):
     assert before["federate"] != after["federate"]
 
 
+@pytest.mark.slow
 def test_another_model_in_the_same_folder_is_trained(done, tmp_path):
     pipeline.execute(settings(), tmp_path / "run")
     changed = pipeline.execute(settings("none", "model=mlp"), tmp_path / "run", update=True)

@@ -340,6 +340,7 @@ def written(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_seed_more_or_less_leaves_the_others_as_they_are(parse, tmp_path):
     run = tmp_path / "run"
     warm = ["methods.existing={algorithm: fedprox, start: pretrained}"]
@@ -418,6 +419,7 @@ def test_a_model_of_texts_depends_on_the_words_they_are_read_by(parse, tmp_path)
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.slow
 def test_what_is_taken_over_is_all_there_is(parse, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     few = ["methods.existing={algorithm: fedavg}"]
