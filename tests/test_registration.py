@@ -145,6 +145,20 @@ def test_code_of_methods_does_not_depend_on_the_order_of_registration():
     assert genfl.parse_config(content).methods["a"].code != codes[0]
 
 
+FACTOR = 1.0
+
+
+def test_code_is_that_of_the_moment(monkeypatch):
+    @genfl.register("factor")
+    def hook(*, mu: float = 0.1) -> genfl.LocalHook:
+        return genfl.LocalHook(penalty=lambda params, aux, batch, context: FACTOR * mu)
+
+    before = ALGORITHMS["factor"].code
+    assert ALGORITHMS["factor"].code == before != ""
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)  # as a notebook cell does that is edited and run again
+    assert ALGORITHMS["factor"].code != before
+
+
 def register_net(name, layer):
     @genfl.register.model(name, shape=(1, 8, 8))
     def net(shape: tuple[int, ...], classes: int) -> torch.nn.Module:

@@ -56,7 +56,7 @@ class Register:
         ALGORITHMS.check_name(name)
 
         def decorate(builder: Builder) -> Builder:
-            entry = AlgorithmEntry(_named(builder, name, KINDS), paper, value_digest(builder))
+            entry = AlgorithmEntry(_named(builder, name, KINDS), paper, builder)
             example = f"def {name}(*, mu: float = 0.1) -> genfl.LocalHook"
             try:
                 kind: Any = entry.kind
@@ -120,7 +120,7 @@ class Register:
 
             check_options(builder)
             size = tuple(shape or _SHAPES[modality])
-            MODELS[name] = ModelEntry(build, modality, size, classes, value_digest(builder))
+            MODELS[name] = ModelEntry(build, modality, size, classes, builder)
             return builder
 
         return decorate
@@ -197,7 +197,6 @@ class Register:
                 raise InputError(
                     f"register: {name}: ignored_options names {unknown[0]!r}, which is no option"
                 )
-            code = value_digest(builder)
             wants_labels = "labels" in inspect.signature(builder).parameters
 
             def make(chosen: Mapping[str, Any], purpose: Purpose) -> Any:
@@ -207,7 +206,10 @@ class Register:
                 tuple(modalities),
                 models,
                 make,
-                fingerprint=lambda chosen, modality: [code, fingerprint(chosen)] if fingerprint else code,
+                fingerprint=lambda chosen, modality: [
+                    value_digest(builder),
+                    fingerprint(chosen) if fingerprint else None,
+                ],
                 check=lambda chosen, purpose: None,
                 facts=lambda chosen: {"generator": name},
                 read_options=lambda: known,

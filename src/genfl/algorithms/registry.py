@@ -26,6 +26,7 @@ from genfl.algorithms.parts import Part
 from genfl.algorithms.scaffold import scaffold
 from genfl.algorithms.server_optimizers import ServerOptimizer, fedadagrad, fedadam, fedavgm, fedyogi
 from genfl.algorithms.weighting import Weighting
+from genfl.identity import value_digest
 from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task
 from genfl.registry import Registry
@@ -58,13 +59,17 @@ class AlgorithmEntry(NamedTuple):
             an `Algorithm` takes ``(task, local, *hooks)`` first. Its parameters with defaults are the options
             of the config. Its parameters named in `RESOURCES` are provided.
         paper: The publication.
-        code: A digest of the code of a user's own builder, of which cached results depend; empty for
-            built-in ones.
+        source: The user's own builder, whose code cached results depend on; None for built-in ones.
     """
 
     make: Callable[..., Any]
     paper: str
-    code: str = ""
+    source: Callable[..., Any] | None = None
+
+    @property
+    def code(self) -> str:
+        """The digest of the code of a user's own builder as it is now; empty for built-in ones."""
+        return value_digest(self.source) if self.source else ""
 
     @property
     def kind(self) -> type:

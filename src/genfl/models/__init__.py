@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from genfl.identity import value_digest
 from genfl.models.base import Classifier, Stack
 from genfl.models.cnn import CNN, MLP
 from genfl.models.convnet import ConvNet
@@ -24,15 +25,19 @@ class ModelEntry(NamedTuple):
         modality: The kind of its inputs: image, audio or text.
         shape: The shape of one input in `genfl list models`.
         classes: The number of classes in `genfl list models`.
-        code: A digest of the code of a user's own builder. Cached results depend on it. Empty for built-in
-            models.
+        source: The user's own builder, whose code cached results depend on; None for built-in models.
     """
 
     build: Callable[..., Classifier]
     modality: str
     shape: tuple[int, ...]
     classes: int
-    code: str = ""
+    source: Callable[..., Any] | None = None
+
+    @property
+    def code(self) -> str:
+        """The digest of the code of a user's own builder as it is now; empty for built-in ones."""
+        return value_digest(self.source) if self.source else ""
 
 
 MODELS: Registry[ModelEntry] = Registry(
