@@ -214,7 +214,7 @@ BAD_INPUT = {
     "model name": (["model.name=vgg1900"], "model.name: there is no 'vgg1900'"),
     "device": (["generator.device=cuda:7"], "generator.device: 'cuda:7', but torch sees no GPU"),
     "label": (["labels.max_bytes=4"], "over labels.max_bytes = 4"),
-    "template": (["prompts.template=seven"], "prompts.template: it must name {label}"),
+    "template": (["prompts.template=seven"], "prompts.template: 'seven' must name {label}"),
     "split": (["data.partition.min_size=400"], "lower data.partition.clients or min_size"),
 }
 

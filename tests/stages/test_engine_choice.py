@@ -96,7 +96,7 @@ def test_a_method_more_changes_nothing_for_the_others(execute, tmp_path, monkeyp
     execute("run", "auto", ALIKE)
     before = made(tmp_path / "run")
     monkeypatch.setattr(choice, "cores", lambda: 64)
-    monkeypatch.setattr(engine_choice, "obstacle", lambda *_: "it cannot")
+    monkeypatch.setattr(engine_choice, "obstacle", lambda *_, fast: "it cannot")
     log = execute("run", "auto", ALIKE, "methods.moon={algorithm: moon}")
     assert "clients of moon run one by one: it cannot" in log
     after = made(tmp_path / "run")

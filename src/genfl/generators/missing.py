@@ -33,7 +33,7 @@ def generate_missing(
         blocks: The prompts of all blocks.
         numbers: The blocks to generate, if the data set lacks them.
         make: Returns the generator; not called if nothing is missing.
-        prompted: Whether samples are made from prompts.
+        prompted: Whether samples are generated from prompts.
 
     Raises:
         InputError: Every one of the first samples is unusable.
@@ -58,16 +58,16 @@ def generate_missing(
 
 
 def _check_some_usable(data: SyntheticData) -> None:
-    """Stop a generator that makes nothing usable before all is made, and paid for.
+    """Stop a generator that makes nothing usable before all is generated, and paid for.
 
     Raises:
         InputError: None of the first `MOST_UNUSABLE` samples or more is usable.
     """
-    made = sum(shard.generated for shard in data.finished().values())
-    if made >= MOST_UNUSABLE and not data.files():
+    generated = sum(shard.generated for shard in data.finished().values())
+    if generated >= MOST_UNUSABLE and not data.files():
         reasons = sorted({reason for counts in data.removed().values() for reason in counts})
         data.forget()  # the cause may be outside the settings
         raise InputError(
-            f"generator: nothing is left of the first {made} samples ({', '.join(reasons)}); change the"
+            f"generator: none of the first {generated} samples is usable ({', '.join(reasons)}); change the"
             " generator's settings, or the prompts"
         )
