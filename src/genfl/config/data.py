@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from genfl.config.section import Section
+from genfl.data.levels import parse_levels
 from genfl.data.partition import OWN, PartitionKind, Within
 from genfl.data.recipes import RECIPES
 from genfl.data.sources import DATASETS
@@ -88,6 +89,12 @@ class Data(Section):
     client_id: str | None = Field(
         None, description="The column of client ids, for the partitions natural and domain."
     )
+    folders: str | None = Field(
+        None,
+        description="What the folders above the files of an example mean, from the outermost to the"
+        " innermost: split, client, class, or * for none, as in client/class. A final ** stands for any"
+        " number of *. If not set, it is told from the names of the folders.",
+    )
     size: Annotated[list[Pixels], Field(min_length=2, max_length=2)] | None = Field(
         None, description="Height and width, in pixels, to which images are resized."
     )
@@ -133,6 +140,11 @@ class Data(Section):
                 return (
                     f"{name}: not an option of {self.name}, which is {recipe.format.modality}; leave it out"
                 )
+        if self.folders is not None:
+            try:
+                parse_levels(self.folders)
+            except ValueError as error:
+                return f"folders: {error}"
         chosen = {name: options[name] for name in recipe.format.options if name in options}
         return replace(recipe.format, **chosen).missing()  # type: ignore[type-var]  # all are dataclasses
 

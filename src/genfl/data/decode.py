@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from genfl import progress
-from genfl.data.folders import BATCH_ROWS, Folder, cell_text, first_few, first_line
+from genfl.data.folders import BATCH_ROWS, Folder, Rows, cell_text, first_few, first_line
 from genfl.data.formats import InputFormat
 from genfl.data.media import MEDIA
 from genfl.errors import GenflError, InputError
@@ -24,7 +26,7 @@ from genfl.storage import digest, read_json, replacing, sha256, write_json
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 """The version of the decoded arrays; raise it with every change of this module that changes them."""
 
 TEST_SPLITS = ("test", "validation")
@@ -45,6 +47,8 @@ class DatasetSpec(NamedTuple):
         apart: The column, and its value, of the examples that are the test set if there is no test split.
             For example, clips of one recording must not be in both sets. None for a fifth of each class.
         without: The names of classes that are left out.
+        levels: What the folders of files mean; see `genfl.data.levels.parse_levels`. None to tell it from
+            their names.
     """
 
     input: tuple[str, ...]
@@ -53,6 +57,7 @@ class DatasetSpec(NamedTuple):
     format: InputFormat
     apart: tuple[str, str] | None = None
     without: tuple[str, ...] = ()
+    levels: str | None = None
 
 
 class Split(NamedTuple):
@@ -80,12 +85,14 @@ class Decoded(NamedTuple):
         train: The training set.
         test: The test set.
         digest: A digest of the content of the files and of the spec; it does not depend on the path.
+        notes: What a user should know of the reading: what is left out, and where the test set is from.
     """
 
     names: list[str]
     train: Split
     test: Split
     digest: str
+    notes: tuple[str, ...]
 
 
 def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
@@ -104,26 +111,45 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
         GenflError: The cache is damaged right after it was written.
     """
     medium = MEDIA[spec.format.modality]
-    folder = Folder(path, medium)
+    folder = Folder(path, medium, levels=spec.levels)
     content_digest = _content_digest(folder, spec)
+    unread = folder.layout.unread()
     target = _cache_folder() / content_digest[:32]
-    with FileLock(f"{target}.lock"):
-        facts = _read_facts(target)
-        if facts is None:
-            try:
-                _decode(folder, spec, target)
-            except BaseException:
-                shutil.rmtree(target, ignore_errors=True)
-                raise
+    facts = _read_facts(target)  # without a lock, which a cache that cannot be written has no room for
+    if facts is None:
+        with _lock(target):
             facts = _read_facts(target)
+            if facts is None:
+                try:
+                    _decode(folder, spec, target)
+                except BaseException as error:
+                    shutil.rmtree(target, ignore_errors=True)
+                    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                        raise GenflError(
+                            f"GENFL_CACHE: no space left in {target.parent}; make room, or name another folder"
+                        ) from error
+                    raise
+                facts = _read_facts(target)
     if facts is None:
         raise GenflError(f"{target}: damaged right after it was written; check the disk")
+    notes = [
+        f"{len(names)} file{'s' * (len(names) > 1)} not read ({reason}): {first_few(names)}"
+        for reason, names in unread.items()
+        if reason not in EXPECTED
+    ]
+    for name, split in facts["splits"].items():
+        notes += _left_out(name, split, medium.what)
+    notes += facts["warnings"]
+    for note in notes:
+        log.warning("%s", note)
     for note in facts["notes"]:
         log.info("%s: %s", path, note)
-    for name, split in facts["splits"].items():
-        _warn_of_left_out(name, split, medium.what)
     train, test = (_read_split(target, name, facts["splits"][name]) for name in ("train", "test"))
-    return Decoded(facts["names"], train, test, content_digest)
+    return Decoded(facts["names"], train, test, content_digest, (*facts["notes"], *notes))
+
+
+EXPECTED = ("hidden", "description of the data")
+"""Reasons for not reading a file that need no mention."""
 
 
 def read_originals(path: Path, spec: DatasetSpec, rows: Sequence[int], expected: str) -> list[Any]:
@@ -139,14 +165,15 @@ def read_originals(path: Path, spec: DatasetSpec, rows: Sequence[int], expected:
         InputError: The files changed since `load_folder` read them.
     """
     medium = MEDIA[spec.format.modality]
-    folder = Folder(path, medium)
+    folder = Folder(path, medium, levels=spec.levels)
     if _content_digest(folder, spec) != expected:
         raise InputError(f"data.path: the files in {path} changed while they were in use; run again")
-    stream = folder.splits()[0]["train"]
-    column = folder.column(stream.features, spec.input, "input")
-    cells = itertools.chain.from_iterable(batch[column] for batch in folder.batches(stream, [column]))
+    split = folder.splits(spec.input, spec.label)[0]["train"]
+    column = folder.column(split.columns, spec.input, "input")
+    label = folder.column(split.columns, spec.label, "label")
+    cells = itertools.chain.from_iterable(batch[column] for batch in split.batches([column], label))
     wanted = set(rows)
-    contents = {row: medium.read(cell) for row, cell in enumerate(cells) if row in wanted}
+    contents = {row: medium.read(folder.content(cell)) for row, cell in enumerate(cells) if row in wanted}
     return [contents[row] for row in rows]
 
 
@@ -164,12 +191,29 @@ def _cache_folder() -> Path:
     root = Path(os.environ.get("GENFL_CACHE") or Path.home() / ".cache" / "genfl").expanduser()
     folder = root / "data"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the data is private
     except OSError as error:
         raise InputError(
             f"GENFL_CACHE: {folder} cannot be created ({error.strerror}); name another folder"
         ) from error
     return folder
+
+
+def _lock(target: Path) -> FileLock:
+    """Return the lock of a cached data set.
+
+    Raises:
+        InputError: The cache cannot be written.
+    """
+    path = Path(f"{target}.lock")
+    try:
+        path.touch(mode=0o600)
+    except OSError as error:
+        raise InputError(
+            f"GENFL_CACHE: {target.parent} cannot be written ({error.strerror}), and this data is not in it;"
+            " name another folder"
+        ) from error
+    return FileLock(path)
 
 
 def _read_facts(folder: Path) -> dict[str, Any] | None:
@@ -192,26 +236,33 @@ def _read_facts(folder: Path) -> dict[str, Any] | None:
 
 def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
     """Write the arrays of train and test, and, last, the file that marks them as complete."""
-    streams, total = folder.splits()
-    if "train" not in streams:
+    what = MEDIA[spec.format.modality].what
+    splits_of, total = folder.splits(spec.input, spec.label)
+    if "train" not in splits_of:
         raise InputError(
-            f"data.path: no train split in {folder.path}, only {', '.join(streams)}; rename one to train"
+            f"data.path: no train split in {folder.path}, only {', '.join(splits_of)}; rename one to train"
         )
     (target / "about.json").unlink(missing_ok=True)
-    used = ("train", *[name for name in TEST_SPLITS if name in streams][:1])
-    notes = [f"split {name} is not used" for name in streams if name not in used]
-    with progress.bar("decode", total, MEDIA[spec.format.modality].what) as advance:
+    target.mkdir(mode=0o700, exist_ok=True)
+    labelled = [name for name in TEST_SPLITS if name in splits_of and _has_labels(splits_of[name], spec)]
+    used = ("train", *labelled[:1])
+    notes = [
+        f"split {name} is not used" if _has_labels(split, spec) else f"{what} of {name} have no labels"
+        for name, split in splits_of.items()
+        if name not in used
+    ]
+    with progress.bar("decode", total, what) as advance:
         rows = {
-            split: _decode_split(folder, streams[name], name, spec, target / f"{split}.npy", advance)
+            split: _decode_split(folder, splits_of[name], name, spec, target / f"{split}.npy", advance)
             for split, name in zip(("train", "test"), used, strict=False)
         }
-    names = rows["train"].classes or sorted(set(rows["train"].labels))
+    names = rows["train"].classes or sorted(set(rows["train"].labels), key=natural_order)
     splits = {split: _facts(decoded, names) for split, decoded in rows.items()}
     if len(set(splits["train"]["labels"])) < 2:
         raise InputError("data.label: all examples of train are of one class; name a column with several")
     if "test" not in splits:
         tested, which = _choose_test(rows["train"], splits["train"]["labels"], spec)
-        splits = _set_apart(target, splits["train"], tested)
+        splits = _set_apart(target, splits["train"], tested, spec.format)
         notes.append(f"there is no test split; {which} is the test set")
     untrained = sorted({*splits["test"]["labels"]} - {*splits["train"]["labels"]})
     if untrained:
@@ -222,7 +273,8 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
         )
     for split, facts in splits.items():
         facts["sha256"] = sha256(target / f"{split}.npy")
-    content = {"names": list(names), "splits": splits, "notes": notes}
+    warnings = [text for text in [_darkness(target / "train.npy", spec)] if text]
+    content = {"names": list(names), "splits": splits, "notes": notes, "warnings": warnings}
     write_json(target / "about.json", {"digest": digest(content), "facts": content})
 
 
@@ -248,30 +300,33 @@ class _Rows(NamedTuple):
     left_out: dict[str, list[Any]]
 
 
+def _has_labels(rows: Rows, spec: DatasetSpec) -> bool:
+    return any(name in rows.columns for name in spec.label)
+
+
 def _decode_split(
-    folder: Folder, stream: Any, split: str, spec: DatasetSpec, path: Path, advance: progress.Advance
+    folder: Folder, source: Rows, split: str, spec: DatasetSpec, path: Path, advance: progress.Advance
 ) -> _Rows:
     """Decode a split into a .npy file."""
-    features, medium = stream.features, MEDIA[spec.format.modality]
-    input_column = folder.column(features, spec.input, "input")
-    label_column = folder.column(features, spec.label, "label")
-    read_label = folder.label_reader(features, label_column)
-    id_column = spec.client_id if spec.client_id in features else None
-    apart_column, apart_value = spec.apart if spec.apart and spec.apart[0] in features else (None, "")
+    known, medium = source.columns, MEDIA[spec.format.modality]
+    input_column = folder.column(known, spec.input, "input")
+    label_column = folder.column(known, spec.label, "label")
+    id_column = spec.client_id if spec.client_id in known else None
+    apart_column, apart_value = spec.apart if spec.apart and spec.apart[0] in known else (None, "")
     columns = [input_column, label_column, *filter(None, [id_column, apart_column])]
     labels: list[str] = []
     client_ids: list[str | None] = []
     apart: list[bool] = []
     rows: list[int] = []
     unreadable, unlabelled, excluded, without_id = list[Any](), list[Any](), list[Any](), list[Any]()
+    damaged: dict[str | None, Any] = {}
     row = 0
     with replacing(path) as temporary, ThreadPoolExecutor() as pool, temporary.open("wb") as file:
         _write_header(file, 0, spec.format)
-        for batch in folder.batches(stream, columns):
-            cells = batch[input_column]
+        for batch in source.batches(columns, label_column):
+            cells = [folder.content(cell) for cell in batch[input_column]]
             tasks = (cells[first : first + DECODE_ROWS] for first in range(0, len(cells), DECODE_ROWS))
             arrays = itertools.chain.from_iterable(pool.map(partial(_encode_cells, spec.format), tasks))
-            batch_labels = map(read_label, batch[label_column])
             batch_ids = map(cell_text, batch[id_column] if id_column else [""] * len(cells))
             batch_apart = (
                 [cell_text(cell) == apart_value for cell in batch[apart_column]]
@@ -279,10 +334,11 @@ def _decode_split(
                 else [False] * len(cells)
             )
             for cell, array, label, client_id, is_apart in zip(
-                cells, arrays, batch_labels, batch_ids, batch_apart, strict=True
+                cells, arrays, batch[label_column], batch_ids, batch_apart, strict=True
             ):
                 if array is None:
                     unreadable.append(folder.file_of(cell) or row)
+                    damaged.setdefault(label, unreadable[-1])
                 elif label is None:
                     unlabelled.append(folder.file_of(cell) or row)
                 elif label in spec.without:
@@ -311,6 +367,12 @@ def _decode_split(
                 f"data.input: none of the {row} cells of column {input_column!r} can be read as"
                 f" {medium.what} in {where}; name another column"
             )
+        for label in damaged.keys() - {None, *labels, *spec.without}:
+            raise InputError(
+                f"data.path: none of the {medium.what} of class {label!r} in split {split} of {folder.path}"
+                f" can be read (such as {'row ' if isinstance(damaged[label], int) else ''}{damaged[label]});"
+                " replace them, or remove the class"
+            )
         file.seek(0)
         _write_header(file, len(labels), spec.format)
     left_out = {
@@ -319,7 +381,7 @@ def _decode_split(
         "are of excluded classes": excluded,
         f"have no {id_column}": without_id,
     }
-    classes = getattr(features[label_column], "names", None) or []
+    classes = source.classes(label_column)
     return _Rows(split, labels, client_ids if id_column else None, apart, rows, classes, left_out)
 
 
@@ -364,23 +426,26 @@ def _choose_test(train: _Rows, labels: Sequence[int], spec: DatasetSpec) -> tupl
     return _draw_fifth(np.asarray(labels)), f"{reason}a fifth of each class, drawn at random,"
 
 
-def _set_apart(folder: Path, train: dict[str, Any], tested: np.ndarray) -> dict[str, dict[str, Any]]:
+def _set_apart(
+    folder: Path, train: dict[str, Any], tested: np.ndarray, encoding: InputFormat
+) -> dict[str, dict[str, Any]]:
     """Divide the training set into train and test, and return the facts about both.
 
     Args:
         folder: The folder of the arrays.
         train: The facts about the whole training set.
         tested: For each example, whether it belongs to the test set, bool [n].
+        encoding: The format of the arrays.
     """
     inputs = np.load(folder / "train.npy", mmap_mode="r")  # stays readable when train.npy is replaced
     facts = {}
     for split, chosen in (("test", tested), ("train", ~tested)):
         rows = np.flatnonzero(chosen)
-        with replacing(folder / f"{split}.npy") as temporary:
-            part = np.lib.format.open_memmap(temporary, "w+", inputs.dtype, (len(rows), *inputs.shape[1:]))
+        with replacing(folder / f"{split}.npy") as temporary, temporary.open("wb") as file:
+            _write_header(file, len(rows), encoding)
             for first in range(0, len(rows), BATCH_ROWS):
-                part[first : first + BATCH_ROWS] = inputs[rows[first : first + BATCH_ROWS]]
-            part.flush()
+                # not through a memory map, which a full disk ends with a signal instead of an error
+                file.write(inputs[rows[first : first + BATCH_ROWS]].tobytes())
         facts[split] = {
             "labels": [train["labels"][row] for row in rows],
             "client_ids": [train["client_ids"][row] for row in rows] if train["client_ids"] else None,
@@ -405,8 +470,31 @@ def _draw_fifth(labels: np.ndarray) -> np.ndarray:
     return np.isin(rows, tested)
 
 
-def _warn_of_left_out(split: str, facts: dict[str, Any], what: str) -> None:
-    for reason, rows in facts["left_out"].items():
-        if rows:
-            where = f"{'' if isinstance(rows[0], str) else 'rows '}{first_few(rows)}"
-            log.warning("%d %s of %s %s and are left out: %s", len(rows), what, split, reason, where)
+def _left_out(split: str, facts: dict[str, Any], what: str) -> list[str]:
+    """Say which examples of a split are left out, and why."""
+    return [
+        f"{len(rows)} {what} of {split} {reason} and are left out:"
+        f" {'' if isinstance(rows[0], str) else 'rows '}{first_few(rows)}"
+        for reason, rows in facts["left_out"].items()
+        if rows
+    ]
+
+
+DARK = 32
+"""The brightest pixel of a set of images, of 255, below which they may hold fewer bits than they claim."""
+
+
+def _darkness(path: Path, spec: DatasetSpec) -> str | None:
+    """Say that images are nearly black, as those of 12 bits in files of 16 are; None if they are not."""
+    if spec.format.modality != "image":
+        return None
+    brightest = int(np.load(path, mmap_mode="r").max())
+    if brightest >= DARK:
+        return None
+    return f"images are nearly black: the brightest pixel is {brightest} of 255; scale the files' values"
+
+
+def natural_order(name: str) -> list[Any]:
+    """Return a key that sorts names as people do: class 2 before class 10."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)]

@@ -1,17 +1,19 @@
-"""Data sets in folders, in the Hugging Face layout: Parquet, CSV, JSONL, or a folder for each class."""
+"""Data sets in folders, in the Hugging Face layout: tables, or a folder of files for each class."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
-from genfl.data.layout import SPLITS, Layout
+from genfl.data.layout import Entry, File, Layout
+from genfl.data.levels import SPLITS
 from genfl.data.media import Medium
+from genfl.data.tables import DEFAULT_CSV, CSVOptions, Table, TableError, open_table
 from genfl.errors import InputError
 from genfl.storage import sha256
 
@@ -23,8 +25,98 @@ BATCH_ROWS = 128
 SHOWN_VALUES = 5
 """The number of values that a message lists."""
 
-TYPED_ROWS = 1024
-"""The number of rows that the column types of a JSONL file are inferred from."""
+FILE_NAME = "file_name"
+"""The column of metadata tables with the names of the files that their rows describe."""
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of a split that tables hold.
+
+    Attributes:
+        folder: The data set.
+        tables: The tables, in order.
+        class_names: The names of the numbers in a column, for tables that have none.
+    """
+
+    folder: Folder
+    tables: Sequence[Table]
+    class_names: Mapping[str, Sequence[str]]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns of any table."""
+        return list(dict.fromkeys(name for table in self.tables for name in table.columns))
+
+    def classes(self, label: str) -> list[str]:
+        """Return the class names that the tables list, in their order; empty if they list none."""
+        names = [name for table in self.tables for name in self._names(table, label)]
+        return list(dict.fromkeys(map(clean_label, names)))
+
+    def batches(self, columns: Sequence[str], label: str) -> Iterator[Mapping[str, list[Any]]]:
+        """Yield undecoded cells, `BATCH_ROWS` rows at a time, with class names in the column of labels.
+
+        Args:
+            columns: The columns to read.
+            label: The column of the classes.
+
+        Raises:
+            InputError: A table is empty or damaged.
+        """
+        for table in self.tables:
+            names = self._names(table, label)
+            present = [name for name in columns if name in table.columns]
+            rows = 0
+            try:
+                for chunk in table.chunks(present, BATCH_ROWS):
+                    rows += len(chunk[present[0]]) if present else 0
+                    size = len(next(iter(chunk.values())))
+                    cells = {name: chunk.get(name, [None] * size) for name in columns}
+                    if label in cells:
+                        cells[label] = [self.folder.label_of(cell, names, label) for cell in cells[label]]
+                    yield cells
+            except TableError as error:
+                raise InputError(f"{self.folder.section}.path: {error.of(table.path)}") from error
+            if not rows:
+                raise InputError(f"{self.folder.section}.path: {table.path} is empty; fill it, or remove it")
+
+    def _names(self, table: Table, label: str) -> Sequence[str]:
+        return table.class_names.get(label) or self.class_names.get(label, ())
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """The rows of a split that are files, in the order of their names.
+
+    Attributes:
+        medium: The kind of content.
+        rows: The cells of each file: its path, its class, its client, and what metadata tells.
+    """
+
+    folder: Folder
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns of any file."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def classes(self, label: str) -> list[str]:
+        """Return an empty list: folders have no order but that of their names."""
+        return []
+
+    def batches(self, columns: Sequence[str], label: str) -> Iterator[Mapping[str, list[Any]]]:
+        """Yield paths and other cells, `BATCH_ROWS` rows at a time; see `TableRows.batches`."""
+        for first in range(0, len(self.rows), BATCH_ROWS):
+            rows = self.rows[first : first + BATCH_ROWS]
+            cells = {name: [row.get(name) for row in rows] for name in columns}
+            if label in cells:
+                cells[label] = [self.folder.label_of(cell, (), label) for cell in cells[label]]
+            yield cells
+
+
+Rows = TableRows | FileRows
+"""The undecoded rows of a split."""
 
 
 class Folder:
@@ -34,83 +126,85 @@ class Folder:
         path: The folder.
         medium: The kind of content of the examples.
         section: The section of the config that names the folder, for messages.
+        levels: What the folders of files mean; see `genfl.data.levels.parse_levels`.
 
     Raises:
         InputError: The folder does not exist.
     """
 
-    def __init__(self, path: Path, medium: Medium, section: str = "data") -> None:
+    def __init__(self, path: Path, medium: Medium, section: str = "data", levels: str | None = None) -> None:
         if not path.is_dir():
             problem = "is a file; give the folder it is in" if path.exists() else "does not exist; correct it"
             raise InputError(f"{section}.path: {path} {problem}")
         self.path = path
         self.medium = medium
         self.section = section
-        self.layout = Layout(path, medium, section)
+        self.layout = Layout(path, medium, section, levels)
 
     def identity(self) -> list[Any]:
-        """Return names, sizes and checksums of all files; they do not depend on where the folder is.
+        """Return names and checksums of the files that decide what is read.
+
+        They do not depend on where the folder is. Files that can hold no examples, such as a licence, are not
+        among them.
 
         Raises:
             InputError: None of the files can hold examples.
         """
-        files = self.layout.files
-        names = [path.relative_to(self.path).as_posix() for path in files]
-        return [[name, path.stat().st_size, sha256(path)] for name, path in zip(names, files, strict=True)]
+        card, levels = self.layout.card, self.layout.given_levels
+        described = [
+            {split: list(names) for split, names in card.files.items()},
+            {name: list(names) for name, names in card.class_names.items()},
+            [card.csv.separator, *card.csv.names],
+        ]
+        saved = sorted(file.name for file in self.layout.files if file.parts[-1] == "state.json")
+        return [[described, list(levels or ()), saved], *map(list, self.checksums())]
 
-    def splits(self) -> tuple[dict[str, Any], int]:
-        """Open the splits without reading them, and count their examples.
+    def checksums(self) -> list[tuple[str, str]]:
+        """Return names and checksums of tables, examples and metadata; "" for unreadable files."""
+        files = [file for file in self.layout.files if file.role in ("table", "example", "metadata")]
+        return [(file.name, _checksum(file.path)) for file in files]
 
-        Names that stand for train, validation or test are replaced by these (see `genfl.data.layout.SPLITS`).
+    def splits(self, input: Sequence[str], label: Sequence[str]) -> tuple[dict[str, Rows], int]:
+        """List the rows of each split without decoding them, and count the examples.
+
+        Names that stand for train, validation or test are replaced by these (see `genfl.data.levels.SPLITS`).
         Other splits keep their names.
 
-        Returns:
-            A `datasets.IterableDataset` for each split, and the number of examples. The number is an estimate
-            if examples are files.
-
-        Raises:
-            InputError: The folder cannot be read, or has files that belong to no split.
-        """
-        import datasets
-
-        datasets.logging.set_verbosity(logging.CRITICAL)  # it also raises the errors that it logs
-        try:
-            if (self.path / "dataset_dict.json").exists() or (self.path / "state.json").exists():
-                saved = datasets.load_from_disk(str(self.path))
-                saved = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-                streams = {name: split.to_iterable_dataset() for name, split in saved.items()}
-                return self._with_split_names(streams), sum(map(len, saved.values()))
-            rows = [pyarrow.parquet.read_metadata(path).num_rows for path in self._parquet()]
-            total = sum(rows) if rows else len(self.layout.files)
-            by_split = self._builder().as_streaming_dataset()
-            return self._with_split_names({name: _typed(stream) for name, stream in by_split.items()}), total
-        except InputError:
-            raise
-        except Exception as error:  # of datasets, pyarrow, fsspec, ...
-            raise InputError(self._damage(error)) from error
-
-    def batches(self, stream: Any, columns: Sequence[str]) -> Iterator[Mapping[str, list[Any]]]:
-        """Read the undecoded cells of a split, `BATCH_ROWS` rows at a time.
-
         Args:
-            stream: A split, as `splits` returns it.
-            columns: The names of the columns to read.
+            input: The possible names of the column of the examples.
+            label: The possible names of the column of the classes.
+
+        Returns:
+            The rows of each split, and the number of examples. The number is an estimate if tables do not
+            tell it.
 
         Raises:
-            InputError: A file is damaged; the message names it.
+            InputError: A file is damaged, or belongs to no split.
         """
-        chosen = stream.select_columns(list(dict.fromkeys(columns)))
-        try:
-            for table in chosen.decode(False).with_format("arrow").iter(batch_size=BATCH_ROWS):
-                yield {name: table[name].to_pylist() for name in columns}
-        except Exception as error:  # of datasets, pyarrow, fsspec, ...
-            raise InputError(self._damage(error)) from error
+        entries = self.layout.entries()
+        if any(entry.file.role == "table" for entry in entries):
+            tables = self._open_tables([entry for entry in entries if entry.file.role == "table"])
+            used = self._with_columns(tables, input, label)
+            grouped: dict[str, list[Table]] = {}
+            for split, table in used:
+                grouped.setdefault(split, []).append(table)
+            total = sum(table.rows or 0 for _, table in used) or len(self.layout.files)
+            names = self.layout.card.class_names
+            return {split: TableRows(self, grouped[split], names) for split in _in_order(grouped)}, total
+        described = self._metadata()
+        rows: dict[str, list[Mapping[str, Any]]] = {}
+        for file, split, class_name, client in entries:
+            cells: dict[str, Any] = {self.medium.column: file.path}
+            named = {"label": class_name, "client": client}
+            cells |= {name: value for name, value in named.items() if value is not None}
+            rows.setdefault(split, []).append({**cells, **described.get(file.parts, {})})
+        return {split: FileRows(self, rows[split]) for split in _in_order(rows)}, len(entries)
 
-    def column(self, features: Mapping[str, Any], names: Sequence[str], field: str) -> str:
+    def column(self, columns: Sequence[str], names: Sequence[str], field: str) -> str:
         """Return the first of some names that is the name of a column.
 
         Args:
-            features: The columns of a split, with their types.
+            columns: The columns of a split.
             names: The names to look for, in order.
             field: The field of the config that sets the name, for messages.
 
@@ -118,121 +212,161 @@ class Folder:
             InputError: No column has any of the names.
         """
         for name in names:
-            if name in features:
+            if name in columns:
                 return name
         wanted = " or ".join(map(repr, names))
+        hint = ""
+        if field == "label" and not self.layout.has_tables:
+            hint = (
+                f"; put the {self.medium.what} in a folder for each class, or add metadata.csv with the"
+                f" columns {FILE_NAME} and label"
+            )
         raise InputError(
             f"{self.section}.{field}: no column {wanted} in {self.path}; its columns are:"
-            f" {', '.join(features)}"
+            f" {', '.join(columns)}{hint}"
         )
 
-    def label_reader(self, features: Mapping[str, Any], label: str) -> Callable[[Any], str | None]:
-        """Return a function from a cell to the name of its class; None for a cell without a label.
+    def label_of(self, cell: Any, names: Sequence[str], label: str) -> str | None:
+        """Return the class of a cell; None for a cell without a label.
 
         Args:
-            features: The columns of a split, with their types.
-            label: The column of the classes.
+            cell: The name of the class, or its number.
+            names: The names of the numbers; empty if the cells are names.
+            label: The column, for messages.
 
         Raises:
-            InputError: The cells are not single values, or files number the classes differently.
+            InputError: The cell holds several values.
         """
-        import datasets
-
-        feature = features[label]
-        if not isinstance(feature, datasets.ClassLabel | datasets.Value):
+        if isinstance(cell, list | dict | bytes):
             raise InputError(
-                f"{self.section}.label: column {label!r} holds {feature}, but an example has one class;"
-                " name another column"
+                f"{self.section}.label: column {label!r} holds {type(cell).__name__} values, but an example"
+                " has one class; name another column"
             )
-        self._check_names(label)
-        names: list[str] = getattr(feature, "names", None) or []
+        if cell is None or (names and cell == -1):  # Hugging Face labels secret test sets with -1
+            return None
+        if names and isinstance(cell, str) and cell not in names and cell.isdecimal():
+            cell = int(cell)  # cells of CSV files are text
+        text = names[cell] if names and isinstance(cell, int) and 0 <= cell < len(names) else cell_text(cell)
+        return clean_label(text) or None if text else None
 
-        def name(cell: Any) -> str | None:
-            if cell is None or (names and cell == -1):  # Hugging Face labels secret test sets with -1
-                return None
-            text = names[cell] if names and 0 <= cell < len(names) else cell_text(cell)
-            return text if text and text.strip() else None
+    def content(self, cell: Any) -> Any:
+        """Return a cell that `Medium.read` takes: a table may name a file, if it lies in the folder.
 
-        return name
+        Args:
+            cell: A cell of the column of the examples.
+        """
+        name = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else cell
+        if not isinstance(name, str) or not name or not self.medium.by_path:
+            return cell
+        inside = Path(os.path.relpath(self.path / name, self.path))  # also of a path from the root
+        return None if inside.parts[:1] == ("..",) else self.path / inside
 
     def file_of(self, cell: Any) -> str | None:
         """Return the file of a cell, relative to the folder; None for a cell in a table."""
-        if not isinstance(cell, dict) or cell.get("bytes") or not cell.get("path"):
-            return None
-        path, top = Path(cell["path"]), self.path.resolve()
-        return path.relative_to(top).as_posix() if path.is_relative_to(top) else None
+        return os.path.relpath(cell, self.path) if isinstance(cell, Path) else None
 
-    def _check_names(self, label: str) -> None:
-        """Check that all Parquet files number the classes alike; datasets applies the first numbering to all.
-
-        Raises:
-            InputError: Two files number the classes differently.
-        """
-        import datasets
-
-        known: dict[tuple[str, ...], Path] = {}
-        for path in self._parquet():
-            features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
-            if names := getattr(features.get(label), "names", None):
-                known.setdefault(tuple(names), path)
-        if len(known) > 1:
-            one, other, *_ = known.values()
-            raise InputError(
-                f"{self.section}.label: {one} and {other} number the classes of {label!r} differently; write"
-                " both with the same names in the same order"
-            )
-
-    def _builder(self) -> Any:
-        """Return a `datasets` builder that reads the files, with every file in one split."""
-        import datasets
-
-        described = self.layout.described()
-        if not described and not self.layout.has_tables():
-            kind, patterns = f"{self.medium.column}folder", self.layout.class_folders()
-            return datasets.load_dataset_builder(kind, data_files=patterns)
-        builder = datasets.load_dataset_builder(str(self.path))
-        read = builder.config.data_files
-        if not described:
-            self.layout.check_all_read(read)
-        if builder.name == "csv" and not described and builder.info.features is None:
-            tables = [Path(file) for split in read.values() for file in split]
-            columns, builder.config.sep = self.layout.csv_columns(tables)
-            # cells stay text, as in the file: 01 is not the number 1, and None and NA are words
-            features = datasets.Features(dict.fromkeys(columns, datasets.Value("string")))
-            builder.config.features = builder.info.features = features
-            builder.config.keep_default_na, builder.config.na_values = False, [""]
-        return builder
-
-    def _parquet(self) -> list[Path]:
-        return [path for path in self.layout.files if path.suffix == ".parquet"]
-
-    def _with_split_names(self, streams: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the splits by the names train, validation and test where their own names stand for these."""
-        named: dict[str, Any] = {}
-        for name, stream in streams.items():
+    def _open_tables(self, entries: Sequence[Entry]) -> list[tuple[str, Table]]:
+        """Open tables, and give each the name of its split: train, validation, test, or its own."""
+        raw = dict.fromkeys(entry.split for entry in entries)
+        named: dict[str, str] = {}
+        for name in raw:
             split = SPLITS.get(name.lower(), name)
-            if split in streams and split != name:
+            if split in raw and split != name:
                 split = name  # another split has exactly this name
-            if split in named:
+            if split in named.values():
                 raise InputError(
                     f"{self.section}.path: two splits of {self.path} both stand for {split}; join them"
                 )
-            named[split] = stream
-        return named
+            named[name] = split
+        return [(named[entry.split], self._open(entry.file, self.layout.card.csv)) for entry in entries]
 
-    def _damage(self, error: Exception) -> str:
-        """Return a message about the file that cannot be read; if all can, about the folder as a whole."""
-        for path in self._parquet():
+    def _open(self, file: File, options: CSVOptions = DEFAULT_CSV) -> Table:
+        try:
+            table = open_table(file.path, options)
+        except TableError as error:
+            raise InputError(f"{self.section}.path: {error.of(file.path)}") from error
+        if table.rows == 0:
+            raise InputError(f"{self.section}.path: {file.path} is empty; fill it, or remove it")
+        return table
+
+    def _with_columns(
+        self, tables: Sequence[tuple[str, Table]], input: Sequence[str], label: Sequence[str]
+    ) -> list[tuple[str, Table]]:
+        """Return the tables that have one of the columns; others hold no examples, such as a list of labels.
+
+        Raises:
+            InputError: A table with such a column belongs to no split, or lacks one that its split has.
+        """
+        used = [(split, table) for split, table in tables if {*input, *label} & {*table.columns}]
+        splits = ", ".join(_in_order({split for split, _ in used if split}))
+        first: dict[str, Table] = {}
+        for split, table in used:
+            if not split:
+                raise InputError(
+                    f"{self.section}.path: {table.path} would not be read, because other files are called"
+                    f" {splits}; rename it to one of these splits, or remove it"
+                )
+            has = [bool({*names} & {*table.columns}) for names in (input, label)]
+            other = first.setdefault(split, table)
+            if has != [bool({*names} & {*other.columns}) for names in (input, label)]:
+                raise InputError(
+                    f"{self.section}.path: {table.path} has the columns {', '.join(table.columns)}, but"
+                    f" {other.path} has {', '.join(other.columns)}; give all tables the same columns"
+                )
+        return used or list(tables)
+
+    def _metadata(self) -> dict[tuple[str, ...], dict[str, Any]]:
+        """Return the cells that metadata tables hold of each file, by the parts of its name."""
+        cells: dict[tuple[str, ...], dict[str, Any]] = {}
+        examples = {file.parts for file in self.layout.files if file.role == "example"}
+        for file in sorted(self.layout.metadata(), key=lambda file: len(file.parts)):
+            table = self._open(file)
+            if FILE_NAME not in table.columns:
+                raise InputError(
+                    f"{self.section}.path: {file.path} has no column {FILE_NAME}, which names the files that"
+                    f" its rows describe; its columns are: {', '.join(table.columns)}"
+                )
+            absent = []
             try:
-                if len(pyarrow.parquet.read_table(path)) == 0:  # datasets fails on empty tables
-                    return f"{self.section}.path: {path} is empty; fill it, or remove it"
-            except (OSError, pyarrow.ArrowException) as wrong:
-                why = first_line(wrong)
-                return f"{self.section}.path: {path} is damaged ({why}); replace it by an intact copy"
-        if line := self.layout.damaged_line():
-            return f"{self.section}.path: {line}"
-        why = first_line(error)
-        return f"{self.section}.path: {self.path} cannot be read as a data set ({why}); check its files"
+                for chunk in table.chunks(table.columns, BATCH_ROWS):
+                    for values in zip(*chunk.values(), strict=True):
+                        row = dict(zip(chunk, values, strict=True))
+                        name = str(row.pop(FILE_NAME) or "")
+                        parts = (*file.parts[:-1], *Path(os.path.normpath(name)).parts)
+                        if parts not in examples:
+                            absent.append(name)
+                        else:
+                            known = {key: value for key, value in row.items() if value is not None}
+                            cells.setdefault(parts, {}).update(known)
+            except TableError as error:
+                raise InputError(f"{self.section}.path: {error.of(file.path)}") from error
+            if absent:
+                log.warning(
+                    "%s names %d files that are not there: %s", file.path, len(absent), first_few(absent)
+                )
+        return cells
+
+
+def _checksum(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError:  # it is left out as unreadable
+        return ""
+
+
+def _in_order(splits: Iterable[str]) -> list[str]:
+    """Return splits in the order train, validation, test, and then others by name."""
+    first = list(dict.fromkeys(SPLITS.values()))
+    return sorted(splits, key=lambda split: (first.index(split) if split in first else len(first), split))
+
+
+def clean_label(text: str) -> str:
+    """Return a class name with single blanks and in Unicode's composed form, as prompts and discovery use it.
+
+    ``happy`` and ``happy `` are one class, and so are the two spellings of ``café``: nobody can tell them
+    apart.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def cell_text(cell: Any) -> str | None:
@@ -243,16 +377,6 @@ def cell_text(cell: Any) -> str | None:
     if cell is None or cell != cell:
         return None
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
-
-
-def _typed(stream: Any) -> Any:
-    """Return a split with column types; those of JSONL files are inferred from the first rows."""
-    import datasets
-
-    if stream.features is not None:
-        return stream
-    first = next(iter(stream.with_format("arrow").iter(batch_size=TYPED_ROWS)))
-    return stream.cast(datasets.Features.from_arrow_schema(first.schema))
 
 
 def fetch_from_hub(name: str, hub: str) -> Path:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genfl.data.media import Modality
+from genfl.data.media import Modality, is_deep_grey
 
 
 class InputFormat(Protocol):
@@ -129,7 +129,7 @@ def image_pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np
     Raises:
         ValueError: The image holds real or 32-bit numbers, whose range is unknown.
     """
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    deep = is_deep_grey(image)
     if image.mode in ("F", "I") and not deep:
         raise ValueError(f"mode {image.mode} does not define which value is black and which is white")
     if deep:  # convert would clip the values

@@ -1,182 +1,330 @@
-"""The layout of a data folder: which files are data, their splits, and the format of tables of texts."""
+"""The layout of a data folder: one list of its files, with the split, class and client of each."""
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+from genfl.data.cards import CARD, CardError, DataCard, read_card
+from genfl.data.levels import (
+    SPLITS,
+    Level,
+    LevelError,
+    infer_levels,
+    outer_levels,
+    parse_levels,
+    split_in_name,
+)
 from genfl.data.media import Medium
+from genfl.data.tables import TABLE_SUFFIXES, table_suffix
 from genfl.errors import InputError
 
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-"""The accepted names of folders, files and splits, and the split that Hugging Face takes each for."""
-
-TABLES = (".parquet", ".arrow")
-"""Suffixes of files that hold many examples of any kind."""
-
-NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "config.json")
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 """Names of files without examples, which Hugging Face's tools write beside tables."""
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Names of tables with the labels, or other columns, of the files beside them."""
+
+NO_CONTENT = ("__MACOSX", "__pycache__")
+"""Names of folders that programs write for themselves."""
+
+Role = Literal["table", "example", "metadata", "other", "hidden"]
+
+
+class File(NamedTuple):
+    """A file of a data folder.
+
+    Attributes:
+        path: The file.
+        name: Its path below the folder, printable, with slashes.
+        parts: The names of this path.
+        role: table: it holds many examples. example: it is one. metadata: it describes the files beside it.
+            other: it is none of these. hidden: its name, or that of a folder above it, starts with a dot.
+    """
+
+    path: Path
+    name: str
+    parts: tuple[str, ...]
+    role: Role
+
+
+class Entry(NamedTuple):
+    """A file that is read.
+
+    Attributes:
+        file: The file.
+        split: The name of its split.
+        label: The class of an example that a folder names; None if no folder does.
+        client: The client that a folder names; None if no folder does.
+    """
+
+    file: File
+    split: str
+    label: str | None = None
+    client: str | None = None
 
 
 class Layout:
-    """The files of a folder.
+    """The files of a folder. Links are followed.
 
     Args:
         path: The folder.
         medium: The kind of content of the examples.
         section: The section of the config that names the folder, for messages.
+        levels: What the folders of example files mean, as in ``client/class``; None to tell it from their
+            names (see `genfl.data.levels.infer_levels`).
     """
 
-    def __init__(self, path: Path, medium: Medium, section: str) -> None:
+    def __init__(self, path: Path, medium: Medium, section: str, levels: str | None = None) -> None:
         self.path, self.medium, self.section = path, medium, section
+        self.given_levels: tuple[Level, ...] | None = parse_levels(levels) if levels else None
 
     @cached_property
-    def files(self) -> list[Path]:
-        """All files that are not hidden, sorted.
+    def files(self) -> list[File]:
+        """All files, sorted; a hidden or empty folder is listed as one file.
 
         Raises:
-            InputError: None of the files can hold examples.
+            InputError: A folder cannot be read, a link leads nowhere, or no file can hold examples.
         """
-        files = sorted(path for path in self.path.rglob("*") if path.is_file() and not self._hidden(path))
-        if not any(self._is_table(path) or self._is_example(path) for path in files):
+        status = self.path.stat()
+        files = list(self._walk(self.path, (), ((status.st_dev, status.st_ino),)))
+        if not any(file.role in ("table", "example") for file in files):
             raise InputError(
                 f"{self.section}.path: no Parquet files and no files of {self.medium.what} in {self.path}"
             )
         return files
 
-    def described(self) -> bool:
-        """Return whether the folder's README assigns files to splits, as data sets on the Hub do."""
-        from huggingface_hub import metadata_load
+    @cached_property
+    def card(self) -> DataCard:
+        """What the README of the folder says about its files.
 
-        readme = self.path / "README.md"
-        return readme.exists() and "configs" in (metadata_load(readme) or {})
+        Raises:
+            InputError: It names files outside the folder, or several data sets.
+        """
+        try:
+            return read_card(self.path)
+        except CardError as error:
+            raise InputError(f"{self.section}.path: {self.path}: {error}") from error
 
+    @property
     def has_tables(self) -> bool:
-        """Return whether examples are rows of tables, and not files."""
-        return any(map(self._is_table, self.files))
+        """Whether examples are rows of tables; if not, they are files."""
+        return any(file.role == "table" for file in self.files)
 
-    def class_folders(self) -> dict[str, list[str]]:
-        """Return the files of each split, as glob patterns.
-
-        Only folders that hold class folders are splits, so a class or a file may have any name. Without such
-        folders, all files belong to train.
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """What the folders of example files mean, from the outermost to the innermost.
 
         Raises:
-            InputError: A folder beside the folders of splits is not a split.
+            InputError: It cannot be told.
         """
-        top = self.path
-        examples = [path.relative_to(top).parts for path in self.files if self._is_example(path)]
-        while True:
-            folders = sorted({first for first, *inner in examples if inner})
-            holders = {parts[0] for parts in examples if len(parts) > 2}  # they hold class folders
-            splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
-            if not splits and holders == set(folders) and all(map(_split_in_name, folders)):
-                splits = {name: str(_split_in_name(name)) for name in folders}  # train_images and test_images
-            if splits and (holders & splits.keys() or len(splits) == len(folders)):
-                break
-            if len(folders) != 1:
-                return {"train": [_inside(self.path)]}
-            top, examples = top / folders[0], [parts[1:] for parts in examples if len(parts) > 1]
-        if others := [name for name in folders if name not in splits]:
-            raise InputError(
-                f"{self.section}.path: {others[0]} beside the split {next(iter(splits))} in {top} is not a"
-                " split; remove it, or rename it to a split"
-            )
-        patterns: dict[str, list[str]] = {}
-        for name, split in splits.items():
-            patterns.setdefault(split, []).append(_inside(top / name))
-        return patterns
+        if self.given_levels is not None:
+            return self.given_levels
+        folders = [file.parts[:-1] for file in self._of("example")]
+        try:
+            if not self.metadata():
+                return infer_levels(folders, f"{self.section}.folders")
+            outer = outer_levels(folders)
+        except LevelError as error:
+            raise InputError(f"{self.section}.path: {self.path}: {error}") from error
+        try:
+            return (*infer_levels(folders), "**")
+        except LevelError:
+            return (*outer, "**")  # the metadata tells the classes
 
-    def check_all_read(self, read: Mapping[str, Sequence[str]]) -> None:
-        """Reject a folder with tables that datasets would skip because other tables are named like splits.
+    def entries(self) -> list[Entry]:
+        """Return the files that are read: the tables, or else the examples.
+
+        Raises:
+            InputError: A file belongs to no split, or lies deeper than the folders that name classes.
+        """
+        if self.card.files:
+            return self._described()
+        return self._tables() if self.has_tables else [self._placed(file) for file in self._of("example")]
+
+    def unread(self) -> dict[str, list[str]]:
+        """Return the names of the files that are not read, by the reason.
+
+        Raises:
+            InputError: None of the files of a class can be an example.
+        """
+        entries = self.entries()
+        read = {entry.file.name for entry in entries}
+        reasons: dict[str, list[str]] = {}
+        for file in self.files:
+            if file.name not in read and (reason := self._reason(file)):
+                reasons.setdefault(reason, []).append(file.name)
+        if not self.has_tables and not self.card.files:
+            self._check_classes({entry.label for entry in entries})
+        return reasons
+
+    def _check_classes(self, read: set[str | None]) -> None:
+        for file in self._of("other"):
+            if "class" in self.levels and len(file.parts) > self.levels.index("class") + 1:
+                label = file.parts[self.levels.index("class")]
+                if label not in read:
+                    raise InputError(
+                        f"{self.section}.path: folder {printable(label)} in {self.path} holds no"
+                        f" {self.medium.what} (but {file.name}); convert its files, or remove it"
+                    )
+
+    def metadata(self) -> list[File]:
+        """Return the tables that describe the files beside them."""
+        return self._of("metadata")
+
+    def _reason(self, file: File) -> str:
+        """Return why a file is not read; empty for a file that is."""
+        beside = "beside tables" if self.has_tables else f"beside the {self.medium.what}"
+        if file.role == "hidden":
+            return "hidden"
+        if file.parts == (CARD,) or file.parts[-1] in DESCRIPTIONS:
+            return "description of the data"
+        if file.role == "metadata":
+            return beside if self.has_tables else ""
+        if file.role == "other":
+            return beside if self.has_tables or len(file.parts) == 1 else f"not {self.medium.what}"
+        return f"not named by {CARD}" if self.card.files else beside
+
+    def _of(self, role: Role) -> list[File]:
+        return [file for file in self.files if file.role == role]
+
+    def _walk(self, folder: Path, parts: tuple[str, ...], above: tuple[Any, ...]) -> Iterator[File]:
+        """Yield the files below a folder, in order.
 
         Args:
-            read: The files that datasets reads for each split.
-
-        Raises:
-            InputError: A table would not be read.
+            folder: The folder.
+            parts: Its path below the data's.
+            above: Device and inode of the folders that hold it, which a link must not lead back to.
         """
-        used = {Path(file).resolve() for split in read.values() for file in split}
-        kinds = {path.suffix for path in used}
-        for path in self.files:
-            if path.suffix in kinds and path.name not in NO_DATA and path.resolve() not in used:
-                splits = ", ".join(map(str, read))
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(
+                f"{self.section}.path: folder {printable(folder)} cannot be read ({error.strerror}); make it"
+                " readable, or remove it"
+            ) from error
+        if parts and not entries:
+            yield self._file(folder, (*parts, ""), "other")  # an empty folder may be a class
+        for entry in entries:
+            path, names = folder / entry.name, (*parts, entry.name)
+            hidden = entry.name.startswith(".") or entry.name in NO_CONTENT
+            if hidden:
+                yield self._file(path, names, "hidden")
+                continue
+            try:
+                status = entry.stat()
+            except OSError as error:
                 raise InputError(
-                    f"{self.section}.path: {path} would not be read, because other files are called {splits};"
-                    " rename it to one of these splits, or remove it"
-                )
+                    f"{self.section}.path: {printable(path)} cannot be read ({error.strerror}); if it is a"
+                    " link, restore what it leads to, or remove it"
+                ) from error
+            if stat.S_ISDIR(status.st_mode):
+                inode = (status.st_dev, status.st_ino)
+                if inode in above:
+                    raise InputError(
+                        f"{self.section}.path: {printable(path)} leads to a folder that holds it; remove it"
+                    )
+                yield from self._walk(path, names, (*above, inode))
+            else:
+                role = self._role(path, names) if stat.S_ISREG(status.st_mode) else "other"
+                yield self._file(path, names, role)
 
-    def csv_columns(self, tables: Sequence[Path]) -> tuple[list[str], str]:
-        """Return the column names of CSV files, and their separator.
+    @staticmethod
+    def _file(path: Path, parts: tuple[str, ...], role: Role) -> File:
+        return File(path, printable("/".join(parts)), parts, role)
 
-        Args:
-            tables: The files.
+    def _role(self, path: Path, parts: tuple[str, ...]) -> Role:
+        name, suffix = parts[-1], table_suffix(path)
+        if name in DESCRIPTIONS or parts == (CARD,):
+            return "other"
+        if suffix in self.medium.table_suffixes or path.suffix.lower() in TABLE_SUFFIXES:
+            is_metadata = name.lower() in METADATA and not self.medium.table_suffixes
+            return "metadata" if is_metadata else "table"
+        if name.lower() in METADATA and not self.medium.table_suffixes:
+            return "metadata"
+        if suffix in self.medium.suffixes() or self.medium.recognises(path):
+            return "example"
+        return "other"
 
-        Raises:
-            InputError: The files have different columns or separators.
-        """
-        import pandas
+    def _described(self) -> list[Entry]:
+        """Return the files that the data card names."""
+        entries: dict[str, Entry] = {}
+        for split, patterns in self.card.files.items():
+            for pattern in patterns:
+                names = set(glob.glob(pattern.removeprefix("./"), root_dir=self.path, recursive=True))
+                matched = [
+                    file
+                    for file in self.files
+                    if "/".join(file.parts) in names and file.role in ("table", "example")
+                ]
+                if not matched:
+                    raise InputError(
+                        f"{self.section}.path: {CARD} names {pattern} for split {split}, and {self.path} has"
+                        f" no such file of {self.medium.what}; correct {CARD}"
+                    )
+                for file in matched:
+                    label = file.parts[-2] if len(file.parts) > 1 and file.role == "example" else None
+                    entries.setdefault(file.name, Entry(file, split, label))
+        return list(entries.values())
 
-        known: dict[tuple[str, frozenset[str]], tuple[Path, list[str]]] = {}
-        for path in tables:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                head = next((line for line in file if line.strip()), "")
-            separator = max(",;\t", key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
-            columns = list(pandas.read_csv(path, sep=separator, nrows=0, encoding="utf-8").columns)
-            known.setdefault((separator, frozenset(columns)), (path, columns))
-        if len(known) > 1:
-            (one, first), (other, second), *_ = known.values()
+    def _tables(self) -> list[Entry]:
+        """Return the tables, each with its split: that of its name, or of a folder that holds it."""
+        tables = self._saved() or self._of("table")
+        splits = {file.name: self._split_of(file) for file in tables}
+        if not any(splits.values()):
+            return [Entry(file, "train") for file in tables]
+        return [Entry(file, splits[file.name] or "") for file in tables]
+
+    def _saved(self) -> list[File]:
+        """Return the tables of a data set that save_to_disk wrote; other tables there are caches."""
+        folders = {file.parts[:-1] for file in self.files if file.parts[-1] == "state.json"}
+        return [
+            file
+            for file in self._of("table")
+            if file.parts[:-1] in folders and not file.parts[-1].startswith("cache-")
+        ]
+
+    def _split_of(self, file: File) -> str | None:
+        """Return the split that the name of a table stands for; None if it stands for none."""
+        stem, *_ = file.parts[-1].split(".")
+        if numbered := re.fullmatch(r"(.+)-\d{5}-of-\d{5}", stem):
+            if numbered[1] != "data":  # save_to_disk calls the files of any split so
+                return numbered[1]
+            return file.parts[-2] if len(file.parts) > 1 else None
+        names = (stem, *reversed(file.parts[:-1]))
+        return next(filter(None, map(split_in_name, names)), None)
+
+    def _placed(self, file: File) -> Entry:
+        """Return the split, class and client of an example, which the folders that hold it name."""
+        folders = file.parts[:-1]
+        levels = self.levels[:-1] if self.levels[-1:] == ("**",) else self.levels
+        if len(folders) > len(levels) and levels == self.levels:
             raise InputError(
-                f"{self.section}.path: {other} has the columns {', '.join(second)}, but {one} has"
-                f" {', '.join(first)}; give all tables the same columns and separator"
+                f"{self.section}.path: {file.name} in {self.path} lies deeper than other {self.medium.what},"
+                f" whose folders are {'/'.join(self.levels) or 'none'}; move it, or set"
+                f" {self.section}.folders, as in {'/'.join((*levels, '**'))}"
             )
-        (((separator, _), (_, columns)),) = known.items()
-        return columns, separator
-
-    def damaged_line(self) -> str | None:
-        """Return a message about the first line of a table that is not UTF-8 or JSON; None if all are."""
-        for path in filter(self._is_example, self.files if self.medium.tables else ()):
-            with path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    try:
-                        text = line.decode("utf-8")
-                        if path.suffix.lower() == ".jsonl" and text.strip():
-                            json.loads(text)
-                    except UnicodeDecodeError:
-                        return f"line {number} of {path} is not UTF-8; save the file as UTF-8"
-                    except ValueError as error:
-                        return f"line {number} of {path} is not JSON ({error}); correct it"
-        return None
-
-    def _hidden(self, path: Path) -> bool:
-        """Return whether datasets ignores a file."""
-        *folders, name = path.relative_to(self.path).parts
-        return name[0] == "." or any(folder.startswith((".", "__")) for folder in folders)
-
-    def _is_example(self, path: Path) -> bool:
-        return path.suffix.lower() in self.medium.suffixes()
-
-    def _is_table(self, path: Path) -> bool:
-        """Return whether a file holds many examples; a file called metadata describes the files beside it."""
-        if self.medium.tables and self._is_example(path):
-            return True
-        return path.suffix.lower() in TABLES and path.stem != "metadata"
+        named = dict(zip(levels, folders, strict=False))
+        for folder in folders:
+            if printable(folder) != folder:
+                raise InputError(
+                    f"{self.section}.path: the name of folder {printable(folder)} in {self.path} is not"
+                    " UTF-8; rename it"
+                )
+        split = named.get("split", "train")
+        return Entry(file, _split_named(split), named.get("class"), named.get("client"))
 
 
-def _split_in_name(name: str) -> str | None:
-    """Return the split that the words of a name stand for; None if they stand for none or several."""
-    splits = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
-    return splits.pop() if len(splits) == 1 else None
+def _split_named(name: str) -> str:
+    return SPLITS.get(name.lower()) or split_in_name(name) or name
 
 
-def _inside(path: Path) -> str:
-    return f"{glob.escape(str(path.resolve()))}/**"
+def printable(name: str | Path) -> str:
+    """Return a name with marks for bytes that are not UTF-8, which file systems allow."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

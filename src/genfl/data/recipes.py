@@ -136,7 +136,7 @@ _PHOTOS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def in_words(name: str, words: Mapping[str, str]) -> str:
     """Return the name of a class in prompts: its word, or else its name with spaces for underscores."""
-    return words.get(name, name.replace("_", " "))
+    return words.get(name) or " ".join(name.replace("_", " ").split()) or name
 
 
 RECIPES: dict[str, DatasetRecipe] = {

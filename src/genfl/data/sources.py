@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genfl.data.decode import DatasetSpec, Split, load_folder, read_originals
 from genfl.data.folders import dataset_folder, fetch_from_hub
+from genfl.data.levels import parse_levels
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import DIGIT_NAMES, RECIPES, DatasetRecipe, Metric, in_words
 from genfl.errors import InputError
@@ -63,6 +64,7 @@ class DataSet(NamedTuple):
             on the whole data.
         digest: A digest of the content; empty for data that never changes, such as ``digits``.
         vocabulary: The number of distinct tokens of texts, padding included; 0 for other modalities.
+        notes: What a user should know of the reading, such as files that are left out.
         originals: ``(rows) -> contents`` of training examples, for guided generators. Images are returned as
             they are stored, clips and texts as they are in their files.
     """
@@ -76,6 +78,7 @@ class DataSet(NamedTuple):
     digest: str = ""
     vocabulary: int = 0
     originals: Callable[[Sequence[int]], list[Any]] = _no_originals
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -181,6 +184,7 @@ def read_dataset(
     input: str | None = None,
     label: str | None = None,
     client_id: str | None = None,
+    folders: str | None = None,
     **format_options: Any,
 ) -> DataSet:
     """Read a data set by its recipe; options override the recipe.
@@ -199,6 +203,7 @@ def read_dataset(
         input: The column of the examples.
         label: The column of the classes.
         client_id: The column of client ids.
+        folders: What the folders of files mean; see `genfl.data.levels.parse_levels`.
         format_options: Fields of the recipe's format.
 
     Raises:
@@ -212,7 +217,10 @@ def read_dataset(
     folder = folder_of(recipe, path, name)
     columns = ((input,) if input else recipe.input, (label,) if label else recipe.label)
     apart = (recipe.client_id, recipe.test_client_id) if recipe.client_id and recipe.test_client_id else None
-    spec = DatasetSpec(*columns, client_id or recipe.client_id, encoding, apart, recipe.without)
+    id_column = client_id or recipe.client_id
+    if folders and "client" in parse_levels(folders):
+        id_column = id_column or "client"
+    spec = DatasetSpec(*columns, id_column, encoding, apart, recipe.without, folders)
     decoded = load_folder(folder, spec)
     if client_id and decoded.train.client_ids is None:
         raise InputError(f"data.client_id: no column {client_id!r} in {folder}; name another column")
@@ -241,6 +249,7 @@ def read_dataset(
         decoded.digest,
         encoding.vocabulary(),
         originals,
+        decoded.notes,
     )
 
 

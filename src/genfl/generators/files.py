@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +19,6 @@ from genfl.rng import Key
 from genfl.storage import digest
 
 log = logging.getLogger(__name__)
-
-DESCRIPTION_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
-"""Files that ``save_to_disk`` writes beside the examples. Those of two different data sets may be equal."""
 
 
 def unchanged(content: Any) -> Any:
@@ -122,13 +118,12 @@ class Files(Generator):
         """Return the usable cells of each label by the run's names; without samples, None for each cell."""
         labelled: dict[str, list[Any]] = {}
         unlabelled, unreadable = 0, []
-        for stream in self.folder.splits()[0].values():
-            sample = self.folder.column(stream.features, [self.input], "input")
-            classes = self.folder.column(stream.features, [self.label], "label")
-            name = self.folder.label_reader(stream.features, classes)
-            columns = [sample, classes] if samples else [classes, classes]
-            for batch in self.folder.batches(stream, columns):
-                for cell, label in zip(batch[columns[0]], map(name, batch[classes]), strict=True):
+        for split in self.folder.splits([self.input], [self.label])[0].values():
+            sample = self.folder.column(split.columns, [self.input], "input")
+            classes = self.folder.column(split.columns, [self.label], "label")
+            for batch in split.batches([sample, classes] if samples else [classes], classes):
+                cells = map(self.folder.content, batch[sample]) if samples else batch[classes]
+                for cell, label in zip(cells, batch[classes], strict=True):
                     if label is None:
                         unlabelled += 1
                     elif samples and not self._usable(cell):
@@ -161,8 +156,7 @@ class Files(Generator):
         """Rename labels from the folder's names to the run's."""
         renamed: dict[str, list[Any]] = {}
         for name, cells in labelled.items():
-            # NFC as in label discovery: macOS writes folder names in NFD
-            word = in_words(unicodedata.normalize("NFC", name), self.words)
+            word = in_words(name, self.words)
             if word in renamed:
                 raise InputError(
                     f"generator.label: two labels of {self.id} are both called {word!r}; rename one of them"
@@ -187,12 +181,9 @@ def check_not_private(path: str, private: Path, modality: Modality) -> None:
     if samples.resolve() == private.resolve():
         raise InputError(f"generator.path: {path} is the private data, {advice}")
     medium = MEDIA[modality]
-    suffixes = {".parquet", ".arrow", *medium.suffixes()}
-    private_checksums = {checksum for _, _, checksum in Folder(private, medium).identity()}
-    for name, _, checksum in Folder(samples, medium, "generator").identity():
-        file = Path(name)
-        is_example = file.suffix.lower() in suffixes and file.name not in DESCRIPTION_FILES
-        if checksum in private_checksums and is_example:
+    private_checksums = {checksum for _, checksum in Folder(private, medium).checksums()}
+    for name, checksum in Folder(samples, medium, "generator").checksums():
+        if checksum in private_checksums:
             raise InputError(f"generator.path: its file {name} is also in data.path, {advice}")
 
 
