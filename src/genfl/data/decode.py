@@ -18,6 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from genfl import progress
+from genfl.data.cache import cache_folder, cache_lock, read_facts, write_facts
 from genfl.data.folders import BATCH_ROWS, Folder, Rows, cell_text, first_few, first_line
 from genfl.data.formats import InputFormat
 from genfl.data.media import MEDIA
@@ -114,11 +115,11 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
     folder = Folder(path, medium, levels=spec.levels)
     content_digest = _content_digest(folder, spec)
     unread = folder.layout.unread()
-    target = _cache_folder() / content_digest[:32]
-    facts = _read_facts(target)  # without a lock, which a cache that cannot be written has no room for
+    target = cache_folder() / content_digest[:32]
+    facts = read_facts(target)  # without a lock, which a cache that cannot be written has no room for
     if facts is None:
-        with _lock(target):
-            facts = _read_facts(target)
+        with cache_lock(target):
+            facts = read_facts(target)
             if facts is None:
                 try:
                     _decode(folder, spec, target)
@@ -126,10 +127,11 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
                     shutil.rmtree(target, ignore_errors=True)
                     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                         raise GenflError(
-                            f"GENFL_CACHE: no space left in {target.parent}; make room, or name another folder"
+                            f"GENFL_CACHE: no space left in {target.parent}; make room, or name another"
+                            " folder"
                         ) from error
                     raise
-                facts = _read_facts(target)
+                facts = read_facts(target)
     if facts is None:
         raise GenflError(f"{target}: damaged right after it was written; check the disk")
     notes = [
@@ -187,53 +189,6 @@ def _read_split(folder: Path, name: str, facts: dict[str, Any]) -> Split:
     return Split(inputs, facts["labels"], facts["client_ids"], facts["rows"])
 
 
-def _cache_folder() -> Path:
-    root = Path(os.environ.get("GENFL_CACHE") or Path.home() / ".cache" / "genfl").expanduser()
-    folder = root / "data"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the data is private
-    except OSError as error:
-        raise InputError(
-            f"GENFL_CACHE: {folder} cannot be created ({error.strerror}); name another folder"
-        ) from error
-    return folder
-
-
-def _lock(target: Path) -> FileLock:
-    """Return the lock of a cached data set.
-
-    Raises:
-        InputError: The cache cannot be written.
-    """
-    path = Path(f"{target}.lock")
-    try:
-        path.touch(mode=0o600)
-    except OSError as error:
-        raise InputError(
-            f"GENFL_CACHE: {target.parent} cannot be written ({error.strerror}), and this data is not in it;"
-            " name another folder"
-        ) from error
-    return FileLock(path)
-
-
-def _read_facts(folder: Path) -> dict[str, Any] | None:
-    """Return the facts about a cached data set; None if it is missing or damaged."""
-    if not (folder / "about.json").exists():
-        return None
-    try:
-        about = read_json(folder / "about.json")
-        if about["digest"] != digest(about["facts"]):
-            raise GenflError(f"{folder / 'about.json'} has another checksum")
-        facts: dict[str, Any] = about["facts"]
-        for name, split in facts["splits"].items():
-            if sha256(folder / f"{name}.npy") != split["sha256"]:
-                raise GenflError(f"{folder / name}.npy has another checksum")
-        return facts
-    except (GenflError, OSError, LookupError, TypeError) as error:
-        log.warning("the data is decoded again, because the cache is damaged: %s", first_line(error))
-        return None
-
-
 def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
     """Write the arrays of train and test, and, last, the file that marks them as complete."""
     what = MEDIA[spec.format.modality].what
@@ -272,10 +227,11 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
             " from the test set"
         )
     for split, facts in splits.items():
-        facts["sha256"] = sha256(target / f"{split}.npy")
+        path = target / f"{split}.npy"
+        path.chmod(0o600)  # the data is private
+        facts["sha256"] = sha256(path)
     warnings = [text for text in [_darkness(target / "train.npy", spec)] if text]
-    content = {"names": list(names), "splits": splits, "notes": notes, "warnings": warnings}
-    write_json(target / "about.json", {"digest": digest(content), "facts": content})
+    write_facts(target, {"names": list(names), "splits": splits, "notes": notes, "warnings": warnings})
 
 
 class _Rows(NamedTuple):
@@ -362,6 +318,11 @@ def _decode_split(
             if unlabelled:
                 raise InputError(
                     f"data.label: column {label_column!r} of {where} is empty; name another column"
+                )
+            if any(isinstance(name, str) for name in unreadable):
+                raise InputError(
+                    f"data.path: none of the {row} files of {where} can be read as {medium.what} (such as"
+                    f" {unreadable[0]}); replace them"
                 )
             raise InputError(
                 f"data.input: none of the {row} cells of column {input_column!r} can be read as"

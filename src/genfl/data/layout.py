@@ -257,12 +257,10 @@ class Layout:
         entries: dict[str, Entry] = {}
         for split, patterns in self.card.files.items():
             for pattern in patterns:
-                names = set(glob.glob(pattern.removeprefix("./"), root_dir=self.path, recursive=True))
-                matched = [
-                    file
-                    for file in self.files
-                    if "/".join(file.parts) in names and file.role in ("table", "example")
-                ]
+                # glob follows links, and Path.glob does not before Python 3.13
+                names = set(glob.glob(pattern.removeprefix("./"), root_dir=self.path, recursive=True))  # noqa: PTH207
+                candidates = self._of("table") + self._of("example")
+                matched = [file for file in candidates if "/".join(file.parts) in names]
                 if not matched:
                     raise InputError(
                         f"{self.section}.path: {CARD} names {pattern} for split {split}, and {self.path} has"

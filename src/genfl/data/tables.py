@@ -111,11 +111,11 @@ def open_table(path: Path, options: CSVOptions = DEFAULT_CSV) -> Table:
 
 def _parquet(path: Path) -> Table:
     def chunks(columns: Sequence[str], size: int) -> Iterator[Cells]:
-        with _damage_named(), pyarrow.parquet.ParquetFile(path) as file:
+        with _damage_named(), path.open("rb") as source, pyarrow.parquet.ParquetFile(source) as file:
             for batch in file.iter_batches(size, columns=list(dict.fromkeys(columns))):
                 yield {name: batch[name].to_pylist() for name in columns}
 
-    with _damage_named(), pyarrow.parquet.ParquetFile(path) as file:
+    with _damage_named(), path.open("rb") as source, pyarrow.parquet.ParquetFile(source) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     return Table(path, schema.names, _class_names(schema), rows, chunks)
 
@@ -132,13 +132,13 @@ def _arrow(path: Path) -> Table:
             )
 
     def chunks(columns: Sequence[str], size: int) -> Iterator[Cells]:
-        with _damage_named(), pyarrow.memory_map(str(path)) as source:
+        with _damage_named(), path.open("rb") as source:
             for batch in opened(source):
                 for first in range(0, batch.num_rows, size):
                     rows = batch.slice(first, size)
                     yield {name: rows[name].to_pylist() for name in columns}
 
-    with _damage_named(), pyarrow.memory_map(str(path)) as source:
+    with _damage_named(), path.open("rb") as source:
         schema = opened(source).schema
     return Table(path, schema.names, _class_names(schema), None, chunks)
 

@@ -80,6 +80,10 @@ class RunContext:
         """Return the digest of a data set's content. It does not depend on the path."""
         return self.once(("content", _name_of(data)), lambda: self.data_set(data).digest)
 
+    def data_notes(self, data: Data) -> tuple[str, ...]:
+        """Return what a user should know of the reading of a data set; see `DataSet.notes`."""
+        return self.once(("notes", _name_of(data)), lambda: self.data_set(data).notes)
+
     def file_digest(self, path: Path) -> str:
         """Return the SHA-256 of a file's content."""
         return self.once(("file", str(path)), lambda: sha256(path))

@@ -102,6 +102,7 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "config": evidence.config_text,
         "settings": config,
         "generator": evidence.generator,
+        "data_notes": evidence.data_notes,
         "summary": summary,
         "environment": summary.environment.to_dict(),
         "verdict": _nonbreaking(text.verdict(summary)),

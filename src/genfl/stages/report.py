@@ -13,9 +13,15 @@ from genfl.storage import write_text
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """The inputs of the report, besides the outputs of all other stages: the whole config."""
+    """The inputs of the report, besides the outputs of all other stages.
+
+    Attributes:
+        config: The whole config.
+        data_notes: What a user should know of the reading of the private data.
+    """
 
     config: Config
+    data_notes: tuple[str, ...]
 
 
 def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
@@ -36,8 +42,8 @@ def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
 STAGE = Stage(
     "report",
     "report",
-    5,
+    6,
     ("labels", "prompts", "generate", "guided", VOCABULARY, "pretrain", "federate"),
-    lambda config, context: ReportInputs(config),
+    lambda config, context: ReportInputs(config, context.data_notes(config.data)),
     _run,
 )
