@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -112,9 +113,30 @@ def map_queries(chat: Chat, function: Callable[[_Item], _Result], items: Iterabl
         chat: The model that the function asks.
         function: A function that other threads may call.
         items: Its arguments.
+
+    Raises:
+        Exception: The error of the first call that fails. No further call begins after it.
     """
-    with ThreadPoolExecutor(chat.at_once) as pool:
-        return list(pool.map(function, items))
+    failed = threading.Event()
+
+    def call(item: _Item) -> _Result:
+        if failed.is_set():
+            raise CancelledError
+        try:
+            return function(item)
+        except BaseException:
+            failed.set()
+            raise
+
+    pool, wait = ThreadPoolExecutor(chat.at_once), True
+    try:
+        return list(pool.map(call, items))
+    except KeyboardInterrupt:
+        wait = False
+        raise
+    finally:
+        failed.set()
+        pool.shutdown(wait, cancel_futures=True)
 
 
 def connect(options: ChatOptions, field: str, folder: Path | None = None) -> CachedChat:

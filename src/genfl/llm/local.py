@@ -11,6 +11,7 @@ from genfl import hub
 from genfl.data.folders import first_line
 from genfl.errors import InputError
 from genfl.llm.answers import Answer
+from genfl.llm.thoughts import opened_thought, without_thoughts
 
 
 class LocalChat:
@@ -32,6 +33,9 @@ class LocalChat:
 
     def __init__(self, model: str, device: str, temperature: float, max_tokens: int, field: str) -> None:
         self.tokenizer = _load_tokenizer(model, field)
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in added if token.special} | {*self.tokenizer.all_special_tokens}
+        self.special = sorted(special, key=len, reverse=True)  # one may be part of another
         self.settings = {"do_sample": True, "temperature": temperature, "max_new_tokens": max_tokens}
         try:
             loaded = _transformers(field).AutoModelForCausalLM.from_pretrained(
@@ -69,7 +73,10 @@ class LocalChat:
             tokens = self.model.generate(**inputs, **self.settings)[0, inputs["input_ids"].shape[1] :]
         ends = self.model.generation_config.eos_token_id  # one, several or none
         cut = tokens[-1].item() not in (ends if isinstance(ends, list) else [ends])
-        return Answer(self.tokenizer.decode(tokens, skip_special_tokens=True), cut)
+        # The marks of thoughts may be special tokens, so these are decoded, too.
+        opened = opened_thought(self.tokenizer.decode(inputs["input_ids"][0]))
+        text = f"{opened}{self.tokenizer.decode(tokens)}"
+        return Answer(without_thoughts(text, self.special), cut)
 
 
 def check_local_model(model: str, field: str) -> None:
