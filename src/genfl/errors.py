@@ -32,3 +32,8 @@ def suggest(name: str, known: list[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known)}" if known else "there are no keys to set here"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; the name of its type if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

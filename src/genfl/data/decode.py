@@ -16,10 +16,10 @@ import numpy as np
 from filelock import FileLock
 
 from genfl import progress
-from genfl.data.folders import BATCH_ROWS, Folder, cell_text, first_few, first_line
+from genfl.data.folders import BATCH_ROWS, Folder, cell_text, first_few
 from genfl.data.formats import InputFormat
 from genfl.data.media import MEDIA
-from genfl.errors import GenflError, InputError
+from genfl.errors import GenflError, InputError, first_line
 from genfl.storage import digest, read_json, replacing, sha256, write_json
 
 log = logging.getLogger(__name__)
