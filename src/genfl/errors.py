@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 
+LONGEST_REASON = 300
+"""The most characters that a message shows of another one."""
+
 RENAMED = {"key": "client_id"}
 """Config fields that had another name before, by their old name."""
 
@@ -35,5 +38,6 @@ def suggest(name: str, known: list[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; the name of its type if the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, shortened; the name of its type if it is empty."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ..."

@@ -17,7 +17,7 @@ PIPELINE_FILE = "model_index.json"
 CONFIG_FILE = "config.json"
 """The file that describes a transformers model."""
 
-OWN_CODE = "it holds code of its own, which is not run"
+OWN_CODE = "the folder holds code of its own, which is not run"
 """The reason why a model is rejected that its library knows only by code in its folder."""
 
 WEIGHTS = ".safetensors"
@@ -156,7 +156,7 @@ def check_has_settings(path: Path, file: str, field: str) -> None:
     fix = "give a folder that save_pretrained wrote"
     single = [path] if path.is_file() else sorted(path.glob(f"*{WEIGHTS}"))
     if single and not (path / CONFIG_FILE).is_file():
-        load = "; from_single_file of diffusers can read it" if file == PIPELINE_FILE else ""
+        load = " (from_single_file of diffusers reads such a file)" if file == PIPELINE_FILE else ""
         raise InputError(f"{field}: {single[0]} is a single file, not a whole model; {fix}{load}")
     kind = "diffusers pipeline" if file == PIPELINE_FILE else "transformers model"
     raise InputError(f"{field}: the folder {path} has no {file}, so it is not a {kind}; {fix}")

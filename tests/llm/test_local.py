@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
+from genfl.errors import GenflError, InputError
 from genfl.llm.answers import Answer
-from genfl.llm.local import LocalChat
+from genfl.llm.local import LocalChat, check_local_model
 
 
 @pytest.fixture
@@ -36,3 +37,21 @@ def test_local_answer_in_a_thought_that_the_template_opens(chat_model, chat_text
     # "the staff was kind and fast" closes the thought, the other texts never do
     assert texts == {"", "fast"}
     assert LocalChat(str(folder), "cpu", 0.5, 2, "generator").ask(query, 0) == Answer("", cut=True)
+
+
+def test_local_model_that_fails_is_named(chat_model):
+    chat = LocalChat(str(chat_model()), "cpu", 0.5, 12, "prompts.llm")
+    chat.model.resize_token_embeddings(3)  # a tokenizer of another model
+    with pytest.raises(
+        GenflError, match=r"^prompts\.llm\.model: model cannot answer a query of \d+ tokens \("
+    ):
+        chat.ask("hello", 0)
+
+
+def test_chat_template_that_fails_is_found_before_work(chat_model):
+    folder = chat_model()
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(
+        InputError, match=r"^prompts\.llm\.model: the tokenizer of .* \(roles must alternate\); give"
+    ):
+        check_local_model(str(folder), "prompts.llm")

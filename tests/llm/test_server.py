@@ -410,6 +410,8 @@ OPTIONS |= {"max_tokens": 5, "timeout": 5.0, "parallel": 1}
             "generator.base_url: /chat/completions is added to it; leave that part out",
         ),
         ({"base_url": "file:///etc"}, "generator.base_url: it must be a server's address"),
+        ({"base_url": "http://[::1/v1"}, "generator.base_url: it must be a server's address"),
+        ({"base_url": "http://h:99999/v1"}, "generator.base_url: it must be a server's address"),
     ],
 )
 def test_check_chat_model_repeats_no_secrets(change, line):
@@ -417,6 +419,14 @@ def test_check_chat_model_repeats_no_secrets(change, line):
         check_chat_model({**OPTIONS, **change}, "generator")
     assert str(caught.value).startswith(line)
     assert KEY not in str(caught.value)
+
+
+def test_connect_names_a_wrong_proxy(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "no-scheme://proxy")
+    with pytest.raises(
+        InputError, match=r"^generator\.base_url: no client for this server \(.*proxy.*\); check"
+    ):
+        connect({**OPTIONS, "base_url": "https://h/v1"}, "generator")
 
 
 def test_check_server_libraries_names_a_missing_one(monkeypatch):
