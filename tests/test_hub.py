@@ -1,8 +1,10 @@
 """What genfl says if the Hugging Face Hub gives nothing, against a Hub on this machine."""
 
+import ast
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +110,18 @@ def test_hub_that_cannot_be_reached_is_named_at_once(hub_address, monkeypatch, f
     assert "(the Hub cannot be reached: [Errno" in reason_of(field, "owner/x")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "(HF_HUB_OFFLINE switches the Hub off)" in reason_of(field, "owner/x")
+
+
+def test_models_are_loaded_without_code_of_their_own():
+    """`load_model` passes the option on; a model that is loaded past it must name it."""
+    calls = [
+        node
+        for path in Path(hub.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    loading = [call for call in calls if ast.unparse(call.func).endswith((".from_pretrained", "loader"))]
+    loading = [call for call in loading if call.args]
+    assert len(loading) >= 3
+    for call in loading:
+        assert "trust_remote_code" in {keyword.arg for keyword in call.keywords}, ast.unparse(call)
