@@ -159,7 +159,7 @@ class ChatServer:
                 with lock:
                     number = len(outer.asked)
                     outer.asked.append((dict(self.headers), {**request, "path": self.path}))
-                reply = outer.behave(request["messages"][-1]["content"], request["seed"], number)
+                reply = outer.behave(request["messages"][-1]["content"], request.get("seed"), number)
                 if isinstance(reply, str):
                     reply = 200, {}, json.dumps({"choices": [{"message": {"content": reply}}]})
                 status, headers, body = reply

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 
+LONGEST_REASON = 300
+"""The most characters that a message shows of another one."""
+
 RENAMED = {"key": "client_id"}
 """Config fields that had another name before, by their old name."""
 
@@ -32,3 +35,9 @@ def suggest(name: str, known: list[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known)}" if known else "there are no keys to set here"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, shortened; the name of its type if it is empty."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ..."

@@ -27,6 +27,7 @@ from genfl.data.texts import TokenFormat
 from genfl.errors import InputError, suggest
 from genfl.generators.missing import generate_missing
 from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
+from genfl.model_folders import CONFIG_FILE, PIPELINE_FILE, local_folder
 from genfl.options import whole_number
 from genfl.prompts.plan import PromptSource, plan_prompts
 from genfl.prompts.templates import LABEL, Style, Templates
@@ -230,15 +231,16 @@ def kind_of_model(model: str) -> str:
     if model == ESPEAK:
         return "speech"
     known = ", ".join(GENERATOR_KINDS)
-    if Path(model).is_dir() and not any(
-        (Path(model) / name).is_file() for name in (hub.PIPELINE_FILE, hub.CONFIG_FILE)
-    ):
+    folder = local_folder(model)
+    if folder and not any((folder / name).is_file() for name in (PIPELINE_FILE, CONFIG_FILE)):
         raise InputError(f"kind: the folder {model} holds no model's settings; give one of {known}")
+    if folder and not (folder / PIPELINE_FILE).is_file():
+        return _kind_of_transformers(model, hub.read_settings(model, CONFIG_FILE))
     try:
-        name = str(hub.read_settings(model, hub.PIPELINE_FILE).get("_class_name", ""))
+        name = str(hub.read_settings(model, PIPELINE_FILE)["_class_name"])
     except InputError as pipeline_error:
         try:
-            content = hub.read_settings(model, hub.CONFIG_FILE)
+            content = hub.read_settings(model, CONFIG_FILE)
         except InputError:
             raise pipeline_error from None
         return _kind_of_transformers(model, content)

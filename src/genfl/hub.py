@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,15 +10,18 @@ from typing import Any
 
 import torch
 
-from genfl.data.folders import first_line
-from genfl.errors import InputError
+from genfl.errors import InputError, first_line
+from genfl.model_folders import (
+    OWN_CODE,
+    check_has_settings,
+    existing_path,
+    expanded,
+    local_folder,
+    model_files,
+    read_settings_file,
+    weights_variant,
+)
 from genfl.storage import digest, sha256
-
-PIPELINE_FILE = "model_index.json"
-"""The file that lists the parts of a diffusers pipeline."""
-
-CONFIG_FILE = "config.json"
-"""The file that describes a transformers model."""
 
 LIBRARIES = {
     "image": ("diffusers", "transformers"),
@@ -30,6 +32,13 @@ LIBRARIES = {
 
 FINGERPRINTED = (".json", ".jinja", ".txt", ".model", ".safetensors", ".npy", ".parquet")
 """Suffixes of the files that decide what a model does: weights, settings, tokenizers, speakers."""
+
+LOG_IN = "log in with hf auth login"
+"""The advice for repositories that the Hub does not show to everybody."""
+
+TOO_MANY_REQUESTS = 429
+LOGIN_REJECTED = (401, 403)
+"""HTTP statuses of the Hub."""
 
 OUT_OF_MEMORY_MESSAGES = (
     "DefaultCPUAllocator",
@@ -70,55 +79,96 @@ def silence_libraries() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-def read_settings(model: str, file: str, field: str = "model", embedded: str | None = None) -> dict[str, Any]:
+def read_settings(
+    model: str, file: str, field: str = "generator.model", embedded: str | None = None
+) -> dict[str, Any]:
     """Return the settings of a model from its JSON file, without loading the model.
 
     Args:
         model: A folder, or a Hugging Face id.
-        file: `PIPELINE_FILE` or `CONFIG_FILE`.
-        field: The option of the generator that names the model, for messages.
-        embedded: The name of the embedded model, if the option accepts one, for messages.
+        file: `genfl.model_folders.PIPELINE_FILE` or `CONFIG_FILE`.
+        field: The config field that names the model, for messages.
+        embedded: The name of the embedded model, if the field accepts one, for messages.
 
     Raises:
-        InputError: The model does not exist, or belongs to another library.
+        InputError: The model does not exist, is damaged, or belongs to another library.
     """
-    if Path(model).is_dir():
-        path = Path(model) / file
-        if not path.is_file():
-            kind = "diffusers pipeline" if file == PIPELINE_FILE else "transformers model"
-            raise InputError(
-                f"generator.{field}: the folder {model} has no {file}, so it is not a {kind}; give a folder"
-                " that save_pretrained wrote"
-            )
+    if local := existing_path(model):
+        check_has_settings(local, file, field)
+        path = local / file
     else:
-        path = Path(_download(model, file, field, embedded))
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+        try:
+            path = download_file(model, file)
+        except Exception as error:  # the Hub's client and the libraries below it raise many types
+            name = f"not {embedded!r}, " if embedded else ""
+            raise InputError(
+                f"{field}: {model!r} is {name}not a folder, not in the local Hugging Face cache, and not"
+                f" available from the Hub ({hub_reason(error, file)}); give a folder or the id of a model"
+            ) from error
+    return read_settings_file(path, field)
 
 
-def _download(model: str, file: str, field: str, embedded: str | None) -> str:
-    """Return the local path of a file of a Hub model, downloaded if it is not in the cache."""
-    from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+def download_file(repository: str, file: str) -> Path:
+    """Return the local path of a file of a Hub repository, downloaded if it is not in the cache.
 
-    try:
-        if isinstance(cached := try_to_load_from_cache(model, file), str):
-            return cached
-        if not constants.HF_HUB_OFFLINE:
-            HfApi().model_info(model, timeout=10)  # without a network, this fails sooner than a download
-            return hf_hub_download(model, file)
-        reason = "HF_HUB_OFFLINE switches the Hub off"
-    except HFValidationError:
-        reason = "it is not a valid Hub id"
-    except Exception as error:  # the client raises its own errors, those of its HTTP library, and OSErrors
-        reason = first_line(error)
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            reason = f"it has no {file}"
-    name = f"not {embedded!r}, " if embedded else ""
-    raise InputError(
-        f"generator.{field}: {model!r} is {name}not a folder, not in the local Hugging Face cache, and not"
-        f" available from the Hub ({reason}); give a folder or the id of a model"
-    )
+    Args:
+        repository: The id of a model.
+        file: The name of the file.
+
+    Raises:
+        Exception: It is not available; `hub_reason` says why.
+    """
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+    if isinstance(cached := try_to_load_from_cache(repository, file), str):
+        return Path(cached)
+    HfApi().model_info(repository, timeout=10)  # fails at once where a download would try for a minute
+    return Path(hf_hub_download(repository, file))
+
+
+def hub_reason(error: BaseException, file: str = "") -> str:
+    """Return why the Hub, or a library that asked it, gave nothing, and what helps.
+
+    Args:
+        error: The error of huggingface_hub, transformers, diffusers or datasets.
+        file: The name of the file that was asked for.
+    """
+    from httpx import TransportError
+    from huggingface_hub import constants, errors
+
+    cause: BaseException | None = error
+    while cause is not None:
+        match cause:
+            case errors.GatedRepoError():
+                return f"access is restricted: ask for it on the page of the repository, and {LOG_IN}"
+            case errors.RepositoryNotFoundError():
+                return f"there is no such repository, or it is private: correct the name, or {LOG_IN}"
+            case errors.DisabledRepoError():
+                return "the Hub has disabled the repository"
+            case errors.HFValidationError():
+                return "it is not a valid Hub id"
+            case errors.OfflineModeIsEnabled():
+                return "HF_HUB_OFFLINE switches the Hub off"
+            case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
+                return "HF_HUB_OFFLINE switches the Hub off"
+            case errors.RemoteEntryNotFoundError():
+                return f"it has no {file or 'such file'}"
+            case errors.HfHubHTTPError(response=response) if response is not None:
+                return _status_reason(response.status_code)
+            case TransportError() | ConnectionError():
+                return f"the Hub cannot be reached: {first_line(cause)}"
+            case ValueError() if "trust_remote_code" in str(cause):
+                return OWN_CODE
+        cause = cause.__cause__ or cause.__context__
+    return first_line(error)
+
+
+def _status_reason(status: int) -> str:
+    if status == TOO_MANY_REQUESTS:
+        return f"the Hub limits requests: try again later, or {LOG_IN}"
+    if status in LOGIN_REJECTED:
+        return f"the Hub rejects the login, with status {status}: {LOG_IN}"
+    return f"the Hub answers with status {status}: try again later"
 
 
 def fingerprint(model: str) -> str:
@@ -134,53 +184,19 @@ def fingerprint(model: str) -> str:
         A hexadecimal SHA-256. A Hugging Face id is returned as it is: to pin a revision, download it to a
         folder.
     """
-    path = Path(model).expanduser()
+    path = existing_path(model)
+    if path is None:
+        return model
     if path.is_file():
         return sha256(path)
-    if not path.is_dir():
-        return model
     paths = [file for file in model_files(path) if file.suffix in FINGERPRINTED]
     return digest([[file.relative_to(path).as_posix(), sha256(file)] for file in paths])
 
 
-def model_files(folder: Path) -> list[Path]:
-    """Return all files below a folder in the order of their names, also those behind links to folders."""
-    return sorted(_files(folder, ()))
-
-
-def _files(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path]:
-    real = folder.resolve()
-    if real in parents:  # a link back to a folder above would never end
-        return
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _files(path, (*parents, real))
-        elif path.is_file():
-            yield path
-
-
 def model_name(model: str) -> str:
     """Return the name of a model for data cards: its id, or the name of its folder or file."""
-    path = Path(model).expanduser()
-    return path.resolve().name if path.exists() else model
-
-
-def check_weights(model: str, field: str = "model") -> None:
-    """Check that a folder holds weights as safetensors: pickles can run code when they are loaded.
-
-    Args:
-        model: A folder, or a Hugging Face id, which is not checked.
-        field: The option of the generator that names the model, for messages.
-
-    Raises:
-        InputError: The folder has no safetensors file.
-    """
-    folder = Path(model)
-    if folder.is_dir() and not any(file.suffix == ".safetensors" for file in model_files(folder)):
-        raise InputError(
-            f"generator.{field}: the folder {model} has no .safetensors files, and pickles are never loaded;"
-            " write the model with save_pretrained"
-        )
+    path = existing_path(model)
+    return path.resolve().name if path else model
 
 
 def check_device(device: str, field: str = "generator.device") -> None:
@@ -203,28 +219,48 @@ def dtype_on(device: str, half: torch.dtype = torch.float16) -> torch.dtype:
 
 
 def load_model(
-    loader: Callable[..., Any], model: str, field: str = "model", device: str | None = None, **options: Any
+    loader: Callable[..., Any],
+    model: str,
+    field: str = "generator.model",
+    device: str | None = None,
+    **options: Any,
 ) -> Any:
-    """Load a model or a pipeline from safetensors files, never from a pickle.
+    """Load a model or a pipeline from safetensors files, never from a pickle and without code of its own.
+
+    If some of its parts have only weights of a variant, such as fp16, these are loaded.
 
     Args:
         loader: A ``from_pretrained`` of diffusers or transformers.
         model: A folder, or a Hugging Face id.
-        field: The option of the generator that names the model, for messages.
+        field: The config field that names the model, for messages.
         device: The torch device to move it to; None leaves it where the loader puts it.
         **options: Further arguments of the loader.
 
     Raises:
         InputError: The model cannot be loaded.
     """
+    if variant := weights_variant(_file_names(model)):
+        options["variant"] = variant
     try:
-        loaded = loader(model, use_safetensors=True, **options)
+        loaded = loader(expanded(model), use_safetensors=True, trust_remote_code=False, **options)
         return loaded.to(device) if device else loaded
     except Exception as error:  # the libraries raise errors of their own, of file formats, and of memory
         raise InputError(
-            f"generator.{field}: {model!r} could not be loaded ({first_line(error)}); give a model with"
-            " safetensors files"
+            f"{field}: {model!r} could not be loaded ({hub_reason(error)}); give a model with safetensors"
+            " files"
         ) from error
+
+
+def _file_names(model: str) -> list[str]:
+    """Return the names of a model's files, relative to its folder; none if they are not known."""
+    if folder := local_folder(model):
+        return [file.relative_to(folder).as_posix() for file in model_files(folder)]
+    from huggingface_hub import HfApi
+
+    try:
+        return [file.rfilename for file in HfApi().model_info(model, timeout=10).siblings or ()]
+    except Exception:  # the loader says why
+        return []
 
 
 @contextmanager

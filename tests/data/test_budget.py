@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from genfl.data.budget import BudgetKind, budget
+from genfl.data.budget import BudgetKind, budget, guided
 
 KINDS = get_args(BudgetKind)
 COUNTS = arrays(np.int64, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 400))
@@ -73,3 +73,10 @@ def test_what_is_left_over_goes_to_different_classes(kind):
     """Not all of it to class 0, which would shift the labels of the whole federation."""
     found = budget(kind, 15, np.full((5, 10), 7))
     assert np.ptp(found.sum(0)) <= 1
+
+
+def test_mixed_guidance_gives_real_examples_the_larger_half():
+    shares, counts = np.array([[1, 2, 3, 0, 5, 7]]), np.array([[9, 1, 4, 2, 0, 3]])
+    by_prompt, by_example = guided("mixed", shares, counts)
+    assert by_example.tolist() == [[1, 1, 2, 0, 0, 4]]
+    assert by_prompt.tolist() == [[0, 1, 1, 0, 5, 3]]

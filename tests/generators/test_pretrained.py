@@ -16,6 +16,7 @@ from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.generators import image, pretrained, sound, speech
 from genfl.generators.image import StableDiffusion
+from genfl.model_folders import check_weights
 from genfl.stages.base import digest_of
 from genfl.stages.generate import GeneratorInputs
 
@@ -55,7 +56,7 @@ def test_hub_weights_behind_a_link_are_accepted(tmp_path):
     (tmp_path / "parts" / "model.safetensors").touch()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "unet").symlink_to(tmp_path / "parts", target_is_directory=True)
-    hub.check_weights(str(tmp_path / "model"))
+    check_weights(str(tmp_path / "model"))
 
 
 def test_model_checks_name_a_missing_library(monkeypatch, tiny_stable_diffusion, tiny_audioldm, tiny_vits):

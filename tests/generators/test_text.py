@@ -62,7 +62,7 @@ class TestLocal:
         options = TextGenerator(kind="text", model=str(tmp_path)).model_dump()
         check = GENERATORS["text"].check
         with pytest.raises(
-            InputError, match=r"generator\.model: '.*' is neither a folder with a chat model nor "
+            InputError, match=r"generator\.model: the folder .* has no config\.json, so it is "
         ):
             check(options, None)
         plain = tmp_path / "plain"
@@ -75,7 +75,7 @@ class TestLocal:
             check(options, None)
         options["model"] = "genfl-tests/absent"
         with pytest.raises(
-            InputError, match="'genfl-tests/absent' is neither a folder with a chat model nor available"
+            InputError, match=r"^generator\.model: 'genfl-tests/absent' is not a folder, not in the local "
         ):
             check(options, None)
         options |= {"model": str(tiny_chat_model), "device": "cuda:9"}
@@ -88,7 +88,7 @@ class TestLocal:
         shutil.copytree(tiny_chat_model, tmp_path / "m")
         (tmp_path / "m" / "model.safetensors").write_bytes(b"x" * 100)
         options = TextGenerator(kind="text", model=str(tmp_path / "m")).model_dump()
-        with pytest.raises(InputError, match=r"generator\.model: '.*' could not be loaded \(.*\); give "):
+        with pytest.raises(InputError, match=r"generator\.model: .*model\.safetensors is damaged \(.*\); "):
             ChatTexts(options, LABELS)
 
     def test_fingerprint_covers_the_chat_template(self, tmp_path, tiny_chat_model):
@@ -116,6 +116,8 @@ UNUSABLE = {
     "": "empty",
     "I'm sorry, but I can't write that.": "a refusal",
     "a text about bad": "it repeats the query",
+    '{"text": "my bag is gone for good", "class": "bad"}': "it is JSON",
+    "<think>My bag is gone for good, or yours.": "empty",
     "hm": "it has 1 words instead of about 6",
     "word " * 19: "it has 19 words instead of about 6",
 }

@@ -2,6 +2,7 @@ import pytest
 
 from genfl.llm import answers
 from genfl.llm.answers import Answer
+from genfl.llm.thoughts import opened_thought
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,93 @@ def test_answer_lines_leaves_out_the_line_that_is_cut_off(answer, lines):
 )
 def test_answer_text_strips_preamble_and_quotes(answer, text):
     assert answers.answer_text(answer) == text
+
+
+THOUGHT = "The user wants a prompt about a cat.\nPerhaps a cat on a roof.\n"
+REASONED = {
+    "a closing tag alone": f"{THOUGHT}</think>\n\na cat",
+    "two closing tags": f"{THOUGHT}</think>{THOUGHT}</think>a cat",
+    "thinking": f"<thinking>{THOUGHT}</thinking>\na cat",
+    "thought": f"<thought>\n{THOUGHT}</thought>a cat",
+    "reasoning in capitals": f"<REASONING>{THOUGHT}</REASONING>\na cat",
+    "Seed": f"<seed:think>{THOUGHT}</seed:think>a cat",
+    "Magistral": f"[THINK]{THOUGHT}[/THINK]a cat",
+    "Kimi": f"◁think▷{THOUGHT}◁/think▷a cat",
+    "Command": f"<|START_THINKING|>{THOUGHT}<|END_THINKING|><|START_RESPONSE|>a cat<|END_RESPONSE|>",
+    "channels": f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>"
+    "a cat<|return|>",
+    "channels without marks": f"analysis{THOUGHT}assistantfinala cat",
+    "an end of a turn": "a cat<|im_end|>\n<|im_start|>user\nNow about a cat and a dog.",
+    "a beginning of a turn": "<|start_header_id|>assistant<|end_header_id|>\n\na cat<|eot_id|>",
+    "Gemma": "<start_of_turn>model\na cat<end_of_turn>",
+    "DeepSeek": "<｜Assistant｜>a cat<｜end▁of▁sentence｜>",
+    "Llama 2": "<s> a cat </s>",
+    "an answer in tags": f"<think>{THOUGHT}</think><answer>a cat</answer>",
+    "a JSON list": '["a cat"]',
+    "a fenced JSON object": '```json\n{"prompts": [\n  {"prompt": "a cat"}\n]}\n```',
+}
+
+
+@pytest.mark.parametrize("name", REASONED)
+def test_answers_hold_no_thoughts_and_no_marks(name):
+    assert answers.answer_lines(Answer(REASONED[name])) == ["a cat"]
+    assert answers.answer_text(REASONED[name]) == "a cat"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"<think>{THOUGHT}",
+        f"<thinking>\n{THOUGHT}",
+        f"[THINK]{THOUGHT}",
+        f"<|channel|>analysis<|message|>{THOUGHT}",
+        f"analysis{THOUGHT}",
+        f"<think>{THOUGHT}</think>",
+    ],
+)
+def test_answers_of_thoughts_alone_are_empty(answer):
+    assert answers.answer_lines(Answer(answer, cut=True)) == []
+    assert answers.answer_text(answer) == ""
+
+
+def test_answers_keep_what_only_looks_like_a_mark():
+    for text in ("I think <b>so</b> [thinking]", "analysis of a cat", "a < b and b > c", "a |cat| <3"):
+        assert answers.answer_lines(Answer(text)) == [text]
+        assert answers.answer_text(text) == text
+
+
+def test_opened_thought_is_the_tag_at_the_end_of_a_prompt():
+    assert opened_thought("<user>What is <think>?<assistant>") == ""
+    assert opened_thought("<|im_start|>assistant\n<think>\n") == "<think>"
+    assert opened_thought("[INST]hello[/INST][THINK]") == "[THINK]"
+
+
+@pytest.mark.parametrize(
+    ("answer", "lines"),
+    [
+        ('["a cat", "a red cat"]', ["a cat", "a red cat"]),
+        ('[{"id": 1, "prompt": "a cat"}, {"id": 2, "prompt": "a red\\ncat"}]', ["a cat", "a red cat"]),
+        ('"a cat"\n"a red cat"', ["a cat", "a red cat"]),
+        ('{"prompt": "a cat"}\n{"prompt": "a red cat"}', ["a cat", "a red cat"]),
+        ('Here are some:\n["a cat"]', ["a cat"]),
+    ],
+)
+def test_answer_lines_reads_json(answer, lines):
+    assert answers.answer_lines(Answer(answer)) == lines
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"reasoning": "The user wants a cat.", "prompts": ["a cat"]}',
+        '{\n  "reasoning": "The user wants a cat.",\n  "prompt": "a cat"\n}',
+        '["a cat", "a red c',
+    ],
+)
+def test_json_that_cannot_be_read_is_recognized(answer):
+    lines = answers.answer_lines(Answer(answer))
+    assert [line for line in lines if not answers.is_json(line)] in ([], ["}"])
+    assert answers.is_json(answers.answer_text(answer))
 
 
 def test_named_labels_prefers_the_longer_label():

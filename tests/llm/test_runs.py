@@ -124,7 +124,7 @@ def test_server_prompts_are_written_or_rejected(mine, chat_server, tmp_path, sty
     llm = f"{{model: m, base_url: '{chat_server.url}', distinct: 2}}"
     asks = f"prompts={{style: {style}, per_label: 9, llm: {llm}}}"
     read = mine(asks, "generator={kind: text, model: x}")
-    with pytest.raises(InputError, match=r"generator\.model: 'x' is neither a folder with a chat model nor"):
+    with pytest.raises(InputError, match=r"generator\.model: 'x' is not a folder, not in the local "):
         pipeline.execute(read, tmp_path / "run")
     read = mine(asks, f"generator.base_url={chat_server.url}", "generator.model=m")
     pipeline.execute(read, tmp_path / "run", until="prompts")

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from genfl.errors import GenflError, InputError
-from genfl.llm.answers import Answer
+from genfl.llm.answers import Answer, answer_text
 from genfl.llm.chat import CachedChat, check_chat_model, connect, map_queries
 from genfl.llm.server import ServerChat, check_server_libraries
 
@@ -45,14 +45,18 @@ def test_server_request_holds_query_seed_and_key(chat_server, client):
 
 
 def test_server_limit_has_its_name_at_openai():
-    assert ServerChat("m", "https://api.openai.com/v1").settings["max_completion_tokens"] == 300
-    assert ServerChat("m", "https://api.openai.com.example.org/v1").settings["max_tokens"] == 300
+    assert ServerChat("m", "https://api.openai.com/v1").limit == "max_completion_tokens"
+    assert ServerChat("m", "https://api.openai.com.example.org/v1").limit == "max_tokens"
 
 
 GOOD = json.dumps({"choices": [{"message": {"content": "fine"}}]})
 BROKEN = {
     "500": ((500, {}, "oops"), "status 500 (oops)"),
     "503 without a body": ((503, {}, ""), "status 503 (without a message), 3 times"),
+    "520": ((520, {}, "a web server returned an unknown error"), "status 520 (a web server"),
+    "524": ((524, {}, "a timeout occurred"), "status 524 (a timeout occurred), 3 times"),
+    "529": ((529, {}, "overloaded"), "status 529 (overloaded), 3 times"),
+    "a part is a number": ((200, {}, '{"choices": [{"message": {"content": [5]}}]}'), "the reply is not"),
     "429": ((429, {"Retry-After": "0.01"}, "slow down"), "status 429 (slow down)"),
     "truncated JSON": ((200, {}, GOOD[:-5]), "the reply is not that of an OpenAI-compatible server ({"),
     "cut off": ((200, {"Content-Length": 1000}, GOOD), "peer closed connection"),
@@ -167,8 +171,37 @@ def test_server_gives_up_on_a_reply_in_drops(begins):
 def test_server_that_is_absent_is_named():
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(GenflError, match=rf"^{url}/chat/completions: .*refused, 2 times$"):
+    with pytest.raises(
+        GenflError,
+        match=rf"^{url}/chat/completions: .*refused, 2 times; start the server, or correct base_url$",
+    ):
         ServerChat("m", url, retries=1, wait=0.01).ask("hello", 0)
+
+
+def test_server_that_was_never_there_fails_soon_and_quietly(caplog):
+    caplog.set_level(logging.INFO)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    chat = ServerChat("m", url, at_once=4)
+    began = time.monotonic()
+    with pytest.raises(GenflError, match=r"refused, 2 times"):
+        map_queries(chat, lambda query: chat.ask(query, 0), "abcdefgh")
+    assert time.monotonic() - began < 3
+    assert not caplog.records
+
+
+def test_server_that_goes_away_is_waited_for_and_logged_once(chat_server, client, caplog):
+    caplog.set_level(logging.INFO, "genfl")
+    chat_server.behave = lambda query, seed, number: (503, {}, "busy") if number else "fine"
+    chat = client(at_once=4, retries=3)
+    chat.ask("hello", 0)
+    with pytest.raises(GenflError, match=r"status 503 \(busy\), 4 times$"):
+        map_queries(chat, lambda query: chat.ask(query, 0), "abcdefgh")
+    # no query begins after the first that failed for good
+    assert len({request["messages"][0]["content"] for _, request in chat_server.asked[1:]}) == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{chat_server.url}/chat/completions: status 503 (busy); trying again, up to 3 times"
+    ]
 
 
 @pytest.mark.parametrize("body", ['{"choices": []}', '{"choices": [{"message": {"content": null}}]}'])
@@ -178,8 +211,75 @@ def test_server_without_choices_gives_an_empty_answer(chat_server, client, body)
     assert len(chat_server.asked) == 1
 
 
+def test_server_content_in_parts_is_read_without_thoughts(chat_server, client):
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+    parts = [thought, {"type": "text", "text": "a "}, {"type": "output_text", "text": "cat"}, "!"]
+    body = json.dumps({"choices": [{"message": {"content": parts}}]})
+    chat_server.behave = lambda query, seed, number: (200, {}, body)
+    assert client().ask("hello", 0) == Answer("a cat!")
+
+
+SEEDLESS = [
+    (
+        422,
+        '{"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not"}]}',
+    ),
+    (400, "Unrecognized request argument supplied: seed"),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), SEEDLESS)
+def test_server_that_rejects_the_seed_is_asked_without(chat_server, client, status, body):
+    chat_server.behave = lambda query, seed, number: "fine" if seed is None else (status, {}, body)
+    chat = client()
+    assert [chat.ask(query, 1).text for query in "ab"] == ["fine", "fine"]
+    requests = [request for _, request in chat_server.asked]
+    assert ["seed" in request for request in requests] == [True, False, False]
+
+
+def test_server_that_renamed_the_limit_is_asked_with_the_new_name(chat_server, client):
+    refusal = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+
+    def behave(query, seed, number):
+        old = "max_tokens" in chat_server.asked[number][1]
+        return (400, {}, json.dumps({"error": {"message": refusal}})) if old else "fine"
+
+    chat_server.behave = behave
+    chat = client(max_tokens=7)
+    assert [chat.ask(query, 1).text for query in "ab"] == ["fine", "fine"]
+    limits = [request.get("max_completion_tokens") for _, request in chat_server.asked]
+    assert limits == [None, 7, 7]
+
+
 @pytest.mark.parametrize(
-    ("reason", "cut"), [("stop", False), (None, False), ("length", True), ("content_filter", True)]
+    "body", ["max_tokens is too large: this model supports at most 4096", "no such model"]
+)
+def test_server_that_rejects_a_value_is_not_asked_again(chat_server, client, body):
+    chat_server.behave = lambda query, seed, number: (400, {}, body)
+    with pytest.raises(GenflError, match=f"status 400 \\({body}\\)$"):
+        client().ask("hello", 0)
+    assert len(chat_server.asked) == 1
+
+
+def test_server_thought_that_is_cut_off_is_empty_where_the_template_opens_it(chat_server, client):
+    replies = [("I see.</think>a cat", "stop"), ("Perhaps a cat", "length"), ("a cat", "stop")]
+
+    def behave(query, seed, number):
+        content, reason = replies[number]
+        choice = {"message": {"content": content}, "finish_reason": reason}
+        return 200, {}, json.dumps({"choices": [choice]})
+
+    chat_server.behave = behave
+    chat = client()
+    assert [answer_text(chat.ask("hello", 0).text) for _ in replies] == ["a cat", "", "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "cut"),
+    [
+        *((reason, False) for reason in ("stop", "STOP", None, "", "end_turn", "eos", "eos_token")),
+        *((reason, True) for reason in ("length", "content_filter", "model_length", "MAX_TOKENS", "error")),
+    ],
 )
 def test_server_answer_knows_whether_it_was_cut_off(chat_server, client, reason, cut):
     choice = {"message": {"content": "a cat"}, "finish_reason": reason}
@@ -310,6 +410,8 @@ OPTIONS |= {"max_tokens": 5, "timeout": 5.0, "parallel": 1}
             "generator.base_url: /chat/completions is added to it; leave that part out",
         ),
         ({"base_url": "file:///etc"}, "generator.base_url: it must be a server's address"),
+        ({"base_url": "http://[::1/v1"}, "generator.base_url: it must be a server's address"),
+        ({"base_url": "http://h:99999/v1"}, "generator.base_url: it must be a server's address"),
     ],
 )
 def test_check_chat_model_repeats_no_secrets(change, line):
@@ -317,6 +419,14 @@ def test_check_chat_model_repeats_no_secrets(change, line):
         check_chat_model({**OPTIONS, **change}, "generator")
     assert str(caught.value).startswith(line)
     assert KEY not in str(caught.value)
+
+
+def test_connect_names_a_wrong_proxy(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "no-scheme://proxy")
+    with pytest.raises(
+        InputError, match=r"^generator\.base_url: no client for this server \(.*proxy.*\); check"
+    ):
+        connect({**OPTIONS, "base_url": "https://h/v1"}, "generator")
 
 
 def test_check_server_libraries_names_a_missing_one(monkeypatch):

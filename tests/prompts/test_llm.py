@@ -99,6 +99,24 @@ def test_write_prompts_ignores_a_line_that_is_cut_off(chat_server, ask):
         ask()
 
 
+def test_write_prompts_names_answers_that_end_in_their_thought(chat_server, ask):
+    def behave(query, seed, number):
+        choice = {"message": {"content": "<think>A red cat.\nMy cat."}, "finish_reason": "length"}
+        return 200, {}, json.dumps({"choices": [choice]})
+
+    chat_server.behave = behave
+    with pytest.raises(
+        GenflError, match=r"0 of 3 prompts for 'cat' .*\(an answer was cut off .*; raise max_t"
+    ):
+        ask()
+
+
+def test_write_prompts_takes_no_json_that_is_not_clear(chat_server, ask):
+    chat_server.behave = lambda query, seed, number: '{"thought": "A cat it is.", "prompts": ["a red cat"]}'
+    with pytest.raises(GenflError, match=r"0 of 3 prompts for 'cat' .*, it is JSON\)"):
+        ask()
+
+
 def test_write_prompts_reports_too_few_in_one_line(chat_server, ask):
     chat_server.behave = lambda query, seed, number: "a cat on a mat\na big dog"
     with pytest.raises(GenflError) as caught:

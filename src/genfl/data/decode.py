@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -15,15 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
 from genfl import progress
 from genfl.data.cache import cache_folder, cache_lock, read_facts, write_facts
-from genfl.data.folders import BATCH_ROWS, Folder, Rows, cell_text, first_few, first_line
+from genfl.data.folders import BATCH_ROWS, Folder, Rows, cell_text, first_few
 from genfl.data.formats import InputFormat
 from genfl.data.media import MEDIA
 from genfl.errors import GenflError, InputError
-from genfl.storage import digest, read_json, replacing, sha256, write_json
+from genfl.storage import digest, replacing, sha256
 
 log = logging.getLogger(__name__)
 

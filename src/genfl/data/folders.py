@@ -15,6 +15,7 @@ from genfl.data.levels import SPLITS
 from genfl.data.media import Medium
 from genfl.data.tables import DEFAULT_CSV, CSVOptions, Table, TableError, open_table
 from genfl.errors import InputError
+from genfl.model_folders import expanded
 from genfl.storage import sha256
 
 log = logging.getLogger(__name__)
@@ -392,9 +393,11 @@ def fetch_from_hub(name: str, hub: str) -> Path:
     try:
         return _downloaded(hub, ("*.parquet", "README.md"))
     except Exception as error:  # the Hub's client and the libraries below it raise many types
+        from genfl.hub import hub_reason
+
         raise InputError(
             f"data.path: {name} is not downloaded yet, and {hub} cannot be downloaded from the Hugging Face"
-            f" Hub ({first_line(error)}); give data.path, a folder with a copy of it"
+            f" Hub ({hub_reason(error)}); give data.path, a folder with a copy of it"
         ) from error
 
 
@@ -413,12 +416,14 @@ def dataset_folder(path: str, section: str = "data") -> Path:
         InputError: The path is an address, and cannot be downloaded.
     """
     if not path.startswith(HUB):
-        return Path(path).expanduser()
+        return Path(expanded(path))
     try:
         return _downloaded(path.removeprefix(HUB).rstrip("/"))
     except Exception as error:  # the Hub's client and the libraries below it raise many types
+        from genfl.hub import hub_reason
+
         raise InputError(
-            f"{section}.path: {path} is not downloaded yet, and cannot be downloaded ({first_line(error)});"
+            f"{section}.path: {path} is not downloaded yet, and cannot be downloaded ({hub_reason(error)});"
             " give a folder with a copy of it"
         ) from error
 
@@ -434,8 +439,3 @@ def _downloaded(hub: str, patterns: tuple[str, ...] | None = None) -> Path:
 def first_few(values: Sequence[Any]) -> str:
     """Return the first `SHOWN_VALUES` values as text, for a message."""
     return ", ".join(map(str, values[:SHOWN_VALUES])) + (", ..." if len(values) > SHOWN_VALUES else "")
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message; the name of its type if the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

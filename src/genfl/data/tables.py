@@ -16,6 +16,8 @@ from typing import IO, Any
 import pyarrow
 import pyarrow.parquet
 
+from genfl.errors import first_line
+
 TABLE_SUFFIXES = (".parquet", ".arrow")
 """Suffixes of tables that hold examples of any kind."""
 
@@ -164,8 +166,7 @@ class _damage_named:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, OSError | pyarrow.ArrowException):
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise TableError(f"is damaged ({why}); replace it by an intact copy") from error
+            raise TableError(f"is damaged ({first_line(error)}); replace it by an intact copy") from error
 
 
 def _csv(path: Path, suffix: str, options: CSVOptions) -> Table:

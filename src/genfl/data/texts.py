@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genfl.data.folders import first_line
 from genfl.data.media import Modality
-from genfl.errors import InputError
+from genfl.errors import InputError, first_line
+from genfl.model_folders import expanded
 from genfl.storage import digest, write_text
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def _locate(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = Path(expanded(name))
     file = path / _FILE if path.is_dir() else path
     if file.is_file():
         return file
@@ -193,14 +193,14 @@ def _locate(name: str) -> Path:
         )
     if close := difflib.get_close_matches(name, (HASHED_TOKENIZER, GENERATED_TOKENIZER), n=1, cutoff=0.7):
         raise InputError(f"data.tokenizer: there is no file {name!r}; did you mean {close[0]!r}?")
-    from huggingface_hub import hf_hub_download
+    from genfl.hub import download_file, hub_reason
 
     try:
-        return Path(hf_hub_download(name, _FILE))
+        return download_file(name, _FILE)
     except Exception as error:  # the Hub's client and the libraries below it raise many types
         raise InputError(
             f"data.tokenizer: {name} is not a file, and its {_FILE} cannot be downloaded from the Hugging"
-            f" Face Hub ({first_line(error)}); give a file, or {HASHED_TOKENIZER}"
+            f" Face Hub ({hub_reason(error)}); give a file, or {HASHED_TOKENIZER}"
         ) from error
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,9 +11,8 @@ from annotated_types import Ge, Le
 from PIL import Image
 from torch import Tensor
 
-from genfl import hub
 from genfl.errors import InputError
-from genfl.generators.image import StableDiffusion, locate_image_model
+from genfl.generators.image import StableDiffusion, pipeline_parts
 from genfl.rng import Key
 
 PAIRS_PER_CALL = 64
@@ -85,25 +82,22 @@ def label_scores(
 
 
 def check_classifier(model: str) -> None:
-    """Check that a local model can classify, without loading it.
+    """Check that a model can classify, without loading it.
 
     Args:
-        model: ``miniature``, a folder, or a Hugging Face model id, whose parts are not checked.
+        model: ``miniature``, a folder, or a Hugging Face model id.
 
     Raises:
         InputError: The model does not exist, or its pipeline lacks a part.
     """
-    index = Path(locate_image_model(model)) / hub.PIPELINE_FILE
-    if index.is_file():
-        parts = json.loads(index.read_text(encoding="utf-8"))
-        missing = [part for part in ("vae", "unet", "scheduler", "text_encoder") if part not in parts]
-        if "text_encoder_2" in parts:
-            raise InputError(f"generator needs a model with one text encoder; {model} has several")
-        if missing:
-            kind = parts.get("_class_name", "the pipeline")
-            raise InputError(
-                f"generator needs a latent diffusion model; {model} ({kind}) has no {missing[0]}"
-            )
+    parts = pipeline_parts(model)
+    missing = [part for part in ("vae", "unet", "scheduler", "text_encoder") if part not in parts]
+    if "text_encoder_2" in parts:
+        raise InputError(f"generator needs a model with one text encoder; {model} has several")
+    if missing:
+        raise InputError(
+            f"generator needs a latent diffusion model; {model} ({parts['_class_name']}) has no {missing[0]}"
+        )
 
 
 def _latents(pipeline: Any, images: Sequence[Image.Image]) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 from genfl.data.media import Clip
 from genfl.data.samples import Prompt, Sample
 from genfl.data.sounds import RATE, resampled
-from genfl.errors import GenflError, InputError
+from genfl.errors import GenflError, InputError, first_line
 from genfl.generators.base import Generator
 from genfl.rng import Key
 
@@ -181,7 +181,12 @@ def utter(text: str, voice: str, parameters: dict[str, int], seed: int) -> Clip:
 
     callback = _CALLBACK(keep)
     # Loaded anew for each utterance: static variables of espeak-ng outlive espeak_Terminate.
-    library = ctypes.CDLL(_loader().get_library_path())
+    try:
+        library = ctypes.CDLL(_loader().get_library_path())
+    except OSError as error:
+        raise GenflError(
+            f"espeak-ng cannot be loaded ({first_line(error)}); reinstall espeakng-loader"
+        ) from error
     try:
         rate = library.espeak_Initialize(_SYNCHRONOUS, 0, _loader().get_data_path().encode(), _DO_NOT_EXIT)
         if rate <= 0:

@@ -18,6 +18,7 @@ from genfl.errors import InputError
 from genfl.generators import pretrained
 from genfl.generators.base import Generator
 from genfl.generators.pretrained import Embeddings, accepted_options
+from genfl.model_folders import PIPELINE_FILE, check_weights, expanded
 
 MINIATURE = "miniature"
 """The name of the embedded model."""
@@ -95,7 +96,7 @@ class StableDiffusion(Generator):
         hub.silence_libraries()
         import diffusers
 
-        half = torch.float16 if "unet" in _pipeline_parts(model) else torch.bfloat16
+        half = torch.float16 if "unet" in pipeline_parts(model) else torch.bfloat16
         self.pipeline: Any = hub.load_model(
             diffusers.AutoPipelineForText2Image.from_pretrained,
             locate_image_model(model),
@@ -247,8 +248,8 @@ def locate_image_model(model: str) -> str:
     """
     if model == MINIATURE:
         return str(Path(__file__).parent / MINIATURE)
-    _pipeline_parts(model)
-    return model
+    pipeline_parts(model)
+    return expanded(model)
 
 
 def check_image_model(model: str) -> None:
@@ -261,9 +262,9 @@ def check_image_model(model: str) -> None:
         InputError: diffusers is not installed, the model does not exist, or it makes something else.
     """
     hub.require_libraries("image")
-    name = _pipeline_parts(model)["_class_name"]
+    name = pipeline_parts(model)["_class_name"]
     if model != MINIATURE:
-        hub.check_weights(model)
+        check_weights(model)
     if name.startswith(STABLE_DIFFUSION):
         return  # the import below takes seconds
     hub.silence_libraries()
@@ -315,7 +316,7 @@ def image_guidance_problem(model: str) -> str | None:
     Raises:
         InputError: The model does not exist.
     """
-    name = _pipeline_parts(model)["_class_name"]
+    name = pipeline_parts(model)["_class_name"]
     if name.startswith(STABLE_DIFFUSION):
         return None  # the import below takes seconds
     hub.silence_libraries()
@@ -340,7 +341,14 @@ def _parameters(pipeline: Any) -> Collection[str]:
     return inspect.signature(pipeline.__call__).parameters
 
 
-def _pipeline_parts(model: str) -> dict[str, Any]:
-    """Return the class name and the parts of a model's pipeline, without loading it."""
+def pipeline_parts(model: str) -> dict[str, Any]:
+    """Return the class name and the parts of a model's pipeline, without loading it.
+
+    Args:
+        model: ``miniature``, a folder, or a Hugging Face model id.
+
+    Raises:
+        InputError: The model does not exist, or its settings are damaged.
+    """
     folder_or_id = locate_image_model(model) if model == MINIATURE else model
-    return hub.read_settings(folder_or_id, hub.PIPELINE_FILE, embedded=MINIATURE)
+    return hub.read_settings(folder_or_id, PIPELINE_FILE, embedded=MINIATURE)

@@ -14,6 +14,7 @@ from genfl.errors import InputError
 from genfl.generators import pretrained
 from genfl.generators.base import Generator
 from genfl.generators.pretrained import Embeddings
+from genfl.model_folders import PIPELINE_FILE, check_weights
 
 AUDIOLDM_PIPELINES = ("AudioLDMPipeline", "AudioLDM2Pipeline")
 """The pipelines of diffusers that this generator runs."""
@@ -121,7 +122,7 @@ def check_sound_model(model: str) -> None:
         InputError: diffusers is not installed, the model does not exist, or it is another model.
     """
     hub.require_libraries("sound")
-    name = hub.read_settings(model, hub.PIPELINE_FILE)["_class_name"]
+    name = hub.read_settings(model, PIPELINE_FILE)["_class_name"]
     if name not in AUDIOLDM_PIPELINES:
         raise InputError(f"generator.model: {model} is a {name}; use AudioLDM or AudioLDM 2")
-    hub.check_weights(model)
+    check_weights(model)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from genfl import hub
-from genfl.data.folders import first_line
 from genfl.data.samples import Prompt, Sample
-from genfl.errors import InputError
+from genfl.errors import InputError, first_line
 from genfl.generators import pretrained
 from genfl.generators.base import Generator
+from genfl.model_folders import CONFIG_FILE, check_weights, expanded, model_files
 from genfl.rng import Key
 
 SPEECHT5, VITS = "speecht5", "vits"
@@ -54,10 +54,17 @@ class Speech(Generator):
 
         parts = {}
         if self.speakers is not None:
-            parts["vocoder"] = hub.load_model(SpeechT5HifiGan.from_pretrained, vocoder, "vocoder", device)
+            parts["vocoder"] = hub.load_model(
+                SpeechT5HifiGan.from_pretrained, vocoder, "generator.vocoder", device
+            )
         self.pipeline: Any = hub.load_model(
-            lambda name, **options: pipeline(
-                "text-to-audio", model=name, model_kwargs=options, device=device, **parts
+            lambda name, trust_remote_code, **options: pipeline(
+                "text-to-audio",
+                model=name,
+                trust_remote_code=trust_remote_code,
+                model_kwargs=options,
+                device=device,
+                **parts,
             ),
             model,
         )
@@ -105,7 +112,7 @@ def check_speech_model(model: str, vocoder: str, speakers: str | None) -> Tensor
             or speakers are missing or do not fit.
     """
     hub.require_libraries("speech")
-    config = hub.read_settings(model, hub.CONFIG_FILE)
+    config = hub.read_settings(model, CONFIG_FILE)
     hub.silence_libraries()
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES
 
@@ -115,19 +122,19 @@ def check_speech_model(model: str, vocoder: str, speakers: str | None) -> Tensor
             f"generator.model: {model} is a model of type {kind!r}, which does not speak; use SpeechT5, VITS"
             " (MMS) or another text-to-speech model of transformers"
         )
-    hub.check_weights(model)
+    check_weights(model)
     if kind != SPEECHT5:
         if speakers is not None:
             raise InputError(
                 f"generator.speakers: {model} takes no x-vectors, only SpeechT5 does; leave it out"
             )
         return None
-    architectures = hub.read_settings(vocoder, hub.CONFIG_FILE, "vocoder").get("architectures") or []
+    architectures = hub.read_settings(vocoder, CONFIG_FILE, "generator.vocoder").get("architectures") or []
     if "SpeechT5HifiGan" not in architectures:
         raise InputError(
             f"generator.vocoder: {vocoder} is not a SpeechT5HifiGan, which SpeechT5 needs; use {VOCODER}"
         )
-    hub.check_weights(vocoder, "vocoder")
+    check_weights(vocoder, "generator.vocoder")
     if speakers is None:
         raise InputError(
             "generator.speakers: SpeechT5 needs a file or folder of x-vectors; give one, such as a copy of"
@@ -154,16 +161,22 @@ def check_speech_labels(model: str, labels: Sequence[str]) -> None:
     """
     from transformers import AutoTokenizer
 
-    if hub.read_settings(model, hub.CONFIG_FILE)["model_type"] not in (SPEECHT5, VITS):
+    if hub.read_settings(model, CONFIG_FILE).get("model_type") not in (SPEECHT5, VITS):
         return
-    tokenizer = hub.load_model(lambda name, **_: AutoTokenizer.from_pretrained(name), model)
+    tokenizer = hub.load_model(
+        lambda name, trust_remote_code, **_: AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code
+        ),
+        model,
+    )
     for label in labels:
         try:
             tokens, empty = tokenizer(label).input_ids, tokenizer("").input_ids
-        except ImportError as error:  # voices that read phonemes need another library
+        except Exception as error:  # voices that read phonemes need another library, and files are damaged
+            fix = "install the library" if isinstance(error, ImportError) else "copy the whole model"
             raise InputError(
-                f"generator.model: {model} cannot read texts here ({first_line(error)}); install the library,"
-                " or use another model"
+                f"generator.model: {model} cannot read texts here ({first_line(error)}); {fix}, or use"
+                " another model"
             ) from error
         if tokens == empty or tokenizer.unk_token_id in tokens:
             raise InputError(
@@ -184,8 +197,8 @@ def x_vectors(path: str) -> Tensor:
     Raises:
         InputError: The files do not exist, cannot be read, or differ in width.
     """
-    location = Path(path).expanduser()
-    files = hub.model_files(location) if location.is_dir() else [location]
+    location = Path(expanded(path))
+    files = model_files(location) if location.is_dir() else [location]
     files = [file for file in files if file.is_file() and file.suffix in _READERS]
     if not files:
         raise InputError(

@@ -132,6 +132,8 @@ class ChatTexts(Generator):
             return "empty"
         if answers.is_refusal(answer.text):
             return "a refusal"
+        if answers.is_json(text):
+            return "it is JSON"
         if any(is_copy(text, guide) for guide in guides):
             return "it copies a real example"
         if f" {normalized} " in f" {normalized_query} " or normalized_query in normalized:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+from genfl.llm.thoughts import without_thoughts
+
+_JSON = re.compile(r'[\[{]\s*(?:["\[{]|\Z)|"\w+"\s*:\s*["\[{]')
 _FENCE = re.compile(r"^```.*$", re.MULTILINE)
 _EMPHASIS = re.compile(r"(\*\*|__|`)(.+?)\1")
 _MARK = re.compile(r"^(?:#+|>|[-*•–]|\(?\d{1,3}[.):])\s+")
@@ -55,14 +58,22 @@ def answer_lines(answer: Answer) -> list[str]:
     If the answer was cut off, its last line is left out.
     """
     text = answer.text.rpartition("\n")[0] if answer.cut else answer.text
-    lines = [_bare(line) for line in _visible(text).splitlines()]
+    text = _visible(text)
+    lines = [_bare(part) for line in _json_texts(text) or text.splitlines() for part in _line_texts(line)]
     return [line for line in lines if line and not _PREAMBLE.match(line) and not _CHATTER.match(line)]
 
 
 def answer_text(answer: str) -> str:
     """Return an answer as one text on one line, without preamble, Markdown and quotes."""
     lines = [line for line in _visible(answer).splitlines() if not _CHATTER.match(line.strip())]
-    return _bare(_PREAMBLE.sub("", " ".join(" ".join(lines).split())))
+    text = _PREAMBLE.sub("", " ".join(" ".join(lines).split())).strip()
+    texts = _json_texts(text)
+    return _bare(texts[0] if len(texts) == 1 else text)
+
+
+def is_json(text: str) -> bool:
+    """Return whether a text, or a line of one, is JSON that `answer_lines` and `answer_text` cannot read."""
+    return bool(_JSON.match(text))
 
 
 def named_labels(text: str, labels: Sequence[str], inflected: bool = False) -> set[str]:
@@ -104,9 +115,35 @@ def is_refusal(answer: str) -> bool:
 
 
 def _visible(answer: str) -> str:
-    """Return an answer without a reasoning model's thoughts, fences and unprintable characters."""
-    text = _FENCE.sub("", _THOUGHT.sub("", answer))
+    """Return an answer without thoughts, marks of the template, fences and unprintable characters."""
+    text = _FENCE.sub("", without_thoughts(answer))
     return "".join(char for char in text if char.isprintable() or char.isspace())
+
+
+def _line_texts(line: str) -> list[str]:
+    """Return the texts of a line: those of its JSON, or the line itself."""
+    return _json_texts(line.strip().removesuffix(",")) or [line]
+
+
+def _json_texts(text: str) -> list[str]:
+    """Return the texts in JSON; none if it is not JSON, or does not say which of several fields is meant."""
+    try:
+        return _leaves(json.loads(text)) or []
+    except (ValueError, RecursionError):
+        return []
+
+
+def _leaves(value: Any) -> list[str] | None:
+    """Return the texts in a JSON value; None if an object has several fields with texts."""
+    if isinstance(value, str):
+        return [" ".join(value.split())]
+    if isinstance(value, dict | list):
+        parts = [_leaves(part) for part in (value.values() if isinstance(value, dict) else value)]
+        texts = [part for part in parts if part]
+        if None not in parts and (isinstance(value, list) or len(texts) <= 1):
+            return [text for part in texts for text in part]
+        return None
+    return []
 
 
 def _bare(text: str) -> str:

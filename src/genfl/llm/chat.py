@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from genfl import hub
-from genfl.errors import GenflError, InputError
+from genfl.errors import GenflError, InputError, first_line
 from genfl.llm import local, server
 from genfl.llm.answers import Answer
 from genfl.storage import digest, read_json, write_json
@@ -112,9 +113,30 @@ def map_queries(chat: Chat, function: Callable[[_Item], _Result], items: Iterabl
         chat: The model that the function asks.
         function: A function that other threads may call.
         items: Its arguments.
+
+    Raises:
+        Exception: The error of the first call that fails. No further call begins after it.
     """
-    with ThreadPoolExecutor(chat.at_once) as pool:
-        return list(pool.map(function, items))
+    failed = threading.Event()
+
+    def call(item: _Item) -> _Result:
+        if failed.is_set():
+            raise CancelledError
+        try:
+            return function(item)
+        except BaseException:
+            failed.set()
+            raise
+
+    pool, wait = ThreadPoolExecutor(chat.at_once), True
+    try:
+        return list(pool.map(call, items))
+    except KeyboardInterrupt:
+        wait = False
+        raise
+    finally:
+        failed.set()
+        pool.shutdown(wait, cancel_futures=True)
 
 
 def connect(options: ChatOptions, field: str, folder: Path | None = None) -> CachedChat:
@@ -135,15 +157,22 @@ def connect(options: ChatOptions, field: str, folder: Path | None = None) -> Cac
             options["model"], options["device"], options["temperature"], options["max_tokens"], field
         )
     else:
-        chat = server.ServerChat(
-            options["model"],
-            options["base_url"],
-            _api_key(options, field),
-            temperature=options["temperature"],
-            max_tokens=options["max_tokens"],
-            timeout=options["timeout"],
-            at_once=options["parallel"],
-        )
+        key = _api_key(options, field)
+        try:
+            chat = server.ServerChat(
+                options["model"],
+                options["base_url"],
+                key,
+                temperature=options["temperature"],
+                max_tokens=options["max_tokens"],
+                timeout=options["timeout"],
+                at_once=options["parallel"],
+            )
+        except Exception as error:  # certificates and proxies that the environment names
+            raise InputError(
+                f"{field}.base_url: no client for this server ({first_line(error)}); check the variables for"
+                " proxies and certificates, such as HTTPS_PROXY and SSL_CERT_FILE"
+            ) from error
     identity = [chat_fingerprint(options), options["temperature"], options["max_tokens"]]
     return CachedChat(chat, folder, identity)
 
@@ -181,8 +210,12 @@ def check_chat_model(options: ChatOptions, field: str) -> None:
         local.check_local_model(options["model"], field)
         hub.check_device(options["device"], f"{field}.device")
         return
-    parts = urlsplit(options["base_url"])
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
+    try:
+        parts = urlsplit(options["base_url"])
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port or an address that is none
+        valid = False
+    if not valid or parts.query or "@" in parts.netloc:
         raise InputError(
             f"{field}.base_url: it must be a server's address that begins with http:// or https://; give it"
             " without user name, password or key, such as http://127.0.0.1:8000/v1"

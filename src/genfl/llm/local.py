@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from genfl import hub
-from genfl.data.folders import first_line
-from genfl.errors import InputError
+from genfl.errors import GenflError, InputError, first_line
 from genfl.llm.answers import Answer
+from genfl.llm.thoughts import opened_thought, without_thoughts
+from genfl.model_folders import CONFIG_FILE, OWN_CODE, check_weights, expanded
 
 
 class LocalChat:
@@ -32,44 +32,50 @@ class LocalChat:
 
     def __init__(self, model: str, device: str, temperature: float, max_tokens: int, field: str) -> None:
         self.tokenizer = _load_tokenizer(model, field)
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in added if token.special} | {*self.tokenizer.all_special_tokens}
+        self.special = sorted(special, key=len, reverse=True)  # one may be part of another
         self.settings = {"do_sample": True, "temperature": temperature, "max_new_tokens": max_tokens}
-        try:
-            loaded = _transformers(field).AutoModelForCausalLM.from_pretrained(
-                model,
-                dtype="auto",
-                use_safetensors=True,  # never a pickle
-            )
-            self.model: Any = loaded.to(device).eval()
-        except (
-            Exception
-        ) as error:  # transformers and safetensors raise their own errors, torch those of memory
-            raise InputError(
-                f"{field}.model: {model!r} could not be loaded ({first_line(error)}); give a chat model with"
-                " safetensors files"
-            ) from error
+        self.model: Any = hub.load_model(
+            _transformers(field).AutoModelForCausalLM.from_pretrained,
+            model,
+            f"{field}.model",
+            device,
+            dtype="auto",
+        ).eval()
         self.field = field
+        self.name = hub.model_name(model)
 
     def ask(self, query: str, seed: int) -> Answer:
         """Return an answer that is sampled from the seed; see `genfl.llm.chat.Chat`.
 
         Raises:
             InputError: The answer does not fit into memory.
+            GenflError: The model fails.
         """
         inputs = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": query}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
+            _conversation(query), add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(self.model.device)
         cuda = [self.model.device] if self.model.device.type == "cuda" else []
         # transformers samples from torch's global stream only
         in_memory = hub.explain_out_of_memory(1, str(self.model.device), f"{self.field}.device")
-        with in_memory, torch.random.fork_rng(cuda), torch.no_grad():
-            torch.manual_seed(seed)
-            tokens = self.model.generate(**inputs, **self.settings)[0, inputs["input_ids"].shape[1] :]
+        try:
+            with in_memory, torch.random.fork_rng(cuda), torch.no_grad():
+                torch.manual_seed(seed)
+                tokens = self.model.generate(**inputs, **self.settings)[0, inputs["input_ids"].shape[1] :]
+        except GenflError:
+            raise
+        except Exception as error:  # settings of the model that do not fit, or a query that is too long
+            raise GenflError(
+                f"{self.field}.model: {self.name} cannot answer a query of {inputs['input_ids'].shape[1]}"
+                f" tokens ({first_line(error)}); use another model"
+            ) from error
         ends = self.model.generation_config.eos_token_id  # one, several or none
         cut = tokens[-1].item() not in (ends if isinstance(ends, list) else [ends])
-        return Answer(self.tokenizer.decode(tokens, skip_special_tokens=True), cut)
+        # The marks of thoughts may be special tokens, so these are decoded, too.
+        opened = opened_thought(self.tokenizer.decode(inputs["input_ids"][0]))
+        text = f"{opened}{self.tokenizer.decode(tokens)}"
+        return Answer(without_thoughts(text, self.special), cut)
 
 
 def check_local_model(model: str, field: str) -> None:
@@ -82,22 +88,29 @@ def check_local_model(model: str, field: str) -> None:
     Raises:
         InputError: The model does not exist, or it is not a chat model.
     """
+    transformers = _transformers(field)
+    settings = hub.read_settings(model, CONFIG_FILE, f"{field}.model")
+    kind = settings.get("model_type")
+    if kind not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        problem = OWN_CODE if "auto_map" in settings else f"a model of type {kind!r} writes no texts"
+        raise InputError(
+            f"{field}.model: {model!r} is not a chat model of transformers: {problem}; use another model"
+        )
+    check_weights(model, f"{field}.model")
     _load_tokenizer(model, field)
 
 
 def _load_tokenizer(model: str, field: str) -> Any:
-    transformers = _transformers(field)
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
     try:
-        if not Path(model).is_dir() and not isinstance(try_to_load_from_cache(model, "config.json"), str):
-            # fails at once if there is no network, where loading would try for a minute
-            HfApi().model_info(model, timeout=10)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    except Exception as error:  # three libraries raise their own errors
+        tokenizer = _transformers(field).AutoTokenizer.from_pretrained(
+            expanded(model), trust_remote_code=False
+        )
+        if tokenizer.chat_template:
+            tokenizer.apply_chat_template(_conversation("hello"), tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # transformers, tokenizers and Jinja raise their own errors
         raise InputError(
-            f"{field}.model: {model!r} is neither a folder with a chat model nor available from the Hugging"
-            f" Face Hub ({first_line(error)}); give a folder or the id of a chat model"
+            f"{field}.model: the tokenizer of {model!r} cannot be used ({hub.hub_reason(error)}); give a chat"
+            " model that save_pretrained wrote"
         ) from error
     if not tokenizer.chat_template:
         raise InputError(
@@ -105,6 +118,10 @@ def _load_tokenizer(model: str, field: str) -> Any:
             " another model"
         )
     return tokenizer
+
+
+def _conversation(query: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": query}]
 
 
 def _transformers(field: str) -> Any:

@@ -87,6 +87,8 @@ def prompt_problem(style: Asked, text: str, label: str, labels: Sequence[str]) -
     """
     if answers.is_refusal(text):
         return "a refusal"
+    if answers.is_json(text):
+        return "it is JSON"
     if "_ _" in text or "__" in text:
         return "its blanks are not filled in"
     name = answers.normalize_case(label)
@@ -140,7 +142,11 @@ def write_prompts(
         if not missing:
             break
         query = prompt_query(style, label, others, missing, modality, list(prompts.values()))
-        for line in answers.answer_lines(chat.ask(query, key.fold(attempt).integer() % 2**31)):
+        answer = chat.ask(query, key.fold(attempt).integer() % 2**31)
+        lines = answers.answer_lines(answer)
+        if answer.cut and not lines:
+            unusable = unusable or " (an answer was cut off before its first prompt; raise max_tokens)"
+        for line in lines:
             if problem := prompt_problem(style, line, label, labels):
                 unusable = unusable or f" (unusable: {line[:100]!r}, {problem})"
             elif len(prompts) < distinct:

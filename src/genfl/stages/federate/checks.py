@@ -10,12 +10,11 @@ from genfl.algorithms.profile import sends_weights, take_a_step
 from genfl.algorithms.registry import UNLABELLED
 from genfl.config import ImageGenerator, Model
 from genfl.data.clients import ClientData
-from genfl.data.folders import first_line
 from genfl.data.plans import Schedule
 from genfl.data.sources import DataSet
 from genfl.engines.auto import together
 from genfl.engines.pool import refusal
-from genfl.errors import InputError
+from genfl.errors import InputError, first_line
 from genfl.experiment.context import RunContext
 from genfl.generators.classify import check_classifier
 from genfl.hub import check_device
