@@ -117,7 +117,7 @@ def test_overrides_are_yaml_at_dotted_paths():
         ('name="a\\nb"', "name: becomes the name of a folder: no slash, no control character"),
         (
             "methods={engine.json: {algorithm: fedavg}}",
-            "methods: engine.json is reserved for a file of the run",
+            "methods: engine.json is reserved for a file",
         ),
         ("federate=7", "federate: should be a mapping of keys to values, not 7"),
         ("methods=", "methods: should be a mapping of keys to values, not null"),
@@ -132,7 +132,6 @@ def test_overrides_are_yaml_at_dotted_paths():
         (f"federate.rounds={'x' * 5000}", "federate.rounds: should be a valid integer, not 'xxx"),
         (f"model.name={'x' * 5000}", "model.name: there is no 'xxx"),
         ("methods.fedavg.²=1", "methods.fedavg.²: unknown key"),
-        ("client_models.²=1", "client_models.²: "),
         ("name=../x", "name: becomes the name of a folder: no slash"),
         ("methods={a/b: {algorithm: fedavg}}", "methods.a/b.[key]: becomes the name of a folder: no slash"),
         ("methods.fedavg.algorithm={name: fedadam, server_lr: -1}", "algorithm.lr: should be greater than 0"),
@@ -165,6 +164,11 @@ def test_mistakes_are_one_clear_line(override, line):
     assert line in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) <= LONGEST_LINE
+
+
+def test_a_position_is_a_plain_number():
+    with pytest.raises(InputError, match=r"client_models\.²\.width: '²' has no keys"):
+        config.parse(BASE, ["client_models=[cnn]", "client_models.².width=8"])
 
 
 def test_every_mistake_has_its_line():
@@ -219,7 +223,7 @@ CHAIN = "x0: &x0 [1]\n" + "".join(f"x{i}: &x{i} [*x{i - 1}]\n" for i in range(1,
     [
         (LISTS + BASE.replace("name: test", "name: *x8"), "more than 100000 values, line "),
         (MERGES + BASE, "more than 100000 values, line "),
-        (CHAIN + BASE, "nested more than 40 levels deep, line 40"),
+        (CHAIN + BASE, "nested more than 40 levels deep, line 38"),
         ("name: " + "[" * 20_000 + "]" * 20_000, "nested more than 40 levels deep, line 1"),
         ("name: " + "{a: " * 20_000, "nested more than 40 levels deep, line 1"),
         ("name: &a [*a]", "an alias stands for what it is a part of, line 1"),
@@ -240,7 +244,7 @@ CHAIN = "x0: &x0 [1]\n" + "".join(f"x{i}: &x{i} [*x{i - 1}]\n" for i in range(1,
         ("name: *nothing", "found undefined alias 'nothing', line 1"),
         ("name: a\0b", "special characters are not allowed"),
         ("name: 'a", "found unexpected end of stream, line 1"),
-        ("x" * 100_000 + ": 1\n" + "x" * 100_000 + ": 1", "is given twice, line 2"),
+        ("x" * 1000 + ": 1\n" + "x" * 1000 + ": 1", "is given twice, line 2"),
     ],
 )
 def test_yaml_that_cannot_be_read_is_one_line_with_its_place(text, line, tmp_path):
