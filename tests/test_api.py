@@ -1,5 +1,6 @@
 """The Python API: what a first notebook does, and what it does wrong."""
 
+import copy
 import importlib
 import json
 import os
@@ -911,6 +912,67 @@ def test_overrides_of_a_config_reach_its_methods(tmp_path):
         assert changed.content.samples == changed.methods["inherits"].content.samples == 80
         assert changed.methods["sets"].content.clients == 0.5
     assert genfl.parse_config(parsed, {"content.samples": 80}).methods["sets"].content.samples == 40
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"federate": {"rounds": 5}}, {"federate": {"rounds": 5, "clients_per_round": 3}}),
+        ({"federate": {"local": {"lr": 0.5}}}, {"federate": {"local": {"lr": 0.5, "steps": 2}}}),
+        ({"federate.local": {"lr": 0.5}}, {"federate": {"local": {"lr": 0.5, "steps": 2}}}),
+        ({"data": {"partition": {"clients": 6}}}, {"data": {"partition": {"clients": 6, "alpha": 0.7}}}),
+        ({"data": {"partition": {"kind": "iid"}}}, {"data": {"partition": {"kind": "iid", "alpha": 0.1}}}),
+        ({"model": {"width": 8}}, {"model": {"name": "cnn", "width": 8}}),
+        ({"model": {"name": "mlp"}}, {"model": {"name": "mlp", "width": 128}}),
+        ({"generator": {"steps": 3}}, {"generator": {"model": "somewhere", "steps": 3}}),
+        ({"generator": {"kind": "speech"}}, {"generator": {"model": "espeak"}}),
+        (
+            {"methods.b": {"start": "pretrained"}},
+            {"methods": {"b": {"start": "pretrained", "data": "mixed"}}},
+        ),
+        ({"report": {"target_accuracy": 0.5}}, {"report": {"target_accuracy": 0.5}}),
+    ],
+)
+def test_overrides_of_a_section_keep_its_other_fields(overrides, expected):
+    content = {
+        "name": "x",
+        "data": {"name": "digits", "partition": {"kind": "dirichlet", "alpha": 0.7, "clients": 4}},
+        "generator": {"kind": "image", "model": "somewhere"},
+        "model": "cnn",
+        "federate": {"clients_per_round": 3, "local": {"steps": 2}},
+        "methods": {"a": {"algorithm": "fedavg"}, "b": {"algorithm": "fedprox", "data": "mixed"}},
+        "report": None,
+    }
+    before = copy.deepcopy(content)
+    resolved = genfl.parse_config(content, overrides).model_dump()
+    assert content == before
+
+    def holds(part, whole):
+        if isinstance(part, dict):
+            return all(holds(value, whole[name]) for name, value in part.items())
+        return part == whole
+
+    assert holds(expected, resolved)
+    only = genfl.parse_config(content, {"methods": {"c": {"algorithm": "fedavg"}}})
+    assert list(only.methods) == ["c"]
+
+
+def test_messages_name_the_arguments_of_python(tmp_path):
+    (tmp_path / "mine.txt").touch()
+    content = {**BASE, "methods": {"fedavg": {"algorithm": "fedavg"}}}
+    with pytest.raises(InputError, match=r"^out: .* is not empty and holds no run; choose another folder"):
+        genfl.run(content, out=tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".genfl").touch()
+    (folder / "config.yaml").write_text("name: other\n")
+    with pytest.raises(InputError, match=r"^out: .*, update=True to redo .*, or fresh=True to start over$"):
+        genfl.run(content, out=folder)
+    (folder / "config.yaml").write_text("name: 2026-02-30\n")
+    with pytest.raises(InputError, match=r"2026-02-30 is no valid timestamp, line 1.* use fresh=True"):
+        genfl.run(content, out=folder)
+    with pytest.raises(InputError, match=r"^out: .* cannot be used \(File name too long\)"):
+        genfl.run(content, out=tmp_path / ("x" * 300))
 
 
 def test_kind_is_found_in_a_models_own_files(tmp_path):

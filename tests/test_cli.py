@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import errno
 import json
 import os
 import subprocess
@@ -51,6 +52,22 @@ def test_version_help_and_completion():
         "_GENFL_COMPLETE" in genfl("--show-completion", "bash")[0]
         or "complete" in genfl("--show-completion", "bash")[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        ("run", ["CONFIG.yaml The config file. [required]", "[default: report]"]),
+        ("list", ["The catalogue to list. [required]"]),
+        ("status", ["DIR Folder of a run or a sweep. [required]"]),
+        ("schema", ["The document to describe. [default: config]"]),
+    ],
+)
+def test_help_describes_arguments(command, lines):
+    text = " ".join(genfl(command, "--help")[0].split())
+    for line in lines:
+        assert line in text
+    assert "\\[" not in text
 
 
 def test_a_run_can_stop_after_every_stage():
@@ -172,6 +189,157 @@ def test_status_of_a_finished_and_of_a_stopped_run(finished, tmp_path):
     )
     assert [row["state"] for row in json.loads(stdout)["stages"]] == ["done", "done"] + ["missing"] * 4
     assert "missing" in genfl("status", tmp_path / "stopped")[0]
+
+
+def test_status_of_a_finished_run_reads_its_records_alone(finished, tmp_path):
+    """Neither the private data nor torch is needed, nor the folder in which the run was started."""
+    import shutil
+
+    source, *_ = finished
+    sweep = tmp_path / "sweep"
+    shutil.copytree(source, sweep / "one")
+    config_file = sweep / "one" / "config.yaml"
+    config_file.write_text(config_file.read_text().replace("name: digits", "name: images\n  path: absent", 1))
+    (sweep / ".genfl-sweep").touch()
+    code = """
+import sys
+import genfl.cli
+
+sys.argv = ["genfl", "status", *sys.argv[1:]]
+try:
+    genfl.cli.main()
+except SystemExit as end:
+    assert end.code == 0
+slow = ("torch", "numpy", "pydantic", "sklearn", "datasets", "pandas", "yaml")
+print([m for m in slow if m in sys.modules])
+"""
+
+    def shown(*args):
+        command = [sys.executable, "-c", code, *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+        *lines, slow = done.stdout.splitlines()
+        assert slow == "[]"
+        return "\n".join(lines)
+
+    rows = json.loads(shown(sweep / "one", "--json"))
+    assert [row["name"] for row in rows][-2:] == ["federate", "report"]
+    assert {row["state"] for row in rows} == {"done"}
+    assert all(row["seconds"] >= 0 for row in rows)
+    assert shown(sweep).splitlines()[-1].split() == ["one", "done"]
+
+
+@pytest.mark.parametrize("damage", ["record", "file", "summary"])
+def test_a_run_that_lacks_something_is_not_finished(finished, tmp_path, damage):
+    import shutil
+
+    from genfl.experiment import records
+
+    source, *_ = finished
+    out = tmp_path / "run"
+    shutil.copytree(source, out)
+    assert len(records.finished_status(out)) == 6
+    if damage == "record":
+        file = out / "stages" / "pretrain.json"
+        file.write_text(file.read_text().replace('"seconds": ', '"seconds": 1'))
+    elif damage == "file":
+        (out / "synthetic" / "manifest.json").unlink()
+    else:
+        (out / "summary.json").write_text("{")
+    assert records.finished_status(out) is None
+
+
+def test_folders_of_stages_are_those_of_the_pipeline():
+    from genfl import pipeline
+    from genfl.experiment.records import STAGE_FOLDERS
+
+    assert all(stage.folder == STAGE_FOLDERS.get(stage.name, stage.name) for stage in pipeline.STAGES)
+
+
+def test_a_run_that_is_run_again_has_no_summary_until_it_ends(finished, tmp_path):
+    import shutil
+
+    from genfl import config, pipeline
+
+    source, *_ = finished
+    out = tmp_path / "run"
+    shutil.copytree(source, out)
+    settings = config.load(out / "config.yaml")
+    pipeline.execute(settings, out, until="labels")
+    assert (out / "summary.json").exists(), "all was up to date"
+    (out / "stages" / "labels.json").unlink()
+    pipeline.execute(settings, out, until="labels")
+    assert not (out / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("{", "config.yaml: not YAML: "),
+        ("name: 2026-02-30", "2026-02-30 is no valid timestamp, line 1"),
+        ("a: &a [*a]", "an alias stands for what it is a part of, line 1"),
+        ("- 1", "config.yaml: a config is a mapping of keys to values"),
+        ("federate: 3", "config.yaml: name: required, but missing"),
+    ],
+)
+def test_a_damaged_config_of_a_run_is_named(content, line, tmp_path):
+    from genfl import pipeline
+    from genfl.errors import InputError
+
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(InputError) as caught:
+        pipeline.run_status(tmp_path)
+    assert line in str(caught.value)
+    assert all(text.startswith(f"{tmp_path / 'config.yaml'}: ") for text in str(caught.value).splitlines())
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
+def test_a_full_disk_is_named(tmp_path):
+    from genfl.errors import GenflError
+    from genfl.pipeline import explaining_full_disk
+
+    line = "no space left in {}; make room, and run the same command again to resume"
+    with (
+        pytest.raises(GenflError) as caught,
+        explaining_full_disk(tmp_path),
+        Path("/dev/full").open("w") as file,
+    ):
+        file.write("x")
+    assert str(caught.value) == line.format(tmp_path)
+    with pytest.raises(GenflError) as caught, explaining_full_disk(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "cache" / "file"))
+    assert str(caught.value) == line.format(tmp_path / "cache")
+    with pytest.raises(GenflError) as caught, explaining_full_disk(tmp_path):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")  # as of libraries in Rust
+    assert str(caught.value) == line.format(tmp_path)
+    with pytest.raises(FileNotFoundError), explaining_full_disk(tmp_path):
+        (tmp_path / "absent").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes the streams")
+def test_closed_streams_are_no_failure(tmp_path):
+    command = f'exec "{sys.executable}" -m genfl run "$@" <&- >&- 2>&-'
+    settings = ["generator=none", "prompts={}", "methods={a: {algorithm: fedavg}}", "--until", "labels"]
+    args = [EXAMPLE, *settings, "--out", str(tmp_path / "run")]
+    subprocess.run(["sh", "-c", command, "genfl", *args], check=True)
+    assert (tmp_path / "run" / "labels" / "labels.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refused", ["--out", "status", "data.path", "config"])
+def test_names_too_long_are_bad_input(refused, tmp_path):
+    long = "x" * 300
+    data = f"data={{name: images, path: {long}, size: [8, 8], channels: 3}}"
+    args = {
+        "--out": ["run", EXAMPLE, "--out", long],
+        "status": ["status", long],
+        "data.path": ["run", EXAMPLE, data],
+        "config": ["run", long],
+    }
+    _, stderr = genfl(*args[refused], code=2, cwd=tmp_path)
+    (line,) = (line for line in stderr.splitlines() if line.startswith("error: "))
+    assert len(line) < 700
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -462,15 +630,21 @@ def test_a_progress_bar_on_a_terminal(tmp_path, tiny_stable_diffusion):
 
 
 @pytest.mark.slow
-def test_an_interrupt_says_how_to_go_on(tmp_path, tiny_stable_diffusion):
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_says_how_to_go_on(tmp_path, tiny_stable_diffusion, times):
     import signal
 
     settings = [*SMALL, f"generator.model={tiny_stable_diffusion}", "prompts.per_label=200"]
     command = [sys.executable, "-m", "genfl", "run", EXAMPLE, *settings, "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     _wait_for((tmp_path / "run" / "synthetic" / "manifest.json").exists, process)
-    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
     _, stderr = process.communicate()
+    assert time.monotonic() - began < 2
     assert process.returncode == 130
+    assert "Traceback" not in stderr
     assert stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
     assert json.loads(genfl("status", tmp_path / "run", "--json")[0])[2]["state"] == "partial"

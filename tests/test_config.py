@@ -1,11 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from genfl import config
 from genfl.algorithms import ALGORITHMS
-from genfl.errors import InputError
+from genfl.errors import LONGEST_LINE, InputError, on_one_line, shorten
 
 BASE = """
 name: test
@@ -103,12 +104,36 @@ def test_overrides_are_yaml_at_dotted_paths():
         ("data.partition.alpha=0", "data.partition.alpha: should be greater than 0, not 0"),
         ("data.partition.alpha=-1", "data.partition.alpha: should be greater than 0, not -1"),
         ("data.partition.alpha=.nan", "data.partition.alpha: should be"),
-        ("data.partition=3", "data.partition: should be a valid dictionary"),
+        ("data.partition=3", "data.partition: should be a mapping of keys to values, not 3"),
         ("federate.clients_per_round=30", "federate.clients_per_round: 30 clients a round, but"),
         ("data.name=digit", "data.name: there is no 'digit'; did you mean 'digits'?"),
         ("model.name=zzz", "model.name: there is no 'zzz'; known: cnn, "),
-        ("name=../x", "name: must be a folder name"),
-        ("methods={a/b: {algorithm: fedavg}}", "methods.a/b.[key]: must be a folder name"),
+        (f"name={'x' * 256}", "name: becomes the name of a folder: at most 200 bytes, not 'xxx"),
+        (f"name={'é' * 101}", "name: becomes the name of a folder: at most 200 bytes"),
+        (
+            f"methods={{{'m' * 300}: {{algorithm: fedavg}}}}",
+            "becomes the name of a folder: at most 200 bytes",
+        ),
+        ('name="a\\nb"', "name: becomes the name of a folder: no slash, no control character"),
+        (
+            "methods={engine.json: {algorithm: fedavg}}",
+            "methods: engine.json is reserved for a file",
+        ),
+        ("federate=7", "federate: should be a mapping of keys to values, not 7"),
+        ("methods=", "methods: should be a mapping of keys to values, not null"),
+        ("methods.fedavg=", "methods.fedavg: should be a mapping of keys to values, not null"),
+        ("federate.rounds=", "federate.rounds: should be a valid integer, not null"),
+        ("name=2026-02-28", "name: should be a valid string, not 2026-02-28"),
+        ("name=2026-02-30", "name: '2026-02-30' is not a YAML value (2026-02-30 is no valid timestamp; put"),
+        ("model.width=0x" + "f" * 5000, "model.width: the number has 20000 bits; use at most 63"),
+        ("seeds=[9999999999999999999]", "seeds.0: the number has 64 bits; use at most 63"),
+        (f"seeds={list(range(1001))}", "seeds: value should have at most 1000 items, not 1001"),
+        (f"federate.{'x' * 5000}=1", "xxx: unknown key"),
+        (f"federate.rounds={'x' * 5000}", "federate.rounds: should be a valid integer, not 'xxx"),
+        (f"model.name={'x' * 5000}", "model.name: there is no 'xxx"),
+        ("methods.fedavg.²=1", "methods.fedavg.²: unknown key"),
+        ("name=../x", "name: becomes the name of a folder: no slash"),
+        ("methods={a/b: {algorithm: fedavg}}", "methods.a/b.[key]: becomes the name of a folder: no slash"),
         ("methods.fedavg.algorithm={name: fedadam, server_lr: -1}", "algorithm.lr: should be greater than 0"),
         ("methods.fedavg.algorithm={name: fedadam, server_lr: 1, lr: 1}", "server_lr: unknown key"),
         ("methods.fedavg.algorithm={name: feddyn, alpha: 0}", "alpha: should be greater than 0"),
@@ -138,6 +163,12 @@ def test_mistakes_are_one_clear_line(override, line):
         config.parse(BASE, [override])
     assert line in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) <= LONGEST_LINE
+
+
+def test_a_position_is_a_plain_number():
+    with pytest.raises(InputError, match=r"client_models\.²\.width: '²' has no keys"):
+        config.parse(BASE, ["client_models=[cnn]", "client_models.².width=8"])
 
 
 def test_every_mistake_has_its_line():
@@ -160,9 +191,166 @@ def test_a_key_given_twice_and_what_is_no_text_are_refused(tmp_path):
         config.load(tmp_path / "latin.yaml")
 
 
+def test_aliases_do_not_share_what_they_stand_for():
+    text = BASE.replace(
+        "methods:", "methods:\n  base: &m {algorithm: fedavg}\n  warm: *m\n  warmer: {<<: *m}"
+    )
+    resolved = config.parse(text, ["methods.warm.start=pretrained", "methods.warmer.data=mixed"])
+    starts = {name: resolved.methods[name].start for name in ("base", "warm", "warmer")}
+    assert starts == {"base": "random", "warm": "pretrained", "warmer": "random"}
+    assert resolved.methods["base"].data == "private"
+
+
+def test_merged_keys_can_be_replaced_at_several_places():
+    text = "a: &a {x: 1, y: 1}\nb: &b {<<: *a, y: 2}\nc: {<<: *b, y: 3}\nd: {<<: [*a, *b]}\n"
+    content = config.plain(text)
+    assert content["b"] == {"x": 1, "y": 2}
+    assert content["c"] == {"x": 1, "y": 3}
+    assert content["d"] == {"x": 1, "y": 1}
+
+
+LISTS = "x0: &x0 [a, a, a, a, a, a, a, a, a]\n" + "".join(
+    f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+MERGES = "x0: &x0 {a: b}\n" + "".join(
+    f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 9)}]}}\n" for i in range(1, 12)
+)
+CHAIN = "x0: &x0 [1]\n" + "".join(f"x{i}: &x{i} [*x{i - 1}]\n" for i in range(1, 3000))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (LISTS + BASE.replace("name: test", "name: *x8"), "more than 100000 values, line "),
+        (MERGES + BASE, "more than 100000 values, line "),
+        (CHAIN + BASE, "nested more than 40 levels deep, line 38"),
+        ("name: " + "[" * 20_000 + "]" * 20_000, "nested more than 40 levels deep, line 1"),
+        ("name: " + "{a: " * 20_000, "nested more than 40 levels deep, line 1"),
+        ("name: &a [*a]", "an alias stands for what it is a part of, line 1"),
+        ("name: &a {b: *a}", "an alias stands for what it is a part of, line 1"),
+        ("a: 1\nprompts:\n  template: {{label}}", "a key is no plain text, line 3; put what has braces into"),
+        ("a: 1\n{[1, 2]: 3}", "line 2"),
+        ("name: {? {a: 1} : 2}", "a key is no plain text, line 1"),
+        ("\nname: 2026-02-30", "2026-02-30 is no valid timestamp, line 2; put a text into quotes"),
+        ("name: 2026-13-01T00:00:00", "2026-13-01T00:00:00 is no valid timestamp, line 1"),
+        ("name: 0b_", "0b_ is no valid int, line 1"),
+        ("name: !!int abc", "abc is no valid int, line 1"),
+        ("name: !!float abc", "abc is no valid float, line 1"),
+        ("name: !!bool maybe", "maybe is no valid bool, line 1"),
+        ("name: !!timestamp x", "x is no valid timestamp, line 1"),
+        ("name: !!binary not-base64!!", "failed to decode base64 data"),
+        ("name: !!python/name:os.system", "could not determine a constructor for the tag"),
+        ("name: " + "9" * 5000, "is no valid int, line 1"),
+        ("name: *nothing", "found undefined alias 'nothing', line 1"),
+        ("name: a\0b", "special characters are not allowed"),
+        ("name: 'a", "found unexpected end of stream, line 1"),
+        ("x" * 1000 + ": 1\n" + "x" * 1000 + ": 1", "is given twice, line 2"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_one_line_with_its_place(text, line, tmp_path):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        config.load(tmp_path / "bad.yaml")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'bad.yaml'}: not YAML: ")
+    assert line in message
+    assert "\n" not in message
+    assert len(message) <= LONGEST_LINE
+
+
+@pytest.mark.parametrize("section", ["labels", "prompts", "pretrain", "federate", "content", "report"])
+def test_a_section_without_lines_has_its_defaults(section):
+    assert config.parse(f"{BASE}{section}:\n  # nothing: set\n") == config.parse(BASE)
+
+
+def test_sections_within_sections_can_be_empty():
+    empty = ["data.partition=", "federate.local=", "federate.local.augment=", "prompts.blanks="]
+    assert config.parse(BASE, empty) == config.parse(BASE)
+    rounds = config.parse(f"{BASE}federate:\n  # rounds: 7\n", ["federate.local.steps=3"])
+    assert rounds.federate.local.steps == 3
+
+
+def test_messages_do_not_name_classes_of_python():
+    wrong = {"data": 1, "labels": [1], "prompts": "x", "model": {}, "federate": 3, "methods": {"a": "b"}}
+    with pytest.raises(InputError) as caught:
+        config.validate({"name": 3, **wrong})
+    fields = [line.split(":")[0] for line in str(caught.value).splitlines()]
+    assert fields == ["name", "data", "labels", "prompts", "model.name", "federate", "methods.a"]
+    for word in ("instance of", "dictionary", "Federation", "Prompts", "<class"):
+        assert word not in str(caught.value)
+
+
+def test_of_many_mistakes_the_first_are_told():
+    with pytest.raises(InputError) as caught:
+        config.parse(BASE, [f"methods={{{', '.join(f'm{i}: {{algorithm: x}}' for i in range(100))}}}"])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 31
+    assert lines[0].startswith("methods.m0.algorithm.name: there is no 'x'")
+    assert lines[-1] == "config: 70 more mistakes; mend these first"
+
+
+def test_numbers_arrays_and_paths_of_python_are_plain_values():
+    content = yaml.safe_load(BASE)
+    content["seeds"] = np.arange(2)
+    content["data"] = {"name": "digits", "partition": {"alpha": np.float32(0.5), "clients": np.int64(20)}}
+    content["federate"] = {"rounds": np.int32(7), "fast": np.bool_(False)}
+    content["prompts"] = {"guidance_scale": (1.0, 2.0)}
+    content["pretrain"] = {"init": Path("weights") / "model.pth"}
+    resolved = config.validate(content)
+    assert (resolved.seeds, resolved.federate.rounds, resolved.federate.fast) == ([0, 1], 7, False)
+    assert resolved.prompts.guidance_scale == [1.0, 2.0]
+    assert resolved.pretrain.init == "weights/model.pth"
+    assert config.parse(config.dump(resolved)) == resolved
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seeds": [10**5000]}, "seeds.0: the number has 16610 bits; use at most 63"),
+        ({"name": "a\ud800"}, "name: a\\ud800 is not Unicode text"),
+        ({1: 2}, "1: keys should be strings"),
+    ],
+)
+def test_values_of_python_that_no_file_can_hold(change, line):
+    with pytest.raises(InputError) as caught:
+        config.validate({**yaml.safe_load(BASE), **change})
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_that_contain_themselves_are_refused():
+    content = yaml.safe_load(BASE)
+    content["prompts"] = content
+    with pytest.raises(InputError, match="config: its values are nested too deeply, or contain themselves"):
+        config.validate(content)
+
+
+def test_shortened_texts_keep_both_ends():
+    assert shorten("abc", 10) == "abc"
+    assert shorten("0123456789" * 10, 25) == "0123456789 ... 0123456789"
+    assert on_one_line("a\nb\u2028c") == "a\\nb\\u2028c"
+    assert on_one_line(7) == "7"
+    error = InputError("field: " + "x" * 10_000 + "; fix it\nsecond")
+    first, second = str(error).splitlines()
+    assert first.startswith("field: xxx") and first.endswith("xxx; fix it") and len(first) <= LONGEST_LINE
+    assert second == "second"
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"there is no file .*absent\.yaml"):
         config.load(tmp_path / "absent.yaml")
+    with pytest.raises(InputError, match=r"there is no file absent\.yaml; check the path"):
+        config.load("absent.yaml")
+    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
+        config.load(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be read \(File name too long\)"):
+        config.load(tmp_path / ("x" * 300))
+
+
+def test_a_file_can_be_named_by_a_text(tmp_path, monkeypatch):
+    (tmp_path / "small.yaml").write_text(BASE)
+    monkeypatch.chdir(tmp_path)
+    assert config.load("small.yaml") == config.parse(BASE) == config.load(Path("small.yaml"))
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import genfl
 from genfl import config, grid, pipeline
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
@@ -63,10 +64,59 @@ def test_values_that_do_not_fit_into_a_name_are_told_apart():
     assert points[-1].name == "data.path=plain"
 
 
+def test_names_of_points_are_names_of_folders():
+    values = ["b" * 50, "b" * 49 + "ü", "a\nb", "a\0b", "a/b", "ü" * 80, "ü" * 81]
+    fields = [f"prompts.blanks.{letter * 30}" for letter in "abcde"] + ["prompts.blanks./tmp/x"]
+    base = {**CONTENT, "prompts": {**CONTENT["prompts"], "style": "fill", "template": "{label}"}}
+    points = grid.points({**base, "grid": {field: [[value] for value in values[:2]] for field in fields}})
+    points += grid.points({**base, "grid": {"prompts.blanks.a": [[value] for value in values]}})
+    names = [point.name for point in points]
+    assert len(set(names)) == len(names) == 2**6 + len(values)
+    assert max(len(name.encode()) for name in names) == 255
+    assert not any(bad in name for name in names for bad in "/\n\0")
+    assert names[0].startswith("prompts.blanks.aaaaaaaaaa")
+
+
+def test_a_point_changes_nothing_that_others_share():
+    text = f"""{yaml.safe_dump({name: value for name, value in CONTENT.items() if name != "methods"})}
+methods:
+  base: &m {{algorithm: fedavg}}
+  warm: *m
+grid: {{methods.warm.start: [random, pretrained]}}
+"""
+    methods = {"algorithm": "fedavg"}  # as Python shares it
+    for content in (
+        config.plain(text),
+        {
+            **CONTENT,
+            "methods": {"base": methods, "warm": methods},
+            "grid": {"methods.warm.start": ["pretrained"]},
+        },
+    ):
+        last = grid.points(content)[-1].config.methods
+        assert (last["base"].start, last["warm"].start) == ("random", "pretrained")
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "/tmp/x", "..", "", "x" * 300, "a\nb"])
+def test_a_sweep_writes_nothing_outside_runs(name, tmp_path, monkeypatch):
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    with pytest.raises(InputError, match=r"^name: becomes the name of a folder: "):
+        genfl.sweep({**CONTENT, "name": name, "grid": {"name": ["a", "b"]}})
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
         (CONTENT, "grid: map fields to lists"),
+        (
+            grid_over(seeds=[[n] for n in range(200)], federate__rounds=list(range(1, 52))),
+            "grid: it has 10200",
+        ),
+        (grid_over(federate__rounds="x" * 5000), "grid.federate.rounds: xxxx"),
+        (grid_over(name=["../x"]), "name: becomes the name of a folder: no slash"),
         ({**CONTENT, "grid": {}}, "grid: map fields to lists"),
         (grid_over(federate__rounds=3), "grid.federate.rounds: 3 is not a list of values; use a list"),
         (grid_over(federate__rounds=[]), "grid.federate.rounds: [] is not a list of values"),

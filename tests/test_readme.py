@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from safetensors.torch import load_file
 
 from genfl import config
 from genfl.algorithms import ALGORITHMS
+from genfl.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +58,102 @@ def test_generators_and_data_are_as_shown(page):
             assert _shown(line).data.name == kind["name"]
         else:
             assert _shown(line).generator.kind == kind["kind"]
+
+
+def _written_configs():
+    """Yield each example and each YAML block of the pages: place, content, and the fields it leaves out."""
+    for path in sorted((ROOT / "examples").glob("*.yaml")):
+        yield path.name, config.read(path), []
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for page in pages:
+        for block in _blocks("yaml", page.read_text(encoding="utf-8")):
+            keys = re.findall(r"^\w+", block, re.MULTILINE)
+            once = len(set(keys)) == len(keys)
+            for text in [block] if once else block.splitlines():
+                content = config.plain(text)
+                if "partition" in content:
+                    content = {"data": {"name": "digits", **content}}
+                yield (
+                    f"{page.name}: {text[:40]}",
+                    content,
+                    [name for name in config.Config.model_fields if name not in content],
+                )
+
+
+def test_schema_accepts_every_written_config():
+    schema = config.json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    count = 0
+    for where, content, left_out in _written_configs():
+        required = [name for name in schema["required"] if name not in left_out]
+        validator = jsonschema.Draft202012Validator({**schema, "required": required})
+        mistakes = [f"{list(error.path)}: {error.message[:200]}" for error in validator.iter_errors(content)]
+        assert mistakes == [], where
+        count += 1
+    assert count > 50
+
+
+@pytest.mark.parametrize(
+    ("content", "fits"),
+    [
+        ({"generator": "none"}, True),
+        ({"generator": {"model": "miniature"}}, True),
+        ({"generator": "nothing"}, False),
+        ({"model": {"name": "cnn", "width": 8}}, True),
+        ({"model": {"name": "cnn", "widht": 8}}, False),
+        ({"client_models": ["mlp", {"name": "cnn"}]}, True),
+        ({"methods": {"a": {"algorithm": "fedavg"}}}, True),
+        ({"methods": {"a": {"algorithm": ["fedprox", {"name": "fedadam", "beta1": 0.5}]}}}, True),
+        ({"methods": {"a": {"algorithm": "fedavgg"}}}, False),
+        ({"methods": {"a": {"algorithm": {"name": "fedadam", "mu": 1}}}}, False),
+        ({"methods": None}, False),
+        ({"prompts": {"guidance_scale": 3.0}}, True),
+        ({"prompts": {"guidance_scale": []}}, False),
+        ({"federate": None, "prompts": {"blanks": None}}, True),
+        ({"federate": {"local": {"augment": {"data": "private"}}}}, True),
+        ({"federate": {"rounds": 0}}, False),
+        ({"grid": {"federate.rounds": [1, 2]}}, True),
+        ({"grid": {"federate.rounds": 1}}, False),
+        ({"gird": {"federate.rounds": [1, 2]}}, False),
+    ],
+)
+def test_schema_accepts_what_a_config_accepts(content, fits):
+    whole = {
+        "name": "x",
+        "data": "digits",
+        "model": "mlp",
+        "methods": {"a": {"algorithm": "fedavg"}},
+        **content,
+    }
+    assert jsonschema.Draft202012Validator(config.json_schema()).is_valid(whole) == fits
+    if "grid" not in content:
+        try:
+            config.validate(whole)
+        except InputError:
+            assert not fits
+        else:
+            assert fits
+
+
+def test_schema_describes_every_field():
+    missing, count = [], 0
+
+    def look(node, path):
+        nonlocal count
+        if isinstance(node, dict):
+            for name, field in node.get("properties", {}).items():
+                count += 1
+                if not field.get("description") or field["description"].startswith("An option of"):
+                    missing.append(f"{path}.{name}")
+            for name, child in node.items():
+                look(child, f"{path}.{name}")
+        elif isinstance(node, list):
+            for number, child in enumerate(node):
+                look(child, f"{path}.{number}")
+
+    look(config.json_schema(), "")
+    assert count > 200
+    assert missing == []
 
 
 def test_every_method_is_named():

@@ -629,12 +629,26 @@ def _content(config: ConfigLike, overrides: Mapping[str, Any] | None) -> dict[st
     if isinstance(config, Config):
         content = configs.plain_without_inherited(config)
     elif isinstance(config, Mapping):
-        content = copy.deepcopy(dict(config))
+        content = configs.plain_copy(config)
     else:
         content = configs.read(Path(config))
     for path, value in (overrides or {}).items():
-        configs.put(content, path, value)
+        configs.merge(content, path, value)
     return dict(content)
+
+
+_ARGUMENTS = {"--out": "out", "--update": "update=True", "--fresh": "fresh=True"}
+"""The arguments of Python, by the options of the command line."""
+
+
+@contextmanager
+def _naming_arguments() -> Iterator[None]:
+    """Name Python's arguments in messages, where the pipeline names options of the command line."""
+    try:
+        yield
+    except InputError as error:
+        text = re.sub(r"(?<!\S)--\w+", lambda option: _ARGUMENTS.get(option[0], option[0]), str(error))
+        raise InputError(text) from error
 
 
 def parse_config(config: ConfigLike, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -642,7 +656,8 @@ def parse_config(config: ConfigLike, overrides: Mapping[str, Any] | None = None)
 
     Args:
         config: A YAML file, plain values, or a config.
-        overrides: Fields to replace, as in ``{"federate.rounds": 50}``.
+        overrides: Fields to replace, as in ``{"federate.rounds": 50}``, or ``{"federate": {"rounds": 50}}``,
+            which keeps the section's other fields.
 
     Raises:
         InputError: One line for each mistake, naming the field.
@@ -665,7 +680,8 @@ def run(
 
     Args:
         config: A YAML file, plain values, or a config.
-        overrides: Fields to replace, as in ``{"federate.rounds": 50}``.
+        overrides: Fields to replace, as in ``{"federate.rounds": 50}``, or ``{"federate": {"rounds": 50}}``,
+            which keeps the section's other fields.
         out: The run's folder; ``runs/NAME`` by default.
         fresh: Delete an earlier run in the folder, and start over.
         update: Take over the folder of another config, and redo what the changes affect.
@@ -678,7 +694,7 @@ def run(
 
     parsed = parse_config(config, overrides)
     folder = Path(out) if out is not None else Path("runs") / parsed.name
-    with _progress(progress):
+    with _progress(progress), _naming_arguments():
         pipeline.execute(parsed, folder, fresh=fresh, update=update)
     return Result(folder)
 
@@ -714,11 +730,8 @@ def sweep(
     from genfl import grid
 
     content = _content(config, overrides)
-    name = content.get("name")
-    if out is None and not isinstance(name, str):
-        raise InputError("name: give the config one, or give out")
-    folder = Path(out) if out is not None else Path("runs") / str(name)
-    with _progress(progress):
+    with _progress(progress), _naming_arguments():
+        folder = grid.sweep_folder(content, None if out is None else Path(out))
         points = grid.run_sweep(content, folder, fresh=fresh, update=update)
     return pandas.DataFrame(
         [

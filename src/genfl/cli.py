@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import errno
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, get_type_hints
 
+import click
 import typer
+from typer.core import TyperCommand
 
 import genfl
 
 if TYPE_CHECKING:
     from genfl.config import Config
+    from genfl.experiment.records import StageStatus
 
 app = typer.Typer(
     name="genfl",
@@ -26,6 +34,29 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would double the time of --help
     pretty_exceptions_enable=False,
 )
+
+
+class _Command(TyperCommand):
+    """A command with the help of its arguments, which typer can lose, and without its marks for rich."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        hints = get_type_hints(self.callback, include_extras=True)
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            params: list[Any] = [param for param in self.get_params(ctx) if param.param_type_name == kind]
+            for param in params:
+                if kind == "argument" and not param.help:
+                    param.help = hints[param.name].__metadata__[0].help
+            records = [record for param in params if (record := param.get_help_record(ctx))]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl([(name, text.replace("\\[", "[")) for name, text in records])
+
+
+class CacheAction(StrEnum):
+    """What can be done with the cache."""
+
+    list = "list"
+    clear = "clear"
 
 
 class Until(StrEnum):
@@ -58,6 +89,13 @@ class Document(StrEnum):
 
 
 INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
+GRACE = 0.7
+"""Seconds for cleaning up after Ctrl-C. Then the process ends all the same, as a run can always resume."""
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+"""What a user can mend of what an operating system refuses."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config file.")]
 Overrides = Annotated[
@@ -90,7 +128,7 @@ def _main(
     pass
 
 
-@app.command("demo")
+@app.command("demo", cls=_Command)
 def demo_command(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds to average over.")] = 3,
@@ -112,7 +150,7 @@ def demo_command(
     _execute(config.parse(text, overrides), out, Until.report, fresh, update, as_json)
 
 
-@app.command("run")
+@app.command("run", cls=_Command)
 def run_command(
     config_file: ConfigFile,
     overrides: Overrides = None,
@@ -140,7 +178,7 @@ def run_command(
     _execute(config.load(config_file, overrides or []), out, until, fresh, update, as_json, shard)
 
 
-@app.command("sweep")
+@app.command("sweep", cls=_Command)
 def sweep_command(
     config_file: ConfigFile,
     overrides: Overrides = None,
@@ -163,38 +201,34 @@ def sweep_command(
     runs once.
     """
     from genfl import config, grid, progress
-    from genfl.errors import InputError
 
     _configure_logging()
     progress.enabled.set(not as_json)
     content = config.read(config_file, overrides or [])
-    name = content.get("name")
-    if out is None and not isinstance(name, str):
-        raise InputError("name: missing, so the sweep has no folder; set name in the config, or use --out")
-    results = grid.run_sweep(content, out or Path("runs") / str(name), fresh=fresh, update=update)
+    results = grid.run_sweep(content, grid.sweep_folder(content, out), fresh=fresh, update=update)
     if as_json:
         _print_json([result.to_dict() for result in results])
     else:
         _print_table(*grid.overview(results))
 
 
-@app.command("status")
+@app.command("status", cls=_Command)
 def status_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or a sweep.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show the progress of a run, or of the runs of a sweep."""
-    from genfl import grid, pipeline
+    from genfl.experiment import records
 
-    if (folder / grid.SWEEP_MARKER).exists():
-        head, runs = ("run", "stage", "progress"), grid.sweep_status(folder)
+    if os.path.exists(folder / records.SWEEP_MARKER):  # noqa: PTH110  (a name may be too long)
+        head, runs = ("run", "stage", "progress"), records.sweep_rows(folder, _run_status)
         if as_json:
             _print_json([dict(zip(head, run, strict=True)) for run in runs])
         else:
             _print_table(head, runs)
         return
-    rows = pipeline.run_status(folder)
+    rows = _run_status(folder)
     if as_json:
         _print_json([row._asdict() for row in rows])
         return
@@ -205,7 +239,7 @@ def status_command(
     )
 
 
-@app.command("list")
+@app.command("list", cls=_Command)
 def list_command(
     what: Annotated[Catalogue, typer.Argument(help="The catalogue to list.")],
     as_json: Json = False,
@@ -221,7 +255,7 @@ def list_command(
         _print_table(tuple(rows[0]), [tuple(_cell(value) for value in row.values()) for row in rows])
 
 
-@app.command("schema")
+@app.command("schema", cls=_Command)
 def schema_command(
     what: Annotated[Document, typer.Argument(help="The document to describe.")] = Document.config,
     debug: Debug = False,
@@ -235,9 +269,52 @@ def schema_command(
 
         _print_json(Summary.json_schema())
         return
-    from genfl.config import Config
+    from genfl.config import json_schema
 
-    _print_json(Config.model_json_schema())
+    _print_json(json_schema())
+
+
+@app.command("cache", cls=_Command)
+def cache_command(
+    action: Annotated[CacheAction, typer.Argument(help="What to do.")] = CacheAction.list,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List or clear the cache of decoded data sets.
+
+    The cache holds private data. It stays when genfl is uninstalled.
+    """
+    from genfl.data.cache import cache_root, cached_data, clear_cache
+
+    if action is CacheAction.clear:
+        freed = clear_cache()
+        typer.echo(f"{freed / 1e6:.1f} MB freed in {cache_root()}")
+        return
+    entries = cached_data()
+    if as_json:
+        _print_json([{**entry._asdict(), "path": str(entry.path)} for entry in entries])
+        return
+    rows: list[tuple[str, ...]] = [
+        (
+            str(entry.path),
+            f"{entry.bytes / 1e6:.1f}",
+            "incomplete" if entry.examples is None else f"{entry.examples:,}",
+            ", ".join(entry.classes[:5]) + (", ..." if len(entry.classes) > 5 else ""),
+        )
+        for entry in entries
+    ]
+    _print_table(("folder", "MB", "examples", "classes"), rows)
+
+
+def _run_status(folder: Path) -> list[StageStatus]:
+    """Return the status of a run. The pipeline, which imports torch, is asked for unfinished runs alone."""
+    from genfl.experiment.records import finished_status
+
+    if rows := finished_status(folder):
+        return rows
+    from genfl import pipeline
+
+    return pipeline.run_status(folder)
 
 
 def _execute(
@@ -311,8 +388,10 @@ def _cell(value: Any) -> str:
 
 def main() -> NoReturn:
     """Run the command line. The exit code is 0 for success, 2 for bad input, 1 for a failure."""
-    from genfl.errors import GenflError, InputError
+    from genfl.errors import GenflError, InputError, on_one_line
 
+    _open_streams()
+    signal.signal(signal.SIGINT, _interrupt)
     # Threads that wait by spinning slow a run down several times if other programs use the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
@@ -324,12 +403,61 @@ def main() -> NoReturn:
         _fail(error, 1, debug, [f"failed: {line}" for line in str(error).splitlines()])
     except SystemExit as end:  # typer ends every command with it, and gives an interrupt the code 130
         if end.code == INTERRUPTED:
-            sys.stderr.write("interrupted; run the same command again to resume\n")
+            _end_interrupted()
         raise
+    except OSError as error:
+        if error.errno in _REFUSED and error.filename is not None:
+            name = on_one_line(error.filename, 200)
+            fix = "give this user access, or name another path"
+            _fail(error, 2, debug, [f"error: {name}: {error.strerror}; {fix}"])
+        _fail(error, 1, debug, [_last_resort(error)])
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        _fail(error, 1, debug, [f"failed: {type(error).__name__}: {first} (--debug shows the traceback)"])
+        _fail(error, 1, debug, [_last_resort(error)])
     sys.exit(0)
+
+
+def _last_resort(error: Exception) -> str:
+    from genfl.errors import on_one_line
+
+    first = on_one_line((str(error).strip().splitlines() or [""])[0], 400)
+    return f"failed: {type(error).__name__}: {first} (--debug shows the traceback)"
+
+
+def _open_streams() -> None:
+    """Open streams that are closed, and let those that are open show names that are not UTF-8."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # or the next file would be the closed stream
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Clean up after Ctrl-C, for `GRACE` seconds at most. A second Ctrl-C ends the process at once."""
+    signal.signal(signal.SIGINT, _end_interrupted)
+    sys.unraisablehook = lambda _: None  # this hook, and the next one, would print tracebacks
+    threading.excepthook = lambda _: None
+    timer = threading.Timer(GRACE, _end_interrupted)
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
+
+
+def _end_interrupted(*_: object) -> NoReturn:
+    """End the process. Python itself would first take torch apart, which lasts seconds."""
+    with contextlib.suppress(Exception):
+        if threading.current_thread() is threading.main_thread():  # not the timer, which has no time left
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            atexit._run_exitfuncs()  # temporary folders
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        sys.stderr.write(f"{show_cursor}interrupted; run the same command again to resume\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+    os._exit(INTERRUPTED)
 
 
 def _fail(error: Exception, code: int, debug: bool, lines: list[str]) -> NoReturn:

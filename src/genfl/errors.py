@@ -7,12 +7,21 @@ import difflib
 LONGEST_REASON = 300
 """The most characters that a message shows of another one."""
 
+LONGEST_LINE = 600
+"""The largest number of characters in a line of a message."""
+
 RENAMED = {"key": "client_id"}
 """Config fields that had another name before, by their old name."""
 
 
 class GenflError(Exception):
-    """A failure that the user did not cause; the command ends with exit code 1."""
+    """A failure that the user did not cause; the command ends with exit code 1.
+
+    No line of the message is longer than `LONGEST_LINE`.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(shorten(line, LONGEST_LINE) for line in super().__str__().splitlines())
 
 
 class InputError(GenflError, ValueError):
@@ -20,6 +29,25 @@ class InputError(GenflError, ValueError):
 
     The message has one line for each problem, which names the field and the fix.
     """
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return a text with at most `limit` characters; the middle of a longer one is left out."""
+    if len(text) <= limit:
+        return text
+    half = (limit - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def on_one_line(value: object, limit: int = 80) -> str:
+    """Return a value as a short text without line breaks or control characters, for a message.
+
+    Args:
+        value: The value.
+        limit: The largest number of characters.
+    """
+    text = shorten(str(value), limit)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -40,4 +68,4 @@ def suggest(name: str, known: list[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, shortened; the name of its type if it is empty."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ..."
+    return shorten(line, LONGEST_REASON)

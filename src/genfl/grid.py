@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import csv
 import io
 import itertools
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,16 +19,22 @@ from pydantic import Field
 from genfl import config as configs
 from genfl import pipeline
 from genfl.config import Config
-from genfl.errors import InputError
+from genfl.errors import InputError, on_one_line
+from genfl.experiment import records
 from genfl.experiment.context import RunContext
+from genfl.experiment.records import SWEEP_MARKER
 from genfl.results.schema import MethodResult, ResultModel, Summary
 from genfl.storage import digest, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 GRID = "grid"
-SWEEP_MARKER = ".genfl-sweep"
-"""The file that marks the folder of a sweep."""
+
+MOST_POINTS = 10_000
+"""The largest number of points of a grid."""
+
+LONGEST_POINT = 255
+"""The largest number of bytes in the name of a point's folder, as file systems have it."""
 
 TABLE, SUMMARY = "sweep.csv", "sweep.json"
 
@@ -70,16 +76,22 @@ def points(content: Mapping[str, Any]) -> list[Point]:
         raise InputError("grid: map fields to lists of values, as in grid: {federate.rounds: [10, 20]}")
     for field, values in grid.items():
         if not isinstance(field, str) or not all(field.split(".")):
-            raise InputError(f"grid.{field}: not a field; name one of the config, as in federate.rounds")
+            raise InputError(
+                f"grid.{on_one_line(field)}: not a field; name one of the config, as in federate.rounds"
+            )
         if not isinstance(values, list) or not values:
-            raise InputError(f"grid.{field}: {values!r} is not a list of values; use a list, as in [10, 20]")
+            raise InputError(
+                f"grid.{field}: {on_one_line(values)} is not a list of values; use a list, as in [10, 20]"
+            )
+    if (count := math.prod(map(len, grid.values()))) > MOST_POINTS:
+        raise InputError(f"grid: it has {count} points; use at most {MOST_POINTS}")
     result = []
     for combination in itertools.product(*grid.values()):
         settings = dict(zip(grid, combination, strict=True))
-        plain = copy.deepcopy({name: value for name, value in content.items() if name != GRID})
+        plain = configs.plain_copy({name: value for name, value in content.items() if name != GRID})
         for field, value in settings.items():
             configs.put(plain, field, value)
-        name = ",".join(f"{field}={_short(value)}" for field, value in settings.items())
+        name = _folder_name(settings)
         with _located(name):
             result.append(Point(name, settings, configs.validate(plain)))
     if len({point.name for point in result}) < len(result):
@@ -104,11 +116,38 @@ def _text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
-def _short(value: Any) -> str:
-    """Return a value as a part of a folder's name. Different values have different names."""
-    text = _text(value)
-    short = re.sub(r"[/\\]", "_", text)[:60]
+def _folder_name(settings: Mapping[str, Any]) -> str:
+    """Return the name of a point's folder. Different settings have different names."""
+    name = ",".join(
+        _shortened(field, 255) + "=" + _shortened(_text(value), 60) for field, value in settings.items()
+    )
+    if len(name.encode()) <= LONGEST_POINT:
+        return name
+    ending = f"-{digest(name)[:8]}"
+    return name.encode()[: LONGEST_POINT - len(ending)].decode(errors="ignore") + ending
+
+
+def _shortened(text: str, limit: int) -> str:
+    """Return a text as a part of a folder's name. Different texts have different names."""
+    short = re.sub(r"[/\\\x00-\x1f\x7f]", "_", text)[:limit]
     return short if short == text else f"{short}-{digest(text)[:8]}"
+
+
+def sweep_folder(content: Mapping[str, Any], out: Path | None) -> Path:
+    """Return the folder of a sweep.
+
+    Args:
+        content: The config of plain values.
+        out: The folder that was asked for; None for ``runs/NAME``.
+
+    Raises:
+        InputError: The config has no name, or one that cannot be a folder's.
+    """
+    if out is not None:
+        return out
+    if not isinstance(content.get("name"), str):
+        raise InputError("name: missing, so the sweep has no folder; set name in the config, or use --out")
+    return Path("runs") / configs.folder_name(content["name"])
 
 
 def run_sweep(
@@ -131,12 +170,12 @@ def run_sweep(
         InputError: A config of the grid has a mistake (checked before the first run), the folder holds
             something else, or it is in use.
     """
-    grid = points(content)
+    grid = points(configs.plain_copy(content))
     context = RunContext()  # shared by the runs, so each data set is read once
     for point in sorted(grid, key=lambda point: repr(point.config.data.options())):
         with _located(point.name):
             pipeline.checked(point.config, context)
-    with pipeline.holding(folder, "sweep", SWEEP_MARKER):
+    with pipeline.explaining_full_disk(folder), pipeline.holding(folder, "sweep", SWEEP_MARKER):
         return _sweep(grid, folder, context, fresh=fresh, update=update)
 
 
@@ -182,12 +221,7 @@ def sweep_status(folder: Path) -> list[tuple[str, ...]]:
     Args:
         folder: The folder of the sweep.
     """
-    rows: list[tuple[str, ...]] = []
-    for run_folder in sorted(path.parent for path in folder.glob(f"*/{pipeline.CONFIG}")):
-        unfinished = [stage for stage in pipeline.run_status(run_folder) if stage.state != "done"]
-        name, progress = (unfinished[0].name, unfinished[0].progress) if unfinished else ("done", "")
-        rows.append((run_folder.name, name, progress))
-    return rows
+    return records.sweep_rows(folder, pipeline.run_status)
 
 
 def overview(results: list[PointResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -7,6 +7,7 @@ import inspect
 import math
 import numbers
 import operator
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
@@ -52,6 +53,17 @@ def options(
         for p in inspect.signature(target).parameters.values()
         if (required or p.default is not p.empty) and _is_scalar(hints.get(p.name))
     }
+
+
+def descriptions(build: Callable[..., Any]) -> dict[str, str]:
+    """Return what the docstring of a builder says of each parameter, in its section ``Args``.
+
+    Args:
+        build: A function or a class; of a wrapper, the wrapped one is read.
+    """
+    _, _, arguments = (inspect.getdoc(inspect.unwrap(build)) or "").partition("\nArgs:\n")
+    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", arguments.partition("\n\n")[0], re.MULTILINE)
+    return {name: " ".join(text.split()).replace("``", "`") for name, text in entries}
 
 
 def check_options(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
-import yaml
 
 import genfl
 from genfl import config as configs
@@ -19,13 +20,19 @@ from genfl.config import Config
 from genfl.errors import GenflError, InputError
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import ANSWERS, Run, Shard, shard_folders
-from genfl.results.names import SUMMARY_FILE
+from genfl.experiment.records import (
+    RUN_CONFIG,
+    SUMMARY_FILE,
+    StageStatus,
+    finished_status,
+    read_record,
+    write_record,
+)
 from genfl.results.summarise import environment, summarise
 from genfl.stages import generate, guided, labels, pretrain, prompts, report, vocabulary
 from genfl.stages.base import Stage, StageRun, digest_of
 from genfl.stages.federate import stage as federate
-from genfl.storage import digest as digest_of_record
-from genfl.storage import link, read_json, sha256, write_json, write_text
+from genfl.storage import link, sha256, write_text
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +46,6 @@ STAGES: tuple[Stage[Any], ...] = (
     federate.STAGE,
     report.STAGE,
 )
-CONFIG = "config.yaml"
 LOCK = ".lock"
 RUN_MARKER = ".genfl"
 """The file that marks a run's folder."""
@@ -75,17 +81,21 @@ def execute(
 
     Raises:
         InputError: The folder holds something else, it is in use, or a shard is combined with later stages.
+        GenflError: The disk is full.
     """
     if shard and until != generate.STAGE.name:
         raise InputError("--shard: only generation can be split over processes; add --until generate")
     context = context or RunContext()
-    config = checked(config, context)  # also the stages after `until`, because early errors cost least
-    last = next(stage for stage in STAGES if stage.name == until)
-    if not last.wanted(config):
-        raise InputError(f"--until: this config does not need {until}; name another stage, or leave it out")
-    shards = [path for path in shard_folders(folder) if (path / RUN_MARKER).exists()]
-    run = Run(config, shard.folder(folder), shard) if shard else Run(config, folder, shards=tuple(shards))
     with contextlib.ExitStack() as held:
+        held.enter_context(explaining_full_disk(folder))
+        config = checked(config, context)  # also the stages after `until`, because early errors cost least
+        last = next(stage for stage in STAGES if stage.name == until)
+        if not last.wanted(config):
+            raise InputError(
+                f"--until: this config does not need {until}; name another stage, or leave it out"
+            )
+        shards = [path for path in shard_folders(folder) if (path / RUN_MARKER).exists()]
+        run = Run(config, shard.folder(folder), shard) if shard else Run(config, folder, shards=tuple(shards))
         for run_folder in (run.folder, *run.shards):
             held.enter_context(holding(run_folder, "run", RUN_MARKER))
         _claim(config, run.folder, fresh=fresh, update=update)
@@ -122,9 +132,9 @@ def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
     Raises:
         InputError: The folder holds something else, or is in use.
     """
-    _refuse_foreign(folder, what, marker)
     lock = filelock.FileLock(folder / LOCK)
     try:
+        _refuse_foreign(folder, what, marker)
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -143,16 +153,39 @@ def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def explaining_full_disk(folder: Path) -> Iterator[None]:
+    """Say where there is no space left, if the block fails for want of it.
+
+    Args:
+        folder: The folder that the block writes to.
+
+    Raises:
+        GenflError: The disk is full.
+    """
+    try:
+        yield
+    except Exception as error:  # some libraries tell it by text alone
+        known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not known and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        named = getattr(error, "filename", None)
+        full = Path(named).parent if isinstance(named, str) else folder
+        raise GenflError(
+            f"no space left in {full}; make room, and run the same command again to resume"
+        ) from error
+
+
 def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
     """Prepare a folder for a run of this config; see `execute`. The caller holds the lock."""
-    existing = folder / CONFIG
+    existing = folder / RUN_CONFIG
     if fresh:
         _delete_run(folder)
     elif existing.exists():
         try:
-            old = configs.plain(existing.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise InputError(f"--out: {existing} is damaged; use --fresh to start over") from None
+            old = configs.read(existing)
+        except InputError as error:
+            raise InputError(f"--out: {existing} is damaged ({error}); use --fresh to start over") from None
         changes = configs.differences(old, configs.plain(configs.dump(config)))
         if changes and not update:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
@@ -162,7 +195,7 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
             )
         if changes:
             (folder / SUMMARY_FILE).unlink(missing_ok=True)
-    write_text(folder / CONFIG, configs.dump(config))
+    write_text(folder / RUN_CONFIG, configs.dump(config))
 
 
 def _refuse_foreign(folder: Path, what: str, marker: str) -> None:
@@ -180,7 +213,7 @@ def _delete_run(folder: Path) -> None:
     """Delete the files of a run, and nothing else. The marker stays, in case the process is killed."""
     for name in ("stages", ANSWERS, *(stage.folder for stage in STAGES)):
         _remove(folder / name)
-    for name in (SUMMARY_FILE, CONFIG):
+    for name in (SUMMARY_FILE, RUN_CONFIG):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -248,7 +281,7 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
     """Run a stage unless its output is up to date and intact. Return whether it was skipped."""
     stage, digest = step.stage, step.work.digest
     record, folder = run.record(stage.name), step.work.folder
-    old = _read_record(record)
+    old = read_record(record)
     if old and old["digest"] != digest:
         old = None
     if old and old["done"]:
@@ -259,12 +292,13 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
         for path in damaged:
             log.warning("%s: %s is damaged and will be regenerated", stage.name, folder / path)
             (folder / path).unlink(missing_ok=True)
-    elif old is None:
+    (run.folder / SUMMARY_FILE).unlink(missing_ok=True)  # until the run is finished again
+    if old is None:
         if not stage.keeps:
             _remove(folder)
         if any(_take_over(stage, digest, run, Run(run.config, other)) for other in others):
             return True
-    _write_record(record, {"stage": stage.name, "digest": digest, "done": False})
+    write_record(record, {"stage": stage.name, "digest": digest, "done": False})
     log.info("%s: running", stage.name)
     began = time.perf_counter()
     result = stage.run(step.inputs, step.work)
@@ -276,7 +310,7 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(".")
     }
-    _write_record(
+    write_record(
         record,
         {
             "stage": stage.name,
@@ -294,7 +328,7 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
 
 def _take_over(stage: Stage[Any], digest: str, run: Run, other: Run) -> bool:
     """Link a stage's files from another run, if its digest is the same and the files are intact."""
-    record = _read_record(other.record(stage.name))
+    record = read_record(other.record(stage.name))
     if not record or record["digest"] != digest or not record["done"]:
         return False
     source, target = other.folder / stage.folder, run.folder / stage.folder
@@ -303,47 +337,13 @@ def _take_over(stage: Stage[Any], digest: str, run: Run, other: Run) -> bool:
     _remove(target)  # an older config may have left more files
     for path in record["files"]:
         link(source / path, target / path)
-    _write_record(run.record(stage.name), record)
+    write_record(run.record(stage.name), record)
     log.info("%s: taken over from %s", stage.name, other.folder)
     return True
 
 
-def _write_record(path: Path, content: dict[str, Any]) -> None:
-    write_json(path, {**content, "sha256": digest_of_record(content)})
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """Return a stage's record. None if there is none, or if it is damaged."""
-    if not path.exists():
-        return None
-    try:
-        content: dict[str, Any] = read_json(path)
-        if content.pop("sha256") == digest_of_record(content):
-            return content
-    except (GenflError, KeyError, AttributeError):
-        pass
-    log.warning("%s is damaged; its stage will run again", path)
-    return None
-
-
 def _intact(path: Path, checksum: str) -> bool:
     return path.is_file() and sha256(path) == checksum
-
-
-class StageStatus(NamedTuple):
-    """The status of a stage of a run.
-
-    Attributes:
-        name: The stage.
-        state: ``done``, ``partial`` (interrupted or running) or ``missing``.
-        seconds: Its duration in seconds; None if it is not done.
-        progress: Its progress, for example ``350 of 2000 samples``; empty if unknown.
-    """
-
-    name: str
-    state: str
-    seconds: float | None
-    progress: str
 
 
 def run_status(folder: Path) -> list[StageStatus]:
@@ -352,11 +352,21 @@ def run_status(folder: Path) -> list[StageStatus]:
     Raises:
         InputError: The folder holds no run.
     """
-    if not (folder / CONFIG).exists():
-        raise InputError(f"{folder} holds no run: there is no {CONFIG} in it; name a run's folder")
-    run, rows = Run(configs.load(folder / CONFIG), folder), []
+    if rows := finished_status(folder):
+        return rows
+    file, rows = folder / RUN_CONFIG, []
+    try:
+        config = configs.load(file)
+    except InputError as error:
+        if not file.is_file():
+            raise InputError(
+                f"{folder} holds no run: there is no {RUN_CONFIG} in it; name a run's folder"
+            ) from None
+        lines = [line.removeprefix(f"{file}: ") for line in str(error).splitlines()]
+        raise InputError("\n".join(f"{file}: {line}" for line in lines)) from error
+    run = Run(config, folder)
     for stage, inputs, work in steps(run, RunContext()):
-        record = _read_record(run.record(stage.name))
+        record = read_record(run.record(stage.name))
         if record is None or record["digest"] != work.digest:
             rows.append(StageStatus(stage.name, "missing", None, ""))
         elif record["done"] and all((work.folder / path).is_file() for path in record["files"]):

@@ -13,14 +13,14 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from genfl.errors import GenflError
-from genfl.trees import Tree
+
+if TYPE_CHECKING:  # importing torch takes seconds, and most files hold no tensors
+    from torch import Tensor
+
+    from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +127,10 @@ def save_tensors(path: Path, tree: Tree, meta: dict[str, Any] | None = None) -> 
         TypeError: A leaf is not a tensor.
         ValueError: A key contains `SEPARATOR`.
     """
+    import safetensors.torch
+    import torch
+    from torch import Tensor
+
     flat = dict(_flatten(tree))
     for name, leaf in flat.items():
         if not isinstance(leaf, Tensor) and leaf != {}:
@@ -215,6 +219,8 @@ def load_checkpoint(path: Path | None, digest: str = "") -> tuple[Tree, dict[str
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     """Yield an open safetensors file and its entry; errors in the block count as damage of the file."""
+    import safetensors
+
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file, json.loads((file.metadata() or {})["genfl"])
@@ -223,6 +229,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
 
 
 def _checksum(header: str, tensors: dict[str, Tensor]) -> str:
+    import torch
+
     content = hashlib.sha256(header.encode())
     for name, tensor in sorted(tensors.items()):
         content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -10,6 +10,7 @@ import pytest
 
 from genfl import config, pipeline
 from genfl.errors import GenflError, InputError
+from genfl.experiment import records
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.results import document, names, schema
@@ -101,7 +102,7 @@ def test_records_of_stages_survive_a_round_trip(folder):
 
 
 def test_a_record_of_an_unfinished_stage_has_no_result(tmp_path):
-    pipeline._write_record(tmp_path / "x.json", {"stage": "x", "digest": "0" * 64, "done": False})
+    records.write_record(tmp_path / "x.json", {"stage": "x", "digest": "0" * 64, "done": False})
     record = StageRecord.read(tmp_path / "x.json")
     assert (record.done, record.digest, record.result) == (False, "0" * 64, {})
 

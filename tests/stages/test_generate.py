@@ -15,6 +15,7 @@ from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.errors import InputError
+from genfl.experiment import records
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run, Shard, shard_folders
 from genfl.stages import prompts
@@ -73,7 +74,7 @@ def execute(made, folder, *overrides, until="generate", **options):
 def reopen(run):
     """Leaves a finished stage as a kill after its last block would."""
     started = {"stage": "generate", "digest": run.run.digest("generate"), "done": False}
-    pipeline._write_record(run.run.record("generate"), started)
+    records.write_record(run.run.record("generate"), started)
 
 
 def synthetic(folder):

@@ -214,7 +214,7 @@ def test_more_than_there_is_and_clients_with_nothing_are_refused_before_anything
             "methods.mixed.content.filter={share: 2}",
             "methods.mixed.content.filter.share: should be less",
         ),
-        ("methods.mixed.content=3", "methods.mixed.content: should be a valid dictionary"),
+        ("methods.mixed.content=3", "methods.mixed.content: should be a mapping of keys to values, not 3"),
         (
             "methods.chosen.content.filter.from_round=4",
             "methods.chosen.content.filter.from_round: 4, but there are 3 rounds",
@@ -225,7 +225,7 @@ def test_more_than_there_is_and_clients_with_nothing_are_refused_before_anything
             "methods.p2g.content={budget: water_filling, samples: null}",
             "methods.p2g.content.samples: required with budget water_filling",
         ),
-        ("content=3", "content: should be a valid dictionary"),
+        ("content=3", "content: should be a mapping of keys to values, not 3"),
         (
             "methods.mixed.data=g2g",
             "methods.mixed.data: should be 'private', 'generated',",

@@ -13,6 +13,7 @@ from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.errors import InputError
+from genfl.experiment import records
 from genfl.experiment.context import RunContext, class_indices, initial_key
 from genfl.learning.evaluate import evaluate
 from genfl.models import MODELS
@@ -434,7 +435,7 @@ def test_the_status_of_a_run_whose_labels_are_being_found_again(parse, tmp_path)
     pipeline.execute(settings, tmp_path / "run")
     for stage in ("labels", "federate"):
         record = json.loads((tmp_path / "run" / "stages" / f"{stage}.json").read_text())
-        pipeline._write_record(
+        records.write_record(
             tmp_path / "run" / "stages" / f"{stage}.json",
             {"stage": stage, "digest": record["digest"], "done": False},
         )

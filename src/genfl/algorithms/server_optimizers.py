@@ -99,7 +99,14 @@ def fedyogi(
 ) -> ServerOptimizer:
     """Return Yogi on the server: ``v ← v − (1 − β₂) Δ² sign(v − Δ²)``.
 
-    Source and arguments as for `fedadam`.
+    Source: see `fedadam`.
+
+    Args:
+        lr: Server learning rate η, positive.
+        beta1: Decay of the first moment, in [0, 1).
+        beta2: Decay of the second moment, in [0, 1).
+        tau: Degree of adaptivity τ, positive. A smaller τ is more adaptive.
+        initial: v before the first round. If None, τ², the smallest value that the paper allows.
     """
 
     def second(v: Tensor, d: Tensor) -> Tensor:
@@ -119,7 +126,13 @@ def fedadagrad(
 ) -> ServerOptimizer:
     """Return Adagrad on the server: ``v ← v + Δ²``.
 
-    Source and arguments as for `fedadam`. The paper has β₁ = 0.
+    Source: see `fedadam`. The paper has β₁ = 0.
+
+    Args:
+        lr: Server learning rate η, positive.
+        beta1: Decay of the first moment, in [0, 1).
+        tau: Degree of adaptivity τ, positive. A smaller τ is more adaptive.
+        initial: v before the first round. If None, τ², the smallest value that the paper allows.
     """
     return _adaptive("fedadagrad", lr, beta1, tau, lambda v, d: v + d.square(), initial)
 

@@ -7,16 +7,19 @@ from genfl.config.reading import (
     default_guidance,
     differences,
     dump,
+    folder_name,
     generator_section,
     load,
+    merge,
     parse,
     plain,
+    plain_copy,
     plain_without_inherited,
     put,
     read,
     validate,
 )
-from genfl.config.schema import Config
+from genfl.config.schema import Config, json_schema
 from genfl.config.section import Section
 from genfl.config.training import Model
 
@@ -32,10 +35,14 @@ __all__ = [
     "default_guidance",
     "differences",
     "dump",
+    "folder_name",
     "generator_section",
+    "json_schema",
     "load",
+    "merge",
     "parse",
     "plain",
+    "plain_copy",
     "plain_without_inherited",
     "put",
     "read",

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from genfl import registry
 from genfl.config.names import ASKED_STYLES, ESPEAK, NO_GENERATOR, SPEECH_VOCODER
-from genfl.config.section import Device, OneOf, OptionSections, Section, as_list
+from genfl.config.section import Device, OneOf, OptionSections, OrOne, Section
 
 NO_GUIDANCE = [1.0]
 UNGUIDED = ("speech", "text")
@@ -87,9 +87,8 @@ class Prompts(Section):
         description="Share of samples that are generated from another label's prompt. It simulates a poor"
         " generator.",
     )
-    guidance_scale: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(as_list)] = Field(
+    guidance_scale: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1), OrOne()] = Field(
         [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0],
-        min_length=1,
         description="The guidance scale, or a list of scales to draw from.",
     )
     block_size: int = Field(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from genfl.config.names import GENERATOR_REFERENCE, OLD_OPTIONS, REFERENCE_NAMES, UNLABELLED_RESOURCES
-from genfl.config.section import Choice, OneOf, OptionSections, Section, as_list, named
+from genfl.config.section import Choice, OneOf, OptionSections, OrOne, Section, named
 from genfl.data.budget import BudgetKind as Budget
 from genfl.data.budget import Guidance
 
@@ -34,7 +34,9 @@ class GeneratorReference(Choice):
     )
 
 
-_algorithm_sections = OptionSections("Algorithm", lambda entry: entry.options())
+_algorithm_sections = OptionSections(
+    "Algorithm", lambda entry: entry.options(), build=lambda entry: entry.make
+)
 
 
 def _algorithms() -> dict[str, type[BaseModel]]:
@@ -162,7 +164,7 @@ class Content(Section):
 class Method(Section):
     """One method of the comparison."""
 
-    algorithm: Annotated[list[MethodPart], BeforeValidator(as_list), Field(min_length=1)] = Field(
+    algorithm: Annotated[list[MethodPart], Field(min_length=1), OrOne()] = Field(
         description="A name of `genfl list algorithms`, or a list of names that make one algorithm. Or a"
         " reference, which is not federated: local (every client alone), centralised (all data in one place),"
         " generator (the generator as a classifier)."

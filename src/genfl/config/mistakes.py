@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import reprlib
 from collections.abc import Collection, Sequence
 from typing import Any
+
+from pydantic import ValidationError
 
 from genfl.config.generation import GENERATOR_UNION
 from genfl.config.methods import ALGORITHM
 from genfl.config.schema import Config
 from genfl.config.section import OneOf
 from genfl.config.training import MODEL
-from genfl.errors import suggest
+from genfl.errors import on_one_line, suggest
 
 UNIONS: dict[Any, OneOf] = {
     "algorithm": ALGORITHM,
@@ -21,10 +25,34 @@ UNIONS: dict[Any, OneOf] = {
 """The fields that accept one of several sections."""
 
 
-def explain(problem: Any) -> str:
-    """Return the message for one error of a pydantic ValidationError."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+MOST_LINES = 30
+"""The largest number of mistakes in one message."""
+
+
+def explain(error: ValidationError, *above: str) -> str:
+    """Return the message for an error of pydantic: one line per mistake.
+
+    Args:
+        error: The error.
+        *above: The sections that hold the values.
+    """
+    problems = error.errors(include_url=False)
+    lines = [_explain({**problem, "loc": (*above, *problem["loc"])}) for problem in problems[:MOST_LINES]]
+    more = len(problems) - len(lines)
+    return "\n".join([*lines, *([f"config: {more} more mistakes; mend these first"] if more else [])])
+
+
+def field_name(location: Sequence[Any]) -> str:
+    """Return the name of a field from its path, such as ``federate.rounds``."""
+    return ".".join(on_one_line(part, 60) for part in location)
+
+
+def _explain(problem: Any) -> str:
     location = _as_written(problem["loc"])
-    field = ".".join(map(str, location))
+    field = field_name(location)
     match problem["type"]:
         case "extra_forbidden":
             return f"{field}: unknown key; {suggest(str(location[-1]), _keys_at(problem['loc'][:-1]))}"
@@ -32,9 +60,11 @@ def explain(problem: Any) -> str:
             return f"{field}: required, but missing; set it"
         case "union_tag_invalid":
             name, (tag, known) = problem["ctx"]["tag"], _union(location)
-            return f"{field}.{tag}: there is no {name!r}; {suggest(name, list(known))}"
+            return f"{field}.{tag}: there is no {on_one_line(name)!r}; {suggest(name, list(known))}"
         case "union_tag_not_found":
             return f"{field}.{_union(location)[0]}: required, but missing; set it"
+        case "model_type" | "model_attributes_type" | "dict_type":  # pydantic's messages name classes
+            return f"{field}: should be a mapping of keys to values, not {_shown(problem['input'])}"
         case "too_short" | "too_long" as kind:  # pydantic's messages differ between versions
             bound, limit = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
             count, length = problem["ctx"][limit], problem["ctx"]["actual_length"]
@@ -43,7 +73,20 @@ def explain(problem: Any) -> str:
             return str(problem["ctx"]["error"])
         case _:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            return f"{field}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+            return f"{field}: {message[0].lower()}{message[1:]}, not {_shown(problem['input'])}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as in a config file, on one line, and short."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case datetime.date():
+            return value.isoformat()
+        case _:
+            return on_one_line(_SHORT.repr(value), 160)
 
 
 def _union(location: Sequence[Any]) -> tuple[str, Collection[str]]:

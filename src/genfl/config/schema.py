@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from genfl.config.data import Data, Labels
 from genfl.config.generation import (
@@ -20,7 +20,8 @@ from genfl.config.generation import (
     kind_of,
 )
 from genfl.config.methods import Content, Method
-from genfl.config.section import Device, FolderName, Section, named
+from genfl.config.names import RESERVED_METHODS
+from genfl.config.section import Device, FolderName, OrName, Section
 from genfl.config.training import Federation, Model, Pretraining
 from genfl.data.budget import ORDERS
 from genfl.data.texts import GENERATED_TOKENIZER, HASHED_TOKENIZER
@@ -45,11 +46,12 @@ class Config(Section):
 
     name: FolderName = Field(description="The name of the run. Its folder is runs/NAME by default.")
     seeds: list[int] = Field(
-        [0, 1, 2], min_length=1, description="The seeds. Every method is trained once per seed."
+        [0, 1, 2],
+        min_length=1,
+        max_length=1000,
+        description="The seeds. Every method is trained once per seed.",
     )
-    data: Annotated[Data, BeforeValidator(named)] = Field(
-        description="The private data, and its split over clients."
-    )
+    data: Annotated[Data, OrName()] = Field(description="The private data, and its split over clients.")
     labels: Labels = Field(Labels(), description="Private label discovery.")
     prompts: Prompts = Field(Prompts(), description="The prompts that the generator gets.")
     generator: AnyGenerator = Field(
@@ -161,8 +163,8 @@ class Config(Section):
 
     def _problems_of_methods(self) -> Iterator[str]:
         """Yield what is wrong with methods, alone and in this run: field and fix."""
-        if "synthetic_only" in self.methods:
-            yield "methods: synthetic_only is reserved for the pre-trained model; choose another name"
+        for name in RESERVED_METHODS.keys() & self.methods.keys():
+            yield f"methods: {name} is reserved for {RESERVED_METHODS[name]}; choose another name"
         if all(method.reference for method in self.methods.values()):
             yield "methods: all of them are references; add a federated algorithm to compare them with"
         for name, method in self.methods.items():
@@ -200,6 +202,18 @@ class Config(Section):
                 f"data.tokenizer: {GENERATED_TOKENIZER} takes its words from generated texts, but generator"
                 f" is none; use {HASHED_TOKENIZER}, or name a generator"
             )
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a config file, for editors. A file for ``genfl sweep`` has a grid, too."""
+    schema = Config.model_json_schema()
+    schema["properties"]["grid"] = {
+        "description": "For genfl sweep: lists of values for fields, as in federate.rounds: [10, 20].",
+        "type": "object",
+        "additionalProperties": {"type": "array", "minItems": 1},
+        "minProperties": 1,
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _code_of(models: Sequence[Model]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union
 
@@ -15,24 +16,71 @@ from pydantic import (
     GetJsonSchemaHandler,
     TypeAdapter,
     create_model,
+    model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from genfl.options import descriptions
+
+LONGEST_NAME = 200
+"""The largest number of bytes in a name that becomes a folder. File systems take 255, and parts are added."""
+
 
 def _folder_name(value: str) -> str:
-    if not value or value[0] == "." or any(c in "/\\" or ord(c) < 32 for c in value):
-        raise ValueError("must be a folder name: not empty, no slash, no leading dot")
+    if not value or value[0] == "." or any(c in "/\\" or unicodedata.category(c) in _BAD for c in value):
+        raise ValueError(
+            "becomes the name of a folder: no slash, no control character, no leading dot, and not empty"
+        )
+    if len(value.encode()) > LONGEST_NAME:
+        raise ValueError(f"becomes the name of a folder: at most {LONGEST_NAME} bytes")
     return value
 
+
+_BAD = ("Cc", "Cs", "Zl", "Zp")
+"""The categories of Unicode for control characters, halves of characters, and line breaks."""
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
 class Section(BaseModel):
-    """A section of the config. It rejects unknown keys, and its values cannot be changed."""
+    """A section of the config. It rejects unknown keys, and its values cannot be changed.
+
+    A section below it that has no lines, or only comments, has its defaults.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+    @classmethod
+    def sections(cls) -> list[str]:
+        """Return the fields that are sections with defaults, or mappings."""
+        return [
+            name
+            for name, field in cls.model_fields.items()
+            if isinstance(field.default, dict)
+            or (isinstance(field.default, Section) and type(field.default) is field.annotation)
+        ]
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the JSON schema, in which a section with defaults can be empty."""
+        described = handler(schema)
+        fields = handler.resolve_ref_schema(described)["properties"]
+        for name in cls.sections():
+            marks = {key: fields[name].pop(key) for key in ("default", "description") if key in fields[name]}
+            marks["description"] = cls.model_fields[name].description  # absent if its class says the same
+            fields[name] = {"anyOf": [fields[name], {"type": "null"}], **marks}
+        return described
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_sections(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or None not in content.values():
+            return content
+        empty = [name for name in cls.sections() if content.get(name, ...) is None]
+        return {name: value for name, value in content.items() if name not in empty}
 
 
 class Choice(Section):
@@ -56,6 +104,35 @@ def as_list(value: Any) -> Any:
 def named(value: Any) -> Any:
     """Return ``{name: fedavg}`` for ``fedavg``, and other values unchanged."""
     return {"name": value} if isinstance(value, str) else value
+
+
+class OrOne:
+    """An annotation for a list that can be written as its only item."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema of the list, which accepts a single item too."""
+        return core_schema.no_info_before_validator_function(as_list, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the JSON schema of the list or its item."""
+        several = handler(schema)
+        return {"anyOf": [several["items"], several]}
+
+
+class OrName:
+    """An annotation for a section that can be written as its name alone."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema of the section, which accepts a name too."""
+        return core_schema.no_info_before_validator_function(named, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the JSON schema of the name or the section."""
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
 
 
 class OneOf:
@@ -96,8 +173,9 @@ class OneOf:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Return the JSON schema of all sections, with their options."""
-        return handler(self.adapter().core_schema)
+        """Return the JSON schema of all sections with their options, and of the names that stand for them."""
+        sections = handler(self.adapter().core_schema)["oneOf"]
+        return {"anyOf": [{"enum": self.names()}, *sections]}
 
 
 class OptionSections:
@@ -108,6 +186,7 @@ class OptionSections:
         options: Returns the type and default of each option of an entry.
         base: The base class of the sections.
         tag: The key that names the entry.
+        build: Returns the builder of an entry, whose docstring describes the options. None if there is none.
     """
 
     def __init__(
@@ -116,8 +195,9 @@ class OptionSections:
         options: Callable[[Any], Mapping[str, Any]],
         base: type[BaseModel] = Choice,
         tag: str = "name",
+        build: Callable[[Any], Callable[..., Any] | None] = lambda entry: None,
     ) -> None:
-        self.what, self.options, self.base, self.tag = what, options, base, tag
+        self.what, self.options, self.base, self.tag, self.build = what, options, base, tag, build
         self._sections: dict[str, tuple[Any, type[BaseModel]]] = {}
 
     def __call__(self, entries: Mapping[str, Any]) -> dict[str, type[BaseModel]]:
@@ -127,7 +207,12 @@ class OptionSections:
     def _section(self, name: str, entry: Any) -> type[BaseModel]:
         if name not in self._sections or self._sections[name][0] is not entry:
             tag = (Literal[name], Field(description=f"The {self.tag} of the {self.what.lower()}."))
-            fields: dict[str, Any] = {self.tag: tag, **self.options(entry)}
+            build = self.build(entry)
+            described = descriptions(build) if build else {}
+            fields: dict[str, Any] = {self.tag: tag}
+            for option, (kind, default) in self.options(entry).items():
+                text = described.get(option, f"An option of {name}.")
+                fields[option] = (kind, Field(default, description=text))
             section = create_model(
                 f"{self.what}_{name}", __base__=self.base, __doc__=f"Options of {name}.", **fields
             )

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from genfl.config.names import OLD_ENGINES, EngineName
-from genfl.config.section import Choice, OneOf, OptionSections, Section, as_list, named
+from genfl.config.section import Choice, OneOf, OptionSections, OrOne, Section, named
 from genfl.learning.augment import Augment, Padding
 from genfl.options import options
 
-_model_sections = OptionSections("Model", lambda entry: options(entry.build))
+_model_sections = OptionSections("Model", lambda entry: options(entry.build), build=lambda entry: entry.build)
 
 
 def _models() -> dict[str, type[BaseModel]]:
@@ -70,7 +70,7 @@ Source = Literal["private", "generated"]
 class LocalAugmentation(Augmentation):
     """Random changes of the inputs that clients train on."""
 
-    data: Annotated[list[Source], BeforeValidator(as_list), Field(min_length=1)] = Field(
+    data: Annotated[list[Source], Field(min_length=1), OrOne()] = Field(
         ["private", "generated"], description="The parts of a client's data that are changed."
     )
 

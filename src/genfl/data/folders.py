@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genfl.data.layout import Entry, File, Layout
+from genfl.data.layout import File, Layout, PlacedFile
 from genfl.data.levels import SPLITS
 from genfl.data.media import Medium
 from genfl.data.tables import DEFAULT_CSV, CSVOptions, Table, TableError, open_table
@@ -260,13 +260,14 @@ class Folder:
         if not isinstance(name, str) or not name or not self.medium.by_path:
             return cell
         inside = Path(os.path.relpath(self.path / name, self.path))  # also of a path from the root
-        return None if inside.parts[:1] == ("..",) else self.path / inside
+        is_inside = inside.parts[:1] != ("..",) and (self.path / inside).is_file()
+        return self.path / inside if is_inside else None
 
     def file_of(self, cell: Any) -> str | None:
         """Return the file of a cell, relative to the folder; None for a cell in a table."""
         return os.path.relpath(cell, self.path) if isinstance(cell, Path) else None
 
-    def _open_tables(self, entries: Sequence[Entry]) -> list[tuple[str, Table]]:
+    def _open_tables(self, entries: Sequence[PlacedFile]) -> list[tuple[str, Table]]:
         """Open tables, and give each the name of its split: train, validation, test, or its own."""
         raw = dict.fromkeys(entry.split for entry in entries)
         named: dict[str, str] = {}

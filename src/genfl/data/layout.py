@@ -54,7 +54,7 @@ class File(NamedTuple):
     role: Role
 
 
-class Entry(NamedTuple):
+class PlacedFile(NamedTuple):
     """A file that is read.
 
     Attributes:
@@ -138,7 +138,7 @@ class Layout:
         except LevelError:
             return (*outer, "**")  # the metadata tells the classes
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[PlacedFile]:
         """Return the files that are read: the tables, or else the examples.
 
         Raises:
@@ -252,9 +252,9 @@ class Layout:
             return "example"
         return "other"
 
-    def _described(self) -> list[Entry]:
+    def _described(self) -> list[PlacedFile]:
         """Return the files that the data card names."""
-        entries: dict[str, Entry] = {}
+        entries: dict[str, PlacedFile] = {}
         for split, patterns in self.card.files.items():
             for pattern in patterns:
                 # glob follows links, and Path.glob does not before Python 3.13
@@ -268,16 +268,16 @@ class Layout:
                     )
                 for file in matched:
                     label = file.parts[-2] if len(file.parts) > 1 and file.role == "example" else None
-                    entries.setdefault(file.name, Entry(file, split, label))
+                    entries.setdefault(file.name, PlacedFile(file, split, label))
         return list(entries.values())
 
-    def _tables(self) -> list[Entry]:
+    def _tables(self) -> list[PlacedFile]:
         """Return the tables, each with its split: that of its name, or of a folder that holds it."""
         tables = self._saved() or self._of("table")
         splits = {file.name: self._split_of(file) for file in tables}
         if not any(splits.values()):
-            return [Entry(file, "train") for file in tables]
-        return [Entry(file, splits[file.name] or "") for file in tables]
+            return [PlacedFile(file, "train") for file in tables]
+        return [PlacedFile(file, splits[file.name] or "") for file in tables]
 
     def _saved(self) -> list[File]:
         """Return the tables of a data set that save_to_disk wrote; other tables there are caches."""
@@ -298,7 +298,7 @@ class Layout:
         names = (stem, *reversed(file.parts[:-1]))
         return next(filter(None, map(split_in_name, names)), None)
 
-    def _placed(self, file: File) -> Entry:
+    def _placed(self, file: File) -> PlacedFile:
         """Return the split, class and client of an example, which the folders that hold it name."""
         folders = file.parts[:-1]
         levels = self.levels[:-1] if self.levels[-1:] == ("**",) else self.levels
@@ -316,7 +316,7 @@ class Layout:
                     " UTF-8; rename it"
                 )
         split = named.get("split", "train")
-        return Entry(file, _split_named(split), named.get("class"), named.get("client"))
+        return PlacedFile(file, _split_named(split), named.get("class"), named.get("client"))
 
 
 def _split_named(name: str) -> str:

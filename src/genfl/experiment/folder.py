@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from genfl.config import Config
 from genfl.errors import InputError
+from genfl.experiment.records import record_file
 from genfl.storage import read_json
 
 ANSWERS = "answers"
@@ -68,7 +69,7 @@ class Run:
 
     def record(self, stage: str) -> Path:
         """Return the path of a stage's record."""
-        return self.folder / "stages" / f"{stage}.json"
+        return record_file(self.folder, stage)
 
     def digest(self, stage: str) -> str:
         """Return the digest of everything that a finished stage's output depends on."""

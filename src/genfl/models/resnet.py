@@ -154,7 +154,16 @@ def resnet18(
 def resnet50(
     shape: tuple[int, ...], classes: int, *, stem: Stem = "imagenet", norm: Norm = "batch"
 ) -> ResNet:
-    """Return ResNet-50: 25,557,032 parameters for ImageNet; see `resnet18`."""
+    """Return ResNet-50: 25,557,032 parameters for ImageNet.
+
+    Source: see `resnet18`.
+
+    Args:
+        shape: The shape of an input; see `resnet18`.
+        classes: Number of classes.
+        stem: ``imagenet`` is the stem of the paper. It divides height and width by 4; ``cifar`` keeps them.
+        norm: Kind of normalisation. Group norm has 32 groups.
+    """
     return ResNet(shape, classes, Bottleneck, (3, 4, 6, 3), stem=stem, norm=norm)
 
 

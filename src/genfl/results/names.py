@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from genfl.experiment.records import SUMMARY_FILE
 from genfl.references import CENTRALISED, GENERATOR, LOCAL
 
 __all__ = ["CENTRALISED", "GENERATOR", "LOCAL", "SUMMARY_FILE", "SYNTHETIC_ONLY"]
 
 SYNTHETIC_ONLY = "synthetic_only"
 """The row of the pre-trained model before any round; it is in every comparison with a generator."""
-
-SUMMARY_FILE = "summary.json"
-"""The file in a run's folder that holds its `genfl.results.schema.Summary`."""
