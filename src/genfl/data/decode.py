@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +20,7 @@ from genfl.data.folders import BATCH_ROWS, Folder, cell_text, first_few, first_l
 from genfl.data.formats import InputFormat
 from genfl.data.media import MEDIA
 from genfl.errors import GenflError, InputError
-from genfl.storage import digest, read_json, replacing, sha256, write_json
+from genfl.storage import digest, read_json, remove, replacing, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,8 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
             try:
                 _decode(folder, spec, target)
             except BaseException:
-                shutil.rmtree(target, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    remove(target, target.parent)
                 raise
             facts = _read_facts(target)
     if facts is None:
@@ -197,7 +198,7 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
         raise InputError(
             f"data.path: no train split in {folder.path}, only {', '.join(streams)}; rename one to train"
         )
-    (target / "about.json").unlink(missing_ok=True)
+    remove(target / "about.json", target)
     used = ("train", *[name for name in TEST_SPLITS if name in streams][:1])
     notes = [f"split {name} is not used" for name in streams if name not in used]
     with progress.bar("decode", total, MEDIA[spec.format.modality].what) as advance:
