@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,17 @@ from genfl.stages import generate, guided, labels, pretrain, prompts, report, vo
 from genfl.stages.base import Stage, StageRun, digest_of
 from genfl.stages.federate import stage as federate
 from genfl.storage import digest as digest_of_record
-from genfl.storage import link, read_json, sha256, write_json, write_text
+from genfl.storage import (
+    is_below,
+    link,
+    locked,
+    read_json,
+    refuse_links,
+    remove,
+    sha256,
+    write_json,
+    write_text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +93,14 @@ def execute(
     if not last.wanted(config):
         raise InputError(f"--until: this config does not need {until}; name another stage, or leave it out")
     shards = [path for path in shard_folders(folder) if (path / RUN_MARKER).exists()]
-    run = Run(config, shard.folder(folder), shard) if shard else Run(config, folder, shards=tuple(shards))
+    target = shard.folder(folder) if shard else folder
+    beside = [path for path in (folder, *shards) if path != target]
+    run = Run(config, target, shard, () if shard else tuple(shards), (*others, *beside))
     with contextlib.ExitStack() as held:
         for run_folder in (run.folder, *run.shards):
             held.enter_context(holding(run_folder, "run", RUN_MARKER))
         _claim(config, run.folder, fresh=fresh, update=update)
-        beside = [run_folder for run_folder in (folder, *shards) if run_folder != run.folder]
-        return _execute(run, context, until, [*others, *beside])
+        return _execute(run, context, until)
 
 
 def checked(config: Config, context: RunContext) -> Config:
@@ -123,28 +133,27 @@ def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
         InputError: The folder holds something else, or is in use.
     """
     _refuse_foreign(folder, what, marker)
-    lock = filelock.FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise InputError(
-            f"--out: another process is using {folder}; wait for it, or choose another folder"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"--out: {folder} cannot be used ({error.strerror}); choose another folder"
-        ) from error
-    try:
+    refuse_links(folder, [LOCK])
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / LOCK))
+        except filelock.Timeout:
+            raise InputError(
+                f"--out: another process is using {folder}; wait for it, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"--out: {folder} cannot be used ({error.strerror}); choose another folder"
+            ) from error
         if not (folder / marker).exists():
             write_text(folder / marker, f"A {what} of genfl {genfl.__version__}.\n")
         yield
-    finally:
-        lock.release()
 
 
 def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
     """Prepare a folder for a run of this config; see `execute`. The caller holds the lock."""
+    refuse_links(folder, _subfolders())
     existing = folder / CONFIG
     if fresh:
         _delete_run(folder)
@@ -161,7 +170,7 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
                 " --update to redo the stages that depend on the changes, or --fresh to start over"
             )
         if changes:
-            (folder / SUMMARY_FILE).unlink(missing_ok=True)
+            remove(folder / SUMMARY_FILE, folder)
     write_text(folder / CONFIG, configs.dump(config))
 
 
@@ -178,24 +187,21 @@ def _refuse_foreign(folder: Path, what: str, marker: str) -> None:
 
 def _delete_run(folder: Path) -> None:
     """Delete the files of a run, and nothing else. The marker stays, in case the process is killed."""
-    for name in ("stages", ANSWERS, *(stage.folder for stage in STAGES)):
-        _remove(folder / name)
-    for name in (SUMMARY_FILE, CONFIG):
-        (folder / name).unlink(missing_ok=True)
+    for name in (*_subfolders(), SUMMARY_FILE, CONFIG):
+        remove(folder / name, folder)
 
 
-def _remove(folder: Path) -> None:
-    """Delete a folder if it exists. An error is raised rather than leaving stale files."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def _subfolders() -> list[str]:
+    """Return the names of the folders that a run writes to."""
+    return ["stages", ANSWERS, *(stage.folder for stage in STAGES)]
 
 
-def _execute(run: Run, context: RunContext, until: str, others: Sequence[Path]) -> dict[str, Any] | None:
+def _execute(run: Run, context: RunContext, until: str) -> dict[str, Any] | None:
     skipped: dict[str, bool] = {}
     last = [stage.name for stage in STAGES].index(until)
     for step in steps(run, context):
         if step.stage in STAGES[: last + 1]:
-            skipped[step.stage.name] = _bring_up_to_date(step, run, others)
+            skipped[step.stage.name] = _bring_up_to_date(step, run)
     if STAGES[last] is not STAGES[-1]:
         return None
     summary = summarise(run, context, skipped)
@@ -221,8 +227,8 @@ def steps(run: Run, context: RunContext) -> Iterator[Step]:
     """Yield the stages that the config needs, with their inputs and the digests of their outputs."""
     wanted = [stage for stage in STAGES if stage.wanted(run.config)]
     folders = {stage.name: stage.folder for stage in wanted}
-    for stage, inputs, digest in digests(run.config, context):
-        yield Step(stage, inputs, stage.work(run, context, digest, folders))
+    for stage, inputs, digest, output in _digests(run.config, context):
+        yield Step(stage, inputs, stage.work(run, context, digest, folders, output))
 
 
 def digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], Any, str]]:
@@ -232,19 +238,26 @@ def digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], A
         config: The resolved config.
         context: The run's context.
     """
-    outputs: dict[str, str] = {}  # the digest of each output, as later stages see it
+    for stage, inputs, digest, _ in _digests(config, context):
+        yield stage, inputs, digest
+
+
+def _digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], Any, str, str]]:
+    """Yield what `digests` does, and the digest of what later stages read of the output."""
+    outputs: dict[str, str] = {}
     for stage in STAGES:
         if not stage.wanted(config):
             continue
         inputs = stage.inputs(config, context)
         upstream = {name: outputs[name] for name in stage.upstream if name in outputs}
-        digest = digest_of(stage.name, stage.version, inputs, upstream)
-        gives = stage.gives(inputs, context) if stage.gives else None
-        outputs[stage.name] = digest_of(stage.name, stage.version, gives, {}) if stage.gives else digest
-        yield stage, inputs, digest
+        digest = output = digest_of(stage.name, stage.version, inputs, upstream)
+        if stage.gives:
+            output = digest_of(stage.name, stage.version, stage.gives(inputs, context), upstream)
+        outputs[stage.name] = output
+        yield stage, inputs, digest, output
 
 
-def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
+def _bring_up_to_date(step: Step, run: Run) -> bool:
     """Run a stage unless its output is up to date and intact. Return whether it was skipped."""
     stage, digest = step.stage, step.work.digest
     record, folder = run.record(stage.name), step.work.folder
@@ -258,13 +271,14 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
             return True
         for path in damaged:
             log.warning("%s: %s is damaged and will be regenerated", stage.name, folder / path)
-            (folder / path).unlink(missing_ok=True)
+            remove(folder / path, run.folder)
     elif old is None:
         if not stage.keeps:
-            _remove(folder)
-        if any(_take_over(stage, digest, run, Run(run.config, other)) for other in others):
+            remove(folder, run.folder)
+        if any(_take_over(step, run, Run(run.config, other)) for other in run.others):
             return True
-    _write_record(record, {"stage": stage.name, "digest": digest, "done": False})
+    about = {"stage": stage.name, "digest": digest, "output": step.work.output}
+    _write_record(record, {**about, "done": False})
     log.info("%s: running", stage.name)
     began = time.perf_counter()
     result = stage.run(step.inputs, step.work)
@@ -279,8 +293,7 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
     _write_record(
         record,
         {
-            "stage": stage.name,
-            "digest": digest,
+            **about,
             "done": True,
             "seconds": round(seconds, 3),
             "environment": environment(),
@@ -292,15 +305,16 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
     return False
 
 
-def _take_over(stage: Stage[Any], digest: str, run: Run, other: Run) -> bool:
+def _take_over(step: Step, run: Run, other: Run) -> bool:
     """Link a stage's files from another run, if its digest is the same and the files are intact."""
+    stage, digest = step.stage, step.work.digest
     record = _read_record(other.record(stage.name))
     if not record or record["digest"] != digest or not record["done"]:
         return False
     source, target = other.folder / stage.folder, run.folder / stage.folder
     if not all(_intact(source / path, checksum) for path, checksum in record["files"].items()):
         return False
-    _remove(target)  # an older config may have left more files
+    remove(target, run.folder)  # an older config may have left more files
     for path in record["files"]:
         link(source / path, target / path)
     _write_record(run.record(stage.name), record)
@@ -318,9 +332,10 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = read_json(path)
-        if content.pop("sha256") == digest_of_record(content):
+        intact = content.pop("sha256") == digest_of_record(content)
+        if intact and all(map(is_below, content.get("files", ()))):
             return content
-    except (GenflError, KeyError, AttributeError):
+    except (GenflError, LookupError, TypeError, AttributeError):
         pass
     log.warning("%s is damaged; its stage will run again", path)
     return None

@@ -65,6 +65,7 @@ class DataSet(NamedTuple):
         vocabulary: The number of distinct tokens of texts, padding included; 0 for other modalities.
         originals: ``(rows) -> contents`` of training examples, for guided generators. Images are returned as
             they are stored, clips and texts as they are in their files.
+        format_digest: A digest of `encode` and `prepare`; empty for formats that never change.
     """
 
     train: LabelledExamples
@@ -76,6 +77,7 @@ class DataSet(NamedTuple):
     digest: str = ""
     vocabulary: int = 0
     originals: Callable[[Sequence[int]], list[Any]] = _no_originals
+    format_digest: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -241,6 +243,7 @@ def read_dataset(
         decoded.digest,
         encoding.vocabulary(),
         originals,
+        digest(encoding.identity()),
     )
 
 
@@ -281,7 +284,8 @@ def registered_dataset(load: Callable[..., DataSet], modality: Modality, summary
 def _load_with_digest(load: Callable[..., DataSet], **options: Any) -> DataSet:
     data = load(**options)
     code = value_digest(load, data.encode, data.prepare)
-    return data._replace(digest=digest([data.digest or _content_digest(data), code]))
+    content = digest([data.digest or _content_digest(data), code])
+    return data._replace(digest=content, format_digest=value_digest(data.encode, data.prepare))
 
 
 def _content_digest(data: DataSet) -> str:
