@@ -77,10 +77,10 @@ def reopen(run):
     pipeline._write_record(run.run.record("generate"), started)
 
 
-def synthetic(folder, lost=0):
+def synthetic(folder, lost=(0,)):
     """Returns the bytes of all files of a data set, and its manifest without times, threads and checksum.
 
-    Of so many shards, the times are lost.
+    The times of one of these numbers of shards are lost.
     """
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -90,7 +90,7 @@ def synthetic(folder, lost=0):
     manifest = json.loads(files.pop("synthetic/manifest.json"))
     del manifest["sha256"]
     measured = [(shard.pop("seconds"), shard.pop("threads")) for shard in manifest["shards"].values()]
-    assert measured.count((None, None)) == lost
+    assert measured.count((None, None)) in lost
     assert all(seconds >= 0 and threads >= 1 for seconds, threads in measured if seconds is not None)
     return files, manifest
 
@@ -237,7 +237,7 @@ def test_intact_blocks_are_never_made_again(made, tmp_path, whole, harm, caplog)
     HARM[harm](tmp_path / "run")
     run = execute(made, tmp_path / "run")
     assert {block: block.stat().st_mtime_ns for block in blocks} == blocks
-    assert synthetic(run.folder, lost=3 if harm.startswith("manifest") else 0) == whole
+    assert synthetic(run.folder, lost=[3 if harm.startswith("manifest") else 0]) == whole
     result = run.result("generate")
     assert (result["samples"], result["removed"]) == (UNITS, 0)
     assert f"{UNITS} samples of 2 classes" in (run.folder / "synthetic" / "README.md").read_text()
@@ -362,7 +362,7 @@ def test_a_damaged_shard_never_stops_a_run(made, tmp_path, whole, harm):
     execute(made, tmp_path / "run", shard=Shard(0, 2))
     BROKEN[harm](folder)
     run = execute(made, tmp_path / "run")
-    assert synthetic(run.folder, lost=3 if harm == "an empty manifest" else 0) == whole
+    assert synthetic(run.folder, lost=[3 if harm == "an empty manifest" else 0]) == whole
     linked = [file.stat().st_nlink > 1 for file in sorted((run.folder / "synthetic" / "data").iterdir())]
     assert linked == [True, False] * 3, "its intact blocks are used"
 
@@ -498,7 +498,8 @@ GENERATORS = {"image": image_content, "speech": speech_content, "files": files_c
 def finish(folder, name, **options):
     """Goes on with a run, or begins it; returns its data set."""
     pipeline.execute(config.load(folder / "c.yaml"), folder / name, until="generate", **options)
-    return None if "shard" in options else synthetic(folder / name)
+    killed_before_listing = 1  # such a block is kept, but its time is not known
+    return None if "shard" in options else synthetic(folder / name, lost=(0, killed_before_listing))
 
 
 def write_config(folder, kind):
