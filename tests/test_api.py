@@ -475,6 +475,21 @@ def test_checkpoint_depends_on_the_test_set(small, tmp_path):
     assert second.evaluations != first.evaluations
 
 
+def test_checkpoint_depends_on_rounding_where_clients_run_in_batches(small, tmp_path, monkeypatch):
+    data, _, algorithm = small
+    digests = []
+    monkeypatch.setattr(
+        genfl.api, "federate", lambda *_, checkpoint_digest, **__: digests.append(checkpoint_digest)
+    )
+    for rounding in (1, 2):
+        monkeypatch.setattr(genfl.api, "ROUNDING", rounding)
+        for engine in ("sequential", "vectorized"):
+            genfl.simulate(algorithm, data, checkpoint=tmp_path / "s", **{**BRIEF, "engine": engine})
+    exact, batched, exact_again, batched_again = digests
+    assert exact == exact_again
+    assert len({exact, batched, batched_again}) == 3
+
+
 def test_checkpoint_depends_on_batched_clients_and_the_fast_path(small, tmp_path, monkeypatch):
     data, _, algorithm = small
     names = []

@@ -109,6 +109,22 @@ def test_only_the_door_of_the_fast_path_is_used():
     assert not wrong
 
 
+DELETING = {"unlink", "rmtree", "rmdir", "removedirs", "remove_tree"}
+
+
+def test_only_storage_deletes_files():
+    """So that nothing is deleted behind a link; see `genfl.storage.remove`."""
+    calls = [
+        (name_of(path), node.func.attr)
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and (node.func.attr in DELETING or ast.unparse(node.func) == "os.remove")
+    ]
+    assert {module for module, _ in calls} == {"genfl.storage"}
+
+
 def public_names(path: Path) -> Iterator[str]:
     """The functions, classes and constants that a module defines for others."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:

@@ -1,15 +1,20 @@
 """Keys, trees and files."""
 
 import json
+import os
+import subprocess
+import sys
 
+import filelock
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from genfl import storage, trees
-from genfl.errors import GenflError
+from genfl.errors import GenflError, InputError
 from genfl.rng import Key
 
 TREE = {"b": {"y": torch.arange(3.0), "x": torch.ones(2, 2)}, "a": torch.tensor(7), "empty": {}}
@@ -169,3 +174,120 @@ def test_trees_are_matched_by_name_whatever_the_order_of_their_keys():
     assert trees.mismatch(a, b) is None
     with pytest.raises(ValueError, match="different structure"):
         trees.add(a, {"x": torch.tensor([1.0])})
+
+
+def other_name(tensors):
+    return {"a": tensors["a"], "c": tensors["b"]}
+
+
+def other_type(tensors):
+    return {"a": tensors["a"].view(torch.int32), "b": tensors["b"]}
+
+
+def other_shapes(tensors):
+    """The same numbers in the same order, cut at another place."""
+    return {"a": tensors["a"].reshape(2, 2), "b": tensors["b"]}
+
+
+@pytest.mark.parametrize("change", [other_name, other_type, other_shapes])
+def test_checksum_covers_name_type_and_shape(tmp_path, change):
+    path = tmp_path / "t.safetensors"
+    storage.save_tensors(path, {"a": torch.arange(4.0), "b": torch.ones(2)})
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors, meta = {name: file.get_tensor(name) for name in ("a", "b")}, file.metadata()
+    safetensors.torch.save_file(tensors, path, meta)
+    assert storage.load_tensors(path)[0]["a"].equal(torch.arange(4.0))
+    safetensors.torch.save_file(change(tensors), path, meta)
+    with pytest.raises(GenflError, match="checksum"):
+        storage.load_tensors(path)
+
+
+KILLED = """
+import os, sys, torch, pathlib
+from genfl.storage import save_tensors
+os.fsync = lambda descriptor: os.kill(os.getpid(), 9)  # once all is written, before the file has its name
+save_tensors(pathlib.Path(sys.argv[1]) / "t.safetensors", {"a": torch.ones(1000)})
+"""
+
+
+def test_a_killed_write_leaves_one_file_that_the_next_write_deletes(tmp_path):
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False).returncode == -9
+    assert [path.name for path in tmp_path.iterdir()] == [".t.safetensors.tmp"]
+    storage.save_tensors(tmp_path / "t.safetensors", {"a": torch.ones(1)})
+    assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+@pytest.fixture
+def run_and_mine(tmp_path):
+    """A run's folder, and a folder beside it with files that nobody may delete."""
+    for name in ("run/pretrain/seed-0", "mine/seed-0"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name)
+    return tmp_path / "run", tmp_path / "mine"
+
+
+def test_remove_deletes_files_folders_and_links_themselves(run_and_mine):
+    run, mine = run_and_mine
+    (run / "link").symlink_to(mine)
+    (run / "dangling").symlink_to(mine / "nothing")
+    for name in ("link", "dangling", "pretrain/seed-0/file", "pretrain", "absent", "absent/file"):
+        storage.remove(run / name, run)
+    assert list(run.iterdir()) == []
+    assert (mine / "seed-0" / "file").exists()
+
+
+def test_remove_deletes_nothing_behind_links_or_outside(run_and_mine):
+    run, mine = run_and_mine
+    (run / "link").symlink_to(mine)
+    (run / "inside").symlink_to(run / "pretrain")
+    for name in ("link/seed-0", "link/seed-0/file", "inside/seed-0", "../mine", "pretrain/../../mine", ".."):
+        with pytest.raises(InputError, match=r"^--out: .* so it is not deleted; "):
+            storage.remove(run / name, run)
+    for path in (mine, run):
+        with pytest.raises(InputError):
+            storage.remove(path, run)
+    assert (mine / "seed-0" / "file").exists()
+    assert (run / "pretrain" / "seed-0" / "file").exists()
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", "."])
+def test_is_below_refuses_paths_that_lead_out(name):
+    assert not storage.is_below(name)
+    assert storage.is_below("data/train.parquet")
+
+
+def test_locked_is_free_at_once_although_a_fork_lives_on(tmp_path):
+    path = tmp_path / ".lock"
+    with storage.locked(path), pytest.raises(filelock.Timeout), storage.locked(path):
+        pass
+    code = (
+        "import os, sys, time, pathlib\nfrom genfl.storage import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "    if os.fork() == 0:\n        print(os.getpid(), flush=True)\n        time.sleep(60)\n"
+        "    else:\n        time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        with pytest.raises(filelock.Timeout), storage.locked(path):
+            pass
+        process.kill()
+        process.wait()
+        os.kill(child, 0)  # it lives on
+        with storage.locked(path):
+            pass
+        os.kill(child, 9)
+
+
+def test_take_checkpoint_links_only_the_same_work(tmp_path):
+    own, same, other = (tmp_path / name / "checkpoint.safetensors" for name in ("own", "same", "other"))
+    storage.save_tensors(same, {"a": torch.ones(1)}, {"digest": "x"})
+    storage.save_tensors(other, {"a": torch.zeros(1)}, {"digest": "y"})
+    (tmp_path / "damaged").write_bytes(b"...")
+    others = [tmp_path / "absent", tmp_path / "damaged", other, same]
+    assert not storage.take_checkpoint(own, "z", others)
+    assert not own.exists()
+    assert storage.take_checkpoint(own, "x", others)
+    assert own.samefile(same)
+    storage.save_tensors(own, {"a": torch.ones(2)}, {"digest": "x"})
+    assert not storage.take_checkpoint(own, "x", others), "its own may be further"
+    assert (tmp_path / "damaged").exists()

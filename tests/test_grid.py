@@ -223,6 +223,38 @@ def test_no_stage_is_done_again_for_what_it_does_not_read(tmp_path):
     assert (easy.methods["fedavg"].rounds_to_target, hard.methods["fedavg"].rounds_to_target) == (0, None)
 
 
+@pytest.mark.slow
+def test_a_method_without_generated_data_is_trained_at_one_point_alone(tmp_path, caplog):
+    caplog.set_level("INFO", "genfl")
+    content = grid_over(prompts__per_label=[2, 3]) | {"seeds": [0, 1]}
+    one, other = grid.run_sweep(content, tmp_path / "out")
+    taken = [line for line in caplog.text.splitlines() if "taken over from another run" in line]
+    assert [line.rpartition(": ")[2] for line in taken] == [
+        "fedavg/seed-0 is taken over from another run",
+        "fedavg/seed-1 is taken over from another run",
+    ]
+    files = [
+        tmp_path / "out" / run / "federate/fedavg/seed-1/checkpoint.safetensors"
+        for run in (one.run, other.run)
+    ]
+    assert files[0].samefile(files[1])
+    assert one.methods["fedavg"].curve == other.methods["fedavg"].curve
+    alone = pipeline.execute(config.load(tmp_path / "out" / other.run / "config.yaml"), tmp_path / "alone")
+    summary = json.loads((tmp_path / "out" / other.run / "summary.json").read_text())
+    assert summary["methods"] == alone["methods"], "as if it had been run alone"
+
+
+def test_a_point_that_is_a_link_is_refused(tmp_path):
+    content = grid_over(report__target_accuracy=[0.5])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out" / "report.target_accuracy=0.5").symlink_to(tmp_path / "mine")
+    (tmp_path / "out" / grid.SWEEP_MARKER).write_text("")
+    with pytest.raises(InputError, match=r"^--out: .* is a link"):
+        grid.run_sweep(content, tmp_path / "out")
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_another_split_asks_for_the_same_generated_data(tmp_path):
     """Who holds which label does not change what is generated, nor what is made of it."""
     settings = [

@@ -322,6 +322,26 @@ def test_only_what_starts_from_a_model_is_redone_with_it(run):
     assert changed == {"finetuned"}
 
 
+def test_every_seed_has_its_own_trials(run):
+    for name in run.config.methods:
+        assert run.trial_digest(name, 0) != run.trial_digest(name, 1), name
+
+
+def test_cohorts_depend_on_neither_method_nor_start(tmp_path):
+    run = a_run(tmp_path)
+    clients = run.private(0)
+    keys = {
+        federation.key
+        for name, method in run.config.methods.items()
+        for start in ("random", "pretrained")
+        if not method.reference
+        for federation in trial.Trial(name, method.model_copy(update={"start": start}), 0).federations(
+            run.setting, clients
+        )
+    }
+    assert len(keys) == 1
+
+
 # --- what a config may say of them
 
 

@@ -25,7 +25,7 @@ from genfl.config.schema import Config
 from genfl.data.budget import ORDERS
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
-from genfl.engines.auto import EXACT, check_engine
+from genfl.engines.auto import EXACT, ROUNDING, check_engine
 from genfl.engines.auto import engine as open_engine
 from genfl.engines.device import exact
 from genfl.engines.fast import fast_status
@@ -309,7 +309,7 @@ def _identity(
     """Return a digest of what a simulation depends on, so that a checkpoint of another one is ignored."""
     plan = replace(schedule, rounds=1, checkpoint_every=1)  # a simulation may be extended
     # The engines that run clients one by one give the same bits, with the fast path and without it.
-    bits: Any = "exact" if engine in EXACT or engine == "auto" else [engine, fast_status().on]
+    bits: Any = "exact" if engine in EXACT or engine == "auto" else [engine, ROUNDING, fast_status().on]
     held = [clients.x, clients.y, clients.rows, clients.ends, clients.parts, clients.prepare]
     return value_digest(algorithm, weights, held, plan, tested, bits, device.type, seed)
 

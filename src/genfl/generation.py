@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from genfl.data import quality
 from genfl.data.formats import image_pixels
 from genfl.data.media import Modality
 from genfl.data.sounds import HOP, MELS, RATE, LogMelFormat
-from genfl.data.synthetic import SyntheticData
+from genfl.data.synthetic import DATA, EMPTY, SyntheticData
 from genfl.data.texts import TokenFormat
 from genfl.errors import InputError, suggest
 from genfl.generators.missing import generate_missing
@@ -32,7 +32,7 @@ from genfl.options import whole_number
 from genfl.prompts.plan import PromptSource, plan_prompts
 from genfl.prompts.templates import LABEL, Style, Templates
 from genfl.rng import Key
-from genfl.storage import read_json, write_json
+from genfl.storage import digest, locked, read_json, refuse_links, write_json
 
 REQUEST = "request.json"
 """The file in the folder of generated samples that says how they were asked for."""
@@ -201,7 +201,7 @@ def generate(
         "seed": seed,
     }
     blocks = plan_prompts(names, per_label, source, scales, block_size, Key(seed).fold("prompts"))
-    data = SyntheticData(Path(out), names, len(blocks), modality)
+    data = SyntheticData(Path(out), names, len(blocks), modality, digest(request))
     with _claim(Path(out), request):
         token = bars.enabled.set(progress)
         try:
@@ -356,18 +356,18 @@ def _claim(folder: Path, request: dict[str, Any]) -> Iterator[None]:
     """
     _check_folder(folder, request)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise InputError(f"out: another process generates into {folder}; wait, or choose another") from None
-    try:
+    refuse_links(folder, [_LOCK, DATA, EMPTY, "answers"])
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / _LOCK))
+        except filelock.Timeout:
+            raise InputError(
+                f"out: another process generates into {folder}; wait, or choose another"
+            ) from None
         _check_folder(folder, request)
         if not (folder / REQUEST).exists():
             write_json(folder / REQUEST, request)
         yield
-    finally:
-        lock.release()
 
 
 def _check_folder(folder: Path, request: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from genfl.experiment import records
 from genfl.experiment.context import RunContext
 from genfl.experiment.records import SWEEP_MARKER
 from genfl.results.schema import MethodResult, ResultModel, Summary
-from genfl.storage import digest, write_json, write_text
+from genfl.storage import digest, refuse_links, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +182,7 @@ def run_sweep(
 def _sweep(
     grid: list[Point], folder: Path, context: RunContext, *, fresh: bool, update: bool
 ) -> list[PointResult]:
+    refuse_links(folder, [point.name for point in grid])
     results: list[PointResult] = []
     done: list[Path] = []
     for number, point in enumerate(grid, start=1):

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +31,14 @@ from genfl.results.summarise import environment, summarise
 from genfl.stages import generate, guided, labels, pretrain, prompts, report, vocabulary
 from genfl.stages.base import Stage, StageRun, digest_of
 from genfl.stages.federate import stage as federate
-from genfl.storage import link, sha256, write_text
+from genfl.storage import (
+    link,
+    locked,
+    refuse_links,
+    remove,
+    sha256,
+    write_text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +101,13 @@ def execute(
                 f"--until: this config does not need {until}; name another stage, or leave it out"
             )
         shards = [path for path in shard_folders(folder) if (path / RUN_MARKER).exists()]
-        run = Run(config, shard.folder(folder), shard) if shard else Run(config, folder, shards=tuple(shards))
+        target = shard.folder(folder) if shard else folder
+        beside = [path for path in (folder, *shards) if path != target]
+        run = Run(config, target, shard, () if shard else tuple(shards), (*others, *beside))
         for run_folder in (run.folder, *run.shards):
             held.enter_context(holding(run_folder, "run", RUN_MARKER))
         _claim(config, run.folder, fresh=fresh, update=update)
-        beside = [run_folder for run_folder in (folder, *shards) if run_folder != run.folder]
-        return _execute(run, context, until, [*others, *beside])
+        return _execute(run, context, until)
 
 
 def checked(config: Config, context: RunContext) -> Config:
@@ -132,25 +139,23 @@ def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
     Raises:
         InputError: The folder holds something else, or is in use.
     """
-    lock = filelock.FileLock(folder / LOCK)
-    try:
-        _refuse_foreign(folder, what, marker)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise InputError(
-            f"--out: another process is using {folder}; wait for it, or choose another folder"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"--out: {folder} cannot be used ({error.strerror}); choose another folder"
-        ) from error
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            _refuse_foreign(folder, what, marker)
+            refuse_links(folder, [LOCK])
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / LOCK))
+        except filelock.Timeout:
+            raise InputError(
+                f"--out: another process is using {folder}; wait for it, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"--out: {folder} cannot be used ({error.strerror}); choose another folder"
+            ) from error
         if not (folder / marker).exists():
             write_text(folder / marker, f"A {what} of genfl {genfl.__version__}.\n")
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -178,6 +183,7 @@ def explaining_full_disk(folder: Path) -> Iterator[None]:
 
 def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
     """Prepare a folder for a run of this config; see `execute`. The caller holds the lock."""
+    refuse_links(folder, _subfolders())
     existing = folder / RUN_CONFIG
     if fresh:
         _delete_run(folder)
@@ -194,7 +200,7 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
                 " --update to redo the stages that depend on the changes, or --fresh to start over"
             )
         if changes:
-            (folder / SUMMARY_FILE).unlink(missing_ok=True)
+            remove(folder / SUMMARY_FILE, folder)
     write_text(folder / RUN_CONFIG, configs.dump(config))
 
 
@@ -211,24 +217,21 @@ def _refuse_foreign(folder: Path, what: str, marker: str) -> None:
 
 def _delete_run(folder: Path) -> None:
     """Delete the files of a run, and nothing else. The marker stays, in case the process is killed."""
-    for name in ("stages", ANSWERS, *(stage.folder for stage in STAGES)):
-        _remove(folder / name)
-    for name in (SUMMARY_FILE, RUN_CONFIG):
-        (folder / name).unlink(missing_ok=True)
+    for name in (*_subfolders(), SUMMARY_FILE, RUN_CONFIG):
+        remove(folder / name, folder)
 
 
-def _remove(folder: Path) -> None:
-    """Delete a folder if it exists. An error is raised rather than leaving stale files."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def _subfolders() -> list[str]:
+    """Return the names of the folders that a run writes to."""
+    return ["stages", ANSWERS, *(stage.folder for stage in STAGES)]
 
 
-def _execute(run: Run, context: RunContext, until: str, others: Sequence[Path]) -> dict[str, Any] | None:
+def _execute(run: Run, context: RunContext, until: str) -> dict[str, Any] | None:
     skipped: dict[str, bool] = {}
     last = [stage.name for stage in STAGES].index(until)
     for step in steps(run, context):
         if step.stage in STAGES[: last + 1]:
-            skipped[step.stage.name] = _bring_up_to_date(step, run, others)
+            skipped[step.stage.name] = _bring_up_to_date(step, run)
     if STAGES[last] is not STAGES[-1]:
         return None
     summary = summarise(run, context, skipped)
@@ -254,8 +257,8 @@ def steps(run: Run, context: RunContext) -> Iterator[Step]:
     """Yield the stages that the config needs, with their inputs and the digests of their outputs."""
     wanted = [stage for stage in STAGES if stage.wanted(run.config)]
     folders = {stage.name: stage.folder for stage in wanted}
-    for stage, inputs, digest in digests(run.config, context):
-        yield Step(stage, inputs, stage.work(run, context, digest, folders))
+    for stage, inputs, digest, output in _digests(run.config, context):
+        yield Step(stage, inputs, stage.work(run, context, digest, folders, output))
 
 
 def digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], Any, str]]:
@@ -265,19 +268,26 @@ def digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], A
         config: The resolved config.
         context: The run's context.
     """
-    outputs: dict[str, str] = {}  # the digest of each output, as later stages see it
+    for stage, inputs, digest, _ in _digests(config, context):
+        yield stage, inputs, digest
+
+
+def _digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], Any, str, str]]:
+    """Yield what `digests` does, and the digest of what later stages read of the output."""
+    outputs: dict[str, str] = {}
     for stage in STAGES:
         if not stage.wanted(config):
             continue
         inputs = stage.inputs(config, context)
         upstream = {name: outputs[name] for name in stage.upstream if name in outputs}
-        digest = digest_of(stage.name, stage.version, inputs, upstream)
-        gives = stage.gives(inputs, context) if stage.gives else None
-        outputs[stage.name] = digest_of(stage.name, stage.version, gives, {}) if stage.gives else digest
-        yield stage, inputs, digest
+        digest = output = digest_of(stage.name, stage.version, inputs, upstream)
+        if stage.gives:
+            output = digest_of(stage.name, stage.version, stage.gives(inputs, context), upstream)
+        outputs[stage.name] = output
+        yield stage, inputs, digest, output
 
 
-def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
+def _bring_up_to_date(step: Step, run: Run) -> bool:
     """Run a stage unless its output is up to date and intact. Return whether it was skipped."""
     stage, digest = step.stage, step.work.digest
     record, folder = run.record(stage.name), step.work.folder
@@ -291,14 +301,15 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
             return True
         for path in damaged:
             log.warning("%s: %s is damaged and will be regenerated", stage.name, folder / path)
-            (folder / path).unlink(missing_ok=True)
-    (run.folder / SUMMARY_FILE).unlink(missing_ok=True)  # until the run is finished again
+            remove(folder / path, run.folder)
+    remove(run.folder / SUMMARY_FILE, run.folder)  # until the run is finished again
     if old is None:
         if not stage.keeps:
-            _remove(folder)
-        if any(_take_over(stage, digest, run, Run(run.config, other)) for other in others):
+            remove(folder, run.folder)
+        if any(_take_over(step, run, Run(run.config, other)) for other in run.others):
             return True
-    write_record(record, {"stage": stage.name, "digest": digest, "done": False})
+    about = {"stage": stage.name, "digest": digest, "output": step.work.output}
+    write_record(record, {**about, "done": False})
     log.info("%s: running", stage.name)
     began = time.perf_counter()
     result = stage.run(step.inputs, step.work)
@@ -313,8 +324,7 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
     write_record(
         record,
         {
-            "stage": stage.name,
-            "digest": digest,
+            **about,
             "done": True,
             "seconds": round(seconds, 3),
             "environment": environment(),
@@ -326,15 +336,16 @@ def _bring_up_to_date(step: Step, run: Run, others: Sequence[Path]) -> bool:
     return False
 
 
-def _take_over(stage: Stage[Any], digest: str, run: Run, other: Run) -> bool:
+def _take_over(step: Step, run: Run, other: Run) -> bool:
     """Link a stage's files from another run, if its digest is the same and the files are intact."""
+    stage, digest = step.stage, step.work.digest
     record = read_record(other.record(stage.name))
     if not record or record["digest"] != digest or not record["done"]:
         return False
     source, target = other.folder / stage.folder, run.folder / stage.folder
     if not all(_intact(source / path, checksum) for path, checksum in record["files"].items()):
         return False
-    _remove(target)  # an older config may have left more files
+    remove(target, run.folder)  # an older config may have left more files
     for path in record["files"]:
         link(source / path, target / path)
     write_record(run.record(stage.name), record)

@@ -15,11 +15,12 @@ from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
 from genfl.engines.client_state import ClientStateStore
 from genfl.engines.device import on_device
-from genfl.engines.protocol import ClientTask, Engine, one_thread
+from genfl.engines.protocol import ClientTask, Engine
 from genfl.errors import GenflError, InputError
 from genfl.learning.task import CPU, Weights
 from genfl.rng import Key
 from genfl.storage import load_checkpoint, save_tensors
+from genfl.threads import one_thread
 from genfl.trees import Tree
 
 log = logging.getLogger(__name__)

@@ -1,21 +1,25 @@
 """Files of a run, each either complete or absent: written under a temporary name, then renamed.
 
-Every file of a run is written by the functions of this module.
+The functions of this module write every file of a run, and delete every file and folder. Nothing is deleted
+behind a link.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from genfl.errors import GenflError
+import filelock
+
+from genfl.errors import GenflError, InputError
 
 if TYPE_CHECKING:  # importing torch takes seconds, and most files hold no tensors
     from torch import Tensor
@@ -50,6 +54,98 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(path: Path, within: Path) -> None:
+    """Delete a file, or a folder with all that it holds. Of a link, only the link itself is deleted.
+
+    Args:
+        path: The file or folder; it may be absent.
+        within: The folder of the run that it belongs to. Nothing outside of it is deleted.
+
+    Raises:
+        InputError: `path` is not below this folder, or a folder on the way is a link.
+    """
+    parent = path.parent
+    if (
+        path.name in ("", "..")
+        or not parent.is_relative_to(within)
+        or parent.resolve() != within.resolve() / parent.relative_to(within)
+    ):
+        raise InputError(f"--out: {path} is not in {within} itself, so it is not deleted; remove the links")
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Check that subfolders that are written to are no links, and hold no links to folders.
+
+    Args:
+        folder: A folder. It may be a link itself.
+        names: The names of its subfolders, and of files that are written to in place. They may be absent.
+
+    Raises:
+        InputError: One of them is a link, or holds one. What lies behind it would be changed.
+    """
+    for top in (folder / name for name in names):
+        entries = (Path(parent) / name for parent, *some in os.walk(top) for name in itertools.chain(*some))
+        for path in itertools.chain([top], entries):
+            if path.is_symlink() and (path == top or not path.is_file()):
+                raise InputError(
+                    f"--out: {path} is a link, and genfl writes nothing outside of {folder}; replace the link"
+                    " by a copy of what it points to, or delete it"
+                )
+
+
+def is_below(name: str) -> bool:
+    """Return whether a relative path, as in the record of a stage, stays below its folder."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+_locks: set[Path] = set()
+"""The files that this process has locked."""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lock a file for this process. Forked processes do not keep it locked when this one ends.
+
+    Args:
+        path: The file; it is created if absent.
+
+    Raises:
+        filelock.Timeout: Another process has locked it.
+        OSError: It cannot be created.
+    """
+    path = path.absolute()
+    lock = filelock.FileLock(path)
+    lock.acquire(timeout=0)
+    _locks.add(path)
+    try:
+        yield
+    finally:
+        if path in _locks:  # not in a forked process, which has closed it
+            _locks.discard(path)
+            lock.release()
+
+
+def _close_locks() -> None:
+    """Close the inherited descriptors of locked files. A lock is held while any descriptor of it is open."""
+    for path in _locks:
+        with contextlib.suppress(OSError):
+            file = path.stat()
+            for descriptor in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+                with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed by now
+                    if os.path.samestat(os.fstat(descriptor), file):
+                        os.close(descriptor)
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks)
 
 
 def link(source: Path, target: Path) -> None:
@@ -145,8 +241,8 @@ def save_tensors(path: Path, tree: Tree, meta: dict[str, Any] | None = None) -> 
     header = json.dumps({"meta": meta or {}, "names": list(flat)})
     # a single entry, because safetensors writes several entries in no fixed order
     entry = json.dumps({"header": header, "sha256": _checksum(header, tensors)})
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"genfl": entry})
+    # not save_file, which writes to a temporary file of its own that stays if the process is killed
+    write_bytes(path, safetensors.torch.save(tensors, metadata={"genfl": entry}))
 
 
 def load_tensors(path: Path) -> tuple[Tree, dict[str, Any]]:
@@ -211,9 +307,36 @@ def load_checkpoint(path: Path | None, digest: str = "") -> tuple[Tree, dict[str
         tree, meta = load_tensors(path)
     except GenflError as error:
         log.warning("%s; starting over", error)
-        path.unlink()
+        remove(path, path.parent)
         return None
     return (tree, meta) if meta.get("digest", "") == digest else None
+
+
+def take_checkpoint(path: Path, digest: str, others: Iterable[Path]) -> bool:
+    """Link a checkpoint of the same work in another run, unless there is one here.
+
+    Args:
+        path: The checkpoint.
+        digest: The digest of the inputs of the work; see `load_checkpoint`.
+        others: The checkpoints of the other runs. They may be absent, damaged, or of other work.
+
+    Returns:
+        Whether a checkpoint was linked.
+    """
+    if _digest_in(path) == digest:
+        return False
+    source = next((other for other in others if _digest_in(other) == digest), None)
+    if source is not None:
+        link(source, path)
+    return source is not None
+
+
+def _digest_in(path: Path) -> str | None:
+    """Return the digest in a checkpoint; None if the file is missing or cannot be read."""
+    try:
+        return str(load_part(path, ())[1].get("digest", ""))
+    except GenflError:
+        return None
 
 
 @contextlib.contextmanager

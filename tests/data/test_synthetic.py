@@ -10,6 +10,7 @@ from genfl.data.media import MEDIA
 from genfl.data.samples import Prompt, Sample
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import GenflError
+from genfl.storage import digest, remove
 
 
 def _samples(shard):
@@ -89,12 +90,99 @@ def test_a_flipped_byte_is_named_and_only_that_shard_is_missing(data, position, 
     assert data.missing() == []
 
 
-def test_a_shard_that_the_manifest_does_not_list_is_made_again(data):
+def _written(data):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in data.folder.rglob("*.parquet")}
+
+
+def test_a_shard_that_the_manifest_does_not_list_counts(tmp_path):
     """As after a kill between writing a shard and listing it."""
-    manifest = json.loads(data.manifest.read_text())
-    del manifest["shards"]["2"]
-    data.manifest.write_text(json.dumps(manifest))
-    assert data.missing() == [2]
+    data = SyntheticData(tmp_path, ["cat", "dog"], shards=2)
+    data.write(0, _samples(0), "a generator", seconds=0.5)
+    listed = data.manifest.read_bytes()
+    data.write(1, _samples(1), "a generator", seconds=0.5)
+    data.manifest.write_bytes(listed)
+    assert list(data.finished()) == [0]
+    assert data.repair() == []
+    assert [shard.seconds for shard in data.finished().values()] == [0.5, None]
+
+
+def _flip(manifest):
+    content = bytearray(manifest.read_bytes())
+    content[len(content) // 2] ^= 1
+    manifest.write_bytes(content)
+
+
+def _edit(manifest):
+    content = json.loads(manifest.read_text())
+    content["shards"]["0"] |= {"rows": 30, "removed": {"cat": {"blank": 7}}}
+    manifest.write_text(json.dumps(content))
+
+
+def _name_outside(manifest):
+    content = json.loads(manifest.read_text())
+    content["shards"]["0"]["file"] = "../../elsewhere"
+    del content["sha256"]
+    manifest.write_text(json.dumps({**content, "sha256": digest(content)}))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        _flip,
+        _edit,
+        _name_outside,
+        *[lambda path, text=text: path.write_text(text) for text in ("", "{}", "[]", "{")],
+    ],
+)
+def test_a_damaged_manifest_is_named_and_made_again_from_the_shards(tmp_path, harm, caplog):
+    data = SyntheticData(tmp_path, ["cat", "dog"], shards=4)
+    data.write(0, _samples(0), "a generator", seconds=0.5, removed={"dog": {"blank": 2}})
+    data.write(2, [], "a generator", seconds=0.5, removed={"cat": {"blank": 3}})
+    before, listed = _written(data), data.finished()
+    harm(data.manifest)
+    again = SyntheticData.open(tmp_path)
+    assert again.label_names == ["cat", "dog"]
+    assert again.repair() == [1, 3]
+    assert f"{data.manifest} is damaged" in caplog.text
+    assert again.finished() == {n: shard._replace(seconds=None) for n, shard in listed.items()}
+    assert again.removed() == {"dog": {"blank": 2}, "cat": {"blank": 3}}
+    assert _written(data) == before
+    caplog.clear()
+    assert again.repair() == [1, 3]
+    assert caplog.text == ""
+
+
+def test_a_deleted_manifest_loses_no_shard(data):
+    before = _written(data)
+    data.manifest.unlink()
+    assert data.missing() == data.repair() == []
+    assert _written(data) == before
+    assert len(SyntheticData.open(data.folder).read(lambda cell: cell)[0]) == 9
+
+
+def test_shards_of_other_samples_do_not_count_and_are_deleted(data):
+    other = SyntheticData(data.folder, ["cat", "dog"], shards=3, digest="another")
+    assert other.finished() == {}
+    assert other.missing() == [0, 1, 2]
+    assert len(_written(data)) == 3, "reading deletes nothing"
+    data.manifest.unlink()  # the shards themselves say what they belong to
+    assert other.repair() == [0, 1, 2]
+    assert _written(data) == {}
+    with pytest.raises(GenflError, match="no intact generated samples"):
+        SyntheticData.open(data.folder)
+
+
+@pytest.mark.parametrize("position", [4, 200, -300, -9, -1])
+def test_a_damaged_shard_is_noticed_without_a_manifest(data, position):
+    path = data.folder / data.finished()[1].file
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    data.manifest.unlink()
+    assert data.missing() == [1]
+    path.write_bytes(content[:50])
+    assert data.repair() == [1]
+    assert not path.exists()
 
 
 def test_what_was_left_out_adds_up_over_shards(tmp_path):
@@ -106,7 +194,8 @@ def test_what_was_left_out_adds_up_over_shards(tmp_path):
     assert [shard.generated for shard in data.finished().values()] == [5, 6, 3]
 
 
-def test_a_shard_without_samples_has_no_file_and_counts_as_finished(data):
+def test_a_shard_without_samples_counts_as_finished(data):
+    remove(data.folder / data.finished()[1].file, data.folder)
     data.write(1, [], "a generator", seconds=0.5, removed={"cat": {"blank": 3}})
     assert data.missing() == []
     assert [path.name for path in data.files()] == [
@@ -122,12 +211,13 @@ def test_only_what_is_missing_here_and_intact_there_is_adopted(data, tmp_path):
     here.write(0, _samples(0), "a generator", seconds=9.0)
     damaged = data.folder / data.finished()[2].file
     damaged.write_bytes(b"")
-    here.adopt(data)
+    assert here.adopt(data.folder) == 2
     assert {number: shard.seconds for number, shard in here.finished().items()} == {0: 9.0, 1: 0.5}
     assert here.missing() == [2]
     assert here.files()[1].samefile(data.files()[1])
-    SyntheticData(tmp_path / "nothing", ["cat", "dog"], shards=3).adopt(here)
+    assert SyntheticData(tmp_path / "nothing", ["cat", "dog"], shards=3).adopt(here.folder) == 2
     assert here.missing() == [2]
+    assert here.adopt(tmp_path / "absent") == 0
 
 
 def test_the_card_says_what_it_is(data):

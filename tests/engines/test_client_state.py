@@ -18,7 +18,7 @@ from genfl.data.plans import Schedule
 from genfl.engines import client_state as module
 from genfl.engines.client_state import ClientStateStore
 from genfl.engines.in_process import sequential
-from genfl.errors import GenflError
+from genfl.errors import GenflError, InputError
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import MLP
@@ -360,3 +360,19 @@ def contents(folder):
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith(".")
     }
+
+
+def test_store_deletes_nothing_but_its_own_files(tmp_path):
+    folder = tmp_path / "state.memories"
+    store = ClientStateStore(folder, {"a": torch.zeros(2)})
+    store.update({0: {"a": torch.ones(2)}})
+    (name,) = store.flush()
+    (folder / "notes.txt").write_text("mine")
+    ClientStateStore(folder, {"a": torch.zeros(2)})
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    (tmp_path / "link.memories").symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match="is a link"):
+        ClientStateStore(tmp_path / "link.memories", {"a": torch.zeros(2)})
+    assert (tmp_path / "mine" / name).exists()

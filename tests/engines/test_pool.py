@@ -29,6 +29,7 @@ from genfl.learning.task import classification
 from genfl.models import MLP, Stack
 from genfl.rng import Key
 from genfl.simulation import federate
+from genfl.storage import locked
 
 SHAPE, CLASSES = (4,), 3
 
@@ -223,7 +224,8 @@ data = ClientData(torch.zeros(8, 4), y, torch.arange(8).reshape(4, 2).numpy(), 1
 engine = WorkerPool(PerClientRunner(data, accelerated=False), workers=2)
 engine.run(program(lambda: None), work(data))
 print(*pids(engine), flush=True)
-engine.run(program(lambda: (print("working", flush=True), time.sleep(5))), work(data))
+with locked(Path(".lock")):
+    engine.run(program(lambda: (print("working", flush=True), time.sleep(60))), work(data))
 """
 
 
@@ -233,7 +235,7 @@ def test_nothing_is_left_when_the_run_is_interrupted_or_killed(tmp_path, how):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(folder=str(Path(__file__).parent)))
     with subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path
     ) as process:
         process.stdout.readline()
         assert process.stdout.readline().startswith("working")
@@ -242,9 +244,12 @@ def test_nothing_is_left_when_the_run_is_interrupted_or_killed(tmp_path, how):
         else:
             process.kill()
         process.wait(30)
-        deadline = time.time() + 70
+        if how == signal.SIGKILL:  # an interrupt releases the lock when it is handled
+            with locked(tmp_path / ".lock"):
+                pass
+        deadline = time.time() + 5  # in the middle of a step of a minute
         while time.time() < deadline and group(process.pid):
-            time.sleep(0.1)
+            time.sleep(0.01)
     assert not group(process.pid)
     assert set(Path("/dev/shm").iterdir()) == segments
 

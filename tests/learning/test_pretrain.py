@@ -9,6 +9,7 @@ from genfl.learning.pretrain import Recipe, train_with_holdout
 from genfl.learning.task import classification
 from genfl.models import CNN
 from genfl.rng import Key
+from genfl.threads import on_threads
 
 RECIPE = Recipe(
     epochs=6,
@@ -151,3 +152,14 @@ def test_a_resumed_run_remembers_the_best_epoch_before_the_interruption(problem,
     checkpoint = tmp_path / "checkpoint.safetensors"
     _run(problem, recipe, checkpoint=checkpoint)
     assert _same(whole, _run(problem, recipe, checkpoint=checkpoint))
+
+
+def test_the_number_of_threads_changes_nothing(problem):
+    _, x, y = problem
+    wide = classification(lambda: CNN((1, 8, 8), 4, width=32, norm="batch"), (1, 8, 8)), x, y
+    recipe = RECIPE._replace(epochs=2, batch_size=32)
+    with on_threads(1):
+        alone = _run(wide, recipe)
+    with on_threads(3):
+        assert _same(_run(wide, recipe), alone)
+        assert torch.get_num_threads() == 3

@@ -13,13 +13,14 @@ import yaml
 from PIL import Image
 from support.opened import open_run
 
-from genfl import config, pipeline
+from genfl import config, pipeline, storage
 from genfl.errors import InputError
 from genfl.experiment import records
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run, Shard, shard_folders
 from genfl.stages import prompts
-from genfl.storage import read_json
+from genfl.storage import digest, read_json, sha256
+from genfl.threads import on_threads
 
 CONTENT = {
     "name": "made",
@@ -77,16 +78,21 @@ def reopen(run):
     records.write_record(run.run.record("generate"), started)
 
 
-def synthetic(folder):
-    """Returns the bytes of all files of a data set, and its manifest without times."""
+def synthetic(folder, lost=(0,)):
+    """Returns the bytes of all files of a data set, and its manifest without times, threads and checksum.
+
+    The times of one of these numbers of shards are lost.
+    """
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in (folder / "synthetic").rglob("*")
         if path.is_file()
     }
     manifest = json.loads(files.pop("synthetic/manifest.json"))
-    for shard in manifest["shards"].values():
-        assert shard.pop("seconds") >= 0
+    del manifest["sha256"]
+    measured = [(shard.pop("seconds"), shard.pop("threads")) for shard in manifest["shards"].values()]
+    assert measured.count((None, None)) in lost
+    assert all(seconds >= 0 and threads >= 1 for seconds, threads in measured if seconds is not None)
     return files, manifest
 
 
@@ -128,12 +134,12 @@ def test_a_label_of_which_nothing_is_left_is_named_once_everything_is_made(made,
     assert {row.name: row.state for row in pipeline.run_status(tmp_path / "run")}["generate"] == "partial"
 
 
-def test_a_block_of_which_nothing_is_left_has_no_file_and_is_not_made_again(made, tmp_path):
+def test_a_block_of_which_nothing_is_left_is_not_made_again(made, tmp_path):
     blank(made, "black", 3)
     run = execute(made, tmp_path / "run", "prompts.block_size=1")
     manifest = read_json(tmp_path / "run" / "synthetic" / "manifest.json")
     (shard,) = [shard for shard in manifest["shards"].values() if not shard["rows"]]
-    assert (shard["file"], shard["removed"]) == (None, {"black": {"blank": 1}})
+    assert (shard["file"].partition("/")[0], shard["removed"]) == ("empty", {"black": {"blank": 1}})
     assert len(list((tmp_path / "run" / "synthetic" / "data").iterdir())) == UNITS - 1
     rows = datasets.load_dataset(
         str(tmp_path / "run" / "synthetic"), split="train", cache_dir=str(tmp_path / "datasets")
@@ -186,7 +192,8 @@ def test_the_cost_counts_the_seconds_of_all_shards_and_the_bytes_of_all_files(ma
     content = read_json(manifest)
     for shard in content["shards"].values():
         shard["seconds"] = 2.0  # as if it had taken long, in several starts
-    manifest.write_text(json.dumps(content))
+    del content["sha256"]
+    manifest.write_text(json.dumps({**content, "sha256": digest(content)}))
     reopen(run)
     again = execute(made, tmp_path / "run").result("generate")
     assert again["seconds"] == 12.0
@@ -195,12 +202,108 @@ def test_the_cost_counts_the_seconds_of_all_shards_and_the_bytes_of_all_files(ma
     assert again["bytes"] == result["bytes"] == sum(file.stat().st_size for file in files)
 
 
-# --- shards
-
-
 @pytest.fixture
 def whole(made, tmp_path):
     return synthetic(execute(made, tmp_path / "whole").folder)
+
+
+def half_made(made, folder):
+    """Leaves a run as a kill after three of six blocks would; returns the blocks and their times."""
+    run = execute(made, folder)
+    reopen(run)
+    blocks = sorted((folder / "synthetic" / "data").iterdir())
+    for block in blocks[3:]:
+        block.unlink()
+    (folder / "synthetic" / "README.md").unlink()
+    return {block: block.stat().st_mtime_ns for block in blocks[:3]}
+
+
+def harm_manifest(run):
+    file = run / "synthetic" / "manifest.json"
+    file.write_text(file.read_text().replace('"rows": 2', '"rows": 30', 1))
+
+
+HARM = {
+    "manifest edited": harm_manifest,
+    "manifest emptied": lambda run: (run / "synthetic" / "manifest.json").write_text("{}"),
+    "manifest deleted": lambda run: (run / "synthetic" / "manifest.json").unlink(),
+    "record deleted": lambda run: (run / "stages" / "generate.json").unlink(),
+    "record damaged": lambda run: (run / "stages" / "generate.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_intact_blocks_are_never_made_again(made, tmp_path, whole, harm, caplog):
+    blocks = half_made(made, tmp_path / "run")
+    HARM[harm](tmp_path / "run")
+    run = execute(made, tmp_path / "run")
+    assert {block: block.stat().st_mtime_ns for block in blocks} == blocks
+    assert synthetic(run.folder, lost=[3 if harm.startswith("manifest") else 0]) == whole
+    result = run.result("generate")
+    assert (result["samples"], result["removed"]) == (UNITS, 0)
+    assert f"{UNITS} samples of 2 classes" in (run.folder / "synthetic" / "README.md").read_text()
+    assert ("manifest.json is damaged" in caplog.text) == (harm in ("manifest edited", "manifest emptied"))
+
+
+def test_a_file_with_another_content_is_made_again(made, tmp_path, caplog):
+    """Its name alone does not count."""
+    run = execute(made, tmp_path / "run")
+    before = (run.folder / "prompts" / prompts.PROMPTS_FILE).read_bytes()
+    (run.folder / "prompts" / prompts.PROMPTS_FILE).write_bytes(before.replace(b"black", b"green"))
+    block = next((run.folder / "synthetic" / "data").iterdir())
+    content = block.read_bytes()
+    block.write_bytes(content + b" ")
+    execute(made, tmp_path / "run")
+    assert (run.folder / "prompts" / prompts.PROMPTS_FILE).read_bytes() == before
+    assert block.read_bytes() == content
+    assert f"{prompts.PROMPTS_FILE} is damaged and will be regenerated" in caplog.text
+    assert f"{block.name} is damaged and will be regenerated" in caplog.text
+
+
+def test_a_record_that_names_files_outside_deletes_none(made, tmp_path, caplog):
+    run = execute(made, tmp_path / "run")
+    (tmp_path / "mine.txt").write_text("mine")
+    record = run.run.record("prompts")
+    content = {name: value for name, value in read_json(record).items() if name != "sha256"}
+    pipeline._write_record(record, content | {"files": {"../../mine.txt": "0" * 64}})
+    execute(made, tmp_path / "run")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert f"{record} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["synthetic", "synthetic/data", "stages", "federate/other", "answers", ".lock"]
+)
+def test_links_in_a_run_are_refused_and_nothing_behind_them_is_touched(made, tmp_path, name):
+    execute(made, tmp_path / "run", until="labels")
+    mine = tmp_path / "mine" / "seed-9"
+    mine.mkdir(parents=True)
+    (mine / "precious.txt").write_text("mine")
+    link = tmp_path / "run" / name
+    if link.exists():
+        storage.remove(link, tmp_path / "run")
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(mine / "precious.txt" if name == ".lock" else mine.parent)
+    for options in ({}, {"fresh": True}):
+        with pytest.raises(
+            InputError, match=rf"^--out: {link} is a link, and genfl writes nothing outside of "
+        ):
+            execute(made, tmp_path / "run", **options)
+    assert [path.name for path in mine.parent.rglob("*")] == ["seed-9", "precious.txt"]
+    assert (mine / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_set_is_resumed_on_the_threads_it_began_with(made, tmp_path, threads):
+    with on_threads(threads):
+        half_made(made, tmp_path / "run")
+    with on_threads(3 - threads):
+        execute(made, tmp_path / "run")
+    manifest = read_json(tmp_path / "run" / "synthetic" / "manifest.json")
+    assert [shard["threads"] for shard in manifest["shards"].values()] == [threads] * 6
+
+
+# --- shards
 
 
 @pytest.mark.parametrize("order", [["0/2", "1/2"], ["1/2", "0/2"], ["2/3", "0/3", "1/3"], ["0/1"], ["6/7"]])
@@ -245,20 +348,53 @@ def test_a_shard_goes_on_and_is_never_taken_for_the_whole(made, tmp_path):
     assert rows["prompts"][0] == "done"
 
 
+BROKEN = {
+    "no prompts": lambda folder: (folder / "prompts" / "prompts.jsonl").unlink(),
+    "half of the prompts": lambda folder: (folder / "prompts" / "prompts.jsonl").write_text('{"a":'),
+    "no record": lambda folder: (folder / "stages" / "generate.json").unlink(),
+    "an empty record": lambda folder: (folder / "stages" / "generate.json").write_text(""),
+    "an empty manifest": lambda folder: (folder / "synthetic" / "manifest.json").write_text(""),
+}
+
+
+@pytest.mark.parametrize("harm", BROKEN)
+def test_a_damaged_shard_never_stops_a_run(made, tmp_path, whole, harm):
+    folder = Shard(0, 2).folder(tmp_path / "run")
+    execute(made, tmp_path / "run", shard=Shard(0, 2))
+    BROKEN[harm](folder)
+    run = execute(made, tmp_path / "run")
+    assert synthetic(run.folder, lost=[3 if harm == "an empty manifest" else 0]) == whole
+    linked = [file.stat().st_nlink > 1 for file in sorted((run.folder / "synthetic" / "data").iterdir())]
+    assert linked == [True, False] * 3, "its intact blocks are used"
+
+
+def test_a_shard_without_any_intact_block_is_named(made, tmp_path, whole, caplog):
+    execute(made, tmp_path / "run", shard=Shard(0, 2))
+    folder = Shard(0, 2).folder(tmp_path / "run") / "synthetic"
+    for block in (folder / "data").iterdir():
+        block.write_bytes(b"half")
+    assert synthetic(execute(made, tmp_path / "run").folder) == whole
+    assert f"no samples of {folder} are used" in caplog.text
+
+
 def test_shards_of_another_config_or_of_other_prompts_are_left_alone(made, tmp_path, whole, caplog):
     execute(made, tmp_path / "run", "prompts.guidance_scale=2.0", shard=Shard(0, 2))
     execute(made, tmp_path / "elsewhere", shard=Shard(1, 2))
     moved = Shard(1, 2).folder(tmp_path / "elsewhere").rename(Shard(1, 2).folder(tmp_path / "run"))
     assert synthetic(execute(made, tmp_path / "run").folder) == whole
-    assert "shard-0-of-2 has another config" in caplog.text
-    assert "shard-1-of-2 has another config" not in caplog.text
-    shutil.rmtree(tmp_path / "run")
+    assert f"no samples of {Shard(0, 2).folder(tmp_path / 'run')}/synthetic are used" in caplog.text
+    assert f"no samples of {moved}" not in caplog.text
+    shutil.rmtree(tmp_path / "run" / "synthetic")
+    shutil.rmtree(moved / "synthetic")
     caplog.clear()
     # as if a language model had been asked again
-    file = moved / "prompts" / prompts.PROMPTS_FILE
+    file, record = moved / "prompts" / prompts.PROMPTS_FILE, moved / "stages" / "prompts.json"
     file.write_text(file.read_text().replace('"seed": ', '"seed": 1'))
+    content = {name: value for name, value in read_json(record).items() if name != "sha256"}
+    pipeline._write_record(record, {**content, "files": {file.name: sha256(file)}})
+    execute(made, tmp_path / "run", shard=Shard(1, 2))
     assert synthetic(execute(made, tmp_path / "run").folder) == whole
-    assert "shard-1-of-2 has another config, or other prompts" in caplog.text
+    assert f"no samples of {moved}/synthetic are used: they are damaged, or of another" in caplog.text
 
 
 def test_a_shard_takes_over_the_prompts_that_there_are(made, tmp_path, caplog):
@@ -363,7 +499,8 @@ GENERATORS = {"image": image_content, "speech": speech_content, "files": files_c
 def finish(folder, name, **options):
     """Goes on with a run, or begins it; returns its data set."""
     pipeline.execute(config.load(folder / "c.yaml"), folder / name, until="generate", **options)
-    return None if "shard" in options else synthetic(folder / name)
+    killed_before_listing = 1  # such a block is kept, but its time is not known
+    return None if "shard" in options else synthetic(folder / name, lost=(0, killed_before_listing))
 
 
 def write_config(folder, kind):

@@ -15,6 +15,7 @@ from genfl.errors import InputError
 from genfl.results.summarise import bytes_to_clients
 from genfl.rng import Key
 from genfl.stages import generate
+from genfl.stages.allocations import allocate
 from genfl.stages.federate import methods as federated
 from genfl.stages.federate.generated_content import check_content
 from genfl.storage import read_json, sha256
@@ -114,6 +115,17 @@ def test_a_share_of_the_clients_may_generate(run):
     assert data.client_info_table["samples"].tolist() == own.tolist(), "weight: private"
     others = list(map(len, given(run.training_data("half", 1, synthetic()))))
     assert [count > 0 for count in counts] != [count > 0 for count in others]
+
+
+def test_each_seed_draws_its_generating_clients(tmp_path):
+    run = a_run(tmp_path, "content.clients=0.25")
+    content, counts = run.config.methods["mixed"].content, np.ones((20, 10), dtype=int)
+    drawn = {
+        tuple(np.flatnonzero(allocate(content, counts, np.full(10, 12), seed).pooled.sum(1)))
+        for seed in range(5)
+    }
+    assert len(drawn) > 1
+    assert {len(clients) for clients in drawn} == {5}
 
 
 def test_generated_data_alone_has_no_private_sample(run):

@@ -20,6 +20,7 @@ from genfl.config.section import Choice
 from genfl.data.sources import DATASETS, DataEntry, LabelledExamples, digits
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
+from genfl.storage import sha256
 
 FEDERATE = {"federate", "report"}
 TRAIN = {"pretrain", *FEDERATE}
@@ -27,6 +28,7 @@ GUIDED = {"guided", *FEDERATE}
 GENERATE = {"generate", "guided", *TRAIN}
 PROMPTS = {"prompts", *GENERATE}
 EVERYTHING = {"labels", *PROMPTS}
+PRIVATE = {"labels", *GUIDED}  # what reads private examples
 REPORT = {"report"}  # it shows the whole config, so it is in every row
 
 BASES = {
@@ -147,29 +149,29 @@ ROWS = [
     Row("device", "device=cuda", TRAIN),
     Row("device", "device=cuda:1", REPORT, given=("device=cuda:0",)),
     # --- data
-    # Label names alone decide the prompts. But the data of another name or content may have other names,
-    # and the labels stage hands its identity on with them, so that all of it runs again.
-    Row("data.name", "data.name=digits too", EVERYTHING),
+    # Label names alone decide prompts and generated samples. Pre-training reads samples in the data's format.
+    Row("data.name", "data.name=digits too", {"pretrain", *PRIVATE}),
     Row("data.path", "data.path=$images_copy", REPORT, "images"),
-    Row("data.path", "data.path=$images_other", EVERYTHING - NO_GUIDED, "images"),
-    Row("data.input", "data.input=body", EVERYTHING, "texts"),
+    Row("data.path", "data.path=$images_other", PRIVATE - NO_GUIDED, "images"),
+    Row("data.input", "data.input=body", PRIVATE, "texts"),
     Row("data.label", "data.label=topic", EVERYTHING, "texts"),
     Row("data.folders", "data.folders=split/class", EVERYTHING - NO_GUIDED, "images"),
     Row(
         "data.client_id",
         "data.client_id=city",
-        EVERYTHING,
+        PRIVATE,
         "texts",
         ("data.partition={kind: natural}", "data.client_id=key"),
     ),
-    Row("data.size", "data.size=[8, 8]", EVERYTHING - NO_GUIDED, "images"),
-    Row("data.channels", "data.channels=1", EVERYTHING - NO_GUIDED, "images"),
-    Row("data.length", "data.length=5", EVERYTHING, "texts"),
-    Row("data.tokenizer", "data.tokenizer=$tokenizer", EVERYTHING, "texts"),
+    # Generators that copy files leave out those that have no such input.
+    Row("data.size", "data.size=[8, 8]", EVERYTHING - NO_GUIDED - {"prompts"}, "images"),
+    Row("data.channels", "data.channels=1", EVERYTHING - NO_GUIDED - {"prompts"}, "images"),
+    Row("data.length", "data.length=5", {"pretrain", *PRIVATE}, "texts"),
+    Row("data.tokenizer", "data.tokenizer=$tokenizer", {"pretrain", *PRIVATE}, "texts"),
     # What the words are is not known before texts are generated: nothing before them depends on it.
     Row("data.tokenizer", "data.tokenizer=generated", WORDS, "words", ("data.tokenizer=hashed",)),
     Row("data.tokenizer", "data.tokenizer=$tokenizer_copy", REPORT, "texts", ("data.tokenizer=$tokenizer",)),
-    Row("data.seconds", "data.seconds=0.6", EVERYTHING - NO_GUIDED, "sounds"),
+    Row("data.seconds", "data.seconds=0.6", {"labels", *TRAIN}, "sounds"),
     # Who holds which label does not matter to prompts and generated data.
     Row("data.partition.kind", "data.partition.kind=iid", {"labels", *GUIDED}),
     Row("data.partition.clients", "data.partition.clients=7", {"labels", *GUIDED}),
@@ -199,8 +201,7 @@ ROWS = [
     Row("labels.cells", "labels.cells=90", {"labels", "report"}),
     Row("labels.hashes", "labels.hashes=3", {"labels", "report"}),
     Row("labels.attempts", "labels.attempts=7", {"labels", "report"}),
-    # The labels stage hands on the longest name that there may be: names that are longer are refused.
-    Row("labels.max_bytes", "labels.max_bytes=65", EVERYTHING),
+    Row("labels.max_bytes", "labels.max_bytes=65", {"labels", "report"}),
     # --- prompts
     Row("prompts.style", "prompts.style=single", PROMPTS),
     Row("prompts.template", "prompts.template='one {look} {label}'", PROMPTS, given=FILL),
@@ -642,11 +643,46 @@ def test_a_second_run_sees_an_image_that_changed(parse, tmp_path, monkeypatch):
     assert ran(settings, tmp_path / "run") == stages
     assert ran(settings, tmp_path / "run") == set()
     Image.new("RGB", (4, 4), (9, 99, 199)).save(tmp_path / "own" / "train" / "black" / "0.bmp")
-    assert ran(settings, tmp_path / "run") == stages
+    assert ran(settings, tmp_path / "run") == PRIVATE - NO_GUIDED
     assert ran(settings, tmp_path / "run") == set()
     Image.new("RGB", (4, 4), (199, 9, 99)).save(tmp_path / "made" / "train" / "black" / "0.bmp")
     assert ran(settings, tmp_path / "run") == stages - {"labels", "prompts"}
     assert ran(settings, tmp_path / "run") == set()
+
+
+def written(folder):
+    """The time and the checksum of each file of some stages."""
+    files = (path for stage in ("prompts", "synthetic", "pretrain") for path in (folder / stage).rglob("*"))
+    return {path: (path.stat().st_mtime_ns, sha256(path)) for path in files if path.is_file()}
+
+
+def test_a_photo_more_generates_and_pretrains_nothing_again(parse, tmp_path, monkeypatch):
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    draw(tmp_path / "own", 0)
+    draw(tmp_path / "made", 1)
+    given = (*FAST, f"generator.path={tmp_path / 'made'}")
+    pipeline.execute(parse("images", *given, f"data.path={tmp_path / 'own'}"), tmp_path / "run")
+    before = written(tmp_path / "run")
+    assert len(before) >= 5
+    Image.new("RGB", (4, 4), (9, 99, 199)).save(tmp_path / "own" / "train" / "black" / "one more.bmp")
+    (tmp_path / "own").rename(tmp_path / "moved")
+    moved = parse("images", *given, f"data.path={tmp_path / 'moved'}")
+    summary = pipeline.execute(moved, tmp_path / "run", update=True)
+    assert {name for name, stage in summary["stages"].items() if not stage["skipped"]} == {
+        "labels",
+        "federate",
+        "report",
+    }
+    assert written(tmp_path / "run") == before
+    # another class is another matter
+    (tmp_path / "moved" / "train" / "grey").mkdir()
+    (tmp_path / "made" / "train" / "grey").mkdir()
+    for n in range(3):
+        for folder, blue in (("moved", 128), ("made", 64)):
+            shade = Image.new("RGB", (4, 4), (120, n, blue))
+            shade.putpixel((0, 0), (n, n, 0))
+            shade.save(tmp_path / folder / "train" / "grey" / f"{n}.bmp")
+    assert ran(moved, tmp_path / "run") == EVERYTHING - NO_GUIDED
 
 
 def test_a_second_run_sees_a_text_that_changed(parse, tmp_path, monkeypatch):
@@ -661,7 +697,7 @@ def test_a_second_run_sees_a_text_that_changed(parse, tmp_path, monkeypatch):
     assert ran(settings, tmp_path / "run") == set()
     file = tmp_path / "own" / "train.csv"
     file.write_text(file.read_text().replace("good private 3", "great private 3"))
-    assert ran(settings, tmp_path / "run") == stages
+    assert ran(settings, tmp_path / "run") == {"vocabulary", *PRIVATE} - NO_GUIDED  # it counts unknown words
     file = tmp_path / "made" / "train.csv"
     file.write_text(file.read_text().replace("good generated 3", "great generated 3"))
     assert ran(settings, tmp_path / "run") == stages - {"labels", "prompts"}
@@ -689,7 +725,7 @@ def test_a_second_run_sees_a_model_that_changed(parse, tmp_path, monkeypatch):
     assert {stage for stage in first if second[stage] != first[stage]} == GENERATE
     write_tokenizer(tmp_path / "tokenizer.json", "great")
     third = digests()
-    assert {stage for stage in first if third[stage] != second[stage]} == EVERYTHING
+    assert {stage for stage in first if third[stage] != second[stage]} == {"pretrain", *PRIVATE}
 
 
 def test_a_folder_is_looked_through_for_each_modality(parse, paths, tmp_path):

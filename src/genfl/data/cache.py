@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock
 
 from genfl.errors import GenflError, InputError, first_line
-from genfl.storage import digest, read_json, sha256, write_json
+from genfl.storage import digest, read_json, remove, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -123,5 +122,5 @@ def clear_cache() -> int:
     for entry in cached_data():
         with cache_lock(entry.path):
             freed += entry.bytes
-            shutil.rmtree(entry.path)
+            remove(entry.path, entry.path.parent)
     return freed

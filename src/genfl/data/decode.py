@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
 import re
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,7 +21,7 @@ from genfl.data.folders import BATCH_ROWS, Folder, Rows, cell_text, first_few
 from genfl.data.formats import InputFormat
 from genfl.data.media import MEDIA
 from genfl.errors import GenflError, InputError
-from genfl.storage import digest, replacing, sha256
+from genfl.storage import digest, remove, replacing, sha256
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
                 try:
                     _decode(folder, spec, target)
                 except BaseException as error:
-                    shutil.rmtree(target, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        remove(target, target.parent)
                     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                         raise GenflError(
                             f"GENFL_CACHE: no space left in {target.parent}; make room, or name another"
@@ -195,7 +196,7 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
         raise InputError(
             f"data.path: no train split in {folder.path}, only {', '.join(splits_of)}; rename one to train"
         )
-    (target / "about.json").unlink(missing_ok=True)
+    remove(target / "about.json", target)
     target.mkdir(mode=0o700, exist_ok=True)
     labelled = [name for name in TEST_SPLITS if name in splits_of and _has_labels(splits_of[name], spec)]
     used = ("train", *labelled[:1])

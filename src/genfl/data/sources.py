@@ -67,6 +67,7 @@ class DataSet(NamedTuple):
         notes: What a user should know of the reading, such as files that are left out.
         originals: ``(rows) -> contents`` of training examples, for guided generators. Images are returned as
             they are stored, clips and texts as they are in their files.
+        format_digest: A digest of `encode` and `prepare`; empty for formats that never change.
     """
 
     train: LabelledExamples
@@ -79,6 +80,7 @@ class DataSet(NamedTuple):
     vocabulary: int = 0
     originals: Callable[[Sequence[int]], list[Any]] = _no_originals
     notes: tuple[str, ...] = ()
+    format_digest: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -250,6 +252,7 @@ def read_dataset(
         encoding.vocabulary(),
         originals,
         decoded.notes,
+        digest(encoding.identity()),
     )
 
 
@@ -290,7 +293,8 @@ def registered_dataset(load: Callable[..., DataSet], modality: Modality, summary
 def _load_with_digest(load: Callable[..., DataSet], **options: Any) -> DataSet:
     data = load(**options)
     code = value_digest(load, data.encode, data.prepare)
-    return data._replace(digest=digest([data.digest or _content_digest(data), code]))
+    content = digest([data.digest or _content_digest(data), code])
+    return data._replace(digest=content, format_digest=value_digest(data.encode, data.prepare))
 
 
 def _content_digest(data: DataSet) -> str:

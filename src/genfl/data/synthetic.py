@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,9 +18,21 @@ import pyarrow.parquet
 from genfl.data.media import MEDIA, Modality
 from genfl.data.samples import Sample
 from genfl.errors import GenflError
-from genfl.storage import link, read_json, replacing, sha256, write_json, write_text
+from genfl.storage import digest as digest_of
+from genfl.storage import is_below, link, read_json, remove, sha256, write_bytes, write_json, write_text
 
 log = logging.getLogger(__name__)
+
+DATA, EMPTY = "data", "empty"
+"""The folders of the files of shards with samples, and without."""
+
+FACTS = b"genfl"
+"""The name in a Parquet file's metadata of the facts about a shard."""
+
+NO_CHECKSUM = "0" * 64
+"""Stands for the checksum of a file while the checksum is computed."""
+
+_SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"')
 
 T = TypeVar("T")
 
@@ -30,16 +46,18 @@ class ShardRecord(NamedTuple):
     Attributes:
         rows: The number of samples in the shard.
         removed: The samples that were generated for the shard and left out.
-        seconds: The time it took to generate the shard.
-        file: The file, relative to the data set's folder; None if the shard has no samples.
-        sha256: The checksum of the file; None if there is no file.
+        file: The file, relative to the data set's folder.
+        sha256: The checksum of the file.
+        seconds: The time it took to generate the shard; None if the manifest that said it is lost.
+        threads: The number of threads it was generated on; None if unknown.
     """
 
     rows: int
     removed: Removed
-    seconds: float
-    file: str | None
-    sha256: str | None
+    file: str
+    sha256: str
+    seconds: float | None = None
+    threads: int | None = None
 
     @property
     def generated(self) -> int:
@@ -52,42 +70,62 @@ class SyntheticData:
 
     ``datasets.load_dataset(folder)`` opens it. Each row holds the image, clip or text, its label, and its
     origin: prompt, guidance scale, seed, generator, and whether real data guided it. Unknown values are null.
-    ``manifest.json`` lists the finished shards. A shard that is not listed, or whose checksum differs, counts
-    as missing.
+
+    Each shard is a Parquet file. Its metadata says what the shard belongs to, what was left out of it, and
+    holds a checksum of the file. ``manifest.json`` lists the shards, and their times. If it is missing or
+    damaged, the list is made from the files. A shard whose checksum differs counts as missing.
 
     Args:
         folder: The folder of the data set.
         label_names: The names of the classes, in order.
         shards: The number of shards of the complete data set.
         modality: The kind of content of the samples.
+        digest: The digest of everything that the samples depend on. Shards of another digest do not belong to
+            the data set.
     """
 
     def __init__(
-        self, folder: Path, label_names: Sequence[str], shards: int, modality: Modality = "image"
+        self,
+        folder: Path,
+        label_names: Sequence[str],
+        shards: int,
+        modality: Modality = "image",
+        digest: str = "",
     ) -> None:
         self.folder = folder
         self.label_names = list(label_names)
         self.shards = shards
         self.modality = modality
+        self.digest = digest
         self.medium = MEDIA[modality]
         self.manifest = folder / "manifest.json"
 
     @classmethod
     def open(cls, folder: Path) -> SyntheticData:
-        """Open a data set that was written before."""
-        content = read_json(folder / "manifest.json")
-        return cls(folder, content["labels"], content["of"], content["modality"])
+        """Open a data set that was written before.
+
+        Raises:
+            GenflError: The folder holds none, or all of it is damaged.
+        """
+        shards = (shard for path in _shard_files(folder) if (shard := _read_shard(path)))
+        identity = _read_manifest(folder / "manifest.json") or next((facts for facts, _ in shards), None)
+        if identity is None:
+            raise GenflError(f"{folder} holds no intact generated samples; generate them again")
+        return cls(folder, *(identity[name] for name in ("labels", "of", "modality", "digest")))
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        names = self.label_names
+        return {"modality": self.modality, "labels": names, "of": self.shards, "digest": self.digest}
 
     def finished(self) -> dict[int, ShardRecord]:
-        """Return the shards that the manifest lists, by number, including damaged ones."""
-        if not self.manifest.exists():
-            return {}
-        listed = read_json(self.manifest)["shards"]
-        return {int(number): ShardRecord(**shard) for number, shard in listed.items()}
+        """Return the finished shards, by number, including those damaged since they were listed."""
+        listed = self._listed()
+        return self._with_unlisted({}) if listed is None else listed
 
     def files(self) -> list[Path]:
-        """Return the files of the finished shards, in order."""
-        return [self.folder / shard.file for _, shard in sorted(self.finished().items()) if shard.file]
+        """Return the files of the finished shards that have samples, in order."""
+        return [self.folder / shard.file for _, shard in sorted(self.finished().items()) if shard.rows]
 
     def damaged(self) -> dict[int, ShardRecord]:
         """Return the listed shards whose file is missing or has another checksum."""
@@ -95,14 +133,61 @@ class SyntheticData:
 
     def missing(self) -> list[int]:
         """Return the numbers of the shards that are not finished, and log a warning for each damaged one."""
+        return self._without(self._intact_shards())
+
+    def repair(self) -> list[int]:
+        """Prepare the folder for more shards: list the intact ones, and delete all others.
+
+        Returns:
+            The numbers of the missing shards.
+        """
+        if self.manifest.exists() and _read_manifest(self.manifest) is None:
+            log.warning("%s is damaged and is made again from the samples", self.manifest)
+        intact = self._intact_shards()
+        current = {self.folder / shard.file for shard in intact.values()}
+        for path in _shard_files(self.folder):
+            if path not in current:
+                remove(path, self.folder)
+        if intact != self._listed():
+            remove(self.manifest, self.folder)
+            if intact:
+                self._write_manifest(intact)
+        return self._without(intact)
+
+    def _without(self, shards: Collection[int]) -> list[int]:
+        return [number for number in range(self.shards) if number not in shards]
+
+    def _intact_shards(self) -> dict[int, ShardRecord]:
+        """Return the intact shards by number, listed or not, and log a warning for each damaged one."""
+        listed = self.finished()
         damaged = self.damaged()
-        for shard in damaged.values():
-            log.warning(
-                "%s is damaged (its checksum differs) and will be generated again",
-                self.folder / str(shard.file),
-            )
-        intact = self.finished().keys() - damaged.keys()
-        return [number for number in range(self.shards) if number not in intact]
+        shards = self._with_unlisted({n: shard for n, shard in listed.items() if n not in damaged})
+        for number in damaged.keys() - shards.keys():
+            file = self.folder / damaged[number].file
+            log.warning("%s is damaged (its checksum differs) and will be generated again", file)
+        return shards
+
+    def _listed(self) -> dict[int, ShardRecord] | None:
+        """Return the shards in the manifest; None if it is absent, damaged, or that of other samples."""
+        content = _read_manifest(self.manifest)
+        if content is None or any(content.get(name) != value for name, value in self._identity.items()):
+            return None
+        return {int(number): ShardRecord(**shard) for number, shard in content["shards"].items()}
+
+    def _with_unlisted(self, listed: Mapping[int, ShardRecord]) -> dict[int, ShardRecord]:
+        """Return shards, and all others whose file is intact and belongs to the data set."""
+        shards = dict(listed)
+        paths = {self.folder / self._file(n, rows): n for n in range(self.shards) for rows in (0, 1)}
+        for path in _shard_files(self.folder):
+            number = paths.get(path)
+            shard = _read_shard(path) if number is not None and number not in shards else None
+            if number is None or shard is None:
+                continue
+            facts, checksum = shard
+            if all(facts.get(name) == value for name, value in (self._identity | {"shard": number}).items()):
+                file = path.relative_to(self.folder).as_posix()
+                shards[number] = ShardRecord(facts["rows"], facts["removed"], file, checksum)
+        return dict(sorted(shards.items()))
 
     def removed(self) -> Removed:
         """Return the samples left out of all finished shards, by label and reason."""
@@ -114,17 +199,25 @@ class SyntheticData:
                     of_label[reason] = of_label.get(reason, 0) + count
         return total
 
-    def adopt(self, other: SyntheticData) -> None:
-        """Link the shards that are missing here and intact in another copy of the same data set."""
+    def adopt(self, folder: Path) -> int:
+        """Link the shards that are missing here and intact in another copy of the same data set.
+
+        Args:
+            folder: The folder of the other copy. It may be absent, damaged, or hold other samples.
+
+        Returns:
+            The number of shards that the other copy has.
+        """
+        other = SyntheticData(folder, self.label_names, self.shards, self.modality, self.digest)
         available = other.finished()
         for number in other.damaged():
-            log.warning("%s is damaged, and is not used", other.folder / str(available.pop(number).file))
+            log.warning("%s is damaged, and is not used", folder / available.pop(number).file)
         adopted = {number: available[number] for number in self.missing() if number in available}
         for shard in adopted.values():
-            if shard.file:
-                link(other.folder / shard.file, self.folder / shard.file)
+            link(folder / shard.file, self.folder / shard.file)
         if adopted:
             self._list(adopted)
+        return len(available)
 
     def write(
         self,
@@ -134,6 +227,7 @@ class SyntheticData:
         seconds: float,
         prompted: bool = True,
         removed: Removed | None = None,
+        threads: int | None = None,
     ) -> None:
         """Write one shard, then list it in the manifest.
 
@@ -145,14 +239,24 @@ class SyntheticData:
             prompted: Whether the samples were made from their prompts; if not, their origin is stored as
                 null.
             removed: Samples that were generated for the shard and left out.
+            threads: The number of threads that they were generated on.
         """
-        # datasets cannot open a folder with an empty file in it
-        file = self._save(number, samples, generator, prompted) if samples else None
-        checksum = sha256(self.folder / file) if file else None
-        self._list({number: ShardRecord(len(samples), removed or {}, round(seconds, 3), file, checksum)})
+        facts = self._identity | {"shard": number, "rows": len(samples), "removed": removed or {}}
+        content = _seal(self._table(samples, generator, prompted), facts)
+        file = self._file(number, len(samples))
+        write_bytes(self.folder / file, content)
+        checksum = hashlib.sha256(content).hexdigest()
+        self._list(
+            {number: ShardRecord(len(samples), removed or {}, file, checksum, round(seconds, 3), threads)}
+        )
 
-    def _save(self, number: int, samples: Sequence[Sample], generator: str, prompted: bool) -> str:
-        """Write the file of a shard, and return its path relative to the folder."""
+    def _file(self, number: int, rows: int) -> str:
+        """Return the path of a shard's file, relative to the folder."""
+        # datasets reads the folder data alone, and cannot open a folder with an empty file in it
+        return f"{DATA if rows else EMPTY}/train-{number:05d}-of-{self.shards:05d}.parquet"
+
+    def _table(self, samples: Sequence[Sample], generator: str, prompted: bool) -> pyarrow.Table:
+        """Return the table of a shard's samples."""
         import datasets
 
         features = datasets.Features(
@@ -178,22 +282,21 @@ class SyntheticData:
             }
             for sample in samples
         ]
-        file = f"data/train-{number:05d}-of-{self.shards:05d}.parquet"
         # Dataset.to_parquet needs torchcodec for sounds, and at least one row
-        table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
-        with replacing(self.folder / file) as temporary:
-            pyarrow.parquet.write_table(table, temporary)
-        return file
+        return pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
 
     def forget(self) -> None:
-        """Delete the manifest, so that all shards are generated again."""
-        self.manifest.unlink(missing_ok=True)
+        """Delete all shards and the manifest, so that everything is generated again."""
+        for name in (DATA, EMPTY, self.manifest.name):
+            remove(self.folder / name, self.folder)
 
     def _list(self, new: Mapping[int, ShardRecord]) -> None:
         """Add shards to the manifest."""
-        shards = {str(n): s._asdict() for n, s in sorted({**self.finished(), **new}.items())}
-        content = {"modality": self.modality, "labels": self.label_names, "of": self.shards}
-        write_json(self.manifest, {**content, "shards": shards})
+        self._write_manifest({**self.finished(), **new})
+
+    def _write_manifest(self, shards: Mapping[int, ShardRecord]) -> None:
+        content = self._identity | {"shards": {str(n): s._asdict() for n, s in sorted(shards.items())}}
+        write_json(self.manifest, {**content, "sha256": digest_of(content)})
 
     def write_card(self, title: str, facts: dict[str, Any]) -> None:
         """Write the data card, README.md.
@@ -243,7 +346,49 @@ class SyntheticData:
         return results, labels
 
     def _intact(self, shard: ShardRecord) -> bool:
-        if shard.file is None:
-            return True
         path = self.folder / shard.file
-        return path.exists() and sha256(path) == shard.sha256
+        return path.is_file() and sha256(path) == shard.sha256
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    """Return the files of all shards in a folder, whatever they belong to."""
+    return [path for name in (DATA, EMPTY) for path in sorted((folder / name).glob("train-*.parquet"))]
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return the content of a manifest; None if it is absent or damaged."""
+    try:
+        content: dict[str, Any] = read_json(path)
+        if content.pop("sha256") != digest_of(content):
+            return None
+        files = [shard["file"] for shard in content["shards"].values()]
+    except (GenflError, OSError, LookupError, TypeError, AttributeError):
+        return None
+    return content if all(map(is_below, files)) else None
+
+
+def _seal(table: pyarrow.Table, facts: dict[str, Any]) -> bytes:
+    """Return a Parquet file with facts in its metadata, and the checksum of all the rest of the file."""
+    metadata = {**(table.schema.metadata or {}), FACTS: json.dumps({**facts, "sha256": NO_CHECKSUM})}
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), file)
+    before, empty, after = file.getvalue().rpartition(NO_CHECKSUM.encode())
+    return before + hashlib.sha256(before + empty + after).hexdigest().encode() + after
+
+
+def _read_shard(path: Path) -> tuple[dict[str, Any], str] | None:
+    """Return the facts in a shard's file, and the file's checksum. None without facts, or if damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    seals = [*_SEAL.finditer(content)]
+    if not seals:
+        return None
+    start, end = seals[-1].span(1)
+    empty = NO_CHECKSUM.encode()
+    if hashlib.sha256(content[:start] + empty + content[end:]).hexdigest().encode() != content[start:end]:
+        return None
+    metadata = pyarrow.parquet.read_metadata(pyarrow.BufferReader(content)).metadata
+    facts: dict[str, Any] = json.loads(metadata[FACTS])
+    return facts, hashlib.sha256(content).hexdigest()

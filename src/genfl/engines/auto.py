@@ -27,12 +27,12 @@ from genfl.engines.protocol import (
     Engine,
     ResultTemplates,
     Runner,
-    one_thread,
 )
 from genfl.engines.vmapped import LEAST, SHARES, VmapRunner
 from genfl.errors import InputError, suggest
 from genfl.learning.task import CPU, Task, Weights
 from genfl.rng import Key
+from genfl.threads import one_thread
 
 Name = Literal["auto", "parallel", "sequential", "vectorized"]
 
@@ -44,6 +44,9 @@ SHORT = 10_000_000
 
 ALIKE = 0.9
 """Least share of all steps that clients of as many steps and of the same batch size take."""
+
+ROUNDING = 2
+"""The version of rounding. Raise it when clients in batches are computed or added up in another order."""
 
 UNBATCHED = "There is a performance drop"
 """How torch's warning begins when vmap runs an operation once for each client."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.errors import GenflError
-from genfl.storage import digest, load_part, save_tensors
+from genfl.storage import digest, load_part, refuse_links, remove, save_tensors
 from genfl.trees import Tree
 
 RAM = 512 * 2**20
@@ -29,6 +30,9 @@ FILE = 64 * 2**20
 
 CLIENTS = 100
 """Clients in a file at most: reading any of them reads the table of all."""
+
+_WRITTEN = re.compile(r"[0-9a-f]{64}\.safetensors|\..*\.tmp|\.tmp\w*")
+"""Matches the names of files that a store writes, also in part."""
 
 
 @dataclass
@@ -51,14 +55,17 @@ class ClientStateStore:
     Args:
         folder: The folder of the files; None for a temporary folder, created only if RAM is not enough.
         initial: The memory of a client that never took part.
-        files: The names in the checkpoint that is resumed. All other files are deleted.
+        files: The names in the checkpoint that is resumed. All other files of a store are deleted.
         ram: How many bytes of memories to keep in RAM at most, besides those that the caller holds.
 
     Raises:
         GenflError: A file is missing or damaged.
+        InputError: The folder is a link.
     """
 
     def __init__(self, folder: Path | None, initial: Tree, files: Iterable[str] = (), ram: int = RAM) -> None:
+        if folder:
+            refuse_links(folder.parent, [folder.name])
         self._permanent = folder
         self._initial, self._initial_signature = initial, trees.signature(initial)
         self._ram = ram
@@ -75,8 +82,8 @@ class ClientStateStore:
         self._committed = set(self._files)
         if folder and folder.exists():
             for path in folder.iterdir():
-                if path.name not in self._files:
-                    path.unlink()
+                if path.name not in self._files and _WRITTEN.fullmatch(path.name):
+                    remove(path, folder)
 
     def __contains__(self, client: int) -> bool:
         return client in self._new or client in self._file_of
@@ -132,13 +139,13 @@ class ClientStateStore:
         for name in [name for name, file in self._files.items() if not file.live]:
             del self._files[name]
             if name not in self._committed:
-                (self._folder / name).unlink()
+                remove(self._folder / name, self._folder)
         return list(self._files)
 
     def clean(self) -> None:
         """Delete files that only an earlier checkpoint names; the last must name what `flush` returned."""
         for name in self._committed - self._files.keys():
-            (self._folder / name).unlink()
+            remove(self._folder / name, self._folder)
         self._committed = set(self._files)
 
     @cached_property

@@ -15,9 +15,9 @@ from genfl.engines.protocol import (
     ResultTemplates,
     RoundResult,
     Runner,
-    one_thread,
 )
 from genfl.engines.reducers import PlainReducer
+from genfl.threads import one_thread
 
 
 class InProcess:

@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -417,6 +418,7 @@ class _Workers:
         for inherited in self.connections:
             inherited.close()  # or no worker would notice that the parent is gone
         leave_logging_to_parent()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         torch.set_num_threads(1)
         while True:
             try:
@@ -460,6 +462,14 @@ class _Workers:
             written.append(_Written(results.clients, signature, first, results.refused))
             next_row[signature] += count
         return written
+
+
+def _end_with_parent() -> None:
+    """End this worker at once when the process that forked it ends, also in the middle of a share."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _identities(tasks: Sequence[ClientTask]) -> list[tuple[int, ...]]:

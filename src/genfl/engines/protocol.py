@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -338,14 +337,3 @@ def problem(upload: Tree, memory: Tree, like: tuple[Tree, Tree]) -> str | None:
         if not trees.is_finite(tree):
             return NOT_FINITE
     return None
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run a block's torch operations on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

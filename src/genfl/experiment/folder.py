@@ -60,12 +60,14 @@ class Run:
         folder: Its folder.
         shard: The shard that it generates; None for everything.
         shards: Folders of the runs that generated shards for it.
+        others: Folders of other runs. Results that are the same are taken over from them.
     """
 
     config: Config
     folder: Path
     shard: Shard | None = None
     shards: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
 
     def record(self, stage: str) -> Path:
         """Return the path of a stage's record."""
@@ -75,6 +77,12 @@ class Run:
         """Return the digest of everything that a finished stage's output depends on."""
         digest: str = read_json(self.record(stage))["digest"]
         return digest
+
+    def output(self, stage: str) -> str:
+        """Return the digest of the part of a finished stage's output that other stages read."""
+        record = read_json(self.record(stage))
+        output: str = record.get("output", record["digest"])
+        return output
 
     def result(self, stage: str) -> dict[str, Any]:
         """Return the figures of a finished stage."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from genfl.errors import GenflError
-from genfl.storage import digest, read_json, write_json
+from genfl.storage import digest, is_below, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = read_json(path)
-        if content.pop("sha256") == digest(content):
+        intact = content.pop("sha256") == digest(content)
+        if intact and all(map(is_below, content.get("files", ()))):
             return content
-    except (GenflError, KeyError, AttributeError):
+    except (GenflError, LookupError, TypeError, AttributeError):
         pass
     log.warning("%s is damaged; its stage will run again", path)
     return None

@@ -13,9 +13,11 @@ class Generator(Protocol):
 
     Attributes:
         id: The model's name, which is written beside every sample.
+        threads: The number of threads to compute on; None for those of the process.
     """
 
     id: str
+    threads: int | None = None
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Check the prompts before any sample is made.

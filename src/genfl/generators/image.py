@@ -121,6 +121,8 @@ class StableDiffusion(Generator):
         self.id = hub.model_name(model)
         self.steps = steps
         self.device = device
+        # the number of threads changes the last bits, and the miniature is as fast on one thread
+        self.threads = 1 if model == MINIATURE else None
         self.size = size
         self.strength = strength
         self.embedding = lru_cache(pretrained.CACHED_PROMPTS)(self._embedding)

@@ -18,6 +18,7 @@ from genfl.learning.evaluate import evaluate
 from genfl.learning.task import CPU, Task, Weights
 from genfl.rng import Key
 from genfl.storage import load_checkpoint, save_tensors
+from genfl.threads import one_thread
 from genfl.trees import Tree
 
 LrSchedule = Literal["constant", "cosine"]
@@ -63,6 +64,7 @@ class Pretrained(NamedTuple):
     label_names: tuple[str, ...] | None = None
 
 
+@one_thread()
 def train_with_holdout(
     task: Task,
     weights: Weights,
@@ -79,7 +81,7 @@ def train_with_holdout(
 ) -> Pretrained:
     """Train a model with AdamW, and return the one with the smallest loss on held-back synthetic data.
 
-    No private data is used.
+    No private data is used. It computes on one thread, because the number of threads changes the last bits.
 
     Source: GPT-FL (arXiv 2306.02210): small learning rate, large weight decay.
 

@@ -375,6 +375,7 @@ class StageRecord(ResultModel):
 
     stage: str = Field(description="Name of the stage.")
     digest: str = Field(description="Digest of everything that the stage's output depends on.")
+    output: str = Field("", description="Digest of the part of the output that other stages read.")
     done: bool = Field(
         description="Whether the stage finished; if not, all fields below but `sha256` are absent."
     )

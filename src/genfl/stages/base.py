@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, 
 from genfl.config import Config, Data, Section
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import ANSWERS, Run, Shard
-from genfl.storage import digest
+from genfl.storage import digest, take_checkpoint
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+log = logging.getLogger(__name__)
 
 In = TypeVar("In", bound="DataclassInstance")
 """A stage's inputs: a frozen dataclass of config sections and plain values."""
@@ -90,6 +93,29 @@ class DataInputs:
         return cls(config.data, context.content_digest(config.data))
 
 
+@dataclasses.dataclass(frozen=True)
+class FormatInputs:
+    """The input format of the private data, but none of its content.
+
+    Attributes:
+        name: The name of the data set.
+        shape: The shape of one input.
+        format: The digest of the format.
+        section: The section of the config.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    section: Annotated[Data, IGNORED]
+
+    @classmethod
+    def of(cls, config: Config, context: RunContext) -> FormatInputs:
+        """Return the format inputs of a config."""
+        data = context.data_set(config.data)
+        return cls(config.data.name, data.shape, data.format_digest, config.data)
+
+
 class Upstream:
     """The finished outputs that a stage may read. These are the outputs of the stages that it declares.
 
@@ -112,8 +138,8 @@ class Upstream:
         return self._run.result(self._declared(stage))
 
     def digest(self, stage: str) -> str:
-        """Return the digest of a stage's output."""
-        return self._run.digest(self._declared(stage))
+        """Return the digest of the part of a stage's output that other stages read."""
+        return self._run.output(self._declared(stage))
 
     @property
     def stages(self) -> list[str]:
@@ -141,7 +167,9 @@ class StageRun(NamedTuple):
         digest: The digest of everything that its output depends on.
         answers: The folder of language models' answers.
         shard: The shard to generate; None for everything.
-        shards: The runs that generated shards for it.
+        shards: The folders of this stage in the runs that generated shards for it.
+        others: The folders of this stage in other runs.
+        output: The digest of the part of its output that other stages read.
     """
 
     context: RunContext
@@ -150,7 +178,20 @@ class StageRun(NamedTuple):
     digest: str
     answers: Path
     shard: Shard | None = None
-    shards: tuple[Run, ...] = ()
+    shards: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
+    output: str = ""
+
+    def take_checkpoint(self, path: Path, digest: str) -> None:
+        """Link a checkpoint in the stage's folder from another run that has done the same work.
+
+        Args:
+            path: The checkpoint.
+            digest: The digest of everything that the work depends on.
+        """
+        name = path.relative_to(self.folder)
+        if take_checkpoint(path, digest, [other / name for other in self.others]):
+            log.info("%s: %s is taken over from another run", self.folder.name, name.parent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +213,8 @@ class Stage(Generic[In]):
         check: Raises InputError for mistakes that the schema cannot see (files, models, splits). It runs
             before any stage works.
         wanted: ``(config) -> bool``: whether the config needs the stage. If not, it is left out.
-        gives: ``(inputs, context) -> values``: the part of its output that later stages read, if the config
-            alone determines it. None for the whole output.
+        gives: ``(inputs, context) -> values``: what decides the part of its output that later stages read,
+            besides the outputs that it reads itself. None for all of its inputs.
     """
 
     name: str
@@ -188,17 +229,21 @@ class Stage(Generic[In]):
     wanted: Callable[[Config], bool] = lambda config: True
     gives: Callable[[In, RunContext], Any] | None = None
 
-    def work(self, run: Run, context: RunContext, digest: str, folders: Mapping[str, str]) -> StageRun:
+    def work(
+        self, run: Run, context: RunContext, digest: str, folders: Mapping[str, str], output: str = ""
+    ) -> StageRun:
         """Return the stage run of a run.
 
         Args:
             run: The run.
-            digest: The digest of everything that the stage's output depends on.
             context: Data sets, splits and tasks.
+            digest: The digest of everything that the stage's output depends on.
             folders: The folders of the stages that the config wants, by name.
+            output: The digest of the part of its output that other stages read; by default `digest`.
         """
         upstream = Upstream(run, {name: folders[name] for name in self.upstream if name in folders})
-        shards = tuple(Run(run.config, folder) for folder in run.shards)
+        folder, answers = run.folder / self.folder, run.folder / ANSWERS
+        shards, others = (tuple(path / self.folder for path in paths) for paths in (run.shards, run.others))
         return StageRun(
-            context, upstream, run.folder / self.folder, digest, run.folder / ANSWERS, run.shard, shards
+            context, upstream, folder, digest, answers, run.shard, shards, others, output or digest
         )

@@ -19,20 +19,17 @@ from genfl.data.sources import DATASETS, DataSet, folder_of
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
-from genfl.experiment.folder import Run
 from genfl.generators.base import Generator
 from genfl.generators.missing import generate_missing
 from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
-from genfl.stages import prompts as prompts_stage
-from genfl.stages.base import IGNORED, Stage, StageRun
-from genfl.stages.prompts import deciding, read_prompts
+from genfl.stages.base import IGNORED, FormatInputs, Stage, StageRun
+from genfl.stages.prompts import PROMPTS_FILE, deciding, read_prompts
+from genfl.storage import digest
 
 log = logging.getLogger(__name__)
 
 GUIDED = {"strength", "shots", "trusted"}
 """The settings of generators that matter only if real examples guide them."""
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -125,26 +122,36 @@ class GenerateInputs:
 
     Attributes:
         generator: The generator.
+        format: For generators that copy samples, the input format of the private data and its names of
+            labels. Samples that have no such input are left out. None for generators that use prompts.
         prompts: The section of the prompts. The outputs of the stage prompts depend on it.
-        data: The private data. Only the format of an example matters.
+        data: The private data.
     """
 
     generator: GeneratorInputs
+    format: Any
     prompts: Annotated[Prompts, IGNORED]
     data: Annotated[Data, IGNORED]
 
 
 def _inputs(config: Config, context: RunContext) -> GenerateInputs:
-    return GenerateInputs(GeneratorInputs.of(config, context), config.prompts, config.data)
+    generator, recipe = GeneratorInputs.of(config, context), DATASETS[config.data.name].recipe
+    copied = None if generator.entry.prompted else [FormatInputs.of(config, context), recipe and recipe.words]
+    return GenerateInputs(generator, copied, config.prompts, config.data)
 
 
 def _run(inputs: GenerateInputs, work: StageRun) -> dict[str, Any] | None:
     generator_inputs, labels = inputs.generator, work.upstream.labels
-    entry, modality = generator_inputs.entry, generator_inputs.modality
+    entry = generator_inputs.entry
     blocks = read_prompts(work.upstream.folder("prompts"))
-    data = SyntheticData(work.folder, labels, len(blocks), modality)
-    for shard in work.shards:
-        _adopt(work, shard, data)
+    data = _synthetic_data(inputs, work, len(blocks))
+    data.repair()
+    for folder in work.shards:
+        if not data.adopt(folder):
+            log.warning(
+                "generate: no samples of %s are used: they are damaged, or of another config or prompts",
+                folder,
+            )
     shard_blocks = range(work.shard.number, len(blocks), work.shard.of) if work.shard else range(len(blocks))
     generate_missing(
         data,
@@ -161,20 +168,12 @@ def _run(inputs: GenerateInputs, work: StageRun) -> dict[str, Any] | None:
     return _finish(inputs, work, data)
 
 
-def _adopt(work: StageRun, shard: Run, data: SyntheticData) -> None:
-    """Take over the shard that another process generated for the run."""
-    folder = shard.folder / STAGE.folder
-    if not (folder / MANIFEST).exists():
-        return
-    same = shard.digest(STAGE.name) == work.digest
-    # a language model may write other prompts in each process
-    shard_prompts = read_prompts(shard.folder / prompts_stage.STAGE.folder)
-    if same and shard_prompts == read_prompts(work.upstream.folder("prompts")):
-        data.adopt(SyntheticData.open(folder))
-    else:
-        log.warning(
-            "generate: %s has another config, or other prompts; its samples are not used", shard.folder
-        )
+def _synthetic_data(inputs: GenerateInputs, work: StageRun, blocks: int) -> SyntheticData:
+    """Return the data set of a run. A language model may write other prompts in each process."""
+    prompts = (work.upstream.folder("prompts") / PROMPTS_FILE).read_text(encoding="utf-8")
+    return SyntheticData(
+        work.folder, work.upstream.labels, blocks, inputs.generator.modality, digest([work.digest, prompts])
+    )
 
 
 def _finish(inputs: GenerateInputs, work: StageRun, data: SyntheticData) -> dict[str, Any]:
@@ -210,7 +209,14 @@ def _finish(inputs: GenerateInputs, work: StageRun, data: SyntheticData) -> dict
     data.write_card("Synthetic data", facts)
     # The times in the files add up over interruptions and processes. This process's clock would not.
     shards = data.finished().values()
-    seconds = sum(shard.seconds for shard in shards)
+    timed = [shard for shard in shards if shard.seconds is not None]
+    seconds = sum(shard.seconds or 0.0 for shard in timed)
+    threads = {shard.threads for shard in shards if shard.threads}
+    if len(threads) > 1:
+        log.warning(
+            "generate: samples were generated on %s threads; the last bits depend on the number",
+            " and on ".join(map(str, sorted(threads))),
+        )
     return {
         "samples": samples,
         "removed": sum(shard.generated - shard.rows for shard in shards),
@@ -218,7 +224,7 @@ def _finish(inputs: GenerateInputs, work: StageRun, data: SyntheticData) -> dict
         "near_duplicates": near,
         "bytes": sum(file.stat().st_size for file in data.files()),
         "seconds": round(seconds, 3),
-        "samples_per_second": round(samples / max(seconds, 0.001), 2),
+        "samples_per_second": round(sum(shard.rows for shard in timed) / max(seconds, 0.001), 2),
         "labels": figures,
     }
 
@@ -240,9 +246,8 @@ def read_synthetic(
 
 def _progress(inputs: GenerateInputs, work: StageRun) -> tuple[int, int, str]:
     total = work.upstream.result("prompts")["samples"]
-    if not (work.folder / MANIFEST).exists():
-        return 0, total, "samples"
-    shards = SyntheticData.open(work.folder).finished().values()
+    blocks: int = work.upstream.result("prompts")["blocks"]
+    shards = _synthetic_data(inputs, work, blocks).finished().values()
     return sum(shard.generated for shard in shards), total, "samples"
 
 
@@ -273,11 +278,12 @@ def _check(inputs: GenerateInputs, context: RunContext) -> None:
 STAGE = Stage(
     "generate",
     "synthetic",
-    5,
+    6,
     ("labels", "prompts"),
     _inputs,
     _run,
     _progress,
     _check,
+    keeps=True,
     wanted=lambda config: config.generates,
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import shutil
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -27,13 +26,16 @@ from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext, class_indices
 from genfl.generators.base import Generator
+from genfl.generators.missing import generating_threads
 from genfl.rng import Key
 from genfl.stages import generate
 from genfl.stages.allocations import allocate
 from genfl.stages.base import IGNORED, DataInputs, Stage, StageRun, Upstream, digest_of
-from genfl.stages.generate import MANIFEST, GeneratorInputs
+from genfl.stages.generate import GeneratorInputs
 from genfl.stages.prompts import read_prompts
-from genfl.storage import read_json, write_json
+from genfl.storage import digest as digest_of_data
+from genfl.storage import read_json, remove, write_json
+from genfl.threads import on_threads
 
 log = logging.getLogger(__name__)
 
@@ -191,14 +193,16 @@ def _run(inputs: GuidedInputs, work: StageRun) -> dict[str, Any]:
     stores = []
     for kind in inputs.kinds:
         for seed in inputs.seeds:
-            folder = content_folder(work.folder, kind_digest(inputs, work.upstream, kind), kind, seed)
+            digest = kind_digest(inputs, work.upstream, kind)
+            folder = content_folder(work.folder, digest, kind, seed)
             blocks = list(_blocks(inputs, work, kind, seed))
-            stores.append(
-                _Store(blocks, SyntheticData(folder, labels, len(blocks), inputs.generator.modality))
+            data = SyntheticData(
+                folder, labels, len(blocks), inputs.generator.modality, digest_of_data([digest, seed])
             )
+            stores.append(_Store(blocks, data))
             write_json(folder / OWNERS, [block.client for block in blocks])
     _discard(work.folder, [store.data.folder for store in stores])
-    missing = [store.data.missing() for store in stores]
+    missing = [store.data.repair() for store in stores]
     total = sum(store.count(range(len(store.blocks))) for store in stores)
     left = sum(store.count(numbers) for store, numbers in zip(stores, missing, strict=True))
     generator = None
@@ -221,7 +225,7 @@ def _run(inputs: GuidedInputs, work: StageRun) -> dict[str, Any]:
     return {
         "samples": sum(shard.rows for shard in shards),
         "removed": removed,
-        "seconds": round(sum(shard.seconds for shard in shards), 3),
+        "seconds": round(sum(shard.seconds or 0.0 for shard in shards), 3),
     }
 
 
@@ -236,16 +240,18 @@ def _fill(
     blocks = {number: store.blocks[number] for number in numbers}
     rows = sorted({row for block in blocks.values() for row in itertools.chain(*block.guides)})
     examples = dict(zip(rows, data_set.originals(rows), strict=True))
+    threads = generating_threads(generator, store.data)
     for number, block in blocks.items():
         guided = [
             prompt._replace(guides=tuple(examples[row] for row in guides))
             for prompt, guides in zip(block.prompts, block.guides, strict=True)
         ]
         began = time.perf_counter()
-        samples = list(generator.generate(guided))
+        with on_threads(threads):
+            samples = list(generator.generate(guided))
         seconds = time.perf_counter() - began
         usable, removed = quality.sift(samples, data_set.modality)
-        store.data.write(number, usable, generator.id, seconds, removed=removed)
+        store.data.write(number, usable, generator.id, seconds, removed=removed, threads=threads)
         advance(len(samples))
 
 
@@ -253,9 +259,9 @@ def _discard(folder: Path, current: list[Path]) -> None:
     """Delete the samples of other configs."""
     for old in folder.glob("*/seed-*"):
         if old not in current:
-            shutil.rmtree(old)
+            remove(old, folder)
             if not any(old.parent.iterdir()):
-                old.parent.rmdir()
+                remove(old.parent, folder)
 
 
 def _blocks(inputs: GuidedInputs, work: StageRun, kind: Content, seed: int) -> Iterator[GuidedBlock]:
@@ -302,7 +308,7 @@ def _progress(inputs: GuidedInputs, work: StageRun) -> tuple[int, int, str]:
         for seed in inputs.seeds:
             total += sum(len(block.prompts) for block in _blocks(inputs, work, kind, seed))
             folder = content_folder(work.folder, kind_digest(inputs, work.upstream, kind), kind, seed)
-            if (folder / MANIFEST).exists():
+            if folder.exists():
                 done += sum(shard.generated for shard in SyntheticData.open(folder).finished().values())
     return done, total, "samples"
 

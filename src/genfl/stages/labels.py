@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -77,11 +78,11 @@ def _check(inputs: LabelInputs, context: RunContext) -> None:
 
 
 def _gives(inputs: LabelInputs, context: RunContext) -> Any:
-    """Return the label names. Other stages do not depend on which client holds which."""
+    """Return the label names. Other stages depend on no client, and on no example."""
     section = inputs.data.section
     labels = context.data_set(section).train.labels
     names = {labels[row] for rows in context.client_rows(section, inputs.seed) for row in rows}
-    return [inputs.data, sorted(names), inputs.labels.max_bytes]
+    return sorted(unicodedata.normalize("NFC", name) for name in names)
 
 
 STAGE = Stage("labels", "labels", 1, (), _inputs, _run, check=_check, gives=_gives)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,9 +31,9 @@ from genfl.models import MODELS
 from genfl.models.pretrained import load_pretrained, locate
 from genfl.rng import Key
 from genfl.stages import generate
-from genfl.stages.base import IGNORED, DataInputs, Stage, StageRun, Upstream, Without, digest_of
+from genfl.stages.base import IGNORED, FormatInputs, Stage, StageRun, Upstream, Without, digest_of
 from genfl.stages.vocabulary import readable
-from genfl.storage import load_tensors, save_tensors
+from genfl.storage import load_tensors, remove, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -121,13 +120,13 @@ class PretrainInputs:
     """The inputs of pre-training, besides the synthetic data.
 
     Attributes:
-        data: The private data. Synthetic samples are encoded in its input format.
+        data: The input format of the private data, in which synthetic samples are encoded.
         model: The downstream model.
         recipe: The settings of the training.
         seeds: The seeds. One model is trained for each.
     """
 
-    data: DataInputs
+    data: FormatInputs
     model: ModelInputs
     recipe: Annotated[Pretraining, Without({"init"})]
     seeds: list[int]
@@ -137,7 +136,7 @@ class PretrainInputs:
 class SeedInputs:
     """The inputs of the pre-trained model of one seed; see `PretrainInputs`."""
 
-    data: DataInputs
+    data: FormatInputs
     model: ModelInputs
     recipe: Annotated[Pretraining, Without({"init"})]
     labels: list[str]
@@ -146,7 +145,7 @@ class SeedInputs:
 
 def pretrain_inputs(config: Config, context: RunContext) -> PretrainInputs:
     """Return the inputs of pre-training of a config."""
-    data = DataInputs.of(config, context)
+    data = FormatInputs.of(config, context)
     return PretrainInputs(data, ModelInputs.of(config, context), config.pretrain, config.seeds)
 
 
@@ -166,6 +165,9 @@ def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
     ):
         for seed in inputs.seeds:
             start, _ = inputs.model.weights(task, seed)
+            checkpoint = seed_folder(work.folder, seed) / "checkpoint.safetensors"
+            digest = seed_digest(inputs, work.upstream, seed)
+            work.take_checkpoint(checkpoint, digest)
             trained = train_with_holdout(
                 task,
                 start,
@@ -173,8 +175,8 @@ def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
                 y,
                 recipe,
                 Key(seed).fold("pretrain"),
-                checkpoint=seed_folder(work.folder, seed) / "checkpoint.safetensors",
-                checkpoint_digest=seed_digest(inputs, work.upstream, seed),
+                checkpoint=checkpoint,
+                checkpoint_digest=digest,
                 prepare=data.prepare,
                 device=device,
                 on_epoch=advance,
@@ -190,7 +192,7 @@ def _discard(folder: Path, seeds: list[int]) -> None:
     for old in folder.glob("seed-*"):
         if old not in current:
             log.info("pretrain: deleted the model of %s, which is no longer in the config", old.name)
-            shutil.rmtree(old)
+            remove(old, folder)
 
 
 def seed_digest(inputs: PretrainInputs, upstream: Upstream, seed: int) -> str:
@@ -238,7 +240,7 @@ def seed_folder(folder: Path, seed: int) -> Path:
 STAGE = Stage(
     "pretrain",
     "pretrain",
-    2,
+    3,
     ("labels", "generate", VOCABULARY),
     pretrain_inputs,
     _run,

@@ -6,7 +6,7 @@ The clients tokenize their private texts with it. It contains no information abo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import VOCABULARY
 from genfl.stages import generate
-from genfl.stages.base import IGNORED, Stage, StageRun, Upstream
+from genfl.stages.base import DataInputs, Stage, StageRun, Upstream
 from genfl.storage import digest
 
 
@@ -38,11 +38,11 @@ class VocabularyInputs:
     """
 
     most_words: int
-    data: Annotated[Data, IGNORED]
+    data: DataInputs
 
 
 def _inputs(config: Config, context: RunContext) -> VocabularyInputs:
-    return VocabularyInputs(_most_words(config), config.data)
+    return VocabularyInputs(_most_words(config), DataInputs.of(config, context))
 
 
 def _run(inputs: VocabularyInputs, work: StageRun) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _run(inputs: VocabularyInputs, work: StageRun) -> dict[str, Any]:
     folder = work.folder / name
     train_tokenizer(texts, inputs.most_words, folder / "tokenizer.json")
     words = load_tokenizer(str(folder))
-    section = inputs.data.model_copy(update={"tokenizer": str(folder)})
+    section = inputs.data.section.model_copy(update={"tokenizer": str(folder)})
     test: Tensor = work.context.data_set(section).test.x
     unknown = test.eq(1 + words.get_vocab()[UNKNOWN]).sum() / test.ne(0).sum().clamp(min=1)
     return {"folder": name, "words": words.get_vocab_size(), "unknown": round(float(unknown), 4)}
@@ -81,6 +81,11 @@ def readable(data: Data, upstream: Upstream) -> Data:
     return data.model_copy(update={"tokenizer": str(folder)})
 
 
+def _gives(inputs: VocabularyInputs, context: RunContext) -> Any:
+    """Return what decides the tokenizer, besides the texts: the private data does not."""
+    return inputs.most_words
+
+
 def _check(inputs: VocabularyInputs, context: RunContext) -> None:
     require_tokenizers(GENERATED_TOKENIZER)
     if inputs.most_words < 2:
@@ -96,4 +101,5 @@ STAGE = Stage(
     _run,
     check=_check,
     wanted=lambda config: config.data.tokenizer == GENERATED_TOKENIZER,
+    gives=_gives,
 )

@@ -9,7 +9,7 @@ from genfl.config import Config, Method, Model, Partition
 from genfl.config.generation import Prompts
 from genfl.config.training import Federation
 from genfl.data.texts import GENERATED_TOKENIZER
-from genfl.engines.auto import EXACT
+from genfl.engines.auto import EXACT, ROUNDING
 from genfl.engines.fast import fast_status
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import VOCABULARY
@@ -22,9 +22,6 @@ from genfl.stages.pretrain import ModelInputs, PretrainInputs, pretrain_inputs, 
 
 FEDERATE, FOLDER, VERSION = "federate", "federate", 4
 """The stage's name, its folder, and the version of its trials."""
-
-ROUNDING = 2
-"""The version of rounding. Raise it when clients in batches are computed or added up in another order."""
 
 BITWISE_SAME = {"checkpoint_every", "engine", "fast"}
 """The settings of a federation that do not count by themselves.

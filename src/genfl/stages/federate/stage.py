@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from genfl.stages.federate.inputs import FEDERATE, FOLDER, VERSION, FederateInpu
 from genfl.stages.federate.setting import Setting
 from genfl.stages.federate.trial import CHECKPOINT, Trial, trained_trials
 from genfl.stages.federate.zero_shot import classify_test_set
-from genfl.storage import load_tensors
+from genfl.storage import load_tensors, remove
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +67,9 @@ def _discard(inputs: FederateInputs, work: StageRun) -> None:
     for old in work.folder.glob("*/seed-*"):
         if old not in current:
             log.info("federate: deleted %s, %s, not in the config any more", old.parent.name, old.name)
-            shutil.rmtree(old)
+            remove(old, work.folder)
             if not any(old.parent.iterdir()):
-                old.parent.rmdir()
+                remove(old.parent, work.folder)
 
 
 def _progress(inputs: FederateInputs, work: StageRun) -> tuple[int, int, str]:

@@ -105,6 +105,8 @@ class Trial:
         kind = "vectorized" if batched else inputs.federation.engine
         measured = algorithm.same_form and self.method.reference is None
         fast = inputs.federation.fast
+        digest = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched)
+        setting.work.take_checkpoint(folder / CHECKPOINT, digest)
         with engine(kind, clients, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
             trace = federate(
                 algorithm,
@@ -115,9 +117,7 @@ class Trial:
                 key,
                 setting.score,
                 checkpoint=folder / CHECKPOINT,
-                checkpoint_digest=trial_digest(
-                    inputs, setting.work.upstream, self.method, self.seed, batched
-                ),
+                checkpoint_digest=digest,
                 measures=setting.measures if measured else {},
                 device=setting.device,
                 on_round=advance,
