@@ -155,7 +155,7 @@ ROWS = [
     Row("data.path", "data.path=$images_other", PRIVATE - NO_GUIDED, "images"),
     Row("data.input", "data.input=body", PRIVATE, "texts"),
     Row("data.label", "data.label=topic", EVERYTHING, "texts"),
-    Row("data.folders", "data.folders=split/class", EVERYTHING - NO_GUIDED, "images"),
+    Row("data.folders", "data.folders=split/class", PRIVATE - NO_GUIDED, "images"),
     Row(
         "data.client_id",
         "data.client_id=city",

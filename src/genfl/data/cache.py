@@ -14,7 +14,7 @@ from genfl.storage import digest, read_json, remove, sha256, write_json
 
 log = logging.getLogger(__name__)
 
-FACTS = "about.json"
+FACTS_FILE = "about.json"
 """The file that marks a cached data set as complete. It is written last."""
 
 
@@ -58,10 +58,10 @@ def cache_lock(target: Path) -> FileLock:
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
     """Return the facts about a cached data set; None if it is missing or damaged."""
-    if not (folder / FACTS).exists():
+    if not (folder / FACTS_FILE).exists():
         return None
     try:
-        about = read_json(folder / FACTS)
+        about = read_json(folder / FACTS_FILE)
         if about["digest"] != digest(about["facts"]):
             raise GenflError(f"{folder / 'about.json'} has another checksum")
         facts: dict[str, Any] = about["facts"]
@@ -76,8 +76,8 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """Write the facts about a cached data set, which mark it as complete."""
-    write_json(folder / FACTS, {"digest": digest(facts), "facts": facts})
-    (folder / FACTS).chmod(0o600)  # labels and client ids are private
+    write_json(folder / FACTS_FILE, {"digest": digest(facts), "facts": facts})
+    (folder / FACTS_FILE).chmod(0o600)  # labels and client ids are private
 
 
 class CachedData(NamedTuple):
@@ -103,7 +103,7 @@ def cached_data() -> list[CachedData]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir():
             try:
-                facts = read_json(path / FACTS)["facts"]
+                facts = read_json(path / FACTS_FILE)["facts"]
                 examples = sum(len(split["labels"]) for split in facts["splits"].values())
                 classes = tuple(map(str, facts["names"]))
             except (GenflError, OSError, LookupError, TypeError):
