@@ -7,6 +7,8 @@ import textwrap
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 import genfl
 from genfl import pipeline
@@ -17,6 +19,7 @@ from genfl.experiment.context import RunContext
 from genfl.generators.registry import GENERATORS
 from genfl.llm.chat import TRANSPORT_OPTIONS
 from genfl.models import MODELS
+from genfl.models.wrapped import as_classifier
 from genfl.registry import Registry
 
 BASE = {
@@ -228,6 +231,7 @@ def test_a_users_entry_replaces_a_plugins(tmp_path):
 
         from genfl.algorithms import ALGORITHMS
         from genfl.models import MODELS
+from genfl.models.wrapped import as_classifier
         print(*ALGORITHMS["mymethod"].options(), "theirnet" in MODELS)
     """
     assert run_with_plugin(tmp_path, PLUGIN, code).stdout.split() == ["mine", "True"]
@@ -237,6 +241,7 @@ def test_a_plugin_that_raises_midway_registers_nothing(tmp_path):
     code = """
         from genfl.algorithms import ALGORITHMS
         from genfl.models import MODELS
+from genfl.models.wrapped import as_classifier
         print("mymethod" in ALGORITHMS, "theirnet" in MODELS)
     """
     done = run_with_plugin(tmp_path, PLUGIN + "    raise RuntimeError('boom')\n", code)
@@ -253,3 +258,35 @@ def test_threads_wait_for_plugins(tmp_path):
     """
     done = run_with_plugin(tmp_path, "import time; time.sleep(0.3)\n" + textwrap.dedent(PLUGIN), code)
     assert done.stdout.split() == ["True"] * 4
+
+
+def frozen_body(shape, classes, width: int = 4):
+    """A model whose first layer is not to be trained."""
+    body = nn.Linear(64, width).requires_grad_(False)
+    return nn.Sequential(nn.Flatten(), body, nn.ReLU(), nn.Linear(width, classes))
+
+
+def test_a_run_saves_frozen_parameters_and_leaves_them(tmp_path):
+    genfl.register.model("frozen")(frozen_body)
+    config = genfl.parse_config({**BASE, "seeds": [0, 1], "model": "frozen"})
+    pipeline.execute(config, tmp_path / "run", until="federate")
+    files = [tmp_path / "run" / "federate" / "a" / f"seed-{seed}" / "model.safetensors" for seed in (0, 1)]
+    saved = [load_file(file) for file in files]
+    assert list(saved[0]) == ["body.1.bias", "body.1.weight", "classifier.bias", "classifier.weight"]
+    for name in saved[0]:
+        assert torch.equal(saved[0][name], saved[1][name]) == name.startswith("body.")
+    model = genfl.Result(tmp_path / "run").model("a", seed=1)
+    assert all(torch.equal(value, saved[1][name]) for name, value in model.state_dict().items())
+
+
+def test_a_file_with_other_frozen_values_is_refused(tmp_path):
+    genfl.register.model("frozen")(frozen_body)
+    torch.save(as_classifier(frozen_body((1, 8, 8), 10)).state_dict(), tmp_path / "old.pth")
+    content = {**BASE, "model": "frozen", "pretrain": {"init": str(tmp_path / "old.pth")}}
+    with pytest.raises(
+        InputError, match=r"old.pth has other values for body.1.weight, which the model freezes"
+    ):
+        genfl.run(
+            {**content, "methods": {"a": {"algorithm": "fedavg", "start": "init"}}}, out=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()

@@ -36,7 +36,7 @@ from genfl.identity import value_digest
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
 from genfl.learning.pretrain import LrSchedule, Pretrained, Recipe, train_with_holdout
-from genfl.learning.task import Precision, Task, Weights, classification, from_state_dict, weights_of
+from genfl.learning.task import Precision, Task, Weights, classification, from_state_dict
 from genfl.models import MODELS
 from genfl.models.base import Classifier
 from genfl.models.wrapped import as_classifier
@@ -392,7 +392,12 @@ def _initial_weights(
     elif isinstance(start, nn.Module):
         named = getattr(start, "label_names", None)
         names = list(named) if isinstance(named, list | tuple) else None
-        weights = weights_of(as_classifier(copy.deepcopy(start)))
+        model = as_classifier(copy.deepcopy(start))
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        flat = {name: tensor.detach() for name, tensor in tensors if tensor.is_floating_point()}
+        if flat.keys() != learned.state_dict(drawn).keys():
+            raise InputError("start: its weights are of another model; give those of the task's model")
+        weights = _unfrozen(learned, flat, drawn)
     elif isinstance(start, Mapping) and start.keys() == drawn.keys():
         weights = cast(Weights, start)
     elif isinstance(start, Mapping):
@@ -403,7 +408,7 @@ def _initial_weights(
                 " or the module itself"
             )
         flat = {name: value.detach().cpu() for name, value in cast(Mapping[str, Tensor], start).items()}
-        weights = from_state_dict(flat, like=drawn)
+        weights = _unfrozen(learned, flat, drawn)
     else:
         raise InputError(f"start: {_type(start)} holds no weights; give weights, a module or a result")
     _check_names("start", names, label_names)
@@ -417,6 +422,21 @@ def _initial_weights(
                     f" {tuple(tensor.shape)}; give weights of the task's model"
                 )
     return {part: {name: weights[part][name] for name in tensors} for part, tensors in drawn.items()}
+
+
+def _unfrozen(learned: Task, tensors: Mapping[str, Tensor], like: Weights) -> Weights:
+    """Return the weights among the tensors of a state dict.
+
+    Raises:
+        InputError: A frozen parameter differs from the task's, which nothing can change.
+    """
+    for name, value in learned.frozen.items():
+        if name in tensors and not torch.equal(tensors[name].cpu(), value):
+            raise InputError(
+                f"start: {name} is frozen in the task, and has other values; make the task of the module that"
+                " holds them, as in genfl.task(module, data)"
+            )
+    return from_state_dict(dict(tensors), like)
 
 
 def _predictor(learned: Task, weights: Weights, label_names: Sequence[str]) -> Classifier:

@@ -11,7 +11,7 @@ from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Method
 from genfl.data.clients import GENERATED, ClientData
 from genfl.engines.auto import engine
-from genfl.learning.task import Weights, state_dict
+from genfl.learning.task import Weights
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
@@ -122,7 +122,7 @@ class Trial:
                 device=setting.device,
                 on_round=advance,
             )
-        save_tensors(folder / "model.safetensors", state_dict(trace.weights))
+        save_tensors(folder / "model.safetensors", setting.task.state_dict(trace.weights))
         write_json(folder / "trace.json", _plain(trace))
         return trace
 
