@@ -143,7 +143,10 @@ def train_with_holdout(
         now: Weights = {"params": trees.map(lambda p: p.detach().clone(), params), "buffers": buffers}
         scores = evaluate(scored, now, x[held], y[held])
         if scores["loss"] is None or not math.isfinite(total):
-            raise InputError(f"pretrain.lr: training diverged in epoch {epoch} at {recipe.lr:g}; lower it")
+            raise InputError(
+                f"pretrain: training diverged in epoch {epoch}, with lr {recipe.lr:g}, weight_decay"
+                f" {recipe.weight_decay:g} and augment.noise {recipe.augment.noise:g}; lower what is large"
+            )
         if not history or scores["loss"] < history[best_epoch - 1]["held_back_loss"]:
             best, best_epoch = trees.to(now, CPU), epoch
         history.append(

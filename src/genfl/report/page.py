@@ -188,9 +188,8 @@ def _tiles(summary: Summary) -> list[Tile]:
     first = best if best is not None else str(baseline)
     method = methods[first]
     if best and baseline:
-        gain = text.gains(method, methods[baseline])
         accuracy = text.percent(methods[baseline].accuracy.mean)
-        against = f"{text.signed_points(sum(gain) / len(gain))} against {baseline} ({accuracy})"
+        against = f"{text.shown_gain(method, methods[baseline])} against {baseline} ({accuracy})"
         slower = f"{baseline}: {_rounds(methods[baseline])}"
     else:
         against = _spread_of_seeds(method.accuracy) or "in the one seed tried"

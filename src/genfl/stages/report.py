@@ -36,7 +36,7 @@ def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
 STAGE = Stage(
     "report",
     "report",
-    5,
+    6,
     ("labels", "prompts", "generate", "guided", VOCABULARY, "pretrain", "federate"),
     lambda config, context: ReportInputs(config),
     _run,
