@@ -167,3 +167,16 @@ def test_a_start_with_other_frozen_values_is_refused():
 def test_a_model_that_is_frozen_whole_is_refused():
     with pytest.raises(InputError, match="no parameter of the model can be trained"):
         genfl.task(lambda: partly_frozen().requires_grad_(False), (4,), 3)
+
+
+def test_a_builder_may_return_the_same_module_again():
+    """Nothing is changed in it, and none of its parameters is taken for frozen."""
+    module = partly_frozen()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    task = genfl.task(lambda: module, (4,), 3)
+    again = genfl.task(lambda: module, (4,), 3)
+    assert list(task.frozen) == list(again.frozen) == FROZEN
+    assert list(task.init(Key(0))["params"]) == ["body.1.bias", "classifier.weight", "classifier.bias"]
+    assert [p.requires_grad for p in module.parameters()] == [False, False, False, True, True, True]
+    assert list(module.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

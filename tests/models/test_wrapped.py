@@ -285,4 +285,4 @@ def test_a_single_value_is_its_own_mean(name):
     weights["params"][bias] = torch.arange(8.0)
     batch = {"x": torch.rand(1, 1, 8, 8), "y": torch.tensor([1])}
     _, aux = task.loss(weights["params"], weights["buffers"], batch, Key(0))
-    torch.testing.assert_close(aux.features[0], torch.arange(8.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(aux.features[0], torch.arange(8.0), atol=1e-3, rtol=0)

@@ -146,8 +146,8 @@ END = " The generated data alone gives 80.0 %; generating 2,000 samples took 5 m
         (
             ([0.9907, 0.9907], 20),
             ([0.9746, 0.9746], 20),
-            "The generator helps: gptfl ends at 99.1 %, fedavg at 97.5 % (+1.6 points, better in 2 of 2 seeds);"
-            " both are at 90 % after 20 rounds.",
+            "The generator helps: gptfl ends at 99.1 %, fedavg at 97.5 % (+1.6 points, better in 2 of 2"
+            " seeds); both are at 90 % after 20 rounds.",
         ),
     ],
 )
@@ -185,8 +185,8 @@ def test_a_method_that_learned_nothing_is_not_compared():
     methods = {"fedavg": method([0.1], None, 0.1, **REFUSED), "gptfl": method([0.95], 5, 0.8)}
     assert text.contest(compared(**methods)) == ("gptfl", None)
     assert text.verdict(compared(**methods)) == (
-        "gptfl ends at 95.0 %; no trained method has the same algorithm without the generator to compare with."
-        " fedavg learned nothing: 24 of 24 uploads were refused, as they were not finite; lower"
+        "gptfl ends at 95.0 %; no trained method has the same algorithm without the generator to compare"
+        " with. fedavg learned nothing: 24 of 24 uploads were refused, as they were not finite; lower"
         " federate.local.lr." + END
     )
     some = {"refused_uploads": 13, "untrained_seeds": [1]}
@@ -275,8 +275,8 @@ def test_verdict_without_a_generator():
     assert text.verdict(summary) == (
         "Without a generator, none of 2 methods is clearly the most accurate: scaffold ends at 93.0 % and is"
         " at 90 % after 5 rounds, fedavg ends at 92.0 % (+1.0 points, in one seed; up to 1.9 either way may"
-        " be chance). Of these, only scaffold started from an existing model. Of these methods 3 of 48 uploads"
-        " were refused."
+        " be chance). Of these, only scaffold started from an existing model. Of these methods 3 of 48"
+        " uploads were refused."
     )
     summary = compared(generator="none", fedavg=fedavg, best=best)
     assert text.verdict(summary) == "Without a generator, fedavg ends at 90.0 % and never reaches 90 %."

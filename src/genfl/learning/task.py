@@ -178,7 +178,7 @@ def classification(
     """
 
     def new_model() -> Classifier:
-        return as_classifier(build())
+        return as_classifier(copy.deepcopy(build()))  # a builder may return one module again and again
 
     with _global_generator(Key(0)):  # only shapes matter here; the caller's generator must not change
         model = new_model()
