@@ -17,6 +17,7 @@ from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.generators.registry import GENERATORS
 from genfl.results.examples import LabelExamples, choose_examples
+from genfl.results.names import in_natural_order
 from genfl.results.schema import PretrainResult
 
 
@@ -31,6 +32,7 @@ class Evidence:
         modality: What an example is: image, audio or text.
         usual_metric: The metric that is usually reported for the data set: ``accuracy`` or ``macro_f1``.
         near_duplicate_rule: What makes two samples near-duplicates, in words.
+        label_order: The labels in the order in which the report lists them.
         label_counts: Training samples of each label at each client for the first seed, int [clients, labels].
         pretraining: The history of pre-training; None without a generator.
         examples: Examples of each label; empty without a generator.
@@ -42,6 +44,7 @@ class Evidence:
     modality: Modality
     usual_metric: str
     near_duplicate_rule: str
+    label_order: list[str]
     label_counts: np.ndarray
     pretraining: PretrainResult | None
     examples: list[LabelExamples]
@@ -57,7 +60,7 @@ def collect(run: Run, context: RunContext) -> Evidence:
     config, data = run.config, context.data_set(run.config.data)
     entry = DATASETS[config.data.name]
     show_real = entry.public if config.report.real_examples is None else config.report.real_examples
-    folder = run.folder / "synthetic"
+    folder, order = run.folder / "synthetic", in_natural_order(run.labels)
     return Evidence(
         config=config,
         config_text=configs.dump(config),
@@ -65,9 +68,10 @@ def collect(run: Run, context: RunContext) -> Evidence:
         modality=data.modality,
         usual_metric=entry.metric,
         near_duplicate_rule=MEASURES[data.modality].means,
+        label_order=order,
         label_counts=context.label_counts(config.data, run.labels, config.seeds[0]),
         pretraining=PretrainResult.model_validate(run.result("pretrain")) if config.generates else None,
-        examples=choose_examples(data, folder, run.labels, real=show_real) if config.generates else [],
+        examples=choose_examples(data, folder, order, real=show_real) if config.generates else [],
     )
 
 
