@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import traceback
+from pathlib import Path
 
 RENAMED = {"key": "client_id"}
 """Config fields that had another name before, by their old name."""
@@ -32,3 +34,22 @@ def suggest(name: str, known: list[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known)}" if known else "there are no keys to set here"
+
+
+def cause(error: BaseException) -> str:
+    """Return one line that says what failed, and where in code that is not a library's.
+
+    Args:
+        error: An error of a user's own method, model or data, or of a library below it.
+    """
+    if isinstance(error, GenflError):
+        return str(error)
+    first = (str(error).strip().splitlines() or [""])[0]
+    line = f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
+    package = str(Path(__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not {"site-packages", "dist-packages"} & set(Path(frame.filename).parts) and not (
+            frame.filename.startswith((package, "<frozen"))
+        ):
+            return f"{line} (in {frame.name}, {Path(frame.filename).name}:{frame.lineno})"
+    return line

@@ -133,6 +133,13 @@ def test_features_of_every_place_are_refused():
         Wrapped(places)(torch.zeros(2, 3, 8))
 
 
+def test_a_module_may_be_its_linear_layer_alone():
+    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+    wrapped = Wrapped(copy.deepcopy(layer))
+    assert torch.equal(wrapped(x), layer(x))
+    assert torch.equal(wrapped.features(x), x)
+
+
 def test_a_last_layer_that_is_not_linear_is_refused():
     with pytest.raises(ValueError, match=r"'1', is a LayerNorm"):
         Wrapped(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)))

@@ -62,6 +62,12 @@ class Pretrained(NamedTuple):
     history: list[dict[str, Any]]
     label_names: tuple[str, ...] | None = None
 
+    def __repr__(self) -> str:
+        if not self.history:
+            return "Pretrained(no epoch)"
+        loss = self.history[self.epoch - 1]["held_back_loss"]
+        return f"Pretrained(epoch {self.epoch} of {len(self.history)}, held-back loss {loss:.4g})"
+
 
 def train_with_holdout(
     task: Task,

@@ -86,6 +86,12 @@ class Task(NamedTuple):
     label_names: tuple[str, ...] | None = None
     frozen: dict[str, Tensor] = {}  # noqa: RUF012 (the default of a named tuple, never changed)
 
+    def __repr__(self) -> str:
+        if self.form is None:
+            return "Task()"
+        form, frozen = self.form, f", {len(self.frozen)} frozen parameters" if self.frozen else ""
+        return f"Task(inputs {form.input}, {form.classes} classes, {form.features} features{frozen})"
+
     def predict(self, weights: Weights, x: Tensor, batch_size: int = 512) -> Tensor:
         """Return the logits of all inputs, [n, classes], without gradients, on the weights' device."""
         device = next(iter(trees.leaves(weights)), x).device

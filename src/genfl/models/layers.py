@@ -49,7 +49,8 @@ def accept_single_values(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, _SINGLE) and not isinstance(module, BatchNorm):
-            module.__class__ = _accepting(type(module))
+            kind: Any = type(module)
+            module.__class__ = _accepting(kind)
 
 
 _SINGLE = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
@@ -67,7 +68,8 @@ def _accepting(kind: type[Any]) -> type[Any]:
             elif getattr(self, "running_mean", None) is None:  # two equal values have the same mean
                 normalised = super().forward(torch.cat([x, x]))[:1]
             else:
-                training, self.training = self.training, False
+                training: bool = self.training  # type: ignore[has-type]
+                self.training = False
                 try:
                     normalised = super().forward(x)
                 finally:

@@ -28,6 +28,8 @@ class Wrapped(Classifier):
 
     def __init__(self, model: nn.Module, head: str | None = None, *, padding: int | None = None) -> None:
         super().__init__()
+        if isinstance(model, nn.Linear):  # it has no body to take it from
+            model = nn.Sequential(model)
         path = last_layer(model) if head is None else head
         layer = model.get_submodule(path)
         if not isinstance(layer, nn.Linear):

@@ -11,6 +11,7 @@ from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Method
 from genfl.data.clients import GENERATED, ClientData
 from genfl.engines.auto import engine
+from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
@@ -77,10 +78,15 @@ class Trial:
         )
         clients = training_data(setting, self.name, self.method, self.seed)
         folders = self.folders(setting.work.folder, setting.inputs.partition.clients)
-        traces = [
-            self._train(setting, choice, algorithm, federation, folder, advance)
-            for folder, federation in zip(folders, self.federations(setting, clients), strict=True)
-        ]
+        try:
+            traces = [
+                self._train(setting, choice, algorithm, federation, folder, advance)
+                for folder, federation in zip(folders, self.federations(setting, clients), strict=True)
+            ]
+        except (InputError, OSError, MemoryError):
+            raise
+        except Exception as error:  # a method of the user's own can raise anything
+            raise GenflError(f"methods.{self.name}: {cause(error)}") from error
         first = self.seed == setting.inputs.seeds[0]
         return {
             **(mean(traces) if self.method.reference else _plain(traces[0])),
