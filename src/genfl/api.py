@@ -414,7 +414,7 @@ def _initial_weights(
     elif isinstance(start, nn.Module):
         known = getattr(start, "label_names", None)
         names = list(known) if isinstance(known, list | tuple) else None
-        model = as_classifier(copy.deepcopy(start))
+        model = as_classifier(start)
         named = [*model.named_parameters(), *model.named_buffers()]
         flat = {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
         if flat.keys() != learned.state_dict(drawn).keys():

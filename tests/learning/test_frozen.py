@@ -131,6 +131,29 @@ def test_training_equals_pytorchs_with_frozen_layers(float64):
             torch.testing.assert_close(ours[key], value)
 
 
+class Embedded(genfl.Classifier):
+    """A frozen table, and a buffer of whole numbers that points into it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(6, 4).requires_grad_(False)
+        self.register_buffer("positions", torch.tensor([5, 0, 2, 1]))
+        self.classifier = nn.Linear(4, 3)
+
+    def features(self, x):
+        return x + self.table(self.positions).mean(0)
+
+
+def test_what_is_no_part_of_the_weights_follows_the_inputs_to_a_device():
+    x, y = torch.randn(5, 4), torch.arange(5) % 3
+    task = classification(Embedded, (4,))
+    weights = task.init(Key(0))
+    there = trees.to(weights, torch.device("meta"))  # which refuses to meet tensors of the CPU
+    loss, _ = task.loss(there["params"], {}, {"x": x.to("meta"), "y": y.to("meta")}, Key(0))
+    assert loss.is_meta and task.forward(there, x.to("meta"))[1].is_meta
+    assert torch.equal(task.module(weights)(x), task.forward(weights, x)[1])
+
+
 def test_pretraining_leaves_frozen_parameters():
     x, y = torch.randn(30, 4), torch.arange(30) % 3
     task = genfl.task(partly_frozen, (4,), 3)

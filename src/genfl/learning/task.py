@@ -184,10 +184,10 @@ def classification(
     """
 
     def new_model() -> Classifier:
-        return as_classifier(copy.deepcopy(build()))  # a builder may return one module again and again
+        return as_classifier(build())
 
     with _global_generator(Key(0)):  # only shapes matter here; the caller's generator must not change
-        model = new_model()
+        model = copy.deepcopy(new_model())  # a builder may return one module again and again
         scales = torch.linspace(0, 2, 5).view(
             -1, *(1 for _ in shape)
         )  # 0, 0.5, ..., 2: valid token ids as well
@@ -200,7 +200,7 @@ def classification(
     evaluation = copy.deepcopy(training).eval()
     noise = _Noise()
     _replace_dropout(training, noise)
-    for module in training.modules():
+    for module in (*training.modules(), *evaluation.modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.momentum is None:
                 raise ValueError("batch norm with momentum=None counts its batches; give it a momentum")
