@@ -20,6 +20,7 @@ from genfl.engines.vmapped import VmapRunner
 from genfl.errors import InputError
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
+from genfl.models.wrapped import as_classifier
 from genfl.rng import Key
 from genfl.simulation import federate
 
@@ -192,9 +193,10 @@ def test_a_model_that_is_frozen_whole_is_refused():
         genfl.task(lambda: partly_frozen().requires_grad_(False), (4,), 3)
 
 
-def test_a_builder_may_return_the_same_module_again():
+@pytest.mark.parametrize("wrap", [lambda module: module, as_classifier], ids=["module", "classifier"])
+def test_a_builder_may_return_the_same_module_again(wrap):
     """Nothing is changed in it, and none of its parameters is taken for frozen."""
-    module = partly_frozen()
+    module = wrap(partly_frozen())
     before = {name: value.clone() for name, value in module.state_dict().items()}
     task = genfl.task(lambda: module, (4,), 3)
     again = genfl.task(lambda: module, (4,), 3)
