@@ -4,6 +4,7 @@ import copy
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -21,7 +22,7 @@ from genfl.algorithms import ALGORITHMS
 from genfl.config.names import OLD_OPTIONS, REFERENCE_NAMES, SPEECH_VOCODER, UNLABELLED_RESOURCES
 from genfl.data.sources import DATASETS
 from genfl.engines.in_process import sequential
-from genfl.errors import InputError
+from genfl.errors import GenflError, InputError
 from genfl.generators.registry import GENERATORS
 from genfl.learning.evaluate import evaluate
 from genfl.models import MODELS
@@ -290,7 +291,7 @@ def test_import_is_instant_and_lazy():
     code = "import sys, genfl; print('torch' in sys.modules, 'pydantic' in sys.modules, len(dir(genfl)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.split()[:2] == ["False", "False"]
-    assert set(genfl.__all__) <= set(dir(genfl))
+    assert dir(genfl) == sorted(genfl.__all__)
     for name in genfl.__all__:
         assert getattr(genfl, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'fedavgg'"):
@@ -356,11 +357,11 @@ def test_parts_come_in_any_order_and_rivals_are_refused(arrays):
         ([genfl.fedprox(), genfl.fedprox(mu=1.0)], "fedprox and fedprox take the same place"),
         ([genfl.feddisco(2), genfl.feddisco(3)], "feddisco and feddisco take the same place"),
     ):
-        with pytest.raises(ValueError, match=line):
+        with pytest.raises(InputError, match=line):
             genfl.fedavg(task, local, *rivals)
-    with pytest.raises(ValueError, match="fedadam is a variant of FedAvg's server, and scaffold has its own"):
+    with pytest.raises(InputError, match="fedadam is a variant of FedAvg's server, and scaffold has its own"):
         genfl.scaffold(task, local, genfl.fedadam())
-    with pytest.raises(TypeError, match=r"is no LocalHook.*call it, as in fedprox\(\)"):
+    with pytest.raises(InputError, match=r"parts: fedprox is no LocalHook.*call it, as in fedprox\(\)"):
         genfl.fedavg(task, local, genfl.fedprox)
 
 
@@ -728,6 +729,121 @@ def test_generated_samples_are_shared_by_the_budget(kind):
         mixed.with_generated(X, Y, budget)
 
 
+NAMED = {"labels": ["ant", "bee", "cat"]}
+
+
+def test_numbers_of_generated_samples_name_their_classes():
+    """A generator may number classes in another order, and nothing would tell."""
+    numbers = np.arange(60) % 3
+    x = np.stack([numbers, numbers], 1).astype(np.float32)
+    turned = ["cat", "bee", "ant"]
+    data = genfl.FederatedDataset.from_arrays(X, Y, IID, **NAMED)
+    budget = genfl.budget.equal(24)
+    with pytest.raises(InputError, match=r"y: its labels are numbers, and the classes have names \(ant, bee"):
+        data.with_generated(x, numbers, budget)
+    with pytest.raises(InputError, match="labels: 'cow' is no class; known: ant, bee, cat"):
+        data.with_generated(x, numbers, budget, labels=["ant", "bee", "cow"])
+    with pytest.raises(InputError, match="y: row 2 is of class 2, and classes are 0 to 1"):
+        data.with_generated(x, numbers, budget, labels=["cat", "ant"])
+    by_name = data.with_generated(x, np.array(turned)[numbers], budget)
+    by_number = data.with_generated(x, numbers, budget, labels=turned)
+    own = data.with_generated(x, numbers, budget, **NAMED)
+    for mixed, first in ((by_name, 2), (by_number, 2), (own, 0)):  # the number of "ant"
+        inputs, classes = mixed.client(0)
+        assert set(inputs[inputs.any(1) & (classes == 0), 0].tolist()) <= {float(first)}
+        assert set(classes[inputs[:, 0] == 2].tolist()) == {2 - first}
+    task = genfl.task(lambda: nn.Linear(2, 3), data)
+    with pytest.raises(InputError, match=r"samples\[1\]: its labels are numbers"):
+        genfl.pretrain(task, (x, numbers), epochs=1)
+    warm = [
+        genfl.pretrain(task, (x, y), labels=labels, epochs=1).history
+        for y, labels in ((numbers, turned), (np.array(turned)[numbers], None))
+    ]
+    assert warm[0] == warm[1]
+
+
+def test_numbers_of_a_test_set_are_those_of_the_training_set():
+    """Where the data has names alone, genfl numbered the classes, and the caller may have another order."""
+    names = np.array(NAMED["labels"])
+    numbered = genfl.FederatedDataset.from_arrays(X, Y, IID, (X, Y), **NAMED)
+    mixed = numbered.with_generated(X, Y, genfl.budget.equal(2), **NAMED)
+    for data in (numbered, mixed):
+        assert data.test[1].tolist() == data.check_test((X, names[Y]))[1].tolist() == Y.tolist()
+    named = genfl.FederatedDataset.from_arrays(X, names[Y], IID)
+    with pytest.raises(InputError, match=r"test\[1\]: its labels are numbers"):
+        named.check_test((X, Y))
+
+
+def test_what_is_printed_is_short(small):
+    data, (x, y), algorithm = small
+    warm = genfl.pretrain(algorithm.task, (x, y), epochs=2)
+    result = genfl.simulate(algorithm, data, rounds=1, **BRIEF)
+    shown = {
+        "Task(inputs (1, 8, 8), 3 classes, 4 features)": algorithm.task,
+        "Algorithm(Task(inputs (1, 8, 8), 3 classes, 4 features), the server sees sums)": algorithm,
+        "LocalSGD(lr=0.1)": genfl.LocalSGD(0.1),
+        "LocalSGD(lr=0.1, momentum=0.9, with a direction)": genfl.LocalSGD(0.1, 0.9).with_hook(
+            genfl.fedsam()
+        ),
+        f"Pretrained(epoch {warm.epoch} of 2, held-back loss": warm,
+        "Trace(1 rounds, 2 evaluations)": result.trace,
+    }
+    for text, value in shown.items():
+        assert repr(value).startswith(text)
+        assert len(repr(value)) < 110
+
+
+def failing_penalty(fails):
+    def mine(params, aux, batch, context):
+        if fails(batch):
+            raise ZeroDivisionError("in the penalty\nof two lines")
+        return 0.0
+
+    return genfl.LocalHook(mine)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "parallel", "vectorized", "auto"])
+def test_a_mistake_in_a_method_of_ones_own_is_one_line_before_any_work(small, engine):
+    data, _, algorithm = small
+    own = genfl.fedavg(algorithm.task, genfl.LocalSGD(0.1), failing_penalty(lambda batch: True))
+    with pytest.raises(InputError) as caught:
+        genfl.simulate(own, data, rounds=1, engine=engine)
+    assert re.fullmatch(
+        r"algorithm: its first step fails: ZeroDivisionError: in the penalty \(in mine, test_api\.py:\d+\)",
+        str(caught.value),
+    )
+
+
+def test_a_mistake_that_shows_later_is_one_line_with_the_traceback_behind_it(small):
+    data, _, algorithm = small
+    late = failing_penalty(lambda batch: batch["x"].any())  # not on the zeros of the first try
+    own = genfl.fedavg(algorithm.task, genfl.LocalSGD(0.1), late)
+    with pytest.raises(GenflError) as caught:
+        genfl.simulate(own, data, rounds=1, engine="parallel")
+    assert re.fullmatch(
+        r"client .* failed in a worker: ZeroDivisionError: in the penalty \(in mine, test_api\.py:\d+\)",
+        str(caught.value),
+    )
+    assert "Traceback" in str(caught.value.__cause__)
+
+
+def test_a_model_without_a_part_is_refused_before_any_work(small):
+    bent = genfl.task(lambda: BentHead(), (1, 8, 8), 3)
+    with pytest.raises(
+        InputError, match="algorithm: it needs a model with linear head, but the task's has none"
+    ):
+        genfl.simulate(genfl.fedgen(bent, genfl.LocalSGD(0.1)), small[0], rounds=1)
+
+
+class BentHead(genfl.Classifier):
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def features(self, x):
+        return x.flatten(1)
+
+
 def test_tasks_are_made_of_names_functions_and_modules():
     build = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # noqa: E731
     module = build()
@@ -781,7 +897,7 @@ def test_generated_samples_warm_up_a_simulation(samples, arrays):
     assert inputs.shape == (8, 1, 8, 8) and inputs.min() >= 0 and inputs.max() <= 1
     assert [data.label_names[number] for number in targets] == [label for _, label in samples]
     warm = genfl.pretrain(task, samples, epochs=2, holdout=0.25)
-    same = genfl.pretrain(task, (inputs, targets), epochs=2, holdout=0.25)
+    same = genfl.pretrain(task, (inputs, targets), labels=data.label_names, epochs=2, holdout=0.25)
     assert warm.history == same.history
     result = genfl.simulate(genfl.fedavg(task, genfl.LocalSGD(0.1)), data, rounds=1, start=warm)
     cold = genfl.simulate(genfl.fedavg(task, genfl.LocalSGD(0.1)), data, rounds=1)

@@ -7,16 +7,19 @@ import textwrap
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 import genfl
 from genfl import pipeline
 from genfl.algorithms import ALGORITHMS
 from genfl.data.sources import DATASETS
-from genfl.errors import InputError
+from genfl.errors import GenflError, InputError
 from genfl.experiment.context import RunContext
 from genfl.generators.registry import GENERATORS
 from genfl.llm.chat import TRANSPORT_OPTIONS
 from genfl.models import MODELS
+from genfl.models.wrapped import as_classifier
 from genfl.registry import Registry
 
 BASE = {
@@ -253,3 +256,84 @@ def test_threads_wait_for_plugins(tmp_path):
     """
     done = run_with_plugin(tmp_path, "import time; time.sleep(0.3)\n" + textwrap.dedent(PLUGIN), code)
     assert done.stdout.split() == ["True"] * 4
+
+
+def frozen_body(shape, classes, width: int = 4):
+    """A model whose first layer is not to be trained."""
+    body = nn.Linear(64, width).requires_grad_(False)
+    return nn.Sequential(nn.Flatten(), body, nn.ReLU(), nn.Linear(width, classes))
+
+
+def wider_body(shape, classes, width: int = 4):
+    return frozen_body(shape, classes, width + 1)
+
+
+def test_a_run_saves_frozen_parameters_and_leaves_them(tmp_path):
+    genfl.register.model("frozen")(frozen_body)
+    config = genfl.parse_config({**BASE, "seeds": [0, 1], "model": "frozen"})
+    pipeline.execute(config, tmp_path / "run", until="federate")
+    files = [tmp_path / "run" / "federate" / "a" / f"seed-{seed}" / "model.safetensors" for seed in (0, 1)]
+    saved = [load_file(file) for file in files]
+    assert list(saved[0]) == ["body.1.bias", "body.1.weight", "classifier.bias", "classifier.weight"]
+    for name in saved[0]:
+        assert torch.equal(saved[0][name], saved[1][name]) == name.startswith("body.")
+    model = genfl.Result(tmp_path / "run").model("a", seed=1)
+    assert all(torch.equal(value, saved[1][name]) for name, value in model.state_dict().items())
+
+
+def test_a_run_of_unregistered_names_says_what_to_import(tmp_path):
+    """As in a new process: the figures are there, the model needs its builder."""
+    genfl.register.model("frozen")(frozen_body)
+    config = genfl.parse_config({**BASE, "model": "frozen"})
+    pipeline.execute(config, tmp_path / "run", until="federate")
+    MODELS.restore({})
+    result = genfl.Result(tmp_path / "run")
+    line = (
+        r"folder: the config of .*run has names .* \(model.name: there is no 'frozen'.*import the module that"
+    )
+    with pytest.raises(InputError, match=line):
+        result.model("a")
+    genfl.register.model("frozen")(wider_body)
+    with pytest.raises(
+        InputError, match=r"does not fit the model frozen .*; register the model that the run"
+    ):
+        result.model("a")
+    genfl.register.model("frozen")(frozen_body)
+    assert result.model("a").label_names == result.label_names
+
+
+def test_a_run_names_the_method_of_ones_own_that_fails(tmp_path):
+    @genfl.register("mine")
+    def mine() -> genfl.LocalHook:
+        def wrong(params, aux, batch, context):
+            return params["absent"] if batch["x"].any() or always else 0.0
+
+        return genfl.LocalHook(wrong)
+
+    content = {**BASE, "methods": {"b": {"algorithm": "mine"}}}
+    always = True
+    with pytest.raises(
+        InputError, match=r"methods\.b\.algorithm: its first step fails: KeyError: 'absent' \(in w"
+    ):
+        genfl.run(content, out=tmp_path / "early")
+    always = False
+    for engine in ("sequential", "parallel"):
+        federate = {**BASE["federate"], "engine": engine}
+        with pytest.raises(
+            GenflError, match=r"methods\.b: .*KeyError: 'absent' \(in wrong, test_reg"
+        ) as caught:
+            genfl.run({**content, "federate": federate}, out=tmp_path / engine)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_with_other_frozen_values_is_refused(tmp_path):
+    genfl.register.model("frozen")(frozen_body)
+    torch.save(as_classifier(frozen_body((1, 8, 8), 10)).state_dict(), tmp_path / "old.pth")
+    content = {**BASE, "model": "frozen", "pretrain": {"init": str(tmp_path / "old.pth")}}
+    with pytest.raises(
+        InputError, match=r"old.pth has other values for body.1.weight, which the model freezes"
+    ):
+        genfl.run(
+            {**content, "methods": {"a": {"algorithm": "fedavg", "start": "init"}}}, out=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ from genfl import config as configs
 from genfl import hub, trees
 from genfl import progress as bars
 from genfl.algorithms.base import Algorithm
+from genfl.algorithms.profile import take_a_step
 from genfl.config.names import OLD_ENGINES, EngineName
 from genfl.config.schema import Config
 from genfl.data.budget import ORDERS
@@ -29,18 +30,19 @@ from genfl.engines.auto import EXACT, ROUNDING, check_engine
 from genfl.engines.auto import engine as open_engine
 from genfl.engines.device import exact
 from genfl.engines.fast import fast_status
-from genfl.errors import InputError, suggest
+from genfl.errors import InputError, cause, suggest
 from genfl.federated import Array, FederatedDataset, check_inputs, check_labels
 from genfl.generation import Encode, GeneratedSamples
 from genfl.identity import value_digest
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
 from genfl.learning.pretrain import LrSchedule, Pretrained, Recipe, train_with_holdout
-from genfl.learning.task import Precision, Task, Weights, classification, from_state_dict, weights_of
+from genfl.learning.task import MissingPart, Precision, Task, Weights, classification, from_state_dict
 from genfl.models import MODELS
 from genfl.models.base import Classifier
 from genfl.models.wrapped import as_classifier
 from genfl.options import NonNegative, Positive, check_value, whole_number
+from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import Summary
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
@@ -261,6 +263,7 @@ def simulate(
     if local_steps is not None and local_epochs != 1:
         raise InputError("local_steps: give steps or epochs, not both")
     seed = whole_number("seed", seed, 0)
+    _try_a_step(algorithm, learned)
     name = cast(EngineName, OLD_ENGINES.get(engine, engine))
     check_engine(name)
     tested = data.test if test is None else data.check_test(test)
@@ -312,6 +315,25 @@ def _identity(
     bits: Any = "exact" if engine in EXACT or engine == "auto" else [engine, ROUNDING, fast_status().on]
     held = [clients.x, clients.y, clients.rows, clients.ends, clients.parts, clients.prepare]
     return value_digest(algorithm, weights, held, plan, tested, bits, device.type, seed)
+
+
+def _try_a_step(algorithm: Algorithm, learned: Task) -> None:
+    """Run a client for one step on zeros, so that mistakes of a user's own method show before any work.
+
+    Raises:
+        InputError: The step fails.
+    """
+    if learned.form is None:
+        return
+    try:
+        take_a_step(algorithm, learned)
+    except MissingPart as error:
+        raise InputError(
+            f"algorithm: it needs a model with {error}, but the task's has none; use another model or"
+            " algorithm"
+        ) from error
+    except Exception as error:  # a method or model of the user's own can raise anything
+        raise InputError(f"algorithm: its first step fails: {cause(error)}") from error
 
 
 def _type(value: Any) -> str:
@@ -390,9 +412,14 @@ def _initial_weights(
     if isinstance(start, Pretrained | Simulation):
         names, weights = start.label_names, start.weights
     elif isinstance(start, nn.Module):
-        named = getattr(start, "label_names", None)
-        names = list(named) if isinstance(named, list | tuple) else None
-        weights = weights_of(as_classifier(copy.deepcopy(start)))
+        known = getattr(start, "label_names", None)
+        names = list(known) if isinstance(known, list | tuple) else None
+        model = as_classifier(start)
+        named = [*model.named_parameters(), *model.named_buffers()]
+        flat = {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
+        if flat.keys() != learned.state_dict(drawn).keys():
+            raise InputError("start: its weights are of another model; give those of the task's model")
+        weights = _unfrozen(learned, flat, drawn)
     elif isinstance(start, Mapping) and start.keys() == drawn.keys():
         weights = cast(Weights, start)
     elif isinstance(start, Mapping):
@@ -403,7 +430,7 @@ def _initial_weights(
                 " or the module itself"
             )
         flat = {name: value.detach().cpu() for name, value in cast(Mapping[str, Tensor], start).items()}
-        weights = from_state_dict(flat, like=drawn)
+        weights = _unfrozen(learned, flat, drawn)
     else:
         raise InputError(f"start: {_type(start)} holds no weights; give weights, a module or a result")
     _check_names("start", names, label_names)
@@ -417,6 +444,21 @@ def _initial_weights(
                     f" {tuple(tensor.shape)}; give weights of the task's model"
                 )
     return {part: {name: weights[part][name] for name in tensors} for part, tensors in drawn.items()}
+
+
+def _unfrozen(learned: Task, tensors: Mapping[str, Tensor], like: Weights) -> Weights:
+    """Return the weights among the tensors of a state dict.
+
+    Raises:
+        InputError: A frozen parameter differs from the task's, which nothing can change.
+    """
+    for name, value in learned.frozen.items():
+        if name in tensors and not torch.equal(tensors[name].cpu(), value):
+            raise InputError(
+                f"start: {name} is frozen in the task, and has other values; make the task of the module that"
+                " holds them, as in genfl.task(module, data)"
+            )
+    return from_state_dict(dict(tensors), like)
 
 
 def _predictor(learned: Task, weights: Weights, label_names: Sequence[str]) -> Classifier:
@@ -438,6 +480,7 @@ def pretrain(
     patience: int = 5,
     augment: Augment | None = None,
     encode: Encode | None = None,
+    labels: Sequence[str] | None = None,
     start: Start | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -457,7 +500,7 @@ def pretrain(
 
     Args:
         task: The learning task.
-        samples: The result of `generate`, or inputs [n, ...] and class indices or names [n].
+        samples: The result of `generate`, or inputs [n, ...] and label names or numbers from 0 [n].
         epochs: Passes over the samples at most.
         batch_size: Samples in a step.
         lr: AdamW's learning rate at the start.
@@ -467,6 +510,8 @@ def pretrain(
         patience: Epochs without a better held-back loss before stopping.
         augment: Random changes of the inputs; see `genfl.learning.augment.Augment`.
         encode: Turns generated content into an input; by default as `GeneratedSamples.arrays` does.
+        labels: The names that numbers among the labels count, in order. Needed for arrays where the task's
+            classes have names: ``labels=task.label_names`` is the task's own order.
         start: Weights to start from, as in `simulate`; random by default.
         seed: Decides initial weights, batches and dropout.
         checkpoint: A file to keep the state in; training that is interrupted resumes from it.
@@ -492,7 +537,7 @@ def pretrain(
         augment or Augment(),
     )
     seed = whole_number("seed", seed, 0)
-    x, y = _examples(task, samples, encode)
+    x, y = _examples(task, samples, encode, labels)
     names = task.label_names
     if names is None and isinstance(samples, GeneratedSamples):
         names = tuple(samples.label_names)
@@ -515,7 +560,10 @@ def pretrain(
 
 
 def _examples(
-    task: Task, samples: GeneratedSamples | tuple[Array, Array], encode: Encode | None
+    task: Task,
+    samples: GeneratedSamples | tuple[Array, Array],
+    encode: Encode | None,
+    labels: Sequence[str] | None,
 ) -> tuple[Tensor, Tensor]:
     shapes = task.shapes()
     names = list(task.label_names or map(str, range(shapes.classes)))
@@ -527,7 +575,7 @@ def _examples(
             )
     else:
         x = check_inputs("samples[0]", samples[0])
-        y = check_labels("samples[1]", samples[1], names, len(x))
+        y = check_labels("samples[1]", samples[1], names, len(x), labels)
     return check_inputs("samples", x, shapes.input).to(torch.get_default_dtype()), y
 
 
@@ -545,8 +593,19 @@ class Result:
 
     @cached_property
     def config(self) -> Config:
-        """The resolved config."""
-        return configs.load(self.folder / "config.yaml")
+        """The resolved config.
+
+        Raises:
+            InputError: It names a model, method or data set that is not registered in this process.
+        """
+        try:
+            return configs.load(self.folder / "config.yaml")
+        except InputError as error:
+            mistakes = "; ".join(str(error).splitlines())
+            raise InputError(
+                f"folder: the config of {self.folder} has names that are not known here ({mistakes}); import"
+                " the module that registers them first"
+            ) from error
 
     @cached_property
     def summary(self) -> Summary:
@@ -596,7 +655,8 @@ class Result:
             seed: One of the config's seeds; by default the first.
 
         Raises:
-            InputError: There is no such method or seed, or it trains no global model.
+            InputError: There is no such method or seed, it trains no global model, or the config names things
+                that are not registered in this process.
         """
         from genfl.experiment.context import RunContext
         from genfl.stages.base import Upstream
@@ -613,11 +673,21 @@ class Result:
         data = readable(self.config.data, Upstream(self._run, {STAGE.name: STAGE.folder}))
         classes, precision = len(self.label_names), self.config.precision
         learned = RunContext().classify(data, self.config.model, classes, precision)
-        weights = from_state_dict(load_tensors(file)[0], like=learned.init(Key(seed).fold("model")))
-        return _predictor(learned, weights, self.label_names)
+        tensors, _ = load_tensors(file)
+        try:
+            weights = from_state_dict(tensors, like=learned.init(Key(seed).fold("model")))
+            model = _predictor(learned, weights, self.label_names)
+            model.load_state_dict(tensors, strict=False)  # frozen parameters too, as they were in the run
+        except (KeyError, RuntimeError) as error:
+            raise InputError(
+                f"method: {file} does not fit the model {self.config.model.name} ({cause(error)}); register"
+                " the model that the run trained"
+            ) from error
+        return model
 
     def __repr__(self) -> str:
-        return f"Result({self.config.name!r}, {len(self.config.methods)} methods, in {str(self.folder)!r})"
+        methods = len(self.summary.methods.keys() - {SYNTHETIC_ONLY})
+        return f"Result({self.summary.name!r}, {methods} methods, in {str(self.folder)!r})"
 
 
 ConfigLike = str | Path | Mapping[str, Any] | Config

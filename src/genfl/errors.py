@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import traceback
+from pathlib import Path
 
 LONGEST_REASON = 300
 """The most characters that a message shows of another one."""
@@ -69,3 +71,22 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, shortened; the name of its type if it is empty."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return shorten(line, LONGEST_REASON)
+
+
+def cause(error: BaseException) -> str:
+    """Return one line that says what failed, and where in code that is not a library's.
+
+    Args:
+        error: An error of a user's own method, model or data, or of a library below it.
+    """
+    if isinstance(error, GenflError):
+        return str(error)
+    name = type(error).__name__
+    line = f"{name}: {first_line(error)}" if str(error).strip() else name
+    package = str(Path(__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not {"site-packages", "dist-packages"} & set(Path(frame.filename).parts) and not (
+            frame.filename.startswith((package, "<frozen"))
+        ):
+            return f"{line} (in {frame.name}, {Path(frame.filename).name}:{frame.lineno})"
+    return line

@@ -42,6 +42,7 @@ class FederatedDataset:
         test: tuple[Tensor, Tensor] | None = None,
         order: Order = "mixed",
     ) -> None:
+        self._numbered = False  # whether its labels were numbers, so that those of a test set may be
         self.clients = clients
         self.label_names = list(label_names)
         self.test = test
@@ -81,7 +82,7 @@ class FederatedDataset:
         """
         inputs = check_inputs("x", x)
         names = _label_names(y, labels)
-        targets = check_labels("y", y, names, len(inputs))
+        targets = check_labels("y", y, names, len(inputs), names)
         if not isinstance(partition, Partitioner):
             raise InputError(
                 f"partition: {partition!r} is no split; give one, as in"
@@ -90,7 +91,9 @@ class FederatedDataset:
         rows = partition.split([names[number] for number in targets.tolist()], whole_number("seed", seed, 0))
         clients = ClientData(inputs, targets, rows, len(names), as_floats)
         data = cls(clients, names)
-        return data if test is None else cls(clients, names, data.check_test(test))
+        data._numbered = _flat("y", y).dtype.kind == "i"
+        data.test = None if test is None else data.check_test(test)
+        return data
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -150,6 +153,7 @@ class FederatedDataset:
         *,
         order: Order = "mixed",
         weight: Literal["merged", "private"] = "merged",
+        labels: Sequence[str] | None = None,
         seed: int = 0,
     ) -> FederatedDataset:
         """Return the clients with generated samples added (FedGC).
@@ -165,11 +169,13 @@ class FederatedDataset:
 
         Args:
             x: Generated inputs, [m, ...], of the shape and scale of the private ones.
-            y: Their class indices or label names, [m].
+            y: Their label names, [m], or numbers from 0; see `labels`.
             budget: How many samples all clients get together, and how they share them, such as
                 ``genfl.budget.equal(1440)``.
             order: How private and generated samples take turns in a client's round.
             weight: The samples that count when models are averaged: all of them, or private ones alone.
+            labels: The names that numbers in `y` count, in order. Needed where classes have names, as a
+                generator may number them in another order. ``labels=data.label_names`` is the data's own.
             seed: Decides which samples go to which client, as in a config.
 
         Raises:
@@ -182,7 +188,7 @@ class FederatedDataset:
             raise InputError(
                 f"x: its type is {inputs.dtype}, and the private inputs' {_dtype(self)}; convert one of them"
             )
-        targets = check_labels("y", y, self.label_names, len(inputs))
+        targets = check_labels("y", y, self.label_names, len(inputs), labels)
         if not isinstance(budget, Budget):
             raise InputError(f"budget: {budget!r} is none; give one, as in genfl.budget.equal(1440)")
         if order not in ORDERS:
@@ -200,7 +206,9 @@ class FederatedDataset:
             )
         rows = deal(targets, counts, whole_number("seed", seed, 0))
         clients = self.clients.with_part(GENERATED, inputs, targets, rows, weighs=weight == "merged")
-        return FederatedDataset(clients, self.label_names, self.test, order)
+        mixed = FederatedDataset(clients, self.label_names, self.test, order)
+        mixed._numbered = self._numbered
+        return mixed
 
     def check_test(self, test: tuple[Array, Array]) -> tuple[Tensor, Tensor]:
         """Return test inputs, as models are given them, and class indices.
@@ -214,7 +222,8 @@ class FederatedDataset:
         if not isinstance(test, tuple | list) or len(test) != 2:
             raise InputError("test: give inputs and labels, as in test=(x, y)")
         inputs = as_floats(check_inputs("test[0]", test[0], self.shape))
-        return inputs, check_labels("test[1]", test[1], self.label_names, len(inputs))
+        numbered = self.label_names if self._numbered else None
+        return inputs, check_labels("test[1]", test[1], self.label_names, len(inputs), numbered)
 
 
 def _dtype(data: FederatedDataset) -> torch.dtype:
@@ -267,34 +276,51 @@ def check_inputs(field: str, x: Array, shape: tuple[int, ...] | None = None) -> 
     return as_floats(inputs)
 
 
-def check_labels(field: str, y: Array, names: Sequence[str], length: int) -> Tensor:
+def check_labels(
+    field: str, y: Array, names: Sequence[str], length: int, numbered: Sequence[str] | None = None
+) -> Tensor:
     """Return labels as class indices, int64 [n].
 
     Args:
         field: Their name in messages.
-        y: Class indices or label names.
+        y: Label names, or numbers from 0.
         names: The names of the classes, in order.
         length: How many there must be.
+        numbered: The names that numbers count, in order. If None, numbers are accepted only where they are
+            the names of the classes: another order would exchange classes without a word.
 
     Raises:
-        InputError: There are more or fewer, or one of them is no class.
+        InputError: There are more or fewer, one of them is no class, or numbers have no known names.
     """
     values = _flat(field, y)
     if len(values) != length:
         raise InputError(f"{field}: there are {len(values)} labels for {length} inputs; give one for each")
     if values.dtype.kind == "i":
-        outside = np.flatnonzero((values < 0) | (values >= len(names)))
+        if numbered is None and list(names) != [str(number) for number in range(len(names))]:
+            raise InputError(
+                f"{field}: its labels are numbers, and the classes have names ({_some(names)}); give names,"
+                " or say which names the numbers count, as in labels=data.label_names"
+            )
+        counted = list(names if numbered is None else numbered)
+        if strange := sorted(set(counted) - set(names)):
+            raise InputError(f"labels: {strange[0]!r} is no class; known: {_some(names)}")
+        outside = np.flatnonzero((values < 0) | (values >= len(counted)))
         if len(outside):
             raise InputError(
                 f"{field}: row {outside[0]} is of class {values[outside[0]]}, and classes are 0 to"
-                f" {len(names) - 1}; number them so"
+                f" {len(counted) - 1}; number them so"
             )
-        return torch.from_numpy(values)
+        return torch.tensor([list(names).index(name) for name in counted])[torch.from_numpy(values)]
     numbers = {name: number for number, name in enumerate(names)}
     unknown = sorted({str(value) for value in values} - numbers.keys())
     if unknown:
-        raise InputError(f"{field}: {unknown[0]!r} is no class; known: {', '.join(names[:10])}")
+        raise InputError(f"{field}: {unknown[0]!r} is no class; known: {_some(names)}")
     return torch.tensor([numbers[str(value)] for value in values])
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first of some names."""
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
 def _flat(field: str, y: Array) -> np.ndarray:

@@ -88,7 +88,8 @@ class Register:
     ) -> Callable[[Builder], Builder]:
         """Register the builder of a model: ``(shape, classes, **options) -> torch.nn.Module``.
 
-        A module that is no `Classifier` is wrapped, for which its last layer must be linear.
+        A module that is no `Classifier` is wrapped, for which its last layer must be linear. Parameters with
+        ``requires_grad=False`` are never changed or sent.
 
         Example:
             >>> import genfl

@@ -58,6 +58,9 @@ class Trace(NamedTuple):
     evaluations: list[dict[str, Any]]
     rounds: list[dict[str, Any]]
 
+    def __repr__(self) -> str:
+        return f"Trace({len(self.rounds)} rounds, {len(self.evaluations)} evaluations)"
+
 
 def federate(
     algorithm: Algorithm,

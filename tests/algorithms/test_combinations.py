@@ -6,6 +6,7 @@ import torch
 
 from genfl.algorithms import ALGORITHMS, combine, profile
 from genfl.algorithms.feddisco import SMALLEST, feddisco
+from genfl.errors import InputError
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import MLP
@@ -73,12 +74,12 @@ def test_fedavg_in_a_combination_is_where_the_others_hook_in(quadratics):
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(quadratics, names, line):
-    with pytest.raises(ValueError, match=line):
+    with pytest.raises(InputError, match=line):
         together(quadratics.task, *names, resources={"cohort": 2})
 
 
 def test_a_missing_resource_is_named(quadratics):
-    with pytest.raises(ValueError, match="feddisco needs cohort"):
+    with pytest.raises(InputError, match="feddisco needs cohort"):
         together(quadratics.task, "feddisco")
 
 

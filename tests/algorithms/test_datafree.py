@@ -192,6 +192,20 @@ def test_fedgens_labels_and_noise_differ_from_step_to_step(float64):
     assert not same(*ends)
 
 
+def test_fedgens_server_draws_anew_in_every_round():
+    """From one state and one upload, another key learns another generator; the same key the same."""
+    task = mlp_task(8)
+    weights = task.init(Key(0))
+    algorithm = fedgen(task, LocalSGD(0.1), generator_steps=2)
+    census = {"label_counts": torch.ones(CLASSES)}
+    state = algorithm.init(weights, census, Key(2))
+    assert not same(state["generator"], algorithm.init(weights, census, Key(3))["generator"])
+    upload = {"weight": torch.ones(()), "delta": trees.zeros_like(weights)}
+    first, again, other = (algorithm.server(state, upload, Key(seed))["generator"] for seed in (4, 4, 5))
+    assert same(first, again)
+    assert not same(first, other)
+
+
 def test_fedgen_needs_a_linear_head_and_says_so():
     task = classification(lambda: MLP(SHAPE, CLASSES), SHAPE)
     take_a_step(fedgen(task, LocalSGD(0.1)), task)

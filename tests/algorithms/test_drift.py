@@ -9,7 +9,9 @@ from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.feddyn import feddyn
 from genfl.algorithms.fednova import fednova
 from genfl.algorithms.scaffold import scaffold
-from genfl.learning.local import LocalHook, LocalSGD, Memory
+from genfl.learning.local import Context, LocalHook, LocalSGD, Memory
+from genfl.learning.task import classification
+from genfl.models import Stack
 from genfl.rng import Key
 from genfl.simulation import cohort as drawn
 
@@ -220,6 +222,21 @@ def test_fedsam_descends_along_the_gradient_ahead(quadratics):
 def test_fedsam_stays_where_the_slope_is_zero(quadratics):
     trace = quadratics(fedsam(quadratics.task, LocalSGD(LR), rho=0.3), [(2.0, 0.0, 3)] * 2, rounds=2)
     assert trace.weights["params"]["w"].item() == 0.0
+
+
+def test_fedsam_keeps_the_statistics_of_the_model_itself():
+    """Batch norm's statistics are those of the first pass, at w, not those at the point ahead."""
+    body = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
+    task = classification(lambda: Stack(body, torch.nn.Linear(8, 3)), (4,))
+    weights = task.init(Key(0))
+    batch = {"x": torch.randn(6, 4, generator=Key(1).torch()), "y": torch.arange(6) % 3}
+    plain, ahead = LocalSGD(LR), LocalSGD(LR).with_hook(ALGORITHMS["fedsam"].make(rho=5.0))
+    given = Context(task, {"weights": weights}, {}, {}, Key(2))
+    states = [local.step(local.start(weights), batch, given) for local in (plain, ahead)]
+    for name, value in states[0]["buffers"].items():
+        assert torch.equal(states[1]["buffers"][name], value)
+        assert not torch.equal(weights["buffers"][name], value)
+    assert not torch.equal(states[0]["params"]["classifier.weight"], states[1]["params"]["classifier.weight"])
 
 
 def test_fedsam_without_radius_is_fedavg(quadratics):

@@ -93,17 +93,18 @@ def test_identities_with_fedavg(quadratics, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "mean"),
+    ("name", "options", "mean"),
     [
-        ("fedavg", 4.0),
-        ("fedadam", 4.0),
-        ("fednova", 4.0),
-        ("scaffold", 3.0),
-        ("feddyn", 3.0),
-        ("fedsam", 4.0),
+        ("fedavg", {}, 4.0),
+        ("fedavgm", {"lr": 0.5}, 4.0),
+        ("fedadam", {"lr": 0.5}, 4.0),
+        ("fednova", {}, 4.0),
+        ("scaffold", {"lr": 0.5}, 3.0),
+        ("feddyn", {}, 3.0),
+        ("fedsam", {}, 4.0),
     ],
 )
-def test_buffers_are_averaged_as_the_models_are_and_never_stepped(name, mean):
+def test_buffers_are_averaged_as_the_models_are_and_never_stepped(name, options, mean):
     """Clients of 1 and 3 samples end at 1 and 5, from 2; where they count alike, 3 is the mean."""
     from genfl.learning.task import Aux, Task
     from genfl.rng import Key
@@ -112,7 +113,7 @@ def test_buffers_are_averaged_as_the_models_are_and_never_stepped(name, mean):
         init=lambda key: {"params": {"w": torch.zeros(1)}, "buffers": {"mean": torch.tensor([2.0])}},
         loss=lambda params, buffers, batch, key: (params["w"].sum(), Aux({"mean": batch["x"]})),
     )
-    algorithm = ALGORITHMS[name].build(task, LocalSGD(LR))
+    algorithm = ALGORITHMS[name].build(task, LocalSGD(LR), **options)
     weights = task.init(Key(0))
     state = algorithm.init(weights, {"clients": torch.tensor(2.0)}, Key(0))
     uploads = []

@@ -23,7 +23,7 @@ def transcription(rule, deltas, x, beta1=B1, bias=False):
     return x
 
 
-@pytest.mark.parametrize("rule", ["adam", "yogi", "adagrad", "adam_bias"])
+@pytest.mark.parametrize("rule", ["adam", "yogi", "adagrad", "adam_bias", "adagrad_momentum"])
 def test_adaptive_rules_equal_the_papers_equations(float64, rule):
     rng = np.random.default_rng(0)
     # Differences of several magnitudes and both signs, so that Yogi's sign changes sides.
@@ -34,13 +34,14 @@ def test_adaptive_rules_equal_the_papers_equations(float64, rule):
         "adam_bias": so.fedadam(lr=LR, beta1=B1, beta2=B2, tau=TAU, bias_correction=True),
         "yogi": so.fedyogi(lr=LR, beta1=B1, beta2=B2, tau=TAU),
         "adagrad": so.fedadagrad(lr=LR, tau=TAU),
+        "adagrad_momentum": so.fedadagrad(lr=LR, beta1=B1, tau=TAU),
     }[rule]
     params = {"w": torch.tensor(x)}
     state = optimizer.init(params)
     for d in deltas:
         state, params = optimizer.step(state, params, {"w": torch.tensor(d)})
     beta1 = 0.0 if rule == "adagrad" else B1
-    expected = transcription(rule.removesuffix("_bias"), deltas, x, beta1, bias=rule.endswith("bias"))
+    expected = transcription(rule.partition("_")[0], deltas, x, beta1, bias=rule.endswith("bias"))
     np.testing.assert_allclose(params["w"].numpy(), expected, rtol=1e-12)
 
 

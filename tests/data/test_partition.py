@@ -162,6 +162,13 @@ def test_sizes_are_dirichlet_shares_and_labels_are_alike():
     assert np.allclose(counts / len(largest), 0.25, atol=0.02)
 
 
+def test_labels_are_alike_also_where_the_data_is_sorted_by_label():
+    labels = [f"{n // 1000}" for n in range(4000)]
+    for rows in split("quantity", 5, labels, alpha=10.0, min_size=100):
+        counts = np.unique([labels[row] for row in rows], return_counts=True)[1]
+        assert counts / len(rows) == pytest.approx([0.25] * 4, abs=0.12)
+
+
 def test_sizes_have_the_variance_of_a_dirichlet_distribution():
     clients, alpha, samples = 5, 2.0, 10_000
     found = [split("quantity", clients, ["a"] * samples, alpha=alpha, seed=s) for s in range(600)]

@@ -6,6 +6,7 @@ from genfl.algorithms.base import ClientProgram
 from genfl.engines.in_process import sequential
 from genfl.engines.protocol import ClientTask
 from genfl.engines.reducers import PlainReducer, secure_reducers
+from genfl.privacy.secure_sum import SecureSum
 from genfl.rng import Key
 
 
@@ -85,6 +86,21 @@ def test_stacks_are_added_whatever_is_in_which():
         assert found["wholes"]["a"].dtype == torch.int32
         assert found["wholes"]["a"].tolist() == wholes.sum(0).tolist()
         assert [torch.equal(*pair) for pair in zip(found["seen"], floats, strict=True)] == [True] * 5
+
+
+def test_every_tensor_of_an_upload_has_masks_of_its_own(monkeypatch):
+    """Two tensors under one mask would reveal their difference."""
+    masks = []
+    mask = SecureSum.mask
+
+    def watched(self, client, values):
+        masked = mask(self, client, values)
+        masks.append((masked - values).tobytes())
+        return masked
+
+    monkeypatch.setattr(SecureSum, "mask", watched)
+    _run(_program(_table), secure_reducers(Key(0)))
+    assert len(masks) == len(set(masks)) == 5 * 2
 
 
 def test_no_mask_is_used_twice():

@@ -423,8 +423,10 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_work_done_again(client
     work = client_tasks({}, steps=1)
     mine, other = engine.run(program, work), sequential(clients).run(program, work)
     assert_close(mine.aggregate, other.aggregate, 1e-9)
+    tried = [record.args for record in caplog.records if "out of memory with" in record.msg]
+    assert tried[-1][1] == engine.runner.chunk
+    assert all(trying == failed // 2 for failed, trying in tried)
     assert engine.runner.chunk <= 2
-    assert "out of memory with" in caplog.text
     batches.clear()
     engine.run(program, work)
     assert max(batches) <= 2, "it is not tried again in the next round"

@@ -33,6 +33,28 @@ def test_a_table_that_is_too_small_is_doubled_until_it_decodes():
     assert found.bytes_per_client == sum(IBLT(16 * 2**a).nbytes for a in range(found.attempts))
 
 
+def test_every_attempt_has_hash_functions_of_its_own():
+    """Names that collide in one table would collide again."""
+    sums = []
+
+    class Kept:
+        def __init__(self, data, key):
+            self.inner = engine(data, key)
+
+        def run(self, program, tasks):
+            result = self.inner.run(program, tasks)
+            sums.append(result.aggregate["table"].numpy())
+            return result
+
+    names = {f"label {n}" for n in range(60)}
+    found = discover([names, names], Kept, Key(3), cells=16)
+    assert len(sums) == found.attempts > 2
+    seeds = [Key(3).fold("hashes", attempt).integer() for attempt in range(1, found.attempts + 1)]
+    for table, seed in zip(sums, seeds, strict=True):
+        fitting = [s for s in seeds if (IBLT(len(table), seed=s).encode(names) * 2 == table).all()]
+        assert fitting == [seed]
+
+
 def test_it_gives_up_with_what_to_change():
     names = {f"label {n}" for n in range(200)}
     with pytest.raises(InputError, match=r"raise labels\.cells"):

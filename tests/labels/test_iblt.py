@@ -123,6 +123,29 @@ def test_every_name_lies_in_distinct_cells_spread_evenly(hashes):
     assert (np.abs(per_cell - 700 * share) <= 5 * np.sqrt(700 * share * (1 - share))).all()
 
 
+def splitmix64(state):
+    """Steele, Lea and Flood 2014, on Python's integers: the next state, and its output."""
+    state = (state + 0x9E3779B97F4A7C15) % 2**64
+    z = state
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return state, z ^ (z >> 31)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
+def test_cells_are_those_of_a_transcription(seed):
+    """Seeds are mixed, so that those that differ in a bit have nothing in common."""
+    table = IBLT(cells=1000, hashes=4, seed=seed)
+    _, mixed = splitmix64((seed - 0x9E3779B97F4A7C15) % 2**64)
+    for name in ("cat", "Ökölögie", "new york"):
+        digest = hashlib.blake2b(name.encode(), digest_size=16, person=b"genfl.labels").digest()
+        state, cells, free = int.from_bytes(digest[8:], "little") ^ mixed, [], list(range(1000))
+        for _ in range(4):
+            state, output = splitmix64(state)
+            cells.append(free.pop(output % len(free)))
+        assert cells_of(table, name).tolist() == sorted(cells)
+
+
 def test_the_seed_moves_the_names():
     first, second = IBLT(cells=1000), IBLT(cells=1000, seed=1)
     assert (cells_of(first, "cat") != cells_of(second, "cat")).any()

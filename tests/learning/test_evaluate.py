@@ -94,6 +94,14 @@ def test_scores_of_a_model_agree_with_each_other():
     )
 
 
+def test_macro_f1_counts_every_class_alike_however_many_examples_it_has():
+    """Eight of nine, and one of three, are of the class; the one example of the third is missed."""
+    predicted, y = torch.tensor([0] * 8 + [1] * 2 + [0]), torch.tensor([0] * 8 + [0, 1, 2])
+    logits = torch.nn.functional.one_hot(predicted, 3).float()
+    f1 = [2 * 8 / (9 + 9), 2 * 1 / (2 + 1), 0.0]  # 2 hits / (predicted + true)
+    assert evaluate(given, {}, logits, y)["macro_f1"] == pytest.approx(sum(f1) / 3, abs=1e-12)
+
+
 def test_figures_of_classes_are_averaged_one_by_one_over_the_models_of_a_reference():
     def trace(*recalls):
         return Trace({}, [{"round": n, "recall": recall} for n, recall in enumerate(recalls)], [])

@@ -87,9 +87,28 @@ def test_it_stops_early_and_gives_the_best_epoch(problem):
     assert len(losses) == trained.epoch + 2
 
 
-def test_training_that_diverges_says_what_to_lower(problem):
-    with pytest.raises(InputError, match=r"pretrain\.lr: training diverged in epoch 1 at 1e\+30"):
-        _run(problem, RECIPE._replace(lr=1e30))
+def test_the_best_epoch_is_that_of_the_least_loss_and_not_of_the_best_accuracy(problem):
+    """Half of the labels are wrong, so that confidence is punished before accuracy falls."""
+    task, x, y = problem
+    wrong = torch.where(torch.rand(len(y), generator=torch.Generator().manual_seed(1)) < 0.5, (y + 1) % 4, y)
+    trained = _run((task, x, wrong), RECIPE._replace(epochs=12, lr=1e-2, weight_decay=0.0, patience=12))
+    losses = [row["held_back_loss"] for row in trained.history]
+    accuracies = [row["held_back_accuracy"] for row in trained.history]
+    assert trained.epoch == 1 + losses.index(min(losses))
+    assert max(accuracies) > accuracies[trained.epoch - 1], "else the example tells nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "figure"),
+    [
+        ({"lr": 1e30}, r"lr 1e\+30, weight_decay 0.3 and augment.noise 0.1"),
+        ({"weight_decay": 1e308}, r"lr 0.002, weight_decay 1e\+308"),
+        ({"augment": Augment(noise=1e38)}, r"augment.noise 1e\+38"),
+    ],
+)
+def test_training_that_diverges_says_what_may_be_large(problem, change, figure):
+    with pytest.raises(InputError, match=rf"pretrain: training diverged in epoch 1, with .*{figure}"):
+        _run(problem, RECIPE._replace(**change))
 
 
 def test_the_given_model_is_the_one_whose_loss_is_recorded(problem):

@@ -2,15 +2,23 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from genfl.algorithms import ALGORITHMS
+from genfl.data.clients import ClientData
+from genfl.data.plans import Schedule
+from genfl.engines.in_process import InProcess, sequential
+from genfl.engines.vmapped import VmapRunner
+from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import Wrapped
 from genfl.rng import Key
+from genfl.simulation import federate
 
 
 def bert():
@@ -125,6 +133,13 @@ def test_features_of_every_place_are_refused():
         Wrapped(places)(torch.zeros(2, 3, 8))
 
 
+def test_a_module_may_be_its_linear_layer_alone():
+    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+    wrapped = Wrapped(copy.deepcopy(layer))
+    assert torch.equal(wrapped(x), layer(x))
+    assert torch.equal(wrapped.features(x), x)
+
+
 def test_a_last_layer_that_is_not_linear_is_refused():
     with pytest.raises(ValueError, match=r"'1', is a LayerNorm"):
         Wrapped(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)))
@@ -209,3 +224,72 @@ def test_a_plain_module_is_wrapped_by_itself():
 def test_a_plain_module_whose_last_layer_is_not_linear_is_refused():
     with pytest.raises(ValueError, match="'1', is a Conv2d; name the linear one"):
         classification(lambda: nn.Sequential(nn.Identity(), nn.Conv2d(3, 2, 8)), IMAGES.shape[1:])
+
+
+class LibraryNorm(nn.BatchNorm2d):
+    """A layer as other libraries derive them: it calls batch norm itself."""
+
+    def forward(self, x):
+        statistics = self.running_mean, self.running_var
+        return F.relu(F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum))
+
+
+SINGLE_VALUES = {
+    "BatchNorm1d": [nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8)],
+    "BatchNorm1d of sequences": [nn.Flatten(2), nn.Linear(64, 1), nn.BatchNorm1d(1), nn.Flatten()],
+    "BatchNorm2d": [nn.Conv2d(1, 8, 8), nn.BatchNorm2d(8), nn.Flatten()],
+    "BatchNorm3d": [nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 8, (1, 8, 8)), nn.BatchNorm3d(8), nn.Flatten()],
+    "of a library": [nn.Conv2d(1, 8, 8), LibraryNorm(8), nn.Flatten()],
+    "no scale": [nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8, affine=False)],
+    "no running statistics": [nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8, track_running_stats=False)],
+    "GroupNorm": [nn.Flatten(), nn.Linear(64, 8), nn.GroupNorm(8, 8)],
+}
+"""Bodies that give a norm layer one value per channel for each sample of 1×8×8."""
+
+
+def single_value_task(name):
+    def build():
+        body = nn.Sequential(*copy.deepcopy(SINGLE_VALUES[name]))
+        return nn.Sequential(body, nn.Linear(1 if "sequences" in name else 8, 3))
+
+    return classification(build, (1, 8, 8))
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+@pytest.mark.parametrize("name", list(SINGLE_VALUES))
+def test_batch_norm_takes_a_client_with_one_sample(name, engine):
+    x, y = torch.randn(21, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(21) % 3
+    clients = ClientData(x, y, [np.arange(20), np.arange(20, 21)], classes=3)
+    task = single_value_task(name)
+    runner = sequential(clients) if engine == "sequential" else InProcess(VmapRunner(clients))
+    algorithm = ALGORITHMS["fedavg"].build(task, LocalSGD(lr=0.05))
+    trace = federate(
+        algorithm, task.init(Key(0)), clients, runner, Schedule(2, 2, 10), Key(0), lambda weights: {}
+    )
+    assert [row["refused"] for row in trace.rounds] == [0, 0]
+    assert task.predict(trace.weights, x[:1]).isfinite().all()
+
+
+def test_a_single_value_is_normalised_by_the_running_statistics():
+    task = single_value_task("BatchNorm2d")
+    weights = task.init(Key(0))
+    weights["buffers"] = {name: torch.rand_like(b) + 0.5 for name, b in weights["buffers"].items()}
+    batch = {"x": torch.rand(1, 1, 8, 8), "y": torch.tensor([1])}
+    _, aux = task.loss(weights["params"], weights["buffers"], batch, Key(0))
+    torch.testing.assert_close(aux.logits, task.predict(weights, batch["x"]))
+    assert all(torch.equal(value, weights["buffers"][name]) for name, value in aux.buffers.items())
+    two = {"x": torch.rand(2, 1, 8, 8), "y": torch.tensor([1, 2])}
+    _, aux = task.loss(weights["params"], weights["buffers"], two, Key(0))
+    assert not any(torch.equal(value, weights["buffers"][name]) for name, value in aux.buffers.items())
+
+
+@pytest.mark.parametrize("name", ["no running statistics", "GroupNorm"])
+def test_a_single_value_is_its_own_mean(name):
+    """Its normalised value is 0, so that the layer gives its bias."""
+    task = single_value_task(name)
+    weights = task.init(Key(0))
+    bias = next(n for n in weights["params"] if n.endswith("0.2.bias"))
+    weights["params"][bias] = torch.arange(8.0)
+    batch = {"x": torch.rand(1, 1, 8, 8), "y": torch.tensor([1])}
+    _, aux = task.loss(weights["params"], weights["buffers"], batch, Key(0))
+    torch.testing.assert_close(aux.features[0], torch.arange(8.0), atol=1e-3, rtol=0)

@@ -25,8 +25,9 @@ def method(per_seed, rounds, start, **changes):
         "calibration_error": None,
         "recall": [],
         "clients": None,
-        "curve": [[0, start, 0.0], [5, 0.9, 0.0]],
+        "curve": [[number, start, 0.0] for number in range(0, 31, 5)],
         "rounds_to_target": rounds,
+        "rounds_to_target_per_seed": [rounds] * len(per_seed),
         "bytes_to_target": None,
         "setup_bytes": 0,
         "uplink_bytes_per_round": 0.0,
@@ -34,6 +35,8 @@ def method(per_seed, rounds, start, **changes):
         "diversity": [],
         "heterogeneity": None,
         "refused_uploads": 0,
+        "uploads": 24,
+        "untrained_seeds": [],
     }
     return MethodResult.model_validate(fields | changes)
 
@@ -54,7 +57,7 @@ def compared(test_samples=1000, generator="image", **methods):
     }
     labels = {"found": [], "cells": 80, "bytes_per_client": 100, "attempts": 1, "holders": {}}
     return Summary(
-        schema_version=3,
+        schema_version=4,
         name="by hand",
         seeds=[0],
         labels=labels,
@@ -100,7 +103,7 @@ END = " The generated data alone gives 80.0 %; generating 2,000 samples took 5 m
             ([0.9004, 0.9004], 0),
             ([0.8998, 0.8998], None),
             "With the generator training is faster but ends no higher: gptfl ends at 90.0 %, fedavg at 90.0 %"
-            " (+0.1 points, better in 2 of 2 seeds; up to 0.1 either way may be chance);"
+            " (no difference, better in 2 of 2 seeds; up to 0.1 either way may be chance);"
             " it is at 90 % before any round, fedavg never.",
         ),
         (
@@ -124,14 +127,27 @@ END = " The generated data alone gives 80.0 %; generating 2,000 samples took 5 m
         (
             ([0.95], 5),
             ([0.95], 20),
-            "With the generator training is faster but ends no higher: gptfl ends at 95.0 %, fedavg at 95.0 %"
+            "The generator makes no clear difference: gptfl ends at 95.0 %, fedavg at 95.0 %"
             " (no difference, in one seed); it is at 90 % after 5 rounds, fedavg after 20 rounds.",
         ),
         (
-            ([0.93], 5),
-            ([0.95], 20),
+            ([0.93, 0.93], 5),
+            ([0.95, 0.95], 20),
             "With the generator training is faster but ends lower: gptfl ends at 93.0 %, fedavg at 95.0 %"
-            " (−2.0 points, in one seed); it is at 90 % after 5 rounds, fedavg after 20 rounds.",
+            " (−2.0 points, better in 0 of 2 seeds); it is at 90 % after 5 rounds, fedavg after 20 rounds.",
+        ),
+        (
+            ([0.95, 0.95], 25),
+            ([0.95, 0.95], 30),
+            "The generator makes no clear difference: gptfl ends at 95.0 %, fedavg at 95.0 %"
+            " (no difference, better in 0 of 2 seeds); it is at 90 % after 25 rounds, fedavg after 30 rounds"
+            " (evaluated every 5 rounds).",
+        ),
+        (
+            ([0.9907, 0.9907], 20),
+            ([0.9746, 0.9746], 20),
+            "The generator helps: gptfl ends at 99.1 %, fedavg at 97.5 % (+1.6 points, better in 2 of 2"
+            " seeds); both are at 90 % after 20 rounds.",
         ),
     ],
 )
@@ -144,7 +160,67 @@ def test_the_verdict_says_when_there_is_one_seed_and_when_uploads_were_refused()
     summary = compared(fedavg=method([0.90], 20, 0.1), gptfl=method([0.95], 5, 0.8, refused_uploads=7))
     verdict = text.verdict(summary)
     assert verdict.startswith("The generator helps in the one seed tried: ")
-    assert verdict.endswith("Of these methods 7 uploads were refused.")
+    assert verdict.endswith(" Of these methods 7 of 48 uploads were refused." + END)
+
+
+REFUSED = {"refused_uploads": 24, "untrained_seeds": [0]}
+"""What makes a method's final model its initial one."""
+
+
+def test_nothing_was_learned_where_all_uploads_were_refused():
+    fedavg, gptfl = method([0.078], None, 0.1, **REFUSED), method([0.136], None, 0.8, **REFUSED)
+    said = (
+        "No method learned anything. fedavg and gptfl learned nothing: 24 of 24 uploads of each were refused,"
+        " as they were not finite; lower federate.local.lr."
+    )
+    assert text.verdict(compared(fedavg=fedavg, gptfl=gptfl)) == said + END
+    assert text.verdict(compared(generator="none", fedavg=fedavg)) == (
+        "No method learned anything. fedavg learned nothing: 24 of 24 uploads were refused, as they were not"
+        " finite; lower federate.local.lr."
+    )
+
+
+def test_a_method_that_learned_nothing_is_not_compared():
+    """Neither is it the baseline that the generator beats."""
+    methods = {"fedavg": method([0.1], None, 0.1, **REFUSED), "gptfl": method([0.95], 5, 0.8)}
+    assert text.contest(compared(**methods)) == ("gptfl", None)
+    assert text.verdict(compared(**methods)) == (
+        "gptfl ends at 95.0 %; no trained method has the same algorithm without the generator to compare"
+        " with. fedavg learned nothing: 24 of 24 uploads were refused, as they were not finite; lower"
+        " federate.local.lr." + END
+    )
+    some = {"refused_uploads": 13, "untrained_seeds": [1]}
+    methods["fedavg"] = method([0.9, 0.1], None, 0.1, **some)
+    summary = compared(**methods).model_copy(update={"seeds": [0, 1]})
+    assert text.contest(summary) == ("gptfl", None)
+    assert "fedavg learned nothing in seed 1: 12 of 12 uploads were refused" in text.verdict(summary)
+    methods["prox"] = method([0.8], None, 0.1, algorithm={"name": "fedprox"})
+    verdict = text.verdict(compared(generator="none", fedavg=methods["fedavg"], prox=methods["prox"]))
+    assert verdict.startswith(
+        "Without a generator, prox ends at 80.0 % and never reaches 90 %. fedavg learned"
+    )
+
+
+@pytest.mark.parametrize(
+    ("warm", "cold", "faster"),
+    [
+        ([5, 5], [20, 20], True),
+        ([5], [20], False),  # a single seed
+        ([5, 20, 20], [20, 20, 20], False),  # one of three
+        ([5, 5, 20], [20, 20, 20], True),  # most of them
+        ([5, 5], [10, 10], False),  # as far apart as two evaluations
+        ([25, 25], [None, None], True),
+        ([30, 30], [None, None], False),  # the other may reach it at the next evaluation
+        ([None, None], [None, None], False),
+        ([20, 20], [5, 5], False),
+    ],
+)
+def test_a_lead_is_longer_than_evaluations_are_apart(warm, cold, faster):
+    methods = [
+        method([0.9] * len(rounds), rounds[0], 0.8, rounds_to_target_per_seed=rounds)
+        for rounds in (warm, cold)
+    ]
+    assert text.is_faster(*methods) == faster
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -199,8 +275,8 @@ def test_verdict_without_a_generator():
     assert text.verdict(summary) == (
         "Without a generator, none of 2 methods is clearly the most accurate: scaffold ends at 93.0 % and is"
         " at 90 % after 5 rounds, fedavg ends at 92.0 % (+1.0 points, in one seed; up to 1.9 either way may"
-        " be chance). Of these, only scaffold started from an existing model. Of these methods 3 uploads were"
-        " refused."
+        " be chance). Of these, only scaffold started from an existing model. Of these methods 3 of 48"
+        " uploads were refused."
     )
     summary = compared(generator="none", fedavg=fedavg, best=best)
     assert text.verdict(summary) == "Without a generator, fedavg ends at 90.0 % and never reaches 90 %."

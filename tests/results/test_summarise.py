@@ -119,6 +119,7 @@ def test_the_target_is_reached_when_the_mean_over_seeds_is_there(two_seeds):
     # means: 0.1, 0.3, 0.6, 0.7, 0.8; the second seed alone would be there after 6 rounds
     method = two_seeds.methods["fedavg"]
     assert method.rounds_to_target == 8
+    assert method.rounds_to_target_per_seed == [10, 6]
     assert method.bytes_to_target == (8 * (10 + 20) + 8 * (30 + 40)) / 2
     assert (method.uplink_bytes_per_round, method.downlink_bytes_per_round) == (20, 30)
 
@@ -129,7 +130,19 @@ def test_curves_and_refusals(two_seeds):
     assert method.curve[1] == pytest.approx([2, 0.3, math.sqrt(0.02)])
     assert method.diversity[0] == pytest.approx([1, 0.6, math.sqrt(0.02)])
     assert [point[0] for point in method.diversity] == [1, *range(3, 13)]  # one seed has no round 2
-    assert method.refused_uploads == 3
+    assert (method.refused_uploads, method.uploads) == (3, 2 * 12 * 10)
+    assert method.untrained_seeds == []
+
+
+def test_a_seed_without_a_counted_upload_is_untrained(tmp_path):
+    lost = trace(FIRST, 0, 20, 12 * [1.0])
+    for row in lost["rounds"]:
+        row["refused"] = 10  # the whole cohort
+    summary = summarised(tmp_path, {"3": trace(FIRST, 10, 20, 12 * [1.0], refused=9), "5": lost})
+    method = summary.methods["fedavg"]
+    assert (method.untrained_seeds, method.refused_uploads) == ([5], 9 + 120)
+    alone = summary.methods["synthetic_only"]
+    assert (alone.untrained_seeds, alone.uploads) == ([], 0)
 
 
 def test_a_single_seed_has_no_deviation(tmp_path):

@@ -138,6 +138,10 @@ class Algorithm(NamedTuple):
     same_form: bool = True
     task: Task | None = None
 
+    def __repr__(self) -> str:
+        sees = "sums" if set(self.client.reductions.values()) == {"sum"} else "every client's upload"
+        return f"Algorithm({self.task or 'without a task'}, the server sees {sees})"
+
 
 def statistics(reductions: dict[str, Callable[[ClientInfo], torch.Tensor]]) -> ClientProgram:
     """Return a client program without training whose uploads are functions of client info, to be summed.

@@ -10,6 +10,7 @@ from genfl import trees
 from genfl.algorithms.base import Algorithm, Count, Positive, Steps
 from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.parts import with_hooks
+from genfl.errors import InputError
 from genfl.learning.distil import distil
 from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
@@ -76,12 +77,12 @@ def dynafed(
         refine_lr: Adam's learning rate at the start of each refinement.
 
     Raises:
-        ValueError: The span is longer than the trajectory, or the trajectory is as long as the federation.
+        InputError: The span is longer than the trajectory, or the trajectory is as long as the federation.
     """
     if span > trajectory:
-        raise ValueError(f"span {span} is longer than the trajectory of {trajectory} rounds; lower span")
+        raise InputError(f"span {span} is longer than the trajectory of {trajectory} rounds; lower span")
     if rounds is not None and trajectory >= rounds:
-        raise ValueError(
+        raise InputError(
             f"the trajectory of {trajectory} rounds leaves none of {rounds} rounds to refine: this would be"
             " FedAvg; lower trajectory (and span)"
         )

@@ -44,8 +44,7 @@ def fedavg(task: Task, local: LocalSGD, *parts: Part) -> Algorithm:
             numbers of samples.
 
     Raises:
-        ValueError: Two parts change the same thing. The message names them.
-        TypeError: A value is not a part.
+        InputError: Two parts change the same thing, or a value is not a part. The message names them.
     """
     local, optimizer, weighting = sort_parts(local, parts)
 

@@ -23,6 +23,7 @@ from genfl.algorithms.base import (
     training_memory,
 )
 from genfl.algorithms.parts import with_hooks
+from genfl.errors import InputError
 from genfl.learning.distil import distil
 from genfl.learning.local import LocalHook, LocalSGD, nothing
 from genfl.learning.task import Batch, Task, Weights
@@ -69,11 +70,11 @@ def fedet(
         batch_size: Unlabelled inputs in a step.
 
     Raises:
-        ValueError: A hook keeps a model between rounds. It may have another architecture in the next round.
+        InputError: A hook keeps a model between rounds. It may have another architecture in the next round.
     """
     local = with_hooks("fedet", local, hooks)
     if local.memory is not nothing:
-        raise ValueError(
+        raise InputError(
             "fedet: clients train models of several architectures, but a hook keeps a model between rounds;"
             " leave the hook out"
         )

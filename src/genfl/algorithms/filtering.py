@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genfl.algorithms.base import Algorithm, HeldSamples
+from genfl.errors import InputError
 from genfl.learning.task import Task
 from genfl.options import Share, check_fields
 from genfl.trees import Tree
@@ -63,7 +64,7 @@ def filtered(
         from_round: The first round that filters, from 1: early models judge badly.
 
     Raises:
-        ValueError: In the first round that filters, if the message holds no global model.
+        InputError: In the first round that filters, if the message holds no global model.
     """
 
     def select(message: Tree, held: HeldSamples) -> Sequence[Tensor]:
@@ -72,7 +73,7 @@ def filtered(
         if held.round < from_round or part >= len(rows) or not len(rows[part]):
             return rows
         if "weights" not in message:
-            raise ValueError("clients cannot filter their samples: the server sends them no global model")
+            raise InputError("clients cannot filter their samples: the server sends them no global model")
         examples = held.examples(rows[part])
         logits = task.predict(message["weights"], examples["x"])
         losses = F.cross_entropy(logits, examples["y"], reduction="none")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from genfl.algorithms.server_optimizers import ServerOptimizer, sgd
 from genfl.algorithms.weighting import Weighting, by_samples
+from genfl.errors import InputError
 from genfl.learning.local import LocalHook, LocalSGD
 
 Part = LocalHook | ServerOptimizer | Weighting
@@ -36,13 +37,13 @@ def sort_parts(local: LocalSGD, parts: Sequence[Part]) -> Parts:
         parts: Any number of different hooks, at most one server optimizer and at most one weighting.
 
     Raises:
-        ValueError: Two parts take the same place. The message names them.
-        TypeError: A value is no part, or the builder of one that was not called.
+        InputError: Two parts take the same place, or a value is no part, such as a builder that was not
+            called. The message names them.
     """
     for part in parts:
         if not isinstance(part, Part):
             fix = f"call it, as in {part.__name__}()" if inspect.isfunction(part) else "leave it out"
-            raise TypeError(f"parts: {part!r} is no LocalHook, ServerOptimizer or Weighting; {fix}")
+            raise InputError(f"parts: {_shown(part)} is no LocalHook, ServerOptimizer or Weighting; {fix}")
     hooks = [part for part in parts if isinstance(part, LocalHook)]
     optimizers = [part for part in parts if isinstance(part, ServerOptimizer)]
     weightings = [part for part in parts if isinstance(part, Weighting)]
@@ -65,15 +66,18 @@ def with_hooks(method: str, local: LocalSGD, parts: Sequence[Part]) -> LocalSGD:
         parts: Any number of different hooks.
 
     Raises:
-        ValueError: Two hooks take the same place, or a part changes FedAvg's server.
-        TypeError: A value is no hook.
+        InputError: Two hooks take the same place, a part changes FedAvg's server, or a value is no hook.
     """
     for part in parts:
         if isinstance(part, ServerOptimizer | Weighting):
-            raise ValueError(
+            raise InputError(
                 f"{part_name(part)} is a variant of FedAvg's server, and {method} has its own; keep one"
             )
     return sort_parts(local, parts).local
+
+
+def _shown(value: object) -> str:
+    return str(getattr(value, "__name__", None) or f"a {type(value).__name__}")
 
 
 def part_name(part: Part) -> str:
@@ -83,4 +87,4 @@ def part_name(part: Part) -> str:
 
 def _refuse_rivals(parts: Sequence[Part]) -> None:
     if len(parts) > 1:
-        raise ValueError(f"{' and '.join(map(part_name, parts))} take the same place; keep one")
+        raise InputError(f"{' and '.join(map(part_name, parts))} take the same place; keep one")

@@ -26,6 +26,7 @@ from genfl.algorithms.parts import Part
 from genfl.algorithms.scaffold import scaffold
 from genfl.algorithms.server_optimizers import ServerOptimizer, fedadagrad, fedadam, fedavgm, fedyogi
 from genfl.algorithms.weighting import Weighting
+from genfl.errors import InputError
 from genfl.identity import value_digest
 from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task
@@ -115,12 +116,12 @@ def combine(
         resources: The values of resources; see `RESOURCES`.
 
     Raises:
-        ValueError: The combination has no meaning, or a resource is missing.
+        InputError: The combination has no meaning, or a resource is missing.
     """
     whole = [part for part in parts if part[0].kind is Algorithm]
     if len(whole) > 1:
         names = " and ".join(entry.make.__name__ for entry, _ in whole)
-        raise ValueError(f"{names} take the same place; keep one")
+        raise InputError(f"{names} take the same place; keep one")
     pieces: list[Part] = [
         entry.make(**_provided(entry, resources), **chosen)
         for entry, chosen in parts
@@ -137,13 +138,13 @@ def _provided(entry: AlgorithmEntry, resources: Mapping[str, Any]) -> dict[str, 
     """Return the resources of a builder.
 
     Raises:
-        ValueError: One without a default is missing.
+        InputError: One without a default is missing.
     """
     parameters = inspect.signature(entry.make).parameters
     required = [name for name in entry.resources if parameters[name].default is inspect.Parameter.empty]
     missing = [name for name in required if resources.get(name) is None]
     if missing:
-        raise ValueError(f"{entry.make.__name__} needs {RESOURCES[missing[0]] or missing[0]}")
+        raise InputError(f"{entry.make.__name__} needs {RESOURCES[missing[0]] or missing[0]}")
     return {name: resources.get(name) for name in entry.resources}
 
 

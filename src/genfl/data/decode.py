@@ -6,7 +6,6 @@ import contextlib
 import errno
 import itertools
 import logging
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,6 +20,7 @@ from genfl.data.folders import BATCH_ROWS, Folder, Rows, cell_text, first_few
 from genfl.data.formats import InputFormat
 from genfl.data.media import MEDIA
 from genfl.errors import GenflError, InputError
+from genfl.natural_order import in_natural_order
 from genfl.storage import digest, remove, replacing, sha256
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
             split: _decode_split(folder, splits_of[name], name, spec, target / f"{split}.npy", advance)
             for split, name in zip(("train", "test"), used, strict=False)
         }
-    names = rows["train"].classes or sorted(set(rows["train"].labels), key=natural_order)
+    names = rows["train"].classes or in_natural_order(set(rows["train"].labels))
     splits = {split: _facts(decoded, names) for split, decoded in rows.items()}
     if len(set(splits["train"]["labels"])) < 2:
         raise InputError("data.label: all examples of train are of one class; name a column with several")
@@ -452,9 +452,3 @@ def _darkness(path: Path, spec: DatasetSpec) -> str | None:
     if brightest >= DARK:
         return None
     return f"images are nearly black: the brightest pixel is {brightest} of 255; scale the files' values"
-
-
-def natural_order(name: str) -> list[Any]:
-    """Return a key that sorts names as people do: class 2 before class 10."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if number % 2 else part for number, part in enumerate(parts)]

@@ -64,6 +64,7 @@ class DataSet(NamedTuple):
             on the whole data.
         digest: A digest of the content; empty for data that never changes, such as ``digits``.
         vocabulary: The number of distinct tokens of texts, padding included; 0 for other modalities.
+        label_order: The class names in the order of the data; names that are missing come last.
         notes: What a user should know of the reading, such as files that are left out.
         originals: ``(rows) -> contents`` of training examples, for guided generators. Images are returned as
             they are stored, clips and texts as they are in their files.
@@ -80,6 +81,7 @@ class DataSet(NamedTuple):
     vocabulary: int = 0
     originals: Callable[[Sequence[int]], list[Any]] = _no_originals
     notes: tuple[str, ...] = ()
+    label_order: tuple[str, ...] = ()
     format_digest: str = ""
 
     @property
@@ -145,6 +147,7 @@ def digits() -> DataSet:
         grey_image(8, 8),
         to_image,
         originals=lambda rows: [to_image(training.x[row]) for row in rows],
+        label_order=DIGIT_NAMES,
     )
 
 
@@ -252,6 +255,7 @@ def read_dataset(
         encoding.vocabulary(),
         originals,
         decoded.notes,
+        tuple(words),
         digest(encoding.identity()),
     )
 

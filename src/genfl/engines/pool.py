@@ -35,7 +35,7 @@ from genfl.engines.protocol import (
     signatures,
 )
 from genfl.engines.reducers import PlainReducer
-from genfl.errors import GenflError
+from genfl.errors import GenflError, cause
 from genfl.storage import ALIGNMENT
 from genfl.trees import Tree
 
@@ -269,8 +269,18 @@ class _Written(NamedTuple):
     refused: dict[int, str]
 
 
+class WorkerTraceback(Exception):
+    """The traceback of an error in a worker; it is the cause of the error that its parent raises."""
+
+
 class _Answer(NamedTuple):
-    """What a worker says of a share: why it failed, or what it wrote, and what its fast path did so far."""
+    """What a worker says of a share.
+
+    Attributes:
+        failure: Why it failed: a line, and then the traceback. None if it did not.
+        written: What it wrote.
+        fast: What its fast path did so far.
+    """
 
     failure: str | None
     written: list[_Written]
@@ -346,7 +356,9 @@ class _Workers:
                     share = busy.pop(connection)
                     if failure:
                         clients = " or ".join(str(task.client) for task in share)
-                        raise GenflError(f"client {clients} failed in a worker:\n{failure}")
+                        line, _, rest = failure.partition("\n")
+                        why = f"client {clients} failed in a worker: {line}"
+                        raise GenflError(why) from WorkerTraceback(rest)
                     results += map(self._results, written)
                     send_next(connection)
                 if not all(process.is_alive() for process in self.processes):
@@ -427,8 +439,9 @@ class _Workers:
                 return
             try:
                 answer = _Answer(None, self._run_share(share), self.runner.stats())
-            except Exception:
-                answer = _Answer(traceback.format_exc(), [], self.runner.stats())
+            except Exception as error:
+                failure = f"{cause(error)}\n{traceback.format_exc()}"
+                answer = _Answer(failure, [], self.runner.stats())
             try:
                 connection.send(answer)
             except OSError:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from genfl import trees
+from genfl.errors import InputError
 from genfl.learning.task import Aux, Batch, Task, Weights
 from genfl.options import Decay, NonNegative, Positive, check_fields
 from genfl.rng import Stream
@@ -135,6 +136,16 @@ class LocalSGD:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def __repr__(self) -> str:
+        numbers = [
+            f"{name}={getattr(self, name):g}"
+            for name in ("lr", "momentum", "weight_decay")
+            if getattr(self, name)
+        ]
+        defaults = {"penalty": no_penalty, "direction": plain_gradient, "memory": nothing}
+        hooks = [f"with a {part}" for part, none in defaults.items() if getattr(self, part) is not none]
+        return f"LocalSGD({', '.join(numbers + hooks)})"
+
     def with_hook(self, hook: LocalHook) -> LocalSGD:
         """Return this local training with one more hook.
 
@@ -142,7 +153,7 @@ class LocalSGD:
             hook: The hook; its penalty is added to the penalties of earlier hooks.
 
         Raises:
-            ValueError: The hook sets a direction or a memory, and an earlier hook has set one: two of them
+            InputError: The hook sets a direction or a memory, and an earlier hook has set one: two of them
                 have no defined meaning.
         """
         changes: dict[str, Any] = {}
@@ -153,7 +164,7 @@ class LocalSGD:
             if value is None:
                 continue
             if getattr(self, part) is not default:
-                raise ValueError(
+                raise InputError(
                     f"{hook.name or 'local hook'}: local training has one {part}, and another hook sets it;"
                     " keep one of them"
                 )

@@ -63,6 +63,12 @@ class Pretrained(NamedTuple):
     history: list[dict[str, Any]]
     label_names: tuple[str, ...] | None = None
 
+    def __repr__(self) -> str:
+        if not self.history:
+            return "Pretrained(no epoch)"
+        loss = self.history[self.epoch - 1]["held_back_loss"]
+        return f"Pretrained(epoch {self.epoch} of {len(self.history)}, held-back loss {loss:.4g})"
+
 
 @one_thread()
 def train_with_holdout(
@@ -145,7 +151,10 @@ def train_with_holdout(
         now: Weights = {"params": trees.map(lambda p: p.detach().clone(), params), "buffers": buffers}
         scores = evaluate(scored, now, x[held], y[held])
         if scores["loss"] is None or not math.isfinite(total):
-            raise InputError(f"pretrain.lr: training diverged in epoch {epoch} at {recipe.lr:g}; lower it")
+            raise InputError(
+                f"pretrain: training diverged in epoch {epoch}, with lr {recipe.lr:g}, weight_decay"
+                f" {recipe.weight_decay:g} and augment.noise {recipe.augment.noise:g}; lower what is large"
+            )
         if not history or scores["loss"] < history[best_epoch - 1]["held_back_loss"]:
             best, best_epoch = trees.to(now, CPU), epoch
         history.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,7 @@ from genfl import trees
 from genfl.learning.inspect import MissingPart as MissingPart
 from genfl.learning.inspect import TaskShapes, draws_globally, inspect_classifier
 from genfl.models.base import Classifier
+from genfl.models.layers import accept_single_values
 from genfl.models.wrapped import as_classifier
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
@@ -71,6 +73,8 @@ class Task(NamedTuple):
         form: The shapes of inputs, features and classes.
         build: Returns a new model of the task as a module; None for tasks without one.
         label_names: The names of the classes in order, if known.
+        frozen: The parameters that never change (``requires_grad=False``), by name. They are no part of the
+            weights: clients have them as they have the model's code, and nobody sends them.
     """
 
     init: Callable[[Key], Weights]
@@ -80,6 +84,13 @@ class Task(NamedTuple):
     form: TaskShapes | None = None
     build: Callable[[], Classifier] | None = None
     label_names: tuple[str, ...] | None = None
+    frozen: dict[str, Tensor] = {}  # noqa: RUF012 (the default of a named tuple, never changed)
+
+    def __repr__(self) -> str:
+        if self.form is None:
+            return "Task()"
+        form, frozen = self.form, f", {len(self.frozen)} frozen parameters" if self.frozen else ""
+        return f"Task(inputs {form.input}, {form.classes} classes, {form.features} features{frozen})"
 
     def predict(self, weights: Weights, x: Tensor, batch_size: int = 512) -> Tensor:
         """Return the logits of all inputs, [n, classes], without gradients, on the weights' device."""
@@ -114,8 +125,12 @@ class Task(NamedTuple):
             raise MissingPart("a model")
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             model = self.build()
-        load_weights(model, weights)
+        model.load_state_dict(self.state_dict(weights), strict=False)
         return model.eval()
+
+    def state_dict(self, weights: Weights) -> dict[str, Tensor]:
+        """Return weights in the form of PyTorch's ``load_state_dict``, frozen parameters included."""
+        return state_dict(weights) | self.frozen
 
 
 class _Forward(nn.Module):
@@ -153,7 +168,8 @@ def classification(
     """Return the task of classifying with cross-entropy.
 
     Integer buffers, such as batch norm's count of batches, are not part of the weights. They cannot be
-    averaged, and no supported layer reads them.
+    averaged, and no supported layer reads them. Parameters with ``requires_grad=False`` are not part of the
+    weights either. They keep the values of the first model that is built here, for every seed and client.
 
     Args:
         build: Returns a freshly initialised model. It may draw from torch's global generator. A model that is
@@ -163,35 +179,47 @@ def classification(
             Weights, losses and the model's outputs stay fp32.
 
     Raises:
-        ValueError: The model is not a classifier with a linear last layer, or its batch norm counts batches.
+        ValueError: The model is not a classifier with a linear last layer, all its parameters are frozen, or
+            its batch norm counts batches.
     """
 
     def new_model() -> Classifier:
         return as_classifier(build())
 
     with _global_generator(Key(0)):  # only shapes matter here; the caller's generator must not change
-        model = new_model()
+        model = copy.deepcopy(new_model())  # a builder may return one module again and again
         scales = torch.linspace(0, 2, 5).view(
             -1, *(1 for _ in shape)
         )  # 0, 0.5, ..., 2: valid token ids as well
         model.eval().check(scales * torch.ones(shape))
+        frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+        if len(frozen) == len(list(model.parameters())):
+            raise ValueError("no parameter of the model can be trained; set requires_grad of some to True")
         training = _Forward(model).train().requires_grad_(False)
+    accept_single_values(training)
     evaluation = copy.deepcopy(training).eval()
     noise = _Noise()
     _replace_dropout(training, noise)
-    for module in training.modules():
+    for module in (*training.modules(), *evaluation.modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.momentum is None:
                 raise ValueError("batch norm with momentum=None counts its batches; give it a momentum")
             module.num_batches_tracked = None  # not part of the weights, and vmap may not write to it
     head_of = _Head(evaluation.model)
 
+    @functools.cache
+    def constants(device: torch.device) -> dict[str, Tensor]:
+        """Return what is no part of the weights, on another device than the modules here."""
+        buffers = {n: b for n, b in evaluation.model.named_buffers() if not b.is_floating_point()}
+        return {} if device == CPU else trees.to(frozen | buffers, device)
+
     def init(key: Key) -> Weights:
         with _global_generator(key):
             return weights_of(new_model())
 
     def forward(module: nn.Module, params: Tree, buffers: Tree, x: Tensor) -> Any:
-        tree = {f"model.{name}": value for name, value in (params | buffers).items()}
+        values = constants(x.device) | params | buffers
+        tree = {f"model.{name}": value for name, value in values.items()}
         if precision == "fp32":
             return functional_call(module, tree, (x,))
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -209,20 +237,22 @@ def classification(
         return features, logits
 
     def head(params: Tree, z: Tensor) -> Tensor:
-        logits: Tensor = functional_call(head_of, {f"model.{n}": p for n, p in params.items()}, (z,))
+        values = constants(z.device) | params
+        logits: Tensor = functional_call(head_of, {f"model.{n}": p for n, p in values.items()}, (z,))
         return logits
 
     with _global_generator(Key(0)):
         with noise.of(Key(0)):
             draws = draws_globally(copy.deepcopy(training), shape)
         form, linear = inspect_classifier(evaluation, head_of, shape)
-    return Task(init, loss, evaluated, head if linear else _missing("linear head"), form, new_model)
+    head_or_none = head if linear else _missing("linear head")
+    return Task(init, loss, evaluated, head_or_none, form, new_model, frozen=frozen)
 
 
 def weights_of(model: nn.Module) -> Weights:
-    """Return a copy of a model's parameters and floating-point buffers, by their state-dict names."""
+    """Return a copy of a model's trainable parameters and floating-point buffers, by state-dict names."""
     return {
-        "params": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "params": {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad},
         "buffers": {n: b.detach().clone() for n, b in model.named_buffers() if b.is_floating_point()},
     }
 

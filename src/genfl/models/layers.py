@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 import torch.nn.functional as F
 from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
@@ -32,6 +34,50 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         momentum = self.momentum or 0.0
         spread = self.training and x.numel() > x.shape[1]
         return F.batch_norm(x, mean, var, self.weight, self.bias, spread, momentum, self.eps)
+
+
+def accept_single_values(model: nn.Module) -> None:
+    """Make the norm layers of a model train on a single value per channel, as `BatchNorm` does.
+
+    A client with one sample gives norm layers after a flat layer a single value, for which PyTorch raises an
+    error. Batch norm then uses its running statistics, and leaves them unchanged. Without running statistics,
+    and in group norm, the value is its own mean, so that its normalised value is 0.
+
+    Args:
+        model: Any module, with norm layers of PyTorch or of a library that derives from them. They stay as
+            they are otherwise.
+    """
+    for module in model.modules():
+        if isinstance(module, _SINGLE) and not isinstance(module, BatchNorm):
+            kind: Any = type(module)
+            module.__class__ = _accepting(kind)
+
+
+_SINGLE = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+
+
+@functools.cache
+def _accepting(kind: type[Any]) -> type[Any]:
+    """Return the class of a norm layer that also takes a single value per channel, or per group."""
+
+    class Accepting(kind):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            channels = self.num_groups if isinstance(self, nn.GroupNorm) else self.num_features
+            if x.numel() != channels:
+                normalised: Tensor = super().forward(x)
+            elif getattr(self, "running_mean", None) is None:  # two equal values have the same mean
+                normalised = super().forward(torch.cat([x, x]))[:1]
+            else:
+                training: bool = self.training  # type: ignore[has-type]
+                self.training = False
+                try:
+                    normalised = super().forward(x)
+                finally:
+                    self.training = training
+            return normalised
+
+    Accepting.__name__, Accepting.__qualname__ = kind.__name__, kind.__qualname__
+    return Accepting
 
 
 def norm_layer(norm: Norm | Literal["instance"], channels: int, groups: int = 4) -> nn.Module:

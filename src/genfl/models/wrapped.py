@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,8 @@ class Wrapped(Classifier):
 
     def __init__(self, model: nn.Module, head: str | None = None, *, padding: int | None = None) -> None:
         super().__init__()
+        if isinstance(model, nn.Linear):  # it has no body to take it from
+            model = nn.Sequential(model)
         path = last_layer(model) if head is None else head
         layer = model.get_submodule(path)
         if not isinstance(layer, nn.Linear):
@@ -92,7 +96,7 @@ class Wrapped(Classifier):
 
 
 def as_classifier(model: nn.Module) -> Classifier:
-    """Return a model as a `Classifier`. A module of PyTorch or transformers is wrapped.
+    """Return a model as a `Classifier`. Of a module of PyTorch or transformers, a copy is wrapped.
 
     Args:
         model: A `Classifier`, or a module whose last layer is linear.
@@ -104,7 +108,7 @@ def as_classifier(model: nn.Module) -> Classifier:
         return model
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: {model!r} is not a torch.nn.Module; let the builder return one")
-    return Wrapped(model)
+    return Wrapped(copy.deepcopy(model))
 
 
 def last_layer(model: nn.Module) -> str:

@@ -95,6 +95,8 @@ def render(evidence: Evidence, summary: Summary) -> str:
 
 def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
     config, methods, federated = evidence.config, summary.methods, summary.federated
+    labels = evidence.label_order
+    classes = [summary.labels.found.index(label) for label in labels]
     drawn = _drawn(summary)
     look = looks(methods, drawn)
     return {
@@ -127,13 +129,14 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "diversity": _diversity(config, federated, look),
         "heterogeneity": _heterogeneity(methods, look),
         "recall": plots.plot_recall(
-            {name: method.recall for name, method in _ordered(methods).items()}, summary.labels.found
+            {name: [m.recall[number] for number in classes] for name, m in _ordered(methods).items()}, labels
         ),
         "client_accuracy": _client_accuracy(methods, look),
         "rows": pictures.picture_rows(evidence.examples, evidence.modality),
         "near_duplicate_rule": evidence.near_duplicate_rule,
-        "holders": _holders(config, summary),
-        **_label_counts(evidence, summary),
+        "labels": labels,
+        "holders": _holders(config, summary, labels),
+        **_label_counts(evidence, classes),
         **_pretraining(evidence),
         "time": _time(summary),
         "generation_cost": _generation_cost(summary),
@@ -189,9 +192,8 @@ def _tiles(summary: Summary) -> list[Tile]:
     first = best if best is not None else str(baseline)
     method = methods[first]
     if best and baseline:
-        gain = text.gains(method, methods[baseline])
         accuracy = text.percent(methods[baseline].accuracy.mean)
-        against = f"{text.signed_points(sum(gain) / len(gain))} against {baseline} ({accuracy})"
+        against = f"{text.shown_gain(method, methods[baseline])} against {baseline} ({accuracy})"
         slower = f"{baseline}: {_rounds(methods[baseline])}"
     else:
         against = _spread_of_seeds(method.accuracy) or "in the one seed tried"
@@ -362,16 +364,16 @@ def _client_accuracy(methods: Methods, look: Looks) -> Markup | None:
     return plots.plot_client_accuracy(curves, look) if curves else None
 
 
-def _holders(config: Config, summary: Summary) -> list[Bar]:
-    clients = config.data.partition.clients
-    return [Bar(name, str(count), count / clients) for name, count in summary.labels.holders.items()]
+def _holders(config: Config, summary: Summary, labels: Sequence[str]) -> list[Bar]:
+    clients, holders = config.data.partition.clients, summary.labels.holders
+    return [Bar(name, str(holders[name]), holders[name] / clients) for name in labels if name in holders]
 
 
-def _label_counts(evidence: Evidence, summary: Summary) -> dict[str, Any]:
-    counts = evidence.label_counts
+def _label_counts(evidence: Evidence, classes: Sequence[int]) -> dict[str, Any]:
+    counts = evidence.label_counts[:, classes]
     shown = counts[:MOST_CLIENTS]
     return {
-        "label_counts": plots.plot_label_counts(shown, summary.labels.found),
+        "label_counts": plots.plot_label_counts(shown, evidence.label_order),
         "clients_shown": len(shown),
         "held": {"labels": _spread((counts > 0).sum(1)), "samples": _spread(counts.sum(1))},
     }

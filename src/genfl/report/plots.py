@@ -24,6 +24,9 @@ from genfl.results.schema import CurvePoint, PretrainResult
 WIDTH, HEIGHT = 400, 250
 """Size of a chart, in units of about one pixel of a phone's screen."""
 
+LETTER = 6.5
+"""About the width of a letter in a chart, in the same units."""
+
 Curve = Sequence[CurvePoint]
 
 _SETTINGS: dict[Any, Any] = {
@@ -176,7 +179,9 @@ def plot_recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[
     values = np.array(list(methods.values()), dtype=float).T
     texts = [["–" if np.isnan(value) else f"{100 * value:.0f}" for value in row] for row in values]
     names = [_short(name) for name in methods]
-    upright = max(map(len, names)) * len(names) > 80
+    margin, longest = (LETTER * max(map(len, texts)) for texts in (map(_short, labels), names))
+    upright = margin + (longest + 12) * len(names) > 460  # else a phone would show a part of it
+    width = margin + (40 if upright else longest + 12) * len(names)
 
     def paint(axes: Axes) -> None:
         _heat_map(axes, np.nan_to_num(values), texts, labels)
@@ -184,7 +189,7 @@ def plot_recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[
 
     height = min(600, 60 + 16 * min(len(labels), 40)) + (110 if upright else 0)
     alt = f"Heat map of the recall, in per cent, of {len(labels)} labels by {len(names)} methods."
-    return _draw("recall", alt, paint, (720, height))
+    return _draw("recall", alt, paint, (round(min(max(width, 320), 720)), height))
 
 
 def plot_similarity(pairs: Sequence[Sequence[float]], least: float, name: str, who: str) -> Markup:
@@ -336,6 +341,7 @@ def _inline(svg: bytes, name: str, alt: str, size: tuple[int, int]) -> Markup:
                 element.set(key, _adapt(key, value, name))
     root.attrib.clear()
     root.set("viewBox", f"0 0 {size[0]} {size[1]}")
+    root.set("style", f"--width: {size[0]}px")
     root.set("role", "img")
     root.set("aria-label", alt)
     return Markup(ET.tostring(root, encoding="unicode"))  # our own drawing, escaped by the serialiser

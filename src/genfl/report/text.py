@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from math import inf
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -18,6 +19,8 @@ SMALLEST_DIFFERENCE = 0.05
 class Contest(NamedTuple):
     """The two methods that a verdict compares; either is None if the run has no such pair.
 
+    A method without any training in a seed, as all its uploads were refused, is left out where others remain.
+
     Attributes:
         best: The most accurate federated method that uses the generator, among those with a baseline.
         baseline: The same algorithm without the generator; the most accurate method if none uses it.
@@ -31,40 +34,43 @@ def verdict(summary: Summary) -> str:
     """Say in a few sentences whether the generator helped, by how much, and at what cost."""
     best, baseline = contest(summary)
     methods = summary.methods
-    if best is not None and baseline is not None:
+    if summary.synthetic is None:
+        return _verdict_without_generator(summary)
+    if not _trained(summary):
+        comparison = "No method learned anything."
+    elif best is not None and baseline is not None:
         best_accuracy, baseline_accuracy = (percent(methods[name].accuracy.mean) for name in (best, baseline))
         comparison = (
             f"{_opening(summary, best, baseline)}: {best} ends at {best_accuracy}, {baseline} at"
             f" {baseline_accuracy} ({_points(summary, best, baseline)}); {race(summary, best, baseline)}."
         )
-    elif summary.synthetic is None:
-        return _verdict_without_generator(summary)
     else:
         only, missing = (best, "without") if best is not None else (str(baseline), "with")
         same = "algorithm and existing model" if methods[only].existing_model else "algorithm"
+        rival = "method" if len(_trained(summary)) == len(summary.federated) else "trained method"
         comparison = (
-            f"{only} ends at {percent(methods[only].accuracy.mean)}; no method has the same {same} {missing}"
+            f"{only} ends at {percent(methods[only].accuracy.mean)}; no {rival} has the same {same} {missing}"
             " the generator to compare with."
         )
-    synthetic = summary.synthetic
-    assert synthetic is not None, "a method uses the generator, so there is synthetic data"
-    samples = count(synthetic.samples, "sample")
+    samples = count(summary.synthetic.samples, "sample")
     cost = (
-        f"generating {samples} took {duration(synthetic.seconds)}."
+        f"generating {samples} took {duration(summary.synthetic.seconds)}."
         if summary.generated
         else f"its {samples} existed before the run."
     )
-    warning = _refused_uploads(summary, best, baseline)
     alone = methods[SYNTHETIC_ONLY]
     subject = (
         "existing model, trained on generated data alone," if alone.existing_model else "generated data alone"
     )
-    return f"{comparison} The {subject} gives {percent(alone.accuracy.mean)}; {cost}{warning}"
+    refused = _refused_uploads(summary, best, baseline)
+    return f"{comparison}{refused} The {subject} gives {percent(alone.accuracy.mean)}; {cost}"
 
 
 def _verdict_without_generator(summary: Summary) -> str:
     """Say how methods compare that do without a generator."""
-    methods = summary.federated
+    methods = _trained(summary)
+    if not methods:
+        return f"No method learned anything.{_refused_uploads(summary)}"
     best, *others = sorted(methods, key=lambda name: methods[name].accuracy.mean, reverse=True)
     rounds, goal = methods[best].rounds_to_target, target_percent(summary)
     reached = f"never reaches {goal}" if rounds is None else f"is at {goal} {_when(rounds)}"
@@ -91,14 +97,39 @@ def _verdict_without_generator(summary: Summary) -> str:
 
 
 def _refused_uploads(summary: Summary, *names: str | None) -> str:
-    """Say how many uploads of methods were refused; nothing if none were."""
-    refused = sum(summary.methods[name].refused_uploads for name in names if name is not None)
-    return f" Of these methods {count(refused, 'upload')} were refused." if refused else ""
+    """Say which methods were not trained, and how many uploads of others were refused; nothing if none were.
+
+    Args:
+        summary: The figures.
+        *names: The methods that are compared.
+    """
+    lost: dict[tuple[str, int], list[str]] = {}
+    for name, method in summary.federated.items():
+        if seeds := method.untrained_seeds:
+            every = len(seeds) == len(summary.seeds)
+            where = "" if every else f" in seed {', '.join(map(str, seeds))}"
+            lost.setdefault((where, method.uploads * len(seeds) // len(summary.seeds)), []).append(name)
+    lines = [
+        f"{' and '.join(names)} learned nothing{where}: {uploads:,} of {count(uploads, 'upload')}"
+        f"{' of each' if len(names) > 1 else ''} were refused, as they were not finite"
+        for (where, uploads), names in lost.items()
+    ]
+    told = [f" {'; '.join(lines)}; lower federate.local.lr."] if lines else []
+    compared = [method for name, method in _trained(summary).items() if name in names]
+    if refused := sum(method.refused_uploads for method in compared):
+        uploads = sum(method.uploads for method in compared)
+        told.append(f" Of these methods {refused:,} of {count(uploads, 'upload')} were refused.")
+    return "".join(told)
+
+
+def _trained(summary: Summary) -> dict[str, MethodResult]:
+    """Return the federated methods that learned from at least one upload in every seed."""
+    return {name: method for name, method in summary.federated.items() if not method.untrained_seeds}
 
 
 def contest(summary: Summary) -> Contest:
     """Pick the methods to compare. They are federated, whatever accuracy the references reach."""
-    methods = summary.federated
+    methods = _trained(summary) or summary.federated
 
     def accuracy(name: str) -> float:
         return methods[name].accuracy.mean
@@ -118,6 +149,12 @@ def gains(method: MethodResult, baseline: MethodResult) -> list[float]:
     """Return by how many points of accuracy a method beats another in each seed."""
     pairs = zip(method.accuracy.per_seed, baseline.accuracy.per_seed, strict=True)
     return [100 * (accuracy - baseline_accuracy) for accuracy, baseline_accuracy in pairs]
+
+
+def shown_gain(method: MethodResult, other: MethodResult) -> str:
+    """Write by how many points a method beats another: the difference of the accuracies that are shown."""
+    shown, other_shown = (round(100 * m.accuracy.mean, 1) for m in (method, other))
+    return signed_points(shown - other_shown)
 
 
 def least_clear_gain(summary: Summary, method: MethodResult, other: MethodResult) -> float:
@@ -155,7 +192,35 @@ def race(summary: Summary, best: str, baseline: str) -> str:
     if rounds == baseline_rounds:
         return f"both are at {goal} {_when(rounds)}"
     baseline_when = "never" if baseline_rounds is None else _when(baseline_rounds)
-    return f"it is at {goal} {_when(rounds)}, {baseline} {baseline_when}"
+    interval = evaluation_interval(summary.methods[best])
+    close = baseline_rounds is not None and abs(baseline_rounds - rounds) <= interval > 1
+    measured = f" (evaluated every {interval} rounds)" if close else ""
+    return f"it is at {goal} {_when(rounds)}, {baseline} {baseline_when}{measured}"
+
+
+def evaluation_interval(method: MethodResult) -> int:
+    """Return the most rounds between two evaluations."""
+    rounds = [int(point.x) for point in method.curve]
+    return max((after - before for before, after in pairwise(rounds)), default=0)
+
+
+def is_faster(method: MethodResult, other: MethodResult) -> bool:
+    """Return whether a method clearly needs fewer rounds to the target than another.
+
+    Its lead must be larger than the rounds between two evaluations, in the mean over the seeds, and in most
+    of the seeds, two at least. A method that never reaches the target may do so at the next evaluation.
+    """
+    interval = evaluation_interval(method)
+    beyond = method.curve[-1].x + interval
+
+    def leads(rounds: int | None, other_rounds: int | None) -> bool:
+        later = beyond if other_rounds is None else other_rounds
+        return rounds is not None and later - rounds > interval
+
+    pairs = zip(method.rounds_to_target_per_seed, other.rounds_to_target_per_seed, strict=True)
+    seeds = [leads(*pair) for pair in pairs]
+    most = sum(seeds) > max(1, len(seeds) / 2)
+    return most and leads(method.rounds_to_target, other.rounds_to_target)
 
 
 def methods_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -248,13 +313,13 @@ def megabytes(number: float) -> str:
 def _opening(summary: Summary, best: str, baseline: str) -> str:
     method, other = (summary.methods[name] for name in (best, baseline))
     gain, least = gains(method, other), least_clear_gain(summary, method, other)
-    average, rounds, other_rounds = fmean(gain), method.rounds_to_target, other.rounds_to_target
+    average = fmean(gain)
     if exceeds(average, least):
         if len(gain) == 1:
             return "The generator helps in the one seed tried"
         return "The generator helps" if min(gain) > 0 else "The generator helps in some seeds only"
     lower = exceeds(-average, least)
-    if rounds is not None and (other_rounds is None or rounds < other_rounds):
+    if is_faster(method, other):
         return f"With the generator training is faster but ends {'lower' if lower else 'no higher'}"
     return "The generator does not help" if lower else "The generator makes no clear difference"
 
@@ -265,7 +330,7 @@ def _points(summary: Summary, best: str, baseline: str) -> str:
     better = f"better in {sum(value > 0 for value in gain)} of {len(gain)} seeds"
     unclear = abs(fmean(gain)) >= SMALLEST_DIFFERENCE and not exceeds(abs(fmean(gain)), least)
     doubt = f"; up to {least:.1f} either way may be chance" if unclear else ""
-    return f"{signed_points(fmean(gain))}, {better if len(gain) > 1 else 'in one seed'}{doubt}"
+    return f"{shown_gain(method, other)}, {better if len(gain) > 1 else 'in one seed'}{doubt}"
 
 
 def _when(rounds: int) -> str:

@@ -16,6 +16,7 @@ from genfl.data.sources import DATASETS
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.generators.registry import GENERATORS
+from genfl.natural_order import in_natural_order
 from genfl.results.examples import LabelExamples, choose_examples
 from genfl.results.schema import PretrainResult
 
@@ -32,6 +33,7 @@ class Evidence:
         usual_metric: The metric that is usually reported for the data set: ``accuracy`` or ``macro_f1``.
         near_duplicate_rule: What makes two samples near-duplicates, in words.
         data_notes: What a user should know of the reading of the private data, such as files left out.
+        label_order: The labels in the order in which the report lists them.
         label_counts: Training samples of each label at each client for the first seed, int [clients, labels].
         pretraining: The history of pre-training; None without a generator.
         examples: Examples of each label; empty without a generator.
@@ -44,6 +46,7 @@ class Evidence:
     usual_metric: str
     near_duplicate_rule: str
     data_notes: tuple[str, ...]
+    label_order: list[str]
     label_counts: np.ndarray
     pretraining: PretrainResult | None
     examples: list[LabelExamples]
@@ -60,6 +63,8 @@ def collect(run: Run, context: RunContext) -> Evidence:
     entry = DATASETS[config.data.name]
     show_real = entry.public if config.report.real_examples is None else config.report.real_examples
     folder = run.folder / "synthetic"
+    ordered = [label for label in data.label_order if label in run.labels]
+    order = ordered + in_natural_order(set(run.labels) - set(ordered))
     return Evidence(
         config=config,
         config_text=configs.dump(config),
@@ -68,9 +73,10 @@ def collect(run: Run, context: RunContext) -> Evidence:
         usual_metric=entry.metric,
         near_duplicate_rule=MEASURES[data.modality].means,
         data_notes=context.data_notes(config.data),
+        label_order=order,
         label_counts=context.label_counts(config.data, run.labels, config.seeds[0]),
         pretraining=PretrainResult.model_validate(run.result("pretrain")) if config.generates else None,
-        examples=choose_examples(data, folder, run.labels, real=show_real) if config.generates else [],
+        examples=choose_examples(data, folder, order, real=show_real) if config.generates else [],
     )
 
 

@@ -16,7 +16,7 @@ from genfl.errors import InputError
 from genfl.results.names import CENTRALISED
 from genfl.storage import read_json, write_json
 
-SCHEMA = 3
+SCHEMA = 4
 """The version of ``summary.json``. It is raised whenever a field is added, removed or changes its meaning."""
 
 
@@ -220,6 +220,9 @@ class MethodResult(ResultModel):
     rounds_to_target: int | None = Field(
         description="First evaluated round whose mean accuracy is `target_accuracy` or more; null if never."
     )
+    rounds_to_target_per_seed: list[int | None] = Field(
+        description="The same for each seed's own accuracy, in the order of `seeds`."
+    )
     bytes_to_target: int | None = Field(
         description="Bytes sent and received by the cohorts up to that round, with `setup_bytes`; mean over"
         " the seeds; null if the target is never reached."
@@ -242,6 +245,12 @@ class MethodResult(ResultModel):
     )
     refused_uploads: int = Field(
         description="Uploads that were refused because they were not finite, over all rounds and seeds."
+    )
+    uploads: int = Field(
+        description="Uploads over all rounds and seeds, refused ones included; 0 for references."
+    )
+    untrained_seeds: list[int] = Field(
+        description="The seeds in which every upload was refused: the final model is the initial one."
     )
 
     @property
@@ -282,7 +291,7 @@ class Environment(ResultModel):
 class Summary(ResultModel):
     """All figures of a run, as in ``summary.json``."""
 
-    schema_version: Literal[3] = Field(alias="schema", description="Version of this schema.")
+    schema_version: Literal[4] = Field(alias="schema", description="Version of this schema.")
     name: str = Field(description="Name of the run.")
     seeds: list[int] = Field(description="The seeds, in the order in which figures list them.")
     labels: LabelsResult = Field(description="The labels of the private data.")

@@ -99,6 +99,7 @@ def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> 
             **description,
             generated_samples=generated_samples,
             **_figures(traces, config.report.target_accuracy, setup_bytes),
+            **_uploads(config, method, traces),
         )
     return figures
 
@@ -166,8 +167,7 @@ def _figures(traces: Sequence[Mapping[str, Any]], target: float, setup_bytes: in
         np.array([[r[name] for r in trace["rounds"]] for trace in traces]).reshape(len(traces), -1)
         for name in ("uplink_bytes", "downlink_bytes")
     )
-    reached = [number for number, a in zip(rounds, accuracy.mean(0), strict=True) if a >= target]
-    first = reached[0] if reached else None
+    first = _first_reached(rounds, accuracy.mean(0), target)
     return {
         "accuracy": _over_seeds(accuracy[:, -last:].mean(1)),
         "macro_f1": _over_seeds(f1[:, -last:].mean(1)),
@@ -176,13 +176,35 @@ def _figures(traces: Sequence[Mapping[str, Any]], target: float, setup_bytes: in
         "clients": _clients_tested(traces),
         "curve": _curve(rounds, accuracy),
         "rounds_to_target": first,
+        "rounds_to_target_per_seed": [_first_reached(rounds, of_seed, target) for of_seed in accuracy],
         "bytes_to_target": None if first is None else setup_bytes + int((up + down)[:, :first].sum(1).mean()),
         "setup_bytes": setup_bytes,
         "uplink_bytes_per_round": float(up.mean()) if up.size else 0.0,
         "downlink_bytes_per_round": float(down.mean()) if down.size else 0.0,
         "diversity": _measured(traces, "diversity"),
         "heterogeneity": _heterogeneity(traces),
-        "refused_uploads": sum(r["refused"] for trace in traces for r in trace["rounds"]),
+    }
+
+
+def _first_reached(rounds: Sequence[int], accuracy: np.ndarray, target: float) -> int | None:
+    """Return the first evaluated round whose accuracy is the target or more; None if there is none."""
+    return next((number for number, a in zip(rounds, accuracy, strict=True) if a >= target), None)
+
+
+def _uploads(config: Config, method: Method | None, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how many uploads a method had and were refused, and the seeds in which all were."""
+    federated = method is not None and method.reference is None
+    cohort = config.federate.clients_per_round * federated
+    refused = [sum(row["refused"] for row in trace["rounds"]) for trace in traces]
+    uploads = [cohort * len(trace["rounds"]) for trace in traces]
+    return {
+        "refused_uploads": sum(refused),
+        "uploads": sum(uploads),
+        "untrained_seeds": [
+            seed
+            for seed, lost, sent in zip(config.seeds, refused, uploads, strict=True)
+            if sent and lost == sent
+        ],
     }
 
 

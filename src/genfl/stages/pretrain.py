@@ -101,6 +101,12 @@ class ModelInputs:
             fresh = load_pretrained(model, self.path)
         except (OSError, ValueError) as error:
             raise InputError(f"pretrain.init: {error}") from error
+        changed = [n for n, p in task.frozen.items() if not torch.equal(model.get_parameter(n), p)]
+        if changed:
+            raise InputError(
+                f"pretrain.init: {self.path} has other values for {changed[0]}, which the model freezes"
+                " (requires_grad=False); load the file in the model's builder"
+            )
         return weights_of(model), fresh
 
     def check(self, task: Task, seed: int) -> None:
@@ -181,7 +187,8 @@ def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
                 device=device,
                 on_epoch=advance,
             )
-            save_tensors(seed_folder(work.folder, seed) / "model.safetensors", state_dict(trained.weights))
+            tensors = task.state_dict(trained.weights)
+            save_tensors(seed_folder(work.folder, seed) / "model.safetensors", tensors)
             results[str(seed)] = {"best_epoch": trained.epoch, "history": trained.history}
     return {"seeds": results}
 

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -95,6 +96,38 @@ def test_a_step_that_reads_changed_python_state_is_noticed_and_replayed_no_more(
         torch.stack(sequential(clients).run(chosen, tasks()).aggregate["w"]),
     )
     assert run.stats().fast.replayed == stats.replayed, "given up for good"
+
+
+def test_a_difference_in_the_last_bit_is_noticed(clients):
+    """A replay is bit for bit the step, or it is not believed; NaN and NaN are the same."""
+    carry, batch = {"w": torch.zeros(4), "m": torch.ones(2)}, clients.batch(0, torch.arange(5))
+    factor = [1.0]
+    step = fast.accelerate(program(lambda: factor[0])).step
+    for count in range(12):
+        factor[0] = 1.0 if count < 6 else 1 + 2**-23  # recorded after five steps, then compared
+        step(carry, batch, Key(0))
+    stats = step.stats()
+    assert (stats.recordings, stats.replayed) == (1, 0)
+    assert "leaf w of a replay differs" in stats.reasons[0]
+    step = fast.accelerate(program(lambda: math.nan)).step
+    for _ in range(12):
+        step(carry, batch, Key(0))
+    assert (step.stats().replayed, step.stats().reasons) == (4, ())
+
+
+def test_tensors_that_lie_otherwise_in_memory_have_a_recording_of_their_own():
+    """What is recorded for one layout may be wrong, or impossible, for another of the same shape."""
+
+    def read(carry, batch, key):
+        return {"w": carry["w"] + batch["x"].reshape(-1)}  # a view of some layouts, a copy of others
+
+    nothing = ClientProgram(lambda *_: {}, read, lambda carry: (carry, {}), {"w": "sum"})
+    step = fast.accelerate(nothing).step
+    flat, turned = torch.arange(6.0).view(2, 3), torch.arange(6.0).view(3, 2).T
+    for x in [flat] * 12 + [turned] * 12:
+        assert torch.equal(step({"w": torch.zeros(6)}, {"x": x}, Key(0))["w"], x.reshape(-1))
+    stats = step.stats()
+    assert (stats.recordings, stats.replayed, stats.reasons) == (2, 8, ())
 
 
 def test_what_differs_is_named(clients):
@@ -235,7 +268,8 @@ def test_it_is_on_by_itself():
 RUN = """
 import torch, torch._dynamo
 {before}
-import logging, sys
+import logging
+import math, sys
 logging.basicConfig(level="WARNING", stream=sys.stdout, format="%(levelname)s %(message)s")
 from genfl.algorithms.fedavg import fedavg
 from genfl.data.clients import ClientData

@@ -14,7 +14,7 @@ from genfl.data.plans import Schedule
 from genfl.data.sources import DataSet
 from genfl.engines.auto import together
 from genfl.engines.pool import refusal
-from genfl.errors import InputError, first_line
+from genfl.errors import InputError, cause, first_line
 from genfl.experiment.context import RunContext
 from genfl.generators.classify import check_classifier
 from genfl.hub import check_device
@@ -69,6 +69,8 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
                 f"methods.{name}.algorithm: it needs a model with {error}, but {inputs.model.model.name} has"
                 " none; use another model or algorithm"
             ) from error
+        except Exception as error:  # a method or model of the user's own can raise anything
+            raise InputError(f"methods.{name}.algorithm: its first step fails: {cause(error)}") from error
         if inputs.federation.engine == "vectorized":
             _check_together(
                 name, algorithm, task, max(2, len(inputs.client_models)), fast=inputs.federation.fast

@@ -11,7 +11,8 @@ from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Method
 from genfl.data.clients import GENERATED, ClientData
 from genfl.engines.auto import engine
-from genfl.learning.task import Weights, state_dict
+from genfl.errors import GenflError, InputError, cause
+from genfl.learning.task import Weights
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
@@ -77,10 +78,15 @@ class Trial:
         )
         clients = training_data(setting, self.name, self.method, self.seed)
         folders = self.folders(setting.work.folder, setting.inputs.partition.clients)
-        traces = [
-            self._train(setting, choice, algorithm, federation, folder, advance)
-            for folder, federation in zip(folders, self.federations(setting, clients), strict=True)
-        ]
+        try:
+            traces = [
+                self._train(setting, choice, algorithm, federation, folder, advance)
+                for folder, federation in zip(folders, self.federations(setting, clients), strict=True)
+            ]
+        except (InputError, OSError, MemoryError):
+            raise
+        except Exception as error:  # a method of the user's own can raise anything
+            raise GenflError(f"methods.{self.name}: {cause(error)}") from error
         first = self.seed == setting.inputs.seeds[0]
         return {
             **(mean(traces) if self.method.reference else _plain(traces[0])),
@@ -122,7 +128,7 @@ class Trial:
                 device=setting.device,
                 on_round=advance,
             )
-        save_tensors(folder / "model.safetensors", state_dict(trace.weights))
+        save_tensors(folder / "model.safetensors", setting.task.state_dict(trace.weights))
         write_json(folder / "trace.json", _plain(trace))
         return trace
 
