@@ -110,8 +110,8 @@ def test_a_record_of_an_unfinished_stage_has_no_result(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"schema": 2}, "schema 2, but this version of genfl reads schema 3; run the config again"),
-        ({"schema": 4}, "schema 4, but this version of genfl reads schema 3; update genfl"),
+        ({"schema": 3}, "schema 3, but this version of genfl reads schema 4; run the config again"),
+        ({"schema": 5}, "schema 5, but this version of genfl reads schema 4; update genfl"),
         ({"schema": None}, "schema None, but"),
         ({"color": "red"}, "color: Extra inputs are not permitted; run the config again"),
         ({"seeds": "0"}, "seeds: Input should be a valid list; run the config again"),

@@ -16,7 +16,7 @@ from genfl.errors import InputError
 from genfl.results.names import CENTRALISED
 from genfl.storage import read_json, write_json
 
-SCHEMA = 3
+SCHEMA = 4
 """The version of ``summary.json``. It is raised whenever a field is added, removed or changes its meaning."""
 
 
@@ -168,7 +168,11 @@ class Heterogeneity(ResultModel):
     mean_cosine: float | None = Field(description="Mean of `similarity.cosine` over different clients.")
     mean_l2: float | None = Field(description="Mean of `similarity.l2` over different clients.")
     divergence: list[CurvePoint] = Field(
-        description="Mean distance (l2) from the global model to the local models of a round; x is the round."
+        description="Distance (l2) of a round's local models from their mean, the root mean square over the"
+        " clients; x is the round."
+    )
+    mean_divergence: Figure | None = Field(
+        description="Mean of `divergence` over the rounds; null if it was not measured."
     )
     generality: list[CurvePoint] = Field(
         description="Mean test accuracy of the local models of a round, in [0, 1]; x is the round."
@@ -282,7 +286,7 @@ class Environment(ResultModel):
 class Summary(ResultModel):
     """All figures of a run, as in ``summary.json``."""
 
-    schema_version: Literal[3] = Field(alias="schema", description="Version of this schema.")
+    schema_version: Literal[4] = Field(alias="schema", description="Version of this schema.")
     name: str = Field(description="Name of the run.")
     seeds: list[int] = Field(description="The seeds, in the order in which figures list them.")
     labels: LabelsResult = Field(description="The labels of the private data.")
