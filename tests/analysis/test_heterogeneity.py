@@ -80,16 +80,18 @@ def test_divergence_and_generality_are_those_of_the_local_models(clients, task, 
     seen = []
 
     def watch(program, work):
-        """Train every client's model aside, and note its distance and its accuracy."""
+        """Train every client's model aside, and note their spread and accuracies."""
         plain = ALGORITHMS["scaffold"].build(task, LocalSGD(0.1), {}).client
-        rows = []
+        models, accuracies = [], []
         for client_task in work:
             upload, _ = run_client(plain, clients, client_task)
             change = upload["delta"]
             local = trees.add(client_task.message["weights"], change)
             right = task.forward(local, x)[1].argmax(1) == y
-            rows.append((float(trees.square_norm(change["params"]) ** 0.5), float(right.double().mean())))
-        seen.append(np.mean(rows, axis=0))
+            models.append(torch.cat([leaf.flatten() for leaf in trees.leaves(local["params"])]))
+            accuracies.append(float(right.double().mean()))
+        distances = torch.stack(models) - torch.stack(models).mean(0)
+        seen.append((float(distances.square().sum(1).mean().sqrt()), np.mean(accuracies)))
 
     measures = {"divergence": divergence(), "generality": generality(task, x, y)}
     engine = SpyEngine(make(clients), on_round=watch)

@@ -22,12 +22,32 @@ DIVERGENCE, GENERALITY = "divergence", "generality"
 
 
 def divergence() -> Measure:
-    """Measure how far local models end from the global one they began at: the mean of ``‖w_k − w‖₂``."""
+    """Measure how far a cohort's local models w_k end from their mean w̄: ``√(Σ_k ‖w_k − w̄‖² / m)``.
 
-    def measured(carry: Tree) -> Tensor:
-        return trees.square_norm(trees.map(torch.Tensor.double, model_change(carry)["params"])).sqrt()
+    With the changes Δ_k of the m clients, ``Σ_k ‖w_k − w̄‖² = Σ_k ‖Δ_k‖² − ‖Σ_k Δ_k‖² / m``. Both terms are
+    sums over clients, so that measuring it would not defeat a secure sum.
 
-    return _mean(DIVERGENCE, measured)
+    Source: FedGC (arXiv 2312.05807), Section 4.3 and Figure 7: the ℓ2 distance of local models to the
+    aggregated model. Deviations from the paper: the mean over clients is that of the squares, and the
+    aggregated model is the unweighted mean of the local ones, also where clients have weights.
+    """
+
+    def wrap(client: ClientProgram) -> ClientProgram:
+        def finish(carry: Tree) -> tuple[Tree, Tree]:
+            upload, memory = client.finish(carry)
+            change = trees.map(torch.Tensor.double, model_change(carry)["params"])
+            square_norm = trees.square_norm(change)
+            sums = {"square_norm": square_norm, "change": change, "clients": torch.ones_like(square_norm)}
+            return {**upload, DIVERGENCE: sums}, memory
+
+        return client._replace(finish=finish, reductions={**client.reductions, DIVERGENCE: "sum"})
+
+    def value(aggregate: Tree) -> float | None:
+        clients = aggregate["clients"]
+        spread = aggregate["square_norm"] - trees.square_norm(aggregate["change"]) / clients
+        return float((spread / clients).clamp(min=0).sqrt())  # rounding may leave less than 0
+
+    return Measure(wrap, value)
 
 
 def generality(task: Task, x: Tensor, y: Tensor) -> Measure:

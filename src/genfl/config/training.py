@@ -135,7 +135,7 @@ class Federation(Section):
     heterogeneity: bool = Field(
         False,
         description="Whether to measure how alike clients are. In every round, this also measures the"
-        " divergence of local models from the global model, and their accuracy before averaging.",
+        " divergence of local models from their mean, and their accuracy before averaging.",
     )
     engine: Annotated[EngineName, BeforeValidator(_present_engine)] = Field(
         "auto",

@@ -330,7 +330,10 @@ def _heterogeneity(methods: Methods, look: Looks) -> dict[str, Any] | None:
         figure: plots.plot_over_rounds(lines, look, labels[figure], figure) if lines else None
         for figure, lines in curves.items()
     }
-    return {"maps": _similarity_maps(methods), **charts}
+    means = {
+        name: figures.mean_divergence.mean for name, figures in measured.items() if figures.mean_divergence
+    }
+    return {"maps": _similarity_maps(methods), "mean_divergence": means, **charts}
 
 
 def _similarity_maps(methods: Methods) -> list[SimilarityMap]:

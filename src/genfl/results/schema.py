@@ -168,7 +168,11 @@ class Heterogeneity(ResultModel):
     mean_cosine: float | None = Field(description="Mean of `similarity.cosine` over different clients.")
     mean_l2: float | None = Field(description="Mean of `similarity.l2` over different clients.")
     divergence: list[CurvePoint] = Field(
-        description="Mean distance (l2) from the global model to the local models of a round; x is the round."
+        description="Distance (l2) of a round's local models from their mean, the root mean square over the"
+        " clients; x is the round."
+    )
+    mean_divergence: Figure | None = Field(
+        description="Mean of `divergence` over the rounds; null if it was not measured."
     )
     generality: list[CurvePoint] = Field(
         description="Mean test accuracy of the local models of a round, in [0, 1]; x is the round."

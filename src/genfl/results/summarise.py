@@ -239,6 +239,13 @@ def _measured(traces: Sequence[Mapping[str, Any]], name: str) -> list[CurvePoint
     return _curve([row[0]["round"] for row in measured], values)
 
 
+def _mean_over_rounds(traces: Sequence[Mapping[str, Any]], name: str) -> Figure:
+    """Return the mean of a measure over the rounds in which every seed measured it."""
+    rows = zip(*(trace["rounds"] for trace in traces), strict=True)
+    values = [[r[name] for r in row] for row in rows if all(r.get(name) is not None for r in row)]
+    return _over_seeds(np.array(values).mean(0))
+
+
 def _heterogeneity(traces: Sequence[Mapping[str, Any]]) -> Heterogeneity | None:
     """Return how different clients and their local models are; None if nothing of it was measured."""
     pairs = traces[0].get("similarity")  # of the first seed only; never for very many clients
@@ -250,6 +257,7 @@ def _heterogeneity(traces: Sequence[Mapping[str, Any]]) -> Heterogeneity | None:
         mean_cosine=_off_diagonal(pairs["cosine"]) if pairs else None,
         mean_l2=_off_diagonal(pairs["l2"]) if pairs else None,
         divergence=divergence,
+        mean_divergence=_mean_over_rounds(traces, "divergence") if divergence else None,
         generality=generality,
     )
 
