@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from genfl import config, pipeline
+from genfl.data.recipes import DIGIT_NAMES
 from genfl.errors import GenflError, InputError
 from genfl.experiment import records
 from genfl.experiment.context import RunContext
-from genfl.data.recipes import DIGIT_NAMES
 from genfl.experiment.folder import Run
 from genfl.results import document, names, schema
 from genfl.results.evidence import collect
