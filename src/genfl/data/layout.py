@@ -112,7 +112,7 @@ class Layout:
         except CardError as error:
             raise InputError(f"{self.section}.path: {self.path}: {error}") from error
 
-    @property
+    @cached_property
     def has_tables(self) -> bool:
         """Whether examples are rows of tables; if not, they are files."""
         return any(file.role == "table" for file in self.files)
