@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from genfl.data import folders
 from genfl.data.decode import DatasetSpec, load_folder
 from genfl.data.folders import Folder
 from genfl.data.formats import PixelFormat
@@ -594,9 +595,9 @@ def tidy(rng, folder, modality, outside):
 
 def every_file(folder):
     """Yields the names of all files below a folder, as far as links that do not lead back."""
-    for path, folders, files in os.walk(folder, followlinks=True):
+    for path, inner, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(path)
-        folders[:] = [name for name in folders if not real.startswith(os.path.realpath(Path(path, name)))]
+        inner[:] = [name for name in inner if not real.startswith(os.path.realpath(Path(path, name)))]
         for name in files:
             yield os.path.relpath(Path(path, name), folder)
 
@@ -650,3 +651,130 @@ def test_every_file_of_a_tree_is_read_counted_or_rejected_by_name(modality, tmp_
 
     check()
     assert min(outcomes.values()) >= 50, outcomes
+
+
+# --- what a review found
+
+
+def test_a_data_card_may_name_a_folder_alone(tmp_path):
+    folder = tables(tmp_path / "d", "csv", old=ROWS)
+    tables(folder / "data", "csv", train=ROWS, test=ROWS[:4])
+    configs = [{"config_name": "default", "data_dir": "data"}]
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+    data = texts(folder)
+    assert (len(data.train.labels), len(data.test.labels)) == (10, 4)
+    assert "1 file not read (not named by README.md): old.csv" in data.notes
+
+
+@pytest.mark.parametrize("option", [{"sep": r"\s+"}, {"sep": 1}, {"header": None}, {"quotechar": "'"}])
+def test_options_of_a_data_card_that_cannot_be_followed_are_rejected(tmp_path, option):
+    folder = tables(tmp_path / "d", "csv", train=ROWS)
+    configs = [{"config_name": "default", "data_files": "train.csv", **option}]
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+    rejected(lambda: texts(folder), "data.path: ", "README.md sets")
+
+
+def test_a_data_card_of_images_leaves_classes_to_folders(folder):
+    pictures(folder, "north/cat", "north/dog", "south/cat", "south/dog")
+    configs = [{"config_name": "default", "data_files": [{"split": "training", "path": "**/*.png"}]}]
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+    data = images(folder, folders="client/class").train
+    assert ({*data.labels}, {*data.client_ids}) == ({"cat", "dog"}, {"north", "south"})
+
+
+def test_shards_of_an_earlier_save_are_not_read(tmp_path):
+    import datasets
+
+    whole = datasets.Dataset.from_list([{"text": f"t{n}", "label": "ab"[n % 2]} for n in range(20)])
+    whole.save_to_disk(tmp_path / "d", num_shards=4)
+    whole.save_to_disk(tmp_path / "d", num_shards=2)
+    data = texts(tmp_path / "d")
+    assert len(data.train.labels) + len(data.test.labels) == 20
+    next((tmp_path / "d").glob("data-00000-of-00002.arrow")).unlink()
+    rejected(lambda: texts(tmp_path / "d"), "data-00000-of-00002.arrow, which is missing")
+
+
+def test_data_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypatch):
+    folder = tables(tmp_path / "d", "csv", train=ROWS)
+    content = (folder / "train.csv").read_bytes()
+    batches = folders.TableRows.batches
+
+    def changing(self, *args):
+        (folder / "train.csv").write_text("text,label\nx,a\ny,b\nz,a\nw,b\n")
+        yield from batches(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders.TableRows, "batches", changing)
+        rejected(lambda: texts(folder), "changed while they were read; run again")
+    (folder / "train.csv").write_bytes(content)
+    assert len(texts(folder).train.labels) == 8
+
+
+@pytest.mark.parametrize(
+    ("files", "outcome"),
+    [
+        ({"train-00000-of-00002.csv": "CSV", "train-00001-of-00002.csv": "Text,Label\nx,a\n"}, "Text, Label"),
+        ({"train.csv": "CSV", "train_0.json": '{"text": "x", "label": "a"}'}, 11),
+        ({"train.csv": "text,label,label\nx,a,b\n"}, "the column 'label' twice"),
+        ({"train.csv": "text,label\rx,a\ry,b\r"}, "line 1 of"),
+        ({"a.csv": "text,label\nx,a\n", "b.csv": "text,topic\nx,a\n"}, "b.csv has the columns"),
+    ],
+)
+def test_no_row_of_a_table_is_lost_in_silence(tmp_path, files, outcome):
+    for name, content in files.items():
+        text = pd.DataFrame(ROWS).to_csv(index=False) if content == "CSV" else content
+        (tmp_path / name).write_bytes(text.encode())
+    if isinstance(outcome, str):
+        rejected(lambda: texts(tmp_path), "data.path: ", outcome)
+    else:
+        data = texts(tmp_path)
+        assert len(data.train.labels) + len(data.test.labels) == outcome
+
+
+def test_columns_of_metadata_do_not_replace_the_files(folder):
+    pictures(folder, "cat", "dog")
+    names = [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(6)]
+    rows = [{"file_name": name, "image": "cat/0.png", "label": n % 2} for n, name in enumerate(names)]
+    pd.DataFrame([*rows, {"file_name": "gone.png", "label": 0}]).to_csv(folder / "metadata.csv", index=False)
+    info = "{features: [{name: label, dtype: {class_label: {names: {'0': even, '1': odd}}}}]}"
+    (folder / "README.md").write_text(f"---\ndataset_info: {info}\n---\n")
+    data = images(folder)
+    assert {*data.train.labels} == {"even", "odd"}
+    assert len({x.numpy().tobytes() for x in [*data.train.x, *data.test.x]}) == 12
+    assert any("names 1 files that are not there: gone.png" in note for note in data.notes)
+    pd.DataFrame([*rows, rows[0]]).to_csv(folder / "metadata.csv", index=False)
+    rejected(lambda: images(folder), "describes cat/0.png twice")
+
+
+def test_a_class_of_hidden_files_alone_is_rejected(folder):
+    pictures(folder, "cat", "dog")
+    (folder / "bird").mkdir()
+    (folder / "bird" / ".DS_Store").write_text("")
+    rejected(lambda: images(folder), "folder bird", "holds no images")
+
+
+def test_a_table_names_no_hidden_file(folder):
+    picture(folder / ".imgs" / "0.png")
+    cells = [{"image": png(np.full((4, 6, 3), n, np.uint8)), "label": "ab"[n % 2]} for n in range(40, 60)]
+    table = pyarrow.Table.from_pylist(
+        [{"image": {"bytes": c["image"], "path": ".imgs/0.png"}, "label": c["label"]} for c in cells]
+        + [{"image": {"bytes": None, "path": ".imgs/0.png"}, "label": "a"}]
+    )
+    pyarrow.parquet.write_table(table, folder / "train.parquet")
+    assert "1 images of train cannot be read and are left out: rows 20" in images(folder).notes
+
+
+def test_odd_bytes_in_names_and_labels_end_in_a_note(folder):
+    pictures(folder, "cat", "dog")
+    (folder / "cat" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
+    assert any(r"cat/caf\xe9.png" in note for note in images(folder).notes)
+    (folder.parent / "t").mkdir()
+    rows = [{"text": f"t{n}", "label": ["a\ud800", "b"][n % 2]} for n in range(10)]
+    (folder.parent / "t" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert {*texts(folder.parent / "t").train.labels} == {"a?", "b"}
+
+
+def test_base64_in_a_column_of_images_is_no_path(folder):
+    rows = [{"image": "iVBORw0KGgo" * 999, "label": "ab"[n % 2]} for n in range(4)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
+    rejected(lambda: images(folder), "data.input: none of the 4 cells")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from genfl.errors import GenflError, InputError, first_line
 from genfl.storage import digest, read_json, remove, sha256, write_json
@@ -108,7 +109,10 @@ def cached_data() -> list[CachedData]:
                 classes = tuple(map(str, facts["names"]))
             except (GenflError, OSError, LookupError, TypeError):
                 examples, classes = None, ()
-            size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+            size = 0
+            for file in path.iterdir():
+                with contextlib.suppress(OSError):  # another process may rename it at this moment
+                    size += file.stat().st_size
             entries.append(CachedData(path, size, examples, classes))
     return entries
 
@@ -120,7 +124,10 @@ def clear_cache() -> int:
     """
     freed = 0
     for entry in cached_data():
-        with cache_lock(entry.path):
-            freed += entry.bytes
-            remove(entry.path, entry.path.parent)
+        try:
+            with cache_lock(entry.path).acquire(timeout=0):
+                remove(entry.path, entry.path.parent)
+                freed += entry.bytes
+        except Timeout:
+            log.info("%s is in use and stays", entry.path)
     return freed

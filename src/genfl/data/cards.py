@@ -21,6 +21,19 @@ CARD = "README.md"
 _METADATA = re.compile(r"\A---[ \t]*\n(.*?\n)---[ \t]*(\n|\Z)", re.DOTALL)
 
 
+UNSUPPORTED_CSV = {
+    "header",
+    "skiprows",
+    "quoting",
+    "quotechar",
+    "escapechar",
+    "encoding",
+    "decimal",
+    "thousands",
+}
+"""Options of CSV files that a card may set for pandas, and genfl does not know."""
+
+
 class CardError(Exception):
     """A data card that asks for files which are not those of its folder."""
 
@@ -31,11 +44,13 @@ class DataCard:
 
     Attributes:
         files: The patterns of the files of each split, such as ``data/train-*``; empty for none.
+        folder: The folder that holds all files, below that of the card; empty for the card's own.
         class_names: The names of the numbers in a column, by column.
         csv: The options of CSV files.
     """
 
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    folder: tuple[str, ...] = ()
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     csv: CSVOptions = DEFAULT_CSV
 
@@ -53,25 +68,34 @@ def read_card(folder: Path) -> DataCard:
     configs = [entry for entry in _list(metadata.get("configs")) if isinstance(entry, dict)]
     config = _chosen(configs)
     patterns = {} if config is None else _patterns(config)
-    for split, names in patterns.items():
+    data_dir = str((config or {}).get("data_dir") or "")
+    listed: dict[str, list[str]] = {**patterns, "data_dir": [data_dir]}
+    for split, names in listed.items():
         for name in names:
             if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|[/\\~]", name) or ".." in re.split(r"[/\\]", name):
                 raise CardError(
                     f"{CARD} names {name} for split {split}, which is not in the folder; name files in it"
                 )
     chosen = config or {}
+    if unknown := sorted(UNSUPPORTED_CSV & chosen.keys()):
+        raise CardError(f"{CARD} sets {unknown[0]}, which is not supported; convert the files, or remove it")
+    separator = chosen.get("sep") or chosen.get("delimiter")
+    if separator is not None and not (isinstance(separator, str) and len(separator) == 1):
+        raise CardError(f"{CARD} sets the separator {separator!r}; give a single character")
     columns = chosen.get("names") or chosen.get("column_names") or ()
     options = CSVOptions(
-        chosen.get("sep") or chosen.get("delimiter"),
+        separator,
         tuple(map(str, columns)) if isinstance(columns, list) else (),
     )
-    return DataCard(patterns, _class_names(metadata.get("dataset_info"), chosen.get("config_name")), options)
+    inside = tuple(part for part in data_dir.split("/") if part not in ("", "."))
+    class_names = _class_names(metadata.get("dataset_info"), chosen.get("config_name"))
+    return DataCard(patterns, () if patterns else inside, class_names, options)
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:
     """Return the metadata at the top of a README; empty if there is none that can be read."""
     try:
-        match = _METADATA.match(path.read_text("utf-8").replace("\r\n", "\n"))
+        match = _METADATA.match(path.read_text("utf-8-sig").replace("\r\n", "\n"))
         if match is None:
             return {}
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(match[1])):
@@ -103,7 +127,7 @@ def _patterns(config: Mapping[str, Any]) -> dict[str, list[str]]:
     files = config.get("data_files")
     inside = str(config.get("data_dir") or "").strip("/")
     if files is None:
-        return {"train": [f"{inside}/**"]} if inside else {}
+        return {}
     entries: list[tuple[str, Any]] = []
     if isinstance(files, dict):
         entries = [(str(split), names) for split, names in files.items()]

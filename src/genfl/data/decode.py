@@ -114,7 +114,7 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
     content_digest = _content_digest(folder, spec)
     unread = folder.layout.unread()
     target = cache_folder() / content_digest[:32]
-    facts = read_facts(target)  # without a lock, which a cache that cannot be written has no room for
+    facts = read_facts(target)  # no lock: a read-only cache cannot hold a lock file
     if facts is None:
         with cache_lock(target):
             facts = read_facts(target)
@@ -145,7 +145,10 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
         log.warning("%s", note)
     for note in facts["notes"]:
         log.info("%s: %s", path, note)
-    train, test = (_read_split(target, name, facts["splits"][name]) for name in ("train", "test"))
+    try:
+        train, test = (_read_split(target, name, facts["splits"][name]) for name in ("train", "test"))
+    except FileNotFoundError as error:
+        raise GenflError(f"{target}: deleted while it was read; run again") from error
     return Decoded(facts["names"], train, test, content_digest, (*facts["notes"], *notes))
 
 
@@ -198,6 +201,7 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
         )
     remove(target / "about.json", target)
     target.mkdir(mode=0o700, exist_ok=True)
+    before = _content_digest(folder, spec)
     labelled = [name for name in TEST_SPLITS if name in splits_of and _has_labels(splits_of[name], spec)]
     used = ("train", *labelled[:1])
     notes = [
@@ -229,7 +233,10 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
         path = target / f"{split}.npy"
         path.chmod(0o600)  # the data is private
         facts["sha256"] = sha256(path)
-    warnings = [text for text in [_darkness(target / "train.npy", spec)] if text]
+    if _content_digest(Folder(folder.path, folder.medium, levels=spec.levels), spec) != before:
+        raise InputError(f"data.path: the files in {folder.path} changed while they were read; run again")
+    dark = _darkness(target / "train.npy", spec)
+    warnings = [*folder.warnings, *([dark] if dark else [])]
     write_facts(target, {"names": list(names), "splits": splits, "notes": notes, "warnings": warnings})
 
 
@@ -431,7 +438,7 @@ def _draw_fifth(labels: np.ndarray) -> np.ndarray:
 
 
 def _left_out(split: str, facts: dict[str, Any], what: str) -> list[str]:
-    """Say which examples of a split are left out, and why."""
+    """Describe the examples of a split that are left out, by reason."""
     return [
         f"{len(rows)} {what} of {split} {reason} and are left out:"
         f" {'' if isinstance(rows[0], str) else 'rows '}{first_few(rows)}"

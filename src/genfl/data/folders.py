@@ -7,13 +7,14 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from genfl.data.layout import File, Layout, PlacedFile
+from genfl.data.layout import File, Layout, PlacedFile, printable
 from genfl.data.levels import SPLITS
 from genfl.data.media import Medium
-from genfl.data.tables import DEFAULT_CSV, CSVOptions, Table, TableError, open_table
+from genfl.data.tables import DEFAULT_CSV, CSVOptions, Table, TableError, open_table, table_suffix
 from genfl.errors import InputError
 from genfl.model_folders import expanded
 from genfl.storage import sha256
@@ -70,8 +71,8 @@ class TableRows:
             rows = 0
             try:
                 for chunk in table.chunks(present, BATCH_ROWS):
-                    rows += len(chunk[present[0]]) if present else 0
                     size = len(next(iter(chunk.values())))
+                    rows += size
                     cells = {name: chunk.get(name, [None] * size) for name in columns}
                     if label in cells:
                         cells[label] = [self.folder.label_of(cell, names, label) for cell in cells[label]]
@@ -92,10 +93,12 @@ class FileRows:
     Attributes:
         medium: The kind of content.
         rows: The cells of each file: its path, its class, its client, and what metadata tells.
+        class_names: The names of the numbers in a column of the metadata.
     """
 
     folder: Folder
     rows: Sequence[Mapping[str, Any]]
+    class_names: Mapping[str, Sequence[str]]
 
     @property
     def columns(self) -> list[str]:
@@ -103,8 +106,8 @@ class FileRows:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def classes(self, label: str) -> list[str]:
-        """Return an empty list: folders have no order but that of their names."""
-        return []
+        """Return the class names that the metadata lists, in their order; folders have no order."""
+        return [clean_label(name) for name in self.class_names.get(label, ())]
 
     def batches(self, columns: Sequence[str], label: str) -> Iterator[Mapping[str, list[Any]]]:
         """Yield paths and other cells, `BATCH_ROWS` rows at a time; see `TableRows.batches`."""
@@ -112,7 +115,8 @@ class FileRows:
             rows = self.rows[first : first + BATCH_ROWS]
             cells = {name: [row.get(name) for row in rows] for name in columns}
             if label in cells:
-                cells[label] = [self.folder.label_of(cell, (), label) for cell in cells[label]]
+                names = self.class_names.get(label, ())
+                cells[label] = [self.folder.label_of(cell, names, label) for cell in cells[label]]
             yield cells
 
 
@@ -141,6 +145,8 @@ class Folder:
         self.medium = medium
         self.section = section
         self.layout = Layout(path, medium, section, levels)
+        self.warnings: list[str] = []
+        """What `splits` left out, in words."""
 
     def identity(self) -> list[Any]:
         """Return names and checksums of the files that decide what is read.
@@ -157,8 +163,8 @@ class Folder:
             {name: list(names) for name, names in card.class_names.items()},
             [card.csv.separator, *card.csv.names],
         ]
-        saved = sorted(file.name for file in self.layout.files if file.parts[-1] == "state.json")
-        return [[described, list(levels or ()), saved], *map(list, self.checksums())]
+        read = [[entry.file.name, entry.split, entry.label, entry.client] for entry in self.layout.entries()]
+        return [[described, list(levels or ()), read], *map(list, self.checksums())]
 
     def checksums(self) -> list[tuple[str, str]]:
         """Return names and checksums of tables, examples and metadata; "" for unreadable files."""
@@ -192,14 +198,16 @@ class Folder:
             total = sum(table.rows or 0 for _, table in used) or len(self.layout.files)
             names = self.layout.card.class_names
             return {split: TableRows(self, grouped[split], names) for split in _in_order(grouped)}, total
-        described = self._metadata()
+        described, class_names = self._metadata()
+        if any({*label} & cells.keys() for cells in described.values()):
+            entries = [entry._replace(label=None) for entry in entries]  # the metadata tells the classes
         rows: dict[str, list[Mapping[str, Any]]] = {}
         for file, split, class_name, client in entries:
             cells: dict[str, Any] = {self.medium.column: file.path}
             named = {"label": class_name, "client": client}
             cells |= {name: value for name, value in named.items() if value is not None}
             rows.setdefault(split, []).append({**cells, **described.get(file.parts, {})})
-        return {split: FileRows(self, rows[split]) for split in _in_order(rows)}, len(entries)
+        return {split: FileRows(self, rows[split], class_names) for split in _in_order(rows)}, len(entries)
 
     def column(self, columns: Sequence[str], names: Sequence[str], field: str) -> str:
         """Return the first of some names that is the name of a column.
@@ -217,7 +225,13 @@ class Folder:
                 return name
         wanted = " or ".join(map(repr, names))
         hint = ""
-        if field == "label" and not self.layout.has_tables:
+        tables, files = (self.layout.files_of(role) for role in ("table", "example"))
+        if tables and files:
+            hint = (
+                f"; {tables[0].name} is read as a table, so {len(files)} files of {self.medium.what} are not;"
+                " remove the one or the others"
+            )
+        elif field == "label" and not tables:
             hint = (
                 f"; put the {self.medium.what} in a folder for each class, or add metadata.csv with the"
                 f" columns {FILE_NAME} and label"
@@ -243,8 +257,10 @@ class Folder:
                 f"{self.section}.label: column {label!r} holds {type(cell).__name__} values, but an example"
                 " has one class; name another column"
             )
-        if cell is None or (names and cell == -1):  # Hugging Face labels secret test sets with -1
+        if cell is None or (names and cell in (-1, "-1")):  # Hugging Face labels secret test sets with -1
             return None
+        if names and isinstance(cell, float) and cell.is_integer():
+            cell = int(cell)  # an empty cell turns a column of integers into floats
         if names and isinstance(cell, str) and cell not in names and cell.isdecimal():
             cell = int(cell)  # cells of CSV files are text
         text = names[cell] if names and isinstance(cell, int) and 0 <= cell < len(names) else cell_text(cell)
@@ -260,12 +276,16 @@ class Folder:
         if not isinstance(name, str) or not name or not self.medium.by_path:
             return cell
         inside = Path(os.path.relpath(self.path / name, self.path))  # also of a path from the root
-        is_inside = inside.parts[:1] != ("..",) and (self.path / inside).is_file()
-        return self.path / inside if is_inside else None
+        return self._known.get(inside.parts)
 
     def file_of(self, cell: Any) -> str | None:
         """Return the file of a cell, relative to the folder; None for a cell in a table."""
-        return os.path.relpath(cell, self.path) if isinstance(cell, Path) else None
+        return printable(os.path.relpath(cell, self.path)) if isinstance(cell, Path) else None
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, ...], Path]:
+        """The files whose content is in the identity, by the parts of their names."""
+        return {file.parts: file.path for file in self.layout.files_of("example")}
 
     def _open_tables(self, entries: Sequence[PlacedFile]) -> list[tuple[str, Table]]:
         """Open tables, and give each the name of its split: train, validation, test, or its own."""
@@ -299,28 +319,44 @@ class Folder:
         Raises:
             InputError: A table with such a column belongs to no split, or lacks one that its split has.
         """
-        used = [(split, table) for split, table in tables if {*input, *label} & {*table.columns}]
+
+        def roles(table: Table) -> list[str | None]:
+            return [next((name for name in names if name in table.columns), None) for names in (input, label)]
+
+        used = [(split, table) for split, table in tables if any(roles(table))]
+        if not used:
+            return list(tables)  # the error names their columns
         splits = ", ".join(_in_order({split for split, _ in used if split}))
         first: dict[str, Table] = {}
         for split, table in used:
             if not split:
                 raise InputError(
-                    f"{self.section}.path: {table.path} would not be read, because other files are called"
-                    f" {splits}; rename it to one of these splits, or remove it"
+                    f"{self.section}.path: {table.path} would not be read, because it belongs to no split and"
+                    f" other files are called {splits}; rename or remove it"
                 )
-            has = [bool({*names} & {*table.columns}) for names in (input, label)]
             other = first.setdefault(split, table)
-            if has != [bool({*names} & {*other.columns}) for names in (input, label)]:
-                raise InputError(
-                    f"{self.section}.path: {table.path} has the columns {', '.join(table.columns)}, but"
-                    f" {other.path} has {', '.join(other.columns)}; give all tables the same columns"
-                )
-        return used or list(tables)
+            if roles(table) != roles(other):
+                self._reject_columns(table, other)
+        for split, table in tables:
+            if any(roles(table)):
+                continue
+            alike = first.get(split)
+            if alike and table.columns and table_suffix(table.path) == table_suffix(alike.path):
+                self._reject_columns(table, alike)
+            wanted = " or ".join(map(repr, dict.fromkeys([*input, *label])))
+            self.warnings.append(f"{table.path.name} not read (no column {wanted})")
+        return used
 
-    def _metadata(self) -> dict[tuple[str, ...], dict[str, Any]]:
-        """Return the cells that metadata tables hold of each file, by the parts of its name."""
+    def _reject_columns(self, table: Table, other: Table) -> NoReturn:
+        raise InputError(
+            f"{self.section}.path: {table.path} has the columns {', '.join(table.columns)}, but"
+            f" {other.path} has {', '.join(other.columns)}; give all tables the same columns, or remove it"
+        )
+
+    def _metadata(self) -> tuple[dict[tuple[str, ...], dict[str, Any]], dict[str, Sequence[str]]]:
+        """Return the cells that metadata tables hold of each file, and the class names that they list."""
         cells: dict[tuple[str, ...], dict[str, Any]] = {}
-        examples = {file.parts for file in self.layout.files if file.role == "example"}
+        class_names: dict[str, Sequence[str]] = dict(self.layout.card.class_names)
         for file in sorted(self.layout.metadata(), key=lambda file: len(file.parts)):
             table = self._open(file)
             if FILE_NAME not in table.columns:
@@ -328,25 +364,35 @@ class Folder:
                     f"{self.section}.path: {file.path} has no column {FILE_NAME}, which names the files that"
                     f" its rows describe; its columns are: {', '.join(table.columns)}"
                 )
-            absent = []
-            try:
-                for chunk in table.chunks(table.columns, BATCH_ROWS):
-                    for values in zip(*chunk.values(), strict=True):
-                        row = dict(zip(chunk, values, strict=True))
-                        name = str(row.pop(FILE_NAME) or "")
-                        parts = (*file.parts[:-1], *Path(os.path.normpath(name)).parts)
-                        if parts not in examples:
-                            absent.append(name)
-                        else:
-                            known = {key: value for key, value in row.items() if value is not None}
-                            cells.setdefault(parts, {}).update(known)
-            except TableError as error:
-                raise InputError(f"{self.section}.path: {error.of(file.path)}") from error
-            if absent:
-                log.warning(
-                    "%s names %d files that are not there: %s", file.path, len(absent), first_few(absent)
+            class_names |= table.class_names
+            rows = self._described(file, table)
+            if absent := [name for name in rows if name not in self._known]:
+                self.warnings.append(
+                    f"{file.name} names {len(absent)} files that are not there:"
+                    f" {first_few(['/'.join(name) for name in absent])}"
                 )
-        return cells
+            for name in rows.keys() & self._known.keys():
+                cells.setdefault(name, {}).update(rows[name])
+        return cells, class_names
+
+    def _described(self, file: File, table: Table) -> dict[tuple[str, ...], dict[str, Any]]:
+        """Return the cells of a metadata table, by the parts of the names of the files they describe."""
+        rows: dict[tuple[str, ...], dict[str, Any]] = {}
+        columns = [name for name in table.columns if name != self.medium.column]  # that is the file itself
+        try:
+            for chunk in table.chunks(columns, BATCH_ROWS):
+                for values in zip(*chunk.values(), strict=True):
+                    row = dict(zip(chunk, values, strict=True))
+                    name = str(row.pop(FILE_NAME) or "")
+                    parts = (*file.parts[:-1], *Path(os.path.normpath(name)).parts)
+                    if parts in rows:
+                        raise InputError(
+                            f"{self.section}.path: {file.path} describes {name} twice; remove one of the rows"
+                        )
+                    rows[parts] = {key: value for key, value in row.items() if value is not None}
+        except TableError as error:
+            raise InputError(f"{self.section}.path: {error.of(file.path)}") from error
+        return rows
 
 
 def _checksum(path: Path) -> str:
@@ -378,7 +424,8 @@ def cell_text(cell: Any) -> str | None:
     """
     if cell is None or cell != cell:
         return None
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+    text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+    return text.encode("utf-8", "replace").decode("utf-8")  # JSON can hold half a character
 
 
 def fetch_from_hub(name: str, hub: str) -> Path:

@@ -23,7 +23,8 @@ from genfl.data.levels import (
 )
 from genfl.data.media import Medium
 from genfl.data.tables import TABLE_SUFFIXES, table_suffix
-from genfl.errors import InputError
+from genfl.errors import GenflError, InputError
+from genfl.storage import read_json
 
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 """Names of files without examples, which Hugging Face's tools write beside tables."""
@@ -93,7 +94,12 @@ class Layout:
             InputError: A folder cannot be read, a link leads nowhere, or no file can hold examples.
         """
         status = self.path.stat()
-        files = list(self._walk(self.path, (), ((status.st_dev, status.st_ino),)))
+        try:
+            files = list(self._walk(self.path, (), ((status.st_dev, status.st_ino),)))
+        except RecursionError as error:
+            raise InputError(
+                f"{self.section}.path: the folders in {self.path} are nested too deeply; move the files up"
+            ) from error
         if not any(file.role in ("table", "example") for file in files):
             raise InputError(
                 f"{self.section}.path: no Parquet files and no files of {self.medium.what} in {self.path}"
@@ -115,7 +121,7 @@ class Layout:
     @cached_property
     def has_tables(self) -> bool:
         """Whether examples are rows of tables; if not, they are files."""
-        return any(file.role == "table" for file in self.files)
+        return bool(self.files_of("table"))
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
@@ -126,7 +132,7 @@ class Layout:
         """
         if self.given_levels is not None:
             return self.given_levels
-        folders = [file.parts[:-1] for file in self._of("example")]
+        folders = [file.parts[:-1] for file in self.files_of("example")]
         try:
             if not self.metadata():
                 return infer_levels(folders, f"{self.section}.folders")
@@ -144,9 +150,12 @@ class Layout:
         Raises:
             InputError: A file belongs to no split, or lies deeper than the folders that name classes.
         """
-        if self.card.files:
-            return self._described()
-        return self._tables() if self.has_tables else [self._placed(file) for file in self._of("example")]
+        if not self.card.files:
+            return self._tables() if self.has_tables else list(map(self._placed, self.files_of("example")))
+        files = self._described()
+        if any(entry.file.role == "table" for entry in files):
+            return [entry for entry in files if entry.file.role == "table"]
+        return [self._placed(file)._replace(split=_split_named(split)) for file, split, *_ in files]
 
     def unread(self) -> dict[str, list[str]]:
         """Return the names of the files that are not read, by the reason.
@@ -165,7 +174,7 @@ class Layout:
         return reasons
 
     def _check_classes(self, read: set[str | None]) -> None:
-        for file in self._of("other"):
+        for file in self.files_of("other"):
             if "class" in self.levels and len(file.parts) > self.levels.index("class") + 1:
                 label = file.parts[self.levels.index("class")]
                 if label not in read:
@@ -176,7 +185,7 @@ class Layout:
 
     def metadata(self) -> list[File]:
         """Return the tables that describe the files beside them."""
-        return self._of("metadata")
+        return self.files_of("metadata")
 
     def _reason(self, file: File) -> str:
         """Return why a file is not read; empty for a file that is."""
@@ -185,14 +194,20 @@ class Layout:
             return "hidden"
         if file.parts == (CARD,) or file.parts[-1] in DESCRIPTIONS:
             return "description of the data"
+        if file.parts[: len(self.card.folder)] != self.card.folder:
+            return f"not named by {CARD}"
         if file.role == "metadata":
             return beside if self.has_tables else ""
         if file.role == "other":
             return beside if self.has_tables or len(file.parts) == 1 else f"not {self.medium.what}"
-        return f"not named by {CARD}" if self.card.files else beside
+        if file.role == "example" and self.has_tables:
+            return beside
+        return f"not named by {CARD}" if self.card.files else "not named by state.json"
 
-    def _of(self, role: Role) -> list[File]:
-        return [file for file in self.files if file.role == role]
+    def files_of(self, role: Role) -> list[File]:
+        """Return the files of a role, in the folder that the data card names."""
+        inside = self.card.folder
+        return [file for file in self.files if file.role == role and file.parts[: len(inside)] == inside]
 
     def _walk(self, folder: Path, parts: tuple[str, ...], above: tuple[Any, ...]) -> Iterator[File]:
         """Yield the files below a folder, in order.
@@ -209,12 +224,9 @@ class Layout:
                 f"{self.section}.path: folder {printable(folder)} cannot be read ({error.strerror}); make it"
                 " readable, or remove it"
             ) from error
-        if parts and not entries:
-            yield self._file(folder, (*parts, ""), "other")  # an empty folder may be a class
         for entry in entries:
             path, names = folder / entry.name, (*parts, entry.name)
-            hidden = entry.name.startswith(".") or entry.name in NO_CONTENT
-            if hidden:
+            if _is_hidden(entry.name):
                 yield self._file(path, names, "hidden")
                 continue
             try:
@@ -234,6 +246,8 @@ class Layout:
             else:
                 role = self._role(path, names) if stat.S_ISREG(status.st_mode) else "other"
                 yield self._file(path, names, role)
+        if parts and all(_is_hidden(entry.name) for entry in entries):
+            yield self._file(folder, (*parts, ""), "other")  # an empty folder may be a class
 
     @staticmethod
     def _file(path: Path, parts: tuple[str, ...], role: Role) -> File:
@@ -259,7 +273,7 @@ class Layout:
             for pattern in patterns:
                 # glob follows links, and Path.glob does not before Python 3.13
                 names = set(glob.glob(pattern.removeprefix("./"), root_dir=self.path, recursive=True))  # noqa: PTH207
-                candidates = self._of("table") + self._of("example")
+                candidates = self.files_of("table") + self.files_of("example")
                 matched = [file for file in candidates if "/".join(file.parts) in names]
                 if not matched:
                     raise InputError(
@@ -267,26 +281,41 @@ class Layout:
                         f" no such file of {self.medium.what}; correct {CARD}"
                     )
                 for file in matched:
-                    label = file.parts[-2] if len(file.parts) > 1 and file.role == "example" else None
-                    entries.setdefault(file.name, PlacedFile(file, split, label))
+                    entries.setdefault(file.name, PlacedFile(file, split))
         return list(entries.values())
 
     def _tables(self) -> list[PlacedFile]:
         """Return the tables, each with its split: that of its name, or of a folder that holds it."""
-        tables = self._saved() or self._of("table")
+        tables = self._saved() or self.files_of("table")
         splits = {file.name: self._split_of(file) for file in tables}
         if not any(splits.values()):
             return [PlacedFile(file, "train") for file in tables]
         return [PlacedFile(file, splits[file.name] or "") for file in tables]
 
     def _saved(self) -> list[File]:
-        """Return the tables of a data set that save_to_disk wrote; other tables there are caches."""
-        folders = {file.parts[:-1] for file in self.files if file.parts[-1] == "state.json"}
-        return [
-            file
-            for file in self._of("table")
-            if file.parts[:-1] in folders and not file.parts[-1].startswith("cache-")
-        ]
+        """Return the tables of a data set that save_to_disk wrote: those that its ``state.json`` names.
+
+        Others are caches, or left over from an earlier one. The list is empty for other data sets.
+
+        Raises:
+            InputError: A table is missing.
+        """
+        named: dict[tuple[str, ...], Path] = {}
+        for file in self.files:
+            if file.parts[-1] == "state.json":
+                try:
+                    names = [str(entry["filename"]) for entry in read_json(file.path)["_data_files"]]
+                except (GenflError, LookupError, TypeError):
+                    continue  # not one of the datasets library
+                named |= {(*file.parts[:-1], name): file.path for name in names}
+        tables = {file.parts: file for file in self.files_of("table")}
+        for parts, state in named.items():
+            if parts not in tables:
+                raise InputError(
+                    f"{self.section}.path: {state} names {parts[-1]}, which is missing; restore it, or save"
+                    " the data again"
+                )
+        return [tables[parts] for parts in sorted(named)]
 
     def _split_of(self, file: File) -> str | None:
         """Return the split that the name of a table stands for; None if it stands for none."""
@@ -317,6 +346,10 @@ class Layout:
                 )
         split = named.get("split", "train")
         return PlacedFile(file, _split_named(split), named.get("class"), named.get("client"))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in NO_CONTENT
 
 
 def _split_named(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import itertools
@@ -65,7 +66,7 @@ class CSVOptions:
 
 
 DEFAULT_CSV = CSVOptions()
-"""The options of CSV files of which no data card tells anything."""
+"""The default options of CSV files."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,11 @@ def open_table(path: Path, options: CSVOptions = DEFAULT_CSV) -> Table:
 
 def _parquet(path: Path) -> Table:
     def chunks(columns: Sequence[str], size: int) -> Iterator[Cells]:
-        with _damage_named(), path.open("rb") as source, pyarrow.parquet.ParquetFile(source) as file:
+        with _table_errors(), path.open("rb") as source, pyarrow.parquet.ParquetFile(source) as file:
             for batch in file.iter_batches(size, columns=list(dict.fromkeys(columns))):
                 yield {name: batch[name].to_pylist() for name in columns}
 
-    with _damage_named(), path.open("rb") as source, pyarrow.parquet.ParquetFile(source) as file:
+    with _table_errors(), path.open("rb") as source, pyarrow.parquet.ParquetFile(source) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     return Table(path, schema.names, _class_names(schema), rows, chunks)
 
@@ -134,13 +135,13 @@ def _arrow(path: Path) -> Table:
             )
 
     def chunks(columns: Sequence[str], size: int) -> Iterator[Cells]:
-        with _damage_named(), path.open("rb") as source:
+        with _table_errors(), path.open("rb") as source:
             for batch in opened(source):
                 for first in range(0, batch.num_rows, size):
                     rows = batch.slice(first, size)
                     yield {name: rows[name].to_pylist() for name in columns}
 
-    with _damage_named(), path.open("rb") as source:
+    with _table_errors(), path.open("rb") as source:
         schema = opened(source).schema
     return Table(path, schema.names, _class_names(schema), None, chunks)
 
@@ -149,24 +150,24 @@ def _class_names(schema: pyarrow.Schema) -> dict[str, Sequence[str]]:
     """Return the names of classes that the datasets library has written into a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (LookupError, TypeError, ValueError):
+        return {
+            name: [str(text) for text in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and isinstance(feature.get("names"), list)
+        }
+    except (AttributeError, LookupError, TypeError, ValueError):
         return {}
-    return {
-        name: [str(text) for text in feature["names"]]
-        for name, feature in features.items()
-        if isinstance(feature, dict) and isinstance(feature.get("names"), list)
-    }
 
 
-class _damage_named:
-    """Turn the errors of pyarrow into a `TableError`."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError | pyarrow.ArrowException):
-            raise TableError(f"is damaged ({first_line(error)}); replace it by an intact copy") from error
+@contextlib.contextmanager
+def _table_errors() -> Iterator[None]:
+    """Turn the errors of pyarrow, and of values that Python cannot hold, into a `TableError`."""
+    try:
+        yield
+    except (OSError, pyarrow.ArrowException) as error:
+        raise TableError(f"is damaged ({first_line(error)}); replace it by an intact copy") from error
+    except (ValueError, LookupError, OverflowError) as error:
+        raise TableError(f"cannot be read ({first_line(error)}); write it in another way") from error
 
 
 def _csv(path: Path, suffix: str, options: CSVOptions) -> Table:
@@ -188,8 +189,10 @@ def _csv(path: Path, suffix: str, options: CSVOptions) -> Table:
                     yield [str(reader.line_num), *record]
 
     header = list(options.names) or [name.strip() for name in next(records(), [""])[1:]]
-    if not header:
+    if not any(header):
         raise TableError("is empty; fill it, or remove it")
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise TableError(f"has the column {twice[0]!r} twice; rename one of them")
 
     def rows() -> Iterator[dict[str, str | None]]:
         for line, *cells in records() if options.names else itertools.islice(records(), 1, None):
@@ -207,7 +210,10 @@ def _csv(path: Path, suffix: str, options: CSVOptions) -> Table:
 def _separator(path: Path) -> str:
     with _open_text(path) as lines:
         head = next((line for line in _decoded(lines) if line.strip()), "")
-    return max(",;\t", key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
+    try:
+        return max(",;\t", key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
+    except csv.Error as error:
+        raise TableError(f"is not CSV ({error}); save it with ordinary line ends", 1) from error
 
 
 def _json(path: Path) -> Table:
@@ -252,7 +258,7 @@ def _records(content: Any) -> Iterator[dict[str, Any]]:
         elif lists and len(lists) == len(content) and len({len(cells) for cells in lists.values()}) == 1:
             content = [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
         else:
-            content = []  # a JSON file without rows, such as a table of label names
+            content = [content]  # a single row, or a table of label names
     rows = content if isinstance(content, list) else []
     objects = sum(isinstance(row, dict) for row in rows)
     if objects and objects < len(rows):

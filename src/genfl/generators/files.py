@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -181,7 +182,8 @@ def check_not_private(path: str, private: Path, modality: Modality) -> None:
     if samples.resolve() == private.resolve():
         raise InputError(f"generator.path: {path} is the private data, {advice}")
     medium = MEDIA[modality]
-    private_checksums = {checksum for _, checksum in Folder(private, medium).checksums()}
+    nothing = {"", hashlib.sha256().hexdigest()}  # files that cannot be read, and empty ones
+    private_checksums = {checksum for _, checksum in Folder(private, medium).checksums()} - nothing
     for name, checksum in Folder(samples, medium, "generator").checksums():
         if checksum in private_checksums:
             raise InputError(f"generator.path: its file {name} is also in data.path, {advice}")
