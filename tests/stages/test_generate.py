@@ -265,7 +265,7 @@ def test_a_record_that_names_files_outside_deletes_none(made, tmp_path, caplog):
     (tmp_path / "mine.txt").write_text("mine")
     record = run.run.record("prompts")
     content = {name: value for name, value in read_json(record).items() if name != "sha256"}
-    pipeline._write_record(record, content | {"files": {"../../mine.txt": "0" * 64}})
+    records.write_record(record, content | {"files": {"../../mine.txt": "0" * 64}})
     execute(made, tmp_path / "run")
     assert (tmp_path / "mine.txt").read_text() == "mine"
     assert f"{record} is damaged" in caplog.text
@@ -391,7 +391,7 @@ def test_shards_of_another_config_or_of_other_prompts_are_left_alone(made, tmp_p
     file, record = moved / "prompts" / prompts.PROMPTS_FILE, moved / "stages" / "prompts.json"
     file.write_text(file.read_text().replace('"seed": ', '"seed": 1'))
     content = {name: value for name, value in read_json(record).items() if name != "sha256"}
-    pipeline._write_record(record, {**content, "files": {file.name: sha256(file)}})
+    records.write_record(record, {**content, "files": {file.name: sha256(file)}})
     execute(made, tmp_path / "run", shard=Shard(1, 2))
     assert synthetic(execute(made, tmp_path / "run").folder) == whole
     assert f"no samples of {moved}/synthetic are used: they are damaged, or of another" in caplog.text
