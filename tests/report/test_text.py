@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from genfl.report import text
 from genfl.results.schema import Figure, MethodResult, Summary
@@ -41,7 +42,7 @@ def method(per_seed, rounds, start, **changes):
     return MethodResult.model_validate(fields | changes)
 
 
-def compared(test_samples=1000, generator="image", **methods):
+def compared(test_samples=1000, generator="image", compare=None, **methods):
     """The summary of a comparison; without a generator, there is no generated data."""
     generates = generator != "none"
     alone = method([0.8], None, 0.8, algorithm=None, data=None, reference=True)
@@ -68,6 +69,7 @@ def compared(test_samples=1000, generator="image", **methods):
         guided=None,
         vocabulary=None,
         methods={"synthetic_only": alone, **methods} if generates else methods,
+        compare=compare,
         target_accuracy=0.9,
         stages={},
         environment=environment(),
@@ -153,7 +155,9 @@ END = " The generated data alone gives 80.0 %; generating 2,000 samples took 5 m
 )
 def test_verdict_of_two_methods(warm, cold, sentence):
     summary = compared(fedavg=method(*cold, 0.1), gptfl=method(*warm, 0.8))
-    assert text.verdict(summary) == sentence + END
+    lowered = sum(warm[0]) / len(warm[0]) < 0.8
+    warning = " gptfl ends below its warm start (80.0 %): fine-tuning lowered it." if lowered else ""
+    assert text.verdict(summary) == sentence + END + warning
 
 
 def test_the_verdict_says_when_there_is_one_seed_and_when_uploads_were_refused():
@@ -235,6 +239,74 @@ def test_chance_is_taken_for_help_in_one_case_of_twenty(seeds):
     assert 0.05 - 4 * (0.05 * 0.95 / cases) ** 0.5 < helped / cases < 0.05 + 4 * (0.05 * 0.95 / cases) ** 0.5
 
 
+def with_accuracies(summary, accuracies):
+    """The summary with other accuracies of its federated methods, [methods, seeds]."""
+    methods = dict(summary.methods)
+    for name, per_seed in zip(summary.federated, accuracies, strict=True):
+        std = float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None
+        figure = Figure.model_construct(mean=float(per_seed.mean()), std=std, per_seed=list(per_seed))
+        methods[name] = methods[name].model_copy(update={"accuracy": figure})
+    return summary.model_copy(update={"methods": methods})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", [1, 3, 9, 19])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_verdict_claims_help_by_chance_in_one_case_of_twenty(pairs, seeds):
+    """Under the null, all methods have the same accuracy, and the best of several pairs is picked."""
+    rng, cases = np.random.default_rng([pairs, seeds]), 2000
+    examples = 10**6 if seeds > 1 else 1000
+    spread = 0.02 if seeds > 1 else (0.8 * 0.2 / examples) ** 0.5
+    methods = {
+        f"{start}{pair}": method([0.8] * seeds, None, start, algorithm={"name": f"a{pair}"})
+        for pair in range(pairs)
+        for start in (0.1, 0.8)
+    }
+    summary = compared(examples, **methods)
+    claims = 0
+    for _ in range(cases):
+        drawn = with_accuracies(summary, 0.8 + rng.normal(0, spread, (2 * pairs, seeds)))
+        claims += text.verdict(drawn).startswith("The generator helps")
+    assert claims / cases <= 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", [2, 4])
+def test_a_verdict_without_generator_names_a_winner_by_chance_in_one_case_of_twenty(methods):
+    rng, cases, claims = np.random.default_rng(methods), 2000, 0
+    names = [f"m{number}" for number in range(methods)]
+    summary = compared(10**6, "none", **{name: method([0.8] * 3, None, 0.1) for name in names})
+    for _ in range(cases):
+        drawn = with_accuracies(summary, 0.8 + rng.normal(0, 0.02, (methods, 3)))
+        claims += "the most accurate of" in text.verdict(drawn)
+    assert claims / cases <= 0.06
+
+
+def test_a_named_pair_is_compared_and_tested_alone():
+    methods = {
+        "fedavg": method([0.80, 0.81, 0.80], None, 0.1),
+        "gptfl": method([0.84, 0.86, 0.85], None, 0.8),
+        "better": method([0.88, 0.87, 0.90], None, 0.8, data="mixed"),
+        "more": method([0.70, 0.71, 0.70], None, 0.8, data="p2g"),
+    }
+    chosen, named = compared(**methods), compared(compare=("gptfl", "fedavg"), **methods)
+    assert (text.contest(chosen), text.comparisons(chosen)) == (("better", "fedavg"), 3)
+    assert (text.contest(named), text.comparisons(named)) == (("gptfl", "fedavg"), 1)
+    gap = [text.least_clear_gain(summary, methods["gptfl"], methods["fedavg"]) for summary in (named, chosen)]
+    assert gap[1] / gap[0] == pytest.approx(stdtrit(2, 1 - 0.05 / 3) / stdtrit(2, 0.95))
+    assert text.verdict(named).startswith("The generator helps: gptfl ends at 85.0 %")
+
+
+def test_a_verdict_warns_where_federation_makes_it_worse():
+    fallen = compared(fedavg=method([0.70], None, 0.1), gptfl=method([0.75], None, 0.8))
+    verdict = text.verdict(fallen)
+    assert " gptfl ends below its warm start (80.0 %): fine-tuning lowered it." in verdict
+    assert verdict.endswith(" No federated method is as accurate as the generated data alone.")
+    risen = text.verdict(compared(fedavg=method([0.70], None, 0.1), gptfl=method([0.85], None, 0.8)))
+    assert "below" not in risen
+    assert "No federated" not in risen
+
+
 @pytest.mark.parametrize(("right", "examples"), [(900, 1000), (330, 360)])
 def test_one_test_example_is_no_difference(right, examples):
     cold, warm = (
@@ -274,9 +346,9 @@ def test_verdict_without_a_generator():
     )
     assert text.verdict(summary) == (
         "Without a generator, none of 2 methods is clearly the most accurate: scaffold ends at 93.0 % and is"
-        " at 90 % after 5 rounds, fedavg ends at 92.0 % (+1.0 points, in one seed; up to 1.9 either way may"
-        " be chance). Of these, only scaffold started from an existing model. Of these methods 3 of 48"
-        " uploads were refused."
+        " at 90 % after 5 rounds, fedavg ends at 92.0 % (+1.0 points, in one seed; up to 2.3 either way may"
+        " be chance for the best of 2 pairs). Of these, only scaffold started from an existing model. Of"
+        " these methods 3 of 48 uploads were refused."
     )
     summary = compared(generator="none", fedavg=fedavg, best=best)
     assert text.verdict(summary) == "Without a generator, fedavg ends at 90.0 % and never reaches 90 %."

@@ -35,6 +35,12 @@ class Report(Section):
     target_accuracy: float = Field(
         0.9, gt=0, lt=1, description="The report says how many rounds and bytes reach this accuracy."
     )
+    compare: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="The two methods that the verdict compares, as in [gptfl, fedavg]. If not set, the most"
+        " accurate method with a generator is compared, and its lead must be clear for the best of all"
+        " pairs.",
+    )
     real_examples: bool | None = Field(
         None,
         description="Whether the page shows examples of clients. If not set, only of public data sets.",
@@ -167,6 +173,11 @@ class Config(Section):
             yield f"methods: {name} is reserved for {RESERVED_METHODS[name]}; choose another name"
         if all(method.reference for method in self.methods.values()):
             yield "methods: all of them are references; add a federated algorithm to compare them with"
+        compared = self.report.compare or []
+        if missing := [name for name in compared if name not in self.methods or self.methods[name].reference]:
+            yield f"report.compare: {missing[0]!r} is not a federated method of this config; name two of them"
+        elif len(set(compared)) == 1:
+            yield f"report.compare: {compared[0]!r} is given twice; name two methods"
         for name, method in self.methods.items():
             problem = method.problem()
             if problem and problem != f"content.{self.content.problem()}":  # reported for the section

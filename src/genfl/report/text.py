@@ -16,10 +16,15 @@ SMALLEST_DIFFERENCE = 0.05
 """Smaller differences in accuracy, in points, count as none: tables round them away."""
 
 
+FALSE_CLAIMS = 0.05
+"""The share of verdicts that may claim a difference where there is none."""
+
+
 class Contest(NamedTuple):
     """The two methods that a verdict compares; either is None if the run has no such pair.
 
-    A method without any training in a seed, as all its uploads were refused, is left out where others remain.
+    ``report.compare`` may name the two. Otherwise, the run's figures choose them. A method without any
+    training in a seed, as all its uploads were refused, is left out where others remain.
 
     Attributes:
         best: The most accurate federated method that uses the generator, among those with a baseline.
@@ -63,7 +68,24 @@ def verdict(summary: Summary) -> str:
         "existing model, trained on generated data alone," if alone.existing_model else "generated data alone"
     )
     refused = _refused_uploads(summary, best, baseline)
-    return f"{comparison}{refused} The {subject} gives {percent(alone.accuracy.mean)}; {cost}"
+    warnings = _warnings(summary, best) if _trained(summary) else ""
+    return f"{comparison}{refused} The {subject} gives {percent(alone.accuracy.mean)}; {cost}{warnings}"
+
+
+def _warnings(summary: Summary, best: str | None) -> str:
+    """Warn where federated training made things worse; nothing if it did not."""
+    warnings = ""
+    alone = summary.methods[SYNTHETIC_ONLY].accuracy.mean
+    if best is not None:
+        method = summary.methods[best]
+        start, end = method.curve[0].mean, method.accuracy.mean
+        if percent(start) == percent(alone) and round(100 * end, 1) < round(100 * start, 1):
+            warnings += f" {best} ends below its warm start ({percent(start)}): fine-tuning lowered it."
+    if all(
+        round(100 * method.accuracy.mean, 1) < round(100 * alone, 1) for method in _trained(summary).values()
+    ):
+        warnings += " No federated method is as accurate as the generated data alone."
+    return warnings
 
 
 def _verdict_without_generator(summary: Summary) -> str:
@@ -130,19 +152,37 @@ def _trained(summary: Summary) -> dict[str, MethodResult]:
 def contest(summary: Summary) -> Contest:
     """Pick the methods to compare. They are federated, whatever accuracy the references reach."""
     methods = _trained(summary) or summary.federated
+    if summary.compare and methods.keys() >= {*summary.compare}:
+        return Contest(*summary.compare)
 
     def accuracy(name: str) -> float:
         return methods[name].accuracy.mean
 
-    warm = sorted((name for name in methods if methods[name].uses_generator), key=accuracy, reverse=True)
-    cold = [name for name in methods if name not in warm]
-    for best in warm:  # the two must differ in the generator and in nothing else
-        method = methods[best]
-        for baseline in cold:
-            other = methods[baseline]
-            if (method.algorithm, method.existing_model) == (other.algorithm, other.existing_model):
-                return Contest(best, baseline)
-    return Contest(warm[0], None) if warm else Contest(None, max(cold, key=accuracy))
+    if pairs := _pairs(methods):
+        return max(pairs, key=lambda pair: accuracy(str(pair.best)))
+    warm = [name for name in methods if methods[name].uses_generator]
+    return Contest(max(warm, key=accuracy), None) if warm else Contest(None, max(methods, key=accuracy))
+
+
+def _pairs(methods: Mapping[str, MethodResult]) -> list[Contest]:
+    """Return all methods with a baseline, which differs in the generator and in nothing else."""
+    pairs = []
+    for name, method in methods.items():
+        for baseline, other in methods.items():
+            same = (method.algorithm, method.existing_model) == (other.algorithm, other.existing_model)
+            if same and method.uses_generator and not other.uses_generator:
+                pairs.append(Contest(name, baseline))
+                break
+    return pairs
+
+
+def comparisons(summary: Summary) -> int:
+    """Return the number of pairs of methods among which the figures choose the pair of the verdict."""
+    methods = _trained(summary) or summary.federated
+    if summary.compare and methods.keys() >= {*summary.compare}:
+        return 1
+    chosen = len(_pairs(methods)) if summary.synthetic else len(methods) * (len(methods) - 1)
+    return max(chosen, 1)
 
 
 def gains(method: MethodResult, baseline: MethodResult) -> list[float]:
@@ -162,16 +202,19 @@ def least_clear_gain(summary: Summary, method: MethodResult, other: MethodResult
 
     This is one test example or, if that is more, a bound that chance alone exceeds in only 5 of 100 cases.
     With several seeds, the bound comes from Student's t over the seeds. With one seed, it comes from the
-    standard error of two shares of the test examples.
+    standard error of two shares of the test examples. The verdict is about the best of several pairs of
+    methods, so each may exceed its bound in ``FALSE_CLAIMS / comparisons`` of the cases only (Bonferroni,
+    which is Holm's first step).
     """
     from scipy.special import stdtrit
 
     gain, examples = gains(method, other), summary.test_samples
+    level = 1 - FALSE_CLAIMS / comparisons(summary)
     if len(gain) > 1:
-        chance = stdtrit(len(gain) - 1, 0.95) * stdev(gain) / len(gain) ** 0.5
+        chance = stdtrit(len(gain) - 1, level) * stdev(gain) / len(gain) ** 0.5
     else:
         shares = (method.accuracy.mean, other.accuracy.mean)
-        chance = 100 * stdtrit(inf, 0.95) * (sum(p * (1 - p) for p in shares) / examples) ** 0.5
+        chance = 100 * stdtrit(inf, level) * (sum(p * (1 - p) for p in shares) / examples) ** 0.5
     return float(max(SMALLEST_DIFFERENCE, 100 / examples, chance))
 
 
@@ -329,7 +372,9 @@ def _points(summary: Summary, best: str, baseline: str) -> str:
     gain, least = gains(method, other), least_clear_gain(summary, method, other)
     better = f"better in {sum(value > 0 for value in gain)} of {len(gain)} seeds"
     unclear = abs(fmean(gain)) >= SMALLEST_DIFFERENCE and not exceeds(abs(fmean(gain)), least)
-    doubt = f"; up to {least:.1f} either way may be chance" if unclear else ""
+    among = comparisons(summary)
+    chosen = f" for the best of {among} pairs" if among > 1 else ""
+    doubt = f"; up to {least:.1f} either way may be chance{chosen}" if unclear else ""
     return f"{shown_gain(method, other)}, {better if len(gain) > 1 else 'in one seed'}{doubt}"
 
 

@@ -316,6 +316,10 @@ class Summary(ResultModel):
         description="The figures of each method: `synthetic_only` first if there is a generator, then the"
         " methods of the config, references last."
     )
+    compare: tuple[str, str] | None = Field(
+        description="The pair of methods that the verdict is about (report.compare); null if the figures"
+        " choose it."
+    )
     target_accuracy: float = Field(
         description="The accuracy to reach (report.target_accuracy), between 0 and 1."
     )

@@ -65,6 +65,7 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         guided=GuidedResult.model_validate(guided) if guided else None,
         vocabulary=VocabularyResult.model_validate(vocabulary) if vocabulary else None,
         methods=method_results(config, results),
+        compare=tuple(config.report.compare) if config.report.compare else None,
         target_accuracy=config.report.target_accuracy,
         stages={
             name: StageTime(seconds=records[name].seconds, skipped=was_skipped)
