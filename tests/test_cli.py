@@ -489,10 +489,9 @@ def test_a_failure_that_is_not_the_users_is_exit_code_1(finished, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(source, out)
     (out / "stages" / "report.json").unlink()
-    (out / "report").rename(out / "old")
-    (out / "report").write_text("a file in the way of a folder")
+    (out / "stages" / "report.json").mkdir()  # a folder in the way of a file
     _, stderr = genfl("run", EXAMPLE, *settings, "--out", out, code=1)
-    assert stderr.splitlines()[-1].startswith("failed: NotADirectoryError")
+    assert stderr.splitlines()[-1].startswith("failed: IsADirectoryError")
     assert "Traceback" not in stderr
 
 

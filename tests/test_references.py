@@ -249,7 +249,7 @@ def test_what_the_stage_gives_for_references(run, monkeypatch):
     assert begun["finetuned"] == begun["synthetic_only"]
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     pass
 
 

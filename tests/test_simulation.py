@@ -74,7 +74,7 @@ def assert_same(a, b):
         assert torch.equal(x, y)
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     pass
 
 

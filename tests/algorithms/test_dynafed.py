@@ -348,7 +348,7 @@ def test_the_matching_loss_falls_by_a_lot_where_it_can(clients):
     assert after < 0.02 * before
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     pass
 
 

@@ -84,7 +84,7 @@ def test_what_is_changed_matters_and_nothing_changed_is_as_without():
     assert not any(same(a, b) for a, b in itertools.combinations(traces, 2))
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     pass
 
 

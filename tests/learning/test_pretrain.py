@@ -54,7 +54,7 @@ def test_it_learns(problem):
     assert evaluate(task, _run(problem).weights, x, y)["accuracy"] > 0.95
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     pass
 
 

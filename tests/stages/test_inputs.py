@@ -429,6 +429,7 @@ ROWS = [
     # --- the report
     Row("report.target_accuracy", "report.target_accuracy=0.5", REPORT),
     Row("report.real_examples", "report.real_examples=true", REPORT),
+    Row("report.compare", "report.compare=[plain, mixed]", REPORT),
 ]
 
 
