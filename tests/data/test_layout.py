@@ -774,6 +774,12 @@ def test_odd_bytes_in_names_and_labels_end_in_a_note(folder):
     assert {*texts(folder.parent / "t").train.labels} == {"a?", "b"}
 
 
+def test_a_long_column_without_images_is_given_up_soon(folder):
+    table = pyarrow.table({"image": pyarrow.array(["x"] * 200_000), "label": pyarrow.array([1] * 200_000)})
+    pyarrow.parquet.write_table(table, folder / "train.parquet")
+    rejected(lambda: images(folder), "data.input: none of the 10112 cells of column 'image'")
+
+
 def test_base64_in_a_column_of_images_is_no_path(folder):
     rows = [{"image": "iVBORw0KGgo" * 999, "label": "ab"[n % 2]} for n in range(4)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")

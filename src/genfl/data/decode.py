@@ -31,6 +31,9 @@ CACHE_VERSION = 7
 TEST_SPLITS = ("test", "validation")
 """The splits that can be the test set, in order of preference; without them, a fifth of each class is."""
 
+HOPELESS_ROWS = 10_000
+"""Reading stops after so many examples, if none of them could be read."""
+
 DECODE_ROWS = 16
 """The number of examples that a thread decodes at a time."""
 
@@ -315,6 +318,8 @@ def _decode_split(
                     rows.append(row)
                 row += 1
             advance(len(cells))
+            if len(unreadable) == row >= HOPELESS_ROWS:
+                break  # another column holds the content
         if not labels:
             where = f"split {split} of {folder.path}"
             if without_id:
