@@ -65,6 +65,16 @@ def test_binary_tables_are_read_with_class_names(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
+    "metadata", [b"{", b"[]", b'{"info": {"features": [1]}}', b"[" * 100_000], ids=range(4)
+)
+def test_metadata_that_cannot_be_read_names_no_classes(tmp_path, metadata):
+    table = pyarrow.table({"n": [1]}).replace_schema_metadata({"huggingface": metadata})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    assert open_table(tmp_path / "t.parquet").class_names == {}
+    assert rows(tmp_path / "t.parquet") == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "line", "problem"),
     [
         ("t.csv", b"", None, "is empty"),

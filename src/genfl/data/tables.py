@@ -155,7 +155,7 @@ def _class_names(schema: pyarrow.Schema) -> dict[str, Sequence[str]]:
             for name, feature in features.items()
             if isinstance(feature, dict) and isinstance(feature.get("names"), list)
         }
-    except (AttributeError, LookupError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return {}
 
 
