@@ -32,6 +32,7 @@ from genfl.stages import generate, guided, labels, pretrain, prompts, report, vo
 from genfl.stages.base import Stage, StageRun, digest_of
 from genfl.stages.federate import stage as federate
 from genfl.storage import (
+    is_full_disk,
     link,
     locked,
     refuse_links,
@@ -171,8 +172,7 @@ def explaining_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # some libraries tell it by text alone
-        known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not known and os.strerror(errno.ENOSPC) not in str(error):
+        if not is_full_disk(error) and os.strerror(errno.ENOSPC) not in str(error):
             raise
         named = getattr(error, "filename", None)
         full = Path(named).parent if isinstance(named, str) else folder

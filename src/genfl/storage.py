@@ -7,6 +7,7 @@ behind a link.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -146,6 +147,11 @@ def _close_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_locks)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether an error says that a disk is full, or the user's share of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def link(source: Path, target: Path) -> None:

@@ -64,7 +64,7 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     try:
         about = read_json(folder / FACTS_FILE)
         if about["digest"] != digest(about["facts"]):
-            raise GenflError(f"{folder / 'about.json'} has another checksum")
+            raise GenflError(f"{folder / FACTS_FILE} has another checksum")
         facts: dict[str, Any] = about["facts"]
         for name, split in facts["splits"].items():
             if sha256(folder / f"{name}.npy") != split["sha256"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import logging
 from collections.abc import Sequence
@@ -15,13 +14,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from genfl import progress
-from genfl.data.cache import cache_folder, cache_lock, read_facts, write_facts
+from genfl.data.cache import FACTS_FILE, cache_folder, cache_lock, read_facts, write_facts
 from genfl.data.folders import BATCH_ROWS, Folder, Rows, cell_text, first_few
 from genfl.data.formats import InputFormat
 from genfl.data.media import MEDIA
 from genfl.errors import GenflError, InputError
 from genfl.natural_order import in_natural_order
-from genfl.storage import digest, remove, replacing, sha256
+from genfl.storage import digest, is_full_disk, remove, replacing, sha256
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +122,11 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
             facts = read_facts(target)
             if facts is None:
                 try:
-                    _decode(folder, spec, target)
+                    _decode(folder, spec, target, content_digest)
                 except BaseException as error:
                     with contextlib.suppress(OSError):
                         remove(target, target.parent)
-                    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    if is_full_disk(error):
                         raise GenflError(
                             f"GENFL_CACHE: no space left in {target.parent}; make room, or name another"
                             " folder"
@@ -194,7 +193,7 @@ def _read_split(folder: Path, name: str, facts: dict[str, Any]) -> Split:
     return Split(inputs, facts["labels"], facts["client_ids"], facts["rows"])
 
 
-def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
+def _decode(folder: Folder, spec: DatasetSpec, target: Path, content_digest: str) -> None:
     """Write the arrays of train and test, and, last, the file that marks them as complete."""
     what = MEDIA[spec.format.modality].what
     splits_of, total = folder.splits(spec.input, spec.label)
@@ -202,9 +201,8 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
         raise InputError(
             f"data.path: no train split in {folder.path}, only {', '.join(splits_of)}; rename one to train"
         )
-    remove(target / "about.json", target)
+    remove(target / FACTS_FILE, target)
     target.mkdir(mode=0o700, exist_ok=True)
-    before = _content_digest(folder, spec)
     labelled = [name for name in TEST_SPLITS if name in splits_of and _has_labels(splits_of[name], spec)]
     used = ("train", *labelled[:1])
     notes = [
@@ -236,7 +234,7 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path) -> None:
         path = target / f"{split}.npy"
         path.chmod(0o600)  # the data is private
         facts["sha256"] = sha256(path)
-    if _content_digest(Folder(folder.path, folder.medium, levels=spec.levels), spec) != before:
+    if _content_digest(Folder(folder.path, folder.medium, levels=spec.levels), spec) != content_digest:
         raise InputError(f"data.path: the files in {folder.path} changed while they were read; run again")
     dark = _darkness(target / "train.npy", spec)
     warnings = [*folder.warnings, *([dark] if dark else [])]

@@ -91,7 +91,7 @@ class FileRows:
     """The rows of a split that are files, in the order of their names.
 
     Attributes:
-        medium: The kind of content.
+        folder: The data set.
         rows: The cells of each file: its path, its class, its client, and what metadata tells.
         class_names: The names of the numbers in a column of the metadata.
     """
