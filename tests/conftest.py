@@ -8,12 +8,28 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; before torch is imported
+
+
+@pytest.fixture
+def forget() -> Iterator[None]:
+    """Take back what a test registers."""
+    from genfl.algorithms import ALGORITHMS
+    from genfl.data.sources import DATASETS
+    from genfl.generators.registry import GENERATORS
+    from genfl.models import MODELS
+
+    registries = (ALGORITHMS, MODELS, DATASETS, GENERATORS)
+    before = [entries.added() for entries in registries]
+    yield
+    for entries, kept in zip(registries, before, strict=True):
+        entries.restore(kept)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,6 @@ from genfl.engines.in_process import sequential
 from genfl.errors import GenflError, InputError
 from genfl.generators.registry import GENERATORS
 from genfl.learning.evaluate import evaluate
-from genfl.models import MODELS
 from genfl.rng import Key
 from genfl.simulation import federate
 
@@ -51,16 +50,6 @@ def digits():
 def arrays():
     x, y = digits()
     return x[:1000], y[:1000], x[1000:], y[1000:]
-
-
-@pytest.fixture
-def forget():
-    """Takes back what a test registers."""
-    registries = (ALGORITHMS, MODELS, DATASETS, GENERATORS)
-    before = [entries.added() for entries in registries]
-    yield
-    for entries, kept in zip(registries, before, strict=True):
-        entries.restore(kept)
 
 
 def lines(code):
@@ -324,7 +313,6 @@ def test_builders_are_not_modules():
 def test_names_in_the_config_are_those_of_the_code():
     from genfl.algorithms.registry import UNLABELLED
     from genfl.config.names import GENERATOR_KINDS
-    from genfl.generators.registry import GENERATORS
     from genfl.generators.speech import VOCODER
     from genfl.options import options
     from genfl.references import REFERENCES
@@ -392,7 +380,6 @@ def test_simulate_has_the_bits_of_the_loop(arrays):
 
 def test_simulate_equals_a_run_of_the_same_seed(tmp_path):
     """The API's arrays and the pipeline's data sets go through the same random streams."""
-    from genfl.data.sources import DATASETS
 
     source = DATASETS["digits"].load()
     parts = [{"name": "fedprox", "mu": 0.5}, {"name": "fedadam", "server_lr": 0.01}]

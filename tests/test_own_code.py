@@ -64,7 +64,7 @@ def in_a_new_process(plugin, out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [in_this_process, in_a_new_process])
-def test_changed_code_is_trained_again_and_other_code_is_not(run, tmp_path):
+def test_changed_code_is_trained_again_and_other_code_is_not(run, tmp_path, forget):
     plugin, record = tmp_path / "own.py", tmp_path / "out" / "stages" / "federate.json"
     plugin.write_text(PLUGIN)
     run(plugin, tmp_path / "out")

@@ -13,7 +13,6 @@ from torch import nn
 import genfl
 from genfl import pipeline
 from genfl.algorithms import ALGORITHMS
-from genfl.data.sources import DATASETS
 from genfl.errors import GenflError, InputError
 from genfl.experiment.context import RunContext
 from genfl.generators.registry import GENERATORS
@@ -33,14 +32,7 @@ BASE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _forget():
-    """Takes back what a test registers."""
-    registries = (ALGORITHMS, MODELS, DATASETS, GENERATORS)
-    before = [entries.added() for entries in registries]
-    yield
-    for entries, kept in zip(registries, before, strict=True):
-        entries.restore(kept)
+pytestmark = pytest.mark.usefixtures("forget")
 
 
 def digests(content):
