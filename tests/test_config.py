@@ -133,7 +133,7 @@ def test_overrides_are_yaml_at_dotted_paths():
         (f"model.name={'x' * 5000}", "model.name: there is no 'xxx"),
         ("methods.fedavg.²=1", "methods.fedavg.²: unknown key"),
         ("name=../x", "name: becomes the name of a folder: no slash"),
-        ("methods={a/b: {algorithm: fedavg}}", "methods.a/b.[key]: becomes the name of a folder: no slash"),
+        ("methods={a/b: {algorithm: fedavg}}", "methods.a/b: becomes the name of a folder: no slash"),
         ("methods.fedavg.algorithm={name: fedadam, server_lr: -1}", "algorithm.lr: should be greater than 0"),
         ("methods.fedavg.algorithm={name: fedadam, server_lr: 1, lr: 1}", "server_lr: unknown key"),
         ("methods.fedavg.algorithm={name: feddyn, alpha: 0}", "alpha: should be greater than 0"),

@@ -1,10 +1,12 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -184,6 +186,11 @@ def test_the_table_holds_every_run_and_method(swept):
     header, *lines = first.stdout.splitlines()
     assert header.split() == ["federate.clients_per_round", "synthetic_only", "fedavg", "gptfl"]
     assert [line.split()[0] for line in lines] == ["1", "2"]
+    page = (folder / "out" / "index.html").read_text()
+    assert "2 of 2 runs are finished" in page
+    links = [unquote(link) for link in re.findall('<a href="([^"]*)"', page)]
+    assert len(links) == 5
+    assert all((folder / "out" / link).is_file() for link in links)
 
 
 @pytest.mark.slow

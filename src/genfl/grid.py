@@ -6,15 +6,12 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from pydantic import Field
 
 from genfl import config as configs
 from genfl import pipeline
@@ -23,7 +20,8 @@ from genfl.errors import InputError, on_one_line
 from genfl.experiment import records
 from genfl.experiment.context import RunContext
 from genfl.experiment.records import SWEEP_MARKER
-from genfl.results.schema import MethodResult, ResultModel, Summary
+from genfl.results.schema import Summary
+from genfl.results.sweep import PointResult, setting_text
 from genfl.storage import digest, refuse_links, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -36,7 +34,7 @@ MOST_POINTS = 10_000
 LONGEST_POINT = 255
 """The largest number of bytes in the name of a point's folder, as file systems have it."""
 
-TABLE, SUMMARY = "sweep.csv", "sweep.json"
+TABLE, SUMMARY, SWEEP_PAGE, LATEX_TABLE = "sweep.csv", "sweep.json", "index.html", "sweep.tex"
 
 
 class Point(NamedTuple):
@@ -51,14 +49,6 @@ class Point(NamedTuple):
     name: str
     settings: dict[str, Any]
     config: Config
-
-
-class PointResult(ResultModel):
-    """The figures of one run of a grid."""
-
-    settings: dict[str, Any] = Field(description="The value of each field of the grid.")
-    run: str = Field(description="Name of the run's folder, below the folder of the sweep.")
-    methods: dict[str, MethodResult] = Field(description="The figures of each method, as in summary.json.")
 
 
 def points(content: Mapping[str, Any]) -> list[Point]:
@@ -109,17 +99,11 @@ def _located(name: str) -> Iterator[None]:
         raise InputError("\n".join(f"{line} (in the grid at {name})" for line in lines)) from error
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    # YAML has values without a JSON form, such as dates; the schema rejects them with the field's name
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
-
-
 def _folder_name(settings: Mapping[str, Any]) -> str:
     """Return the name of a point's folder. Different settings have different names."""
     name = ",".join(
-        _shortened(field, 255) + "=" + _shortened(_text(value), 60) for field, value in settings.items()
+        _shortened(field, 255) + "=" + _shortened(setting_text(value), 60)
+        for field, value in settings.items()
     )
     if len(name.encode()) <= LONGEST_POINT:
         return name
@@ -195,9 +179,18 @@ def _sweep(
         done.append(run_folder)
         methods = Summary.parse(summary).methods
         results.append(PointResult(settings=point.settings, run=point.name, methods=methods))
-        write_json(folder / SUMMARY, [result.to_dict() for result in results])
-        write_text(folder / TABLE, table(results))
+        _write_results(folder, results, len(grid))
     return results
+
+
+def _write_results(folder: Path, results: list[PointResult], planned: int) -> None:
+    from genfl.report.sweep_page import render_sweep, sweep_tex
+
+    write_json(folder / SUMMARY, [result.to_dict() for result in results])
+    write_text(folder / TABLE, table(results))
+    name = folder.resolve().name
+    write_text(folder / SWEEP_PAGE, render_sweep(name, results, planned))
+    write_text(folder / LATEX_TABLE, sweep_tex(name, results))
 
 
 def table(results: list[PointResult]) -> str:
@@ -208,7 +201,7 @@ def table(results: list[PointResult]) -> str:
     figures = ("accuracy_mean", "accuracy_std", "macro_f1_mean", "macro_f1_std", "rounds_to_target")
     writer.writerow((*fields, "method", *figures))
     for result in results:
-        values = [_text(result.settings[field]) for field in fields]
+        values = [setting_text(result.settings[field]) for field in fields]
         for name, method in result.methods.items():
             accuracy, f1 = method.accuracy, method.macro_f1
             scores = (accuracy.mean, accuracy.std, f1.mean, f1.std)  # None for a single seed
@@ -234,5 +227,5 @@ def overview(results: list[PointResult]) -> tuple[tuple[str, ...], list[tuple[st
     for result in results:
         methods = result.methods
         scores = (mean_std(methods[name].accuracy) if name in methods else "–" for name in names)
-        rows.append((*map(_text, result.settings.values()), *scores))
+        rows.append((*map(setting_text, result.settings.values()), *scores))
     return (*results[0].settings, *names), rows

@@ -97,8 +97,8 @@ def _union(location: Sequence[Any]) -> tuple[str, Collection[str]]:
 def _as_written(parts: Sequence[Any]) -> list[Any]:
     """Return the path of a field as written in the config file.
 
-    pydantic's path contains the member of a union, and a position even for a single value. For example,
-    ``algorithm.0.fedavg.beta`` becomes ``algorithm.beta``.
+    pydantic's path contains the member of a union, a position even for a single value, and ``[key]`` behind a
+    key that is wrong itself. For example, ``algorithm.0.fedavg.beta`` becomes ``algorithm.beta``.
     """
     location: list[Any] = []
     for part in parts:
@@ -111,7 +111,7 @@ def _as_written(parts: Sequence[Any]) -> list[Any]:
         location.append(part)
     if location[-2:] == ["algorithm", 0]:
         location.pop()
-    return location
+    return location[:-1] if location[-1:] == ["[key]"] else location
 
 
 def _keys_at(location: Sequence[Any]) -> list[str]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from genfl.config import Config, Content
 from genfl.report import pictures, plots, text
-from genfl.report.style import COLOURS, MARKERS, MOST_DRAWN, REST, Look, looks
+from genfl.report.style import MOST_DRAWN, REST, Look, looks
+from genfl.report.templates import page_template
 from genfl.results.evidence import Evidence
 from genfl.results.names import CENTRALISED, GENERATOR, LOCAL, SYNTHETIC_ONLY
 from genfl.results.schema import CurvePoint, Figure, MethodResult, Summary
@@ -75,22 +74,7 @@ def render(evidence: Evidence, summary: Summary) -> str:
         evidence: What the page shows besides figures.
         summary: The figures of the run.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": text.percent,
-        "mean_std": text.mean_std,
-        "duration": text.duration,
-        "size": text.byte_size,
-        "megabytes": text.megabytes,
-        "count": text.count,
-    }
-    return environment.get_template("template.html.j2").render(_context(evidence, summary))
+    return page_template("template.html.j2").render(_context(evidence, summary))
 
 
 def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
@@ -110,8 +94,6 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "verdict": _nonbreaking(text.verdict(summary)),
         "target": _nonbreaking(text.target_percent(summary)),
         "tiles": _tiles(summary),
-        "colours": COLOURS,
-        "markers": MARKERS,
         "looks": look,
         "rest": REST,
         "drawn": drawn,

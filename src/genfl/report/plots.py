@@ -20,6 +20,7 @@ from genfl.report.style import ACCENT, COLOURS, INK, LINE, MUTED, REST, SYNTHETI
 from genfl.report.text import count
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import CurvePoint, PretrainResult
+from genfl.results.schema import Figure as Score
 
 WIDTH, HEIGHT = 400, 250
 """Size of a chart, in units of about one pixel of a phone's screen."""
@@ -239,6 +240,60 @@ def plot_over_rounds(curves: Mapping[str, Curve], looks: Mapping[str, Look], lab
         axes.set_ylabel(label)
 
     return _draw(name, f"Line chart of {label} per round for {_names(curves, looks)}.", paint)
+
+
+def plot_setting(
+    values: Sequence[Any],
+    figures: Mapping[str, Sequence[Score | None]],
+    looks: Mapping[str, Look],
+    field: str,
+    name: str,
+) -> Markup:
+    """Draw the accuracy of methods against the values of a setting.
+
+    Numbers have an axis of numbers, which is logarithmic if they span more than a factor of 20. Other values
+    have equal distances.
+
+    Args:
+        values: The value of each run, in the order of the grid.
+        figures: For each method, its accuracy in each run; None if the run lacks the method.
+        looks: The look of each method.
+        field: The name of the setting.
+        name: The chart's name, unique on the page.
+    """
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    positions = [float(value) for value in values] if numbers else list(map(float, range(len(values))))
+    curves = {
+        method: [
+            CurvePoint(x, score.mean, score.std or 0.0)
+            for x, score in sorted(zip(positions, scores, strict=True), key=lambda point: point[0])
+            if score
+        ]
+        for method, scores in figures.items()
+    }
+    curves = {method: curve for method, curve in curves.items() if curve}
+
+    def paint(axes: Axes) -> None:
+        _lines(axes, curves, looks, (0.0, 1.0))
+        if numbers and min(positions) > 0 and max(positions) > 20 * min(positions):
+            axes.set_xscale("log")
+        elif numbers:
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+        if numbers and len(values) <= 8:
+            axes.set_xticks(positions, [f"{value:,.4g}" for value in positions])
+            axes.minorticks_off()
+        elif not numbers:
+            axes.set_xticks(positions, [_short(str(value)) for value in values])
+        lows = [mean - std for curve in curves.values() for _, mean, std in curve]
+        highs = [mean + std for curve in curves.values() for _, mean, std in curve]
+        axes.set_ylim(max(0.0, np.floor(20 * min(lows)) / 20), min(1.0, np.ceil(20 * max(highs)) / 20 + 1e-3))
+        axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+        axes.set_xlabel(field)
+        axes.set_ylabel("accuracy")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+
+    who = _names(curves, looks)
+    return _draw(name, f"Line chart of accuracy against {field} for {who}; figures are in the table.", paint)
 
 
 def plot_client_accuracy(curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> Markup:

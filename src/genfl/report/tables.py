@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 
 from genfl.report.text import (
     accuracy_rule,
@@ -95,16 +96,30 @@ def methods_tex(summary: Summary) -> str:
     tested = any(method.clients for method in summary.methods.values())
     if tested:
         head += " & Clients (\\%) & Worst client (\\%)"
+    caption = f"{latex(summary.name)}: {over}; figures of federated methods are {rule}."
+    rows = [_tex_row(name, method, tested) for name, method in summary.methods.items()]
+    return booktabs(head.split(" & "), rows, caption, f"l{'r' * head.count('&')}")
+
+
+def booktabs(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, columns: str) -> str:
+    """Return a LaTeX table, which needs the package booktabs.
+
+    Args:
+        head: The names of the columns, as LaTeX.
+        rows: The cells of each row, as LaTeX.
+        caption: The caption, as LaTeX.
+        columns: The alignment of the columns, as in ``lrr``.
+    """
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "  \\centering",
-        f"  \\caption{{{latex(summary.name)}: {over}; figures of federated methods are {rule}.}}",
-        f"  \\begin{{tabular}}{{l{'r' * head.count('&')}}}",
+        f"  \\caption{{{caption}}}",
+        f"  \\begin{{tabular}}{{{columns}}}",
         "    \\toprule",
-        f"    {head} \\\\",
+        f"    {' & '.join(head)} \\\\",
         "    \\midrule",
-        *(f"    {' & '.join(_tex_row(name, m, tested))} \\\\" for name, m in summary.methods.items()),
+        *(f"    {' & '.join(row)} \\\\" for row in rows),
         "    \\bottomrule",
         "  \\end{tabular}",
         "\\end{table}",
