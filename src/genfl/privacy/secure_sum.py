@@ -16,8 +16,6 @@ parts are not:
   seed, and so this process, can unmask everything. Nothing here protects against the process itself.
 * Dropouts: there is no recovery. If the upload of one client is missing, there is no sum.
 
-The networked protocol, with keys of the clients' own, comes with the Flower engine.
-
 Threat model of the simulated protocol: the server follows the protocol but is curious, and clients may
 collude with it. An upload looks uniformly random, and so does the sum of any group of uploads, as long as the
 group has an honest neighbour outside it. Colluding neighbours can remove their masks. Consider a ring of n
