@@ -695,6 +695,85 @@ def test_fedets_student_reaches_its_teacher(float64, diversity):
     assert kl(teacher, task, after["weights"], shared) < 1e-4
 
 
+class PublishedEnsembleTransfer(Published):
+    """Fed-ET with its shared heads, in plain PyTorch, for full batches."""
+
+    def __init__(self, large, groups, of_client, unlabelled, steps, lr, diversity, sharing):
+        super().__init__(groups, of_client, unlabelled, steps, lr)
+        self.large, self.diversity, self.sharing = large, diversity, sharing
+        for name in sharing:
+            self.give_head(name)
+
+    def give_head(self, name):
+        self.groups[name].classifier.load_state_dict(self.large.classifier.state_dict())
+
+    def distil(self, student, teacher):
+        """The small models learn nothing at the server."""
+
+    def round(self, chosen, clients, local_steps):
+        before = {name: copy.deepcopy(group) for name, group in self.groups.items()}
+        trained = {}
+        for k in chosen:  # each client alone, so that its model can be seen
+            self.groups = {name: copy.deepcopy(group) for name, group in before.items()}
+            super().round([k], clients, local_steps)
+            trained[k] = self.groups[self.of_client(k)]
+        self.groups = before
+        super().round(chosen, clients, local_steps)
+        with torch.no_grad():
+            s = np.stack([model(self.unlabelled).numpy() for model in trained.values()])
+            sharing = [k for k in chosen if self.of_client(k) in self.sharing]
+            total = sum(samples(clients, k) for k in sharing)
+            for name in ("weight", "bias") if sharing else ():
+                heads = [samples(clients, k) / total * getattr(trained[k].classifier, name) for k in sharing]
+                getattr(self.large.classifier, name).copy_(sum(heads))
+        labels = torch.tensor(consensus_in_numpy(s, 0.0)).argmax(1)
+        diverse = torch.tensor(consensus_in_numpy(s, 1.0)) - F.one_hot(labels, C)
+        self.large.train()
+        optimizer = torch.optim.Adam(self.large.parameters(), lr=self.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        for _ in range(self.steps):
+            optimizer.zero_grad()
+            out = self.large(self.unlabelled)
+            others = F.kl_div(torch.log_softmax(out, 1), diverse, reduction="batchmean")
+            (F.cross_entropy(out, labels) + self.diversity * others).backward()
+            optimizer.step()
+            schedule.step()
+        self.large.eval()
+        for name in self.sharing:
+            self.give_head(name)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_fedet_equals_its_transcription_with_and_without_a_shared_head(float64, share):
+    """Two small models have the large one's features; the third has fewer, and shares nothing."""
+    task, clients, unlabelled = smooth(20), data((3, 8, 5, 9, 4, 6)), draw(8, D)
+    tasks = {"a": smooth(4), "b": smooth(7), "c": smooth(5, features=3)}
+    algorithm = build(
+        "fedet", task, unlabelled, client_tasks=tasks, share=share, steps=6, lr=0.02, diversity=0.3
+    )
+    first = algorithm.init(task.init(Key(1)), {}, Key(3).fold("init"))
+    modules = {name: tasks[name].module(first["models"][name]) for name in tasks}
+    published = PublishedEnsembleTransfer(
+        task.module(task.init(Key(1))),
+        modules,
+        lambda k: list(tasks)[k % 3],
+        unlabelled,
+        6,
+        0.02,
+        0.3,
+        ("a", "b") if share else (),
+    )
+    for name in published.sharing:
+        assert equal_modules(tasks[name], first["models"][name], modules[name], 0.0)
+    for number, state in enumerate(federated(algorithm, task, clients, rounds=6), 1):
+        published.round(cohort(6, 2, Key(3).fold("cohort", number)), clients, 3)
+        assert equal_modules(task, state["weights"], published.large)
+        for name in tasks:
+            assert equal_modules(tasks[name], state["models"][name], published.groups[name])
+    head = state["weights"]["params"]["classifier.weight"]
+    assert torch.equal(state["models"]["a"]["params"]["classifier.weight"], head) == share
+
+
 def test_fedet_refuses_local_training_that_remembers_a_model():
     parts = [(ALGORITHMS["moon"], {}), (ALGORITHMS["fedet"], {})]
     with pytest.raises(ValueError, match="fedet: "):
