@@ -398,6 +398,7 @@ class LinearDSFL:
 
     def __init__(self, weights, shared, temperature, steps, lr, clients):
         self.u = np.concatenate([shared.numpy(), np.ones((len(shared), 1))], 1)
+        self.part = self.before = self.u  # of this round, and of the last one
         self.server = self.matrix(weights)
         self.own = [self.server] * clients
         self.targets = None
@@ -407,23 +408,23 @@ class LinearDSFL:
     def matrix(weights):
         return np.concatenate([p.numpy().reshape(C, -1) for p in trees.leaves(weights["params"])], 1)
 
-    def learn(self, w):
+    def learn(self, w, u):
         for _ in range(self.steps if self.targets is not None else 0):
-            w = w - self.lr * (softmax(self.u @ w.T) - self.targets).T @ self.u / len(self.u)
+            w = w - self.lr * (softmax(u @ w.T) - self.targets).T @ u / len(u)
         return w
 
     def round(self, work):
         """Takes for each client of the cohort its example and its number of steps."""
         answers = []
         for k, (x, label, steps) in work.items():
-            w = self.learn(self.own[k])
+            w = self.learn(self.own[k], self.before)
             x = np.append(x, 1.0)
             for _ in range(steps):
                 w = w - LR * np.outer(softmax(w @ x) - np.eye(C)[label], x)
             self.own[k] = w
-            answers.append(softmax(self.u @ w.T))
+            answers.append(softmax(self.part @ w.T))
         self.targets = softmax(np.mean(answers, 0) / self.temperature)
-        self.server = self.learn(self.server)
+        self.server = self.learn(self.server, self.part)
 
 
 def test_dsfl_equals_its_transcription_with_partial_participation_and_unequal_steps(float64):
@@ -450,6 +451,36 @@ def test_dsfl_equals_its_transcription_with_partial_participation_and_unequal_st
     assert refused == sum(r["refused"] for r in trace.rounds) > 0
 
 
+def test_dsfl_of_a_random_part_equals_its_transcription(float64):
+    """The soft labels of a round belong to the part that was drawn for it, and clients learn them later."""
+    task, shared = linear(), draw(9, D, seed=5)
+    x, label, counts = draw(5, D, seed=6), torch.tensor([0, 1, 2, 0, 1]), [1, 4, 2, 3, 2]
+    rows = torch.arange(5).repeat_interleave(torch.tensor(counts))
+    parts = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    clients = ClientData(x[rows], label[rows], parts, C)
+    options = {"temperature": 0.1, "steps": 3, "lr": 0.2}
+    algorithm = build("dsfl", task, shared, batch_size=50, per_round=4, **options)
+    first = algorithm.init(task.init(Key(1)), {}, Key(3).fold("init"))
+    trace, states = run(algorithm, task, clients, rounds=6, size=3, batch_size=1)
+    expected = LinearDSFL(task.init(Key(1)), shared, clients=5, **options)
+    everything, before, asked = expected.u, None, first["asked"]["rows"]
+    drawn = []
+    for number, state in enumerate(states, 1):
+        chosen = cohort(5, 3, Key(3).fold("cohort", number))
+        expected.part, expected.before = everything[asked], before
+        expected.round({k: (x[k].numpy(), label[k], counts[k]) for k in chosen})
+        np.testing.assert_allclose(state["targets"], expected.targets, atol=1e-11)
+        np.testing.assert_allclose(LinearDSFL.matrix(state["weights"]), expected.server, atol=1e-11)
+        assert torch.equal(state["labelled"]["rows"], asked)
+        drawn.append(asked.tolist())
+        before, asked = everything[asked], state["asked"]["rows"]
+    assert all(len(set(part)) == 4 for part in drawn)
+    assert len({tuple(part) for part in drawn}) == 6
+    for r in trace.rounds:
+        assert r["downlink_bytes"] == 3 * (4 * C * 8 + 2 * 4 * 8), "soft labels, and two lists of positions"
+        assert r["uplink_bytes"] == 3 * (4 * C + 1) * 8
+
+
 def test_dsfl_sends_only_answers(float64):
     task = hard(50)
     trace, _ = run(build("dsfl", task, steps=1), task, data())
@@ -471,7 +502,7 @@ def test_dsfls_first_round_starts_from_the_clients_own_model(float64):
     )
     assert same(carry["message"]["weights"], own)
     assert same({part: carry["local"][part] for part in own}, own)
-    known = {"targets": F.one_hot(torch.arange(4) % C, C).double()}
+    known = {**algorithm.send(state), "targets": F.one_hot(torch.arange(4) % C, C).double()}
     carry = algorithm.client.start(known, {**memory, "method": own}, clients.client_info(0), Key(0))
     begin = carry["message"]["weights"]
     assert same({part: carry["local"][part] for part in own}, begin)
@@ -488,7 +519,8 @@ def test_dsfls_distillation_draws_from_the_key(float64):
         return task.loss(params, buffers, batch, key)
 
     algorithm = build("dsfl", task._replace(loss=loss), draw(12, D), batch_size=4, steps=5)
-    message, memory = {"targets": torch.softmax(draw(12, C), 1)}, algorithm.memory(task.init(Key(1)))
+    targets, memory = torch.softmax(draw(12, C), 1), algorithm.memory(task.init(Key(1)))
+    message = {"targets": targets, "labelled": {}, "asked": {}}
     starts = [
         algorithm.client.start(message, memory, {}, Key(seed))["message"]["weights"] for seed in (0, 0, 1)
     ]
