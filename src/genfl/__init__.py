@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from genfl.algorithms.fedavg import fedavg as fedavg
     from genfl.algorithms.feddecorr import feddecorr as feddecorr
     from genfl.algorithms.feddf import feddf as feddf
+    from genfl.algorithms.feddf_logits import feddf_logits as feddf_logits
     from genfl.algorithms.feddisco import feddisco as feddisco
     from genfl.algorithms.feddyn import feddyn as feddyn
     from genfl.algorithms.fedet import fedet as fedet
@@ -82,6 +83,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "fedavgm",
         "feddecorr",
         "feddf",
+        "feddf_logits",
         "feddisco",
         "feddyn",
         "fedet",

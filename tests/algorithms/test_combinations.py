@@ -88,8 +88,8 @@ def test_the_table_knows_who_needs_features():
     assert needs["moon"] == needs["feddecorr"] == "features"
     assert needs["fedavg"] == needs["feddyn"] == needs["feddisco"] == needs["fedftg"] == ""
     assert needs["fedgen"] == "linear head"
-    assert needs["feddf"] == needs["dsfl"] == "synthetic data"
-    assert needs["fedet"] == "synthetic data, client_models"
+    assert needs["feddf"] == needs["dsfl"] == "synthetic or public data"
+    assert needs["fedet"] == "synthetic or public data, client_models"
 
 
 def transcription(samples, counts, a, b):

@@ -1,5 +1,7 @@
 """Methods that distil on shared inputs: teachers and losses as in the papers, written out in numpy."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -170,16 +172,157 @@ def test_distils_batches_are_full_and_no_input_is_seen_twice_in_a_pass(float64):
 # FedDF
 
 
-def test_feddf_without_steps_is_fedavg():
+BOTH = pytest.mark.parametrize("name", ["feddf", "feddf_logits"])
+
+
+@BOTH
+def test_feddf_without_steps_is_fedavg(float64, name):
     task, clients = hard(), data()
     traces = [
         run(algorithm, task, clients)[0]
-        for algorithm in (build("feddf", task, steps=0), fedavg(task, LocalSGD(LR)))
+        for algorithm in (build(name, task, steps=0), fedavg(task, LocalSGD(LR)))
     ]
-    assert same(traces[0].weights, traces[1].weights)
+    assert close(traces[0].weights, traces[1].weights)
 
 
-def test_feddfs_student_reaches_the_mean_of_the_clients_logits(float64):
+def samples(clients, k):
+    return int(clients.client_info(k)["samples"])
+
+
+class Published:
+    """FedDF as published (Algorithms 1 and 3), in plain PyTorch, for full batches.
+
+    Each client's module is a deep copy that torch.optim.SGD trains. Modules are averaged by their state
+    dicts, and every group's average learns the mean logits of all clients' modules.
+    """
+
+    def __init__(self, groups, of_client, unlabelled, steps, lr):
+        self.groups, self.of_client = groups, of_client
+        self.unlabelled, self.steps, self.lr = unlabelled, steps, lr
+
+    def round(self, chosen, clients, local_steps):
+        trained = {}
+        for k in chosen:
+            model = copy.deepcopy(self.groups[self.of_client(k)]).train()
+            optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+            batch = clients.batch(k, torch.arange(samples(clients, k)))
+            for _ in range(local_steps):
+                optimizer.zero_grad()
+                F.cross_entropy(model(batch["x"]), batch["y"]).backward()
+                optimizer.step()
+            trained[k] = model.eval()
+        with torch.no_grad():
+            logits = [model(self.unlabelled) for model in trained.values()]
+            teacher = torch.softmax(sum(logits) / len(logits), 1)
+        for name, group in self.groups.items():
+            members = [k for k in chosen if self.of_client(k) == name]
+            if members:
+                total = sum(samples(clients, k) for k in members)
+                states = {k: trained[k].state_dict() for k in members}
+                mean = {
+                    key: sum(samples(clients, k) / total * states[k][key] for k in members)
+                    for key, value in group.state_dict().items()
+                    if value.is_floating_point()
+                }
+                group.load_state_dict(mean, strict=False)
+            self.distil(group, teacher)
+
+    def distil(self, student, teacher):
+        student.train()
+        optimizer = torch.optim.Adam(student.parameters(), lr=self.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        for _ in range(self.steps):
+            optimizer.zero_grad()
+            log_p = torch.log_softmax(student(self.unlabelled), 1)
+            F.kl_div(log_p, teacher, reduction="batchmean").backward()
+            optimizer.step()
+            schedule.step()
+        student.eval()
+
+
+def smooth(width, features=6, head=C):
+    """Batch norm, but no dropout and no bias before it, whose gradient would be rounding alone."""
+    body = [nn.Linear(D, width, bias=False), nn.BatchNorm1d(width), nn.Tanh(), nn.Linear(width, features)]
+    return classification(
+        lambda: Stack(nn.Sequential(*map(copy.deepcopy, body)), nn.Linear(features, head)), (D,)
+    )
+
+
+def federated(algorithm, task, clients, rounds=5):
+    """Returns the server's states, for full batches, three local steps and two clients a round."""
+    states = []
+
+    def server(state, aggregate, key):
+        states.append(algorithm.server(state, aggregate, key))
+        return states[-1]
+
+    federate(
+        algorithm._replace(server=server),
+        task.init(Key(1)),
+        clients,
+        sequential(clients),
+        Schedule(rounds, 2, 99, local_steps=3),
+        Key(3),
+        lambda weights: {},
+    )
+    return states
+
+
+def equal_modules(task, weights, module, tolerance=1e-8):
+    expected = module.state_dict()
+    return all(
+        torch.allclose(tensor, expected[name], rtol=0, atol=tolerance)
+        for name, tensor in task.state_dict(weights).items()
+    )
+
+
+def test_feddf_equals_the_published_algorithm(float64):
+    task, clients, unlabelled = smooth(7), data(), draw(8, D)
+    algorithm = build("feddf", task, unlabelled, steps=6, lr=0.02)
+    published = Published({"all": task.module(task.init(Key(1)))}, lambda k: "all", unlabelled, 6, 0.02)
+    states = federated(algorithm, task, clients)
+    for number, state in enumerate(states, 1):
+        published.round(cohort(4, 2, Key(3).fold("cohort", number)), clients, 3)
+        assert equal_modules(task, state["weights"], published.groups["all"])
+    assert not close(states[0]["weights"], states[-1]["weights"], 0.1)
+
+
+def test_feddf_of_two_architectures_equals_the_published_algorithm(float64):
+    """Groups without a client in the cohort learn as well, from where they were."""
+    task, other, clients, unlabelled = smooth(7), smooth(4, features=3), data(), draw(8, D)
+    tasks = {"other": other, "own": smooth(7)}
+    algorithm = build("feddf", task, unlabelled, client_tasks=tasks, heterogeneous=True, steps=6, lr=0.02)
+    first = algorithm.init(task.init(Key(1)), {}, Key(3).fold("init"))
+    modules = {name: tasks[name].module(first["models"][name]) for name in tasks}
+    published = Published(modules, lambda k: list(tasks)[k % 2], unlabelled, 6, 0.02)
+    alone = 0
+    for number, state in enumerate(federated(algorithm, task, clients, rounds=6), 1):
+        chosen = cohort(4, 2, Key(3).fold("cohort", number))
+        alone += len({k % 2 for k in chosen}) == 1
+        published.round(chosen, clients, 3)
+        for name in tasks:
+            assert equal_modules(tasks[name], state["models"][name], modules[name])
+        assert same(state["weights"], state["models"]["own"]), "the server's architecture is evaluated"
+    assert alone, "a group had no client"
+
+
+def test_feddf_sends_models_alone():
+    task = hard(50)
+    size = trees.num_bytes(task.init(Key(0)))
+    trace, _ = run(build("feddf", task, steps=1), task, data())
+    for r in trace.rounds:
+        assert (r["downlink_bytes"], r["uplink_bytes"]) == (2 * size, 2 * (size + 4))
+
+
+def test_feddf_of_several_architectures_names_what_is_missing():
+    task = smooth(7)
+    with pytest.raises(ValueError, match="feddf: heterogeneous needs client_models"):
+        build("feddf", task, heterogeneous=True)
+    with pytest.raises(ValueError, match=r"feddf: none of the client models \(small\) is the server's"):
+        build("feddf", task, client_tasks={"small": smooth(4)}, heterogeneous=True)
+
+
+def test_feddf_logits_student_reaches_the_mean_of_the_clients_logits(float64):
     """Clients count alike in the teacher and by their samples in the student's start."""
     task, clients, shared = linear(), data((2, 30)), draw(4, D)
     logits = []
@@ -196,20 +339,21 @@ def test_feddfs_student_reaches_the_mean_of_the_clients_logits(float64):
             logits.append(task.predict(trees.add(state["weights"], change), shared))
             yield upload
 
-    average = build("feddf", task, shared, LocalSGD(1.0), steps=0)
+    average = build("feddf_logits", task, shared, LocalSGD(1.0), steps=0)
     state = average.init(task.init(Key(1)), {}, Key(0))
     uploads = list(ends(state))
     for upload, own in zip(uploads, logits, strict=True):
         assert torch.allclose(upload["logits"], own)
     teacher = softmax(np.mean([z.numpy() for z in logits], 0))
     start = average.server(state, trees.add(*uploads), Key(0))["weights"]
-    trained = build("feddf", task, shared, steps=1500, lr=0.05)
+    trained = build("feddf_logits", task, shared, steps=1500, lr=0.05)
     end = trained.server(state, trees.add(*uploads), Key(0))["weights"]
     assert kl(teacher, task, start, shared) > 0.05
     assert kl(teacher, task, end, shared) < 1e-8
 
 
-def test_feddf_of_linear_models_and_equal_clients_is_fedavg(float64):
+@BOTH
+def test_feddf_of_linear_models_and_equal_clients_is_fedavg(float64, name):
     """The mean model gives the mean logits: there is nothing left to learn.
 
     Shown for one step, because Adam makes steps of rounding errors, and the next of those steps.
@@ -217,14 +361,14 @@ def test_feddf_of_linear_models_and_equal_clients_is_fedavg(float64):
     task, clients = linear(), data((6, 6, 6, 6))
     traces = [
         run(algorithm, task, clients)[0]
-        for algorithm in (build("feddf", task, steps=1), fedavg(task, LocalSGD(LR)))
+        for algorithm in (build(name, task, steps=1), fedavg(task, LocalSGD(LR)))
     ]
     assert close(traces[0].weights, traces[1].weights, 1e-9)
 
 
-def test_feddfs_clients_answer_as_in_evaluation(float64):
+def test_feddf_logits_clients_answer_as_in_evaluation(float64):
     task, clients, shared = hard(), data(), draw(4, D)
-    algorithm = build("feddf", task, shared)
+    algorithm = build("feddf_logits", task, shared)
     state = algorithm.init(task.init(Key(1)), {}, Key(0))
     carry = algorithm.client.start(
         algorithm.send(state), algorithm.memory({}), clients.client_info(1), Key(0)
@@ -236,11 +380,12 @@ def test_feddfs_clients_answer_as_in_evaluation(float64):
     assert torch.allclose(upload["logits"], alone)
 
 
-def test_fedprox_and_feddf_combine():
+@BOTH
+def test_fedprox_and_feddf_combine(float64, name):
     task, clients = hard(), data()
-    parts = [(ALGORITHMS["fedprox"], {"mu": 0.7}), (ALGORITHMS["feddf"], {"steps": 0})]
+    parts = [(ALGORITHMS["fedprox"], {"mu": 0.7}), (ALGORITHMS[name], {"steps": 0})]
     both = combine(task, LocalSGD(LR), parts, {**inputs(draw(4, D))})
-    assert same(
+    assert close(
         run(both, task, clients)[0].weights, run(build("fedprox", task, mu=0.7), task, clients)[0].weights
     )
 
@@ -253,6 +398,7 @@ class LinearDSFL:
 
     def __init__(self, weights, shared, temperature, steps, lr, clients):
         self.u = np.concatenate([shared.numpy(), np.ones((len(shared), 1))], 1)
+        self.part = self.before = self.u  # of this round, and of the last one
         self.server = self.matrix(weights)
         self.own = [self.server] * clients
         self.targets = None
@@ -262,23 +408,23 @@ class LinearDSFL:
     def matrix(weights):
         return np.concatenate([p.numpy().reshape(C, -1) for p in trees.leaves(weights["params"])], 1)
 
-    def learn(self, w):
+    def learn(self, w, u):
         for _ in range(self.steps if self.targets is not None else 0):
-            w = w - self.lr * (softmax(self.u @ w.T) - self.targets).T @ self.u / len(self.u)
+            w = w - self.lr * (softmax(u @ w.T) - self.targets).T @ u / len(u)
         return w
 
     def round(self, work):
         """Takes for each client of the cohort its example and its number of steps."""
         answers = []
         for k, (x, label, steps) in work.items():
-            w = self.learn(self.own[k])
+            w = self.learn(self.own[k], self.before)
             x = np.append(x, 1.0)
             for _ in range(steps):
                 w = w - LR * np.outer(softmax(w @ x) - np.eye(C)[label], x)
             self.own[k] = w
-            answers.append(softmax(self.u @ w.T))
+            answers.append(softmax(self.part @ w.T))
         self.targets = softmax(np.mean(answers, 0) / self.temperature)
-        self.server = self.learn(self.server)
+        self.server = self.learn(self.server, self.part)
 
 
 def test_dsfl_equals_its_transcription_with_partial_participation_and_unequal_steps(float64):
@@ -305,6 +451,36 @@ def test_dsfl_equals_its_transcription_with_partial_participation_and_unequal_st
     assert refused == sum(r["refused"] for r in trace.rounds) > 0
 
 
+def test_dsfl_of_a_random_part_equals_its_transcription(float64):
+    """The soft labels of a round belong to the part that was drawn for it, and clients learn them later."""
+    task, shared = linear(), draw(9, D, seed=5)
+    x, label, counts = draw(5, D, seed=6), torch.tensor([0, 1, 2, 0, 1]), [1, 4, 2, 3, 2]
+    rows = torch.arange(5).repeat_interleave(torch.tensor(counts))
+    parts = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    clients = ClientData(x[rows], label[rows], parts, C)
+    options = {"temperature": 0.1, "steps": 3, "lr": 0.2}
+    algorithm = build("dsfl", task, shared, batch_size=50, per_round=4, **options)
+    first = algorithm.init(task.init(Key(1)), {}, Key(3).fold("init"))
+    trace, states = run(algorithm, task, clients, rounds=6, size=3, batch_size=1)
+    expected = LinearDSFL(task.init(Key(1)), shared, clients=5, **options)
+    everything, before, asked = expected.u, None, first["asked"]["rows"]
+    drawn = []
+    for number, state in enumerate(states, 1):
+        chosen = cohort(5, 3, Key(3).fold("cohort", number))
+        expected.part, expected.before = everything[asked], before
+        expected.round({k: (x[k].numpy(), label[k], counts[k]) for k in chosen})
+        np.testing.assert_allclose(state["targets"], expected.targets, atol=1e-11)
+        np.testing.assert_allclose(LinearDSFL.matrix(state["weights"]), expected.server, atol=1e-11)
+        assert torch.equal(state["labelled"]["rows"], asked)
+        drawn.append(asked.tolist())
+        before, asked = everything[asked], state["asked"]["rows"]
+    assert all(len(set(part)) == 4 for part in drawn)
+    assert len({tuple(part) for part in drawn}) == 6
+    for r in trace.rounds:
+        assert r["downlink_bytes"] == 3 * (4 * C * 8 + 2 * 4 * 8), "soft labels, and two lists of positions"
+        assert r["uplink_bytes"] == 3 * (4 * C + 1) * 8
+
+
 def test_dsfl_sends_only_answers(float64):
     task = hard(50)
     trace, _ = run(build("dsfl", task, steps=1), task, data())
@@ -326,7 +502,7 @@ def test_dsfls_first_round_starts_from_the_clients_own_model(float64):
     )
     assert same(carry["message"]["weights"], own)
     assert same({part: carry["local"][part] for part in own}, own)
-    known = {"targets": F.one_hot(torch.arange(4) % C, C).double()}
+    known = {**algorithm.send(state), "targets": F.one_hot(torch.arange(4) % C, C).double()}
     carry = algorithm.client.start(known, {**memory, "method": own}, clients.client_info(0), Key(0))
     begin = carry["message"]["weights"]
     assert same({part: carry["local"][part] for part in own}, begin)
@@ -343,7 +519,8 @@ def test_dsfls_distillation_draws_from_the_key(float64):
         return task.loss(params, buffers, batch, key)
 
     algorithm = build("dsfl", task._replace(loss=loss), draw(12, D), batch_size=4, steps=5)
-    message, memory = {"targets": torch.softmax(draw(12, C), 1)}, algorithm.memory(task.init(Key(1)))
+    targets, memory = torch.softmax(draw(12, C), 1), algorithm.memory(task.init(Key(1)))
+    message = {"targets": targets, "labelled": {}, "asked": {}}
     starts = [
         algorithm.client.start(message, memory, {}, Key(seed))["message"]["weights"] for seed in (0, 0, 1)
     ]
@@ -550,6 +727,85 @@ def test_fedets_student_reaches_its_teacher(float64, diversity):
     assert kl(teacher, task, after["weights"], shared) < 1e-4
 
 
+class PublishedEnsembleTransfer(Published):
+    """Fed-ET with its shared heads, in plain PyTorch, for full batches."""
+
+    def __init__(self, large, groups, of_client, unlabelled, steps, lr, diversity, sharing):
+        super().__init__(groups, of_client, unlabelled, steps, lr)
+        self.large, self.diversity, self.sharing = large, diversity, sharing
+        for name in sharing:
+            self.give_head(name)
+
+    def give_head(self, name):
+        self.groups[name].classifier.load_state_dict(self.large.classifier.state_dict())
+
+    def distil(self, student, teacher):
+        """The small models learn nothing at the server."""
+
+    def round(self, chosen, clients, local_steps):
+        before = {name: copy.deepcopy(group) for name, group in self.groups.items()}
+        trained = {}
+        for k in chosen:  # each client alone, so that its model can be seen
+            self.groups = {name: copy.deepcopy(group) for name, group in before.items()}
+            super().round([k], clients, local_steps)
+            trained[k] = self.groups[self.of_client(k)]
+        self.groups = before
+        super().round(chosen, clients, local_steps)
+        with torch.no_grad():
+            s = np.stack([model(self.unlabelled).numpy() for model in trained.values()])
+            sharing = [k for k in chosen if self.of_client(k) in self.sharing]
+            total = sum(samples(clients, k) for k in sharing)
+            for name in ("weight", "bias") if sharing else ():
+                heads = [samples(clients, k) / total * getattr(trained[k].classifier, name) for k in sharing]
+                getattr(self.large.classifier, name).copy_(sum(heads))
+        labels = torch.tensor(consensus_in_numpy(s, 0.0)).argmax(1)
+        diverse = torch.tensor(consensus_in_numpy(s, 1.0)) - F.one_hot(labels, C)
+        self.large.train()
+        optimizer = torch.optim.Adam(self.large.parameters(), lr=self.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        for _ in range(self.steps):
+            optimizer.zero_grad()
+            out = self.large(self.unlabelled)
+            others = F.kl_div(torch.log_softmax(out, 1), diverse, reduction="batchmean")
+            (F.cross_entropy(out, labels) + self.diversity * others).backward()
+            optimizer.step()
+            schedule.step()
+        self.large.eval()
+        for name in self.sharing:
+            self.give_head(name)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_fedet_equals_its_transcription_with_and_without_a_shared_head(float64, share):
+    """Two small models have the large one's features; the third has fewer, and shares nothing."""
+    task, clients, unlabelled = smooth(20), data((3, 8, 5, 9, 4, 6)), draw(8, D)
+    tasks = {"a": smooth(4), "b": smooth(7), "c": smooth(5, features=3)}
+    algorithm = build(
+        "fedet", task, unlabelled, client_tasks=tasks, share=share, steps=6, lr=0.02, diversity=0.3
+    )
+    first = algorithm.init(task.init(Key(1)), {}, Key(3).fold("init"))
+    modules = {name: tasks[name].module(first["models"][name]) for name in tasks}
+    published = PublishedEnsembleTransfer(
+        task.module(task.init(Key(1))),
+        modules,
+        lambda k: list(tasks)[k % 3],
+        unlabelled,
+        6,
+        0.02,
+        0.3,
+        ("a", "b") if share else (),
+    )
+    for name in published.sharing:
+        assert equal_modules(tasks[name], first["models"][name], modules[name], 0.0)
+    for number, state in enumerate(federated(algorithm, task, clients, rounds=6), 1):
+        published.round(cohort(6, 2, Key(3).fold("cohort", number)), clients, 3)
+        assert equal_modules(task, state["weights"], published.large)
+        for name in tasks:
+            assert equal_modules(tasks[name], state["models"][name], published.groups[name])
+    head = state["weights"]["params"]["classifier.weight"]
+    assert torch.equal(state["models"]["a"]["params"]["classifier.weight"], head) == share
+
+
 def test_fedet_refuses_local_training_that_remembers_a_model():
     parts = [(ALGORITHMS["moon"], {}), (ALGORITHMS["fedet"], {})]
     with pytest.raises(ValueError, match="fedet: "):
@@ -562,11 +818,12 @@ def test_fedet_refuses_local_training_that_remembers_a_model():
 def test_what_they_need_and_cost_is_computed_from_their_values():
     shape = (1, 8, 8)
     cnn, mlp = (sum(p.numel() for p in model.parameters()) for model in (CNN(shape, 10), MLP(shape, 10)))
-    answers = 1000 * 10
+    answers, need = 1000 * 10, "synthetic or public data"
     expected = {
-        "feddf": ("sum", True, (cnn + answers + 2) / cnn, 1.0, 0.0, "synthetic data"),
-        "dsfl": ("sum", True, (answers + 1) / cnn, answers / cnn, 1.0, "synthetic data"),
-        "fedet": ("each", False, (mlp + 1) / cnn, mlp / cnn, 0.0, "synthetic data, client_models"),
+        "feddf": ("each", False, (cnn + 1) / cnn, 1.0, 0.0, need),
+        "feddf_logits": ("sum", True, (cnn + answers + 2) / cnn, 1.0, 0.0, need),
+        "dsfl": ("sum", True, (answers + 1) / cnn, answers / cnn, 1.0, need),
+        "fedet": ("each", False, (mlp + 1) / cnn, mlp / cnn, 0.0, f"{need}, client_models"),
     }
     for name, values in expected.items():
         rounded = tuple(round(v, 2) if isinstance(v, float) else v for v in values)
@@ -574,7 +831,7 @@ def test_what_they_need_and_cost_is_computed_from_their_values():
     assert cnn > 2 * mlp
 
 
-@pytest.mark.parametrize("name", ["feddf", "dsfl", "fedet"])
+@pytest.mark.parametrize("name", ["feddf", "feddf_logits", "dsfl", "fedet"])
 def test_what_is_missing_is_named(name):
-    with pytest.raises(ValueError, match=f"{name} needs synthetic data"):
+    with pytest.raises(ValueError, match=f"{name} needs synthetic or public data"):
         ALGORITHMS[name].build(hard(), LocalSGD(LR), {"client_tasks": models()})

@@ -19,6 +19,18 @@ def test_the_small_models_are_their_layers(float64):
     torch.testing.assert_close(mlp.features(x), F.relu(x.flatten(1) @ hidden.weight.T + hidden.bias))
 
 
+def test_a_hidden_layer_gives_the_cnn_as_many_features_as_asked(float64):
+    build, x = MODELS["cnn"].build, torch.randn(2, 3, 8, 8)
+    model = build((3, 8, 8), 5, width=4, hidden=7)
+    plain = build((3, 8, 8), 5, width=4)
+    assert [*model.body.state_dict()][:-2] == [*plain.body.state_dict()], "without it, nothing changes"
+    plain.body.load_state_dict(dict([*model.body.state_dict().items()][:-2]))
+    flat, hidden = plain.features(x), model.body[-2]
+    expected = torch.relu(flat @ hidden.weight.T + hidden.bias)
+    torch.testing.assert_close(model.features(x), expected)
+    assert model.classifier.in_features == 7
+
+
 def test_the_convnet_is_its_papers(float64):
     model = MODELS["convnet"].build((3, 16, 24), 10, width=8)
     names = dict(model.named_parameters())

@@ -240,7 +240,7 @@ REFERENCES = """
   reader: {algorithm: {name: generator, samples: 3}}
   fedavg: {algorithm: fedavg}
   fedgc: {algorithm: fedavg, data: mixed, content: {by: server}}
-  shared: {algorithm: feddf}
+  shared: {algorithm: feddf_logits}
   local: {algorithm: local}
 """
 

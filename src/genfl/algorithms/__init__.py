@@ -14,6 +14,7 @@ from genfl.algorithms.dynafed import dynafed
 from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.feddecorr import feddecorr
 from genfl.algorithms.feddf import feddf
+from genfl.algorithms.feddf_logits import feddf_logits
 from genfl.algorithms.feddisco import feddisco
 from genfl.algorithms.feddyn import feddyn
 from genfl.algorithms.fedet import fedet
@@ -46,6 +47,7 @@ __all__ = [
     "fedavgm",
     "feddecorr",
     "feddf",
+    "feddf_logits",
     "feddisco",
     "feddyn",
     "fedet",

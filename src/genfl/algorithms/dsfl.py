@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,7 @@ def dsfl(
     steps: Steps = 50,
     lr: Positive = 0.1,
     batch_size: Count = 100,
+    per_round: Steps = 0,
 ) -> Algorithm:
     """Return DS-FL: clients and server keep their own models, and learn from the cohort's mean predictions.
 
@@ -50,8 +52,9 @@ def dsfl(
 
     Source: Itahara et al., IEEE TMC 2021 (arXiv 2008.06180), Algorithm 1.
 
-    Deviation: the paper exchanges predictions on a random part of the shared inputs in each round. Here it is
-    all of them.
+    In the paper, a round exchanges predictions on a random part of the shared inputs. This is `per_round`; by
+    default, a round exchanges predictions on all of them. The message then holds the positions of the part,
+    and those of the part before it, whose soft labels it brings.
 
     Args:
         task: The learning task.
@@ -62,35 +65,56 @@ def dsfl(
         steps: Steps per round on the soft labels.
         lr: Learning rate of these steps.
         batch_size: Shared inputs in such a step.
+        per_round: Number of shared inputs that are drawn in each round. With 0, or if there are fewer, all.
     """
     local = with_hooks("dsfl", local, hooks)
     pupil = LocalSGD(lr)
 
-    def learn(weights: Weights, targets: Tensor, key: Key) -> Weights:
+    drawn = 0 < per_round < len(shared)
+
+    def part(positions: Tree) -> Tensor:
+        """Return the shared inputs of a round."""
+        return shared[positions["rows"].cpu()] if drawn else shared
+
+    def positions(key: Key) -> Tree:
+        """Draw the shared inputs of a round; an empty tree if it is all of them."""
+        if not drawn:
+            return {}
+        rows = np.sort(key.fold("shared").numpy().choice(len(shared), per_round, replace=False))
+        return {"rows": torch.from_numpy(rows)}
+
+    def learn(weights: Weights, x: Tensor, targets: Tensor, key: Key) -> Weights:
         state = pupil.start(weights)
-        for step, rows in enumerate(plan(len(shared), batch_size, steps, 1, key.fold("batches").numpy())):
-            batch = {"x": shared[rows].to(targets.device), "y": targets[rows]}
+        for step, rows in enumerate(plan(len(x), batch_size, steps, 1, key.fold("batches").numpy())):
+            batch = {"x": x[rows].to(targets.device), "y": targets[rows]}
             state = pupil.step(state, batch, Context(task, {}, {}, {}, key.fold("step", step)))
         return {"params": state["params"], "buffers": state["buffers"]}
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
-        return {"weights": weights, "targets": torch.zeros_like(task.predict(weights, shared))}
+        first = positions(key)
+        zeros = torch.zeros_like(task.predict(weights, part(first)))
+        return {"weights": weights, "targets": zeros, "labelled": first, "asked": first}
 
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         kept, targets = memory["method"], message["targets"]
         # Zero targets give no gradient, but a forward pass would still change batch norm's statistics.
         first = (targets == 0).all()
-        begin = trees.map(lambda a, b: torch.where(first, a, b), kept, learn(kept, targets, key))
+        taught = learn(kept, part(message["labelled"]), targets, key)
+        begin = trees.map(lambda a, b: torch.where(first, a, b), kept, taught)
         return client.start({**message, "weights": begin}, memory, client_info, key)
 
     def upload(carry: Tree) -> Tree:
-        probabilities = torch.softmax(task.predict(trained(carry), shared), 1)
-        return {"clients": torch.ones(()), "probabilities": probabilities}
+        x = part(carry["message"]["asked"])
+        return {"clients": torch.ones(()), "probabilities": torch.softmax(task.predict(trained(carry), x), 1)}
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
         mean = aggregate["probabilities"] / aggregate["clients"]
-        targets = torch.softmax(mean / temperature, 1)
-        return {"weights": learn(state["weights"], targets, key), "targets": targets}
+        targets, asked = torch.softmax(mean / temperature, 1), state["asked"]
+        weights = learn(state["weights"], part(asked), targets, key)
+        return {"weights": weights, "targets": targets, "labelled": asked, "asked": positions(key)}
+
+    def send(state: Tree) -> Tree:
+        return {name: state[name] for name in ("targets", "labelled", "asked")}
 
     client = training_client(
         task, local, upload, {"clients": "sum", "probabilities": "sum"}, remember=trained
@@ -98,7 +122,7 @@ def dsfl(
     return Algorithm(
         census=head_count,
         init=init,
-        send=lambda state: {"targets": state["targets"]},
+        send=send,
         client=client._replace(start=start),
         server=server,
         memory=training_memory(local, lambda weights: weights),

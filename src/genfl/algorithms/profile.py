@@ -68,7 +68,7 @@ def needs(entry: AlgorithmEntry) -> list[str]:
     """
     task = _task()
     parts = {"features": _without_features, "linear head": _without_head}
-    asked = [RESOURCES[name] for name in entry.resources if RESOURCES[name]]
+    asked = [RESOURCES[name] for name in entry.required if RESOURCES[name]]
     for part, without in parts.items():
         reduced = without(task)
         try:

@@ -13,6 +13,7 @@ from genfl.algorithms.dynafed import dynafed
 from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.feddecorr import feddecorr
 from genfl.algorithms.feddf import feddf
+from genfl.algorithms.feddf_logits import feddf_logits
 from genfl.algorithms.feddisco import feddisco
 from genfl.algorithms.feddyn import feddyn
 from genfl.algorithms.fedet import fedet
@@ -35,8 +36,8 @@ from genfl.registry import Registry
 RESOURCES: dict[str, str] = {
     "cohort": "",
     "rounds": "",
-    "shared": "synthetic data",
-    "unlabelled": "synthetic data",
+    "shared": "synthetic or public data",
+    "unlabelled": "synthetic or public data",
     "client_tasks": "client_models",
 }
 """The parameters that a builder is given by name, and what a user must provide for them, if anything.
@@ -45,8 +46,8 @@ RESOURCES: dict[str, str] = {
 [m, ...] are inputs that server and clients hold, ``unlabelled`` [m, ...] inputs that the server alone holds.
 ``client_tasks`` are the tasks of clients whose models differ, by name."""
 
-UNLABELLED = {name for name, what in RESOURCES.items() if what == "synthetic data"}
-"""The resources that are synthetic inputs."""
+UNLABELLED = {"shared", "unlabelled"}
+"""The resources that are synthetic or public inputs."""
 
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in (LocalHook, ServerOptimizer, Weighting, Algorithm)}
 """The kinds of methods, by the name of what their builders return."""
@@ -87,6 +88,12 @@ class AlgorithmEntry(NamedTuple):
     def resources(self) -> list[str]:
         """The names of the resources that the builder takes."""
         return [name for name in inspect.signature(self.make).parameters if name in RESOURCES]
+
+    @property
+    def required(self) -> list[str]:
+        """The names of the resources that the builder cannot do without."""
+        parameters = inspect.signature(self.make).parameters
+        return [name for name in self.resources if parameters[name].default is inspect.Parameter.empty]
 
     def options(self) -> dict[str, tuple[Any, Any]]:
         """Return each option's type, with its range, and its default."""
@@ -140,9 +147,7 @@ def _provided(entry: AlgorithmEntry, resources: Mapping[str, Any]) -> dict[str, 
     Raises:
         InputError: One without a default is missing.
     """
-    parameters = inspect.signature(entry.make).parameters
-    required = [name for name in entry.resources if parameters[name].default is inspect.Parameter.empty]
-    missing = [name for name in required if resources.get(name) is None]
+    missing = [name for name in entry.required if resources.get(name) is None]
     if missing:
         raise InputError(f"{entry.make.__name__} needs {RESOURCES[missing[0]] or missing[0]}")
     return {name: resources.get(name) for name in entry.resources}
@@ -165,6 +170,7 @@ ALGORITHMS: Registry[AlgorithmEntry] = Registry(
         "fedsam": AlgorithmEntry(fedsam, "Qu et al. 2022, arXiv 2206.02618"),
         "feddisco": AlgorithmEntry(feddisco, "Ye et al. 2023, arXiv 2305.19229"),
         "feddf": AlgorithmEntry(feddf, "Lin et al. 2020, arXiv 2006.07242"),
+        "feddf_logits": AlgorithmEntry(feddf_logits, "Lin et al. 2020, arXiv 2006.07242"),
         "dsfl": AlgorithmEntry(dsfl, "Itahara et al. 2021, arXiv 2008.06180"),
         "fedet": AlgorithmEntry(fedet, "Cho et al. 2022, arXiv 2204.12703"),
         "fedgen": AlgorithmEntry(fedgen, "Zhu et al. 2021, arXiv 2105.10056"),

@@ -33,7 +33,7 @@ RESERVED_METHODS = {"synthetic_only": "the pre-trained model", "engine.json": "a
 """The names that methods cannot have, and what they stand for in results or a run's folder."""
 
 UNLABELLED_RESOURCES = ("shared", "unlabelled")
-"""The resources of algorithms that are synthetic inputs."""
+"""The resources of algorithms that are synthetic or public inputs."""
 
 OLD_OPTIONS = {
     name: {"server_lr": "lr"} for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import nn
 
 from genfl.models.base import Stack
@@ -11,21 +13,30 @@ from genfl.models.layers import Channels, Norm, Units, at_least, norm_layer
 
 
 class CNN(Stack):
-    """Two blocks of convolution, norm, 2×2 pooling and ReLU, then a linear head.
+    """Two blocks of convolution, norm, 2×2 pooling and ReLU, then a hidden layer if asked, and a linear head.
 
     Args:
         shape: The shape of an input, (channels, height, width). Height and width are at least 4.
         classes: Number of classes.
         width: Channels after the first block, a multiple of 4. The second block has twice as many.
         norm: Kind of normalisation. Group norm has 4 groups.
+        hidden: Units of a hidden layer with ReLU before the head. With 0, there is none.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], classes: int, width: Channels = 32, norm: Norm = "group"
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        width: Channels = 32,
+        norm: Norm = "group",
+        hidden: Annotated[int, Ge(0)] = 0,
     ) -> None:
         channels, height, breadth = at_least(shape, channels=1, height=4, width=4)
+        features = 2 * width * (height // 4) * (breadth // 4)
         body = nn.Sequential(*_block(channels, width, norm), *_block(width, 2 * width, norm), nn.Flatten())
-        super().__init__(body, nn.Linear(2 * width * (height // 4) * (breadth // 4), classes))
+        if hidden:
+            body.extend([nn.Linear(features, hidden), nn.ReLU()])
+        super().__init__(body, nn.Linear(hidden or features, classes))
 
 
 class MLP(Stack):
