@@ -36,7 +36,7 @@ methods:
   guided: {algorithm: fedavg, data: mixed, content: {guidance: real, samples: 8}}
   alone: {algorithm: local}
   together: {algorithm: centralised}
-report: {target_accuracy: 0.1, compare: [mixed, plain]}
+report: {target_accuracy: [0.1, 0.2], compare: [mixed, plain]}
 """
 STAGES = {"labels", "prompts", "generate", "guided", "pretrain", "federate", "report"}
 """The stages of its run."""
@@ -112,8 +112,8 @@ def test_a_record_of_an_unfinished_stage_has_no_result(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"schema": 3}, "schema 3, but this version of genfl reads schema 4; run the config again"),
-        ({"schema": 5}, "schema 5, but this version of genfl reads schema 4; update genfl"),
+        ({"schema": 4}, "schema 4, but this version of genfl reads schema 5; run the config again"),
+        ({"schema": 6}, "schema 6, but this version of genfl reads schema 5; update genfl"),
         ({"schema": None}, "schema None, but"),
         ({"color": "red"}, "color: Extra inputs are not permitted; run the config again"),
         ({"seeds": "0"}, "seeds: Input should be a valid list; run the config again"),

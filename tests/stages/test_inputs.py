@@ -428,6 +428,8 @@ ROWS = [
     ),
     # --- the report
     Row("report.target_accuracy", "report.target_accuracy=0.5", REPORT),
+    Row("report.target_accuracy", "report.target_accuracy=[0.9, 0.5]", REPORT),
+    Row("report.byte_budget", "report.byte_budget=1000", REPORT),
     Row("report.real_examples", "report.real_examples=true", REPORT),
     Row("report.compare", "report.compare=[plain, mixed]", REPORT),
 ]

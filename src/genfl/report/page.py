@@ -124,6 +124,8 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "accuracy_rule": text.accuracy_rule(federated),
         "usual_metric": evidence.usual_metric,
         "refused": any(method.refused_uploads for method in methods.values()),
+        "costs": text.costs_table(summary),
+        "has_delta": any(method.delta for method in federated.values()),
         **_learning(summary, look),
         "to_target": _to_target(config, summary, look),
         "diversity": _diversity(config, federated, look),
