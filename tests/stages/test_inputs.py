@@ -353,6 +353,12 @@ ROWS = [
     Row("federate.checkpoint_every", "federate.checkpoint_every=1", REPORT),
     # auto may run clients in batches, whose last bits depend on the fast path
     Row("federate.fast", "federate.fast=false", FEDERATE),
+    Row(
+        "federate.extractor",
+        "federate.extractor=$weights",
+        FEDERATE,
+        given=("federate.heterogeneity=true",),
+    ),
     Row("federate.heterogeneity", "federate.heterogeneity=true", FEDERATE),
     Row("federate.engine", "federate.engine=parallel", REPORT, given=("federate.engine=sequential",)),
     Row("federate.engine", "federate.engine=vectorized", FEDERATE),

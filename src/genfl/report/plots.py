@@ -203,21 +203,37 @@ def plot_similarity(pairs: Sequence[Sequence[float]], least: float, name: str, w
     """
     values = np.array(pairs)
     texts = [[f"{value:.2f}".removeprefix("0") for value in row] for row in values]
+    shares = ((values - least) / max(1 - least, 1e-9)).clip(0, 1)
+    return _plot_pairs(shares, texts, "cosine similarity", name, who)
+
+
+def plot_distance(pairs: Sequence[Sequence[float]], most: float, name: str, who: str) -> Markup:
+    """Draw how far the mean features of clients are apart.
+
+    Args:
+        pairs: Euclidean distance of each pair, [clients, clients].
+        most: The distance that is drawn in white; 0 is darkest.
+        name: The chart's name, unique on the page.
+        who: Whose data it is.
+    """
+    values = np.array(pairs)
+    texts = [[f"{value:.2g}" for value in row] for row in values]
+    return _plot_pairs((1 - values / max(most, 1e-9)).clip(0, 1), texts, "distance (l2)", name, who)
+
+
+def _plot_pairs(
+    shares: np.ndarray, texts: Sequence[Sequence[str]], figure: str, name: str, who: str
+) -> Markup:
+    """Draw a figure of each pair of clients, darker for larger shares."""
+    clients = len(shares)
 
     def paint(axes: Axes) -> None:
-        _heat_map(
-            axes,
-            ((values - least) / max(1 - least, 1e-9)).clip(0, 1),
-            texts,
-            [str(client) for client in range(len(values))],
-        )
+        _heat_map(axes, shares, texts, [str(client) for client in range(clients)])
         axes.xaxis.set_major_locator(MaxNLocator(20, integer=True, steps=[1, 2, 5, 10]))
-        axes.set_xlim(-0.5, len(values) - 0.5)
+        axes.set_xlim(-0.5, clients - 0.5)
         axes.set_xlabel("client")
 
-    alt = (
-        f"Heat map of the cosine similarity of {len(values)} clients' mean features, pair by pair, of {who}."
-    )
+    alt = f"Heat map of the {figure} of {clients} clients' mean features, pair by pair, of {who}."
     return _draw(name, alt, paint, (WIDTH, 320))
 
 

@@ -162,12 +162,19 @@ class Similarity(ResultModel):
 class Heterogeneity(ResultModel):
     """How different the clients' data and their local models are."""
 
-    similarity: Similarity | None = Field(
-        description="Similarity of the clients' data for the first seed, by features of the pre-trained"
-        " model; null without such a model, for many clients, or if nothing is trained."
+    extractor: str = Field(
+        description="What extracts the features by which clients' data are compared (federate.extractor)."
     )
-    mean_cosine: float | None = Field(description="Mean of `similarity.cosine` over different clients.")
-    mean_l2: float | None = Field(description="Mean of `similarity.l2` over different clients.")
+    similarity: list[Similarity] | None = Field(
+        description="Similarity of the clients' data, for each seed; null for many clients, or if nothing is"
+        " trained."
+    )
+    mean_cosine: Figure | None = Field(
+        description="Mean of `cosine` over different clients; null without `similarity`."
+    )
+    mean_l2: Figure | None = Field(
+        description="Mean of `l2` over different clients; null without `similarity`."
+    )
     divergence: list[CurvePoint] = Field(
         description="Distance (l2) of a round's local models from their mean, the root mean square over the"
         " clients; x is the round."

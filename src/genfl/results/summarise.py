@@ -113,6 +113,7 @@ def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> 
             total_bytes=0 if description["reference"] else int(_bytes_after(traces, setup_bytes)[-1]),
             **_uploads(config, method, traces),
             delta=_delta(method, traces, alone),
+            heterogeneity=_heterogeneity(traces, config.federate.extractor),
         )
     budget = byte_budget(config, figures)
     trained = {name: _samples(traces) for name, traces in all_traces.items()}
@@ -303,7 +304,6 @@ def _figures(
         "uplink_bytes_per_round": float(up.mean()) if up.size else 0.0,
         "downlink_bytes_per_round": float(down.mean()) if down.size else 0.0,
         "diversity": _measured(traces, "diversity"),
-        "heterogeneity": _heterogeneity(traces),
     }
 
 
@@ -367,26 +367,27 @@ def _mean_over_rounds(traces: Sequence[Mapping[str, Any]], name: str) -> Figure:
     return _over_seeds(np.array(values).mean(0))
 
 
-def _heterogeneity(traces: Sequence[Mapping[str, Any]]) -> Heterogeneity | None:
+def _heterogeneity(traces: Sequence[Mapping[str, Any]], extractor: str) -> Heterogeneity | None:
     """Return how different clients and their local models are; None if nothing of it was measured."""
-    pairs = traces[0].get("similarity")  # of the first seed only; never for very many clients
+    pairs = [trace["similarity"] for trace in traces if trace.get("similarity")]  # none for many clients
     divergence, generality = (_measured(traces, name) for name in ("divergence", "generality"))
     if not (pairs or divergence or generality):
         return None
     return Heterogeneity(
-        similarity=Similarity.model_validate(pairs) if pairs else None,
-        mean_cosine=_off_diagonal(pairs["cosine"]) if pairs else None,
-        mean_l2=_off_diagonal(pairs["l2"]) if pairs else None,
+        extractor=extractor,
+        similarity=[Similarity.model_validate(of_seed) for of_seed in pairs] or None,
+        mean_cosine=_off_diagonal(pairs, "cosine") if pairs else None,
+        mean_l2=_off_diagonal(pairs, "l2") if pairs else None,
         divergence=divergence,
         mean_divergence=_mean_over_rounds(traces, "divergence") if divergence else None,
         generality=generality,
     )
 
 
-def _off_diagonal(pairs: Sequence[Sequence[float]]) -> float:
-    """Return the mean over pairs of different clients."""
-    values = np.array(pairs)
-    return float(values[~np.eye(len(values), dtype=bool)].mean())
+def _off_diagonal(pairs: Sequence[Mapping[str, Any]], name: str) -> Figure:
+    """Return the mean over pairs of different clients, for each seed."""
+    values = np.array([of_seed[name] for of_seed in pairs])
+    return _over_seeds(values[:, ~np.eye(values.shape[1], dtype=bool)].mean(1))
 
 
 def _over_seeds(values: np.ndarray) -> Figure:
