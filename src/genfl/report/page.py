@@ -141,6 +141,7 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         **_learning(summary, look),
         "to_target": _to_target(config, summary, look),
         "diversity": _diversity(config, federated, look),
+        "smoothing": plots.SMOOTHING,
         "heterogeneity": _heterogeneity(methods, look),
         "recall": plots.plot_recall(
             {name: [m.recall[number] for number in classes] for name, m in _ordered(methods).items()}, labels

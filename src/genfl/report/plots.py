@@ -27,6 +27,9 @@ WIDTH, HEIGHT = 400, 250
 LETTER = 6.5
 """About the width of a letter in a chart, in the same units."""
 
+SMOOTHING = 5
+"""The number of rounds over which gradient diversity is averaged in a chart."""
+
 Curve = Sequence[CurvePoint]
 
 _SETTINGS: dict[Any, Any] = {
@@ -91,10 +94,36 @@ def plot_learning(
     return _draw(name, f"Line chart of test accuracy against {x} for {who}; figures are in the table.", paint)
 
 
-def plot_diversity(curves: Mapping[str, Curve], looks: Mapping[str, Look], cohort: int) -> Markup:
-    """Draw gradient diversity against rounds, with its lower bound and its value for orthogonal changes."""
+def smoothed(curve: Curve, window: int = SMOOTHING) -> list[CurvePoint]:
+    """Return the moving average of a curve, over as many points before and after each one.
+
+    At the ends, the window holds fewer points. The deviations are averaged like the means.
+
+    Args:
+        curve: The points, in order.
+        window: The number of points that are averaged, odd.
+    """
+    values = np.array([(point.mean, point.std) for point in curve])
+    half = window // 2
+    averages = [values[max(0, n - half) : n + half + 1].mean(0) for n in range(len(values))]
+    return [
+        CurvePoint(point.x, float(mean), float(std))
+        for point, (mean, std) in zip(curve, averages, strict=True)
+    ]
+
+
+def plot_diversity(raw: Mapping[str, Curve], looks: Mapping[str, Look], cohort: int) -> Markup:
+    """Draw gradient diversity against rounds, with its lower bound and its value for orthogonal changes.
+
+    The lines are moving averages, as in GPT-FL's Figure 6; the values themselves are pale behind them.
+    """
+    curves = {name: smoothed([CurvePoint(*point) for point in curve]) for name, curve in raw.items()}
 
     def paint(axes: Axes) -> None:
+        for name, curve in raw.items():
+            if looks[name] is not REST:
+                x, mean, _ = np.array(curve).T
+                axes.plot(x, mean, color=looks[name].colour.light, linewidth=0.7, alpha=0.4, zorder=2)
         for value in (1 / cohort, 1.0):
             axes.axhline(value, color=MUTED.light, linewidth=1, linestyle=(0, (5, 3)))
         _lines(axes, curves, looks, (1 / cohort, np.inf))
