@@ -228,6 +228,15 @@ def test_no_stage_is_done_again_for_what_it_does_not_read(tmp_path):
     assert [name for name, stage in stages.items() if not stage["skipped"]] == ["report"]
     assert easy.methods["fedavg"].curve == hard.methods["fedavg"].curve
     assert (easy.methods["fedavg"].rounds_to_target, hard.methods["fedavg"].rounds_to_target) == (0, None)
+    rows = [
+        row for row in csv.DictReader((tmp_path / "out" / "sweep.csv").open()) if row["method"] == "fedavg"
+    ]
+    assert [row["rounds_to_0.05"] for row in rows] == ["0", ""], "of the run with this target"
+    assert [row["bytes_to_0.99"] for row in rows] == ["", ""]
+    assert [float(row["accuracy_at_equal_bytes"]) for row in rows] == 2 * [
+        easy.methods["fedavg"].accuracy.mean
+    ]
+    assert rows[0]["total_bytes"] == rows[0]["equal_bytes"] == str(easy.methods["fedavg"].total_bytes)
 
 
 @pytest.mark.slow

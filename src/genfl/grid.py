@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from genfl.errors import InputError, on_one_line
 from genfl.experiment import records
 from genfl.experiment.context import RunContext
 from genfl.experiment.records import SWEEP_MARKER
-from genfl.results.schema import Summary
+from genfl.results.schema import MethodResult, Summary
 from genfl.results.sweep import PointResult, setting_text
 from genfl.storage import digest, refuse_links, write_json, write_text
 
@@ -198,15 +198,30 @@ def table(results: list[PointResult]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     fields = list(results[0].settings)
-    figures = ("accuracy_mean", "accuracy_std", "macro_f1_mean", "macro_f1_std", "rounds_to_target")
-    writer.writerow((*fields, "method", *figures))
+    figures = (
+        *("accuracy_mean", "accuracy_std", "macro_f1_mean", "macro_f1_std", "rounds_to_target"),
+        *("bytes_to_target", *next(iter(results[0].methods.values())).cost_cells),
+    )
+    reached = {target.accuracy for result in results for m in result.methods.values() for target in m.targets}
+    targets = sorted(reached) if len(reached) > 1 else []
+    goals = (f"{what}_to_{target:g}" for target in targets for what in ("rounds", "bytes"))
+    writer.writerow((*fields, "method", *figures, *goals))
     for result in results:
         values = [setting_text(result.settings[field]) for field in fields]
         for name, method in result.methods.items():
             accuracy, f1 = method.accuracy, method.macro_f1
             scores = (accuracy.mean, accuracy.std, f1.mean, f1.std)  # None for a single seed
-            writer.writerow((*values, name, *scores, method.rounds_to_target))
+            reach = (method.rounds_to_target, method.bytes_to_target)
+            writer.writerow(
+                (*values, name, *scores, *reach, *method.cost_cells.values(), *_reach(method, targets))
+            )
     return file.getvalue()
+
+
+def _reach(method: MethodResult, targets: Sequence[float]) -> list[int | None]:
+    """Return rounds and bytes to each target; None where it is not reached, or none of the run's."""
+    reached = {target.accuracy: (target.rounds, target.bytes) for target in method.targets}
+    return [cell for target in targets for cell in reached.get(target, (None, None))]
 
 
 def sweep_status(folder: Path) -> list[tuple[str, ...]]:

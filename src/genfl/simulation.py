@@ -153,6 +153,9 @@ def federate(
                 "uplink_bytes": sum(result.uplink_bytes[name] for name in algorithm.client.reductions),
                 "downlink_bytes": _bytes_of(client_task.message for client_task in client_tasks),
                 "refused": len(result.refused),
+                "samples": sum(
+                    task.batches.samples(clients.part_sizes(task.client)) for task in client_tasks
+                ),
                 **{
                     name: measure.value(result.aggregate[name]) if result.aggregate is not None else None
                     for name, measure in measures.items()

@@ -51,11 +51,12 @@ def test_similarity_is_that_of_numpy():
 
 def test_mean_features_are_the_mean_over_all_that_a_client_holds(clients, task):
     weights = task.init(Key(1))
-    found = mean_features(task, weights, clients)
+    extract = lambda x: task.forward(weights, x)[0].detach()  # noqa: E731
+    found = mean_features(extract, clients)
     for client, part in enumerate(PARTS):
         assert torch.allclose(found[client], task.forward(weights, clients.x[part])[0].mean(0))
-    few = mean_features(task, weights, clients, most=3)
-    assert torch.equal(few, mean_features(task, weights, clients, most=3))
+    few = mean_features(extract, clients, most=3)
+    assert torch.equal(few, mean_features(extract, clients, most=3))
     assert not torch.allclose(few, found)
 
 
@@ -130,19 +131,24 @@ methods:
 
 def test_with_too_many_clients_for_pairs_the_rest_is_still_there():
     rows = [{"divergence": 2.0, "generality": 0.5, "round": n} for n in (1, 2)]
-    found = summary._heterogeneity([{"rounds": rows, "similarity": None}])
+    found = summary._heterogeneity([{"rounds": rows, "similarity": None}], "projection")
     assert found.similarity is found.mean_cosine is None
     assert found.divergence == [(1, 2.0, 0.0), (2, 2.0, 0.0)]
-    assert summary._heterogeneity([{"rounds": [{"round": 1}], "similarity": None}]) is None
+    assert summary._heterogeneity([{"rounds": [{"round": 1}], "similarity": None}], "projection") is None
 
 
 @pytest.mark.slow
 def test_a_run_says_how_alike_clients_are(tmp_path):
     methods = pipeline.execute(config.parse(CONFIG, ["federate.heterogeneity=true"]), tmp_path)["methods"]
     plain, mixed = (methods[name]["heterogeneity"] for name in ("plain", "mixed"))
-    assert np.shape(plain["similarity"]["cosine"]) == np.shape(mixed["similarity"]["l2"]) == (4, 4)
-    assert mixed["mean_cosine"] > plain["mean_cosine"], "generated content makes clients alike"
-    assert mixed["mean_l2"] < plain["mean_l2"]
+    for seed in (0, 1):
+        assert np.shape(plain["similarity"][seed]["cosine"]) == (4, 4)
+        assert np.shape(mixed["similarity"][seed]["l2"]) == (4, 4)
+    assert plain["similarity"][0] != plain["similarity"][1], "each seed has a split of its own"
+    assert mixed["mean_cosine"]["mean"] > plain["mean_cosine"]["mean"], (
+        "generated content makes clients alike"
+    )
+    assert mixed["mean_l2"]["mean"] < plain["mean_l2"]["mean"]
     assert [point[0] for point in plain["divergence"]] == [1, 2, 3]
     assert [point[0] for point in plain["generality"]] == [1, 2, 3]
     assert methods["alone"]["heterogeneity"]["divergence"] == []

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genfl.data.plans import plan
+from genfl.data.plans import Batches, plan
+from genfl.rng import Key
 
 sizes = st.integers(1, 50)
 
@@ -36,3 +37,15 @@ def test_passes_are_shuffled_anew():
 
 def test_no_data_no_steps():
     assert plan(0, 8, 5, 1, np.random.default_rng(0)) == []
+
+
+part_counts = st.lists(st.integers(0, 30), min_size=1, max_size=3)
+orders = st.sampled_from([None, (0, 1), (1, 0)])
+
+
+@given(part_counts, sizes, st.none() | st.integers(1, 20), st.integers(1, 3), orders)
+def test_counted_samples_are_those_that_are_drawn(parts, batch_size, steps, epochs, order):
+    batches = Batches(batch_size, steps, epochs, Key(0), order)
+    drawn = batches.draw(parts)
+    assert batches.samples(parts) == sum(map(len, drawn))
+    assert batches.length(parts) == len(drawn)

@@ -628,3 +628,15 @@ def test_a_browser_would_notice(tmp_path, source):
     assert page["overflow"] > 0
     assert page["broken"] == 2
     assert page["console"]
+
+
+def test_diversity_is_drawn_as_a_moving_average():
+    curve = [CurvePoint(n, value, value / 10) for n, value in enumerate([1.0, 2.0, 6.0, 2.0, 4.0, 0.0], 1)]
+    smooth = plots.smoothed(curve)
+    assert [point.x for point in smooth] == [1, 2, 3, 4, 5, 6]
+    assert [point.mean for point in smooth] == pytest.approx([3.0, 2.75, 3.0, 2.8, 3.0, 2.0])
+    assert [point.std for point in smooth] == pytest.approx([0.3, 0.275, 0.3, 0.28, 0.3, 0.2])
+    assert plots.smoothed(curve, window=1) == curve
+    assert plots.smoothed([]) == []
+    chart = plots.plot_diversity({"a": curve}, style.looks(["a"], ["a"]), 4)
+    assert chart.count("stroke: var(--series-0)") >= 2, "the average and the values"

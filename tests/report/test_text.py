@@ -30,6 +30,11 @@ def method(per_seed, rounds, start, **changes):
         "rounds_to_target": rounds,
         "rounds_to_target_per_seed": [rounds] * len(per_seed),
         "bytes_to_target": None,
+        "targets": [],
+        "total_bytes": 0,
+        "equal_bytes": None,
+        "extra_cost": None,
+        "delta": None,
         "setup_bytes": 0,
         "uplink_bytes_per_round": 0.0,
         "downlink_bytes_per_round": 0.0,
@@ -58,7 +63,7 @@ def compared(test_samples=1000, generator="image", compare=None, **methods):
     }
     labels = {"found": [], "cells": 80, "bytes_per_client": 100, "attempts": 1, "holders": {}}
     return Summary(
-        schema_version=4,
+        schema_version=5,
         name="by hand",
         seeds=[0],
         labels=labels,
@@ -71,6 +76,8 @@ def compared(test_samples=1000, generator="image", compare=None, **methods):
         methods={"synthetic_only": alone, **methods} if generates else methods,
         compare=compare,
         target_accuracy=0.9,
+        targets=[0.9],
+        byte_budget=None,
         stages={},
         environment=environment(),
     )

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from genfl import config
+from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.report import tables, text
@@ -169,7 +170,11 @@ def test_a_method_that_diverged_has_no_calibration(tmp_path):
     summary = summarised(tmp_path, {"0": trace(FIRST, 1, 1, 12 * [1.0]), "1": broken})
     assert summary.methods["fedavg"].calibration_error is None
     assert summary.methods["fedavg"].accuracy.mean == pytest.approx(0.7)
-    assert tables.methods_csv(summary).splitlines()[2].endswith(",0,,,,,,")
+    row = list(csv.DictReader(io.StringIO(tables.methods_csv(summary))))[1]
+    assert row["refused_uploads"] == "0"
+    empty = [name for name, cell in row.items() if name.startswith(("calibration", "client", "worst"))]
+    assert len(empty) == 6
+    assert {row[name] for name in empty} == {""}
     assert tables.methods_tex(summary).count("& -- \\\\") == 1
 
 
@@ -303,3 +308,128 @@ def test_finding_the_labels_is_paid_for_by_those_who_use_the_generator(tmp_path)
         2000,
         2000,
     )
+
+
+def compared(folder, report, **methods):
+    """The summary of a config with `report`, of methods (config, traces) beside a generator of 0.25."""
+    written = "".join(f"\n  {name}: {method}" for name, (method, _) in methods.items())
+    content = CONFIG.format(seeds=[0], target=report).replace("{fedavg: {algorithm: fedavg}}", written)
+    run = Run(config.parse(content), folder)
+    traces = {name: {"0": rounds} for name, (_, rounds) in methods.items()}
+    traces |= {"synthetic_only": {"0": trace([0.25], 0, 0, [])}}
+    records = {**UPSTREAM, "federate": {"methods": traces}}
+    record(run, records)
+    return summarise(run, RunContext(), dict.fromkeys(records, False))
+
+
+def trained_on(samples, **about):
+    """A trace of twelve rounds in which clients train on so many samples each round."""
+    rounds = trace(**about, diversity=12 * [1.0])
+    return {**rounds, "rounds": [{**row, "samples": samples} for row in rounds["rounds"]]}
+
+
+def costs(folder, report="0.79", fedavg_bytes=100):
+    return compared(
+        folder,
+        report,
+        fedavg=("{algorithm: fedavg}", trained_on(200, accuracies=FIRST, up=fedavg_bytes, down=fedavg_bytes)),
+        fedgc=(
+            "{algorithm: fedavg, data: mixed, content: {by: server}}",
+            {**trained_on(260, accuracies=SECOND, up=100, down=100), "content": 2},
+        ),
+        gptfl=(
+            "{algorithm: fedavg, start: pretrained}",
+            trained_on(200, accuracies=[0.25, 0.3, 0.5, 0.5, 0.6, 0.6, 0.6], up=100, down=100),
+        ),
+    )
+
+
+def test_accuracy_at_equal_bytes_by_hand(tmp_path):
+    """FedAvg needs 2,400 bytes for its 12 rounds; FedGC sends 2,500 before the first one."""
+    summary = costs(tmp_path, fedavg_bytes=200)
+    methods = summary.methods
+    assert [methods[name].total_bytes for name in ("fedavg", "fedgc", "gptfl")] == [4800, 4900, 4400]
+    assert summary.byte_budget == 4400, "the least of all"
+    assert methods["gptfl"].equal_bytes.accuracy == methods["gptfl"].accuracy
+    # 2,500 + 200 a round: nine rounds, of which the eighth is the last evaluated one: 4,100 bytes
+    equal = methods["fedgc"].equal_bytes
+    assert (equal.rounds, equal.bytes) == (8, 4100)
+    assert equal.accuracy.mean == pytest.approx((0.4 + 0.7 + 0.8 + 0.9) / 4)
+    # 400 a round: eleven rounds, evaluated until the tenth, and the last five of those
+    equal = methods["fedavg"].equal_bytes
+    assert (equal.rounds, equal.bytes) == (10, 4000)
+    assert equal.accuracy.mean == pytest.approx((0.2 + 0.5 + 0.6 + 0.7 + 0.8) / 5)
+    assert methods["synthetic_only"].equal_bytes is None
+
+
+def test_a_budget_below_the_setup_compares_nothing(tmp_path):
+    summary = costs(tmp_path, "0.79, byte_budget: 2400")
+    assert summary.byte_budget == 2400
+    assert summary.methods["fedgc"].equal_bytes is None
+    assert summary.methods["fedavg"].equal_bytes.rounds == 12
+    start = costs(tmp_path / "less", "0.79, byte_budget: 2100").methods["gptfl"].equal_bytes
+    assert (start.rounds, start.bytes, start.accuracy.mean) == (0, 2000, 0.25)
+    header, rows = text.costs_table(summary)
+    assert header[2] == "accuracy with 2 kB, %"
+    assert [row[2] for row in rows] == ["70.0 (round 12)", "setup needs more", "30.0 (round 2)"]
+
+
+def test_extra_cost_is_beyond_the_same_algorithm_without_the_generator(tmp_path):
+    methods = costs(tmp_path).methods
+    assert methods["fedavg"].extra_cost is methods["synthetic_only"].extra_cost is None
+    extra = methods["fedgc"].extra_cost
+    assert extra.baseline == "fedavg"
+    assert extra.bytes == pytest.approx(2500 / 2400)
+    assert extra.samples == pytest.approx(0.3)
+    assert methods["gptfl"].extra_cost.samples == 0
+    old = summarised(tmp_path / "old", {"0": trace(FIRST, 1, 1, 12 * [1.0])}).methods["fedavg"]
+    assert old.extra_cost is None, "rounds of earlier versions have no samples"
+
+
+def test_the_delta_metric_is_the_gain_over_generated_data_alone(tmp_path):
+    methods = costs(tmp_path).methods
+    # GPT-FL, Table 4: the last five evaluations, minus 0.25 of the model they began with
+    assert methods["gptfl"].delta.per_seed == pytest.approx([(0.5 + 0.5 + 0.6 + 0.6 + 0.6) / 5 - 0.25])
+    assert methods["fedavg"].delta is methods["fedgc"].delta is methods["synthetic_only"].delta is None
+
+
+def test_several_targets_are_in_every_table(tmp_path):
+    summary = costs(tmp_path, "[0.79, 0.5, 0.99]")
+    assert (summary.target_accuracy, summary.targets) == (0.79, [0.79, 0.5, 0.99])
+    method = summary.methods["fedavg"]
+    assert [(t.accuracy, t.rounds, t.bytes) for t in method.targets] == [
+        (0.79, 10, 2000),
+        (0.5, 4, 800),
+        (0.99, None, None),
+    ]
+    assert (method.rounds_to_target, method.bytes_to_target) == (10, 2000), "the first target's"
+    written = {row["method"]: row for row in csv.DictReader(io.StringIO(tables.methods_csv(summary)))}
+    assert written["fedavg"]["rounds_to_0.5"] == "4"
+    assert written["fedavg"]["bytes_to_0.99"] == ""
+    assert float(written["gptfl"]["delta"]) == pytest.approx(0.31)
+    header, rows = text.costs_table(summary)
+    assert header[-4:] == ("rounds to 50 %", "MB to 50 %", "rounds to 99 %", "MB to 99 %")
+    assert rows[0][-4:] == ("4", "0.0008", "never", "never")
+    assert rows[2][5] == "+31.0 points"
+
+
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [
+        ("1.5", "report.target_accuracy: should be less than 1, not 1.5"),
+        ("[0.5, high]", "report.target_accuracy.1: should be a valid number, not 'high'"),
+        ("[]", "report.target_accuracy: value should have at least 1 item, not 0"),
+        ("[0.5, 0.5]", "report.target_accuracy: 0.5 is given twice; name each accuracy once"),
+    ],
+)
+def test_a_wrong_target_is_one_line(target, line):
+    with pytest.raises(InputError) as error:
+        config.parse(CONFIG.format(seeds=[0], target=target))
+    assert str(error.value) == line
+
+
+def test_a_single_target_is_written_as_a_number():
+    read = config.parse(CONFIG.format(seeds=[0], target=0.8))
+    assert "target_accuracy: 0.8\n" in config.dump(read)
+    several = config.parse(CONFIG.format(seeds=[0], target=[0.8, 0.9]))
+    assert config.parse(config.dump(several)) == several

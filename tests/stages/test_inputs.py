@@ -357,6 +357,12 @@ ROWS = [
     Row("federate.checkpoint_every", "federate.checkpoint_every=1", REPORT),
     # auto may run clients in batches, whose last bits depend on the fast path
     Row("federate.fast", "federate.fast=false", FEDERATE),
+    Row(
+        "federate.extractor",
+        "federate.extractor=$weights",
+        FEDERATE,
+        given=("federate.heterogeneity=true",),
+    ),
     Row("federate.heterogeneity", "federate.heterogeneity=true", FEDERATE),
     Row("federate.engine", "federate.engine=parallel", REPORT, given=("federate.engine=sequential",)),
     Row("federate.engine", "federate.engine=vectorized", FEDERATE),
@@ -444,6 +450,8 @@ ROWS = [
     Row("public.labelled", "public.labelled=false", FEDERATE, "images", DISTILLED),
     # --- the report
     Row("report.target_accuracy", "report.target_accuracy=0.5", REPORT),
+    Row("report.target_accuracy", "report.target_accuracy=[0.9, 0.5]", REPORT),
+    Row("report.byte_budget", "report.byte_budget=1000", REPORT),
     Row("report.real_examples", "report.real_examples=true", REPORT),
     Row("report.compare", "report.compare=[plain, mixed]", REPORT),
 ]

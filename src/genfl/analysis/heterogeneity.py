@@ -12,10 +12,12 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import ClientProgram, model_change, trained
+from genfl.analysis.extractors import Extract
 from genfl.data.clients import ClientData
-from genfl.learning.task import Task, Weights
+from genfl.learning.task import Task
 from genfl.rng import Key
 from genfl.simulation import Measure
+from genfl.threads import one_thread
 from genfl.trees import Tree
 
 DIVERGENCE, GENERALITY = "divergence", "generality"
@@ -83,26 +85,30 @@ def _mean(name: str, measured: Callable[[Tree], Tensor]) -> Measure:
     return Measure(wrap, value)
 
 
-def mean_features(task: Task, weights: Weights, clients: ClientData, most: int = 1000) -> Tensor:
+CHUNK = 250
+"""The largest number of samples whose features are extracted at once."""
+
+
+def mean_features(extract: Extract, clients: ClientData, most: int = 1000) -> Tensor:
     """Return the mean features of each client's data.
 
     Args:
-        task: Whose `forward` gives features.
-        weights: The model that extracts them.
-        clients: What they hold.
+        extract: Extracts the features.
+        clients: What they hold. Clients without samples are left out.
         most: So many of a client's samples count at most: the first ones in an order drawn by its number.
 
     Returns:
         [clients, d].
     """
     means = []
-    for client in range(len(clients)):
+    for client in filter(clients.samples, range(len(clients))):
         rows = Key(0).fold("features", client).numpy().permutation(clients.samples(client))[:most]
-        batch = clients.batch(client, torch.from_numpy(rows))
-        with torch.no_grad():
-            features, _ = task.forward(weights, batch["x"])
-        means.append(features.mean(0))
-    return torch.stack(means)
+        with one_thread():  # the number of threads changes the last bits
+            features = [
+                extract(clients.batch(client, chunk)["x"]) for chunk in torch.from_numpy(rows).split(CHUNK)
+            ]
+        means.append(torch.cat(features).mean(0))
+    return torch.stack(means) if means else torch.zeros(0, 1)
 
 
 def client_similarity(features: Tensor) -> dict[str, list[list[float]]]:

@@ -109,7 +109,7 @@ def _as_written(parts: Sequence[Any]) -> list[Any]:
                 location.pop()
             continue
         location.append(part)
-    if location[-2:] == ["algorithm", 0]:
+    if location[-2:] in (["algorithm", 0], ["target_accuracy", 0]):
         location.pop()
     return location[:-1] if location[-1:] == ["[key]"] else location
 

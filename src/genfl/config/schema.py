@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, model_validator
 
 from genfl.config.data import Data, Labels, Public
 from genfl.config.generation import (
@@ -21,19 +21,30 @@ from genfl.config.generation import (
 )
 from genfl.config.methods import Content, Method
 from genfl.config.names import RESERVED_METHODS
-from genfl.config.section import Device, FolderName, OrName, Section
+from genfl.config.section import Device, FolderName, OrName, OrOne, Section
 from genfl.config.training import Federation, Model, Pretraining
 from genfl.data.budget import ORDERS
 from genfl.data.texts import GENERATED_TOKENIZER, HASHED_TOKENIZER
 from genfl.learning.task import Precision
 from genfl.registry import added
 
+Target = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _number_or_list(targets: list[float]) -> float | list[float]:
+    """Return a single target as a number, as most config files write it."""
+    return targets[0] if len(targets) == 1 else targets
+
 
 class Report(Section):
     """The report."""
 
-    target_accuracy: float = Field(
-        0.9, gt=0, lt=1, description="The report says how many rounds and bytes reach this accuracy."
+    target_accuracy: Annotated[
+        list[Target], Field(min_length=1, max_length=20), OrOne(), PlainSerializer(_number_or_list)
+    ] = Field(
+        [0.9],
+        description="The report says how many rounds and bytes reach this accuracy. A list names several; the"
+        " first is that of the verdict.",
     )
     compare: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
         None,
@@ -44,6 +55,12 @@ class Report(Section):
     real_examples: bool | None = Field(
         None,
         description="Whether the page shows examples of clients. If not set, only of public data sets.",
+    )
+    byte_budget: int | None = Field(
+        None,
+        ge=1,
+        description="Bytes that every method may send and receive where the report compares methods at equal"
+        " bytes. If not set, the least that a federated method of the run needs for all its rounds.",
     )
 
 
@@ -188,6 +205,9 @@ class Config(Section):
             yield f"methods: {name} is reserved for {RESERVED_METHODS[name]}; choose another name"
         if all(method.reference for method in self.methods.values()):
             yield "methods: all of them are references; add a federated algorithm to compare them with"
+        targets = self.report.target_accuracy
+        if repeated := [target for target in targets if targets.count(target) > 1]:
+            yield f"report.target_accuracy: {repeated[0]} is given twice; name each accuracy once"
         compared = self.report.compare or []
         if missing := [name for name in compared if name not in self.methods or self.methods[name].reference]:
             yield f"report.compare: {missing[0]!r} is not a federated method of this config; name two of them"

@@ -134,8 +134,9 @@ class Federation(Section):
     checkpoint_every: int = Field(5, ge=1, description="Rounds between checkpoints.")
     heterogeneity: bool = Field(
         False,
-        description="Whether to measure how alike clients are. In every round, this also measures the"
-        " divergence of local models from their mean, and their accuracy before averaging.",
+        description="Whether to measure how alike clients are, by the features of extractor. In every round,"
+        " this also measures the divergence of local models from their mean, and their accuracy before"
+        " averaging.",
     )
     engine: Annotated[EngineName, BeforeValidator(_present_engine)] = Field(
         "auto",
@@ -148,4 +149,12 @@ class Federation(Section):
         True,
         description="Whether steps may be recorded and replayed, which is faster. The results of clients that"
         " run one by one have the same bits. In batches, the last bits may differ.",
+    )
+    extractor: str = Field(
+        "projection",
+        min_length=1,
+        description="What heterogeneity compares clients' data by. projection: a fixed random projection of"
+        " the inputs, or of the counts of a text's tokens; it needs nothing. imagenet: torchvision's file of"
+        " ResNet-18 in the folder of torch.hub. Else a file of weights of the downstream model, or MODEL:FILE"
+        " for those of another model with default options.",
     )

@@ -53,6 +53,18 @@ class Batches(NamedTuple):
             for _, samples, steps in self._phases(part_sizes)
         )
 
+    def samples(self, part_sizes: Sequence[int]) -> int:
+        """Return how many samples a client trains on in all its steps, with repetitions.
+
+        Args:
+            part_sizes: How many samples the client has of each part of the data.
+        """
+        total = 0
+        for _, samples, steps in self._phases(part_sizes):
+            size = min(self.batch_size, samples)
+            total += size * (self.epochs * (samples // size) if steps is None else steps)
+        return total
+
     def _phases(self, part_sizes: Sequence[int]) -> list[tuple[int, int, int | None]]:
         """Return for each phase of training: its first sample, how many samples, and for how many steps."""
         starts = list(itertools.accumulate(part_sizes, initial=0))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from genfl.analysis.extractors import IMAGENET, PROJECTION
 from genfl.config import Config, Content
 from genfl.report import pictures, plots, text
 from genfl.report.style import MOST_DRAWN, REST, Look, looks
@@ -22,6 +23,15 @@ MOST_CLIENTS = 200
 
 MOST_MAPS = 6
 """Charts of the clients' similarity, at most: one for each kind of data that clients hold."""
+
+MOST_SEEDS = 5
+"""Seeds whose similarities are drawn, at most."""
+
+EXTRACTORS = {
+    PROJECTION: "a fixed random projection of the inputs",
+    IMAGENET: "those of ResNet-18 trained on ImageNet",
+}
+"""What a report says of an extractor. Others are named by their file."""
 
 Methods = Mapping[str, MethodResult]
 Looks = Mapping[str, Look]
@@ -51,20 +61,22 @@ class Tile(NamedTuple):
     note: str
 
 
-class SimilarityMap(NamedTuple):
-    """A chart of the similarity of the clients' data.
+class SimilarityMaps(NamedTuple):
+    """Charts of the similarity of the clients' data.
 
     Attributes:
-        chart: The chart.
         names: The methods whose clients hold this data.
-        mean_cosine: The mean cosine similarity of different clients.
-        mean_l2: The mean distance of different clients.
+        cosine: The charts of the cosine similarity, for each seed.
+        l2: The charts of the distance, for each seed.
+        mean_cosine: The mean cosine similarity of different clients, in words.
+        mean_l2: The mean distance of different clients, in words.
     """
 
-    chart: Markup
     names: str
-    mean_cosine: float
-    mean_l2: float
+    cosine: list[Markup]
+    l2: list[Markup]
+    mean_cosine: str
+    mean_l2: str
 
 
 def render(evidence: Evidence, summary: Summary) -> str:
@@ -106,9 +118,12 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "accuracy_rule": text.accuracy_rule(federated),
         "usual_metric": evidence.usual_metric,
         "refused": any(method.refused_uploads for method in methods.values()),
+        "costs": text.costs_table(summary),
+        "has_delta": any(method.delta for method in federated.values()),
         **_learning(summary, look),
         "to_target": _to_target(config, summary, look),
         "diversity": _diversity(config, federated, look),
+        "smoothing": plots.SMOOTHING,
         "heterogeneity": _heterogeneity(methods, look),
         "recall": plots.plot_recall(
             {name: [m.recall[number] for number in classes] for name, m in _ordered(methods).items()}, labels
@@ -318,28 +333,52 @@ def _heterogeneity(methods: Methods, look: Looks) -> dict[str, Any] | None:
     means = {
         name: figures.mean_divergence.mean for name, figures in measured.items() if figures.mean_divergence
     }
-    return {"maps": _similarity_maps(methods), "mean_divergence": means, **charts}
+    extractor = next(iter(measured.values())).extractor
+    described = EXTRACTORS.get(extractor, f"those of {extractor}")
+    return {"maps": _similarity_maps(methods), "extractor": described, "mean_divergence": means, **charts}
 
 
-def _similarity_maps(methods: Methods) -> list[SimilarityMap]:
+def _similarity_maps(methods: Methods) -> list[SimilarityMaps]:
     """Draw the similarity of the clients' data, once for all methods that train on the same data."""
     compared = {
         name: method.heterogeneity
         for name, method in methods.items()
         if method.heterogeneity and method.heterogeneity.similarity
     }
-    matrices = {name: figures.similarity.cosine for name, figures in compared.items() if figures.similarity}
+    pairs = {name: figures.similarity or [] for name, figures in compared.items()}
     groups: dict[str, list[str]] = {}
-    for name, cosine in matrices.items():
-        groups.setdefault(str(cosine), []).append(name)
-    least = min((value for cosine in matrices.values() for row in cosine for value in row), default=0.0)
+    for name, of_seeds in pairs.items():
+        groups.setdefault(str(of_seeds[0].cosine), []).append(name)
+    every = [of_seed for of_seeds in pairs.values() for of_seed in of_seeds]
+    least = min((value for of_seed in every for row in of_seed.cosine for value in row), default=0.0)
+    most = max((value for of_seed in every for row in of_seed.l2 for value in row), default=0.0)
     maps = []
     for number, names in enumerate(list(groups.values())[:MOST_MAPS]):
         figures, title = compared[names[0]], ", ".join(names)
-        chart = plots.plot_similarity(matrices[names[0]], least, f"similarity-{number}", title)
         assert figures.mean_cosine is not None and figures.mean_l2 is not None, "as there is a similarity"
-        maps.append(SimilarityMap(chart, title, figures.mean_cosine, figures.mean_l2))
+        drawn = list(enumerate(pairs[names[0]][:MOST_SEEDS]))
+        maps.append(
+            SimilarityMaps(
+                title,
+                [
+                    plots.plot_similarity(of_seed.cosine, least, f"similarity-{number}-{seed}", title)
+                    for seed, of_seed in drawn
+                ],
+                [
+                    plots.plot_distance(of_seed.l2, most, f"distance-{number}-{seed}", title)
+                    for seed, of_seed in drawn
+                ],
+                _mean_of_seeds(figures.mean_cosine, 3),
+                _mean_of_seeds(figures.mean_l2, 3),
+            )
+        )
     return maps
+
+
+def _mean_of_seeds(figure: Figure, digits: int) -> str:
+    """Write a figure with its standard deviation over the seeds, if there are several."""
+    mean = f"{figure.mean:.{digits}f}"
+    return mean if figure.std is None else f"{mean} ± {figure.std:.{digits}f}"
 
 
 def _diversity(config: Config, federated: Methods, look: Looks) -> Markup | None:

@@ -28,6 +28,9 @@ WIDTH, HEIGHT = 400, 250
 LETTER = 6.5
 """About the width of a letter in a chart, in the same units."""
 
+SMOOTHING = 5
+"""The number of rounds over which gradient diversity is averaged in a chart."""
+
 Curve = Sequence[CurvePoint]
 
 _SETTINGS: dict[Any, Any] = {
@@ -92,10 +95,36 @@ def plot_learning(
     return _draw(name, f"Line chart of test accuracy against {x} for {who}; figures are in the table.", paint)
 
 
-def plot_diversity(curves: Mapping[str, Curve], looks: Mapping[str, Look], cohort: int) -> Markup:
-    """Draw gradient diversity against rounds, with its lower bound and its value for orthogonal changes."""
+def smoothed(curve: Curve, window: int = SMOOTHING) -> list[CurvePoint]:
+    """Return the moving average of a curve, over as many points before and after each one.
+
+    At the ends, the window holds fewer points. The deviations are averaged like the means.
+
+    Args:
+        curve: The points, in order.
+        window: The number of points that are averaged, odd.
+    """
+    values = np.array([(point.mean, point.std) for point in curve])
+    half = window // 2
+    averages = [values[max(0, n - half) : n + half + 1].mean(0) for n in range(len(values))]
+    return [
+        CurvePoint(point.x, float(mean), float(std))
+        for point, (mean, std) in zip(curve, averages, strict=True)
+    ]
+
+
+def plot_diversity(raw: Mapping[str, Curve], looks: Mapping[str, Look], cohort: int) -> Markup:
+    """Draw gradient diversity against rounds, with its lower bound and its value for orthogonal changes.
+
+    The lines are moving averages, as in GPT-FL's Figure 6; the values themselves are pale behind them.
+    """
+    curves = {name: smoothed([CurvePoint(*point) for point in curve]) for name, curve in raw.items()}
 
     def paint(axes: Axes) -> None:
+        for name, curve in raw.items():
+            if looks[name] is not REST:
+                x, mean, _ = np.array(curve).T
+                axes.plot(x, mean, color=looks[name].colour.light, linewidth=0.7, alpha=0.4, zorder=2)
         for value in (1 / cohort, 1.0):
             axes.axhline(value, color=MUTED.light, linewidth=1, linestyle=(0, (5, 3)))
         _lines(axes, curves, looks, (1 / cohort, np.inf))
@@ -204,21 +233,37 @@ def plot_similarity(pairs: Sequence[Sequence[float]], least: float, name: str, w
     """
     values = np.array(pairs)
     texts = [[f"{value:.2f}".removeprefix("0") for value in row] for row in values]
+    shares = ((values - least) / max(1 - least, 1e-9)).clip(0, 1)
+    return _plot_pairs(shares, texts, "cosine similarity", name, who)
+
+
+def plot_distance(pairs: Sequence[Sequence[float]], most: float, name: str, who: str) -> Markup:
+    """Draw how far the mean features of clients are apart.
+
+    Args:
+        pairs: Euclidean distance of each pair, [clients, clients].
+        most: The distance that is drawn in white; 0 is darkest.
+        name: The chart's name, unique on the page.
+        who: Whose data it is.
+    """
+    values = np.array(pairs)
+    texts = [[f"{value:.2g}" for value in row] for row in values]
+    return _plot_pairs((1 - values / max(most, 1e-9)).clip(0, 1), texts, "distance (l2)", name, who)
+
+
+def _plot_pairs(
+    shares: np.ndarray, texts: Sequence[Sequence[str]], figure: str, name: str, who: str
+) -> Markup:
+    """Draw a figure of each pair of clients, darker for larger shares."""
+    clients = len(shares)
 
     def paint(axes: Axes) -> None:
-        _heat_map(
-            axes,
-            ((values - least) / max(1 - least, 1e-9)).clip(0, 1),
-            texts,
-            [str(client) for client in range(len(values))],
-        )
+        _heat_map(axes, shares, texts, [str(client) for client in range(clients)])
         axes.xaxis.set_major_locator(MaxNLocator(20, integer=True, steps=[1, 2, 5, 10]))
-        axes.set_xlim(-0.5, len(values) - 0.5)
+        axes.set_xlim(-0.5, clients - 0.5)
         axes.set_xlabel("client")
 
-    alt = (
-        f"Heat map of the cosine similarity of {len(values)} clients' mean features, pair by pair, of {who}."
-    )
+    alt = f"Heat map of the {figure} of {clients} clients' mean features, pair by pair, of {who}."
     return _draw(name, alt, paint, (WIDTH, 320))
 
 

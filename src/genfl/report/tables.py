@@ -30,6 +30,7 @@ def methods_csv(summary: Summary) -> str:
     """Return a row for each method, with unrounded figures; a cell is empty if there is no such figure."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
+    others = summary.targets[1:]
     writer.writerow(
         (
             "method",
@@ -51,6 +52,8 @@ def methods_csv(summary: Summary) -> str:
             "client_accuracy_std",
             "worst_client_accuracy_mean",
             "worst_client_accuracy_std",
+            *next(iter(summary.methods.values())).cost_cells,
+            *(f"{what}_to_{target:g}" for target in others for what in ("rounds", "bytes")),
         )
     )
     for name, method in summary.methods.items():
@@ -71,6 +74,8 @@ def methods_csv(summary: Summary) -> str:
                 *_mean_and_std(method.calibration_error),
                 *_mean_and_std(tested.accuracy if tested else None),
                 *_mean_and_std(tested.worst if tested else None),
+                *method.cost_cells.values(),
+                *(cell for target in method.targets[1:] for cell in (target.rounds, target.bytes)),
             )
         )
     return file.getvalue()

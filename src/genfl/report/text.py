@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from genfl.results.names import SYNTHETIC_ONLY
-from genfl.results.schema import Figure, MethodResult, Summary
+from genfl.results.schema import Figure, MethodResult, Summary, baseline_of
 from genfl.results.summarise import LAST_EVALUATIONS
 
 SMALLEST_DIFFERENCE = 0.05
@@ -167,12 +167,9 @@ def contest(summary: Summary) -> Contest:
 def _pairs(methods: Mapping[str, MethodResult]) -> list[Contest]:
     """Return all methods with a baseline, which differs in the generator and in nothing else."""
     pairs = []
-    for name, method in methods.items():
-        for baseline, other in methods.items():
-            same = (method.algorithm, method.existing_model) == (other.algorithm, other.existing_model)
-            if same and method.uses_generator and not other.uses_generator:
-                pairs.append(Contest(name, baseline))
-                break
+    for name in methods:
+        if (baseline := baseline_of(name, methods)) is not None:
+            pairs.append(Contest(name, baseline))
     return pairs
 
 
@@ -284,6 +281,40 @@ def methods_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ..
             kilobytes = f"{method.bytes_per_round / 1e3:.0f}"
             rows.append((name, *figures, reached, sent, kilobytes, *on_clients))
     return (*header, "on clients", "worst client") if tested else header, rows
+
+
+def costs_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the header and the rows of the table of federated methods' costs, and of what they buy."""
+    header = ["method", "MB in all"]
+    if summary.byte_budget is not None:
+        header.append(f"accuracy with {byte_size(summary.byte_budget)}, %")
+    header += ["extra bytes", "extra samples", "gain over its start"]
+    others = summary.targets[1:]
+    header += [f"{what} to {100 * goal:g} %" for goal in others for what in ("rounds", "MB")]
+    rows = []
+    for name, method in summary.federated.items():
+        equal, extra, delta = method.equal_bytes, method.extra_cost, method.delta
+        cells = [name, megabytes(method.total_bytes)]
+        if summary.byte_budget is not None:
+            reached = f"{mean_std(equal.accuracy)} (round {equal.rounds})" if equal else "setup needs more"
+            cells.append(reached)
+        cells += [
+            share_beyond(extra.bytes if extra else None),
+            share_beyond(extra.samples if extra else None),
+        ]
+        cells.append("–" if delta is None else signed_points(100 * delta.mean))
+        for target in method.targets[1:]:
+            cells.append("never" if target.rounds is None else str(target.rounds))
+            cells.append("never" if target.bytes is None else megabytes(target.bytes))
+        rows.append(tuple(cells))
+    return tuple(header), rows
+
+
+def share_beyond(share: float | None) -> str:
+    """Write by which share a cost is higher than another: ``+4.5 %``, ``none``; a dash for None."""
+    if share is None:
+        return "–"
+    return "none" if abs(share) < 0.0005 else f"{100 * share:+.1f} %".replace("-", "−")
 
 
 def client_accuracy_cells(method: MethodResult) -> tuple[str, str]:

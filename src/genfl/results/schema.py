@@ -6,6 +6,7 @@ seeds" means one value for each seed of the run. A standard deviation is that of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -167,12 +168,19 @@ class Similarity(ResultModel):
 class Heterogeneity(ResultModel):
     """How different the clients' data and their local models are."""
 
-    similarity: Similarity | None = Field(
-        description="Similarity of the clients' data for the first seed, by features of the pre-trained"
-        " model; null without such a model, for many clients, or if nothing is trained."
+    extractor: str = Field(
+        description="What extracts the features by which clients' data are compared (federate.extractor)."
     )
-    mean_cosine: float | None = Field(description="Mean of `similarity.cosine` over different clients.")
-    mean_l2: float | None = Field(description="Mean of `similarity.l2` over different clients.")
+    similarity: list[Similarity] | None = Field(
+        description="Similarity of the clients' data, for each seed; null for many clients, or if nothing is"
+        " trained."
+    )
+    mean_cosine: Figure | None = Field(
+        description="Mean of `cosine` over different clients; null without `similarity`."
+    )
+    mean_l2: Figure | None = Field(
+        description="Mean of `l2` over different clients; null without `similarity`."
+    )
     divergence: list[CurvePoint] = Field(
         description="Distance (l2) of a round's local models from their mean, the root mean square over the"
         " clients; x is the round."
@@ -182,6 +190,49 @@ class Heterogeneity(ResultModel):
     )
     generality: list[CurvePoint] = Field(
         description="Mean test accuracy of the local models of a round, in [0, 1]; x is the round."
+    )
+
+
+class TargetResult(ResultModel):
+    """How soon a method reaches a target accuracy."""
+
+    accuracy: float = Field(description="The accuracy to reach, between 0 and 1.")
+    rounds: int | None = Field(
+        description="First evaluated round whose mean accuracy is this accuracy or more; null if never."
+    )
+    rounds_per_seed: list[int | None] = Field(
+        description="The same for each seed's own accuracy, in the order of `seeds`."
+    )
+    bytes: int | None = Field(
+        description="Bytes sent and received by the cohorts up to that round, with `setup_bytes`; mean over"
+        " the seeds; null if the accuracy is never reached."
+    )
+
+
+class EqualBytes(ResultModel):
+    """What a method reaches with the bytes that all methods may use (FedGC, Table 11)."""
+
+    rounds: int = Field(description="The last evaluated round within `byte_budget`.")
+    bytes: int = Field(
+        description="Bytes sent and received until then, with `setup_bytes`; mean over the seeds."
+    )
+    accuracy: Figure = Field(
+        description="Test accuracy, in [0, 1]: the mean of the last evaluations within the budget (at most"
+        " five, never the one before the first round unless there is no other)."
+    )
+
+
+class ExtraCost(ResultModel):
+    """What a method costs beyond the same algorithm without the generator (FedGC, Table 10)."""
+
+    baseline: str = Field(description="The method that differs in the generator alone.")
+    bytes: float | None = Field(
+        description="Bytes of setup and all rounds beyond those of the baseline, as a share of these: 0.05"
+        " stands for 5 % more; null if the baseline sends nothing."
+    )
+    samples: float | None = Field(
+        description="Samples that clients train on, over all local steps and rounds, beyond those of the"
+        " baseline, as a share of these. Samples that are filtered out count. Null if not recorded."
     )
 
 
@@ -241,6 +292,24 @@ class MethodResult(ResultModel):
         description="Bytes sent and received by the cohorts up to that round, with `setup_bytes`; mean over"
         " the seeds; null if the target is never reached."
     )
+    targets: list[TargetResult] = Field(
+        description="Rounds and bytes to each target accuracy, in the order of the summary's `targets`."
+    )
+    total_bytes: int = Field(
+        description="Bytes sent and received in all rounds, with `setup_bytes`; mean over the seeds; 0 for"
+        " references."
+    )
+    equal_bytes: EqualBytes | None = Field(
+        description="Accuracy with the bytes of `byte_budget`; null for references, and if the setup alone"
+        " needs more."
+    )
+    extra_cost: ExtraCost | None = Field(
+        description="Cost beyond the same algorithm without the generator; null if the run has none."
+    )
+    delta: Figure | None = Field(
+        description="Accuracy minus that of the model trained on generated data alone, which the method"
+        " started from (the Δ-metric of GPT-FL, Table 4), in [−1, 1]; null for methods with another start."
+    )
     setup_bytes: int = Field(
         description="Bytes sent once before the first round: label discovery and generated data for clients."
     )
@@ -277,9 +346,43 @@ class MethodResult(ResultModel):
         )
 
     @property
+    def cost_cells(self) -> dict[str, int | float | None]:
+        """The cells of a table on costs, by their columns' names; None where there is no such figure."""
+        equal, extra, delta = self.equal_bytes, self.extra_cost, self.delta
+        return {
+            "total_bytes": self.total_bytes,
+            "equal_bytes": equal.bytes if equal else None,
+            "accuracy_at_equal_bytes": equal.accuracy.mean if equal else None,
+            "extra_bytes": extra.bytes if extra else None,
+            "extra_samples": extra.samples if extra else None,
+            "delta": delta.mean if delta else None,
+        }
+
+    @property
     def bytes_per_round(self) -> float:
         """Bytes that a cohort sends and receives in a round."""
         return self.uplink_bytes_per_round + self.downlink_bytes_per_round
+
+
+def baseline_of(name: str, methods: Mapping[str, MethodResult]) -> str | None:
+    """Return the federated method that differs from another one in the generator alone; None without one.
+
+    Args:
+        name: A method that uses the generator. There is no baseline for others, nor for references.
+        methods: The methods of the run.
+    """
+    method = methods[name]
+    if method.reference or method.source != "generated":
+        return None
+    return next(
+        (
+            other
+            for other, result in methods.items()
+            if not (result.reference or result.source)
+            and (result.algorithm, result.existing_model) == (method.algorithm, method.existing_model)
+        ),
+        None,
+    )
 
 
 class StageTime(ResultModel):
@@ -331,7 +434,13 @@ class Summary(ResultModel):
         " choose it."
     )
     target_accuracy: float = Field(
-        description="The accuracy to reach (report.target_accuracy), between 0 and 1."
+        description="The accuracy to reach (report.target_accuracy), between 0 and 1; the first if there are"
+        " several."
+    )
+    targets: list[float] = Field(description="All accuracies to reach, between 0 and 1.")
+    byte_budget: int | None = Field(
+        description="Bytes at which `equal_bytes` compares methods: report.byte_budget, or the least"
+        " `total_bytes` of a federated method; null if none sends anything."
     )
     stages: dict[str, StageTime] = Field(description="The time of each stage, in order.")
     environment: Environment = Field(description="What the stage `federate` ran on.")

@@ -22,6 +22,8 @@ from genfl.results.schema import (
     ClientsTested,
     CurvePoint,
     Environment,
+    EqualBytes,
+    ExtraCost,
     Figure,
     GenerateResult,
     GuidedResult,
@@ -32,7 +34,9 @@ from genfl.results.schema import (
     StageRecord,
     StageTime,
     Summary,
+    TargetResult,
     VocabularyResult,
+    baseline_of,
 )
 
 LAST_EVALUATIONS = 5
@@ -53,6 +57,7 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
     environment = records["federate"].environment
     assert environment is not None, "the record of a finished stage has one"
     synthetic, guided, vocabulary = (results.get(name) for name in ("generate", "guided", "vocabulary"))
+    methods = method_results(config, results)
     return Summary(
         schema_version=SCHEMA,
         name=config.name,
@@ -64,9 +69,11 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         synthetic=GenerateResult.model_validate(synthetic) if synthetic else None,
         guided=GuidedResult.model_validate(guided) if guided else None,
         vocabulary=VocabularyResult.model_validate(vocabulary) if vocabulary else None,
-        methods=method_results(config, results),
+        methods=methods,
         compare=tuple(config.report.compare) if config.report.compare else None,
-        target_accuracy=config.report.target_accuracy,
+        target_accuracy=config.report.target_accuracy[0],
+        targets=config.report.target_accuracy,
+        byte_budget=byte_budget(config, methods),
         stages={
             name: StageTime(seconds=records[name].seconds, skipped=was_skipped)
             for name, was_skipped in skipped.items()
@@ -88,9 +95,12 @@ def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> 
     methods: dict[str, Method | None] = {SYNTHETIC_ONLY: None} if config.generates else {}
     methods |= {name: method for name, method in config.methods.items() if method.reference is None}
     methods |= {name: method for name, method in config.methods.items() if method.reference is not None}
+    recorded = results["federate"]["methods"]
+    all_traces = {name: [recorded[name][str(seed)] for seed in config.seeds] for name in methods}
+    alone = _accuracies(all_traces[SYNTHETIC_ONLY])[:, -1] if config.generates else None
     figures: dict[str, MethodResult] = {}
     for name, method in methods.items():
-        traces = [results["federate"]["methods"][name][str(seed)] for seed in config.seeds]
+        traces = all_traces[name]
         generated_samples = fmean(trace.get("content", 0) for trace in traces)
         description = _description(config, method)
         matched = method is not None and method.needs_public and method.needs_labels
@@ -101,9 +111,110 @@ def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> 
             **description,
             generated_samples=generated_samples,
             **_figures(traces, config.report.target_accuracy, setup_bytes),
+            total_bytes=0 if description["reference"] else int(_bytes_after(traces, setup_bytes)[-1]),
             **_uploads(config, method, traces),
+            delta=_delta(method, traces, alone),
+            heterogeneity=_heterogeneity(traces, config.federate.extractor),
         )
-    return figures
+    budget = byte_budget(config, figures)
+    trained = {name: _samples(traces) for name, traces in all_traces.items()}
+    return {
+        name: figure.model_copy(
+            update={
+                "equal_bytes": _equal_bytes(all_traces[name], figure, budget),
+                "extra_cost": _extra_cost(name, figures, trained),
+            }
+        )
+        for name, figure in figures.items()
+    }
+
+
+def byte_budget(config: Config, methods: Mapping[str, MethodResult]) -> int | None:
+    """Return the bytes at which methods are compared; None if no federated method sends anything.
+
+    Args:
+        config: The resolved config.
+        methods: The figures of each method.
+    """
+    if config.report.byte_budget is not None:
+        return config.report.byte_budget
+    least = min(method.total_bytes for method in methods.values() if not method.reference)
+    return least or None
+
+
+def _accuracies(traces: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the accuracy of a method at each evaluation, float [seeds, evaluations]."""
+    return np.array([[e["accuracy"] for e in trace["evaluations"]] for trace in traces])
+
+
+def _samples(traces: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the samples that a method's clients train on, mean over the seeds; None if not recorded."""
+    counts = [[row.get("samples") for row in trace["rounds"]] for trace in traces]
+    if any(count is None for row in counts for count in row):  # rounds of earlier versions
+        return None
+    return fmean(sum(row) for row in counts)
+
+
+def _equal_bytes(
+    traces: Sequence[Mapping[str, Any]], figures: MethodResult, budget: int | None
+) -> EqualBytes | None:
+    """Return what a method reaches within a number of bytes; None for references and if setup needs more."""
+    if budget is None or figures.reference or figures.setup_bytes > budget:
+        return None
+    spent = _bytes_after(traces, figures.setup_bytes)
+    rounds = [evaluation["round"] for evaluation in traces[0]["evaluations"]]
+    within = [number for number in rounds if spent[number] <= budget]
+    counted = within[1:] or within  # the evaluation before the first round counts only if there is no other
+    first, last = len(within) - len(counted[-LAST_EVALUATIONS:]), len(within)
+    accuracy = _accuracies(traces)[:, first:last].mean(1)
+    return EqualBytes(rounds=within[-1], bytes=int(spent[within[-1]]), accuracy=_over_seeds(accuracy))
+
+
+def _bytes_after(traces: Sequence[Mapping[str, Any]], setup_bytes: int) -> np.ndarray:
+    """Return the bytes that cohorts have sent and received after each round, with setup; [rounds + 1]."""
+    rows = [[row["uplink_bytes"] + row["downlink_bytes"] for row in trace["rounds"]] for trace in traces]
+    return setup_bytes + np.concatenate([[0.0], np.array(rows, dtype=float).cumsum(1).mean(0)])
+
+
+def _extra_cost(
+    name: str, methods: Mapping[str, MethodResult], trained: Mapping[str, float | None]
+) -> ExtraCost | None:
+    """Return the cost of a method beyond its baseline's; None without a baseline."""
+    baseline = baseline_of(name, methods)
+    if baseline is None:
+        return None
+    return ExtraCost(
+        baseline=baseline,
+        bytes=_beyond(methods[name].total_bytes, methods[baseline].total_bytes),
+        samples=_beyond(trained[name], trained[baseline]),
+    )
+
+
+def _beyond(cost: float | None, baseline: float | None) -> float | None:
+    """Return by which share of the baseline's a cost is higher; None if either is missing or that is 0."""
+    return cost / baseline - 1 if cost is not None and baseline else None
+
+
+def _delta(
+    method: Method | None, traces: Sequence[Mapping[str, Any]], alone: np.ndarray | None
+) -> Figure | None:
+    """Return the Δ-metric: a warm-started method's accuracy minus that of its start, for each seed.
+
+    Args:
+        method: A method; None for the pre-trained model itself.
+        traces: Its trace for each seed.
+        alone: The accuracy of each seed's model trained on generated data alone, float [seeds].
+
+    Source: GPT-FL (arXiv 2306.02210), Table 4.
+    """
+    if method is None or (method.start, method.source) != ("pretrained", "generated") or alone is None:
+        return None
+    return _over_seeds(_accuracies(traces)[:, -_last_evaluations(traces) :].mean(1) - alone)
+
+
+def _last_evaluations(traces: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many last evaluations count; that before the first round only if there is no other."""
+    return min(LAST_EVALUATIONS, max(1, len(traces[0]["evaluations"]) - 1))
 
 
 def bytes_to_clients(
@@ -163,19 +274,26 @@ def _description(config: Config, method: Method | None) -> dict[str, Any]:
     }
 
 
-def _figures(traces: Sequence[Mapping[str, Any]], target: float, setup_bytes: int) -> dict[str, Any]:
+def _figures(
+    traces: Sequence[Mapping[str, Any]], targets: Sequence[float], setup_bytes: int
+) -> dict[str, Any]:
     """Return the figures of a method, given the trace of each seed."""
-    # The evaluation before the first round counts only if there is no other: nothing was federated by then.
-    last = min(LAST_EVALUATIONS, max(1, len(traces[0]["evaluations"]) - 1))
+    last = _last_evaluations(traces)
     rounds = [evaluation["round"] for evaluation in traces[0]["evaluations"]]
-    accuracy = np.array([[e["accuracy"] for e in trace["evaluations"]] for trace in traces])
+    accuracy = _accuracies(traces)
     f1 = np.array([[e["macro_f1"] for e in trace["evaluations"]] for trace in traces])
     gaps = np.array([[e["calibration_error"] for e in t["evaluations"][-last:]] for t in traces], dtype=float)
     up, down = (
         np.array([[r[name] for r in trace["rounds"]] for trace in traces]).reshape(len(traces), -1)
         for name in ("uplink_bytes", "downlink_bytes")
     )
-    first = _first_reached(rounds, accuracy.mean(0), target)
+    spent = _bytes_after(traces, setup_bytes)
+    reached = []
+    for target in targets:
+        first = _first_reached(rounds, accuracy.mean(0), target)
+        per_seed = [_first_reached(rounds, of_seed, target) for of_seed in accuracy]
+        total = None if first is None else int(spent[first])
+        reached.append(TargetResult(accuracy=target, rounds=first, rounds_per_seed=per_seed, bytes=total))
     return {
         "accuracy": _over_seeds(accuracy[:, -last:].mean(1)),
         "macro_f1": _over_seeds(f1[:, -last:].mean(1)),
@@ -183,14 +301,16 @@ def _figures(traces: Sequence[Mapping[str, Any]], target: float, setup_bytes: in
         "recall": _recall(traces),
         "clients": _clients_tested(traces),
         "curve": _curve(rounds, accuracy),
-        "rounds_to_target": first,
-        "rounds_to_target_per_seed": [_first_reached(rounds, of_seed, target) for of_seed in accuracy],
-        "bytes_to_target": None if first is None else setup_bytes + int((up + down)[:, :first].sum(1).mean()),
+        "rounds_to_target": reached[0].rounds,
+        "rounds_to_target_per_seed": reached[0].rounds_per_seed,
+        "bytes_to_target": reached[0].bytes,
+        "targets": reached,
+        "equal_bytes": None,  # known when all methods are
+        "extra_cost": None,
         "setup_bytes": setup_bytes,
         "uplink_bytes_per_round": float(up.mean()) if up.size else 0.0,
         "downlink_bytes_per_round": float(down.mean()) if down.size else 0.0,
         "diversity": _measured(traces, "diversity"),
-        "heterogeneity": _heterogeneity(traces),
     }
 
 
@@ -254,26 +374,27 @@ def _mean_over_rounds(traces: Sequence[Mapping[str, Any]], name: str) -> Figure:
     return _over_seeds(np.array(values).mean(0))
 
 
-def _heterogeneity(traces: Sequence[Mapping[str, Any]]) -> Heterogeneity | None:
+def _heterogeneity(traces: Sequence[Mapping[str, Any]], extractor: str) -> Heterogeneity | None:
     """Return how different clients and their local models are; None if nothing of it was measured."""
-    pairs = traces[0].get("similarity")  # of the first seed only; never for very many clients
+    pairs = [trace["similarity"] for trace in traces if trace.get("similarity")]  # none for many clients
     divergence, generality = (_measured(traces, name) for name in ("divergence", "generality"))
     if not (pairs or divergence or generality):
         return None
     return Heterogeneity(
-        similarity=Similarity.model_validate(pairs) if pairs else None,
-        mean_cosine=_off_diagonal(pairs["cosine"]) if pairs else None,
-        mean_l2=_off_diagonal(pairs["l2"]) if pairs else None,
+        extractor=extractor,
+        similarity=[Similarity.model_validate(of_seed) for of_seed in pairs] or None,
+        mean_cosine=_off_diagonal(pairs, "cosine") if pairs else None,
+        mean_l2=_off_diagonal(pairs, "l2") if pairs else None,
         divergence=divergence,
         mean_divergence=_mean_over_rounds(traces, "divergence") if divergence else None,
         generality=generality,
     )
 
 
-def _off_diagonal(pairs: Sequence[Sequence[float]]) -> float:
-    """Return the mean over pairs of different clients."""
-    values = np.array(pairs)
-    return float(values[~np.eye(len(values), dtype=bool)].mean())
+def _off_diagonal(pairs: Sequence[Mapping[str, Any]], name: str) -> Figure:
+    """Return the mean over pairs of different clients, for each seed."""
+    values = np.array([of_seed[name] for of_seed in pairs])
+    return _over_seeds(values[:, ~np.eye(values.shape[1], dtype=bool)].mean(1))
 
 
 def _over_seeds(values: np.ndarray) -> Figure:

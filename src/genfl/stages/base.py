@@ -27,6 +27,9 @@ class Without(frozenset[str]):
     """A mark for a field of a stage's inputs: these settings of its section do not change the output."""
 
 
+IF_SET = object()
+"""A mark for a field of a stage's inputs that counts only if it is not None. Without it nothing changes."""
+
 IGNORED = object()
 """A mark for a field of a stage's inputs that does not change the output. It is not part of the digest."""
 
@@ -51,7 +54,7 @@ def identity(value: Any) -> Any:
             without = next((mark for mark in marks if isinstance(mark, Without)), None)
             if without is not None:
                 counted[name] = field.model_dump(exclude=set(without))
-            elif IGNORED not in marks:
+            elif IGNORED not in marks and not (IF_SET in marks and field is None):
                 counted[name] = identity(field)
         return counted
     if isinstance(value, Section):

@@ -10,6 +10,7 @@ import torch
 from genfl.algorithms.base import Algorithm
 from genfl.algorithms.profile import sends_weights, take_a_step
 from genfl.algorithms.registry import UNLABELLED
+from genfl.analysis.extractors import build_extractor
 from genfl.config import ImageGenerator, Model
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
@@ -57,6 +58,11 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
     pool_problem = refusal() if inputs.federation.engine == "parallel" else None
     if pool_problem:
         raise InputError(f"federate.engine: parallel, but {pool_problem}; use auto or sequential")
+    if inputs.extractor is not None:
+        try:
+            build_extractor(inputs.extractor.choice, data.shape, classes)
+        except ValueError as error:
+            raise InputError(f"federate.extractor: {error}") from error
     check_content(inputs, context)
     _check_public(inputs, context)
     for name, method in inputs.methods.items():

@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from genfl.analysis.extractors import ExtractorChoice, choose_extractor
 from genfl.config import Config, Method, Model, Partition
 from genfl.config.generation import Prompts
 from genfl.config.training import Federation
 from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.engines.auto import EXACT, ROUNDING
 from genfl.engines.fast import fast_status
+from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import VOCABULARY
 from genfl.learning.task import Precision
+from genfl.models import MODELS
 from genfl.references import GENERATOR
-from genfl.stages.base import IGNORED, DataInputs, PublicInputs, Upstream, Without, digest_of
+from genfl.stages.base import IF_SET, IGNORED, DataInputs, PublicInputs, Upstream, Without, digest_of
 from genfl.stages.generate import GeneratorInputs
 from genfl.stages.guided import GuidedInputs, guided_inputs, kind_digest
 from genfl.stages.pretrain import ModelInputs, PretrainInputs, pretrain_inputs, seed_digest
@@ -23,11 +26,48 @@ from genfl.stages.pretrain import ModelInputs, PretrainInputs, pretrain_inputs, 
 FEDERATE, FOLDER, VERSION = "federate", "federate", 4
 """The stage's name, its folder, and the version of its trials."""
 
-BITWISE_SAME = {"checkpoint_every", "engine", "fast"}
+BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor"}
 """The settings of a federation that do not count by themselves.
 
 The engine, and the fast path, change the last bits if clients run in batches; see `FederateInputs.engine`.
+The extractor changes no trial; see `FederateInputs.extractor`.
 """
+
+
+@dataclass(frozen=True)
+class ExtractorInputs:
+    """The extractor of features by which clients are compared.
+
+    Attributes:
+        model: The name of its model; None for a projection.
+        options: The options of the model.
+        weights: The digest of the file of its weights; None for a projection.
+        code: The digest of the model's code, if it is a user's own.
+        choice: The extractor.
+    """
+
+    model: str | None
+    options: dict[str, Any]
+    weights: str | None
+    code: str
+    choice: Annotated[ExtractorChoice, IGNORED]
+
+    @classmethod
+    def of(cls, config: Config, context: RunContext) -> ExtractorInputs | None:
+        """Return the extractor of a config; None if clients are not compared.
+
+        Raises:
+            InputError: There is no such file.
+        """
+        if not config.federate.heterogeneity:
+            return None
+        try:
+            choice = choose_extractor(config.federate.extractor, config.model.name, config.model.options())
+        except ValueError as error:
+            raise InputError(f"federate.extractor: {error}") from error
+        weights = context.file_digest(choice.path) if choice.path else None
+        code = MODELS[choice.model].code if choice.model else ""
+        return cls(choice.model, dict(choice.options), weights, code, choice)
 
 
 @dataclass(frozen=True)
@@ -51,6 +91,7 @@ class FederateInputs:
         guided: The inputs of the guided samples; None without a generator.
         pretrained: The inputs of the pre-trained models; None if there are none.
         public: The public data; None if there is none.
+        extractor: What clients' data are compared by; None if they are not.
     """
 
     data: DataInputs
@@ -67,7 +108,8 @@ class FederateInputs:
     prompts: Annotated[Prompts, IGNORED]
     guided: Annotated[GuidedInputs | None, IGNORED]
     pretrained: Annotated[PretrainInputs | None, IGNORED]
-    public: PublicInputs | None
+    public: Annotated[PublicInputs | None, IF_SET]
+    extractor: Annotated[ExtractorInputs | None, IF_SET]
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> FederateInputs:
@@ -89,6 +131,7 @@ class FederateInputs:
             guided_inputs(config, context) if config.generates else None,
             pretrain_inputs(config, context) if config.generates or config.pretrains_on_public else None,
             PublicInputs.of(config, context),
+            ExtractorInputs.of(config, context),
         )
 
 

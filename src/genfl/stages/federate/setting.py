@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.analysis import diversity, heterogeneity
+from genfl.analysis.extractors import Extract, build_extractor
 from genfl.config import Content, Method, Model
 from genfl.config.methods import AuxiliarySource
 from genfl.data.clients import ClientData
@@ -60,7 +61,9 @@ class Setting:
         self._scored = self.task.of_stored(self.data.prepare)
         self._private: tuple[int, ClientData] | None = None
         self._guided: dict[Path, tuple[Tensor, Tensor, list[np.ndarray]]] = {}
-        self._similarities: dict[tuple[bool, Content | None, AuxiliarySource], dict[str, Any]] = {}
+        self._similarities: dict[
+            tuple[bool, Content | None, AuxiliarySource, int], dict[str, Any] | None
+        ] = {}
 
     def _classify(self, model: Model) -> Task:
         return self.context.classify(self.section, model, len(self.labels), self.inputs.model.precision)
@@ -151,20 +154,24 @@ class Setting:
             measures[heterogeneity.GENERALITY] = heterogeneity.generality(self.task, x, y)
         return measures
 
-    def similarity(self, method: Method, clients: ClientData) -> dict[str, Any] | None:
-        """Return the similarity of clients' data by features of the pre-trained model, for the first seed.
+    @cached_property
+    def _extract(self) -> Extract:
+        assert self.inputs.extractor is not None, "else nothing is compared"
+        return build_extractor(self.inputs.extractor.choice, self.data.shape, len(self.labels))
 
-        It is computed once for each kind of content. It is None if the config does not ask for it, if there
-        are too many clients for a page, or if there is no pre-trained model.
+    def similarity(self, method: Method, clients: ClientData, seed: int) -> dict[str, Any] | None:
+        """Return the similarity of clients' data by the features of the config's extractor.
+
+        It is computed once for each kind of content and seed. It is None if the config does not ask for it,
+        if there are too many clients for a page, or if fewer than two hold samples.
         """
-        wanted = self.inputs.federation.heterogeneity and self.inputs.generator is not None
-        if not wanted or len(clients) > MOST_COMPARED:
+        if self.inputs.extractor is None or len(clients) > MOST_COMPARED:
             return None
-        kind = method.data == "generated", method.content, method.source
+        kind = method.data == "generated", method.content, method.source, seed
         if kind not in self._similarities:
-            extractor = self.pretrained(self.inputs.seeds[0])
-            features = heterogeneity.mean_features(self.task, extractor, clients)
-            self._similarities[kind] = heterogeneity.client_similarity(features)
+            features = heterogeneity.mean_features(self._extract, clients)
+            alike = heterogeneity.client_similarity(features) if len(features) > 1 else None
+            self._similarities[kind] = alike
         return self._similarities[kind]
 
     def test_on_clients(self, models: list[Weights], seed: int) -> ClientScores | None:

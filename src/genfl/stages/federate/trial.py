@@ -88,12 +88,11 @@ class Trial:
             raise
         except Exception as error:  # a method of the user's own can raise anything
             raise GenflError(f"methods.{self.name}: {cause(error)}") from error
-        first = self.seed == setting.inputs.seeds[0]
         return {
             **(mean(traces) if self.method.reference else _plain(traces[0])),
             "clients": setting.test_on_clients([trace.weights for trace in traces], self.seed),
             "content": clients.count(GENERATED),
-            "similarity": setting.similarity(self.method, clients) if first else None,
+            "similarity": setting.similarity(self.method, clients, self.seed),
         }
 
     def _train(
