@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from genfl.config.data import Data, Labels
+from genfl.config.data import Audit, Data, Labels
 from genfl.config.generation import (
     NO_GUIDANCE,
     UNGUIDED,
@@ -86,6 +86,7 @@ class Config(Section):
         min_length=1, description="The methods to compare, by names of your choice."
     )
     report: Report = Field(Report(), description="The report.")
+    audit: Audit = Field(Audit(), description="The search for near-duplicates of test examples.")
 
     @property
     def device_type(self) -> str:

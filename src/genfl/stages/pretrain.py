@@ -16,7 +16,7 @@ from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.engines.device import exact
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext, initial_key
-from genfl.experiment.folder import VOCABULARY
+from genfl.experiment.folder import AUDIT, VOCABULARY
 from genfl.learning.pretrain import Recipe, train_with_holdout
 from genfl.learning.task import (
     Precision,
@@ -30,7 +30,7 @@ from genfl.learning.task import (
 from genfl.models import MODELS
 from genfl.models.pretrained import load_pretrained, locate
 from genfl.rng import Key
-from genfl.stages import generate
+from genfl.stages.audit import generated_digests, read_generated, unread
 from genfl.stages.base import IGNORED, FormatInputs, Stage, StageRun, Upstream, Without, digest_of
 from genfl.stages.vocabulary import readable
 from genfl.storage import load_tensors, remove, save_tensors
@@ -158,7 +158,7 @@ def pretrain_inputs(config: Config, context: RunContext) -> PretrainInputs:
 def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
     section = readable(inputs.data.section, work.upstream)
     data, labels = work.context.data_set(section), work.upstream.labels
-    x, y = generate.read_synthetic(work.upstream.folder("generate"), data, labels)
+    x, y = read_generated(work.upstream, data)
     options = inputs.recipe.model_dump(exclude={"init"})
     recipe = Recipe(**{**options, "augment": inputs.recipe.augment.augment()})
     task = work.context.classify(section, inputs.model.model, len(labels), inputs.model.precision)
@@ -204,10 +204,9 @@ def _discard(folder: Path, seeds: list[int]) -> None:
 
 def seed_digest(inputs: PretrainInputs, upstream: Upstream, seed: int) -> str:
     """Return the digest of everything that the model of one seed depends on."""
-    stages = ["generate"]
+    digests = generated_digests(upstream)
     if inputs.data.section.tokenizer == GENERATED_TOKENIZER:
-        stages.append(VOCABULARY)
-    digests = {stage: upstream.digest(stage) for stage in stages}
+        digests[VOCABULARY] = upstream.digest(VOCABULARY)
     seed_inputs = SeedInputs(inputs.data, inputs.model, inputs.recipe, upstream.labels, seed)
     return digest_of(STAGE.name, STAGE.version, seed_inputs, digests)
 
@@ -248,10 +247,11 @@ STAGE = Stage(
     "pretrain",
     "pretrain",
     3,
-    ("labels", "generate", VOCABULARY),
+    ("labels", "generate", AUDIT, VOCABULARY),
     pretrain_inputs,
     _run,
     check=_check,
     keeps=True,
     wanted=lambda config: config.generates,
+    unread=unread,
 )

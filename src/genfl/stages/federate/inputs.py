@@ -15,6 +15,7 @@ from genfl.experiment.context import RunContext
 from genfl.experiment.folder import VOCABULARY
 from genfl.learning.task import Precision
 from genfl.references import GENERATOR
+from genfl.stages.audit import generated_digests
 from genfl.stages.base import IGNORED, DataInputs, Upstream, Without, digest_of
 from genfl.stages.generate import GeneratorInputs
 from genfl.stages.guided import GuidedInputs, guided_inputs, kind_digest
@@ -135,7 +136,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         zero_shot = ZeroShotInputs(upstream.labels, inputs.data, sentences, inputs.generator, method, seed)
         return digest_of(FEDERATE, VERSION, zero_shot, stages)
     if method.reads_generated:
-        stages["generate"] = upstream.digest("generate")
+        stages |= generated_digests(upstream)
     if inputs.data.section.tokenizer == GENERATED_TOKENIZER:
         stages[VOCABULARY] = upstream.digest(VOCABULARY)
     if method.content and method.content.guidance != "prompt":
