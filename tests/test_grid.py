@@ -280,7 +280,7 @@ def test_another_split_asks_for_the_same_generated_data(tmp_path):
     digests = [pipeline.digests(content, RunContext()) for content in settings]
     one, other = ({stage.name: digest for stage, _, digest in steps} for steps in digests)
     same = [name for name in one if one[name] == other[name]]
-    assert same == ["prompts", "generate", "pretrain"]
+    assert same == ["prompts", "generate", "audit", "pretrain"]
 
 
 @pytest.mark.slow

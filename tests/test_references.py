@@ -24,6 +24,7 @@ from genfl.learning.task import classification
 from genfl.models import Stack
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
+from genfl.stages import generate
 from genfl.stages.federate import setting, trial, zero_shot
 
 SIZES = (3, 9, 20)
@@ -194,7 +195,7 @@ def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
 
 def prepared(monkeypatch):
     """Gives the stage a synthetic data set and a pre-trained model without making them."""
-    monkeypatch.setattr(setting.generate, "read_synthetic", lambda folder, data, labels: synthetic())
+    monkeypatch.setattr(generate, "read_synthetic", lambda folder, data, labels: synthetic())
     monkeypatch.setattr(
         setting, "read_weights", lambda folder, task, seed, source: task.init(Key(seed).fold("warm"))
     )

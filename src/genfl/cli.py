@@ -66,6 +66,7 @@ class Until(StrEnum):
     prompts = "prompts"
     generate = "generate"
     guided = "guided"
+    audit = "audit"
     vocabulary = "vocabulary"
     pretrain = "pretrain"
     federate = "federate"

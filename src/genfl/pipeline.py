@@ -28,7 +28,7 @@ from genfl.experiment.records import (
     write_record,
 )
 from genfl.results.summarise import environment, summarise
-from genfl.stages import generate, guided, labels, pretrain, prompts, report, vocabulary
+from genfl.stages import audit, generate, guided, labels, pretrain, prompts, report, vocabulary
 from genfl.stages.base import Stage, StageRun, digest_of
 from genfl.stages.federate import stage as federate
 from genfl.storage import (
@@ -48,6 +48,7 @@ STAGES: tuple[Stage[Any], ...] = (
     prompts.STAGE,
     generate.STAGE,
     guided.STAGE,
+    audit.STAGE,
     vocabulary.STAGE,
     pretrain.STAGE,
     federate.STAGE,
@@ -279,7 +280,7 @@ def _digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], 
         if not stage.wanted(config):
             continue
         inputs = stage.inputs(config, context)
-        upstream = {name: outputs[name] for name in stage.upstream if name in outputs}
+        upstream = {name: outputs[name] for name in stage.reads(config) if name in outputs}
         digest = output = digest_of(stage.name, stage.version, inputs, upstream)
         if stage.gives:
             output = digest_of(stage.name, stage.version, stage.gives(inputs, context), upstream)

@@ -73,6 +73,7 @@ def compared(test_samples=1000, generator="image", compare=None, **methods):
         synthetic=synthetic if generates else None,
         guided=None,
         vocabulary=None,
+        audit=None,
         methods={"synthetic_only": alone, **methods} if generates else methods,
         compare=compare,
         target_accuracy=0.9,
@@ -436,3 +437,42 @@ def test_percent_and_target():
     assert [text.percent(share) for share in (0, 0.05, 0.9996, 1)] == ["0 %", "5.0 %", "100.0 %", "100 %"]
     summary = compared(fedavg=method([0.9], None, 0.1)).model_copy(update={"target_accuracy": 0.29})
     assert text.target_percent(summary) == "29 %"
+
+
+def overlap(near, others_near, examples=1000, others=1000):
+    """The counts of one comparison."""
+    counts = {"examples": examples, "others": others, "compared": others, "pairs": near}
+    return {**counts, "near": near, "others_near": others_near}
+
+
+@pytest.mark.parametrize(
+    ("audit", "warning"),
+    [
+        ((0, 9, 99, 99), ""),
+        (
+            (12, 10, 0, 0),
+            " Warning: the generated data has near-duplicates of 1.0 % of the test examples (12 samples), so"
+            " what it gives is overestimated; set audit.overlap to drop.",
+        ),
+        ((0, 0, 100, 0), " Warning: 10.0 % of the test examples have a near-duplicate in the training data."),
+        (
+            (0, 0, 0, 100),
+            " Warning: 10.0 % of the generated samples are near-duplicates of private examples.",
+        ),
+    ],
+)
+def test_a_verdict_warns_of_near_duplicates(audit, warning):
+    samples, tested, trained, private = audit
+    found = {
+        "generated_test": overlap(samples, tested),
+        "test_train": overlap(trained, trained),
+        "generated_train": overlap(private, private),
+        "dropped": 0,
+    }
+    figures = {"fedavg": method([0.7], None, 0.1), "gptfl": method([0.9], 1, 0.8)}
+    plain = text.verdict(compared(**figures))
+    audited = compared(**figures).to_dict() | {"audit": found}
+    assert text.verdict(Summary.parse(audited)) == plain + warning
+    dropped = audited | {"audit": found | {"dropped": 12}}
+    if samples:
+        assert "these 12 samples were dropped before training." in text.verdict(Summary.parse(dropped))

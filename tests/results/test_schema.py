@@ -38,7 +38,7 @@ methods:
   together: {algorithm: centralised}
 report: {target_accuracy: [0.1, 0.2], compare: [mixed, plain]}
 """
-STAGES = {"labels", "prompts", "generate", "guided", "pretrain", "federate", "report"}
+STAGES = {"labels", "prompts", "generate", "guided", "audit", "pretrain", "federate", "report"}
 """The stages of its run."""
 
 

@@ -25,10 +25,10 @@ from genfl.storage import sha256
 FEDERATE = {"federate", "report"}
 TRAIN = {"pretrain", *FEDERATE}
 GUIDED = {"guided", *FEDERATE}
-GENERATE = {"generate", "guided", *TRAIN}
+GENERATE = {"generate", "guided", "audit", *TRAIN}
 PROMPTS = {"prompts", *GENERATE}
 EVERYTHING = {"labels", *PROMPTS}
-PRIVATE = {"labels", *GUIDED}  # what reads private examples
+PRIVATE = {"labels", "audit", *GUIDED}  # what reads private examples
 REPORT = {"report"}  # it shows the whole config, so it is in every row
 
 BASES = {
@@ -175,7 +175,7 @@ ROWS = [
     # What the words are is not known before texts are generated: nothing before them depends on it.
     Row("data.tokenizer", "data.tokenizer=generated", WORDS, "words", ("data.tokenizer=hashed",)),
     Row("data.tokenizer", "data.tokenizer=$tokenizer_copy", REPORT, "texts", ("data.tokenizer=$tokenizer",)),
-    Row("data.seconds", "data.seconds=0.6", {"labels", *TRAIN}, "sounds"),
+    Row("data.seconds", "data.seconds=0.6", {"labels", "audit", *TRAIN}, "sounds"),
     # Who holds which label does not matter to prompts and generated data.
     Row("data.partition.kind", "data.partition.kind=iid", {"labels", *GUIDED}),
     Row("data.partition.clients", "data.partition.clients=7", {"labels", *GUIDED}),
@@ -240,7 +240,7 @@ ROWS = [
     Row(
         "generator.kind",
         "generator=none",
-        FEDERATE,
+        {"audit", *FEDERATE},
         given=("methods={plain: {algorithm: fedavg}}", "content={}"),
     ),
     Row("generator.image.model", "generator.model=$model", GENERATE),
@@ -254,9 +254,9 @@ ROWS = [
     Row("generator.image.strength", "generator.strength=0.5", REPORT, given=PROMPTED),
     Row("generator.files.path", "generator.path=$images_copy", REPORT, "images"),
     Row("generator.files.path", "generator.path=$images_other", GENERATE - NO_GUIDED, "images"),
-    Row("generator.files.path", "generator.path=$texts", {"generate", *WORDS}, "words"),
-    Row("generator.files.input", "generator.input=body", {"generate", *WORDS}, "words"),
-    Row("generator.files.label", "generator.label=topic", {"generate", *WORDS}, "words"),
+    Row("generator.files.path", "generator.path=$texts", {"generate", "audit", *WORDS}, "words"),
+    Row("generator.files.input", "generator.input=body", {"generate", "audit", *WORDS}, "words"),
+    Row("generator.files.label", "generator.label=topic", {"generate", "audit", *WORDS}, "words"),
     Row("generator.speech.model", "generator.model=$model", GENERATE - NO_GUIDED, "sounds"),
     Row("generator.speech.model", "generator.model=$model_copy", REPORT, "sounds", VOICE),
     Row("generator.speech.language", "generator.language=de", GENERATE - NO_GUIDED, "sounds"),
@@ -453,6 +453,10 @@ ROWS = [
     Row("report.target_accuracy", "report.target_accuracy=[0.9, 0.5]", REPORT),
     Row("report.byte_budget", "report.byte_budget=1000", REPORT),
     Row("report.real_examples", "report.real_examples=true", REPORT),
+    Row("audit.overlap", "audit.overlap=ignore", REPORT),
+    # What is dropped, nobody trains on.
+    Row("audit.overlap", "audit.overlap=drop", {"audit", *TRAIN}),
+    Row("audit.overlap", "audit.overlap=drop", {"audit", *WORDS}, "words"),
     Row("report.compare", "report.compare=[plain, mixed]", REPORT),
 ]
 
@@ -724,6 +728,7 @@ def test_a_photo_more_generates_and_pretrains_nothing_again(parse, tmp_path, mon
     summary = pipeline.execute(moved, tmp_path / "run", update=True)
     assert {name for name, stage in summary["stages"].items() if not stage["skipped"]} == {
         "labels",
+        "audit",
         "federate",
         "report",
     }

@@ -45,17 +45,19 @@ def done(tmp_path_factory):
 
 def test_nothing_is_generated(done):
     folder, summary = done
-    assert list(summary["stages"]) == ["labels", "federate", "report"]
+    assert list(summary["stages"]) == ["labels", "audit", "federate", "report"]
     assert (summary["generator"], summary["synthetic"]) == ("none", None)
     assert list(summary["methods"]) == ["fedavg", "scaffold", "together"]
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {
         "stages",
         "labels",
+        "audit",
         "federate",
         "report",
     }
     assert [(row.name, row.state) for row in pipeline.run_status(folder)] == [
         ("labels", "done"),
+        ("audit", "done"),
         ("federate", "done"),
         ("report", "done"),
     ]

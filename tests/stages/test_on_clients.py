@@ -139,5 +139,5 @@ def test_another_share_does_not_ask_for_other_generated_data(done, content, tmp_
         config.parse(content, ["data.partition.test=0"]), tmp_path / "run", update=True
     )
     skipped = [name for name, stage in summary["stages"].items() if stage["skipped"]]
-    assert skipped == ["labels", "prompts", "generate", "pretrain"]
+    assert skipped == ["labels", "prompts", "generate", "audit", "pretrain"]
     assert {method["clients"] for method in summary["methods"].values()} == {None}

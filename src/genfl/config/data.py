@@ -228,6 +228,16 @@ class Public(Section):
         return None
 
 
+class Audit(Section):
+    """The search for near-duplicates between test examples, training examples and generated samples."""
+
+    overlap: Literal["warn", "drop", "ignore"] = Field(
+        "warn",
+        description="What happens to generated samples that are near-duplicates of test examples. warn: they"
+        " are counted, shown, and kept. drop: no method trains on them. ignore: nothing is compared.",
+    )
+
+
 class Labels(Section):
     """Private label discovery."""
 

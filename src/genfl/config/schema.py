@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from genfl.config.data import Data, Labels, Public
+from genfl.config.data import Audit, Data, Labels, Public
 from genfl.config.generation import (
     NO_GUIDANCE,
     UNGUIDED,
@@ -106,6 +106,7 @@ class Config(Section):
     public: Public | None = Field(
         None, description="Public data, for methods with source public. If not set, there is none."
     )
+    audit: Audit = Field(Audit(), description="The search for near-duplicates of test examples.")
 
     @property
     def device_type(self) -> str:

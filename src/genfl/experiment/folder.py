@@ -17,6 +17,12 @@ ANSWERS = "answers"
 VOCABULARY = "vocabulary"
 """The stage that builds the tokenizer `genfl.data.texts.GENERATED_TOKENIZER`, and the name of its folder."""
 
+AUDIT = "audit"
+"""The stage that looks for near-duplicates of test examples, and the name of its folder."""
+
+PAIRS = "pairs.json"
+"""The audit's file of all pairs: for each comparison, lists of two rows and their similarity."""
+
 
 class Shard(NamedTuple):
     """The share of one of several processes: blocks ``number``, ``number + of``, ``number + 2 of``, ..."""

@@ -16,7 +16,7 @@ from genfl.report.style import MOST_DRAWN, REST, Look, looks
 from genfl.report.templates import page_template
 from genfl.results.evidence import Evidence
 from genfl.results.names import CENTRALISED, GENERATOR, LOCAL, SYNTHETIC_ONLY
-from genfl.results.schema import CurvePoint, Figure, MethodResult, Summary
+from genfl.results.schema import CurvePoint, Figure, MethodResult, OverlapCounts, Summary
 
 MOST_CLIENTS = 200
 """Clients in the chart of labels, at most; more columns could not be told apart."""
@@ -131,6 +131,9 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "client_accuracy": _client_accuracy(methods, look),
         "rows": pictures.picture_rows(evidence.examples, evidence.modality),
         "near_duplicate_rule": evidence.near_duplicate_rule,
+        "overlap_rule": evidence.overlap_rule,
+        "overlaps": pictures.overlap_rows(evidence.overlaps, evidence.modality),
+        "comparisons": _comparisons(summary),
         "labels": labels,
         "holders": _holders(config, summary, labels),
         **_label_counts(evidence, classes),
@@ -139,6 +142,12 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "generation_cost": _generation_cost(summary),
         "traffic": _traffic(config, summary),
     }
+
+
+def _comparisons(summary: Summary) -> dict[str, OverlapCounts]:
+    """Return the counts of near-duplicates of each comparison, by its name in words."""
+    counts = {name: getattr(summary.audit, name, None) for name in pictures.COMPARISONS}
+    return {pictures.COMPARISONS[name]: figures for name, figures in counts.items() if figures}
 
 
 def _question(config: Config) -> str:

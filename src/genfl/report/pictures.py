@@ -13,7 +13,7 @@ from torch import Tensor
 from genfl.data.media import Clip, Modality
 from genfl.data.sounds import RATE, resampled
 from genfl.data.sources import to_image
-from genfl.results.examples import GeneratedExample, LabelExamples
+from genfl.results.examples import GeneratedExample, LabelExamples, OverlapExamples
 
 PIXELS = 32
 """Images up to this size are shown pixel by pixel, larger ones as compressed thumbnails."""
@@ -97,6 +97,49 @@ def picture_rows(examples: Sequence[LabelExamples], modality: Modality) -> list[
             ]
         rows.append(PictureRow(label, real_pictures, pictures, encoded))
     return rows
+
+
+class OverlapRow(NamedTuple):
+    """The pictures of the near-duplicates of one comparison.
+
+    Attributes:
+        label: What is compared, in words.
+        first: Examples of the first data set.
+        second: Their near-duplicates; empty if they must not be shown, or nobody can read them.
+    """
+
+    label: str
+    first: list[Picture]
+    second: list[Picture]
+
+
+def overlap_rows(examples: Sequence[OverlapExamples], modality: Modality) -> list[OverlapRow]:
+    """Return the pictures of near-duplicates, a row for each comparison.
+
+    Args:
+        examples: The near-duplicates of each comparison.
+        modality: What an example is.
+    """
+    view, rows = VIEWS[modality], []
+    for comparison, first, second, similarity in examples:
+        show = view.encoded or view.generated
+        titles = [f"similarity {value:.3f}" for value in similarity]
+        rows.append(
+            OverlapRow(
+                COMPARISONS[comparison],
+                [show(content, title) for content, title in zip(first, titles, strict=True)],
+                [show(x, title) for x, title in zip(second, titles, strict=False)],
+            )
+        )
+    return rows
+
+
+COMPARISONS = {
+    "test_train": "test and training examples",
+    "generated_test": "generated and test examples",
+    "generated_train": "generated and training examples",
+}
+"""The comparisons of an audit, in words."""
 
 
 def _prompt_and_scale(example: GeneratedExample) -> str:

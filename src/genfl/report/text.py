@@ -20,6 +20,13 @@ FALSE_CLAIMS = 0.05
 """The share of verdicts that may claim a difference where there is none."""
 
 
+CONTAMINATED = 0.01
+"""The share of test examples with a near-duplicate among generated samples from which a verdict warns."""
+
+OVERLAPPING = 0.1
+"""The share of other near-duplicates from which a verdict warns."""
+
+
 class Contest(NamedTuple):
     """The two methods that a verdict compares; either is None if the run has no such pair.
 
@@ -40,7 +47,7 @@ def verdict(summary: Summary) -> str:
     best, baseline = contest(summary)
     methods = summary.methods
     if summary.synthetic is None:
-        return _verdict_without_generator(summary)
+        return _verdict_without_generator(summary) + overlap_warning(summary)
     if not _trained(summary):
         comparison = "No method learned anything."
     elif best is not None and baseline is not None:
@@ -69,7 +76,30 @@ def verdict(summary: Summary) -> str:
     )
     refused = _refused_uploads(summary, best, baseline)
     warnings = _warnings(summary, best) if _trained(summary) else ""
+    warnings += overlap_warning(summary)
     return f"{comparison}{refused} The {subject} gives {percent(alone.accuracy.mean)}; {cost}{warnings}"
+
+
+def overlap_warning(summary: Summary) -> str:
+    """Warn of test examples that models may have seen, and of generated copies; nothing if there are few."""
+    audit, warnings = summary.audit, ""
+    if audit is None:
+        return warnings
+    generated, private = audit.generated_test, audit.generated_train
+    if generated and generated.others_near >= CONTAMINATED * generated.others:
+        share, copies = percent(generated.others_near / generated.others), count(generated.near, "sample")
+        warnings += f" Warning: the generated data has near-duplicates of {share} of the test examples"
+        if audit.dropped:
+            warnings += f"; these {copies} were dropped before training."
+        else:
+            warnings += f" ({copies}), so what it gives is overestimated; set audit.overlap to drop."
+    if audit.test_train.near >= OVERLAPPING * audit.test_train.examples:
+        share = percent(audit.test_train.near / audit.test_train.examples)
+        warnings += f" Warning: {share} of the test examples have a near-duplicate in the training data."
+    if private and private.near >= OVERLAPPING * private.examples:
+        share = percent(private.near / private.examples)
+        warnings += f" Warning: {share} of the generated samples are near-duplicates of private examples."
+    return warnings
 
 
 def _warnings(summary: Summary, best: str | None) -> str:

@@ -10,15 +10,17 @@ import numpy as np
 
 from genfl import config as configs
 from genfl.config import Config
+from genfl.data import overlap
 from genfl.data.media import Modality
 from genfl.data.quality import MEASURES
 from genfl.data.sources import DATASETS
 from genfl.experiment.context import RunContext
-from genfl.experiment.folder import Run
+from genfl.experiment.folder import AUDIT, PAIRS, Run
 from genfl.generators.registry import GENERATORS
 from genfl.natural_order import in_natural_order
-from genfl.results.examples import LabelExamples, choose_examples
+from genfl.results.examples import LabelExamples, OverlapExamples, choose_examples, choose_overlaps
 from genfl.results.schema import PretrainResult
+from genfl.storage import read_json
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Evidence:
         label_counts: Training samples of each label at each client for the first seed, int [clients, labels].
         pretraining: The history of pre-training; None without a generator.
         examples: Examples of each label; empty without a generator.
+        overlaps: Near-duplicates of each comparison that has some which may be shown.
+        overlap_rule: What makes two inputs near-duplicates in the audit, in words.
     """
 
     config: Config
@@ -50,6 +54,8 @@ class Evidence:
     label_counts: np.ndarray
     pretraining: PretrainResult | None
     examples: list[LabelExamples]
+    overlaps: list[OverlapExamples]
+    overlap_rule: str
 
 
 def collect(run: Run, context: RunContext) -> Evidence:
@@ -77,7 +83,18 @@ def collect(run: Run, context: RunContext) -> Evidence:
         label_counts=context.label_counts(config.data, run.labels, config.seeds[0]),
         pretraining=PretrainResult.model_validate(run.result("pretrain")) if config.generates else None,
         examples=choose_examples(data, folder, order, real=show_real) if config.generates else [],
+        overlaps=choose_overlaps(data, folder, _pairs(run), real=show_real),
+        overlap_rule=overlap.means(data.modality),
     )
+
+
+def _pairs(run: Run) -> dict[str, Any]:
+    """Return the near-duplicates that the audit found; none if nothing was compared."""
+    path = run.folder / AUDIT / PAIRS
+    pairs: dict[str, Any] = {}
+    if run.config.audit.overlap != "ignore" and path.is_file():
+        pairs = read_json(path)
+    return pairs
 
 
 def _generator_facts(config: Config) -> dict[str, Any]:

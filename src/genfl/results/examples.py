@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,70 @@ class LabelExamples(NamedTuple):
     label: str
     real: list[Tensor]
     generated: list[GeneratedExample]
+
+
+class OverlapExamples(NamedTuple):
+    """The most similar near-duplicates of a comparison.
+
+    Attributes:
+        comparison: Its name, as in `genfl.results.schema.AuditResult`.
+        first: Examples of the first data set: inputs, or generated texts; empty if they must not be shown.
+        second: Their near-duplicates in the second data set, as inputs; empty if they must not be shown, or
+            nobody can read them.
+        similarity: The correlation of each pair, or the cosine for texts.
+    """
+
+    comparison: str
+    first: list[Any]
+    second: list[Tensor]
+    similarity: list[float]
+
+
+def choose_overlaps(
+    data: DataSet, synthetic: Path, pairs: Mapping[str, Sequence[Sequence[float]]], *, real: bool
+) -> list[OverlapExamples]:
+    """Choose the most similar near-duplicates of each comparison, each first example once.
+
+    Args:
+        data: The private data set.
+        synthetic: The folder of the synthetic data set.
+        pairs: The pairs of each comparison, the most similar first; see `genfl.experiment.folder.PAIRS`.
+        real: Whether real examples may be shown.
+    """
+    chosen: list[OverlapExamples] = []
+    for comparison, rows in pairs.items():
+        once: dict[int, tuple[int, float]] = {}
+        for first, second, similarity in rows:
+            if len(once) < PER_LABEL:
+                once.setdefault(int(first), (int(second), similarity))
+        generated = comparison.startswith("generated")
+        if not once or not (generated or real):
+            continue
+        if generated:
+            shown: list[Any] = _contents(SyntheticData.open(synthetic), list(once))
+            if data.modality != "text":
+                shown = [data.encode(content) for content in shown]
+        else:
+            shown = [data.test.x[row] for row in once] if data.modality != "text" else []
+        others = data.test if comparison.endswith("test") else data.train
+        second_shown = [others.x[row] for row, _ in once.values()] if real and data.modality != "text" else []
+        if shown:
+            similarities = [value for _, value in once.values()]
+            chosen.append(OverlapExamples(comparison, shown, second_shown, similarities))
+    return chosen
+
+
+def _contents(synthetic: SyntheticData, rows: Sequence[int]) -> list[Any]:
+    """Return the contents of generated samples, by their rows over all files in order."""
+    contents, start, medium = {}, 0, synthetic.medium
+    for file in synthetic.files():
+        count = pyarrow.parquet.read_metadata(file).num_rows
+        if inside := [row for row in rows if start <= row < start + count]:
+            column = pyarrow.parquet.read_table(file, columns=[medium.column])[medium.column]
+            cells = column.take([row - start for row in inside]).to_pylist()
+            contents |= {row: medium.read(cell) for row, cell in zip(inside, cells, strict=True)}
+        start += count
+    return [contents[row] for row in rows]
 
 
 def choose_examples(data: DataSet, folder: Path, labels: Sequence[str], *, real: bool) -> list[LabelExamples]:

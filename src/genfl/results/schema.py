@@ -100,6 +100,34 @@ class GuidedResult(ResultModel):
     seconds: float = Field(description="Time that generation took, in seconds, summed over interruptions.")
 
 
+class OverlapCounts(ResultModel):
+    """Near-duplicates between two data sets; `test_train` compares test examples with training examples."""
+
+    examples: int = Field(description="Number of examples of the first data set, all of which are compared.")
+    others: int = Field(description="Number of examples of the second data set.")
+    compared: int = Field(description="How many of the second data set are compared.")
+    pairs: int = Field(description="Pairs of near-duplicates.")
+    near: int = Field(description="Examples of the first data set with a near-duplicate in the second.")
+    others_near: int = Field(
+        description="Examples of the second data set with a near-duplicate in the first."
+    )
+
+
+class AuditResult(ResultModel):
+    """Near-duplicates of test and training examples."""
+
+    test_train: OverlapCounts = Field(description="Test examples against all training examples.")
+    generated_test: OverlapCounts | None = Field(
+        description="Generated samples against test examples; null without a generator."
+    )
+    generated_train: OverlapCounts | None = Field(
+        description="Generated samples against private training examples; null without a generator."
+    )
+    dropped: int = Field(
+        description="Generated samples that no method trains on: they are near-duplicates of test examples."
+    )
+
+
 class VocabularyResult(ResultModel):
     """The vocabulary of the generated texts."""
 
@@ -424,6 +452,9 @@ class Summary(ResultModel):
     )
     vocabulary: VocabularyResult | None = Field(
         description="Vocabulary of the generated texts; null unless data.tokenizer is `generated`."
+    )
+    audit: AuditResult | None = Field(
+        description="Near-duplicates of test and training examples; null if audit.overlap is `ignore`."
     )
     methods: dict[str, MethodResult] = Field(
         description="The figures of each method: `synthetic_only` first if there is a generator, then the"

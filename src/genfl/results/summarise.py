@@ -14,11 +14,12 @@ import torch
 import genfl
 from genfl.config import Config, Method
 from genfl.experiment.context import RunContext
-from genfl.experiment.folder import Run
+from genfl.experiment.folder import AUDIT, Run
 from genfl.generators.registry import GENERATORS
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import (
     SCHEMA,
+    AuditResult,
     ClientsTested,
     CurvePoint,
     Environment,
@@ -58,6 +59,7 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
     assert environment is not None, "the record of a finished stage has one"
     synthetic, guided, vocabulary = (results.get(name) for name in ("generate", "guided", "vocabulary"))
     methods = method_results(config, results)
+    audit = results.get(AUDIT)
     return Summary(
         schema_version=SCHEMA,
         name=config.name,
@@ -69,6 +71,7 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         synthetic=GenerateResult.model_validate(synthetic) if synthetic else None,
         guided=GuidedResult.model_validate(guided) if guided else None,
         vocabulary=VocabularyResult.model_validate(vocabulary) if vocabulary else None,
+        audit=AuditResult.model_validate(audit) if audit else None,
         methods=methods,
         compare=tuple(config.report.compare) if config.report.compare else None,
         target_accuracy=config.report.target_accuracy[0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, get_type_hints
@@ -238,6 +238,7 @@ class Stage(Generic[In]):
         wanted: ``(config) -> bool``: whether the config needs the stage. If not, it is left out.
         gives: ``(inputs, context) -> values``: what decides the part of its output that later stages read,
             besides the outputs that it reads itself. None for all of its inputs.
+        unread: ``(config) -> names``: the stages of `upstream` that it does not read with this config.
     """
 
     name: str
@@ -251,6 +252,11 @@ class Stage(Generic[In]):
     keeps: bool = False
     wanted: Callable[[Config], bool] = lambda config: True
     gives: Callable[[In, RunContext], Any] | None = None
+    unread: Callable[[Config], Collection[str]] = lambda config: ()
+
+    def reads(self, config: Config) -> list[str]:
+        """Return the stages whose outputs it reads with a config, if the config needs these stages."""
+        return [name for name in self.upstream if name not in self.unread(config)]
 
     def work(
         self, run: Run, context: RunContext, digest: str, folders: Mapping[str, str], output: str = ""
@@ -264,7 +270,7 @@ class Stage(Generic[In]):
             folders: The folders of the stages that the config wants, by name.
             output: The digest of the part of its output that other stages read; by default `digest`.
         """
-        upstream = Upstream(run, {name: folders[name] for name in self.upstream if name in folders})
+        upstream = Upstream(run, {name: folders[name] for name in self.reads(run.config) if name in folders})
         folder, answers = run.folder / self.folder, run.folder / ANSWERS
         shards, others = (tuple(path / self.folder for path in paths) for paths in (run.shards, run.others))
         return StageRun(

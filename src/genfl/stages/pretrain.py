@@ -17,7 +17,7 @@ from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.engines.device import exact
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext, initial_key
-from genfl.experiment.folder import VOCABULARY
+from genfl.experiment.folder import AUDIT, VOCABULARY
 from genfl.learning.pretrain import Recipe, train_with_holdout
 from genfl.learning.task import (
     Precision,
@@ -31,7 +31,7 @@ from genfl.learning.task import (
 from genfl.models import MODELS
 from genfl.models.pretrained import load_pretrained, locate
 from genfl.rng import Key
-from genfl.stages import generate
+from genfl.stages.audit import generated_digests, read_generated, unread
 from genfl.stages.base import (
     IGNORED,
     FormatInputs,
@@ -190,7 +190,7 @@ def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
                 assert inputs.public is not None
                 x, y = work.context.public(inputs.public.section, section).matched(labels)
             else:
-                x, y = generate.read_synthetic(work.upstream.folder("generate"), data, labels)
+                x, y = read_generated(work.upstream, data)
             for seed in inputs.seeds:
                 start, _ = inputs.model.weights(task, seed)
                 folder = seed_folder(work.folder, seed, source)
@@ -228,12 +228,11 @@ def seed_digest(
     inputs: PretrainInputs, upstream: Upstream, seed: int, source: AuxiliarySource = "generated"
 ) -> str:
     """Return the digest of everything that the model of one seed and source depends on."""
-    digests = {}
     if source == "public":
         assert inputs.public is not None
-        digests["public"] = inputs.public.content
+        digests = {"public": inputs.public.content}
     else:
-        digests["generate"] = upstream.digest("generate")
+        digests = generated_digests(upstream)
     if inputs.data.section.tokenizer == GENERATED_TOKENIZER:
         digests[VOCABULARY] = upstream.digest(VOCABULARY)
     seed_inputs = SeedInputs(inputs.data, inputs.model, inputs.recipe, upstream.labels, seed)
@@ -277,10 +276,11 @@ STAGE = Stage(
     "pretrain",
     "pretrain",
     3,
-    ("labels", "generate", VOCABULARY),
+    ("labels", "generate", AUDIT, VOCABULARY),
     pretrain_inputs,
     _run,
     check=_check,
     keeps=True,
     wanted=lambda config: config.generates or config.pretrains_on_public,
+    unread=unread,
 )

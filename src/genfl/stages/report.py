@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from genfl.config import Config
-from genfl.experiment.folder import VOCABULARY, Run
+from genfl.experiment.folder import AUDIT, VOCABULARY, Run
 from genfl.stages.base import Stage, StageRun
 from genfl.storage import write_text
 
@@ -42,8 +42,8 @@ def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
 STAGE = Stage(
     "report",
     "report",
-    6,
-    ("labels", "prompts", "generate", "guided", VOCABULARY, "pretrain", "federate"),
+    7,
+    ("labels", "prompts", "generate", "guided", AUDIT, VOCABULARY, "pretrain", "federate"),
     lambda config, context: ReportInputs(
         config, context.data_notes(config.data) + context.public_notes(config)
     ),

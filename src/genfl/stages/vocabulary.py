@@ -22,8 +22,9 @@ from genfl.data.texts import (
 )
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
-from genfl.experiment.folder import VOCABULARY
+from genfl.experiment.folder import AUDIT, VOCABULARY
 from genfl.stages import generate
+from genfl.stages.audit import dropped_rows, unread
 from genfl.stages.base import DataInputs, Stage, StageRun, Upstream
 from genfl.storage import digest
 
@@ -48,6 +49,8 @@ def _inputs(config: Config, context: RunContext) -> VocabularyInputs:
 def _run(inputs: VocabularyInputs, work: StageRun) -> dict[str, Any]:
     data = SyntheticData.open(work.upstream.folder(generate.STAGE.name))
     texts, _ = data.read(lambda cell: str(data.medium.read(cell)))
+    dropped = {*dropped_rows(work.upstream)}
+    texts = [text for row, text in enumerate(texts) if row not in dropped]
     name = digest([inputs.most_words, texts])[:16]  # another vocabulary gets another folder
     folder = work.folder / name
     train_tokenizer(texts, inputs.most_words, folder / "tokenizer.json")
@@ -96,10 +99,11 @@ STAGE = Stage(
     VOCABULARY,
     VOCABULARY,
     1,
-    (generate.STAGE.name,),
+    (generate.STAGE.name, AUDIT),
     _inputs,
     _run,
     check=_check,
     wanted=lambda config: config.data.tokenizer == GENERATED_TOKENIZER,
     gives=_gives,
+    unread=unread,
 )

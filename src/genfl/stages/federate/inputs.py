@@ -18,6 +18,7 @@ from genfl.experiment.folder import VOCABULARY
 from genfl.learning.task import Precision
 from genfl.models import MODELS
 from genfl.references import GENERATOR
+from genfl.stages.audit import generated_digests
 from genfl.stages.base import IF_SET, IGNORED, DataInputs, PublicInputs, Upstream, Without, digest_of
 from genfl.stages.generate import GeneratorInputs
 from genfl.stages.guided import GuidedInputs, guided_inputs, kind_digest
@@ -181,7 +182,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         zero_shot = ZeroShotInputs(upstream.labels, inputs.data, sentences, inputs.generator, method, seed)
         return digest_of(FEDERATE, VERSION, zero_shot, stages)
     if method.reads_generated:
-        stages["generate"] = upstream.digest("generate")
+        stages |= generated_digests(upstream)
     if method.source == "public" and method.reads_auxiliary:
         assert inputs.public is not None
         stages["public"] = inputs.public.content

@@ -26,7 +26,7 @@ from genfl.learning.evaluate import Scores, evaluate
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
 from genfl.simulation import Measure
-from genfl.stages import generate
+from genfl.stages.audit import read_generated
 from genfl.stages.base import StageRun
 from genfl.stages.federate.inputs import FederateInputs
 from genfl.stages.guided import content_folder, kind_digest, read_guided
@@ -75,7 +75,7 @@ class Setting:
     @cached_property
     def synthetic(self) -> tuple[Tensor, Tensor]:
         """The synthetic inputs [m, ...] and their class indices [m]. They are read when first needed."""
-        return generate.read_synthetic(self.work.upstream.folder("generate"), self.data, self.labels)
+        return read_generated(self.work.upstream, self.data)
 
     @cached_property
     def _public(self) -> PublicData:

@@ -8,9 +8,10 @@ from typing import Any
 
 from genfl import progress
 from genfl.engines.device import exact
-from genfl.experiment.folder import VOCABULARY
+from genfl.experiment.folder import AUDIT, VOCABULARY
 from genfl.references import GENERATOR
 from genfl.results.names import SYNTHETIC_ONLY
+from genfl.stages.audit import unread
 from genfl.stages.base import Stage, StageRun
 from genfl.stages.federate.checks import check
 from genfl.stages.federate.engine_choice import EngineChoice
@@ -89,10 +90,11 @@ STAGE = Stage(
     FEDERATE,
     FOLDER,
     VERSION,
-    ("labels", "prompts", "generate", "guided", VOCABULARY, "pretrain"),
+    ("labels", "prompts", "generate", "guided", AUDIT, VOCABULARY, "pretrain"),
     FederateInputs.of,
     _run,
     _progress,
     check,
     keeps=True,
+    unread=unread,
 )
