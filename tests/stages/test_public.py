@@ -71,7 +71,7 @@ def test_public_data_is_disjoint_from_the_clients(setting):
 
 def test_only_what_is_needed_runs_and_is_reported(done):
     folder, summary = done
-    assert list(summary["stages"]) == ["labels", "pretrain", "federate", "report"]
+    assert list(summary["stages"]) == ["labels", "audit", "pretrain", "federate", "report"]
     assert [path.name for path in (folder / "pretrain").iterdir()] == ["public-seed-0"]
     sources = {name: method["source"] for name, method in summary["methods"].items()}
     assert sources == dict.fromkeys(["warm", "mixed", "shared", "server"], "public") | {"fedavg": None}
