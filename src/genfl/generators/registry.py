@@ -244,10 +244,10 @@ def _make_text(options: GeneratorOptions, purpose: Purpose) -> Generator:
 
 
 def _check_text(options: GeneratorOptions, purpose: Purpose) -> None:
-    from genfl.generators.text import FIELD
+    from genfl.generators.text import FIELD, text_query
     from genfl.llm.chat import check_chat_model
 
-    check_chat_model(options, FIELD)
+    check_chat_model({**options, "system": text_query(options).system}, FIELD)
 
 
 def _text_fingerprint(options: GeneratorOptions, modality: Modality) -> Any:

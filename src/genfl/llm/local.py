@@ -23,6 +23,7 @@ class LocalChat:
             model's generation config.
         max_tokens: The length limit of an answer, in tokens.
         field: The section of the config, for messages.
+        system: The system prompt; empty for none.
 
     Raises:
         InputError: The model does not exist, or it is not a chat model.
@@ -30,8 +31,10 @@ class LocalChat:
 
     at_once = 1
 
-    def __init__(self, model: str, device: str, temperature: float, max_tokens: int, field: str) -> None:
-        self.tokenizer = _load_tokenizer(model, field)
+    def __init__(
+        self, model: str, device: str, temperature: float, max_tokens: int, field: str, system: str = ""
+    ) -> None:
+        self.tokenizer = _load_tokenizer(model, field, system)
         added = self.tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in added if token.special} | {*self.tokenizer.all_special_tokens}
         self.special = sorted(special, key=len, reverse=True)  # one may be part of another
@@ -44,6 +47,7 @@ class LocalChat:
             dtype="auto",
         ).eval()
         self.field = field
+        self.system = system
         self.name = hub.model_name(model)
 
     def ask(self, query: str, seed: int) -> Answer:
@@ -54,7 +58,10 @@ class LocalChat:
             GenflError: The model fails.
         """
         inputs = self.tokenizer.apply_chat_template(
-            _conversation(query), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            _conversation(query, self.system),
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
         ).to(self.model.device)
         cuda = [self.model.device] if self.model.device.type == "cuda" else []
         # transformers samples from torch's global stream only
@@ -78,15 +85,16 @@ class LocalChat:
         return Answer(without_thoughts(text, self.special), cut)
 
 
-def check_local_model(model: str, field: str) -> None:
+def check_local_model(model: str, field: str, system: str = "") -> None:
     """Check that a model is a chat model, without loading its weights.
 
     Args:
         model: A folder, or a Hugging Face id.
         field: The section of the config, for messages.
+        system: The system prompt; empty for none.
 
     Raises:
-        InputError: The model does not exist, or it is not a chat model.
+        InputError: The model does not exist, it is not a chat model, or it takes no system prompt.
     """
     transformers = _transformers(field)
     settings = hub.read_settings(model, CONFIG_FILE, f"{field}.model")
@@ -97,10 +105,10 @@ def check_local_model(model: str, field: str) -> None:
             f"{field}.model: {model!r} is not a chat model of transformers: {problem}; use another model"
         )
     check_weights(model, f"{field}.model")
-    _load_tokenizer(model, field)
+    _load_tokenizer(model, field, system)
 
 
-def _load_tokenizer(model: str, field: str) -> Any:
+def _load_tokenizer(model: str, field: str, system: str = "") -> Any:
     try:
         tokenizer = _transformers(field).AutoTokenizer.from_pretrained(
             expanded(model), trust_remote_code=False
@@ -117,11 +125,31 @@ def _load_tokenizer(model: str, field: str) -> Any:
             f"{field}.model: {model!r} is not a chat model, because its tokenizer has no chat template; use"
             " another model"
         )
+    if system:
+        _check_system_prompt(tokenizer, model, field)
     return tokenizer
 
 
-def _conversation(query: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": query}]
+def _check_system_prompt(tokenizer: Any, model: str, field: str) -> None:
+    """Check that a chat template shows the system prompt to the model: some reject it, some drop it."""
+    mark = "a mark of genfl"
+    try:
+        shown = tokenizer.apply_chat_template(
+            _conversation("hello", mark), tokenize=False, add_generation_prompt=True
+        )
+    except Exception:  # templates raise their own errors
+        shown = ""
+    if mark not in shown:
+        raise InputError(
+            f"{field}.system: the chat template of {model!r} takes no system prompt; set system to an empty"
+            " text and say it in query, or use another model"
+        )
+
+
+def _conversation(query: str, system: str = "") -> list[dict[str, str]]:
+    """Return the messages of a query."""
+    messages = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": query}]
 
 
 def _transformers(field: str) -> Any:
