@@ -1,5 +1,6 @@
 """Generated content in clients: who gets what, how it counts, and what a config may ask for."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -11,10 +12,10 @@ from genfl import config, pipeline
 from genfl.algorithms.base import HeldSamples
 from genfl.data.budget import budget, deal
 from genfl.data.sources import DATASETS, DIGIT_NAMES
+from genfl.data.wire import decode_samples, encode_samples
 from genfl.errors import InputError
 from genfl.results.summarise import bytes_to_clients
 from genfl.rng import Key
-from genfl.stages import generate
 from genfl.stages.allocations import allocate
 from genfl.stages.federate import methods as federated
 from genfl.stages.federate.generated_content import check_content
@@ -180,10 +181,30 @@ def test_methods_differ_in_order_and_filter_and_in_nothing_else(run):
 
 def test_the_server_sends_what_it_generates_for_clients_and_clients_nothing(run):
     methods = run.config.methods
-    clients, synthetic = run.config.data.partition.clients, run.result("generate")
-    assert bytes_to_clients(methods["mixed"], clients, 60, synthetic) == 0
-    assert bytes_to_clients(methods["equal"], clients, 120, synthetic) == 5000
-    assert bytes_to_clients(methods["equal"], clients, 30, synthetic) == 1250
+    sent = functools.partial(bytes_to_clients, clients=6, pool=120, data=run.data, classes=10)
+    assert sent(methods["mixed"], generated_samples=60) == 0
+    # 64 numbers of four bytes and a label of one, however large the generator's files are
+    assert sent(methods["equal"], generated_samples=120) == 120 * (64 * 4 + 1)
+    assert sent(methods["equal"], generated_samples=30) == 30 * (64 * 4 + 1)
+
+
+def test_bytes_of_server_side_generation_are_what_clients_decode(run):
+    """Encoded for each client, counted, decoded: the same bits that it trains on."""
+    x, y = synthetic()
+    trained, counts = run.training_data("equal", 0, (x, y)), run.label_counts(0).sum(1)
+    received, size = [], 0
+    for client in range(6):
+        made = trained.batch(client, torch.arange(int(counts[client]), int(counts[client]) + 20))
+        rows = (made["x"][:, 0, 0, 0] - 100).long()  # each sample has its number
+        message = encode_samples(x[rows], y[rows], 10)
+        decoded = decode_samples(message, x.shape[1:], x.dtype, 10)
+        assert torch.equal(decoded[0], made["x"])
+        assert torch.equal(decoded[1], made["y"])
+        received += rows.tolist()
+        size += len(message)
+    assert sorted(received) == list(range(120))
+    equal = run.config.methods["equal"]
+    assert bytes_to_clients(equal, 6, trained.count("generated"), 120, run.data, 10) == size
 
 
 # --- what cannot be
@@ -301,10 +322,8 @@ def test_a_run_with_all_of_it(tmp_path):
         "chosen": 60,
         "alone": 60,
     }
-    folder = tmp_path / generate.STAGE.folder
-    size = sum(path.stat().st_size for path in folder.glob("data/*.parquet"))
     discovery = methods["mixed"]["setup_bytes"]
-    assert methods["equal"]["setup_bytes"] - discovery == size
+    assert methods["equal"]["setup_bytes"] - discovery == 120 * (64 * 4 + 1)
     assert methods["plain"]["setup_bytes"] == 0
     page = (tmp_path / "report" / "index.html").read_text()
     assert "generated data, equal" in page

@@ -232,7 +232,8 @@ class MethodResult(ResultModel):
         " the seeds; null if the target is never reached."
     )
     setup_bytes: int = Field(
-        description="Bytes sent once before the first round: label discovery and generated data for clients."
+        description="Bytes sent once before the first round: label discovery, and generated data for clients."
+        " Generated data count as inputs of models, not as the generator's files."
     )
     uplink_bytes_per_round: float = Field(
         description="Bytes that a cohort sends in a round, mean over rounds and seeds; 0 for references."

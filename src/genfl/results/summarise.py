@@ -13,6 +13,8 @@ import torch
 
 import genfl
 from genfl.config import Config, Method
+from genfl.data.sources import DataSet
+from genfl.data.wire import sample_bytes
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.generators.registry import GENERATORS
@@ -48,6 +50,7 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         skipped: For each stage of the run, whether it was up to date and did not run.
     """
     config = run.config
+    data = context.data_set(config.data)
     records = {name: StageRecord.read(run.record(name)) for name in skipped}
     results = {name: record.result for name, record in records.items()}
     environment = records["federate"].environment
@@ -58,13 +61,13 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         name=config.name,
         seeds=list(config.seeds),
         labels=LabelsResult.model_validate(results["labels"]),
-        test_samples=len(context.data_set(config.data).test.labels),
+        test_samples=len(data.test.labels),
         generator=config.generator.kind,
         generated=config.generates and GENERATORS[config.generator.kind].prompted,
         synthetic=GenerateResult.model_validate(synthetic) if synthetic else None,
         guided=GuidedResult.model_validate(guided) if guided else None,
         vocabulary=VocabularyResult.model_validate(vocabulary) if vocabulary else None,
-        methods=method_results(config, results),
+        methods=method_results(config, results, data),
         compare=tuple(config.report.compare) if config.report.compare else None,
         target_accuracy=config.report.target_accuracy,
         stages={
@@ -75,12 +78,15 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
     )
 
 
-def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> dict[str, MethodResult]:
+def method_results(
+    config: Config, results: Mapping[str, Mapping[str, Any]], data: DataSet
+) -> dict[str, MethodResult]:
     """Return the figures of each method over the seeds, references last.
 
     Args:
         config: The resolved config.
         results: The result of each stage of the run, by its name.
+        data: The private data, whose format generated samples are sent in.
     """
     clients = config.data.partition.clients
     # Methods that use the generator pay for label discovery once, before any round.
@@ -95,7 +101,9 @@ def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> 
         description = _description(config, method)
         setup_bytes = discovery_bytes if description["uses_generator"] else 0
         if method and config.generates:
-            setup_bytes += round(bytes_to_clients(method, clients, generated_samples, results["generate"]))
+            pool = results["generate"]["samples"]
+            classes = len(results["labels"]["found"])
+            setup_bytes += round(bytes_to_clients(method, clients, generated_samples, pool, data, classes))
         figures[name] = MethodResult(
             **description,
             generated_samples=generated_samples,
@@ -106,20 +114,27 @@ def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def bytes_to_clients(
-    method: Method, clients: int, generated_samples: float, synthetic: Mapping[str, Any]
+    method: Method, clients: int, generated_samples: float, pool: int, data: DataSet, classes: int
 ) -> float:
     """Return the bytes of synthetic data that the server sends to all clients of a method, once.
 
+    Samples are sent as models are given them, see `genfl.data.wire`, not as the generator's files.
+
     Args:
         method: A method of the config.
-        clients: How many clients there are, at least 1.
-        generated_samples: How many generated samples its clients train on, all together, at least 0.
-        synthetic: The result of the stage ``generate``: its ``bytes`` on disk, and its ``samples``.
+        clients: The number of clients, at least 1.
+        generated_samples: The number of generated samples that its clients train on, all together.
+        pool: The number of samples of the synthetic data.
+        data: The private data, whose format samples are sent in.
+        classes: The number of classes.
     """
-    copies: float = clients * ("shared" in method.asks_for)
+    unlabelled, labelled = (
+        sample_bytes(data.shape, data.train.x.dtype, classes, labelled=labels) for labels in (False, True)
+    )
+    size: float = clients * pool * unlabelled * ("shared" in method.asks_for)
     if method.content and method.content.by == "server" and method.reference is None:
-        copies += generated_samples / synthetic["samples"]  # every client gets its own samples
-    return copies * float(synthetic["bytes"])
+        size += generated_samples * labelled  # every client gets its own samples
+    return size
 
 
 def environment() -> dict[str, Any]:
