@@ -10,6 +10,7 @@ from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.algorithms.base import HeldSamples
+from genfl.config import Content
 from genfl.data.budget import budget, deal
 from genfl.data.sources import DATASETS, DIGIT_NAMES
 from genfl.data.wire import decode_samples, encode_samples
@@ -110,12 +111,43 @@ def test_what_a_method_does_not_say_is_as_in_the_section(run):
 def test_a_share_of_the_clients_may_generate(run):
     data = run.training_data("half", 0, synthetic())
     counts = list(map(len, given(data)))
-    assert sum(counts) == 60
-    assert sum(count > 0 for count in counts) <= 3
+    everyone = budget("inverse", 60, run.label_counts(0)).sum(1).tolist()
+    drawn = [number for number, count in enumerate(counts) if count]
+    assert [counts[number] for number in drawn] == [everyone[number] for number in drawn]
+    assert len(drawn) <= 3  # inverse gives the largest client nothing
     own = run.private(0).client_info_table["samples"]
     assert data.client_info_table["samples"].tolist() == own.tolist(), "weight: private"
     others = list(map(len, given(run.training_data("half", 1, synthetic()))))
     assert [count > 0 for count in counts] != [count > 0 for count in others]
+
+
+@pytest.mark.parametrize("kind", ["equal", "inverse", "water_filling"])
+@pytest.mark.parametrize("size", [{"samples": 240}, {"per_client": 40}])
+def test_a_client_that_generates_gets_its_number_whoever_else_does(kind, size):
+    """FedGC, Table 13: with half of the clients, each of them has as many samples as before."""
+    counts = np.random.default_rng(0).integers(0, 30, (6, 10))
+    pools = np.full(10, 12)
+    everyone = allocate(Content(budget=kind, **size), counts, pools, 0).pooled
+    assert everyone.tolist() == budget(kind, 240, counts).tolist()
+    if kind != "inverse":
+        assert everyone.sum(1).tolist() == [40] * 6
+    half = allocate(Content(budget=kind, clients=0.5, **size), counts, pools, 0).pooled
+    drawn = np.sort(Key(0).fold("generating clients").numpy().choice(6, 3, replace=False))
+    assert half[drawn].tolist() == everyone[drawn].tolist()
+    assert half.sum() == everyone[drawn].sum()
+
+
+def test_per_client_and_samples_replace_each_other(run):
+    method = "methods.mixed.content.per_client=5"
+    content = config.parse(CONFIG, [method]).methods["mixed"].content
+    assert (content.samples, content.per_client, content.budget) == (None, 5, "inverse")
+    other = config.parse(CONFIG, ["content={per_client: 5}"])
+    assert [other.methods[name].content.samples for name in ("mixed", "equal")] == [None, 120]
+    assert [other.methods[name].content.per_client for name in ("mixed", "equal")] == [5, None]
+    again = config.validate(config.plain(config.dump(other)))
+    assert again == other
+    with pytest.raises(InputError, match=r"^content\.per_client: samples is set, too; give"):
+        config.parse(CONFIG, ["content.per_client=5"])
 
 
 def test_each_seed_draws_its_generating_clients(tmp_path):
@@ -318,7 +350,7 @@ def test_a_run_with_all_of_it(tmp_path):
         "mixed": 60,
         "p2g": 60,
         "equal": 120,
-        "half": 60,
+        "half": 15,  # what the inverse budget gives these three of all clients
         "chosen": 60,
         "alone": 60,
     }

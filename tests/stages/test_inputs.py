@@ -131,6 +131,7 @@ VOICE = ("generator={kind: speech, model: $model, vocoder: $model, speakers: $vo
 SOUND = ("generator={kind: sound, model: $model}",)
 IMAGE = ("generator={kind: image, model: $model}",)
 PROMPTED = ("content={samples: 60, filter: {share: 0.5}}",)
+OF_EACH = ("content={per_client: 8, guidance: real, filter: {share: 0.5}}",)
 OF_METHOD = ("methods.mixed.content={samples: 60, guidance: real, filter: {share: 0.5}}",)
 PROMPTED_METHOD = ("content={}", "methods.mixed.content={samples: 60, filter: {share: 0.5}}")
 COLD = ("methods={plain: {algorithm: fedavg}}", "content={}")
@@ -387,6 +388,7 @@ ROWS = [
     Row("federate.local.augment.data", "federate.local.augment.data=private", FEDERATE),
     # --- content, of all methods and of one: how much is generated of what, and what is done with it
     Row("content.samples", "content.samples=50", GUIDED),
+    Row("content.per_client", "content.per_client=9", GUIDED, given=OF_EACH),
     Row("content.budget", "content.budget=inverse", GUIDED),
     Row("content.clients", "content.clients=0.5", GUIDED),
     Row("content.guidance", "content.guidance=mixed", GUIDED),
@@ -399,6 +401,7 @@ ROWS = [
     Row("content.filter.by_class", "content.filter.by_class=true", FEDERATE),
     Row("methods.*.content", "methods.mixed.content={guidance: mixed}", GUIDED),
     Row("methods.*.content.samples", "methods.mixed.content.samples=50", GUIDED, given=OF_METHOD),
+    Row("methods.*.content.per_client", "methods.mixed.content={per_client: 9, guidance: real}", GUIDED),
     Row("methods.*.content.budget", "methods.mixed.content.budget=inverse", GUIDED, given=OF_METHOD),
     Row("methods.*.content.clients", "methods.mixed.content.clients=0.5", GUIDED, given=OF_METHOD),
     Row("methods.*.content.guidance", "methods.mixed.content.guidance=mixed", GUIDED, given=OF_METHOD),

@@ -91,7 +91,8 @@ class Content(Section):
     samples: int | None = Field(
         None,
         ge=1,
-        description="Number of generated samples of all clients together. If not set, all samples.",
+        description="Number of generated samples of all clients together. Without samples and per_client, all"
+        " samples are divided.",
     )
     budget: Budget = Field(
         "equal",
@@ -103,7 +104,8 @@ class Content(Section):
         1.0,
         gt=0,
         le=1,
-        description="Share of the clients that get generated samples. These clients are drawn for each seed.",
+        description="Share of the clients that get generated samples, as many as each would get if all did."
+        " These clients are drawn for each seed.",
     )
     guidance: Guidance = Field(
         "prompt",
@@ -122,15 +124,24 @@ class Content(Section):
         " generated samples. private: only private samples, if clients train on any.",
     )
     filter: Filter | None = Field(None, description="How clients select among their generated samples.")
+    per_client: int | None = Field(
+        None,
+        ge=1,
+        description="Number of generated samples of a client, in place of samples. With budget inverse, it is"
+        " the mean over all clients.",
+    )
 
     def problem(self) -> str | None:
         """Return which fields do not fit together: field and fix. None if all do."""
+        if self.samples is not None and self.per_client is not None:
+            return "per_client: samples is set, too; give the number of each client or of all, not both"
+        sized = self.samples is not None or self.per_client is not None
         if self.guidance != "prompt" and self.by == "server":
             return "by: the server has no real examples; use clients, or guidance prompt"
-        if self.guidance != "prompt" and self.samples is None:
-            return "samples: required with guidance real or mixed; set a number"
-        if self.budget == "water_filling" and self.samples is None:
-            return "samples: required with budget water_filling; set a number"
+        if self.guidance != "prompt" and not sized:
+            return "samples: required with guidance real or mixed; set a number, or per_client"
+        if self.budget == "water_filling" and not sized:
+            return "samples: required with budget water_filling; set a number, or per_client"
         return None
 
     def given(self) -> dict[str, Any]:
@@ -140,12 +151,16 @@ class Content(Section):
     def filling(self, other: Content | None) -> Content:
         """Return another section with what it does not set taken from this one.
 
-        Only what the other section sets counts as set; see `given`.
+        Only what the other section sets counts as set; see `given`. A section that sets one of samples and
+        per_client does not take the other.
 
         Args:
             other: The section of a method; None sets nothing.
         """
         given = other.given() if other else {}
+        sizes = given.keys() & {"samples", "per_client"}
+        if len(sizes) == 1 and given[next(iter(sizes))] is not None:
+            given = {"samples": None, "per_client": None} | given
         return Content.model_construct(_fields_set=set(given), **{**dict(self), **given})
 
     def own(self, shared: Content) -> Content:

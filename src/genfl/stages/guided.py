@@ -128,7 +128,7 @@ def guided_contents(config: Config) -> list[Content]:
 
 def _allocation_settings(kind: Content) -> dict[str, Any]:
     """Return the settings that decide which samples are generated. The others decide how they are used."""
-    return kind.model_dump(include={"samples", "budget", "clients", "guidance"})
+    return kind.model_dump(include={"samples", "per_client", "budget", "clients", "guidance"})
 
 
 def kind_digest(inputs: GuidedInputs, upstream: Upstream, kind: Content) -> str:

@@ -42,7 +42,8 @@ def training_data(setting: Setting, name: str, method: Method, seed: int) -> Cli
     allocation = allocate(content, private.client_info_table["label_counts"].numpy(), pools, seed)
     short = limit_to_pools(allocation.pooled, pools)
     if short:  # unusable samples were left out of the synthetic data
-        log.warning("methods.%s: clients get %d generated samples less than content.samples", name, short)
+        size = "samples" if content.per_client is None else "per_client"
+        log.warning("methods.%s: clients get %d generated samples less than content.%s", name, short, size)
     rows = deal(y, allocation.pooled, seed)
     if allocation.guided.any():
         guided_x, guided_y, guided_rows = setting.guided(content, seed)
@@ -85,8 +86,9 @@ def check_content(inputs: FederateInputs, context: RunContext) -> None:
             asked = allocation.pooled.sum(0)
             short = int(np.argmax(asked - pools))
             if asked[short] > pools[short]:
+                field = "samples" if method.content.per_client is None else "per_client"
                 raise InputError(
-                    f"methods.{name}.content.samples: with seed {seed}, clients need {asked[short]} generated"
+                    f"methods.{name}.content.{field}: with seed {seed}, clients need {asked[short]} generated"
                     f" samples of {labels[short]!r}, but there are {pools[short]}; lower it, or raise"
                     " prompts.per_label"
                 )
