@@ -8,6 +8,7 @@ from genfl.data.samples import Prompt
 from genfl.errors import GenflError, InputError
 from genfl.generators.registry import GENERATORS
 from genfl.generators.text import UNUSABLE_BLOCK, ChatTexts, is_copy
+from genfl.llm.queries import TEXT_QUERIES
 
 LABELS = ["bad", "good"]
 
@@ -148,6 +149,109 @@ def test_chat_texts_stop_if_no_text_is_usable(chat_server, writer):
     assert len(chat_server.asked) == 20
 
 
+class TestJoint:
+    """Texts of every label from one query, as in Figure 9 of FedGC."""
+
+    LINES = (
+        "1. **Good:** the crew was kind to us",
+        'bad: "we waited for half the night"',
+        "good: what a smooth flight it was",
+        "nothing: is a class of this name",
+        "bad: no",
+        "bad: nobody knew where my bag was",
+        "bad: a third one that is not wanted",
+    )
+    EXAMPLES = ("thanks for a lovely trip", "my suitcase was in another town", "so nice", "so late")
+    CLASSES = ("good", "bad", "good", "bad")
+
+    def test_joint_query_holds_labelled_examples_of_all_classes(self, chat_server, writer):
+        chat_server.behave = lambda query, seed, number: "\n".join(self.LINES)
+        fewshot = writer(query="fewshot", trusted=True)
+        asked = prompts(2, guides=(*self.EXAMPLES, "a fifth"), guide_labels=(*self.CLASSES, "bad"))
+        list(fewshot.generate(asked))
+        ((_, request),) = chat_server.asked
+        system, query = request["messages"]
+        assert system == {"role": "system", "content": TEXT_QUERIES["fewshot"].system}
+        assert query["content"] == (
+            "The classes are: bad, good.\nReal examples:\n- good: thanks for a lovely trip\n"
+            "- bad: my suitcase was in another town\n- good: so nice\n- bad: so late\n"
+            "Write in their manner, and copy none of them.\nWrite 2 new texts of each class, with about 6"
+            " words each.\nWrite one on each line, and begin the line with its class and a colon. Write"
+            " nothing else."
+        )
+
+    def test_joint_query_serves_two_samples_of_each_label(self, chat_server, writer):
+        chat_server.behave = lambda query, seed, number: "\n".join(self.LINES)
+        samples = list(writer(query="fewshot").generate(prompts(8)))
+        assert len(chat_server.asked) == 2
+        texts = [(sample.prompt.label, sample.content) for sample in samples]
+        assert texts == 2 * [
+            ("bad", "we waited for half the night"),
+            ("good", "the crew was kind to us"),
+            ("bad", "nobody knew where my bag was"),
+            ("good", "what a smooth flight it was"),
+        ]
+        assert [sample.prompt for sample in samples] == prompts(8)
+
+    def test_joint_query_is_asked_again_for_what_is_missing(self, chat_server, writer, caplog):
+        answers = ["good: the crew was kind to us", "bad: we waited for half the night", "x"]
+        chat_server.behave = lambda query, seed, number: answers[min(number, 2)]
+        samples = list(writer(query="fewshot", attempts=3).generate(prompts(4)))
+        assert len(chat_server.asked) == 3
+        assert [sample.content for sample in samples] == [
+            "we waited for half the night",
+            "the crew was kind to us",
+            "",
+            "",
+        ]
+        assert "2 of 4 texts are unusable after 3 attempts each, for example no line begins" in caplog.text
+
+    def test_joint_copy_is_neither_shown_nor_kept(self, chat_server, writer, tmp_path):
+        copy = "bad: My suitcase was in another town!\ngood: what a smooth flight it was"
+        chat_server.behave = lambda query, seed, number: copy
+        fewshot = writer(tmp_path, query="fewshot", trusted=True, attempts=2)
+        asked = prompts(2, guides=self.EXAMPLES, guide_labels=self.CLASSES)
+        assert [s.content for s in fewshot.generate(asked)] == ["", "what a smooth flight it was"]
+        kept = "".join(path.read_text() for path in tmp_path.iterdir())
+        assert "smooth" in kept
+        assert "suitcase" not in kept
+        again = writer(tmp_path, query="fewshot", trusted=True, attempts=2)
+        assert [s.content for s in again.generate(asked)] == ["", "what a smooth flight it was"]
+        assert len(chat_server.asked) == 2, "cached answers are not asked for again"
+
+
+def test_a_users_query_and_system_prompt_are_sent(chat_server, writer):
+    chat_server.behave = lambda query, seed, number: "what a day we had with you"
+    own = writer(query="{words} {{words}}, {label} of {labels}: {prompt}{examples}", system="Be kind.")
+    list(own.generate(prompts(1)))
+    assert chat_server.asked[0][1]["messages"] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "6 {words}, bad of bad, good: a text about bad"},
+    ]
+
+
+def test_cached_answers_depend_on_the_system_prompt(chat_server, writer, tmp_path):
+    chat_server.behave = lambda query, seed, number: "what a day we had with you"
+    for system in (None, "", "Be kind.", "Be kind.", "Be short."):
+        list(writer(tmp_path, system=system).generate(prompts(1)))
+    roles = [[message["role"] for message in request["messages"]] for _, request in chat_server.asked]
+    assert roles == [["user"], ["system", "user"], ["system", "user"]]
+
+
+def test_local_model_without_a_system_role_is_named(tiny_chat_model, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_chat_model, tmp_path / "m")
+    template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    (tmp_path / "m" / "chat_template.jinja").write_text(template)
+    options = TextGenerator(kind="text", model=str(tmp_path / "m"), system="Be kind.").model_dump()
+    with pytest.raises(
+        InputError, match=r"^generator\.system: the chat template of .* takes no system prompt"
+    ):
+        GENERATORS["text"].check(options, None)
+    GENERATORS["text"].check({**options, "system": None}, None)
+
+
 class TestGuided:
     REAL = ("my suitcase was in another town", "no one told us anything at all", "a third one")
 
@@ -253,6 +357,22 @@ BASE = """
         (
             ["prompts={style: llm, llm: {model: m, fallback: any}}"],
             "prompts.llm.fallback: should be 'multiple', not 'any'",
+        ),
+        (
+            ["prompts={style: llm, llm: {model: m, query: 'a {label} of {color}'}}"],
+            "prompts.llm.query: the blank {color} is unknown; use {label}, {others}, {avoid}, {count}, ",
+        ),
+        (
+            ["generator.query='{label} {count}'"],
+            "generator.query: the blank {count} is unknown; use {label}, {labels}, {prompt}, {words}, ",
+        ),
+        (
+            ["generator.query='{label} {count}'", "generator.texts_per_label=2"],
+            "generator.query: the blank {label} is unknown; use {labels}, {count}, {words}, {examples}",
+        ),
+        (
+            ["generator.texts_per_label=2"],
+            "generator.texts_per_label: query single does not fit it; leave it out, or write your own query",
         ),
     ],
 )

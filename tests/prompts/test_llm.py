@@ -8,8 +8,9 @@ import pytest
 
 from genfl.errors import GenflError
 from genfl.llm import answers
+from genfl.llm.queries import MAX_WORDS, PROMPT_BLANKS, PROMPT_QUERIES, ChatQuery, query_problem
 from genfl.llm.server import ServerChat
-from genfl.prompts.llm import MAX_WORDS, PromptLists, prompt_problem, prompt_query, write_prompts
+from genfl.prompts.llm import PromptLists, prompt_problem, prompt_query, write_prompts
 from genfl.prompts.templates import MULTIPLE, Templates
 from genfl.rng import Key
 
@@ -18,7 +19,9 @@ LABELS = ["cat", "dog", "sea lion"]
 
 @pytest.fixture
 def ask(chat_server):
-    def run(style="llm", label="cat", distinct=3, attempts=2, key=None, fallback=None, labels=LABELS):
+    def run(
+        style="llm", label="cat", distinct=3, attempts=2, key=None, fallback=None, labels=LABELS, query=None
+    ):
         return write_prompts(
             ServerChat("m", chat_server.url, wait=0.01),
             style,
@@ -29,23 +32,78 @@ def ask(chat_server):
             attempts=attempts,
             key=key or Key(0),
             fallback=fallback,
+            query=query,
         )
 
     return run
 
 
-def test_prompt_query_follows_the_style():
-    asked = prompt_query("llm", "cat", ["dog"], 5, "audio")
-    assert (
-        'Q: "_ _ _ _ cat _ _ _ _" Please fill in the blanks and make it a prompt to generate a sound.'
-        in asked
+def test_prompt_query_presets_are_as_before():
+    """Word for word, so that the cached answers of earlier runs stay valid."""
+    assert prompt_query(PROMPT_QUERIES["gptfl"], "cat", ["dog"], 5, "audio") == (
+        'Q: "_ _ _ _ cat _ _ _ _" Please fill in the blanks and make it a prompt to generate a sound. Give 5'
+        ' different answers. Each contains the words "cat" as they are. Write one on each line, and nothing'
+        " else."
     )
-    assert "5 different" in asked
-    assert "dog" not in asked
-    scenes = prompt_query("scenes", "cat", ["dog", "sea lion"], 5, "image", ["a cat on a mat"])
-    assert "None of them mentions any of: dog, sea lion." in scenes
-    assert "give others: a cat on a mat." in scenes
-    assert "None of them" not in prompt_query("scenes", "cat", [], 5, "image")
+    scenes = PROMPT_QUERIES["scenes"]
+    assert prompt_query(scenes, "cat", ["dog", "sea lion"], 5, "image", ["a cat on a mat", "x"]) == (
+        "Describe 5 different scenes for an image of cat, in one sentence each. Each contains the words"
+        ' "cat" as they are. None of them mentions any of: dog, sea lion. These are known already, so give'
+        " others: a cat on a mat; x. Write one on each line, and nothing else."
+    )
+    assert "None of them" not in prompt_query(scenes, "cat", [], 5, "image")
+    assert {query.system for query in (PROMPT_QUERIES["gptfl"], scenes)} == {""}
+
+
+def test_prompt_query_fedgc_has_the_parts_of_its_table():
+    """A system prompt, examples, and a list of ten, each within ten words (FedGC, Table 7)."""
+    fedgc = PROMPT_QUERIES["fedgc"]
+    asked = prompt_query(fedgc, "sea lion", ["cat"], 3, "image", ["a sea lion"])
+    assert fedgc.system
+    assert asked.count("For the class") == 2
+    assert "a list of 10 different prompts for an image of the class sea lion" in asked
+    assert "at most 10 words" in asked
+    assert "give others: a sea lion." in asked
+    assert fedgc.max_words == 10
+
+
+def test_write_prompts_follows_the_limit_of_its_query(chat_server, ask):
+    lines = ["a cat sits on one two three four five six", "a cat sits on one two three four five six seven"]
+    chat_server.behave = lambda query, seed, number: "\n".join(lines)
+    assert ask(distinct=1, attempts=1, query=PROMPT_QUERIES["fedgc"]) == lines[:1]
+    with pytest.raises(GenflError, match=r"1 of 2 .* it has more than 10 words"):
+        ask(distinct=2, attempts=1, query=PROMPT_QUERIES["fedgc"])
+    assert len(ask(distinct=2, attempts=1)) == 2
+
+
+def test_write_prompts_sends_a_query_of_the_users(chat_server, ask):
+    chat_server.behave = lambda query, seed, number: "a red cat"
+    ask(distinct=1, query=ChatQuery("{{{count}}} of {label}, not {others}; {content}{avoid}{known}"))
+    assert chat_server.asked[0][1]["messages"] == [
+        {
+            "role": "user",
+            "content": "{1} of cat, not dog, sea lion; an image None of them mentions any of: dog, sea lion.",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        ("fedgc", None),
+        ("{label}: {{x}}", None),
+        ("{label} {colour}", "the blank {colour} is unknown; use {label}, {others}, {avoid}, {count}"),
+        ("{label} {}", "the blank {} is unknown; use {label}"),
+        ("{label!r}", "the blank {label} is unknown"),
+        ("{label.upper}", "the blank {label.upper} is unknown"),
+        ("{label", "not a query with blanks (expected '}' before end of string); write {{ and }} for"),
+        ("fedgcc", "it lacks the blank {label}; add it, or name a preset (gptfl, scenes, fedgc)"),
+        ("{" + "x" * 999 + "}", "the blank {" + "x" * 40 + "} is unknown"),
+    ],
+)
+def test_query_problem_names_one_mistake(query, problem):
+    wrong = query_problem(query, PROMPT_QUERIES, PROMPT_BLANKS, ["label"])
+    assert wrong is problem is None or wrong.startswith(problem)
 
 
 @pytest.mark.parametrize(
@@ -129,19 +187,19 @@ def test_write_prompts_reports_too_few_in_one_line(chat_server, ask):
 
 
 def test_write_prompts_fills_up_from_the_fallback(chat_server, ask):
-    chat_server.behave = lambda query, seed, number: "a photo of a cat\na cat on a mat"
+    chat_server.behave = lambda query, seed, number: "a photo of cat\na cat on a mat"
     found = ask(distinct=4, fallback=Templates("multiple"))
-    assert found == ["a photo of a cat", "a cat on a mat", "an image of a cat", "a picture of a cat"]
+    assert found == ["a photo of cat", "a cat on a mat", "cat", "an image of cat"]
     chat_server.behave = lambda query, seed, number: ""
     every = ask(distinct=99, fallback=Templates("multiple"))
     assert every == [template.format(label="cat") for template in MULTIPLE["image"]]
 
 
 def test_write_prompts_logs_the_fallback_without_repeats(chat_server, ask, caplog):
-    chat_server.behave = lambda query, seed, number: "A photo of a cat.\nno animal"
+    chat_server.behave = lambda query, seed, number: "A photo of cat.\nno animal"
     found = ask(distinct=4, attempts=1, fallback=Templates("multiple"))
     assert len({answers.normalize_words(line) for line in found}) == len(found) == 4
-    assert found[0] == "A photo of a cat."
+    assert found[0] == "A photo of cat."
     assert "3 of 4 prompts for 'cat' are templates (unusable: 'no animal', it does not name" in caplog.text
 
 

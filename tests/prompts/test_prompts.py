@@ -14,7 +14,7 @@ FILL = Templates("fill", "a {look} handwritten {label}", {"look": ["thin", "bold
 def test_templates_follow_the_style():
     rng = np.random.default_rng(0)
     assert Templates("label").draw("cat", rng) == "cat"
-    assert Templates("single").draw("cat", rng) == "a photo of a cat"
+    assert Templates("single").draw("airplane", rng) == "a photo of airplane"  # FedGC has no article
     multiple = {Templates("multiple").draw("cat", rng) for _ in range(300)}
     assert multiple == {template.format(label="cat") for template in MULTIPLE["image"]}
     assert {FILL.draw("six", rng) for _ in range(100)} == {
@@ -24,6 +24,12 @@ def test_templates_follow_the_style():
     }
 
 
+def test_templates_put_no_article_before_a_label():
+    several = Templates("multiple").all("airplane")
+    assert several[:2] == ["airplane", "a photo of airplane"]  # both are FedGC's
+    assert not [text for text in several if " a airplane" in text]
+
+
 def test_templates_follow_the_modality():
     rng = np.random.default_rng(0)
     assert Templates("single", modality="audio").draw("rain", rng) == "a sound of rain"
@@ -31,7 +37,11 @@ def test_templates_follow_the_modality():
     several = {
         modality: Templates("multiple", modality=modality).all("x") for modality in ("image", "audio", "text")
     }
-    assert all(len(set(texts)) == 10 for texts in several.values())
+    assert {name: len(set(texts)) for name, texts in several.items()} == {
+        "image": 11,
+        "audio": 10,
+        "text": 10,
+    }
     assert not set(several["image"]) & set(several["audio"]) | set(several["audio"]) & set(several["text"])
 
 

@@ -274,9 +274,10 @@ def test_references_come_last_and_are_marked_and_send_nothing(tmp_path):
     uses = ["synthetic_only", "fedgc", "shared", "central_mixed", "central_made", "reader"]
     assert [name for name in methods if methods[name].uses_generator] == uses
     assert methods["local"].diversity == []
-    # 100 bytes of each client for the labels, then the shards: shared out, or whole to each of 20.
+    # 100 bytes of each client for the labels; then 4 samples of 64 numbers, with labels of a byte, or all
+    # 4 without labels to each of 20
     setup = {name: methods[name].setup_bytes for name in federated}
-    assert setup == {"fedavg": 0, "fedgc": 2000 + 1000, "shared": 2000 + 20 * 1000}
+    assert setup == {"fedavg": 0, "fedgc": 2000 + 4 * 257, "shared": 2000 + 20 * 4 * 256}
     assert methods["reader"].rounds_to_target == 0
     rows = {row[0]: row[1:] for row in text.methods_table(summary)[1]}
     upper = "upper bound, not allowed in practice"

@@ -1,5 +1,6 @@
 """Generated content in clients: who gets what, how it counts, and what a config may ask for."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -9,12 +10,13 @@ from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.algorithms.base import HeldSamples
+from genfl.config import Content
 from genfl.data.budget import budget, deal
 from genfl.data.sources import DATASETS, DIGIT_NAMES
+from genfl.data.wire import decode_samples, encode_samples
 from genfl.errors import InputError
 from genfl.results.summarise import bytes_to_clients
 from genfl.rng import Key
-from genfl.stages import generate
 from genfl.stages.allocations import allocate
 from genfl.stages.federate import methods as federated
 from genfl.stages.federate.generated_content import check_content
@@ -109,12 +111,43 @@ def test_what_a_method_does_not_say_is_as_in_the_section(run):
 def test_a_share_of_the_clients_may_generate(run):
     data = run.training_data("half", 0, synthetic())
     counts = list(map(len, given(data)))
-    assert sum(counts) == 60
-    assert sum(count > 0 for count in counts) <= 3
+    everyone = budget("inverse", 60, run.label_counts(0)).sum(1).tolist()
+    drawn = [number for number, count in enumerate(counts) if count]
+    assert [counts[number] for number in drawn] == [everyone[number] for number in drawn]
+    assert len(drawn) <= 3  # inverse gives the largest client nothing
     own = run.private(0).client_info_table["samples"]
     assert data.client_info_table["samples"].tolist() == own.tolist(), "weight: private"
     others = list(map(len, given(run.training_data("half", 1, synthetic()))))
     assert [count > 0 for count in counts] != [count > 0 for count in others]
+
+
+@pytest.mark.parametrize("kind", ["equal", "inverse", "water_filling"])
+@pytest.mark.parametrize("size", [{"samples": 240}, {"per_client": 40}])
+def test_a_client_that_generates_gets_its_number_whoever_else_does(kind, size):
+    """FedGC, Table 13: with half of the clients, each of them has as many samples as before."""
+    counts = np.random.default_rng(0).integers(0, 30, (6, 10))
+    pools = np.full(10, 12)
+    everyone = allocate(Content(budget=kind, **size), counts, pools, 0).pooled
+    assert everyone.tolist() == budget(kind, 240, counts).tolist()
+    if kind != "inverse":
+        assert everyone.sum(1).tolist() == [40] * 6
+    half = allocate(Content(budget=kind, clients=0.5, **size), counts, pools, 0).pooled
+    drawn = np.sort(Key(0).fold("generating clients").numpy().choice(6, 3, replace=False))
+    assert half[drawn].tolist() == everyone[drawn].tolist()
+    assert half.sum() == everyone[drawn].sum()
+
+
+def test_per_client_and_samples_replace_each_other(run):
+    method = "methods.mixed.content.per_client=5"
+    content = config.parse(CONFIG, [method]).methods["mixed"].content
+    assert (content.samples, content.per_client, content.budget) == (None, 5, "inverse")
+    other = config.parse(CONFIG, ["content={per_client: 5}"])
+    assert [other.methods[name].content.samples for name in ("mixed", "equal")] == [None, 120]
+    assert [other.methods[name].content.per_client for name in ("mixed", "equal")] == [5, None]
+    again = config.validate(config.plain(config.dump(other)))
+    assert again == other
+    with pytest.raises(InputError, match=r"^content\.per_client: samples is set, too; give"):
+        config.parse(CONFIG, ["content.per_client=5"])
 
 
 def test_each_seed_draws_its_generating_clients(tmp_path):
@@ -180,10 +213,30 @@ def test_methods_differ_in_order_and_filter_and_in_nothing_else(run):
 
 def test_the_server_sends_what_it_generates_for_clients_and_clients_nothing(run):
     methods = run.config.methods
-    clients, synthetic = run.config.data.partition.clients, run.result("generate")
-    assert bytes_to_clients(methods["mixed"], clients, 60, synthetic) == 0
-    assert bytes_to_clients(methods["equal"], clients, 120, synthetic) == 5000
-    assert bytes_to_clients(methods["equal"], clients, 30, synthetic) == 1250
+    sent = functools.partial(bytes_to_clients, clients=6, pool=120, data=run.data, classes=10)
+    assert sent(methods["mixed"], generated_samples=60) == 0
+    # 64 numbers of four bytes and a label of one, however large the generator's files are
+    assert sent(methods["equal"], generated_samples=120) == 120 * (64 * 4 + 1)
+    assert sent(methods["equal"], generated_samples=30) == 30 * (64 * 4 + 1)
+
+
+def test_bytes_of_server_side_generation_are_what_clients_decode(run):
+    """Encoded for each client, counted, decoded: the same bits that it trains on."""
+    x, y = synthetic()
+    trained, counts = run.training_data("equal", 0, (x, y)), run.label_counts(0).sum(1)
+    received, size = [], 0
+    for client in range(6):
+        made = trained.batch(client, torch.arange(int(counts[client]), int(counts[client]) + 20))
+        rows = (made["x"][:, 0, 0, 0] - 100).long()  # each sample has its number
+        message = encode_samples(x[rows], y[rows], 10)
+        decoded = decode_samples(message, x.shape[1:], x.dtype, 10)
+        assert torch.equal(decoded[0], made["x"])
+        assert torch.equal(decoded[1], made["y"])
+        received += rows.tolist()
+        size += len(message)
+    assert sorted(received) == list(range(120))
+    equal = run.config.methods["equal"]
+    assert bytes_to_clients(equal, 6, trained.count("generated"), 120, run.data, 10) == size
 
 
 # --- what cannot be
@@ -297,14 +350,12 @@ def test_a_run_with_all_of_it(tmp_path):
         "mixed": 60,
         "p2g": 60,
         "equal": 120,
-        "half": 60,
+        "half": 15,  # what the inverse budget gives these three of all clients
         "chosen": 60,
         "alone": 60,
     }
-    folder = tmp_path / generate.STAGE.folder
-    size = sum(path.stat().st_size for path in folder.glob("data/*.parquet"))
     discovery = methods["mixed"]["setup_bytes"]
-    assert methods["equal"]["setup_bytes"] - discovery == size
+    assert methods["equal"]["setup_bytes"] - discovery == 120 * (64 * 4 + 1)
     assert methods["plain"]["setup_bytes"] == 0
     page = (tmp_path / "report" / "index.html").read_text()
     assert "generated data, equal" in page

@@ -71,3 +71,32 @@ def test_who_may_not_see_them_is_asked_nothing(parse, tmp_path, chat_server, ove
         open_run(parse(override), tmp_path / "run").check("federate")
     assert str(caught.value).startswith(f"methods.fedgc.content.guidance: {why}")
     assert chat_server.asked == []
+
+
+def test_few_shot_queries_show_labelled_texts_of_all_classes_of_one_client(parse, tmp_path, chat_server):
+    """Four labelled examples, and two texts a label a query (FedGC, Figure 9)."""
+    chat_server.behave = lambda query, seed, number: "\n".join(
+        f"{label}: new text {number} {n}" for n in (1, 2) for label in WORDS
+    )
+    shared = ("data.partition={kind: iid, clients: 2}", "generator.query=fewshot", "generator.shots=4")
+    settings = parse(*shared, "prompts.block_size=8")
+    assert settings.generator.texts_per_label == 2
+    summary = pipeline.execute(settings, tmp_path / "run")
+    run = open_run(settings, tmp_path / "run")
+    assert summary["guided"]["samples"] == 12
+    (kind,) = run.guided_kinds()
+    label_of = {row["text"]: row["label"] for row in ROWS}
+    queries = [request["messages"][-1]["content"] for _, request in chat_server.asked]
+    shown = [
+        [line.removeprefix("- ").split(": ", 1) for line in query.splitlines() if line.startswith("- ")]
+        for query in queries
+        if "Real examples" in query
+    ]
+    assert len(shown) == 4  # of each client, 3 texts of each class: two queries
+    for examples in shown:
+        assert sorted(label for label, _ in examples) == ["bad", "bad", "good", "good"]
+        assert all(label_of[text] == label for label, text in examples)
+        rows = [run.data.originals([row])[0] for row in run.train_rows(0)[0]]
+        assert len({text in rows for _, text in examples}) == 1, "of one client"
+    texts = [row for block in run.guided_blocks(kind, 0) for row in block.guides]
+    assert all(len(set(rows)) == 4 for rows in texts)

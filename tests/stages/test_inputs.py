@@ -131,6 +131,7 @@ VOICE = ("generator={kind: speech, model: $model, vocoder: $model, speakers: $vo
 SOUND = ("generator={kind: sound, model: $model}",)
 IMAGE = ("generator={kind: image, model: $model}",)
 PROMPTED = ("content={samples: 60, filter: {share: 0.5}}",)
+OF_EACH = ("content={per_client: 8, guidance: real, filter: {share: 0.5}}",)
 OF_METHOD = ("methods.mixed.content={samples: 60, guidance: real, filter: {share: 0.5}}",)
 PROMPTED_METHOD = ("content={}", "methods.mixed.content={samples: 60, filter: {share: 0.5}}")
 COLD = ("methods={plain: {algorithm: fedavg}}", "content={}")
@@ -234,6 +235,8 @@ ROWS = [
     Row("prompts.llm.parallel", "prompts.llm.parallel=9", REPORT, "texts"),
     Row("prompts.llm.attempts", "prompts.llm.attempts=9", PROMPTS, "texts"),
     Row("prompts.llm.distinct", "prompts.llm.distinct=9", PROMPTS, "texts"),
+    Row("prompts.llm.system", "prompts.llm.system=Be short.", PROMPTS, "texts"),
+    Row("prompts.llm.query", "prompts.llm.query=fedgc", PROMPTS, "texts"),
     Row("prompts.llm.fallback", "prompts.llm.fallback=multiple", PROMPTS, "texts"),
     # --- the generator
     Row("generator.kind", "generator={kind: files, path: $images}", GENERATE),
@@ -252,6 +255,7 @@ ROWS = [
     # Nothing but real examples is drawn over.
     Row("generator.image.strength", "generator.strength=0.5", GUIDED),
     Row("generator.image.strength", "generator.strength=0.5", REPORT, given=PROMPTED),
+    Row("generator.image.safety_checker", "generator.safety_checker=true", GENERATE),
     Row("generator.files.path", "generator.path=$images_copy", REPORT, "images"),
     Row("generator.files.path", "generator.path=$images_other", GENERATE - NO_GUIDED, "images"),
     Row("generator.files.path", "generator.path=$texts", {"generate", "audit", *WORDS}, "words"),
@@ -306,6 +310,15 @@ ROWS = [
     Row("generator.text.timeout", "generator.timeout=9.0", REPORT, "texts"),
     Row("generator.text.parallel", "generator.parallel=9", REPORT, "texts"),
     Row("generator.text.attempts", "generator.attempts=9", GENERATE, "texts"),
+    Row("generator.text.system", "generator.system=Be short.", GENERATE, "texts"),
+    Row("generator.text.query", "generator.query='{label}{examples}'", GENERATE, "texts"),
+    Row(
+        "generator.text.texts_per_label",
+        "generator.texts_per_label=3",
+        GENERATE,
+        "texts",
+        ("generator.query='{labels}{examples}'", "generator.texts_per_label=2"),
+    ),
     Row("generator.text.words", "generator.words=6", GENERATE, "texts"),
     Row("generator.text.shots", "generator.shots=2", GUIDED, "texts"),
     Row("generator.text.shots", "generator.shots=2", REPORT, "texts", ("content={samples: 6}",)),
@@ -386,6 +399,7 @@ ROWS = [
     Row("federate.local.augment.data", "federate.local.augment.data=private", FEDERATE),
     # --- content, of all methods and of one: how much is generated of what, and what is done with it
     Row("content.samples", "content.samples=50", GUIDED),
+    Row("content.per_client", "content.per_client=9", GUIDED, given=OF_EACH),
     Row("content.budget", "content.budget=inverse", GUIDED),
     Row("content.clients", "content.clients=0.5", GUIDED),
     Row("content.guidance", "content.guidance=mixed", GUIDED),
@@ -398,6 +412,7 @@ ROWS = [
     Row("content.filter.by_class", "content.filter.by_class=true", FEDERATE),
     Row("methods.*.content", "methods.mixed.content={guidance: mixed}", GUIDED),
     Row("methods.*.content.samples", "methods.mixed.content.samples=50", GUIDED, given=OF_METHOD),
+    Row("methods.*.content.per_client", "methods.mixed.content={per_client: 9, guidance: real}", GUIDED),
     Row("methods.*.content.budget", "methods.mixed.content.budget=inverse", GUIDED, given=OF_METHOD),
     Row("methods.*.content.clients", "methods.mixed.content.clients=0.5", GUIDED, given=OF_METHOD),
     Row("methods.*.content.guidance", "methods.mixed.content.guidance=mixed", GUIDED, given=OF_METHOD),

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from genfl import registry
 from genfl.config.names import ASKED_STYLES, ESPEAK, NO_GENERATOR, SPEECH_VOCODER
 from genfl.config.section import Device, OneOf, OptionSections, OrOne, Section
+from genfl.llm.queries import (
+    FEWSHOT_EXAMPLES,
+    JOINT_BLANKS,
+    PROMPT_BLANKS,
+    PROMPT_QUERIES,
+    SINGLE_BLANKS,
+    TEXT_QUERIES,
+    query_problem,
+)
 
 NO_GUIDANCE = [1.0]
 UNGUIDED = ("speech", "text")
@@ -47,6 +56,12 @@ class ChatModel(Section):
     attempts: int = Field(
         5, ge=1, description="Largest number of queries for one sample, or for the prompts of one label."
     )
+    system: str | None = Field(
+        None,
+        max_length=20_000,
+        description="The system prompt. It has no blanks. If not set, that of the query. An empty text sends"
+        " none.",
+    )
 
     def options(self) -> dict[str, Any]:
         """Return the options of `genfl.llm.chat.connect`."""
@@ -62,6 +77,20 @@ class PromptModel(ChatModel):
         description="multiple: use prompts of that style if too few of the model's prompts are usable. If not"
         " set, too few prompts are an error.",
     )
+    query: str | None = Field(
+        None,
+        max_length=20_000,
+        description="The query: gptfl, scenes, fedgc (a list of ten within ten words), or your own text with"
+        " the blanks {label}, {others}, {avoid}, {count}, {content} and {known}. If not set, that of the"
+        " style: gptfl for llm, scenes for scenes.",
+    )
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the query: field and fix. None if it can be used."""
+        if self.query is None:
+            return None
+        problem = query_problem(self.query, PROMPT_QUERIES, PROMPT_BLANKS, ["label"])
+        return f"query: {problem}" if problem else None
 
 
 class Prompts(Section):
@@ -101,6 +130,8 @@ class Prompts(Section):
             return f"llm: style {self.style} needs a language model; add one, as in llm: {{model: FOLDER}}"
         if self.style not in ASKED_STYLES and self.llm is not None:
             return f"llm: style {self.style} uses no language model; use style llm or scenes, or leave it out"
+        if self.llm is not None and (problem := self.llm.problem()):
+            return f"llm.{problem}"
         return None
 
 
@@ -133,6 +164,11 @@ class ImageGenerator(GeneratorSection):
         le=1,
         description="How far an image may differ from the real example that guides it. At 1, almost nothing"
         " of the example remains.",
+    )
+    safety_checker: bool = Field(
+        False,
+        description="Whether the model's own safety checker of diffusers runs. It blackens images that it"
+        " flags, and genfl leaves black images out. Off by default: it flags harmless images, too.",
     )
 
 
@@ -247,9 +283,40 @@ class TextGenerator(ChatModel, GeneratorSection):
         False,
         description="Whether the server belongs to the clients, so that it may see real examples.",
     )
+    query: str = Field(
+        "single",
+        max_length=20_000,
+        description="The query: single (one text of one label), fewshot (two texts of every label, after"
+        " labelled examples), or your own text. Its blanks are {label}, {labels}, {prompt}, {words} and"
+        " {examples}; with texts_per_label, {labels}, {count}, {words} and {examples}.",
+    )
+    texts_per_label: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Number of texts of every label that one query asks for, each on a line that begins with"
+        " its label. If not set, a query asks for one text of one label.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fewshot(cls, content: Any) -> Any:
+        """Set the defaults of the preset ``fewshot``."""
+        if not isinstance(content, dict) or content.get("query") != "fewshot":
+            return content
+        preset = {"shots": FEWSHOT_EXAMPLES, "texts_per_label": TEXT_QUERIES["fewshot"].texts_per_label}
+        return preset | content
 
     def problem(self) -> str | None:
         """Return which fields do not fit together: field and fix. None if all do."""
+        joint = self.texts_per_label is not None
+        if self.query in TEXT_QUERIES and joint != (TEXT_QUERIES[self.query].texts_per_label is not None):
+            return (
+                f"texts_per_label: query {self.query} does not fit it; leave it out, or write your own query"
+            )
+        blanks, needed = (JOINT_BLANKS, "labels") if joint else (SINGLE_BLANKS, "label")
+        if problem := query_problem(self.query, TEXT_QUERIES, blanks, [needed]):
+            return f"query: {problem}"
         if self.max_tokens < 3 * self.words:
             return (
                 f"max_tokens: {self.max_tokens} would cut texts of about {self.words} words; raise it to"

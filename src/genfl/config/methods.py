@@ -11,6 +11,7 @@ from genfl.config.names import GENERATOR_REFERENCE, OLD_OPTIONS, REFERENCE_NAMES
 from genfl.config.section import Choice, OneOf, OptionSections, OrOne, Section, named
 from genfl.data.budget import BudgetKind as Budget
 from genfl.data.budget import Guidance
+from genfl.llm.queries import CLASSIFY_BLANKS, CLASSIFY_QUERIES, query_problem
 
 AuxiliarySource = Literal["generated", "public"]
 """Where data from outside the clients comes from."""
@@ -33,7 +34,30 @@ class GeneratorReference(Choice):
 
     name: Literal["generator"] = Field(description="The name of the reference.")
     samples: int = Field(
-        16, ge=1, le=1000, description="Number of pairs of a timestep and noise for each example."
+        16,
+        ge=1,
+        le=1000,
+        description="Images: number of pairs of a timestep and noise for each example.",
+    )
+    shots: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Texts: number of labelled examples in a query. They are those of one client, drawn for"
+        " each seed. A server sees them only if it is trusted.",
+    )
+    normalize: bool = Field(
+        False,
+        description="Texts, models that run here: whether the log-likelihood of a label is divided by its"
+        " number of tokens.",
+    )
+    votes: int = Field(
+        1, ge=1, le=1000, description="Texts, servers: number of answers that vote on the class of a text."
+    )
+    query: str = Field(
+        "classify",
+        max_length=20_000,
+        description="Texts: the query, with the blanks {labels}, {text} and {examples}.",
     )
 
 
@@ -94,7 +118,8 @@ class Content(Section):
     samples: int | None = Field(
         None,
         ge=1,
-        description="Number of generated samples of all clients together. If not set, all samples.",
+        description="Number of generated samples of all clients together. Without samples and per_client, all"
+        " samples are divided.",
     )
     budget: Budget = Field(
         "equal",
@@ -106,7 +131,8 @@ class Content(Section):
         1.0,
         gt=0,
         le=1,
-        description="Share of the clients that get generated samples. These clients are drawn for each seed.",
+        description="Share of the clients that get generated samples, as many as each would get if all did."
+        " These clients are drawn for each seed.",
     )
     guidance: Guidance = Field(
         "prompt",
@@ -125,15 +151,24 @@ class Content(Section):
         " generated samples. private: only private samples, if clients train on any.",
     )
     filter: Filter | None = Field(None, description="How clients select among their generated samples.")
+    per_client: int | None = Field(
+        None,
+        ge=1,
+        description="Number of generated samples of a client, in place of samples. With budget inverse, it is"
+        " the mean over all clients.",
+    )
 
     def problem(self) -> str | None:
         """Return which fields do not fit together: field and fix. None if all do."""
+        if self.samples is not None and self.per_client is not None:
+            return "per_client: samples is set, too; give the number of each client or of all, not both"
+        sized = self.samples is not None or self.per_client is not None
         if self.guidance != "prompt" and self.by == "server":
             return "by: the server has no real examples; use clients, or guidance prompt"
-        if self.guidance != "prompt" and self.samples is None:
-            return "samples: required with guidance real or mixed; set a number"
-        if self.budget == "water_filling" and self.samples is None:
-            return "samples: required with budget water_filling; set a number"
+        if self.guidance != "prompt" and not sized:
+            return "samples: required with guidance real or mixed; set a number, or per_client"
+        if self.budget == "water_filling" and not sized:
+            return "samples: required with budget water_filling; set a number, or per_client"
         return None
 
     def given(self) -> dict[str, Any]:
@@ -143,12 +178,16 @@ class Content(Section):
     def filling(self, other: Content | None) -> Content:
         """Return another section with what it does not set taken from this one.
 
-        Only what the other section sets counts as set; see `given`.
+        Only what the other section sets counts as set; see `given`. A section that sets one of samples and
+        per_client does not take the other.
 
         Args:
             other: The section of a method; None sets nothing.
         """
         given = other.given() if other else {}
+        sizes = given.keys() & {"samples", "per_client"}
+        if len(sizes) == 1 and given[next(iter(sizes))] is not None:
+            given = {"samples": None, "per_client": None} | given
         return Content.model_construct(_fields_set=set(given), **{**dict(self), **given})
 
     def own(self, shared: Content) -> Content:
@@ -255,6 +294,11 @@ class Method(Section):
     def problem(self) -> str | None:
         """Return which fields do not fit together: field and fix. None if all do."""
         references = [part.name for part in self.algorithm if part.name in REFERENCE_NAMES]
+        for part in self.algorithm:
+            if isinstance(part, GeneratorReference) and (
+                problem := query_problem(part.query, CLASSIFY_QUERIES, CLASSIFY_BLANKS, ["text"])
+            ):
+                return f"algorithm.query: {problem}"
         if references and len(self.algorithm) > 1:
             return f"algorithm: {references[0]} is not federated, so it cannot be combined; name it alone"
         if self.reference == GENERATOR_REFERENCE and self.start != "random":

@@ -16,6 +16,7 @@ class Prompt(NamedTuple):
         nth: The number of the sample among those of its label, from 0.
         guides: Real examples of its class that guide the sample (FedGC), of the same modality. An image
             starts from one; a text is written in the manner of several. Empty if there is only the text.
+        guide_labels: The class of each guide, if guides may be of other classes; else empty.
     """
 
     label: str
@@ -24,6 +25,7 @@ class Prompt(NamedTuple):
     seed: int
     nth: int = 0
     guides: tuple[Any, ...] = ()
+    guide_labels: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):

@@ -1,8 +1,9 @@
-"""Texts from a chat model: one query for each sample, of whose answer only a usable text is kept."""
+"""Texts from a chat model. Of its answers, only usable texts are kept."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -16,6 +17,7 @@ from genfl.generators.base import Generator
 from genfl.llm import answers
 from genfl.llm.answers import Answer
 from genfl.llm.chat import connect, map_queries
+from genfl.llm.queries import TEXT_QUERIES, ChatQuery, chat_query
 from genfl.rng import Key
 
 log = logging.getLogger(__name__)
@@ -33,8 +35,11 @@ UNUSABLE_BLOCK = 10
 class ChatTexts(Generator):
     """A chat model that writes texts of a class from a prompt, in the manner of its guides if any (FedGC).
 
-    A sample depends on its prompt alone. A text that repeats its query or copies a guide is rejected. Of an
-    answer to a query with guides, only a usable text is kept, because the rest may repeat the guides.
+    By default, each sample has a query of its own, and depends on its prompt alone. With ``texts_per_label``,
+    a query asks for so many texts of every label, and serves as many samples of its block (FedGC, Figure 9).
+
+    A text that repeats its query or copies a guide is rejected. Of an answer to a query with guides, only
+    usable texts are kept, because the rest may repeat the guides.
 
     Args:
         options: The fields of `genfl.config.generation.TextGenerator`.
@@ -45,8 +50,11 @@ class ChatTexts(Generator):
         InputError: The model does not exist, or a library is missing.
     """
 
+    form: ChatQuery = TEXT_QUERIES["single"]
+
     def __init__(self, options: Mapping[str, Any], labels: Sequence[str], folder: Path | None = None) -> None:
-        self.chat = connect(options, FIELD, folder)
+        self.form = text_query(options)
+        self.chat = connect({**options, "system": self.form.system}, FIELD, folder)
         self.id = chat_model_name(options)
         self.labels = labels
         self.words: int = options["words"]
@@ -65,7 +73,10 @@ class ChatTexts(Generator):
         """
         if self.guidance_problem and self.shots and any(prompt.guides for prompt in prompts):
             raise InputError(f"{FIELD}: {self.guidance_problem}")
-        written = map_queries(self.chat, self.write, prompts)
+        if self.form.texts_per_label:
+            written = self._write_groups(prompts, self.form.texts_per_label)
+        else:
+            written = map_queries(self.chat, self.write, prompts)
         problems = [answer.problem for answer in written if answer.problem]
         if problems:
             count = (
@@ -99,6 +110,72 @@ class ChatTexts(Generator):
                 break
         return answer
 
+    def _write_groups(self, prompts: Sequence[Prompt], count: int) -> list[Answer]:
+        """Return the texts of a block, whose queries ask for `count` texts of every label."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        seen: Counter[str] = Counter()
+        for row, prompt in enumerate(prompts):
+            groups[seen[prompt.label] // count].append(row)
+            seen[prompt.label] += 1
+        tasks = [[prompts[row] for row in rows] for rows in groups.values()]
+        texts: dict[int, Answer] = {}
+        for rows, written in zip(
+            groups.values(), map_queries(self.chat, self.write_jointly, tasks), strict=True
+        ):
+            texts.update(zip(rows, written, strict=True))
+        return [texts[row] for row in range(len(prompts))]
+
+    def write_jointly(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return a usable text for each prompt, all from the same query; see `write`.
+
+        Args:
+            prompts: Prompts of one client, at most ``texts_per_label`` of each label. The query shows the
+                guides of the first one.
+        """
+        guides, labels = prompts[0].guides[: self.shots], prompts[0].guide_labels[: self.shots]
+        query, key = self.joint_query(guides, labels), Key(prompts[0].seed).fold("text")
+
+        def judge(answer: Answer) -> Answer:
+            """Keep the usable lines alone: the others may repeat a guide."""
+            kept, problem = [], ""
+            for label, text in labelled_lines(answer, self.labels):
+                wrong = self.problem(Answer(text), text, query, guides)
+                if wrong is None:
+                    kept.append(f"{label}: {text}")
+                else:
+                    problem = problem or (wrong if guides else f"{text[:100]!r}: {wrong}")
+            return Answer("\n".join(kept), problem=problem or "no line begins with a label and a colon")
+
+        texts: dict[str, list[str]] = defaultdict(list)
+        wanted = Counter(prompt.label for prompt in prompts)
+        problem = ""
+        for attempt in range(self.attempts):
+            if all(len(texts[label]) >= count for label, count in wanted.items()):
+                break
+            answer = self.chat.ask(query, key.fold(attempt).integer() % 2**31, judge)
+            problem = answer.problem
+            for label, text in labelled_lines(answer, self.labels):
+                texts[label].append(text)
+        parts = {label: iter(found) for label, found in texts.items()}
+        written = (next(parts.get(prompt.label, iter(())), "") for prompt in prompts)
+        return [Answer(text, problem="" if text else problem) for text in written]
+
+    def joint_query(self, guides: Sequence[str] = (), labels: Sequence[str] = ()) -> str:
+        """Return the query for texts of every label.
+
+        Args:
+            guides: Real examples to show to the model.
+            labels: The class of each of them.
+        """
+        shown = [f"- {label}: {guide}" for label, guide in zip(labels, guides, strict=True)]
+        manner = "Write in their manner, and copy none of them."
+        return self.form.text.format(
+            labels=", ".join(self.labels),
+            count=self.form.texts_per_label,
+            words=self.words,
+            examples="\n".join(["", "Real examples:", *shown, manner]) if shown else "",
+        )
+
     def query(self, prompt: Prompt, guides: Sequence[str] = ()) -> str:
         """Return the query for a prompt's text.
 
@@ -106,15 +183,15 @@ class ChatTexts(Generator):
             prompt: The prompt.
             guides: Real examples of the class to show to the model.
         """
-        lines = [
-            f'Write one text of the class "{prompt.label}". The classes are: {", ".join(self.labels)}.',
-            f"What it is: {prompt.text}.",
-            f"It has about {self.words} words.",
-        ]
-        if guides:
-            lines += [f'Real examples of the class "{prompt.label}":', *(f"- {guide}" for guide in guides)]
-            lines.append("Write a new one in their manner, which copies none of them.")
-        return "\n".join([*lines, "Answer with the text alone."])
+        shown = [f'Real examples of the class "{prompt.label}":', *(f"- {guide}" for guide in guides)]
+        manner = "Write a new one in their manner, which copies none of them."
+        return self.form.text.format(
+            label=prompt.label,
+            labels=", ".join(self.labels),
+            prompt=prompt.text,
+            words=self.words,
+            examples="\n".join(["", *shown, manner]) if guides else "",
+        )
 
     def problem(self, answer: Answer, text: str, query: str, guides: Sequence[str] = ()) -> str | None:
         """Return why an answer's text is not usable; None if it is usable.
@@ -142,6 +219,28 @@ class ChatTexts(Generator):
         if not self.words / 4 <= count <= 3 * self.words:
             return f"it has {count} words instead of about {self.words}"
         return None
+
+
+def text_query(options: Mapping[str, Any]) -> ChatQuery:
+    """Return the query of a config, with its system prompt.
+
+    Args:
+        options: The fields of `genfl.config.generation.TextGenerator`.
+    """
+    query = chat_query(options["query"], TEXT_QUERIES, options["system"])
+    return query._replace(texts_per_label=options["texts_per_label"])
+
+
+def labelled_lines(answer: Answer, labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the texts of an answer whose lines begin with a label and a colon, with their labels."""
+    names = sorted(labels, key=len, reverse=True)  # one may be the beginning of another
+    texts = []
+    for line in answers.answer_lines(answer):
+        for name in names:
+            if line.casefold().startswith(f"{name.casefold()}:"):
+                texts.append((name, answers.answer_text(line[len(name) + 1 :])))
+                break
+    return texts
 
 
 def chat_model_name(options: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ class Chat(Protocol):
     at_once: int
 
     def ask(self, query: str, seed: int) -> Answer:
-        """Return the answer to a single message, without a conversation before it.
+        """Return the answer to a single message, with nothing but a system prompt before it.
 
         Args:
             query: The message.
@@ -151,10 +151,16 @@ def connect(options: ChatOptions, field: str, folder: Path | None = None) -> Cac
         InputError: The model does not exist, or a library is missing.
     """
     check_chat_model(options, field)
+    system = options.get("system") or ""
     chat: Chat
     if options["base_url"] is None:
         chat = local.LocalChat(
-            options["model"], options["device"], options["temperature"], options["max_tokens"], field
+            options["model"],
+            options["device"],
+            options["temperature"],
+            options["max_tokens"],
+            field,
+            system,
         )
     else:
         key = _api_key(options, field)
@@ -167,6 +173,7 @@ def connect(options: ChatOptions, field: str, folder: Path | None = None) -> Cac
                 max_tokens=options["max_tokens"],
                 timeout=options["timeout"],
                 at_once=options["parallel"],
+                system=system,
             )
         except Exception as error:  # certificates and proxies that the environment names
             raise InputError(
@@ -174,7 +181,8 @@ def connect(options: ChatOptions, field: str, folder: Path | None = None) -> Cac
                 " proxies and certificates, such as HTTPS_PROXY and SSL_CERT_FILE"
             ) from error
     identity = [chat_fingerprint(options), options["temperature"], options["max_tokens"]]
-    return CachedChat(chat, folder, identity)
+    # without a system prompt, answers of earlier versions stay valid
+    return CachedChat(chat, folder, [*identity, system] if system else identity)
 
 
 def _api_key(options: ChatOptions, field: str) -> str:
@@ -207,7 +215,7 @@ def check_chat_model(options: ChatOptions, field: str) -> None:
             " variable"
         )
     if options["base_url"] is None:
-        local.check_local_model(options["model"], field)
+        local.check_local_model(options["model"], field, options.get("system") or "")
         hub.check_device(options["device"], f"{field}.device")
         return
     try:

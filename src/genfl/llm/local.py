@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ class LocalChat:
             model's generation config.
         max_tokens: The length limit of an answer, in tokens.
         field: The section of the config, for messages.
+        system: The system prompt; empty for none.
 
     Raises:
         InputError: The model does not exist, or it is not a chat model.
@@ -30,8 +33,10 @@ class LocalChat:
 
     at_once = 1
 
-    def __init__(self, model: str, device: str, temperature: float, max_tokens: int, field: str) -> None:
-        self.tokenizer = _load_tokenizer(model, field)
+    def __init__(
+        self, model: str, device: str, temperature: float, max_tokens: int, field: str, system: str = ""
+    ) -> None:
+        self.tokenizer = _load_tokenizer(model, field, system)
         added = self.tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in added if token.special} | {*self.tokenizer.all_special_tokens}
         self.special = sorted(special, key=len, reverse=True)  # one may be part of another
@@ -44,6 +49,7 @@ class LocalChat:
             dtype="auto",
         ).eval()
         self.field = field
+        self.system = system
         self.name = hub.model_name(model)
 
     def ask(self, query: str, seed: int) -> Answer:
@@ -54,7 +60,10 @@ class LocalChat:
             GenflError: The model fails.
         """
         inputs = self.tokenizer.apply_chat_template(
-            _conversation(query), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            _conversation(query, self.system),
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
         ).to(self.model.device)
         cuda = [self.model.device] if self.model.device.type == "cuda" else []
         # transformers samples from torch's global stream only
@@ -77,16 +86,70 @@ class LocalChat:
         text = f"{opened}{self.tokenizer.decode(tokens)}"
         return Answer(without_thoughts(text, self.special), cut)
 
+    @torch.inference_mode()
+    def log_likelihoods(self, query: str, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how likely each text is as the whole answer to a query.
 
-def check_local_model(model: str, field: str) -> None:
+        An answer is a text and the token that ends it, so that a text which begins like another is not
+        always the likelier one. The texts form one batch.
+
+        Args:
+            query: The message.
+            texts: Possible answers.
+
+        Returns:
+            The log-probability of each answer, and its number of tokens, float32 [texts] each.
+
+        Raises:
+            InputError: The batch does not fit into memory.
+            GenflError: The model fails.
+        """
+        prompt = self.tokenizer.apply_chat_template(
+            _conversation(query, self.system), add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        ends = self.model.generation_config.eos_token_id
+        end = ends[:1] if isinstance(ends, list) else [ends] if ends is not None else []
+        answers = [[*self.tokenizer.encode(text, add_special_tokens=False), *end] for text in texts]
+        longest = max(map(len, answers))
+        tokens = torch.zeros(len(answers), len(prompt) + longest, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for row, answer in enumerate(answers):
+            tokens[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+            mask[row, : len(prompt) + len(answer)] = 1
+        device = self.model.device
+        # most models can leave out the logits of the query, which are many
+        keeps = {"logits_to_keep": longest + 1}
+        known = inspect.signature(self.model.forward).parameters
+        in_memory = hub.explain_out_of_memory(len(texts), str(device), f"{self.field}.device")
+        try:
+            with in_memory:
+                logits = self.model(
+                    input_ids=tokens.to(device),
+                    attention_mask=mask.to(device),
+                    **(keeps if keeps.keys() <= known.keys() else {}),
+                ).logits[:, -longest - 1 : -1]
+        except GenflError:
+            raise
+        except Exception as error:  # a query that is too long
+            raise GenflError(
+                f"{self.field}.model: {self.name} cannot read a query of {len(prompt)} tokens"
+                f" ({first_line(error)}); use another model"
+            ) from error
+        said, counted = tokens[:, len(prompt) :], mask[:, len(prompt) :]
+        likely = logits.float().log_softmax(-1).cpu().gather(2, said[..., None])[..., 0]
+        return (likely * counted).sum(1), counted.sum(1).float()
+
+
+def check_local_model(model: str, field: str, system: str = "") -> None:
     """Check that a model is a chat model, without loading its weights.
 
     Args:
         model: A folder, or a Hugging Face id.
         field: The section of the config, for messages.
+        system: The system prompt; empty for none.
 
     Raises:
-        InputError: The model does not exist, or it is not a chat model.
+        InputError: The model does not exist, it is not a chat model, or it takes no system prompt.
     """
     transformers = _transformers(field)
     settings = hub.read_settings(model, CONFIG_FILE, f"{field}.model")
@@ -97,10 +160,10 @@ def check_local_model(model: str, field: str) -> None:
             f"{field}.model: {model!r} is not a chat model of transformers: {problem}; use another model"
         )
     check_weights(model, f"{field}.model")
-    _load_tokenizer(model, field)
+    _load_tokenizer(model, field, system)
 
 
-def _load_tokenizer(model: str, field: str) -> Any:
+def _load_tokenizer(model: str, field: str, system: str = "") -> Any:
     try:
         tokenizer = _transformers(field).AutoTokenizer.from_pretrained(
             expanded(model), trust_remote_code=False
@@ -117,11 +180,31 @@ def _load_tokenizer(model: str, field: str) -> Any:
             f"{field}.model: {model!r} is not a chat model, because its tokenizer has no chat template; use"
             " another model"
         )
+    if system:
+        _check_system_prompt(tokenizer, model, field)
     return tokenizer
 
 
-def _conversation(query: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": query}]
+def _check_system_prompt(tokenizer: Any, model: str, field: str) -> None:
+    """Check that a chat template shows the system prompt to the model: some reject it, some drop it."""
+    mark = "a mark of genfl"
+    try:
+        shown = tokenizer.apply_chat_template(
+            _conversation("hello", mark), tokenize=False, add_generation_prompt=True
+        )
+    except Exception:  # templates raise their own errors
+        shown = ""
+    if mark not in shown:
+        raise InputError(
+            f"{field}.system: the chat template of {model!r} takes no system prompt; set system to an empty"
+            " text and say it in query, or use another model"
+        )
+
+
+def _conversation(query: str, system: str = "") -> list[dict[str, str]]:
+    """Return the messages of a query."""
+    messages = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": query}]
 
 
 def _transformers(field: str) -> Any:

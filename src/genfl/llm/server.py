@@ -83,6 +83,7 @@ class ServerChat:
         at_once: The number of queries in flight.
         retries: The number of repetitions of a request.
         wait: The seconds before the first repetition.
+        system: The system prompt; empty for none.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class ServerChat:
         at_once: int = 4,
         retries: int = 5,
         wait: float = 1.0,
+        system: str = "",
     ) -> None:
         import httpx
 
@@ -107,6 +109,7 @@ class ServerChat:
         self.retries = retries
         self.wait = wait
         self.settings = {"model": model, "temperature": temperature}
+        self.system = system
         self.max_tokens = max_tokens
         # OpenAI's own server has renamed the limit; others use the old name
         self.limit = NEW_LIMIT if httpx.URL(base_url).host == "api.openai.com" else OLD_LIMIT
@@ -175,7 +178,8 @@ class ServerChat:
 
     def _request(self, query: str, seed: int) -> dict[str, Any]:
         request = {**self.settings, self.limit: self.max_tokens}
-        request["messages"] = [{"role": "user", "content": query}]
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        request["messages"] = [*messages, {"role": "user", "content": query}]
         return request | ({"seed": seed} if self.takes_seed else {})
 
     def _follow(self, request: dict[str, Any], body: str) -> bool:

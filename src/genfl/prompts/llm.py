@@ -12,6 +12,7 @@ from genfl.data.media import Modality
 from genfl.errors import GenflError
 from genfl.llm import answers
 from genfl.llm.chat import Chat
+from genfl.llm.queries import MAX_WORDS, PROMPT_QUERIES, ChatQuery
 from genfl.prompts.templates import Templates
 from genfl.rng import Key
 
@@ -26,8 +27,8 @@ ASKED: tuple[Asked, ...] = ("llm", "scenes")
 CONTENT_NAMES: dict[Modality, str] = {"image": "an image", "audio": "a sound", "text": "a text"}
 """The content of a modality, as queries name it."""
 
-MAX_WORDS = 40
-"""The most words of a prompt. The text encoders of Stable Diffusion read 77 tokens; a word may take two."""
+DEFAULT_QUERIES: dict[Asked, str] = {"llm": "gptfl", "scenes": "scenes"}
+"""The preset of each style."""
 
 
 class PromptLists:
@@ -47,36 +48,36 @@ class PromptLists:
 
 
 def prompt_query(
-    style: Asked, label: str, others: Sequence[str], count: int, modality: Modality, known: Sequence[str] = ()
+    query: ChatQuery,
+    label: str,
+    others: Sequence[str],
+    count: int,
+    modality: Modality,
+    known: Sequence[str] = (),
 ) -> str:
     """Return the query that asks a chat model for prompts of a label.
 
     Args:
-        style: ``llm`` is GPT-FL's (arXiv 2306.02210): a sentence around the label whose blanks are filled in.
-            ``scenes`` is FedGC's (arXiv 2312.05807): scenes with the label and without the other labels.
+        query: The query with its blanks; see `genfl.llm.queries.PROMPT_BLANKS`.
         label: The name of the class.
         others: The names of the other classes.
         count: The number of prompts wanted.
         modality: The modality of the samples that the prompts describe.
         known: Prompts that are not wanted again.
     """
-    if style == "llm":
-        task = (
-            f'Q: "_ _ _ _ {label} _ _ _ _" Please fill in the blanks and make it a prompt to generate'
-            f" {CONTENT_NAMES[modality]}. Give {count} different answers. Each contains the words"
-            f' "{label}" as they are.'
-        )
-    else:
-        without = f" None of them mentions any of: {', '.join(others)}." if others else ""
-        task = (
-            f"Describe {count} different scenes for {CONTENT_NAMES[modality]} of {label}, in one sentence"
-            f' each. Each contains the words "{label}" as they are.{without}'
-        )
-    again = f" These are known already, so give others: {'; '.join(known)}." if known else ""
-    return f"{task}{again} Write one on each line, and nothing else."
+    return query.text.format(
+        label=label,
+        others=", ".join(others),
+        avoid=f" None of them mentions any of: {', '.join(others)}." if others else "",
+        count=count,
+        content=CONTENT_NAMES[modality],
+        known=f" These are known already, so give others: {'; '.join(known)}." if known else "",
+    )
 
 
-def prompt_problem(style: Asked, text: str, label: str, labels: Sequence[str]) -> str | None:
+def prompt_problem(
+    style: Asked, text: str, label: str, labels: Sequence[str], max_words: int = MAX_WORDS
+) -> str | None:
     """Return why a line of an answer is not a prompt for a label; None if it is one.
 
     Args:
@@ -84,6 +85,7 @@ def prompt_problem(style: Asked, text: str, label: str, labels: Sequence[str]) -
         text: The line.
         label: The name of the class.
         labels: The names of all classes.
+        max_words: The most words of a prompt.
     """
     if answers.is_refusal(text):
         return "a refusal"
@@ -98,8 +100,8 @@ def prompt_problem(style: Asked, text: str, label: str, labels: Sequence[str]) -
         return "it names another label"
     if answers.normalize_words(text) == answers.normalize_words(label):
         return "it has no word besides the label"
-    if len(text.split()) > MAX_WORDS:
-        return f"it has more than {MAX_WORDS} words"
+    if len(text.split()) > max_words:
+        return f"it has more than {max_words} words"
     return None
 
 
@@ -114,12 +116,13 @@ def write_prompts(
     attempts: int,
     key: Key,
     fallback: Templates | None = None,
+    query: ChatQuery | None = None,
 ) -> list[str]:
     """Return distinct prompts for a label that a chat model writes.
 
     Args:
         chat: The chat model.
-        style: The style of the query, see `prompt_query`.
+        style: The style. It decides which lines are usable, see `prompt_problem`.
         label: The name of the class.
         labels: The names of all classes.
         modality: The modality of the samples that the prompts describe.
@@ -127,6 +130,7 @@ def write_prompts(
         attempts: The most queries.
         key: The random stream of this label.
         fallback: The templates that fill up the prompts if too few are usable; None for an error.
+        query: The query; None for that of the style. The chat model has its system prompt already.
 
     Returns:
         ``distinct`` prompts, or fewer if the fallback has too few as well.
@@ -134,6 +138,7 @@ def write_prompts(
     Raises:
         GenflError: The model does not answer, or too few prompts are usable and there is no fallback.
     """
+    query = query or PROMPT_QUERIES[DEFAULT_QUERIES[style]]
     others = [other for other in labels if other != label]
     prompts: dict[str, str] = {}
     unusable = ""
@@ -141,13 +146,13 @@ def write_prompts(
         missing = distinct - len(prompts)
         if not missing:
             break
-        query = prompt_query(style, label, others, missing, modality, list(prompts.values()))
-        answer = chat.ask(query, key.fold(attempt).integer() % 2**31)
+        text = prompt_query(query, label, others, missing, modality, list(prompts.values()))
+        answer = chat.ask(text, key.fold(attempt).integer() % 2**31)
         lines = answers.answer_lines(answer)
         if answer.cut and not lines:
             unusable = unusable or " (an answer was cut off before its first prompt; raise max_tokens)"
         for line in lines:
-            if problem := prompt_problem(style, line, label, labels):
+            if problem := prompt_problem(style, line, label, labels, query.max_words):
                 unusable = unusable or f" (unusable: {line[:100]!r}, {problem})"
             elif len(prompts) < distinct:
                 prompts.setdefault(answers.normalize_words(line), line)

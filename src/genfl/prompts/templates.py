@@ -18,24 +18,25 @@ LABEL = "label"
 """The blank for the label's name."""
 
 SINGLE: dict[Modality, str] = {
-    "image": "a photo of a {label}",
+    "image": "a photo of {label}",
     "audio": "a sound of {label}",
     "text": "a text about {label}",
 }
-"""The sentence of the style ``single`` for each modality."""
+"""The sentence of the style ``single`` for each modality; FedGC's for images has no article."""
 
 MULTIPLE: dict[Modality, tuple[str, ...]] = {
     "image": (
-        "a photo of a {label}",
-        "an image of a {label}",
-        "a picture of a {label}",
+        "{label}",
+        "a photo of {label}",
+        "an image of {label}",
+        "a picture of {label}",
         "a photo of one {label}",
-        "a close-up photo of a {label}",
-        "a bright photo of a {label}",
-        "a dark photo of a {label}",
+        "a close-up photo of {label}",
+        "a bright photo of {label}",
+        "a dark photo of {label}",
         "a photo of a small {label}",
         "a photo of a large {label}",
-        "a good photo of a {label}",
+        "a good photo of {label}",
     ),
     "audio": (
         "a sound of {label}",
@@ -62,7 +63,11 @@ MULTIPLE: dict[Modality, tuple[str, ...]] = {
         "a message about {label}",
     ),
 }
-"""The sentences of the style ``multiple`` for each modality."""
+"""The sentences of the style ``multiple`` for each modality.
+
+As in FedGC, the bare label is one of those for images. They have no article before the label, which would be
+"a" before "airplane". Except for the bare label and the first sentence, their wording is ours.
+"""
 
 
 class Templates:

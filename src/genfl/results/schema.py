@@ -339,7 +339,8 @@ class MethodResult(ResultModel):
         " started from (the Δ-metric of GPT-FL, Table 4), in [−1, 1]; null for methods with another start."
     )
     setup_bytes: int = Field(
-        description="Bytes sent once before the first round: label discovery and generated data for clients."
+        description="Bytes sent once before the first round: label discovery, and generated data for clients."
+        " Generated data count as inputs of models, not as the generator's files."
     )
     uplink_bytes_per_round: float = Field(
         description="Bytes that a cohort sends in a round, mean over rounds and seeds; 0 for references."

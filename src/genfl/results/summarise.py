@@ -13,6 +13,8 @@ import torch
 
 import genfl
 from genfl.config import Config, Method
+from genfl.data.sources import DataSet
+from genfl.data.wire import sample_bytes
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import AUDIT, Run
 from genfl.generators.registry import GENERATORS
@@ -53,19 +55,20 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         skipped: For each stage of the run, whether it was up to date and did not run.
     """
     config = run.config
+    data = context.data_set(config.data)
     records = {name: StageRecord.read(run.record(name)) for name in skipped}
     results = {name: record.result for name, record in records.items()}
     environment = records["federate"].environment
     assert environment is not None, "the record of a finished stage has one"
     synthetic, guided, vocabulary = (results.get(name) for name in ("generate", "guided", "vocabulary"))
-    methods = method_results(config, results)
+    methods = method_results(config, results, data)
     audit = results.get(AUDIT)
     return Summary(
         schema_version=SCHEMA,
         name=config.name,
         seeds=list(config.seeds),
         labels=LabelsResult.model_validate(results["labels"]),
-        test_samples=len(context.data_set(config.data).test.labels),
+        test_samples=len(data.test.labels),
         generator=config.generator.kind,
         generated=config.generates and GENERATORS[config.generator.kind].prompted,
         synthetic=GenerateResult.model_validate(synthetic) if synthetic else None,
@@ -85,12 +88,15 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
     )
 
 
-def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> dict[str, MethodResult]:
+def method_results(
+    config: Config, results: Mapping[str, Mapping[str, Any]], data: DataSet
+) -> dict[str, MethodResult]:
     """Return the figures of each method over the seeds, references last.
 
     Args:
         config: The resolved config.
         results: The result of each stage of the run, by its name.
+        data: The private data, whose format generated samples are sent in.
     """
     clients = config.data.partition.clients
     # Methods that need the label names outside of the clients pay for label discovery once, before any round.
@@ -109,7 +115,9 @@ def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> 
         matched = method is not None and method.needs_public and method.needs_labels
         setup_bytes = discovery_bytes if description["uses_generator"] or matched else 0
         if method and config.generates:
-            setup_bytes += round(bytes_to_clients(method, clients, generated_samples, results["generate"]))
+            pool = results["generate"]["samples"]
+            classes = len(results["labels"]["found"])
+            setup_bytes += round(bytes_to_clients(method, clients, generated_samples, pool, data, classes))
         figures[name] = MethodResult(
             **description,
             generated_samples=generated_samples,
@@ -221,24 +229,30 @@ def _last_evaluations(traces: Sequence[Mapping[str, Any]]) -> int:
 
 
 def bytes_to_clients(
-    method: Method, clients: int, generated_samples: float, synthetic: Mapping[str, Any]
+    method: Method, clients: int, generated_samples: float, pool: int, data: DataSet, classes: int
 ) -> float:
     """Return the bytes of synthetic data that the server sends to all clients of a method, once.
 
-    Public data costs none: clients have it themselves.
+    Public data costs none: clients have it themselves. Samples are sent as models are given them, see
+    `genfl.data.wire`, not as the generator's files.
 
     Args:
         method: A method of the config.
-        clients: How many clients there are, at least 1.
-        generated_samples: How many generated samples its clients train on, all together, at least 0.
-        synthetic: The result of the stage ``generate``: its ``bytes`` on disk, and its ``samples``.
+        clients: The number of clients, at least 1.
+        generated_samples: The number of generated samples that its clients train on, all together.
+        pool: The number of samples of the synthetic data.
+        data: The private data, whose format samples are sent in.
+        classes: The number of classes.
     """
     if method.source == "public":
         return 0.0
-    copies: float = clients * ("shared" in method.asks_for)
+    unlabelled, labelled = (
+        sample_bytes(data.shape, data.train.x.dtype, classes, labelled=labels) for labels in (False, True)
+    )
+    size: float = clients * pool * unlabelled * ("shared" in method.asks_for)
     if method.content and method.content.by == "server" and method.reference is None:
-        copies += generated_samples / synthetic["samples"]  # every client gets its own samples
-    return copies * float(synthetic["bytes"])
+        size += generated_samples * labelled  # every client gets its own samples
+    return size
 
 
 def environment() -> dict[str, Any]:

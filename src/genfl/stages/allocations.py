@@ -28,16 +28,22 @@ class Allocation(NamedTuple):
 def allocate(content: Content, counts: np.ndarray, pools: np.ndarray, seed: int) -> Allocation:
     """Return how many generated samples each client gets.
 
+    The budget is divided over all clients. If only some of them generate, each of these gets what it would
+    get if all did (FedGC, Table 13), and the others get nothing.
+
     Args:
         content: The section of the config.
         counts: The numbers of each client's private samples, [clients, classes].
         pools: The numbers of samples that were generated from prompts alone, [classes].
         seed: The seed that draws the generating clients, if not all generate.
     """
-    samples = content.samples if content.samples is not None else int(pools.min()) * len(pools)
+    if content.per_client is not None:
+        samples = content.per_client * len(counts)
+    else:
+        samples = content.samples if content.samples is not None else int(pools.min()) * len(pools)
     generating = _generating(len(counts), content.clients, seed)
     allocation = np.zeros(counts.shape, dtype=np.int64)
-    allocation[generating] = budget(content.budget, samples, counts[generating])
+    allocation[generating] = budget(content.budget, samples, counts)[generating]
     return Allocation(*guided(content.guidance, allocation, counts))
 
 
@@ -79,5 +85,6 @@ def refuse_empty(name: str, samples: Sequence[int], seed: int) -> None:
     if samples[poorest] == 0:
         raise InputError(
             f"methods.{name}.data: with seed {seed}, client {poorest} gets no generated sample and has"
-            " no other data to train on; raise content.samples, or use budget equal and all clients"
+            " no other data to train on; raise content.samples or content.per_client, or use budget equal"
+            " and all clients"
         )

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Collection, Iterator
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -49,7 +50,8 @@ class GuidedBlock(NamedTuple):
     Attributes:
         client: The number of the client.
         prompts: The prompts, without guides.
-        guides: For each prompt, the rows of the training set that guide it. They are the client's own.
+        guides: For each prompt, the rows of the training set that guide it. They are the client's own, and of
+            the prompt's class, unless the generator shows labelled examples of all classes.
     """
 
     client: int
@@ -126,7 +128,7 @@ def guided_contents(config: Config) -> list[Content]:
 
 def _allocation_settings(kind: Content) -> dict[str, Any]:
     """Return the settings that decide which samples are generated. The others decide how they are used."""
-    return kind.model_dump(include={"samples", "budget", "clients", "guidance"})
+    return kind.model_dump(include={"samples", "per_client", "budget", "clients", "guidance"})
 
 
 def kind_digest(inputs: GuidedInputs, upstream: Upstream, kind: Content) -> str:
@@ -239,11 +241,15 @@ def _fill(
     """Generate the blocks that a data set lacks."""
     blocks = {number: store.blocks[number] for number in numbers}
     rows = sorted({row for block in blocks.values() for row in itertools.chain(*block.guides)})
-    examples = dict(zip(rows, data_set.originals(rows), strict=True))
+    originals, position = data_set.originals(rows), {row: n for n, row in enumerate(rows)}
+    names = data_set.train.labels
     threads = generating_threads(generator, store.data)
     for number, block in blocks.items():
         guided = [
-            prompt._replace(guides=tuple(examples[row] for row in guides))
+            prompt._replace(
+                guides=tuple(originals[position[row]] for row in guides),
+                guide_labels=tuple(unicodedata.normalize("NFC", names[row]) for row in guides),
+            )
             for prompt, guides in zip(block.prompts, block.guides, strict=True)
         ]
         began = time.perf_counter()
@@ -274,6 +280,7 @@ def _blocks(inputs: GuidedInputs, work: StageRun, kind: Content, seed: int) -> I
     train_rows, _ = work.context.train_test_rows(section, seed)
     pools = np.full(len(labels), prompts.per_label)
     most = inputs.generator.options.get("shots", 1)  # guides of a sample; an image has a single one
+    joint = inputs.generator.options.get("texts_per_label") is not None
     counts = work.context.label_counts(section, labels, seed)
     allocation = allocate(kind, counts, pools, seed)
     for client, (rows, wanted) in enumerate(zip(train_rows, allocation.guided, strict=True)):
@@ -292,7 +299,9 @@ def _blocks(inputs: GuidedInputs, work: StageRun, kind: Content, seed: int) -> I
                 text = choices[int(rng.integers(len(choices)))].text
                 sample_seed = key.fold("sample", c, nth).integer()
                 block.prompts.append(Prompt(labels[c], text, scale, sample_seed, nth))
-                block.guides.append(_in_turn(of_class[c], most, nth))
+                own = of_class[c]
+                guides = rows_of_all_classes(of_class, most, nth) if joint else _in_turn(own, most, nth)
+                block.guides.append(guides)
             yield block
 
 
@@ -300,6 +309,20 @@ def _in_turn(rows: np.ndarray, most: int, nth: int) -> list[int]:
     """Return the rows of the nth sample, if every sample takes the next `most` rows, or all rows."""
     count = min(most, len(rows))
     return [int(rows[turn % len(rows)]) for turn in range(nth * count, (nth + 1) * count)]
+
+
+def rows_of_all_classes(of_class: Mapping[int, np.ndarray], most: int, nth: int = 0) -> list[int]:
+    """Return the rows of the nth sample, if every sample takes the next rows of all classes in turn.
+
+    Args:
+        of_class: A client's rows of each class; at least one class has some.
+        most: The number of rows of a sample.
+        nth: The number of the sample, from 0.
+    """
+    classes = [rows for rows in of_class.values() if len(rows)]
+    turns = -(-most // len(classes))
+    pairs = itertools.product(range(nth * turns, (nth + 1) * turns), classes)
+    return [int(rows[turn % len(rows)]) for turn, rows in itertools.islice(pairs, most)]
 
 
 def _progress(inputs: GuidedInputs, work: StageRun) -> tuple[int, int, str]:
@@ -316,7 +339,7 @@ def _progress(inputs: GuidedInputs, work: StageRun) -> tuple[int, int, str]:
 STAGE = Stage(
     "guided",
     "guided",
-    2,
+    3,
     ("labels", "prompts"),
     guided_inputs,
     _run,

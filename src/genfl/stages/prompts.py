@@ -18,7 +18,8 @@ from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.generators.registry import GENERATORS
 from genfl.llm.chat import TRANSPORT_OPTIONS, chat_fingerprint, check_chat_model, connect, map_queries
-from genfl.prompts.llm import ASKED, Asked, PromptLists, write_prompts
+from genfl.llm.queries import PROMPT_QUERIES, ChatQuery, chat_query
+from genfl.prompts.llm import ASKED, DEFAULT_QUERIES, Asked, PromptLists, write_prompts
 from genfl.prompts.plan import plan_prompts
 from genfl.prompts.templates import Style, Templates
 from genfl.rng import Key
@@ -52,7 +53,7 @@ class PromptInputs:
 
 def _inputs(config: Config, context: RunContext) -> PromptInputs:
     settings = config.prompts.llm
-    options = settings.options() if settings else None
+    options = _chat_options(settings, _query(config.prompts)) if settings else None
     return PromptInputs(
         config.prompts,
         # the fingerprint identifies the model
@@ -88,7 +89,7 @@ def _run(inputs: PromptInputs, work: StageRun) -> dict[str, Any]:
 
 def _row(prompt: Prompt) -> dict[str, Any]:
     row = prompt._asdict()
-    del row["guides"]  # real examples never leave their client
+    del row["guides"], row["guide_labels"]  # real examples never leave their client
     return row
 
 
@@ -107,10 +108,23 @@ def templates(prompts: Prompts, modality: Modality) -> Templates:
     return Templates(cast(Style, style), prompts.template, prompts.blanks, modality)
 
 
+def _query(prompts: Prompts) -> ChatQuery:
+    """Return the query of a config with a language model, and its system prompt."""
+    assert prompts.llm is not None
+    text = prompts.llm.query or DEFAULT_QUERIES[cast(Asked, prompts.style)]
+    return chat_query(text, PROMPT_QUERIES, prompts.llm.system)
+
+
+def _chat_options(llm: PromptModel, query: ChatQuery) -> dict[str, Any]:
+    """Return the options of the chat model, with the system prompt of its query."""
+    return llm.options() | {"system": query.system}
+
+
 def _described(
     prompts: Prompts, llm: PromptModel, modality: Modality, labels: list[str], key: Key, answers: Path
 ) -> PromptLists:
-    chat = connect(llm.options(), SECTION, answers)
+    query = _query(prompts)
+    chat = connect(_chat_options(llm, query), SECTION, answers)
     with progress.bar("prompts", len(labels), "labels") as advance:
 
         def describe_label(label: str) -> list[str]:
@@ -124,6 +138,7 @@ def _described(
                 attempts=llm.attempts,
                 key=key.fold("llm", label),
                 fallback=templates(prompts, modality) if llm.fallback else None,
+                query=query,
             )
             advance(1)
             return texts
@@ -141,7 +156,7 @@ def _check(inputs: PromptInputs, context: RunContext) -> None:
             f"prompts.style: generator {inputs.generator} uses no prompts, so a language model has nothing to"
             " write; leave style and llm out"
         )
-    check_chat_model(settings.options(), SECTION)
+    check_chat_model(_chat_options(settings, _query(inputs.prompts)), SECTION)
 
 
 def deciding(section: Section, without: Collection[str]) -> dict[str, Any]:
@@ -160,7 +175,7 @@ def deciding(section: Section, without: Collection[str]) -> dict[str, Any]:
 STAGE = Stage(
     "prompts",
     "prompts",
-    3,
+    4,
     ("labels",),
     _inputs,
     _run,

@@ -41,8 +41,9 @@ def training_data(setting: Setting, name: str, method: Method, seed: int) -> Cli
     allocation = allocate(content, private.client_info_table["label_counts"].numpy(), pools, seed)
     short = limit_to_pools(allocation.pooled, pools)
     if short:  # unusable samples were left out of the synthetic data
+        size = "samples" if content.per_client is None else "per_client"
         log.warning(
-            "methods.%s: clients get %d %s samples less than content.samples", name, short, method.source
+            "methods.%s: clients get %d %s samples less than content.%s", name, short, method.source, size
         )
     rows = deal(y, allocation.pooled, seed)
     if allocation.guided.any():
@@ -85,7 +86,7 @@ def check_content(inputs: FederateInputs, context: RunContext) -> None:
         for name, method in methods.items():
             assert method.content is not None
             pool = pools[method.source]
-            if method.content.samples is None and not pool.all():
+            if method.content.samples is None and method.content.per_client is None and not pool.all():
                 raise InputError(
                     f"methods.{name}.content.samples: required, as no public sample is of"
                     f" {labels[int(np.argmin(pool))]!r}; set a number and budget water_filling, or use other"
@@ -95,9 +96,10 @@ def check_content(inputs: FederateInputs, context: RunContext) -> None:
             asked = allocation.pooled.sum(0)
             short = int(np.argmax(asked - pool))
             if asked[short] > pool[short]:
+                field = "samples" if method.content.per_client is None else "per_client"
                 fix = "lower it, or raise prompts.per_label" if method.source == "generated" else "lower it"
                 raise InputError(
-                    f"methods.{name}.content.samples: with seed {seed}, clients need {asked[short]}"
+                    f"methods.{name}.content.{field}: with seed {seed}, clients need {asked[short]}"
                     f" {method.source} samples of {labels[short]!r}, but there are {pool[short]}; {fix}"
                 )
             if method.data == "generated":
