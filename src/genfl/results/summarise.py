@@ -16,10 +16,12 @@ from genfl.config import Config, Method
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.generators.registry import GENERATORS
+from genfl.metering import add_costs
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import (
     SCHEMA,
     ClientsTested,
+    CostAccount,
     CurvePoint,
     Environment,
     EqualBytes,
@@ -30,12 +32,14 @@ from genfl.results.schema import (
     Heterogeneity,
     LabelsResult,
     MethodResult,
+    PointCost,
     Similarity,
     StageRecord,
     StageTime,
     Summary,
     TargetResult,
     VocabularyResult,
+    WorkCost,
     baseline_of,
 )
 
@@ -74,8 +78,9 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         target_accuracy=config.report.target_accuracy[0],
         targets=config.report.target_accuracy,
         byte_budget=byte_budget(config, methods),
+        cost=cost_account(records, methods),
         stages={
-            name: StageTime(seconds=records[name].seconds, skipped=was_skipped)
+            name: StageTime(seconds=records[name].seconds, skipped=was_skipped, cost=records[name].cost)
             for name, was_skipped in skipped.items()
         },
         environment=environment,
@@ -126,6 +131,44 @@ def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> 
         )
         for name, figure in figures.items()
     }
+
+
+def cost_account(records: Mapping[str, StageRecord], methods: Mapping[str, MethodResult]) -> CostAccount:
+    """Return what a run cost, generation and training apart.
+
+    Args:
+        records: The record of each stage.
+        methods: The figures of each method.
+    """
+    generation = _cost_of(records, ("prompts", "generate", "guided", "vocabulary"))
+    cost = records["federate"].cost
+    per_point = {}
+    for name in methods:
+        baseline = baseline_of(name, methods)
+        if baseline is None or generation is None:
+            continue
+        points = 100 * (methods[name].accuracy.mean - methods[baseline].accuracy.mean)
+        if points > 0:
+            per_point[name] = PointCost(
+                baseline=baseline,
+                points=points,
+                generation_seconds=generation.seconds / points,
+                generation_joules=None if generation.joules is None else generation.joules / points,
+            )
+    return CostAccount(
+        generation=generation,
+        training=_cost_of(records, ("pretrain", "federate")),
+        inference=cost.inference if cost else None,
+        per_point=per_point,
+    )
+
+
+def _cost_of(records: Mapping[str, StageRecord], stages: Sequence[str]) -> WorkCost | None:
+    """Return the cost of some stages together; None if none of them ran, or one ran without counters."""
+    costs = [records[name].cost for name in stages if name in records]
+    if not costs or None in costs:
+        return None
+    return WorkCost(**add_costs([cost.model_dump(exclude={"inference"}) for cost in costs if cost]))
 
 
 def byte_budget(config: Config, methods: Mapping[str, MethodResult]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache, partial
 from typing import Any
 
@@ -48,10 +49,14 @@ def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, 
             digest = trial_digest(inputs, work.upstream, method, seed, batched=False)
             before = load_checkpoint(folder / "checkpoint.safetensors", digest)
             logits = before[0]["logits"] if before else torch.zeros(0, len(labels))
+            seconds, timed, parameters = before[1].get("cost", (0.0, 0, 0)) if before else (0.0, 0, 0)
             advance(len(logits))
             for first in range(len(logits), len(images), BLOCK):
+                generator = load()
+                parameters = _parameters(generator)
+                began = time.perf_counter()
                 block = label_scores(
-                    load(),
+                    generator,
                     images[first : first + BLOCK],
                     # every label gets the same stream, so the same sentence
                     lambda key: [sentences.draw(label, key.numpy()) for label in labels],
@@ -59,11 +64,21 @@ def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, 
                     **part.options(),
                 )
                 logits = torch.cat([logits, block])
-                meta = {"digest": digest, "rounds": []}
+                seconds += time.perf_counter() - began
+                timed += len(block)
+                meta = {"digest": digest, "rounds": [], "cost": [round(seconds, 3), timed, parameters]}
                 save_tensors(folder / "checkpoint.safetensors", {"logits": logits}, meta)
                 advance(len(block))
+            if timed:  # else a checkpoint of an earlier version had it all
+                setting.generator_predicted = parameters, round(1000 * seconds / timed, 3)
             identity = setting.task._replace(forward=lambda weights, x: (x, x))  # the inputs are the logits
             scores = evaluate(identity, {}, logits, setting.test_y)
             results[str(seed)] = {"evaluations": [{"round": 0, **scores}], "rounds": []}
             write_json(folder / "trace.json", results[str(seed)])
     return results
+
+
+def _parameters(generator: StableDiffusion) -> int:
+    """Return the number of parameters of a generator, of all its parts."""
+    parts = (part for part in generator.pipeline.components.values() if isinstance(part, torch.nn.Module))
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
