@@ -510,7 +510,8 @@ def test_two_processes_do_not_share_a_folder(finished):
 
 def _without_times(out):
     summary = json.loads((out / "summary.json").read_text())
-    del summary["stages"], summary["synthetic"]["seconds"], summary["synthetic"]["samples_per_second"]
+    del summary["stages"], summary["cost"]
+    del summary["synthetic"]["seconds"], summary["synthetic"]["samples_per_second"]
     return summary
 
 

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ from genfl.experiment.records import (
     read_record,
     write_record,
 )
+from genfl.metering import Meter, add_costs, metered
+from genfl.results.names import INFERENCE
 from genfl.results.summarise import environment, summarise
 from genfl.stages import audit, generate, guided, labels, pretrain, prompts, report, vocabulary
 from genfl.stages.base import Stage, StageRun, digest_of
@@ -310,13 +312,18 @@ def _bring_up_to_date(step: Step, run: Run) -> bool:
         if any(_take_over(step, run, Run(run.config, other)) for other in run.others):
             return True
     about = {"stage": stage.name, "digest": digest, "output": step.work.output}
-    write_record(record, {**about, "done": False})
+    earlier = old.get("cost") if old else None
+    write_record(record, {**about, "done": False, **({"cost": earlier} if earlier else {})})
     log.info("%s: running", stage.name)
     began = time.perf_counter()
-    result = stage.run(step.inputs, step.work)
-    seconds = time.perf_counter() - began
+    with metered(Meter(earlier, lambda cost: _save_cost(record, about, cost))) as meter:
+        result = stage.run(step.inputs, step.work)
+    seconds, cost = time.perf_counter() - began, meter.cost()
     if result is None:
+        _save_cost(record, about, cost)
         return False
+    if stage.name == generate.STAGE.name and not (old and old["done"]):
+        cost = add_costs([cost, *_costs_of_shards(run, digest)])
     files = {
         path.relative_to(folder).as_posix(): sha256(path)
         for path in sorted(folder.rglob("*"))
@@ -328,6 +335,7 @@ def _bring_up_to_date(step: Step, run: Run) -> bool:
             **about,
             "done": True,
             "seconds": round(seconds, 3),
+            "cost": {**cost, "inference": result.pop(INFERENCE, None)},
             "environment": environment(),
             "result": result,
             "files": files,
@@ -335,6 +343,19 @@ def _bring_up_to_date(step: Step, run: Run) -> bool:
     )
     log.info("%s: done in %.1f s", stage.name, seconds)
     return False
+
+
+def _save_cost(record: Path, about: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
+    """Write what an unfinished stage has cost so far into its record, so that a later start adds to it."""
+    write_record(record, {**about, "done": False, "cost": cost})
+
+
+def _costs_of_shards(run: Run, digest: str) -> list[dict[str, Any]]:
+    """Return what the processes spent that generated shards of a run."""
+    records = (read_record(Run(run.config, folder).record(generate.STAGE.name)) for folder in run.shards)
+    return [
+        record["cost"] for record in records if record and record["digest"] == digest and record.get("cost")
+    ]
 
 
 def _take_over(step: Step, run: Run, other: Run) -> bool:

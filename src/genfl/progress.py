@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
+from genfl.metering import tick
+
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL = 60.0
@@ -34,6 +36,18 @@ def bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     Yields:
         A function to call with the number of units just finished.
     """
+    with _shown(what, total, unit, done) as advance:
+
+        def finished(amount: int) -> None:
+            advance(amount)
+            tick()
+
+        yield finished
+
+
+@contextlib.contextmanager
+def _shown(what: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    """Yield what shows progress; see `bar`."""
     if not enabled.get():
         yield lambda amount: None
         return

@@ -154,7 +154,7 @@ def federate(
                 "downlink_bytes": _bytes_of(client_task.message for client_task in client_tasks),
                 "refused": len(result.refused),
                 "samples": sum(
-                    task.batches.samples(clients.part_sizes(task.client)) for task in client_tasks
+                    schedule.batches(plans).samples(clients.part_sizes(task.client)) for task in client_tasks
                 ),
                 **{
                     name: measure.value(result.aggregate[name]) if result.aggregate is not None else None

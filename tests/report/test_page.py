@@ -451,7 +451,7 @@ def test_accuracy_rule_names_the_rounds_it_is_the_mean_of(summary):
 
 
 def test_time_of_generation_counts_all_of_its_starts(summary):
-    stages = {name: StageTime(seconds=1.0, skipped=False) for name in ("labels", "generate")}
+    stages = {name: StageTime(seconds=1.0, skipped=False, cost=None) for name in ("labels", "generate")}
     synthetic = summary.synthetic.model_copy(update={"seconds": 3.0})
     rows = page._time(summary.model_copy(update={"stages": stages, "synthetic": synthetic}))
     assert [(bar.name, bar.value, bar.share) for bar in rows] == [
@@ -609,7 +609,7 @@ def seen(source, folder):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_phone_shows_it_whole_and_quietly(tmp_path, source):
     page = seen(source, tmp_path)
-    assert page.pop("headings") == 10
+    assert page.pop("headings") == 11
     assert page == {
         "width": 390,
         "overflow": 0,
@@ -640,3 +640,26 @@ def test_diversity_is_drawn_as_a_moving_average():
     assert plots.smoothed([]) == []
     chart = plots.plot_diversity({"a": curve}, style.looks(["a"], ["a"]), 4)
     assert chart.count("stroke: var(--series-0)") >= 2, "the average and the values"
+
+
+def test_a_curve_against_bytes_begins_after_the_setup(summary, monkeypatch):
+    drawn, draw = {}, plots.plot_learning
+
+    def spied(curves, *about):
+        drawn[about[-1]] = curves
+        return draw(curves, *about)
+
+    monkeypatch.setattr(plots, "plot_learning", spied)
+    sends = summary.methods["fedavg"].model_copy(update={"setup_bytes": 5_000_000})
+    methods = summary.methods | {"fedavg": sends}
+    look = style.looks(methods, list(methods))
+    page._learning(
+        config.parse(
+            "name: x\ndata: {name: digits}\nmodel: {name: cnn}\nmethods: {fedavg: {algorithm: fedavg}}"
+        ),
+        summary.model_copy(update={"methods": methods}),
+        look,
+    )
+    curve = drawn["learning-bytes"]["fedavg"]
+    assert curve[0].x == 5.0
+    assert curve[-1].x == pytest.approx(5.0 + sends.bytes_per_round * sends.curve[-1].x / 1e6)

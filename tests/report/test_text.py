@@ -79,6 +79,7 @@ def compared(test_samples=1000, generator="image", compare=None, **methods):
         target_accuracy=0.9,
         targets=[0.9],
         byte_budget=None,
+        cost={"generation": None, "training": None, "inference": None, "per_point": {}},
         stages={},
         environment=environment(),
     )

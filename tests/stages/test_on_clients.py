@@ -115,7 +115,7 @@ def test_the_figures_are_in_every_file(done):
 
 
 def without_times(summary):
-    return {**summary, "stages": None, "synthetic": None}
+    return {**summary, "stages": None, "cost": None, "synthetic": None}
 
 
 def test_an_interrupted_run_ends_the_same_and_a_finished_one_is_left_alone(done, content, tmp_path):

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from genfl.models import MODELS
+from genfl.models import MODELS, Classifier
 from genfl.models.pretrained import load_pretrained, locate
 from genfl.rng import Key
 
-PROJECTION, IMAGENET = "projection", "imagenet"
+PROJECTION, IMAGENET_EXTRACTOR = "projection", "imagenet"
 
 PROJECTED = 256
 """The number of features of a projection."""
@@ -60,8 +60,8 @@ def choose_extractor(name: str, model: str, options: Mapping[str, Any]) -> Extra
     """
     if name == PROJECTION:
         return ExtractorChoice(None, {}, None)
-    if name == IMAGENET:
-        return ExtractorChoice("resnet18", {}, locate(IMAGENET, "resnet18"), True)
+    if name == IMAGENET_EXTRACTOR:
+        return ExtractorChoice("resnet18", {}, locate(IMAGENET_EXTRACTOR, "resnet18"), True)
     prefix, separator, file = name.partition(":")
     if separator and prefix in MODELS:
         return ExtractorChoice(prefix, {}, locate(file, prefix))
@@ -73,8 +73,8 @@ def build_extractor(choice: ExtractorChoice, shape: tuple[int, ...], classes: in
 
     Args:
         choice: What extracts.
-        shape: The shape of one input. For `IMAGENET`, a single channel becomes three equal ones, and
-            images are enlarged to `LEAST_SIDE` pixels where they are smaller.
+        shape: The shape of one input. For `IMAGENET_EXTRACTOR`, a single channel becomes three equal
+            ones, and images are enlarged to `LEAST_SIDE` pixels where they are smaller.
         classes: The number of classes, which a file's head need not have.
 
     Raises:
@@ -82,9 +82,8 @@ def build_extractor(choice: ExtractorChoice, shape: tuple[int, ...], classes: in
     """
     if choice.model is None:
         return project
-    assert choice.path is not None, "a model has weights"
     if choice.adapts and len(shape) != 3:
-        raise ValueError(f"{IMAGENET} takes images, not inputs of shape {shape}; use {PROJECTION}")
+        raise ValueError(f"{IMAGENET_EXTRACTOR} takes images, not inputs of shape {shape}; use {PROJECTION}")
     adapt = _adapted if choice.adapts else lambda x: x
     module = _load(choice, tuple(adapt(torch.zeros(1, *shape)).shape[1:]), classes)
 
@@ -109,10 +108,11 @@ def _adapted(x: Tensor) -> Tensor:
     return x if size == list(x.shape[2:]) else F.interpolate(x, size, mode="bilinear", antialias=True)
 
 
-def _load(choice: ExtractorChoice, shape: tuple[int, ...], classes: int) -> Any:
+def _load(choice: ExtractorChoice, shape: tuple[int, ...], classes: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # only a head that is never used stays random
-        module: nn.Module = MODELS[str(choice.model)].build(shape, classes, **choice.options)
-    load_pretrained(module, choice.path)  # type: ignore[arg-type]
+        module: Classifier = MODELS[str(choice.model)].build(shape, classes, **choice.options)
+    assert choice.path is not None, "a model has weights"
+    load_pretrained(module, choice.path)
     return module.eval()
 
 
@@ -129,7 +129,8 @@ def project(x: Tensor) -> Tensor:
         [n, `PROJECTED`].
     """
     flat = x.flatten(1) if x.is_floating_point() else token_counts(x)
-    return flat.float() @ _projection(flat.shape[1])
+    projected: Tensor = flat.float() @ _projection(flat.shape[1])
+    return projected
 
 
 @lru_cache(maxsize=1)  # it may have a hundred megabytes

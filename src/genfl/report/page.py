@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from genfl.analysis.extractors import IMAGENET, PROJECTION
 from genfl.config import Config, Content
 from genfl.report import pictures, plots, text
 from genfl.report.style import MOST_DRAWN, REST, Look, looks
@@ -28,8 +27,8 @@ MOST_SEEDS = 5
 """Seeds whose similarities are drawn, at most."""
 
 EXTRACTORS = {
-    PROJECTION: "a fixed random projection of the inputs",
-    IMAGENET: "those of ResNet-18 trained on ImageNet",
+    "projection": "a fixed random projection of the inputs",
+    "imagenet": "those of ResNet-18 trained on ImageNet",
 }
 """What a report says of an extractor. Others are named by their file."""
 
@@ -120,7 +119,7 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "refused": any(method.refused_uploads for method in methods.values()),
         "costs": text.costs_table(summary),
         "has_delta": any(method.delta for method in federated.values()),
-        **_learning(summary, look),
+        **_learning(config, summary, look),
         "to_target": _to_target(config, summary, look),
         "diversity": _diversity(config, federated, look),
         "smoothing": plots.SMOOTHING,
@@ -138,6 +137,7 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "holders": _holders(config, summary, labels),
         **_label_counts(evidence, classes),
         **_pretraining(evidence),
+        "work": text.work_table(summary),
         "time": _time(summary),
         "generation_cost": _generation_cost(summary),
         "traffic": _traffic(config, summary),
@@ -289,16 +289,19 @@ def _content_choices(content: Content) -> str:
     return f" ({'; '.join(choices)})" if choices else ""
 
 
-def _learning(summary: Summary, look: Looks) -> dict[str, Markup | None]:
+def _learning(config: Config, summary: Summary, look: Looks) -> dict[str, Markup | None]:
     """Draw the learning curves against rounds and, if methods differ in it, against bytes."""
     pretrained = summary.methods.get(SYNTHETIC_ONLY)
     alone, goal = pretrained.accuracy.mean if pretrained else None, summary.target_accuracy
     by_rounds = plots.plot_learning(_curves(summary.methods), look, goal, alone, "round", "learning-rounds")
     megabytes = {name: method.bytes_per_round / 1e6 for name, method in summary.federated.items()}
+    setup = {name: method.setup_bytes / 1e6 for name, method in summary.federated.items()}
+    discovery = summary.labels.bytes_per_client * config.data.partition.clients / 1e6
+    sends_content = any(size > discovery for size in setup.values())
     by_bytes = None
-    if max(megabytes.values()) > 1.01 * min(megabytes.values()):  # else the two charts would look the same
+    if sends_content or max(megabytes.values()) > 1.01 * min(megabytes.values()):  # else charts look the same
         scaled = {
-            name: [point._replace(x=megabytes[name] * point.x) for point in curve]
+            name: [point._replace(x=setup[name] + megabytes[name] * point.x) for point in curve]
             for name, curve in _curves(summary.federated).items()
         }
         by_bytes = plots.plot_learning(scaled, look, goal, alone, "MB sent and received", "learning-bytes")
@@ -309,7 +312,7 @@ def _to_target(config: Config, summary: Summary, look: Looks) -> dict[str, list[
     """Return bars of the rounds and bytes that each drawn method took to the target, of the whole budget."""
     methods = {name: method for name, method in summary.methods.items() if look[name] is not REST}
     rounds = config.federate.rounds
-    most_bytes = rounds * max(method.bytes_per_round for method in methods.values())
+    most_bytes = max(method.total_bytes for method in methods.values())
 
     def bar(name: str, value: int | None, whole: float, label: str) -> Bar:
         if value is None:

@@ -26,6 +26,7 @@ def page_template(name: str) -> jinja2.Template:
         "size": text.byte_size,
         "megabytes": text.megabytes,
         "count": text.count,
+        "energy": text.energy,
     }
     environment.globals |= {"colours": COLOURS, "markers": MARKERS}
     return environment.get_template(name)

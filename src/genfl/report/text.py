@@ -16,6 +16,8 @@ SMALLEST_DIFFERENCE = 0.05
 """Smaller differences in accuracy, in points, count as none: tables round them away."""
 
 
+NOT_MEASURED = "not measured"
+
 FALSE_CLAIMS = 0.05
 """The share of verdicts that may claim a difference where there is none."""
 
@@ -338,6 +340,36 @@ def costs_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]
             cells.append("never" if target.bytes is None else megabytes(target.bytes))
         rows.append(tuple(cells))
     return tuple(header), rows
+
+
+def work_table(summary: Summary) -> list[tuple[str, ...]]:
+    """Return a row for generation and for training: what it cost by the counters of the machine."""
+    rows = []
+    for what, cost in (("generation", summary.cost.generation), ("training", summary.cost.training)):
+        if cost is not None:
+            memory, gpu = cost.peak_memory, cost.peak_gpu_memory
+            rows.append(
+                (
+                    what,
+                    duration(cost.seconds),
+                    duration(cost.gpu_seconds) if cost.gpu_seconds else "–",
+                    NOT_MEASURED if memory is None else byte_size(memory),
+                    "–" if gpu is None else byte_size(gpu),
+                    NOT_MEASURED
+                    if cost.joules is None
+                    else f"{energy(cost.joules)} ({', '.join(cost.counters)})",
+                    ", ".join(cost.devices),
+                )
+            )
+    return rows
+
+
+def energy(joules: float) -> str:
+    """Write an amount of energy: ``800 J``, ``1.2 kJ``, ``3.40 MJ``."""
+    for unit, factor, digits in (("MJ", 1e6, 2), ("kJ", 1e3, 1)):
+        if joules >= factor:
+            return f"{joules / factor:,.{digits}f} {unit}"
+    return f"{joules:.0f} J"
 
 
 def share_beyond(share: float | None) -> str:

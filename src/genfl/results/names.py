@@ -9,3 +9,6 @@ __all__ = ["CENTRALISED", "GENERATOR", "LOCAL", "SUMMARY_FILE", "SYNTHETIC_ONLY"
 
 SYNTHETIC_ONLY = "synthetic_only"
 """The row of the pre-trained model before any round; it is in every comparison with a generator."""
+
+INFERENCE = "inference"
+"""The part of a stage's result that is a measured cost. It goes to the cost of the stage's record."""

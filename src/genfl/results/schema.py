@@ -414,6 +414,77 @@ def baseline_of(name: str, methods: Mapping[str, MethodResult]) -> str | None:
     )
 
 
+class InferenceCost(ResultModel):
+    """The cost of predictions on the test set."""
+
+    parameters: int = Field(description="Number of parameters of the downstream model.")
+    seconds_per_1000: float = Field(
+        description="Time of 1,000 predictions of the downstream model, in seconds, in batches."
+    )
+    generator_parameters: int | None = Field(
+        description="Number of parameters of the generator; null unless the reference `generator` ran."
+    )
+    generator_seconds_per_1000: float | None = Field(
+        description="Time of 1,000 predictions of the generator, in seconds; null unless it ran."
+    )
+
+
+class WorkCost(ResultModel):
+    """What some work cost, by counters of the machine."""
+
+    seconds: float = Field(description="Time in seconds, over all starts and shards.")
+    devices: list[str] = Field(description="Names of the processors and GPUs.")
+    gpu_seconds: float = Field(description="Time in seconds times the number of GPUs in use.")
+    peak_memory: int | None = Field(
+        description="Largest resident memory of the main process, in bytes; null where it is not measured."
+    )
+    peak_gpu_memory: int | None = Field(
+        description="Most GPU memory that torch allocated, in bytes; null without a GPU."
+    )
+    joules: float | None = Field(
+        description="Energy in joules, of the devices that `counters` stands for; null if it was not"
+        " measured."
+    )
+    counters: list[str] = Field(
+        description="Where the energy was read: `rapl` (whole processors), `nvml` (GPUs in use); empty if"
+        " nowhere."
+    )
+
+
+class StageCost(WorkCost):
+    """What a stage cost, by counters of the machine."""
+
+    inference: InferenceCost | None = Field(
+        None, description="The cost of predictions; null for other stages than `federate`."
+    )
+
+
+class PointCost(ResultModel):
+    """What generation cost for each point of accuracy that a method gains over its baseline."""
+
+    baseline: str = Field(description="The method that differs in the generator alone.")
+    points: float = Field(description="Points of accuracy that the method gains over it, above 0.")
+    generation_seconds: float = Field(description="Time of generation for each point, in seconds.")
+    generation_joules: float | None = Field(
+        description="Energy of generation for each point, in joules; null if it was not measured."
+    )
+
+
+class CostAccount(ResultModel):
+    """What the run cost. A part is null if a stage of it ran with an earlier version, without counters."""
+
+    generation: WorkCost | None = Field(
+        description="The cost of prompts and of all generated samples; null without a generator."
+    )
+    training: WorkCost | None = Field(
+        description="The cost of pre-training and of all federated training, tests included."
+    )
+    inference: InferenceCost | None = Field(description="The cost of predictions; null if not measured.")
+    per_point: dict[str, PointCost] = Field(
+        description="For each method that gains over its baseline, the cost of a point of accuracy."
+    )
+
+
 class StageTime(ResultModel):
     """The time of one stage."""
 
@@ -421,6 +492,9 @@ class StageTime(ResultModel):
         description="Time of the stage, in seconds, from its last start to its end; kept if it is skipped."
     )
     skipped: bool = Field(description="Whether its output was up to date, so that it did not run.")
+    cost: StageCost | None = Field(
+        description="Its cost, over all starts; null if an earlier version ran it."
+    )
 
 
 class Environment(ResultModel):
@@ -474,6 +548,7 @@ class Summary(ResultModel):
         description="Bytes at which `equal_bytes` compares methods: report.byte_budget, or the least"
         " `total_bytes` of a federated method; null if none sends anything."
     )
+    cost: CostAccount = Field(description="What generation and training cost.")
     stages: dict[str, StageTime] = Field(description="The time of each stage, in order.")
     environment: Environment = Field(description="What the stage `federate` ran on.")
 
@@ -548,6 +623,9 @@ class StageRecord(ResultModel):
         description="Whether the stage finished; if not, all fields below but `sha256` are absent."
     )
     seconds: float = Field(0.0, description="Time of the stage, in seconds, from its last start to its end.")
+    cost: StageCost | None = Field(
+        None, description="What the stage cost, over all starts; of an unfinished stage, so far."
+    )
     environment: Environment | None = Field(None, description="What the stage ran on.")
     result: dict[str, Any] = Field({}, description="What the stage returned, as plain values.")
     files: dict[str, str] = Field(

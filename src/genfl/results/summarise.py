@@ -18,11 +18,13 @@ from genfl.data.wire import sample_bytes
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import AUDIT, Run
 from genfl.generators.registry import GENERATORS
+from genfl.metering import add_costs
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import (
     SCHEMA,
     AuditResult,
     ClientsTested,
+    CostAccount,
     CurvePoint,
     Environment,
     EqualBytes,
@@ -33,12 +35,14 @@ from genfl.results.schema import (
     Heterogeneity,
     LabelsResult,
     MethodResult,
+    PointCost,
     Similarity,
     StageRecord,
     StageTime,
     Summary,
     TargetResult,
     VocabularyResult,
+    WorkCost,
     baseline_of,
 )
 
@@ -80,8 +84,9 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         target_accuracy=config.report.target_accuracy[0],
         targets=config.report.target_accuracy,
         byte_budget=byte_budget(config, methods),
+        cost=cost_account(records, methods),
         stages={
-            name: StageTime(seconds=records[name].seconds, skipped=was_skipped)
+            name: StageTime(seconds=records[name].seconds, skipped=was_skipped, cost=records[name].cost)
             for name, was_skipped in skipped.items()
         },
         environment=environment,
@@ -138,6 +143,44 @@ def method_results(
         )
         for name, figure in figures.items()
     }
+
+
+def cost_account(records: Mapping[str, StageRecord], methods: Mapping[str, MethodResult]) -> CostAccount:
+    """Return what a run cost, generation and training apart.
+
+    Args:
+        records: The record of each stage.
+        methods: The figures of each method.
+    """
+    generation = _cost_of(records, ("prompts", "generate", "guided", "vocabulary"))
+    cost = records["federate"].cost
+    per_point = {}
+    for name in methods:
+        baseline = baseline_of(name, methods)
+        if baseline is None or generation is None:
+            continue
+        points = 100 * (methods[name].accuracy.mean - methods[baseline].accuracy.mean)
+        if points > 0:
+            per_point[name] = PointCost(
+                baseline=baseline,
+                points=points,
+                generation_seconds=generation.seconds / points,
+                generation_joules=None if generation.joules is None else generation.joules / points,
+            )
+    return CostAccount(
+        generation=generation,
+        training=_cost_of(records, ("pretrain", "federate")),
+        inference=cost.inference if cost else None,
+        per_point=per_point,
+    )
+
+
+def _cost_of(records: Mapping[str, StageRecord], stages: Sequence[str]) -> WorkCost | None:
+    """Return the cost of some stages together; None if none of them ran, or one ran without counters."""
+    costs = [records[name].cost for name in stages if name in records]
+    if not costs or None in costs:
+        return None
+    return WorkCost(**add_costs([cost.model_dump(exclude={"inference"}) for cost in costs if cost]))
 
 
 def byte_budget(config: Config, methods: Mapping[str, MethodResult]) -> int | None:

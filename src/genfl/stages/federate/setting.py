@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,9 @@ from genfl.stages.vocabulary import readable
 MOST_TESTED = 1000
 """The largest number of test examples for local models."""
 
+MOST_TIMED = 200
+"""The largest number of test examples of which the predictions are timed."""
+
 MOST_COMPARED = 100
 """The largest number of clients that are compared pair by pair. More would not fit on a page."""
 
@@ -61,12 +65,31 @@ class Setting:
         self._scored = self.task.of_stored(self.data.prepare)
         self._private: tuple[int, ClientData] | None = None
         self._guided: dict[Path, tuple[Tensor, Tensor, list[np.ndarray]]] = {}
+        self.generator_predicted: tuple[int, float] | None = None  # its parameters, seconds per 1,000
         self._similarities: dict[
             tuple[bool, Content | None, AuxiliarySource, int], dict[str, Any] | None
         ] = {}
 
     def _classify(self, model: Model) -> Task:
         return self.context.classify(self.section, model, len(self.labels), self.inputs.model.precision)
+
+    def inference_cost(self) -> dict[str, Any]:
+        """Return the cost of predictions: of the downstream model, and of the generator if it predicted."""
+        weights = self.task.init(initial_key(self.inputs.seeds[0]))
+        x, y = self.data.test.x[:MOST_TIMED], self.test_y[:MOST_TIMED]
+        began = time.perf_counter()
+        evaluate(self._scored, trees.to(weights, self.device), x, y)
+        seconds = time.perf_counter() - began
+        return {
+            "parameters": sum(p.numel() for p in trees.leaves(weights["params"])) + self._frozen,
+            "seconds_per_1000": round(1000 * seconds / len(x), 4),
+            "generator_parameters": self.generator_predicted[0] if self.generator_predicted else None,
+            "generator_seconds_per_1000": self.generator_predicted[1] if self.generator_predicted else None,
+        }
+
+    @property
+    def _frozen(self) -> int:
+        return sum(parameter.numel() for parameter in self.task.frozen.values())
 
     def score(self, weights: Weights) -> Scores:
         """Return the scores of a model on the test set."""

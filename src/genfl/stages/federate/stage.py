@@ -10,7 +10,7 @@ from genfl import progress
 from genfl.engines.device import exact
 from genfl.experiment.folder import AUDIT, VOCABULARY
 from genfl.references import GENERATOR
-from genfl.results.names import SYNTHETIC_ONLY
+from genfl.results.names import INFERENCE, SYNTHETIC_ONLY
 from genfl.stages.audit import unread
 from genfl.stages.base import Stage, StageRun
 from genfl.stages.federate.checks import check
@@ -37,7 +37,7 @@ def _run(inputs: FederateInputs, work: StageRun) -> dict[str, Any]:
         choice.decide(setting)
         for trial in trained_trials(inputs):
             results[trial.name][str(trial.seed)] = trial.run(setting, choice, advance)
-    return {"methods": results}
+    return {"methods": results, INFERENCE: setting.inference_cost()}
 
 
 def _untrained(setting: Setting, seed: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -19,6 +20,7 @@ from genfl.generators.image import StableDiffusion
 from genfl.generators.text import FIELD
 from genfl.learning.evaluate import evaluate
 from genfl.llm.chat import connect
+from genfl.llm.local import LocalChat
 from genfl.llm.queries import CLASSIFY_QUERIES, chat_query
 from genfl.references import GENERATOR, REFERENCES, GeneratorClassifier
 from genfl.rng import Key
@@ -31,8 +33,14 @@ from genfl.storage import load_checkpoint, save_tensors, write_json
 BLOCK = 32
 """The number of examples between two checkpoints."""
 
-Score = Callable[[Sequence[int], int], Tensor]
-"""``(rows of the test set, seed) -> logits [rows, labels]``."""
+NO_COST = (0.0, 0, None)
+"""Seconds, examples and parameters of a generator that has not classified yet."""
+
+Load = Callable[[], Any]
+"""``() -> the generator``, loaded at the first call."""
+
+Score = Callable[[Any, Sequence[int], int], Tensor]
+"""``(generator, rows of the test set, seed) -> logits [rows, labels]``."""
 
 
 def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, Any]:
@@ -50,7 +58,7 @@ def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, 
     assert inputs.generator is not None
     options: GeneratorClassifier = REFERENCES[GENERATOR](**method.algorithm[0].options())
     by_text = isinstance(inputs.generator.section, TextGenerator)
-    score = _score_texts(setting, options) if by_text else _score_images(setting, options)
+    load, score = _score_texts(setting, options) if by_text else _score_images(setting, options)
     total, unit = len(setting.data.test.labels), "texts" if by_text else "images"
     results = {}
     with progress.bar(name, len(inputs.seeds) * total, unit) as advance:
@@ -59,13 +67,21 @@ def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, 
             digest = trial_digest(inputs, work.upstream, method, seed, batched=False)
             before = load_checkpoint(folder / "checkpoint.safetensors", digest)
             logits = before[0]["logits"] if before else torch.zeros(0, len(labels))
+            seconds, timed, parameters = before[1].get("cost", NO_COST) if before else NO_COST
             advance(len(logits))
             for first in range(len(logits), total, BLOCK):
-                block = score(range(first, min(first + BLOCK, total)), seed)
+                generator = load()
+                parameters = _parameters(generator)
+                began = time.perf_counter()
+                block = score(generator, range(first, min(first + BLOCK, total)), seed)
                 logits = torch.cat([logits, block])
-                meta = {"digest": digest, "rounds": []}
+                seconds += time.perf_counter() - began
+                timed += len(block)
+                meta = {"digest": digest, "rounds": [], "cost": [round(seconds, 3), timed, parameters]}
                 save_tensors(folder / "checkpoint.safetensors", {"logits": logits}, meta)
                 advance(len(block))
+            if timed and parameters:  # not of a server, nor of a checkpoint of an earlier version
+                setting.generator_predicted = parameters, round(1000 * seconds / timed, 3)
             identity = setting.task._replace(forward=lambda weights, x: (x, x))  # the inputs are the logits
             scores = evaluate(identity, {}, logits, setting.test_y)
             results[str(seed)] = {"evaluations": [{"round": 0, **scores}], "rounds": []}
@@ -73,8 +89,8 @@ def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, 
     return results
 
 
-def _score_images(setting: Setting, options: GeneratorClassifier) -> Score:
-    """Return a function that classifies images with a diffusion model."""
+def _score_images(setting: Setting, options: GeneratorClassifier) -> tuple[Load, Score]:
+    """Return functions that load a diffusion model and classify images with it."""
     assert setting.inputs.generator is not None
     settings, labels, data = setting.inputs.generator.section, setting.labels, setting.data
     assert isinstance(settings, ImageGenerator)
@@ -83,9 +99,9 @@ def _score_images(setting: Setting, options: GeneratorClassifier) -> Score:
     assert data.decode is not None
     decode = data.decode
 
-    def score(rows: Sequence[int], seed: int) -> Tensor:
+    def score(generator: Any, rows: Sequence[int], seed: int) -> Tensor:
         return label_scores(
-            load(),
+            generator,
             [decode(data.test.x[row]) for row in rows],
             # every label gets the same stream, so the same sentence
             lambda key: [sentences.draw(label, key.numpy()) for label in labels],
@@ -93,11 +109,11 @@ def _score_images(setting: Setting, options: GeneratorClassifier) -> Score:
             samples=options.samples,
         )
 
-    return score
+    return load, score
 
 
-def _score_texts(setting: Setting, options: GeneratorClassifier) -> Score:
-    """Return a function that classifies texts with a chat model."""
+def _score_texts(setting: Setting, options: GeneratorClassifier) -> tuple[Load, Score]:
+    """Return functions that load a chat model and classify texts with it."""
     assert setting.inputs.generator is not None
     generator, data = setting.inputs.generator.options, setting.data
     query = chat_query(options.query, CLASSIFY_QUERIES, None)
@@ -106,12 +122,12 @@ def _score_texts(setting: Setting, options: GeneratorClassifier) -> Score:
     texts = data.test_originals(range(len(data.test.labels)))
     examples = cache(partial(_examples_of_a_client, setting, options.shots))
 
-    def score(rows: Sequence[int], seed: int) -> Tensor:
+    def score(generator: Any, rows: Sequence[int], seed: int) -> Tensor:
         wanted = [texts[row] for row in rows]
         key = Key(seed).fold("classify")
-        return text_label_scores(load(), wanted, setting.labels, examples(seed), key, query, options)
+        return text_label_scores(generator, wanted, setting.labels, examples(seed), key, query, options)
 
-    return score
+    return load, score
 
 
 def _examples_of_a_client(setting: Setting, shots: int, seed: int) -> list[tuple[str, str]]:
@@ -130,3 +146,14 @@ def _examples_of_a_client(setting: Setting, shots: int, seed: int) -> list[tuple
     names = class_indices(setting.data.train, setting.labels)[torch.tensor(shown)].tolist()
     contents = setting.data.originals(shown)
     return [(contents[n], setting.labels[name]) for n, name in enumerate(names)]
+
+
+def _parameters(generator: Any) -> int | None:
+    """Return the number of parameters of a generator, of all its parts; None if it runs on a server."""
+    if isinstance(generator, StableDiffusion):
+        parts = [p for p in generator.pipeline.components.values() if isinstance(p, torch.nn.Module)]
+    elif isinstance(generator.chat, LocalChat):
+        parts = [generator.chat.model]
+    else:
+        return None
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
