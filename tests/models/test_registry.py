@@ -41,6 +41,7 @@ FEATURES = {  # at those
 LARGE = {"resnet18", "vgg19"}
 NORMS = [name for name in MODELS if "norm" in options(MODELS[name].build)]
 CLASSES = 3
+PROJECTED = 5  # outputs of a projection head
 
 
 def small(name, **more):
@@ -131,6 +132,37 @@ def test_every_model_is_features_and_a_linear_head(name):
             model.head(2 * a - b), 2 * model.head(a) - model.head(b), atol=1e-4, rtol=1e-4
         )
         assert bias.shape == (CLASSES,)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_projection_is_an_mlp_before_the_linear_head(name, float64):
+    """As in the paper's Section 3.2: encoder, two layers with ReLU between, linear head."""
+    plain, projected = small(name).eval(), small(name, projection=PROJECTED).eval()
+    weights = projected.state_dict()
+    shared = {key: value for key, value in weights.items() if plain.state_dict().get(key) is not None}
+    head = [key.removesuffix(".weight") for key in shared if weights[key].shape[1:] == (PROJECTED,)][-1]
+    encoder = {key: value for key, value in shared.items() if not key.startswith(head)}
+    plain.load_state_dict(encoder, strict=False)
+    x, d = inputs(name), FEATURES[name]
+    with torch.no_grad():
+        h = plain.features(x)
+        hidden = torch.relu(h @ weights["projection.0.weight"].T + weights["projection.0.bias"])
+        z = hidden @ weights["projection.2.weight"].T + weights["projection.2.bias"]
+        torch.testing.assert_close(projected.features(x), z)
+        logits = z @ weights[f"{head}.weight"].T + weights[f"{head}.bias"]
+        torch.testing.assert_close(projected(x), logits)
+    assert weights["projection.0.weight"].shape == (d, d)
+    assert weights["projection.2.weight"].shape == (PROJECTED, d)
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_projection_of_zero_changes_no_bit(name):
+    torch.manual_seed(3)
+    first = small(name).state_dict()
+    torch.manual_seed(3)
+    second = small(name, projection=0).state_dict()
+    assert list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
+    assert not any("projection" in key for key in first)
 
 
 @pytest.mark.parametrize("name", list(MODELS))

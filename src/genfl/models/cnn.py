@@ -7,7 +7,7 @@ import math
 from torch import nn
 
 from genfl.models.base import Stack
-from genfl.models.layers import Channels, Norm, Units, at_least, norm_layer
+from genfl.models.layers import Channels, Norm, Projection, Units, at_least, norm_layer, projection_head
 
 
 class CNN(Stack):
@@ -18,14 +18,21 @@ class CNN(Stack):
         classes: Number of classes.
         width: Channels after the first block, a multiple of 4. The second block has twice as many.
         norm: Kind of normalisation. Group norm has 4 groups.
+        projection: Outputs of a projection head before the linear head, as MOON has; 0 for none.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], classes: int, width: Channels = 32, norm: Norm = "group"
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        width: Channels = 32,
+        norm: Norm = "group",
+        projection: Projection = 0,
     ) -> None:
         channels, height, breadth = at_least(shape, channels=1, height=4, width=4)
         body = nn.Sequential(*_block(channels, width, norm), *_block(width, 2 * width, norm), nn.Flatten())
-        super().__init__(body, nn.Linear(2 * width * (height // 4) * (breadth // 4), classes))
+        head, features = projection_head(2 * width * (height // 4) * (breadth // 4), projection)
+        super().__init__(body, nn.Linear(features, classes), head)
 
 
 class MLP(Stack):
@@ -35,11 +42,15 @@ class MLP(Stack):
         shape: The shape of an input.
         classes: Number of classes.
         width: Hidden units.
+        projection: Outputs of a projection head before the linear head, as MOON has; 0 for none.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, width: Units = 128) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], classes: int, width: Units = 128, projection: Projection = 0
+    ) -> None:
         body = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width), nn.ReLU())
-        super().__init__(body, nn.Linear(width, classes))
+        head, features = projection_head(width, projection)
+        super().__init__(body, nn.Linear(features, classes), head)
 
 
 def _block(channels: int, width: int, norm: Norm) -> list[nn.Module]:

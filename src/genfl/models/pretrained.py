@@ -52,8 +52,9 @@ def load_pretrained(model: Classifier, path: Path) -> list[str]:
     """Copy a state dict into a model. A head for another number of classes is skipped.
 
     Everything else must fit. The last layer keeps its initial weights if the file has none for it, or if the
-    number of classes differs. Integers, such as batch norm's count of batches, are ignored. If this raises,
-    the model is unchanged.
+    number of classes differs. A projection head that the file does not have keeps its initial weights, and so
+    does the last layer behind it. Integers, such as batch norm's count of batches, are ignored. If this
+    raises, the model is unchanged.
 
     Args:
         model: A model, on any device. Its dtypes are kept.
@@ -62,7 +63,7 @@ def load_pretrained(model: Classifier, path: Path) -> list[str]:
             `torch.nn.DataParallel`. No code in the file is run.
 
     Returns:
-        The names that were skipped. All of them belong to the last layer.
+        The names that were skipped. All of them belong to the last layer, or to a projection head.
 
     Raises:
         ValueError: The file is not a state dict of this model. The message names what does not fit.
@@ -71,8 +72,12 @@ def load_pretrained(model: Classifier, path: Path) -> list[str]:
     current = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
     head = last_layer(model)
     weight = f"{head}.weight"
-    skip = weight not in stored or _other_classes(current[weight], stored[weight])
-    skipped = [name for name in current if skip and name.startswith(f"{head}.")]
+    projection = {name for name in current if name.startswith("projection.")}
+    without = bool(projection) and projection.isdisjoint(stored)
+    skip = without or weight not in stored or _other_classes(current[weight], stored[weight])
+    skipped = [
+        name for name in current if (skip and name.startswith(f"{head}.")) or (without and name in projection)
+    ]
     wanted = {name: value for name, value in current.items() if name not in skipped}
     problems = [f"{name}: not in the file" for name in wanted if name not in stored]
     problems += [f"{name}: not in the model" for name in stored if name not in current]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from genfl.models.base import Stack
-from genfl.models.layers import Norm, at_least, he_normal, norm_layer
+from genfl.models.layers import Norm, Projection, at_least, he_normal, norm_layer, projection_head
 
 _STAGES = {64: [2], 128: [2], 256: [4], 512: [4, 4]}
 """Configuration E of the paper: for each width, the number of convolutions in each stage."""
@@ -27,9 +27,12 @@ class VGG19(Stack):
         classes: Number of classes.
         norm: Kind of normalisation. Group norm has 32 groups. The paper has none, which trains badly from
             scratch.
+        projection: Outputs of a projection head before the linear head, as MOON has; 0 for none.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, *, norm: Norm = "batch") -> None:
+    def __init__(
+        self, shape: tuple[int, ...], classes: int, *, norm: Norm = "batch", projection: Projection = 0
+    ) -> None:
         channels, _, _ = at_least(shape, channels=1, height=32, width=32)
         layers: list[nn.Module] = []
         for width, stages in _STAGES.items():
@@ -42,9 +45,11 @@ class VGG19(Stack):
                     ]
                     channels = width
                 layers += [nn.MaxPool2d(2)]
-        super().__init__(nn.Sequential(*layers), nn.Linear(channels, classes))
+        head, features = projection_head(channels, projection)
+        super().__init__(nn.Sequential(*layers), nn.Linear(features, classes), head)
         he_normal(self)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the last maps, averaged over positions, [n, 512]."""
-        return super().features(x).mean((2, 3))
+        """Return the last maps, averaged over positions, [n, 512], or their projection."""
+        z: Tensor = self.projection(self.body(x).mean((2, 3)))
+        return z
