@@ -17,6 +17,7 @@ from genfl.algorithms.base import (
     NonNegative,
     Positive,
     Steps,
+    decaying,
     head_count,
     trained,
     training_client,
@@ -99,7 +100,8 @@ def fedet(
     # A client's message and carry hold the name of its architecture, so that its program can be looked up.
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         ((name, weights),) = message["models"].items()
-        return {name: programs[name].start({"weights": weights}, memory, client_info, key)}
+        others = {part: value for part, value in message.items() if part != "models"}
+        return {name: programs[name].start({**others, "weights": weights}, memory, client_info, key)}
 
     def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
         ((name, training),) = carry.items()
@@ -123,7 +125,7 @@ def fedet(
         }
         return {"weights": student, "models": models}
 
-    return Algorithm(
+    algorithm = Algorithm(
         census=head_count,
         init=init,
         send=lambda state: {"models": state["models"]},
@@ -134,6 +136,7 @@ def fedet(
         same_form=False,
         task=task,
     )
+    return decaying(algorithm, local)
 
 
 def confident_consensus(logits: Tensor, diversity: float) -> Tensor:
