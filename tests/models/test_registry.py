@@ -24,6 +24,7 @@ SMALL = {  # inputs and options at which a model is quick
     "resnet20": ((3, 8, 12), {}),
     "resnet50": ((3, 16, 24), {"stem": "cifar"}),
     "vgg19": ((3, 32, 32), {}),
+    "vgg19_imagenet": ((3, 32, 32), {"hidden": 16, "dropout": 0.0}),
     "fedaudio": ((9, 16), {"width": 8, "dropout": 0.0}),
     "lstm": ((6,), {"vocabulary": 12, "embedding": 5, "width": 7}),
 }
@@ -35,10 +36,11 @@ FEATURES = {  # at those
     "resnet20": 64,
     "resnet50": 2048,
     "vgg19": 512,
+    "vgg19_imagenet": 16,
     "fedaudio": 8,
     "lstm": 7,
 }
-LARGE = {"resnet18", "vgg19"}
+LARGE = {"resnet18", "vgg19", "vgg19_imagenet"}
 NORMS = [name for name in MODELS if "norm" in options(MODELS[name].build)]
 CLASSES = 3
 PROJECTED = 5  # outputs of a projection head
@@ -82,6 +84,7 @@ COUNTS = {
     "resnet50": 25_557_032,
     "resnet20": RESNET20,
     "vgg19": sum(CONV(i, o, 3) + o + NORM(o) for i, o in itertools.pairwise(VGG)) + 512 * 10 + 10,
+    "vgg19_imagenet": 143_667_240,  # as torchvision publishes them
     "fedaudio": (128 * 64 * 3 + 64)
     + (64 * 128 * 3 + 128)
     + 2 * 3 * (128 * 128 + 128 * 128 + 128 + 128)  # two directions, three gates
@@ -111,6 +114,10 @@ def test_parameter_counts_of_other_choices():
 
     shortcuts = CONV(16, 32, 1) + NORM(32) + CONV(32, 64, 1) + NORM(64)
     assert of("resnet20", shortcut="B") == RESNET20 + shortcuts == 272_474
+    dense = CONV(512 * 49, 4096, 1) + 4096 + CONV(4096, 4096, 1) + 4096 + CONV(4096, 10, 1) + 10
+    convolutions = sum(CONV(i, o, 3) + o for i, o in itertools.pairwise(VGG))
+    assert of("vgg19_imagenet") == convolutions + dense == 139_611_210  # GPT-FL's 139.6 million
+    assert of("vgg19_imagenet", norm="batch") == 139_611_210 + sum(map(NORM, VGG[1:]))
     assert of("vgg19", norm="none") == COUNTS["vgg19"] - sum(map(NORM, VGG[1:]))
     # CIFAR's stem has a 3×3 kernel
     stem = CONV(3, 64, 7) - CONV(3, 64, 3)
@@ -220,6 +227,7 @@ GROUPS = {
     "resnet20": {4},
     "resnet50": {32},
     "vgg19": {32},
+    "vgg19_imagenet": {32},
     "fedaudio": {2, 4},
 }
 
@@ -282,6 +290,7 @@ SMALLEST = {
     "resnet20": ((1, 4, 4), {}),
     "resnet50": ((1, 32, 32), {}),
     "vgg19": ((1, 32, 32), {}),
+    "vgg19_imagenet": ((1, 32, 32), {}),
     "fedaudio": ((4, 1), {}),
     "lstm": ((1,), {}),
 }
@@ -316,7 +325,7 @@ def test_the_convnet_takes_images_of_any_size(shape, pooled):
     assert model.features(torch.zeros(1, *shape)).shape == (1, pooled)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet50", "vgg19"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet50", "vgg19", "vgg19_imagenet"])
 def test_networks_with_global_pooling_take_any_size(name):
     with torch.device("meta"):
         model = MODELS[name].build((3, 32, 32), 10).eval()

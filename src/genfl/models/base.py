@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -15,9 +17,12 @@ class Classifier(nn.Module):
 
     Attributes:
         classifier: The module of the head, in models that do not override `head`.
+        prefixes: The first parts of parameters' names in files of existing models that have another name
+            here, and that name.
     """
 
     classifier: nn.Module
+    prefixes: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from genfl.models.wrapped import last_layer
 IMAGENET = {
     "resnet18": ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"),
     "resnet50": ("resnet50-11ad3fa6.pth", "resnet50-0676ba61.pth", "resnet50-19c8e357.pth"),
+    "vgg19_imagenet": ("vgg19-dcbb9e9d.pth",),
 }
 """The file names of torchvision's ImageNet weights by model, newest first."""
 
@@ -35,7 +36,7 @@ def locate(init: str, model: str) -> Path:
             raise ValueError(f"there is no file {path}")
         return path
     if model not in IMAGENET:
-        known = " and ".join(IMAGENET)
+        known = ", ".join(IMAGENET)
         raise ValueError(f"imagenet is available for {known}, not for {model}; give a file of weights")
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     for name in IMAGENET[model]:
@@ -68,7 +69,9 @@ def load_pretrained(model: Classifier, path: Path) -> list[str]:
     Raises:
         ValueError: The file is not a state dict of this model. The message names what does not fit.
     """
-    stored = {name: value for name, value in _read(path).items() if value.is_floating_point()}
+    stored = {
+        _renamed(name, model): value for name, value in _read(path).items() if value.is_floating_point()
+    }
     current = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
     head = last_layer(model)
     weight = f"{head}.weight"
@@ -94,6 +97,14 @@ def load_pretrained(model: Classifier, path: Path) -> list[str]:
         for name, value in wanted.items():
             value.copy_(stored[name])
     return skipped
+
+
+def _renamed(name: str, model: Classifier) -> str:
+    """Return the name that a model has for a parameter of a file."""
+    for theirs, ours in model.prefixes.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def _other_classes(current: Tensor, stored: Tensor) -> bool:
