@@ -69,6 +69,8 @@ class DataSet(NamedTuple):
         originals: ``(rows) -> contents`` of training examples, for guided generators. Images are returned as
             they are stored, clips and texts as they are in their files.
         format_digest: A digest of `encode` and `prepare`; empty for formats that never change.
+        input_range: The smallest and the largest value that `prepare` returns, for each channel; None if they
+            are not known.
     """
 
     train: LabelledExamples
@@ -83,6 +85,7 @@ class DataSet(NamedTuple):
     notes: tuple[str, ...] = ()
     label_order: tuple[str, ...] = ()
     format_digest: str = ""
+    input_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -148,6 +151,7 @@ def digits() -> DataSet:
         to_image,
         originals=lambda rows: [to_image(training.x[row]) for row in rows],
         label_order=DIGIT_NAMES,
+        input_range=((0.0,), (1.0,)),
     )
 
 
@@ -257,6 +261,7 @@ def read_dataset(
         decoded.notes,
         tuple(words),
         digest(encoding.identity()),
+        encoding.input_range(),
     )
 
 
