@@ -1,5 +1,6 @@
 """What the README shows works as shown."""
 
+import json
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def _blocks(language, text=README):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-WHOLE, SHORT, METHODS, CHANGES, PUBLIC, CONTENT = _blocks("yaml")
+WHOLE, SHORT, METHODS, CHANGES, TRAINING, PUBLIC, CONTENT = _blocks("yaml")
 
 
 def test_the_config_is_valid_and_takes_the_methods_shown():
@@ -56,6 +57,16 @@ def test_public_data_is_as_shown():
         (section,) = yaml.safe_load(line).values()
         taken = ["methods.more={algorithm: dsfl, source: public}", OWN_IMAGES, f"public={section}"]
         assert config.parse(WHOLE, taken).public.model_fields_set == section.keys()
+
+
+def test_the_options_of_training_are_as_shown():
+    options = [f"{section}={json.dumps(content)}" for section, content in yaml.safe_load(TRAINING).items()]
+    shown = config.parse(WHOLE, options)
+    assert shown.model.options()["projection"] == 256
+    assert shown.pretrain.optimizer == "sgd" and shown.pretrain.weight_decay == 0.0005
+    assert shown.pretrain.lr_decay == 0.95
+    assert shown.federate.local.lr_decay == 0.998
+    assert shown.methods["unweighted"].algorithm[0].weighting == "uniform"
 
 
 def _shown(line):

@@ -36,12 +36,19 @@ from genfl.generation import Encode, GeneratedSamples
 from genfl.identity import value_digest
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
-from genfl.learning.pretrain import LrSchedule, Pretrained, Recipe, train_with_holdout
+from genfl.learning.pretrain import (
+    LrSchedule,
+    Pretrained,
+    PretrainOptimizer,
+    Recipe,
+    recipe_problem,
+    train_with_holdout,
+)
 from genfl.learning.task import MissingPart, Precision, Task, Weights, classification, from_state_dict
 from genfl.models import MODELS
 from genfl.models.base import Classifier
 from genfl.models.wrapped import as_classifier
-from genfl.options import NonNegative, Positive, check_value, whole_number
+from genfl.options import Decay, NonNegative, Positive, Share, check_value, whole_number
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import Summary
 from genfl.rng import Key
@@ -475,7 +482,7 @@ def pretrain(
     batch_size: int = 64,
     lr: float = 1e-3,
     schedule: LrSchedule = "cosine",
-    weight_decay: float = 0.3,
+    weight_decay: float | None = None,
     holdout: float = 0.1,
     patience: int = 5,
     augment: Augment | None = None,
@@ -486,6 +493,9 @@ def pretrain(
     checkpoint: str | Path | None = None,
     progress: bool = False,
     device: str = "cpu",
+    optimizer: PretrainOptimizer = "adamw",
+    momentum: float = 0.0,
+    lr_decay: float = 1.0,
 ) -> Pretrained:
     """Train a model on generated samples at the server: GPT-FL's warm start.
 
@@ -503,9 +513,11 @@ def pretrain(
         samples: The result of `generate`, or inputs [n, ...] and label names or numbers from 0 [n].
         epochs: Passes over the samples at most.
         batch_size: Samples in a step.
-        lr: AdamW's learning rate at the start.
-        schedule: ``cosine`` lowers it to zero, ``constant`` keeps it.
-        weight_decay: AdamW's decoupled weight decay.
+        lr: Learning rate at the start.
+        schedule: ``cosine`` lowers it to zero, ``constant`` keeps it, ``exponential`` multiplies it by
+            `lr_decay` after every epoch.
+        weight_decay: AdamW's decoupled weight decay, or SGD's, which is added to the gradient. By default,
+            0.3 for AdamW and 0 for SGD.
         holdout: Share of the samples that decides when to stop, in (0, 1).
         patience: Epochs without a better held-back loss before stopping.
         augment: Random changes of the inputs; see `genfl.learning.augment.Augment`.
@@ -517,6 +529,9 @@ def pretrain(
         checkpoint: A file to keep the state in; training that is interrupted resumes from it.
         progress: Whether to show a progress bar.
         device: Where to compute: cpu, cuda or cuda:1.
+        optimizer: ``adamw`` or ``sgd``.
+        momentum: Momentum of SGD, in [0, 1).
+        lr_decay: The factor of the schedule ``exponential``, in (0, 1].
 
     Returns:
         The best weights by held-back loss, their epoch, and the history; `simulate` takes it as ``start``.
@@ -526,6 +541,9 @@ def pretrain(
     """
     if not isinstance(task, Task):
         raise InputError(f"task: {_type(task)} is no Task; give one, as in genfl.task(model, data)")
+    chosen = check_value("optimizer", optimizer, PretrainOptimizer)
+    if weight_decay is None:
+        weight_decay = 0.0 if chosen == "sgd" else 0.3
     recipe = Recipe(
         whole_number("epochs", epochs),
         whole_number("batch_size", batch_size),
@@ -535,7 +553,12 @@ def pretrain(
         check_value("holdout", holdout, Annotated[float, Gt(0), Lt(1)]),
         whole_number("patience", patience),
         augment or Augment(),
+        chosen,
+        check_value("momentum", momentum, Decay),
+        check_value("lr_decay", lr_decay, Share),
     )
+    if problem := recipe_problem(recipe.optimizer, recipe.momentum, recipe.schedule, recipe.lr_decay):
+        raise InputError(problem)
     seed = whole_number("seed", seed, 0)
     x, y = _examples(task, samples, encode, labels)
     names = task.label_names

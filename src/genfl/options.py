@@ -9,7 +9,8 @@ import numbers
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -39,7 +40,8 @@ def options(
 ) -> dict[str, tuple[Any, Any]]:
     """Return each option's type, with its range, and its default.
 
-    Options are parameters with a default whose type is a number, a boolean, a string, or a literal.
+    Options are parameters with a default whose type is a number, a boolean, a string, a literal, or one of
+    these or None.
 
     Args:
         build: A function or a class; of a wrapper, the wrapped one is read.
@@ -172,6 +174,9 @@ def check_value(field: str, value: Any, hint: Any) -> Any:
         InputError: It does not fit.
     """
     bounds: tuple[Any, ...] = ()
+    if value is None and _without_none(hint) is not hint:
+        return None
+    hint = _without_none(hint)
     if get_origin(hint) is Annotated:
         hint, *marks = get_args(hint)
         bounds = tuple(mark for mark in marks if type(mark) in _BOUNDS)
@@ -218,7 +223,14 @@ def _target(build: Callable[..., Any]) -> Callable[..., Any]:
     return target.__init__ if inspect.isclass(target) else target
 
 
+def _without_none(hint: Any) -> Any:
+    """Return the other type of a union of one type and None; any other annotation unchanged."""
+    others = [kind for kind in get_args(hint) if kind is not NoneType]
+    return others[0] if get_origin(hint) in (Union, UnionType) and len(others) == 1 else hint
+
+
 def _is_scalar(hint: Any) -> bool:
+    hint = _without_none(hint)
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     return hint in _SCALARS or get_origin(hint) is Literal

@@ -78,6 +78,32 @@ def test_what_makes_no_sense_is_refused_by_name(quadratics, names, line):
         together(quadratics.task, *names, resources={"cohort": 2})
 
 
+def test_uniform_averaging_gives_every_client_of_the_cohort_the_same_weight(quadratics):
+    """Two clients of 2 and 10 samples: their mean models, step by step."""
+    x, expected = 0.0, [0.0]
+    for _ in range(8):
+        x = np.mean([b + (1 - LR * a) ** steps * (x - b) for a, b, steps in UNEQUAL])
+        expected.append(x)
+    options = {"fedavg": {"weighting": "uniform"}}
+    alone = together(quadratics.task, "fedavg", **options)
+    assert path(quadratics, alone) == pytest.approx(expected, abs=1e-12)
+    with_server = together(quadratics.task, "fedprox", "fedavg", fedprox={"mu": 0.0}, **options)
+    assert path(quadratics, with_server) == pytest.approx(expected, abs=1e-12)
+    weighted = together(quadratics.task, "fedavg", fedavg={"weighting": "samples"})
+    assert path(quadratics, weighted) == path(
+        quadratics, together(quadratics.task, "fedprox", fedprox={"mu": 0.0})
+    )
+    assert path(quadratics, weighted) != pytest.approx(expected, abs=1e-3)
+
+
+def test_uniform_averaging_beside_another_weighting_is_refused(quadratics):
+    with pytest.raises(InputError, match="feddisco and uniform take the same place"):
+        resources, chosen = {"cohort": 2}, {"weighting": "uniform"}
+        together(quadratics.task, "feddisco", "fedavg", resources=resources, fedavg=chosen)
+    with pytest.raises(InputError, match=r"fedavg\.weighting: there is no 'alike'"):
+        together(quadratics.task, "fedavg", fedavg={"weighting": "alike"})
+
+
 def test_a_missing_resource_is_named(quadratics):
     with pytest.raises(InputError, match="feddisco needs cohort"):
         together(quadratics.task, "feddisco")

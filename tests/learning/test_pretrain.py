@@ -1,12 +1,14 @@
 import pytest
 import torch
+from pydantic import ValidationError
 
 from genfl import trees
+from genfl.config.training import Pretraining
 from genfl.errors import InputError
 from genfl.learning.augment import Augment
 from genfl.learning.evaluate import evaluate
-from genfl.learning.pretrain import Recipe, train_with_holdout
-from genfl.learning.task import classification
+from genfl.learning.pretrain import Recipe, recipe_problem, train_with_holdout
+from genfl.learning.task import classification, load_weights, weights_of
 from genfl.models import CNN
 from genfl.rng import Key
 from genfl.threads import on_threads
@@ -122,8 +124,6 @@ def test_the_given_model_is_the_one_whose_loss_is_recorded(problem):
 
 def test_it_equals_a_plain_adamw_loop(problem, float64):
     """Full batches, nothing random: against torch.optim.AdamW on the module itself."""
-    from genfl.learning.task import load_weights, weights_of
-
     _, x, y = problem
     x = x.double()
     task = classification(lambda: CNN((1, 8, 8), 4, width=8), (1, 8, 8))
@@ -140,6 +140,81 @@ def test_it_equals_a_plain_adamw_loop(problem, float64):
         optimizer.step()
     for name, value in weights_of(model)["params"].items():
         torch.testing.assert_close(trained.weights["params"][name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_equals_a_plain_loop_with_an_exponential_schedule(problem, float64, momentum):
+    """Full batches, nothing random: against torch's SGD and ExponentialLR on the module itself."""
+    _, x, y = problem
+    x = x.double()
+    task = classification(lambda: CNN((1, 8, 8), 4, width=8), (1, 8, 8))
+    recipe = RECIPE._replace(
+        epochs=4,
+        batch_size=1000,
+        lr=0.1,
+        schedule="exponential",
+        lr_decay=0.5,
+        optimizer="sgd",
+        momentum=momentum,
+        weight_decay=0.01,
+        augment=Augment(),
+    )
+    trained = _run((task, x, y), recipe)
+    order = torch.from_numpy(Key(0).fold("holdout").numpy().permutation(len(x)))
+    rows = order[round(0.2 * len(x)) :]
+    model = CNN((1, 8, 8), 4, width=8).train()
+    load_weights(model, task.init(Key(1)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    assert trained.epoch > 2, "the example must see more than one rate"
+    for _ in range(trained.epoch):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+        schedule.step()
+    for name, value in weights_of(model)["params"].items():
+        torch.testing.assert_close(trained.weights["params"][name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_resumes_bit_identical(problem, tmp_path, momentum):
+    recipe = RECIPE._replace(
+        epochs=4, optimizer="sgd", momentum=momentum, lr=0.05, schedule="exponential", lr_decay=0.7
+    )
+    checkpoint = tmp_path / "checkpoint.safetensors"
+
+    def interrupt(epochs):
+        raise Interrupted
+
+    whole = _run(problem, recipe)
+    with pytest.raises(Interrupted):
+        _run(problem, recipe, checkpoint=checkpoint, on_epoch=interrupt)
+    assert _same(whole, _run(problem, recipe, checkpoint=checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "field"),
+    [
+        (("adamw", 0.9, "cosine", 1.0), "momentum"),
+        (("sgd", 0.9, "cosine", 0.9), "lr_decay"),
+        (("sgd", 0.0, "exponential", 1.0), "lr_decay"),
+        (("sgd", 0.9, "exponential", 0.9), None),
+        (("adamw", 0.0, "cosine", 1.0), None),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_named(chosen, field):
+    problem = recipe_problem(*chosen)
+    assert (problem and problem.partition(":")[0]) == field
+
+
+def test_sgd_has_no_weight_decay_unless_it_is_set():
+    """AdamW's default of 0.3, added to the gradient, would hold all weights near zero."""
+    section = Pretraining.model_validate({"optimizer": "sgd", "momentum": 0.9})
+    assert (section.weight_decay, Pretraining().weight_decay) == (0.0, 0.3)
+    assert Pretraining.model_validate({"optimizer": "sgd", "weight_decay": 0.3}).weight_decay == 0.3
+    assert Pretraining.model_validate(section.model_dump()) == section
+    with pytest.raises(ValidationError, match=r"momentum: 0\.9, but adamw has none; set optimizer to sgd"):
+        Pretraining.model_validate({"momentum": 0.9})
 
 
 def test_scores_equal_scikit_learns(problem):
@@ -160,6 +235,8 @@ def test_the_cosine_schedule_lowers_the_learning_rate_to_zero(problem):
     rates = [_lr(RECIPE, epochs) for epochs in (0, 3, 6)]
     assert rates == pytest.approx([2e-3, 1e-3, 0.0])
     assert _lr(RECIPE._replace(schedule="constant"), 5.5) == 2e-3
+    by_epoch = RECIPE._replace(schedule="exponential", lr_decay=0.5)
+    assert [_lr(by_epoch, epochs) for epochs in (0, 0.9, 1, 2.5)] == [2e-3, 2e-3, 1e-3, 5e-4]
     constant = _run(problem, RECIPE._replace(schedule="constant"))
     assert constant.history[0] != _run(problem).history[0]
 

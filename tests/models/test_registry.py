@@ -24,6 +24,7 @@ SMALL = {  # inputs and options at which a model is quick
     "resnet20": ((3, 8, 12), {}),
     "resnet50": ((3, 16, 24), {"stem": "cifar"}),
     "vgg19": ((3, 32, 32), {}),
+    "vgg19_imagenet": ((3, 32, 32), {"hidden": 16, "dropout": 0.0}),
     "fedaudio": ((9, 16), {"width": 8, "dropout": 0.0}),
     "lstm": ((6,), {"vocabulary": 12, "embedding": 5, "width": 7}),
 }
@@ -35,12 +36,14 @@ FEATURES = {  # at those
     "resnet20": 64,
     "resnet50": 2048,
     "vgg19": 512,
+    "vgg19_imagenet": 16,
     "fedaudio": 8,
     "lstm": 7,
 }
-LARGE = {"resnet18", "vgg19"}
+LARGE = {"resnet18", "vgg19", "vgg19_imagenet"}
 NORMS = [name for name in MODELS if "norm" in options(MODELS[name].build)]
 CLASSES = 3
+PROJECTED = 5  # outputs of a projection head
 
 
 def small(name, **more):
@@ -81,6 +84,7 @@ COUNTS = {
     "resnet50": 25_557_032,
     "resnet20": RESNET20,
     "vgg19": sum(CONV(i, o, 3) + o + NORM(o) for i, o in itertools.pairwise(VGG)) + 512 * 10 + 10,
+    "vgg19_imagenet": 143_667_240,  # as torchvision publishes them
     "fedaudio": (128 * 64 * 3 + 64)
     + (64 * 128 * 3 + 128)
     + 2 * 3 * (128 * 128 + 128 * 128 + 128 + 128)  # two directions, three gates
@@ -110,6 +114,10 @@ def test_parameter_counts_of_other_choices():
 
     shortcuts = CONV(16, 32, 1) + NORM(32) + CONV(32, 64, 1) + NORM(64)
     assert of("resnet20", shortcut="B") == RESNET20 + shortcuts == 272_474
+    dense = CONV(512 * 49, 4096, 1) + 4096 + CONV(4096, 4096, 1) + 4096 + CONV(4096, 10, 1) + 10
+    convolutions = sum(CONV(i, o, 3) + o for i, o in itertools.pairwise(VGG))
+    assert of("vgg19_imagenet") == convolutions + dense == 139_611_210  # GPT-FL's 139.6 million
+    assert of("vgg19_imagenet", norm="batch") == 139_611_210 + sum(map(NORM, VGG[1:]))
     assert of("vgg19", norm="none") == COUNTS["vgg19"] - sum(map(NORM, VGG[1:]))
     # CIFAR's stem has a 3×3 kernel
     stem = CONV(3, 64, 7) - CONV(3, 64, 3)
@@ -131,6 +139,37 @@ def test_every_model_is_features_and_a_linear_head(name):
             model.head(2 * a - b), 2 * model.head(a) - model.head(b), atol=1e-4, rtol=1e-4
         )
         assert bias.shape == (CLASSES,)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_projection_is_an_mlp_before_the_linear_head(name, float64):
+    """As in the paper's Section 3.2: encoder, two layers with ReLU between, linear head."""
+    plain, projected = small(name).eval(), small(name, projection=PROJECTED).eval()
+    weights = projected.state_dict()
+    shared = {key: value for key, value in weights.items() if plain.state_dict().get(key) is not None}
+    head = [key.removesuffix(".weight") for key in shared if weights[key].shape[1:] == (PROJECTED,)][-1]
+    encoder = {key: value for key, value in shared.items() if not key.startswith(head)}
+    plain.load_state_dict(encoder, strict=False)
+    x, d = inputs(name), FEATURES[name]
+    with torch.no_grad():
+        h = plain.features(x)
+        hidden = torch.relu(h @ weights["projection.0.weight"].T + weights["projection.0.bias"])
+        z = hidden @ weights["projection.2.weight"].T + weights["projection.2.bias"]
+        torch.testing.assert_close(projected.features(x), z)
+        logits = z @ weights[f"{head}.weight"].T + weights[f"{head}.bias"]
+        torch.testing.assert_close(projected(x), logits)
+    assert weights["projection.0.weight"].shape == (d, d)
+    assert weights["projection.2.weight"].shape == (PROJECTED, d)
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_projection_of_zero_changes_no_bit(name):
+    torch.manual_seed(3)
+    first = small(name).state_dict()
+    torch.manual_seed(3)
+    second = small(name, projection=0).state_dict()
+    assert list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
+    assert not any("projection" in key for key in first)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -188,6 +227,7 @@ GROUPS = {
     "resnet20": {4},
     "resnet50": {32},
     "vgg19": {32},
+    "vgg19_imagenet": {32},
     "fedaudio": {2, 4},
 }
 
@@ -250,6 +290,7 @@ SMALLEST = {
     "resnet20": ((1, 4, 4), {}),
     "resnet50": ((1, 32, 32), {}),
     "vgg19": ((1, 32, 32), {}),
+    "vgg19_imagenet": ((1, 32, 32), {}),
     "fedaudio": ((4, 1), {}),
     "lstm": ((1,), {}),
 }
@@ -284,7 +325,7 @@ def test_the_convnet_takes_images_of_any_size(shape, pooled):
     assert model.features(torch.zeros(1, *shape)).shape == (1, pooled)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet50", "vgg19"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet50", "vgg19", "vgg19_imagenet"])
 def test_networks_with_global_pooling_take_any_size(name):
     with torch.device("meta"):
         model = MODELS[name].build((3, 32, 32), 10).eval()

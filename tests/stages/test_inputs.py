@@ -135,6 +135,7 @@ OF_EACH = ("content={per_client: 8, guidance: real, filter: {share: 0.5}}",)
 OF_METHOD = ("methods.mixed.content={samples: 60, guidance: real, filter: {share: 0.5}}",)
 PROMPTED_METHOD = ("content={}", "methods.mixed.content={samples: 60, filter: {share: 0.5}}")
 COLD = ("methods={plain: {algorithm: fedavg}}", "content={}")
+EXPONENTIAL = ("pretrain.schedule=exponential", "pretrain.lr_decay=0.9")
 EXISTING = ("pretrain.init=$weights",)
 PUBLIC = ("public={path: $public}", "methods.warm.source=public")
 PUBLIC_TEXTS = ("public={path: $public_texts}", "methods.warm.source=public")
@@ -347,6 +348,9 @@ ROWS = [
     Row("pretrain.epochs", "pretrain.epochs=9", TRAIN),
     Row("pretrain.batch_size", "pretrain.batch_size=9", TRAIN),
     Row("pretrain.lr", "pretrain.lr=0.5", TRAIN),
+    Row("pretrain.optimizer", "pretrain.optimizer=sgd", TRAIN),
+    Row("pretrain.momentum", "pretrain.momentum=0.5", TRAIN, given=("pretrain.optimizer=sgd",)),
+    Row("pretrain.lr_decay", "pretrain.lr_decay=0.5", TRAIN, given=EXPONENTIAL),
     Row("pretrain.schedule", "pretrain.schedule=constant", TRAIN),
     Row("pretrain.weight_decay", "pretrain.weight_decay=0.5", TRAIN),
     Row("pretrain.holdout", "pretrain.holdout=0.5", TRAIN),
@@ -383,6 +387,7 @@ ROWS = [
     Row("federate.local.epochs", "federate.local.epochs=3", FEDERATE, given=("federate.local.steps=null",)),
     Row("federate.local.batch_size", "federate.local.batch_size=9", FEDERATE),
     Row("federate.local.lr", "federate.local.lr=0.5", FEDERATE),
+    Row("federate.local.lr_decay", "federate.local.lr_decay=0.5", FEDERATE),
     Row("federate.local.momentum", "federate.local.momentum=0.5", FEDERATE),
     Row("federate.local.weight_decay", "federate.local.weight_decay=0.5", FEDERATE),
     Row("federate.local.augment.crop", "federate.local.augment.crop=1", FEDERATE),

@@ -108,7 +108,8 @@ def client_models(method: str, client_tasks: Mapping[str, Task], local: LocalSGD
     # A client's message and carry hold the name of its architecture, so that its program can be looked up.
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         ((name, weights),) = message["models"].items()
-        return {name: programs[name].start({"weights": weights}, memory, client_info, key)}
+        others = {part: value for part, value in message.items() if part != "models"}
+        return {name: programs[name].start({**others, "weights": weights}, memory, client_info, key)}
 
     def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
         ((name, training),) = carry.items()

@@ -202,7 +202,7 @@ def training_client(
 
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
         return {
-            "local": local.start(message["weights"]),
+            "local": local.start(message["weights"], message.get("lr")),
             "message": message,
             "memory": memory,
             "client_info": client_info,
@@ -217,6 +217,35 @@ def training_client(
         return upload(carry), {"method": remember(carry), "local": local.memory.remember(carry["local"])}
 
     return ClientProgram(start, step, finish, reductions)
+
+
+def decaying(algorithm: Algorithm, local: LocalSGD) -> Algorithm:
+    """Return the algorithm whose server sends the learning rate of local training, if that decays.
+
+    The message of round t has a scalar more: ``lr``, which is ``local.lr · local.lr_decay^(t − 1)``. Rounds
+    in which no upload counts leave the server's state, and so the learning rate, as they were.
+
+    Args:
+        algorithm: What clients and server compute. Its clients train by `training_client`.
+        local: Local training.
+    """
+    if not local.decays:
+        return algorithm
+
+    def init(weights: Weights, census: Tree, key: Key) -> Tree:
+        return {**algorithm.init(weights, census, key), "decays": torch.zeros((), dtype=torch.int64)}
+
+    def send(state: Tree) -> Tree:
+        lr = local.lr * local.lr_decay ** int(state["decays"])
+        return {**algorithm.send(state), "lr": torch.tensor(lr)}
+
+    def address(message: Tree, client: int) -> Tree:
+        return {**algorithm.address(message, client), "lr": message["lr"]}
+
+    def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
+        return {**algorithm.server(state, aggregate, key), "decays": state["decays"] + 1}
+
+    return algorithm._replace(init=init, send=send, address=address, server=server)
 
 
 def training_memory(

@@ -13,6 +13,7 @@ from genfl.algorithms.base import (
     Count,
     Positive,
     Steps,
+    decaying,
     head_count,
     trained,
     training_client,
@@ -119,7 +120,7 @@ def dsfl(
     client = training_client(
         task, local, upload, {"clients": "sum", "probabilities": "sum"}, remember=trained
     )
-    return Algorithm(
+    algorithm = Algorithm(
         census=head_count,
         init=init,
         send=send,
@@ -128,3 +129,4 @@ def dsfl(
         memory=training_memory(local, lambda weights: weights),
         task=task,
     )
+    return decaying(algorithm, local)

@@ -48,6 +48,9 @@ def dynafed(
     they never see X. The server sees only FedAvg's sums. Its state keeps the mean matching loss before and
     after the synthesis, ``state["matching"]``.
 
+    X starts as standard normal noise, which suits inputs that are normalised by mean and standard deviation.
+    Its values are not limited to the range of inputs. Both are as in the authors' code.
+
     The defaults are for small models on a CPU. The authors' code for CIFAR-10 uses ``L = 24``, ``s = 3``,
     ``s′ = 20``, 15 samples a class and 3000 iterations. It takes 20 refining steps with a learning rate of
     10⁻⁴.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
+    decaying,
     head_count,
     model_change,
     training_client,
     training_memory,
 )
 from genfl.algorithms.parts import Part, sort_parts
+from genfl.algorithms.weighting import uniform
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.options import range_checked
@@ -19,7 +23,9 @@ from genfl.trees import Tree
 
 
 @range_checked
-def fedavg(task: Task, local: LocalSGD, *parts: Part) -> Algorithm:
+def fedavg(
+    task: Task, local: LocalSGD, *parts: Part, weighting: Literal["samples", "uniform"] = "samples"
+) -> Algorithm:
     """Return federated averaging: ``Δ = Σ w_k (y_k − x) / Σ w_k``, ``x ← x + Δ``.
 
     Batch-norm buffers are averaged with the same weights. The server's optimizer never steps them.
@@ -40,26 +46,29 @@ def fedavg(task: Task, local: LocalSGD, *parts: Part) -> Algorithm:
         task: The learning task.
         local: Local training.
         *parts: Changes, in any order: local hooks (`fedprox`, `moon`, ...), at most one server optimizer
-            (`fedadam`, ...), and at most one weighting (`feddisco`). By default, the server averages by
-            numbers of samples.
+            (`fedadam`, ...), and at most one weighting (`feddisco`).
+        weighting: The weights of clients in the mean. ``samples`` counts a client's samples. ``uniform``
+            gives every client of the cohort the weight 1.
 
     Raises:
         InputError: Two parts change the same thing, or a value is not a part. The message names them.
     """
-    local, optimizer, weighting = sort_parts(local, parts)
+    if weighting == "uniform":
+        parts = (*parts, uniform)
+    local, optimizer, weights_of = sort_parts(local, parts)
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
         return {
             "weights": weights,
             "optimizer": optimizer.init(weights["params"]),
-            "announced": weighting.announce(census),
+            "announced": weights_of.announce(census),
         }
 
     def send(state: Tree) -> Tree:
         return {"weights": state["weights"], "announced": state["announced"]}
 
     def upload(carry: Tree) -> Tree:
-        w = weighting.weight(carry["client_info"], carry["message"]["announced"])
+        w = weights_of.weight(carry["client_info"], carry["message"]["announced"])
         return {"weight": w, "delta": trees.scale(w, model_change(carry))}
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
@@ -68,7 +77,7 @@ def fedavg(task: Task, local: LocalSGD, *parts: Part) -> Algorithm:
         buffers = trees.add(state["weights"]["buffers"], mean["buffers"])
         return {**state, "weights": {"params": params, "buffers": buffers}, "optimizer": opt}
 
-    return Algorithm(
+    algorithm = Algorithm(
         census=head_count,
         init=init,
         send=send,
@@ -77,3 +86,4 @@ def fedavg(task: Task, local: LocalSGD, *parts: Part) -> Algorithm:
         memory=training_memory(local),
         task=task,
     )
+    return decaying(algorithm, local)

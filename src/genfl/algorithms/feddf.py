@@ -14,6 +14,7 @@ from genfl.algorithms.base import (
     Count,
     Positive,
     Steps,
+    decaying,
     head_count,
     send_weights,
     trained,
@@ -98,7 +99,7 @@ def feddf(
         logits = torch.stack([task.predict(model.weights, unlabelled) for model in cohort])
         return {"weights": learn(task, mean_model(cohort), logits, key)}
 
-    return Algorithm(
+    algorithm = Algorithm(
         census=head_count,
         init=lambda weights, census, key: {"weights": weights},
         send=send_weights,
@@ -107,6 +108,7 @@ def feddf(
         memory=training_memory(local),
         task=task,
     )
+    return decaying(algorithm, local)
 
 
 def _of_several(
@@ -140,7 +142,7 @@ def _of_several(
         }
         return {"weights": students[evaluated], "models": students}
 
-    return Algorithm(
+    algorithm = Algorithm(
         census=head_count,
         init=init,
         send=lambda state: {"models": state["models"]},
@@ -151,6 +153,7 @@ def _of_several(
         same_form=False,
         task=task,
     )
+    return decaying(algorithm, local)
 
 
 def _evaluated(task: Task, client_tasks: Mapping[str, Task]) -> str:

@@ -9,6 +9,7 @@ from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
     Positive,
+    decaying,
     head_count,
     model_change,
     send_weights,
@@ -70,4 +71,5 @@ def feddyn(task: Task, local: LocalSGD, *hooks: LocalHook, alpha: Positive = 0.0
         remember=remember,
     )
     memory = training_memory(local, lambda weights: trees.zeros_like(weights["params"]))
-    return Algorithm(head_count, init, send_weights, client, server, memory, task=task)
+    algorithm = Algorithm(head_count, init, send_weights, client, server, memory, task=task)
+    return decaying(algorithm, local)

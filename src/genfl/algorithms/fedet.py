@@ -16,6 +16,7 @@ from genfl.algorithms.base import (
     NonNegative,
     Positive,
     Steps,
+    decaying,
     head_count,
     training_memory,
 )
@@ -105,7 +106,7 @@ def fedet(
         head = [student["params"][name] for name in own_head]
         return {"weights": student, "models": with_head(clients.means(state["models"], cohort), head)}
 
-    return Algorithm(
+    algorithm = Algorithm(
         census=head_count,
         init=init,
         send=lambda state: {"models": state["models"]},
@@ -116,6 +117,7 @@ def fedet(
         same_form=False,
         task=task,
     )
+    return decaying(algorithm, local)
 
 
 def _shared_heads(task: Task, client_tasks: Mapping[str, Task]) -> dict[str, list[str]]:

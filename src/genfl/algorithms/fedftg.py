@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +12,14 @@ from genfl import trees
 from genfl.algorithms.base import Algorithm, Count, NonNegative, Positive, ReductionKind, Steps
 from genfl.algorithms.fedavg import fedavg
 from genfl.algorithms.parts import with_hooks
-from genfl.learning.conditional import ConditionalGenerator, noise_similarity
+from genfl.errors import InputError
+from genfl.learning.conditional import (
+    CONVOLUTIONAL,
+    ConditionalGenerator,
+    ConvolutionalGenerator,
+    noise_similarity,
+)
+from genfl.learning.inspect import TaskShapes
 from genfl.learning.local import LocalHook, LocalSGD
 from genfl.learning.task import Task, Weights
 from genfl.options import range_checked
@@ -28,10 +37,12 @@ def fedftg(
     generator_lr: Positive = 0.01,
     lambda_cls: NonNegative = 10.0,
     lambda_dis: NonNegative = 1.0,
-    low: float = 0.0,
-    high: float = 1.0,
+    low: float | None = None,
+    high: float | None = None,
     noise: Count = 100,
     batch_size: Count = 32,
+    generator: Literal["auto", "conv", "mlp"] = "auto",
+    width: Count = 64,
 ) -> Algorithm:
     """Return FedFTG, which distils the clients' models into FedAvg's mean without any data.
 
@@ -53,7 +64,9 @@ def fedftg(
     - One batch serves a step of w and a step of G. The code takes several steps of w for each step of G.
     - All models are in evaluation mode. So batch norm's statistics stay FedAvg's means, and never see
       generated inputs.
-    - G has one hidden layer and a sigmoid.
+    - The code's G gives inputs of mean 0 and standard deviation 1 without limits. Here the outputs are put
+      in the range of the data's inputs; see `genfl.learning.conditional.ConvolutionalGenerator`. For inputs
+      that are not images, and for small images, G has one hidden layer of 256 units and a sigmoid.
     - The code's λ_cls is 1, and its learning rates are 0.1 and 0.001. The defaults here suit small models
       with few steps, which larger steps of w harm.
 
@@ -67,17 +80,26 @@ def fedftg(
         lambda_cls: Weight λ_cls of the classification loss.
         lambda_dis: Weight λ_dis of the similarity of samples; see
             `genfl.learning.conditional.noise_similarity`.
-        low: Smallest value of a generated input, as in the data set's inputs.
-        high: Largest value of a generated input, as in the data set's inputs.
+        low: Smallest value of a generated input. By default, that of the data set's format for each channel,
+            and 0 if the format does not say.
+        high: Largest value of a generated input. By default, that of the data set's format for each channel,
+            and 1 if the format does not say.
         noise: Length of ε.
         batch_size: Inputs in a step.
+        generator: The network G. ``conv`` is the code's, for images whose height and width are multiples of
+            4. ``mlp`` has one hidden layer. ``auto`` is ``conv`` for such images of at least 16×16 pixels.
+        width: Maps of the convolutional G; see `genfl.learning.conditional.ConvolutionalGenerator`.
+
+    Raises:
+        InputError: The range is empty, or inputs are no images that the convolutional G can make.
     """
     form = task.shapes()
-    generator = ConditionalGenerator(form.learnable_input(), form.classes, noise)
+    make_inputs = _generator(form.learnable_input(), form.classes, noise, generator, width)
+    lowest, highest = _input_range(form, low, high)
     average = fedavg(task, with_hooks("fedftg", local, hooks))
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
-        return {**average.init(weights, census, key), "generator": generator.init(key.fold("generator"))}
+        return {**average.init(weights, census, key), "generator": make_inputs.init(key.fold("generator"))}
 
     def finish(carry: Tree) -> tuple[Tree, Tree]:
         upload, memory = average.client.finish(carry)
@@ -101,8 +123,8 @@ def fedftg(
         adam = torch.optim.Adam(trees.leaves(g), lr=generator_lr)
         rng = key.fold("fedftg").torch()
         for _ in range(steps):
-            y, eps = generator.conditions(counts.sum(0), batch_size, rng)
-            x = low + (high - low) * generator(g, y, eps).sigmoid()
+            y, eps = make_inputs.conditions(counts.sum(0), batch_size, rng)
+            x = make_inputs.bounded(make_inputs(g, y, eps), lowest, highest)
             teacher_logits = torch.stack([task.forward(teacher, x)[1] for teacher in teachers])
             logits = task.forward({**state["weights"], "params": model}, x)[1]
             l_md = discrepancy(teacher_logits, logits, alpha[:, y])
@@ -120,6 +142,33 @@ def fedftg(
     reductions: dict[str, ReductionKind] = dict.fromkeys(("weight", "delta", "label_counts"), "each")
     client = average.client._replace(finish=finish, reductions=reductions)
     return average._replace(init=init, client=client, server=server)
+
+
+def _generator(
+    shape: tuple[int, ...], classes: int, noise: int, kind: str, width: int
+) -> ConditionalGenerator:
+    fits = ConvolutionalGenerator.fits(shape)
+    if kind == "conv" and not fits:
+        raise InputError(
+            f"fedftg.generator: conv makes images whose height and width are multiples of 4, and inputs are"
+            f" {shape}; use mlp"
+        )
+    if kind == "conv" or (kind == "auto" and fits and min(shape[1:]) >= CONVOLUTIONAL):
+        return ConvolutionalGenerator(shape, classes, noise, width)
+    return ConditionalGenerator(shape, classes, noise)
+
+
+def _input_range(form: TaskShapes, low: float | None, high: float | None) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest values of inputs, in shapes that broadcast with one."""
+    known = form.input_range or ((0.0,), (1.0,))
+    ends = [
+        torch.tensor(values if end is None else (end,)).view(-1, *(1 for _ in form.input[1:]))
+        for end, values in zip((low, high), known, strict=True)
+    ]
+    if not bool((ends[0] < ends[1]).all()):
+        shown = " to ".join(str([round(value, 3) for value in end.flatten().tolist()]) for end in ends)
+        raise InputError(f"fedftg.low: the range of inputs, {shown}, is empty; lower low, or raise high")
+    return ends[0], ends[1]
 
 
 def class_weights(counts: Tensor) -> Tensor:

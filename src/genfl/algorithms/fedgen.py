@@ -43,10 +43,15 @@ def fedgen(
 
     Source: Zhu et al., ICML 2021 (arXiv 2105.10056), Algorithm 1. The second term is from the authors' code.
 
-    Deviations: the mean weights clients by their samples, as in FedAvg. In the paper, all clients have the
-    same weight. The authors' code has three more things that are not in the paper's objective. They are left
-    out: a decay of λ, a decay of the learning rate, and a penalty between predictions on real inputs and on
-    generated features.
+    Deviations:
+
+    - The mean weights clients by their samples, as in FedAvg. In the paper, all clients have the same weight.
+    - G has one hidden layer, as in the authors' code, but no batch norm behind it. So a feature does not
+      depend on the other features of its batch. The code draws ε uniformly from [0, 1). For CIFAR-10, it has
+      512 hidden units and 64 numbers of noise. G makes features, so it is no convolutional network.
+    - The authors' code has three more things that are not in the paper's objective. They are left out: a
+      decay of λ, a decay of the learning rate, and a penalty between predictions on real inputs and on
+      generated features.
 
     Args:
         task: The learning task. The head of its model is linear.

@@ -6,6 +6,7 @@ from genfl import trees
 from genfl.algorithms.base import (
     Algorithm,
     ReductionKind,
+    decaying,
     head_count,
     model_change,
     send_weights,
@@ -60,4 +61,5 @@ def fednova(task: Task, local: LocalSGD, *hooks: LocalHook) -> Algorithm:
     uploads: dict[str, ReductionKind] = dict.fromkeys(("samples", "steps", "direction", "buffers"), "sum")
     client = training_client(task, local, upload, uploads)
     memory = training_memory(local)
-    return Algorithm(head_count, init, send_weights, client, server, memory, task=task)
+    algorithm = Algorithm(head_count, init, send_weights, client, server, memory, task=task)
+    return decaying(algorithm, local)

@@ -26,7 +26,10 @@ def moon(*, mu: NonNegative = 1.0, temperature: Positive = 0.5) -> LocalHook:
 
     Source: Li et al., CVPR 2021 (arXiv 2103.16257), Equation 3.
 
-    Deviation: the features are the inputs of the model's head. The paper adds a projection head before it.
+    The features are the inputs of the model's linear head. With a model that has a projection head, such as
+    ``model: {name: resnet50, stem: cifar, projection: 256}``, they are its output. This is the paper's loss.
+
+    Deviation: without a projection head, the features are the encoder's. Models have none by default.
 
     Args:
         mu: Weight μ of the contrastive loss, non-negative. The paper tunes it over 0.1, 1, 5, 10.

@@ -97,7 +97,8 @@ class AlgorithmEntry(NamedTuple):
 
     def options(self) -> dict[str, tuple[Any, Any]]:
         """Return each option's type, with its range, and its default."""
-        return options.options(self.make, KINDS)
+        known = options.options(self.make, KINDS)
+        return {name: option for name, option in known.items() if name not in RESOURCES}
 
     def build(
         self, task: Task, local: LocalSGD, resources: Mapping[str, Any] | None = None, **chosen: Any

@@ -13,6 +13,7 @@ from genfl.algorithms.base import (
     ClientProgram,
     Positive,
     context,
+    decaying,
     head_count,
     model_change,
     training_client,
@@ -74,7 +75,7 @@ def scaffold(
         if option == "I":
             return trees.scale(1 / carry["local"]["steps"].clamp(min=1), carry["at_global"])
         steps = local.effective_steps(carry["local"])
-        moved = trees.scale(-1 / (steps * local.lr), model_change(carry)["params"])
+        moved = trees.scale(-1 / (steps * local.rate(carry["local"])), model_change(carry)["params"])
         return trees.add(trees.sub(c_k, c), moved)
 
     def upload(carry: Tree) -> Tree:
@@ -102,7 +103,8 @@ def scaffold(
     if option == "I":
         client = _summing_gradients(client, task, local)
     memory = training_memory(local, lambda weights: trees.zeros_like(weights["params"]))
-    return Algorithm(head_count, init, send, client, server, memory, task=task)
+    algorithm = Algorithm(head_count, init, send, client, server, memory, task=task)
+    return decaying(algorithm, local)
 
 
 def _summing_gradients(client: ClientProgram, task: Task, local: LocalSGD) -> ClientProgram:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from genfl.algorithms.base import ClientInfo
@@ -27,3 +28,8 @@ class Weighting(NamedTuple):
 
 by_samples = Weighting(lambda census: {}, lambda client_info, announced: client_info["samples"], "by_samples")
 """Weights a client by its number of samples."""
+
+uniform = Weighting(
+    lambda census: {}, lambda client_info, announced: torch.ones_like(client_info["samples"]), "uniform"
+)
+"""Gives every client the same weight, for any number of samples."""

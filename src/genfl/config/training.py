@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from genfl.config.names import OLD_ENGINES, EngineName
 from genfl.config.section import Choice, OneOf, OptionSections, OrOne, Section, named
 from genfl.learning.augment import Augment, Padding
+from genfl.learning.pretrain import LrSchedule, PretrainOptimizer, recipe_problem
 from genfl.options import options
 
 _model_sections = OptionSections("Model", lambda entry: options(entry.build), build=lambda entry: entry.build)
@@ -85,11 +86,18 @@ class Pretraining(Section):
 
     epochs: int = Field(20, ge=1, description="Largest number of passes over the synthetic data.")
     batch_size: int = Field(64, ge=1, description="Samples in a step.")
-    lr: float = Field(1e-3, gt=0, description="AdamW's learning rate at the start.")
-    schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="The learning rate over time. cosine lowers it to zero."
+    lr: float = Field(1e-3, gt=0, description="Learning rate at the start.")
+    schedule: LrSchedule = Field(
+        "cosine",
+        description="The learning rate over time. cosine lowers it to zero. exponential multiplies it by"
+        " lr_decay after every epoch.",
     )
-    weight_decay: float = Field(0.3, ge=0, description="AdamW's decoupled weight decay.")
+    weight_decay: float = Field(
+        0.3,
+        ge=0,
+        description="AdamW's decoupled weight decay, or SGD's, which is added to the gradient. If not set, it"
+        " is 0 for SGD.",
+    )
     holdout: float = Field(
         0.1, gt=0, lt=1, description="Share of synthetic data that is held back to decide when to stop."
     )
@@ -102,6 +110,28 @@ class Pretraining(Section):
         " .pth), or imagenet for torchvision's file in the folder of torch.hub. If not set, random weights.",
     )
     augment: Augmentation = Field(Augmentation(), description=_AUGMENT)
+    optimizer: PretrainOptimizer = Field("adamw", description="adamw, or sgd with momentum.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of SGD. AdamW has none.")
+    lr_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor on the learning rate after every epoch. Only for schedule exponential.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_weight_decay_of_sgd(cls, content: Any) -> Any:
+        """Set SGD's default weight decay: AdamW's is far too strong for it."""
+        if isinstance(content, dict) and content.get("optimizer") == "sgd":
+            return {"weight_decay": 0.0, **content}
+        return content
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if problem := recipe_problem(self.optimizer, self.momentum, self.schedule, self.lr_decay):
+            raise ValueError(problem)
+        return self
 
 
 class LocalTraining(Section):
@@ -116,6 +146,13 @@ class LocalTraining(Section):
     momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of SGD. It starts at zero in every round.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of SGD.")
     augment: LocalAugmentation = Field(LocalAugmentation(), description=_AUGMENT)
+    lr_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor on the learning rate of SGD after every round: in round t, it is"
+        " lr × lr_decay^(t − 1).",
+    )
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:

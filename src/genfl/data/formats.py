@@ -48,6 +48,10 @@ class InputFormat(Protocol):
         """Return the number of distinct tokens, padding included; 0 if inputs are not tokens."""
         ...
 
+    def input_range(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return the smallest and the largest value of prepared inputs, by channel; None if unknown."""
+        ...
+
     def encode(self, content: Any) -> np.ndarray:
         """Encode content as an array of this format's shape and dtype."""
         ...
@@ -97,6 +101,12 @@ class PixelFormat:
     def vocabulary(self) -> int:
         """Return 0: pixels are not tokens."""
         return 0
+
+    def input_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the normalised values of black and of white, for each channel."""
+        extremes = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+        low, high = self.prepare(extremes.expand(2, self.channels, 1, 1)).flatten(1).tolist()
+        return tuple(low), tuple(high)
 
     def encode(self, content: Image.Image) -> np.ndarray:
         """Return the pixels of an image; see `image_pixels`."""

@@ -74,6 +74,10 @@ class LogMelFormat:
         """Return 0: spectrograms are not tokens."""
         return 0
 
+    def input_range(self) -> None:
+        """Return None: every clip is standardised, so the range differs from clip to clip."""
+        return None
+
     def encode(self, content: Clip) -> np.ndarray:
         """Return the standardised log-mel spectrogram of a clip.
 

@@ -70,6 +70,8 @@ class DataSet(NamedTuple):
             generators: images of any size and mode, clips or texts. They may be decoded when they are read.
         format_digest: A digest of `encode` and `prepare`; empty for formats that never change.
         test_originals: The same as `originals`, for examples of the test set.
+        input_range: The smallest and the largest value that `prepare` returns, for each channel; None if they
+            are not known.
     """
 
     train: LabelledExamples
@@ -85,6 +87,7 @@ class DataSet(NamedTuple):
     label_order: tuple[str, ...] = ()
     format_digest: str = ""
     test_originals: Callable[[Sequence[int]], Sequence[Any]] = _no_originals
+    input_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,6 +153,7 @@ def digits() -> DataSet:
         to_image,
         originals=lambda rows: [to_image(training.x[row]) for row in rows],
         label_order=DIGIT_NAMES,
+        input_range=((0.0,), (1.0,)),
     )
 
 
@@ -261,7 +265,8 @@ def read_dataset(
         decoded.notes,
         tuple(words),
         digest(encoding.identity()),
-        test_originals,
+        test_originals=test_originals,
+        input_range=encoding.input_range(),
     )
 
 

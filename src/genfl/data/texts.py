@@ -86,6 +86,10 @@ class TokenFormat:
             return 1 + HASH_BUCKETS
         return 2 + max(self._tokenizer.get_vocab().values())  # ids may have gaps
 
+    def input_range(self) -> None:
+        """Return None: gradients do not reach tokens."""
+        return None
+
     def encode(self, content: str) -> np.ndarray:
         """Return the tokens of a text; all are padding if the tokenizer finds none.
 

@@ -232,7 +232,7 @@ class RunContext:
                 f" {examples.vocabulary}; leave vocabulary out"
             )
         build = partial(MODELS[model.name].build, examples.shape, classes, **options)
-        return classification(build, examples.shape, precision)
+        return classification(build, examples.shape, precision, examples.input_range)
 
     def resolve(self, config: Config) -> Config:
         """Return the config with the numbers of clients and tokens that it leaves to the data.

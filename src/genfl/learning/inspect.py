@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+InputRange = tuple[tuple[float, ...], tuple[float, ...]]
+"""The smallest values, and the largest values, of each channel of an input."""
+
 
 class MissingPart(Exception):
     """A method needs a part that the task's model does not offer. The message names the part."""
@@ -21,12 +24,15 @@ class TaskShapes(NamedTuple):
         features: How many numbers the head sees.
         classes: How many classes there are.
         differentiable: Whether gradients reach inputs, which they do not where these are token ids.
+        input_range: The smallest and the largest value of inputs, for each channel; None if the data set's
+            format does not say so.
     """
 
     input: tuple[int, ...]
     features: int
     classes: int
     differentiable: bool = True
+    input_range: InputRange | None = None
 
     def learnable_input(self) -> tuple[int, ...]:
         """Return the shape of one input, for methods that learn inputs.

@@ -14,7 +14,7 @@ from torch import Tensor
 from genfl import trees
 from genfl.errors import InputError
 from genfl.learning.task import Aux, Batch, Task, Weights
-from genfl.options import Decay, NonNegative, Positive, check_fields
+from genfl.options import Decay, NonNegative, Positive, Share, check_fields
 from genfl.rng import Stream
 from genfl.trees import Tree
 
@@ -111,7 +111,8 @@ class LocalSGD:
     """Local training by SGD as PyTorch defines it: ``v ← momentum v + g + weight_decay w``, ``w ← w − lr v``.
 
     The state is ``{"params", "buffers", "momentum", "steps"}``: the weights in training, the velocity (zero
-    at the start of every round), and the number of steps taken (a scalar tensor).
+    at the start of every round), and the number of steps taken (a scalar tensor). If the learning rate
+    decays, the state also has ``lr``, that of the round (a scalar tensor, which the server sends).
 
     Example:
         >>> LocalSGD(lr=0.05, momentum=0.9).lr
@@ -124,6 +125,8 @@ class LocalSGD:
         penalty: Added to the task's loss (FedProx, MOON, FedDecorr).
         direction: Turns gradients into the direction to descend (FedSAM, DP-SGD).
         memory: The value that a client keeps for its next round (MOON's last model).
+        lr_decay: Factor on the learning rate after every round, in (0, 1]. In round t it is
+            ``lr · lr_decay^(t − 1)``.
     """
 
     lr: Positive
@@ -132,6 +135,7 @@ class LocalSGD:
     penalty: Penalty = no_penalty
     direction: Direction = plain_gradient
     memory: Memory = nothing
+    lr_decay: Share = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -142,6 +146,8 @@ class LocalSGD:
             for name in ("lr", "momentum", "weight_decay")
             if getattr(self, name)
         ]
+        if self.decays:
+            numbers.append(f"lr_decay={self.lr_decay:g}")
         defaults = {"penalty": no_penalty, "direction": plain_gradient, "memory": nothing}
         hooks = [f"with a {part}" for part, none in defaults.items() if getattr(self, part) is not none]
         return f"LocalSGD({', '.join(numbers + hooks)})"
@@ -171,14 +177,40 @@ class LocalSGD:
             changes[part] = value
         return replace(self, **changes)
 
-    def start(self, weights: Weights) -> Tree:
-        """Return the state before the first step."""
-        return {
+    @property
+    def decays(self) -> bool:
+        """Whether the learning rate changes from round to round."""
+        return self.lr_decay != 1
+
+    def start(self, weights: Weights, lr: Tensor | None = None) -> Tree:
+        """Return the state before the first step.
+
+        Args:
+            weights: The weights to start from.
+            lr: The learning rate of the round, a scalar. It is only read if the learning rate decays.
+
+        Raises:
+            InputError: The learning rate decays, and none is sent.
+        """
+        state = {
             "params": weights["params"],
             "buffers": weights["buffers"],
             "momentum": trees.zeros_like(weights["params"]) if self.momentum else {},
             "steps": torch.zeros(()),
         }
+        if not self.decays:
+            return state
+        if lr is None:
+            raise InputError(
+                "LocalSGD.lr_decay: the method's server sends no learning rate; return"
+                " genfl.algorithms.base.decaying(algorithm, local) from its builder"
+            )
+        return {**state, "lr": lr}
+
+    def rate(self, state: Tree) -> Tensor | float:
+        """Return the learning rate of the round."""
+        rate: Tensor | float = state["lr"] if self.decays else self.lr
+        return rate
 
     def gradient(self, params: Tree, buffers: Tree, batch: Batch, context: Context) -> tuple[Tree, Aux]:
         """Return the gradient of the local objective, or the direction that `direction` makes of it.
@@ -215,11 +247,12 @@ class LocalSGD:
         gradient, aux = self.gradient(params, state["buffers"], batch, context)
         if shift is not None:
             gradient = trees.add(gradient, shift)
-        velocity = state["momentum"]
+        velocity, lr = state["momentum"], self.rate(state)
         if self.momentum:
             gradient = velocity = trees.map(lambda v, g: self.momentum * v + g, velocity, gradient)
         return {
-            "params": trees.map(lambda w, g: w - self.lr * g, params, gradient),
+            **state,
+            "params": trees.map(lambda w, g: w - lr * g, params, gradient),
             "buffers": aux.buffers,
             "momentum": velocity,
             "steps": state["steps"] + 1,

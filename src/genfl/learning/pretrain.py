@@ -21,7 +21,8 @@ from genfl.storage import load_checkpoint, save_tensors
 from genfl.threads import one_thread
 from genfl.trees import Tree
 
-LrSchedule = Literal["constant", "cosine"]
+LrSchedule = Literal["constant", "cosine", "exponential"]
+PretrainOptimizer = Literal["adamw", "sgd"]
 
 
 class Recipe(NamedTuple):
@@ -30,12 +31,16 @@ class Recipe(NamedTuple):
     Attributes:
         epochs: The largest number of passes over the data.
         batch_size: Samples in a step.
-        lr: AdamW's learning rate at the start.
-        schedule: ``cosine`` lowers the learning rate to zero over all epochs; ``constant`` keeps it.
-        weight_decay: AdamW's decoupled weight decay.
+        lr: The learning rate at the start.
+        schedule: ``cosine`` lowers the learning rate to zero over all epochs; ``constant`` keeps it;
+            ``exponential`` multiplies it by `lr_decay` after every epoch.
+        weight_decay: AdamW's decoupled weight decay, or SGD's, which is added to the gradient.
         holdout: Share of the synthetic data held back to decide when to stop, in (0, 1).
         patience: Training stops after this many epochs without a better held-back loss.
         augment: Random changes of the inputs.
+        optimizer: ``adamw`` or ``sgd``.
+        momentum: Momentum of SGD, in [0, 1).
+        lr_decay: The factor of the schedule ``exponential``, in (0, 1].
     """
 
     epochs: int
@@ -46,6 +51,22 @@ class Recipe(NamedTuple):
     holdout: float
     patience: int
     augment: Augment
+    optimizer: PretrainOptimizer = "adamw"
+    momentum: float = 0.0
+    lr_decay: float = 1.0
+
+
+def recipe_problem(
+    optimizer: PretrainOptimizer, momentum: float, schedule: LrSchedule, lr_decay: float
+) -> str | None:
+    """Return which settings of a `Recipe` do not fit together: field and fix. None if all do."""
+    if momentum and optimizer != "sgd":
+        return f"momentum: {momentum:g}, but {optimizer} has none; set optimizer to sgd, or leave it out"
+    if lr_decay != 1 and schedule != "exponential":
+        return f"lr_decay: {lr_decay:g} has no effect on schedule {schedule}; set schedule to exponential"
+    if lr_decay == 1 and schedule == "exponential":
+        return "lr_decay: required with schedule exponential; set a factor below 1, as in 0.95"
+    return None
 
 
 class Pretrained(NamedTuple):
@@ -85,7 +106,7 @@ def train_with_holdout(
     device: torch.device = CPU,
     on_epoch: Callable[[int], None] = lambda epochs: None,
 ) -> Pretrained:
-    """Train a model with AdamW, and return the one with the smallest loss on held-back synthetic data.
+    """Train a model with AdamW or SGD, and return the one with the smallest loss on held-back synthetic data.
 
     No private data is used. It computes on one thread, because the number of threads changes the last bits.
 
@@ -125,7 +146,7 @@ def train_with_holdout(
 
     params = trees.map(lambda p: p.to(device, copy=True).requires_grad_(), start["weights"]["params"])
     buffers = trees.to(start["weights"]["buffers"], device)
-    optimizer = torch.optim.AdamW(trees.leaves(params), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = _optimizer(recipe, trees.leaves(params))
     _restore(optimizer, start["optimizer"])
 
     for epoch in range(len(history) + 1, recipe.epochs + 1):
@@ -173,15 +194,29 @@ def train_with_holdout(
     return Pretrained(best, best_epoch, history)
 
 
+def _optimizer(recipe: Recipe, params: list[Tensor]) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            params, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+    return torch.optim.AdamW(params, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
 def _lr(recipe: Recipe, epochs: float) -> float:
     """Return the learning rate after `epochs`. It has no state, so a resume needs none."""
     if recipe.schedule == "constant":
         return recipe.lr
+    if recipe.schedule == "exponential":
+        return recipe.lr * recipe.lr_decay ** int(epochs)
     return recipe.lr * (1 + math.cos(math.pi * epochs / recipe.epochs)) / 2
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> Tree:
-    return {str(index): dict(state) for index, state in optimizer.state_dict()["state"].items()}
+    states = optimizer.state_dict()["state"].items()
+    return {  # without momentum, SGD keeps None
+        str(index): {name: value for name, value in state.items() if value is not None}
+        for index, state in states
+    }
 
 
 def _restore(optimizer: torch.optim.Optimizer, state: Tree) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from genfl import trees
+from genfl.learning.inspect import InputRange, TaskShapes, draws_globally, inspect_classifier
 from genfl.learning.inspect import MissingPart as MissingPart
-from genfl.learning.inspect import TaskShapes, draws_globally, inspect_classifier
 from genfl.models.base import Classifier
 from genfl.models.layers import accept_single_values
 from genfl.models.wrapped import as_classifier
@@ -163,7 +163,10 @@ CPU = torch.device("cpu")
 
 
 def classification(
-    build: Callable[[], nn.Module], shape: Sequence[int], precision: Precision = "fp32"
+    build: Callable[[], nn.Module],
+    shape: Sequence[int],
+    precision: Precision = "fp32",
+    input_range: InputRange | None = None,
 ) -> Task:
     """Return the task of classifying with cross-entropy.
 
@@ -177,6 +180,7 @@ def classification(
         shape: The shape of one input.
         precision: With ``bf16``, the operations that `torch.autocast` selects are computed in bfloat16.
             Weights, losses and the model's outputs stay fp32.
+        input_range: The smallest and the largest value of inputs, for each channel, if known.
 
     Raises:
         ValueError: The model is not a classifier with a linear last layer, all its parameters are frozen, or
@@ -245,6 +249,7 @@ def classification(
         with noise.of(Key(0)):
             draws = draws_globally(copy.deepcopy(training), shape)
         form, linear = inspect_classifier(evaluation, head_of, shape)
+    form = form._replace(input_range=input_range)
     head_or_none = head if linear else _missing("linear head")
     return Task(init, loss, evaluated, head_or_none, form, new_model, frozen=frozen)
 

@@ -11,7 +11,7 @@ from genfl.models.cnn import CNN, MLP
 from genfl.models.convnet import ConvNet
 from genfl.models.recurrent import LSTM, FedAudio
 from genfl.models.resnet import resnet18, resnet20, resnet50
-from genfl.models.vgg import VGG19
+from genfl.models.vgg import VGG19, VGG19ImageNet
 from genfl.models.wrapped import Wrapped
 from genfl.registry import Registry
 
@@ -50,6 +50,7 @@ MODELS: Registry[ModelEntry] = Registry(
         "resnet20": ModelEntry(resnet20, "image", (3, 32, 32), 10),
         "resnet50": ModelEntry(resnet50, "image", (3, 224, 224), 1000),
         "vgg19": ModelEntry(VGG19, "image", (3, 32, 32), 10),
+        "vgg19_imagenet": ModelEntry(VGG19ImageNet, "image", (3, 224, 224), 1000),
         "fedaudio": ModelEntry(FedAudio, "audio", (101, 128), 36),
         "lstm": ModelEntry(LSTM, "text", (25,), 2),
     },

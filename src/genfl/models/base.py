@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -15,9 +17,12 @@ class Classifier(nn.Module):
 
     Attributes:
         classifier: The module of the head, in models that do not override `head`.
+        prefixes: The first parts of parameters' names in files of existing models that have another name
+            here, and that name.
     """
 
     classifier: nn.Module
+    prefixes: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
@@ -41,19 +46,21 @@ class Classifier(nn.Module):
 
 
 class Stack(Classifier):
-    """A classifier that consists of two modules, one for each half.
+    """A classifier that consists of two modules, one for each half, with a projection between them or not.
 
     Args:
         body: Maps inputs [n, ...] to features [n, d].
         classifier: Maps features to logits [n, classes].
+        projection: Maps the body's output to the features; None leaves it as it is.
     """
 
-    def __init__(self, body: nn.Module, classifier: nn.Module) -> None:
+    def __init__(self, body: nn.Module, classifier: nn.Module, projection: nn.Module | None = None) -> None:
         super().__init__()
         self.body = body
+        self.projection = projection or nn.Identity()
         self.classifier = classifier
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the body's output, [n, d]."""
-        z: Tensor = self.body(x)
+        """Return the output of the body and the projection, [n, d]."""
+        z: Tensor = self.projection(self.body(x))
         return z

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from genfl.models.base import Stack
-from genfl.models.layers import Channels, Norm, Units, at_least, norm_layer
+from genfl.models.layers import Channels, Norm, Projection, Units, at_least, norm_layer, projection_head
 
 
 class ConvNet(Stack):
@@ -26,6 +26,7 @@ class ConvNet(Stack):
         width: Channels of every block, a multiple of 4.
         depth: Number of blocks.
         norm: Kind of normalisation. The papers use instance norm. Group norm has 4 groups.
+        projection: Outputs of a projection head before the linear head, as MOON has; 0 for none.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ConvNet(Stack):
         width: Channels = 128,
         depth: Units = 3,
         norm: Literal[Norm, "instance"] = "instance",
+        projection: Projection = 0,
     ) -> None:
         channels, height, breadth = at_least(shape, channels=1, height=2**depth, width=2**depth)
         layers: list[nn.Module] = []
@@ -47,4 +49,5 @@ class ConvNet(Stack):
                 nn.AvgPool2d(2),
             ]
         body = nn.Sequential(*layers, nn.Flatten())
-        super().__init__(body, nn.Linear(width * (height >> depth) * (breadth >> depth), classes))
+        head, features = projection_head(width * (height >> depth) * (breadth >> depth), projection)
+        super().__init__(body, nn.Linear(features, classes), head)

@@ -16,6 +16,8 @@ Norm = Literal["group", "batch", "none"]
 
 Units = Annotated[int, Ge(1)]
 Channels = Annotated[int, Ge(4), MultipleOf(4)]
+Projection = Annotated[int, Ge(0)]
+"""Outputs of a projection head; 0 for none. See `projection_head`."""
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -97,6 +99,25 @@ def norm_layer(norm: Norm | Literal["instance"], channels: int, groups: int = 4)
             return BatchNorm(channels)
         case "none":
             return nn.Identity()
+
+
+def projection_head(features: int, outputs: Projection) -> tuple[nn.Module, int]:
+    """Return a projection head, and how many numbers it gives the linear head.
+
+    It is an MLP with one hidden layer of ReLU units, as many as there are features. Its output becomes the
+    model's features, so that contrastive losses and the linear head both see it.
+
+    Source: Li et al., CVPR 2021 (arXiv 2103.16257), Section 3.2. The number of hidden units is from the
+    authors' code. Their number of outputs is 256.
+
+    Args:
+        features: The number of inputs.
+        outputs: The number of outputs. With 0, there is no projection head.
+    """
+    if not outputs:
+        return nn.Identity(), features
+    hidden = nn.Linear(features, features)
+    return nn.Sequential(hidden, nn.ReLU(), nn.Linear(features, outputs)), outputs
 
 
 def at_least(shape: Sequence[int], **smallest: int) -> tuple[int, ...]:

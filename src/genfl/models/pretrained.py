@@ -15,6 +15,7 @@ from genfl.models.wrapped import last_layer
 IMAGENET = {
     "resnet18": ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth"),
     "resnet50": ("resnet50-11ad3fa6.pth", "resnet50-0676ba61.pth", "resnet50-19c8e357.pth"),
+    "vgg19_imagenet": ("vgg19-dcbb9e9d.pth",),
 }
 """The file names of torchvision's ImageNet weights by model, newest first."""
 
@@ -35,7 +36,7 @@ def locate(init: str, model: str) -> Path:
             raise ValueError(f"there is no file {path}")
         return path
     if model not in IMAGENET:
-        known = " and ".join(IMAGENET)
+        known = ", ".join(IMAGENET)
         raise ValueError(f"imagenet is available for {known}, not for {model}; give a file of weights")
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     for name in IMAGENET[model]:
@@ -52,8 +53,9 @@ def load_pretrained(model: Classifier, path: Path) -> list[str]:
     """Copy a state dict into a model. A head for another number of classes is skipped.
 
     Everything else must fit. The last layer keeps its initial weights if the file has none for it, or if the
-    number of classes differs. Integers, such as batch norm's count of batches, are ignored. If this raises,
-    the model is unchanged.
+    number of classes differs. A projection head that the file does not have keeps its initial weights, and so
+    does the last layer behind it. Integers, such as batch norm's count of batches, are ignored. If this
+    raises, the model is unchanged.
 
     Args:
         model: A model, on any device. Its dtypes are kept.
@@ -62,17 +64,23 @@ def load_pretrained(model: Classifier, path: Path) -> list[str]:
             `torch.nn.DataParallel`. No code in the file is run.
 
     Returns:
-        The names that were skipped. All of them belong to the last layer.
+        The names that were skipped. All of them belong to the last layer, or to a projection head.
 
     Raises:
         ValueError: The file is not a state dict of this model. The message names what does not fit.
     """
-    stored = {name: value for name, value in _read(path).items() if value.is_floating_point()}
+    stored = {
+        _renamed(name, model): value for name, value in _read(path).items() if value.is_floating_point()
+    }
     current = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
     head = last_layer(model)
     weight = f"{head}.weight"
-    skip = weight not in stored or _other_classes(current[weight], stored[weight])
-    skipped = [name for name in current if skip and name.startswith(f"{head}.")]
+    projection = {name for name in current if name.startswith("projection.")}
+    without = bool(projection) and projection.isdisjoint(stored)
+    skip = without or weight not in stored or _other_classes(current[weight], stored[weight])
+    skipped = [
+        name for name in current if (skip and name.startswith(f"{head}.")) or (without and name in projection)
+    ]
     wanted = {name: value for name, value in current.items() if name not in skipped}
     problems = [f"{name}: not in the file" for name in wanted if name not in stored]
     problems += [f"{name}: not in the model" for name in stored if name not in current]
@@ -89,6 +97,14 @@ def load_pretrained(model: Classifier, path: Path) -> list[str]:
         for name, value in wanted.items():
             value.copy_(stored[name])
     return skipped
+
+
+def _renamed(name: str, model: Classifier) -> str:
+    """Return the name that a model has for a parameter of a file."""
+    for theirs, ours in model.prefixes.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def _other_classes(current: Tensor, stored: Tensor) -> bool:

@@ -9,7 +9,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from genfl.models.base import Classifier
-from genfl.models.layers import Channels, Norm, Units, at_least, norm_layer
+from genfl.models.layers import Channels, Norm, Projection, Units, at_least, norm_layer, projection_head
 
 
 class FedAudio(Classifier):
@@ -36,6 +36,7 @@ class FedAudio(Classifier):
         dropout: Share of the convolutions' output that training zeroes, in [0, 1).
         norm: Kind of normalisation between a convolution and its ReLU. The paper has none. Group norm has 2
             and 4 groups.
+        projection: Outputs of a projection head before the linear head, as MOON has; 0 for none.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class FedAudio(Classifier):
         width: Channels = 128,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
         norm: Norm = "none",
+        projection: Projection = 0,
     ) -> None:
         super().__init__()
         _, mels = at_least(shape, time=4, mels=1)
@@ -63,12 +65,13 @@ class FedAudio(Classifier):
         )
         self.rnn = nn.GRU(width, width, batch_first=True, bidirectional=True)
         self.hidden = nn.Linear(2 * width, width)
-        self.classifier = nn.Linear(width, classes)
+        self.projection, features = projection_head(width, projection)
+        self.classifier = nn.Linear(features, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the hidden layer's output, [n, width], of spectrograms [n, time, mels]."""
+        """Return the hidden layer's output [n, width], or its projection, of spectrograms [n, time, mels]."""
         states, _ = self.rnn(self.conv(x.mT).mT)
-        z: Tensor = self.hidden(states.mean(1)).relu()
+        z: Tensor = self.projection(self.hidden(states.mean(1)).relu())
         return z
 
 
@@ -89,6 +92,7 @@ class LSTM(Classifier):
         embedding: Size of a token's vector.
         width: Units of each LSTM layer.
         pool: The features are the ``last`` state, or the ``mean`` over the text.
+        projection: Outputs of a projection head before the linear head, as MOON has; 0 for none.
     """
 
     def __init__(
@@ -100,21 +104,24 @@ class LSTM(Classifier):
         embedding: Units = 100,
         width: Units = 100,
         pool: Literal["last", "mean"] = "last",
+        projection: Projection = 0,
     ) -> None:
         super().__init__()
         at_least(shape, length=1)
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=0)
         self.rnn = nn.LSTM(embedding, width, num_layers=2, batch_first=True)
-        self.classifier = nn.Linear(width, classes)
+        self.projection, features = projection_head(width, projection)
+        self.classifier = nn.Linear(features, classes)
         self.pool = pool
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the pooled states, [n, width], of token ids [n, length]."""
+        """Return the pooled states [n, width], or their projection, of token ids [n, length]."""
         tokens = x.long()
         position = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         end = (position * (tokens != 0)).amax(1, keepdim=True).clamp(min=1)  # an empty text is one padding
         states, _ = self.rnn(self.embedding(tokens))
         inside = position == end if self.pool == "last" else position <= end
         share = inside.to(states.dtype)
-        z: Tensor = (states * (share / share.sum(1, keepdim=True)).unsqueeze(-1)).sum(1)
+        pooled = (states * (share / share.sum(1, keepdim=True)).unsqueeze(-1)).sum(1)
+        z: Tensor = self.projection(pooled)
         return z

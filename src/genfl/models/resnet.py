@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfl.models.base import Classifier
-from genfl.models.layers import Norm, at_least, he_normal, norm_layer
+from genfl.models.layers import Norm, Projection, at_least, he_normal, norm_layer, projection_head
 
 Stem = Literal["imagenet", "cifar"]
 Shortcut = Literal["A", "B"]
@@ -83,6 +83,7 @@ class ResNet(Classifier):
         groups: Number of groups of group norm.
         shortcut: The shortcut of a block that changes the shape. A takes every second pixel and pads with
             channels of zeros. B is a 1×1 convolution.
+        projection: Outputs of a projection head before the linear head, as MOON has; 0 for none.
 
     Raises:
         ValueError: Height or width is less than the product of all strides.
@@ -100,6 +101,7 @@ class ResNet(Classifier):
         norm: Norm,
         groups: int = 32,
         shortcut: Shortcut = "B",
+        projection: Projection = 0,
     ) -> None:
         super().__init__()
         large = stem == "imagenet"
@@ -118,15 +120,17 @@ class ResNet(Classifier):
                 blocks.append(block(inputs, width << stage, step, layer, shortcut))
                 inputs = (width << stage) * block.expansion
             self.add_module(name, nn.Sequential(*blocks))
-        self.fc = nn.Linear(inputs, classes)
+        self.projection, features = projection_head(inputs, projection)
+        self.fc = nn.Linear(features, classes)
         he_normal(self)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the last maps, averaged over positions, [n, d]."""
+        """Return the last maps, averaged over positions, [n, d], or their projection."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         for name in self.stages:
             x = self.get_submodule(name)(x)
-        return x.mean((2, 3))
+        z: Tensor = self.projection(x.mean((2, 3)))
+        return z
 
     def head(self, z: Tensor) -> Tensor:
         """Return the logits, [n, classes]."""
@@ -135,7 +139,12 @@ class ResNet(Classifier):
 
 
 def resnet18(
-    shape: tuple[int, ...], classes: int, *, stem: Stem = "imagenet", norm: Norm = "batch"
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    stem: Stem = "imagenet",
+    norm: Norm = "batch",
+    projection: Projection = 0,
 ) -> ResNet:
     """Return ResNet-18: 11,689,512 parameters for ImageNet, with torchvision's names.
 
@@ -147,12 +156,18 @@ def resnet18(
         classes: Number of classes.
         stem: ``imagenet`` is the stem of the paper. It divides height and width by 4; ``cifar`` keeps them.
         norm: Kind of normalisation. Group norm has 32 groups.
+        projection: Outputs of a projection head before the linear head, as MOON has; 0 for none.
     """
-    return ResNet(shape, classes, BasicBlock, (2, 2, 2, 2), stem=stem, norm=norm)
+    return ResNet(shape, classes, BasicBlock, (2, 2, 2, 2), stem=stem, norm=norm, projection=projection)
 
 
 def resnet50(
-    shape: tuple[int, ...], classes: int, *, stem: Stem = "imagenet", norm: Norm = "batch"
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    stem: Stem = "imagenet",
+    norm: Norm = "batch",
+    projection: Projection = 0,
 ) -> ResNet:
     """Return ResNet-50: 25,557,032 parameters for ImageNet.
 
@@ -163,12 +178,18 @@ def resnet50(
         classes: Number of classes.
         stem: ``imagenet`` is the stem of the paper. It divides height and width by 4; ``cifar`` keeps them.
         norm: Kind of normalisation. Group norm has 32 groups.
+        projection: Outputs of a projection head before the linear head, as MOON has; 0 for none.
     """
-    return ResNet(shape, classes, Bottleneck, (3, 4, 6, 3), stem=stem, norm=norm)
+    return ResNet(shape, classes, Bottleneck, (3, 4, 6, 3), stem=stem, norm=norm, projection=projection)
 
 
 def resnet20(
-    shape: tuple[int, ...], classes: int, *, norm: Norm = "batch", shortcut: Shortcut = "A"
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    norm: Norm = "batch",
+    shortcut: Shortcut = "A",
+    projection: Projection = 0,
 ) -> ResNet:
     """Return ResNet-20 for small images: 269,722 parameters for CIFAR-10.
 
@@ -180,9 +201,19 @@ def resnet20(
         norm: Kind of normalisation. Group norm has 4 groups.
         shortcut: A is the paper's choice and has no parameters. B has 1×1 convolutions, 272,474 parameters in
             all.
+        projection: Outputs of a projection head before the linear head, as MOON has; 0 for none.
     """
     return ResNet(
-        shape, classes, BasicBlock, (3, 3, 3), 16, stem="cifar", norm=norm, groups=4, shortcut=shortcut
+        shape,
+        classes,
+        BasicBlock,
+        (3, 3, 3),
+        16,
+        stem="cifar",
+        norm=norm,
+        groups=4,
+        shortcut=shortcut,
+        projection=projection,
     )
 
 

@@ -28,7 +28,7 @@ def build_algorithm(
         resources: The resources of builders; see `genfl.algorithms.registry.RESOURCES`.
     """
     training = federation.local
-    local = LocalSGD(training.lr, training.momentum, training.weight_decay)
+    local = LocalSGD(training.lr, training.momentum, training.weight_decay, lr_decay=training.lr_decay)
     if method.reference:
         return fedavg(task, local)  # with a single client, FedAvg is its local training
     parts = [(ALGORITHMS[part.name], part.options()) for part in method.algorithm]
