@@ -553,7 +553,7 @@ def test_originals_are_the_texts_that_examples_were_made_of(tmp_path):
     for row, original in enumerate(found):
         assert original in written
         assert torch.equal(data.encode(original), data.train.x[row])
-    assert data.originals([4, 2, 4]) == [found[4], found[2], found[4]]
+    assert list(data.originals([4, 2, 4])) == [found[4], found[2], found[4]]
     pd.DataFrame({"text": written[::-1], "label": 20 * [0, 1]}).to_parquet(tmp_path / "own" / "train.parquet")
     with pytest.raises(InputError, match=r"^data.path: the files in .* changed while they were in use"):
         data.originals([4])

@@ -1,5 +1,6 @@
 """Clients that generate from their own real examples."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -12,8 +13,9 @@ from support.opened import open_run
 from genfl import config, pipeline
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
-from genfl.experiment.context import class_indices
+from genfl.experiment.context import RunContext, class_indices
 from genfl.stages import guided
+from genfl.stages.federate.inputs import trial_digest
 from genfl.storage import read_json, sha256
 
 CONFIG = """
@@ -175,6 +177,112 @@ def test_mistakes_are_named(override, line):
     assert lines[0].startswith(line)
     problem = lines[0].partition(": ")[2]
     assert all(other.endswith(problem) for other in lines), "one line for each method that has it"
+
+
+# --- examples whose files are larger than a model's inputs
+
+BOARD = np.kron(np.indices((12, 16)).sum(0) % 2, np.ones((4, 4)))
+"""A checkerboard of 48×64 pixels, which is an even grey at 8×8."""
+
+LARGE = """
+{name: large, seeds: [0], prompts: {per_label: 2, block_size: 3, guidance_scale: 2},
+ data: {name: images, size: [8, 8], partition: {kind: iid, clients: 2}},
+ generator: {steps: 2, strength: 0.5}, model: {name: mlp, width: 8}, content: {samples: 8, guidance: real},
+ pretrain: {epochs: 1}, federate: {rounds: 1, clients_per_round: 2, local: {steps: 1}},
+ methods: {plain: {algorithm: fedavg}, fedgc: {algorithm: fedavg, data: mixed}}}
+"""
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch, tiny_stable_diffusion):
+    """A run on checkerboards, blue or red, whose values tell them apart."""
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    for label, channel in (("blue", 2), ("red", 0)):
+        for n in range(12):
+            file = tmp_path / "data" / ("test" if n > 9 else "train") / label / f"{n}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.repeat(BOARD[..., None] * 200 + 2 * n, 3, axis=2)
+            pixels[..., channel] += 30
+            Image.fromarray(pixels.astype(np.uint8)).save(file)
+    return config.parse(LARGE, [f"data.path={tmp_path / 'data'}", f"generator.model={tiny_stable_diffusion}"])
+
+
+def test_guides_have_the_detail_of_the_original_files(large, tmp_path, monkeypatch):
+    from genfl.generators.image import StableDiffusion
+
+    shown, generate = [], StableDiffusion.generate
+
+    def recorded(self, prompts):
+        shown.extend(prompts)
+        return generate(self, prompts)
+
+    monkeypatch.setattr(StableDiffusion, "generate", recorded)
+    pipeline.execute(large, tmp_path / "run")
+    run = open_run(large, tmp_path / "run")
+    assert np.asarray(run.data.decode(run.data.train.x[0]).convert("L")).std() < 2, "grey at 8×8"
+    (kind,) = run.guided_kinds()
+    rows = [row for block in run.guided_blocks(kind, 0) for (row,) in block.guides]
+    guides = [guide for prompt in shown for guide in prompt.guides]
+    assert len(guides) == len(rows) == 8
+    for row, guide in zip(rows, guides, strict=True):
+        red, green, _ = np.asarray(guide).transpose(2, 0, 1).astype(int)
+        assert ((green - green.min()) / 200).tolist() == BOARD.tolist(), "every pixel of the file"
+        assert ("red" if (red > green).all() else "blue") == run.data.train.labels[row]
+    # the pipeline gets them at the size that it draws
+    assert np.asarray(StableDiffusion(large.generator.model)._resized(guides[0])).std() > 20
+
+
+def test_only_the_examples_that_guide_are_opened(large, tmp_path, monkeypatch):
+    data = open_run(large, tmp_path / "run").context.data_set(large.data)
+    opened, opening = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file, *more: opened.append(file) or opening(file, *more))
+    originals = data.originals([3, 5, 3])
+    assert opened == []
+    assert originals[1].size == (64, 48)
+    assert [image.size for image in originals[1:]] == [(64, 48), (64, 48)]
+    assert len(opened) == 3
+    assert len(set(opened)) == 2
+
+
+def test_other_guides_make_the_guided_samples_again_and_no_others(large, tmp_path, monkeypatch):
+    """As a version of the stage does."""
+
+    def digests():
+        return {stage.name: digest for stage, _, digest in pipeline.digests(large, RunContext())}
+
+    before = digests()
+    run = open_run(large, tmp_path / "run")
+    for stage in ("labels", "prompts", "generate", "pretrain"):
+        run.record(stage, {"found": ["blue", "red"]})
+    inputs, upstream = (run.step("federate").inputs, run.step("federate").work.upstream)
+    trials = {
+        name: trial_digest(inputs, upstream, method, 0, False) for name, method in inputs.methods.items()
+    }
+    monkeypatch.setattr(guided, "STAGE", dataclasses.replace(guided.STAGE, version=guided.STAGE.version + 1))
+    monkeypatch.setattr(
+        pipeline, "STAGES", [guided.STAGE if s.name == "guided" else s for s in pipeline.STAGES]
+    )
+    after = digests()
+    assert {name for name in before if before[name] != after[name]} >= {"guided"}
+    assert {"labels", "prompts", "generate", "pretrain"} & {
+        name for name in before if before[name] != after[name]
+    } == set()
+    again = {
+        name: trial_digest(inputs, upstream, method, 0, False) for name, method in inputs.methods.items()
+    }
+    assert {name for name in trials if trials[name] != again[name]} == {"fedgc"}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "LA"])
+def test_guides_of_any_mode_are_drawn_over(mode):
+    from genfl.generators.image import StableDiffusion
+
+    plain = Image.fromarray((BOARD * 200).astype(np.uint8))
+    deep = Image.fromarray((BOARD * 200).astype(np.uint16) << 8)
+    guide = deep if mode == "I;16" else plain.convert(mode)
+    resized = StableDiffusion()._resized(guide)
+    assert resized.size == (32, 32)
+    assert np.array_equal(np.asarray(resized), np.asarray(StableDiffusion()._resized(plain)))
 
 
 def test_guides_take_turns():

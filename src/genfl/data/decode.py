@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, overload
 
 import numpy as np
 
@@ -158,14 +158,45 @@ EXPECTED = ("hidden", "description of the data")
 """Reasons for not reading a file that need no mention."""
 
 
-def read_originals(path: Path, spec: DatasetSpec, rows: Sequence[int], expected: str) -> list[Any]:
-    """Read training examples as they are in their files: images, clips or texts.
+class Originals(Sequence[Any]):
+    """Examples as they are in their files: images at their size, clips or texts.
+
+    An example is decoded each time that it is read, so few of them are in memory. Examples in tables are held
+    in their encoded form.
+
+    Args:
+        cells: The cell of each example.
+        read: Decodes a cell.
+    """
+
+    def __init__(self, cells: Sequence[Any], read: Callable[[Any], Any]) -> None:
+        self._cells = cells
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Originals: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return Originals(self._cells[index], self._read)
+        return self._read(self._cells[index])
+
+
+def read_originals(
+    path: Path, spec: DatasetSpec, rows: Sequence[int], expected: str, *, test: bool = False
+) -> Originals:
+    """Return examples as they are in their files. No other example is opened.
 
     Args:
         path: The folder that `load_folder` read.
         spec: The spec that `load_folder` was given.
         rows: The rows of the examples, from `Split.rows`.
         expected: The digest that `load_folder` returned.
+        test: Whether the rows are those of the test set. If not, they are those of the training set.
 
     Raises:
         InputError: The files changed since `load_folder` read them.
@@ -174,13 +205,15 @@ def read_originals(path: Path, spec: DatasetSpec, rows: Sequence[int], expected:
     folder = Folder(path, medium, levels=spec.levels)
     if _content_digest(folder, spec) != expected:
         raise InputError(f"data.path: the files in {path} changed while they were in use; run again")
-    split = folder.splits(spec.input, spec.label)[0]["train"]
+    splits_of = folder.splits(spec.input, spec.label)[0]
+    tested = _test_splits(splits_of, spec)[:1] if test else []
+    split = splits_of[(*tested, "train")[0]]
     column = folder.column(split.columns, spec.input, "input")
     label = folder.column(split.columns, spec.label, "label")
     cells = itertools.chain.from_iterable(batch[column] for batch in split.batches([column], label))
     wanted = set(rows)
-    contents = {row: medium.read(folder.content(cell)) for row, cell in enumerate(cells) if row in wanted}
-    return [contents[row] for row in rows]
+    contents = {row: folder.content(cell) for row, cell in enumerate(cells) if row in wanted}
+    return Originals([contents[row] for row in rows], medium.read)
 
 
 def _content_digest(folder: Folder, spec: DatasetSpec) -> str:
@@ -203,8 +236,7 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path, content_digest: str
         )
     remove(target / FACTS_FILE, target)
     target.mkdir(mode=0o700, exist_ok=True)
-    labelled = [name for name in TEST_SPLITS if name in splits_of and _has_labels(splits_of[name], spec)]
-    used = ("train", *labelled[:1])
+    used = ("train", *_test_splits(splits_of, spec)[:1])
     notes = [
         f"split {name} is not used" if _has_labels(split, spec) else f"{what} of {name} have no labels"
         for name, split in splits_of.items()
@@ -261,6 +293,11 @@ class _Rows(NamedTuple):
     rows: list[int]
     classes: list[str]
     left_out: dict[str, list[Any]]
+
+
+def _test_splits(splits_of: Mapping[str, Rows], spec: DatasetSpec) -> list[str]:
+    """Return the splits that can be the test set; without one, it is a part of the split train."""
+    return [name for name in TEST_SPLITS if name in splits_of and _has_labels(splits_of[name], spec)]
 
 
 def _has_labels(rows: Rows, spec: DatasetSpec) -> bool:

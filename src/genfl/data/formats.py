@@ -129,6 +129,22 @@ def image_pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np
     Raises:
         ValueError: The image holds real or 32-bit numbers, whose range is unknown.
     """
+    image = plain_image(image, channels)
+    if image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(*size, channels).transpose(2, 0, 1)
+
+
+def plain_image(image: Image.Image, channels: int = 3) -> Image.Image:
+    """Return an image of any mode as a grey or RGB image of 8 bits and the same size; see `image_pixels`.
+
+    Args:
+        image: The image.
+        channels: 1 for grey, 3 for RGB.
+
+    Raises:
+        ValueError: The image holds real or 32-bit numbers, whose range is unknown.
+    """
     deep = is_deep_grey(image)
     if image.mode in ("F", "I") and not deep:
         raise ValueError(f"mode {image.mode} does not define which value is black and which is white")
@@ -137,7 +153,4 @@ def image_pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(*size, channels).transpose(2, 0, 1)
+    return image.convert("L" if channels == 1 else "RGB")

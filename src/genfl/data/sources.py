@@ -45,7 +45,7 @@ def as_stored(x: Tensor) -> Tensor:
     return x
 
 
-def _no_originals(rows: Sequence[int]) -> list[Any]:
+def _no_originals(rows: Sequence[int]) -> Sequence[Any]:
     raise ValueError("the data set keeps no originals")
 
 
@@ -66,9 +66,10 @@ class DataSet(NamedTuple):
         vocabulary: The number of distinct tokens of texts, padding included; 0 for other modalities.
         label_order: The class names in the order of the data; names that are missing come last.
         notes: What a user should know of the reading, such as files that are left out.
-        originals: ``(rows) -> contents`` of training examples, for guided generators. Images are returned as
-            they are stored, clips and texts as they are in their files.
+        originals: ``(rows) -> contents`` of training examples as they are in their files, for guided
+            generators: images of any size and mode, clips or texts. They may be decoded when they are read.
         format_digest: A digest of `encode` and `prepare`; empty for formats that never change.
+        test_originals: The same as `originals`, for examples of the test set.
     """
 
     train: LabelledExamples
@@ -79,10 +80,11 @@ class DataSet(NamedTuple):
     prepare: Callable[[Tensor], Tensor] = as_stored
     digest: str = ""
     vocabulary: int = 0
-    originals: Callable[[Sequence[int]], list[Any]] = _no_originals
+    originals: Callable[[Sequence[int]], Sequence[Any]] = _no_originals
     notes: tuple[str, ...] = ()
     label_order: tuple[str, ...] = ()
     format_digest: str = ""
+    test_originals: Callable[[Sequence[int]], Sequence[Any]] = _no_originals
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -238,10 +240,12 @@ def read_dataset(
         labels = [words[number] for number in split.labels]
         return LabelledExamples(torch.from_numpy(split.inputs), labels, split.client_ids)
 
-    def originals(rows: Sequence[int]) -> list[Any]:
-        if encoding.modality == "image":
-            return [to_image(train.x[row]) for row in rows]
+    def originals(rows: Sequence[int]) -> Sequence[Any]:
         return read_originals(folder, spec, [decoded.train.rows[row] for row in rows], decoded.digest)
+
+    def test_originals(rows: Sequence[int]) -> Sequence[Any]:
+        of_files = [decoded.test.rows[row] for row in rows]
+        return read_originals(folder, spec, of_files, decoded.digest, test=True)
 
     train = examples(decoded.train)
     return DataSet(
@@ -257,6 +261,7 @@ def read_dataset(
         decoded.notes,
         tuple(words),
         digest(encoding.identity()),
+        test_originals,
     )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from genfl import hub
+from genfl.data.formats import plain_image
 from genfl.data.samples import Prompt, Sample
 from genfl.errors import InputError
 from genfl.generators import pretrained
@@ -223,7 +224,7 @@ class StableDiffusion(Generator):
 
     def _resized(self, guide: Image.Image) -> Image.Image:
         height, width = self.size or (self.side, self.side)
-        return guide.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        return plain_image(guide).resize((width, height), Image.Resampling.BILINEAR)
 
     @property
     def side(self) -> int:
