@@ -407,7 +407,7 @@ def test_the_check_refuses_what_the_schema_cannot_see(monkeypatch, tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline", "vae": [], "scheduler": []}')
     line = refused(generator, f"generator.model={tmp_path}")
     assert line == (
-        "methods.g.algorithm: generator needs a latent diffusion model;"
+        "methods.g.algorithm: generator needs Stable Diffusion 1, 2, XL or 3, or a model like them;"
         f" {tmp_path} (FluxPipeline) has no unet"
     )
     digits = DATASETS["digits"]

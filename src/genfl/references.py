@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from annotated_types import Ge, Le
 
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
-from genfl.generators.classify import label_scores
 from genfl.rng import Key
 from genfl.simulation import Trace
 
@@ -61,7 +62,38 @@ TRAINED: dict[str, Callable[[ClientData, Schedule, Key], list[FederationPlan]]] 
 }
 """The references that train: functions from clients and schedule to federations of a single client."""
 
-REFERENCES: dict[str, Callable[..., Any]] = {**TRAINED, GENERATOR: label_scores}
+
+class GeneratorClassifier(NamedTuple):
+    """The options of the generator as a classifier; see `genfl.generators`.
+
+    Attributes:
+        samples: Images: the number of pairs of a timestep and noise.
+        shots: Texts: the number of labelled examples in a query.
+        normalize: Texts, models that run here: whether a log-likelihood is divided by its number of tokens.
+        votes: Texts, servers: the number of answers that vote.
+        query: Texts: the name of a preset, or a query with blanks.
+    """
+
+    samples: int
+    shots: int
+    normalize: bool
+    votes: int
+    query: str
+
+
+def generator_classifier(
+    *,
+    samples: Annotated[int, Ge(1), Le(1000)] = 16,
+    shots: Annotated[int, Ge(0), Le(1000)] = 0,
+    normalize: bool = False,
+    votes: Annotated[int, Ge(1), Le(1000)] = 1,
+    query: str = "classify",
+) -> GeneratorClassifier:
+    """Return the options of the generator as a classifier."""
+    return GeneratorClassifier(samples, shots, normalize, votes, query)
+
+
+REFERENCES: dict[str, Callable[..., Any]] = {**TRAINED, GENERATOR: generator_classifier}
 """The references that a config can name. Their parameters with defaults are their options."""
 
 

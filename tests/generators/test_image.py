@@ -145,10 +145,15 @@ def test_image_rejects_a_size_that_does_not_fit(tiny_sd3):
         StableDiffusion(str(tiny_sd3), size=[18, 16])
 
 
-def test_check_classifier_rejects_two_text_encoders(tiny_sdxl, tiny_stable_diffusion):
-    classify.check_classifier(str(tiny_stable_diffusion))
-    with pytest.raises(InputError, match=r"one text encoder; .* has several$"):
-        classify.check_classifier(str(tiny_sdxl))
+def test_check_classifier_rejects_other_models_with_two_text_encoders(
+    tiny_sdxl, tiny_stable_diffusion, tmp_path
+):
+    for model in (tiny_stable_diffusion, tiny_sdxl):
+        classify.check_classifier(str(model))
+    parts = json.loads((tiny_sdxl / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**parts, "_class_name": "KolorsPipeline"}))
+    with pytest.raises(InputError, match=r"one text encoder; .* \(KolorsPipeline\) has several$"):
+        classify.check_classifier(str(tmp_path))
 
 
 def test_image_takes_at_least_one_step_from_a_guide(tiny_stable_diffusion, guide):

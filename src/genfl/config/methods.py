@@ -11,6 +11,7 @@ from genfl.config.names import GENERATOR_REFERENCE, OLD_OPTIONS, REFERENCE_NAMES
 from genfl.config.section import Choice, OneOf, OptionSections, OrOne, Section, named
 from genfl.data.budget import BudgetKind as Budget
 from genfl.data.budget import Guidance
+from genfl.llm.queries import CLASSIFY_BLANKS, CLASSIFY_QUERIES, query_problem
 
 
 class LocalReference(Choice):
@@ -30,7 +31,30 @@ class GeneratorReference(Choice):
 
     name: Literal["generator"] = Field(description="The name of the reference.")
     samples: int = Field(
-        16, ge=1, le=1000, description="Number of pairs of a timestep and noise for each example."
+        16,
+        ge=1,
+        le=1000,
+        description="Images: number of pairs of a timestep and noise for each example.",
+    )
+    shots: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Texts: number of labelled examples in a query. They are those of one client, drawn for"
+        " each seed. A server sees them only if it is trusted.",
+    )
+    normalize: bool = Field(
+        False,
+        description="Texts, models that run here: whether the log-likelihood of a label is divided by its"
+        " number of tokens.",
+    )
+    votes: int = Field(
+        1, ge=1, le=1000, description="Texts, servers: number of answers that vote on the class of a text."
+    )
+    query: str = Field(
+        "classify",
+        max_length=20_000,
+        description="Texts: the query, with the blanks {labels}, {text} and {examples}.",
     )
 
 
@@ -238,6 +262,11 @@ class Method(Section):
     def problem(self) -> str | None:
         """Return which fields do not fit together: field and fix. None if all do."""
         references = [part.name for part in self.algorithm if part.name in REFERENCE_NAMES]
+        for part in self.algorithm:
+            if isinstance(part, GeneratorReference) and (
+                problem := query_problem(part.query, CLASSIFY_QUERIES, CLASSIFY_BLANKS, ["text"])
+            ):
+                return f"algorithm.query: {problem}"
         if references and len(self.algorithm) > 1:
             return f"algorithm: {references[0]} is not federated, so it cannot be combined; name it alone"
         if self.reference == GENERATOR_REFERENCE and self.start != "random":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,6 +85,59 @@ class LocalChat:
         opened = opened_thought(self.tokenizer.decode(inputs["input_ids"][0]))
         text = f"{opened}{self.tokenizer.decode(tokens)}"
         return Answer(without_thoughts(text, self.special), cut)
+
+    @torch.inference_mode()
+    def log_likelihoods(self, query: str, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how likely each text is as the whole answer to a query.
+
+        An answer is a text and the token that ends it, so that a text which begins like another is not
+        always the likelier one. The texts form one batch.
+
+        Args:
+            query: The message.
+            texts: Possible answers.
+
+        Returns:
+            The log-probability of each answer, and its number of tokens, float32 [texts] each.
+
+        Raises:
+            InputError: The batch does not fit into memory.
+            GenflError: The model fails.
+        """
+        prompt = self.tokenizer.apply_chat_template(
+            _conversation(query, self.system), add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        ends = self.model.generation_config.eos_token_id
+        end = ends[:1] if isinstance(ends, list) else [ends] if ends is not None else []
+        answers = [[*self.tokenizer.encode(text, add_special_tokens=False), *end] for text in texts]
+        longest = max(map(len, answers))
+        tokens = torch.zeros(len(answers), len(prompt) + longest, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for row, answer in enumerate(answers):
+            tokens[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+            mask[row, : len(prompt) + len(answer)] = 1
+        device = self.model.device
+        # most models can leave out the logits of the query, which are many
+        keeps = {"logits_to_keep": longest + 1}
+        known = inspect.signature(self.model.forward).parameters
+        in_memory = hub.explain_out_of_memory(len(texts), str(device), f"{self.field}.device")
+        try:
+            with in_memory:
+                logits = self.model(
+                    input_ids=tokens.to(device),
+                    attention_mask=mask.to(device),
+                    **(keeps if keeps.keys() <= known.keys() else {}),
+                ).logits[:, -longest - 1 : -1]
+        except GenflError:
+            raise
+        except Exception as error:  # a query that is too long
+            raise GenflError(
+                f"{self.field}.model: {self.name} cannot read a query of {len(prompt)} tokens"
+                f" ({first_line(error)}); use another model"
+            ) from error
+        said, counted = tokens[:, len(prompt) :], mask[:, len(prompt) :]
+        likely = logits.float().log_softmax(-1).cpu().gather(2, said[..., None])[..., 0]
+        return (likely * counted).sum(1), counted.sum(1).float()
 
 
 def check_local_model(model: str, field: str, system: str = "") -> None:

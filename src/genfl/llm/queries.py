@@ -93,6 +93,21 @@ TEXT_QUERIES: dict[str, ChatQuery] = {
 four labelled examples of both classes, and the request for two texts of each label. Its wording is ours.
 """
 
+CLASSIFY_BLANKS = ("labels", "text", "examples")
+"""The blanks of a query that has a text classified.
+
+``labels`` are all labels, and ``text`` is the text. ``examples`` is a paragraph with labelled texts. It
+begins with a line break, and is empty without them.
+"""
+
+CLASSIFY_QUERIES: dict[str, ChatQuery] = {
+    "classify": ChatQuery(
+        "To which class does the text belong? The classes are: {labels}.{examples}\nText: {text}\n"
+        "Answer with the name of the class alone."
+    ),
+}
+"""The presets of queries that have a text classified, by name."""
+
 FEWSHOT_EXAMPLES = 4
 """The number of real examples of the preset ``fewshot``."""
 

@@ -233,6 +233,10 @@ def _note(config: Config, name: str) -> str:
     if name == SYNTHETIC_ONLY:
         return f"{existing}trained on generated data, not federated"
     method = config.methods[name]
+    if method.reference == GENERATOR and config.generator.kind == "text":
+        shots = method.algorithm[0].options()["shots"]
+        shown = text.count(shots, "labelled example") if shots else "no example"
+        return f"the generator as a classifier of texts, shown {shown}"
     if method.reference == GENERATOR:
         return "the generator as a classifier, choosing the label whose prompt explains an image best"
     start = {

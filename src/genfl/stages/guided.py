@@ -299,7 +299,8 @@ def _blocks(inputs: GuidedInputs, work: StageRun, kind: Content, seed: int) -> I
                 text = choices[int(rng.integers(len(choices)))].text
                 sample_seed = key.fold("sample", c, nth).integer()
                 block.prompts.append(Prompt(labels[c], text, scale, sample_seed, nth))
-                guides = _of_all_classes(of_class, most, nth) if joint else _in_turn(of_class[c], most, nth)
+                own = of_class[c]
+                guides = rows_of_all_classes(of_class, most, nth) if joint else _in_turn(own, most, nth)
                 block.guides.append(guides)
             yield block
 
@@ -310,8 +311,14 @@ def _in_turn(rows: np.ndarray, most: int, nth: int) -> list[int]:
     return [int(rows[turn % len(rows)]) for turn in range(nth * count, (nth + 1) * count)]
 
 
-def _of_all_classes(of_class: Mapping[int, np.ndarray], most: int, nth: int) -> list[int]:
-    """Return the rows of the nth sample, if every sample takes the next rows of all classes in turn."""
+def rows_of_all_classes(of_class: Mapping[int, np.ndarray], most: int, nth: int = 0) -> list[int]:
+    """Return the rows of the nth sample, if every sample takes the next rows of all classes in turn.
+
+    Args:
+        of_class: A client's rows of each class; at least one class has some.
+        most: The number of rows of a sample.
+        nth: The number of the sample, from 0.
+    """
     classes = [rows for rows in of_class.values() if len(rows)]
     turns = -(-most // len(classes))
     pairs = itertools.product(range(nth * turns, (nth + 1) * turns), classes)

@@ -8,18 +8,20 @@ import torch
 from genfl.algorithms.base import Algorithm
 from genfl.algorithms.profile import sends_weights, take_a_step
 from genfl.algorithms.registry import UNLABELLED
-from genfl.config import ImageGenerator, Model
+from genfl.config import ImageGenerator, Method, Model
+from genfl.config.generation import TextGenerator
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
-from genfl.data.sources import DataSet
+from genfl.data.sources import DATASETS, DataSet
 from genfl.engines.auto import together
 from genfl.engines.pool import refusal
 from genfl.errors import InputError, cause, first_line
 from genfl.experiment.context import RunContext
 from genfl.generators.classify import check_classifier
+from genfl.generators.classify_text import check_text_classifier
 from genfl.hub import check_device
 from genfl.learning.task import MissingPart, Task
-from genfl.references import GENERATOR
+from genfl.references import GENERATOR, REFERENCES, GeneratorClassifier
 from genfl.rng import Key
 from genfl.stages.federate.generated_content import check_content
 from genfl.stages.federate.inputs import FederateInputs
@@ -57,7 +59,7 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
     for name, method in inputs.methods.items():
         try:
             if method.reference == GENERATOR:
-                _check_classifier(inputs, data)
+                _check_classifier(inputs, data, method)
                 continue
             algorithm = build_algorithm(inputs.federation, method, task, provided)
             for client in range(max(1, len(inputs.client_models))):  # models may differ between clients
@@ -111,13 +113,21 @@ def _check_together(name: str, algorithm: Algorithm, task: Task, clients: int, *
         ) from error
 
 
-def _check_classifier(inputs: FederateInputs, data: DataSet) -> None:
+def _check_classifier(inputs: FederateInputs, data: DataSet, method: Method) -> None:
     assert inputs.generator is not None
+    options: GeneratorClassifier = REFERENCES[GENERATOR](**method.algorithm[0].options())
+    if isinstance(inputs.generator.section, TextGenerator):
+        public = DATASETS[inputs.data.section.name].public
+        check_text_classifier(inputs.generator.options, options, public=public)
+        data.test_originals([0])
+        return
     if not isinstance(inputs.generator.section, ImageGenerator):
         raise InputError(
-            f"generator: classification needs a diffusion model, but the generator is"
+            f"generator: classification needs a diffusion model or a chat model, but the generator is"
             f" {inputs.generator.kind}; leave the method out"
         )
+    if options != REFERENCES[GENERATOR](samples=options.samples):
+        raise InputError("generator: shots, normalize, votes and query are for texts; leave them out")
     if data.decode is None:
         raise InputError(
             f"generator: classification needs images, but {inputs.data.section.name} has none; leave the"

@@ -131,7 +131,10 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
     """
     stages: dict[str, str] = {}
     if method.reference == GENERATOR:
-        sentences = [inputs.prompts.style, inputs.prompts.template, inputs.prompts.blanks]
+        sentences: list[Any] = [inputs.prompts.style, inputs.prompts.template, inputs.prompts.blanks]
+        if inputs.generator and inputs.generator.modality == "text":
+            shots = getattr(method.algorithm[0], "shots", 0)
+            sentences = [inputs.partition] if shots else []  # examples are those of a client
         zero_shot = ZeroShotInputs(upstream.labels, inputs.data, sentences, inputs.generator, method, seed)
         return digest_of(FEDERATE, VERSION, zero_shot, stages)
     if method.reads_generated:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from genfl import progress
 from genfl.config import ImageGenerator, Method
+from genfl.config.generation import TextGenerator
+from genfl.experiment.context import class_indices
 from genfl.generators.classify import label_scores
+from genfl.generators.classify_text import text_label_scores
 from genfl.generators.image import StableDiffusion
+from genfl.generators.text import FIELD
 from genfl.learning.evaluate import evaluate
+from genfl.llm.chat import connect
+from genfl.llm.queries import CLASSIFY_QUERIES, chat_query
+from genfl.references import GENERATOR, REFERENCES, GeneratorClassifier
 from genfl.rng import Key
 from genfl.stages.federate.inputs import trial_digest
 from genfl.stages.federate.setting import Setting
+from genfl.stages.guided import rows_of_all_classes
 from genfl.stages.prompts import templates
 from genfl.storage import load_checkpoint, save_tensors, write_json
 
 BLOCK = 32
-"""The number of images between two checkpoints."""
+"""The number of examples between two checkpoints."""
+
+Score = Callable[[Sequence[int], int], Tensor]
+"""``(rows of the test set, seed) -> logits [rows, labels]``."""
 
 
 def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, Any]:
@@ -33,31 +46,22 @@ def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, 
     Returns:
         The evaluation for each seed, as plain values.
     """
-    inputs, labels, data, work = setting.inputs, setting.labels, setting.data, setting.work
+    inputs, labels, work = setting.inputs, setting.labels, setting.work
     assert inputs.generator is not None
-    settings, (part,) = inputs.generator.section, method.algorithm
-    assert isinstance(settings, ImageGenerator)
-    load = cache(partial(StableDiffusion, settings.model, settings.steps, settings.device))
-    sentences = templates(inputs.prompts, data.modality)
-    assert data.decode is not None
-    images = [data.decode(x) for x in data.test.x]
+    options: GeneratorClassifier = REFERENCES[GENERATOR](**method.algorithm[0].options())
+    by_text = isinstance(inputs.generator.section, TextGenerator)
+    score = _score_texts(setting, options) if by_text else _score_images(setting, options)
+    total, unit = len(setting.data.test.labels), "texts" if by_text else "images"
     results = {}
-    with progress.bar(name, len(inputs.seeds) * len(images), "images") as advance:
+    with progress.bar(name, len(inputs.seeds) * total, unit) as advance:
         for seed in inputs.seeds:
             folder = work.folder / name / f"seed-{seed}"
             digest = trial_digest(inputs, work.upstream, method, seed, batched=False)
             before = load_checkpoint(folder / "checkpoint.safetensors", digest)
             logits = before[0]["logits"] if before else torch.zeros(0, len(labels))
             advance(len(logits))
-            for first in range(len(logits), len(images), BLOCK):
-                block = label_scores(
-                    load(),
-                    images[first : first + BLOCK],
-                    # every label gets the same stream, so the same sentence
-                    lambda key: [sentences.draw(label, key.numpy()) for label in labels],
-                    Key(seed).fold("classify"),
-                    **part.options(),
-                )
+            for first in range(len(logits), total, BLOCK):
+                block = score(range(first, min(first + BLOCK, total)), seed)
                 logits = torch.cat([logits, block])
                 meta = {"digest": digest, "rounds": []}
                 save_tensors(folder / "checkpoint.safetensors", {"logits": logits}, meta)
@@ -67,3 +71,62 @@ def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, 
             results[str(seed)] = {"evaluations": [{"round": 0, **scores}], "rounds": []}
             write_json(folder / "trace.json", results[str(seed)])
     return results
+
+
+def _score_images(setting: Setting, options: GeneratorClassifier) -> Score:
+    """Return a function that classifies images with a diffusion model."""
+    assert setting.inputs.generator is not None
+    settings, labels, data = setting.inputs.generator.section, setting.labels, setting.data
+    assert isinstance(settings, ImageGenerator)
+    load = cache(partial(StableDiffusion, settings.model, settings.steps, settings.device))
+    sentences = templates(setting.inputs.prompts, data.modality)
+    assert data.decode is not None
+    decode = data.decode
+
+    def score(rows: Sequence[int], seed: int) -> Tensor:
+        return label_scores(
+            load(),
+            [decode(data.test.x[row]) for row in rows],
+            # every label gets the same stream, so the same sentence
+            lambda key: [sentences.draw(label, key.numpy()) for label in labels],
+            Key(seed).fold("classify"),
+            samples=options.samples,
+        )
+
+    return score
+
+
+def _score_texts(setting: Setting, options: GeneratorClassifier) -> Score:
+    """Return a function that classifies texts with a chat model."""
+    assert setting.inputs.generator is not None
+    generator, data = setting.inputs.generator.options, setting.data
+    query = chat_query(options.query, CLASSIFY_QUERIES, None)
+    chat_options = {**generator, "system": query.system}  # not that of the query for texts
+    load = cache(lambda: connect(chat_options, FIELD, setting.work.answers))
+    texts = data.test_originals(range(len(data.test.labels)))
+    examples = cache(partial(_examples_of_a_client, setting, options.shots))
+
+    def score(rows: Sequence[int], seed: int) -> Tensor:
+        wanted = [texts[row] for row in rows]
+        key = Key(seed).fold("classify")
+        return text_label_scores(load(), wanted, setting.labels, examples(seed), key, query, options)
+
+    return score
+
+
+def _examples_of_a_client(setting: Setting, shots: int, seed: int) -> list[tuple[str, str]]:
+    """Return labelled texts of one client, drawn for each seed: of its classes in turn.
+
+    A client may show its own texts, but no other client's. So the model sees what one client could show it.
+    """
+    if not shots:
+        return []
+    parts, _ = setting.context.train_test_rows(setting.section, seed)
+    key = Key(seed).fold("shots")
+    rows = key.numpy().permutation(parts[int(key.fold("client").numpy().integers(len(parts)))])
+    y = class_indices(setting.data.train, setting.labels).numpy()[rows]
+    of_class = {number: rows[y == number] for number in range(len(setting.labels))}
+    shown = rows_of_all_classes(of_class, min(shots, len(rows)))
+    names = class_indices(setting.data.train, setting.labels)[torch.tensor(shown)].tolist()
+    contents = setting.data.originals(shown)
+    return [(contents[n], setting.labels[name]) for n, name in enumerate(names)]
