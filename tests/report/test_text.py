@@ -19,6 +19,7 @@ def method(per_seed, rounds, start, **changes):
         "content": None,
         "reference": False,
         "uses_generator": start == 0.8,
+        "source": "generated" if start == 0.8 else None,
         "existing_model": False,
         "generated_samples": 0.0,
         "accuracy": figure,
