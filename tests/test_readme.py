@@ -16,13 +16,14 @@ from genfl.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DATA_PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 def _blocks(language, text=README):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-WHOLE, SHORT, METHODS, CHANGES, CONTENT = _blocks("yaml")
+WHOLE, SHORT, METHODS, CHANGES, PUBLIC, CONTENT = _blocks("yaml")
 
 
 def test_the_config_is_valid_and_takes_the_methods_shown():
@@ -36,6 +37,25 @@ def test_the_config_is_valid_and_takes_the_methods_shown():
     for line in CHANGES.splitlines():
         ((section, content),) = yaml.safe_load(line).items()
         assert config.parse(WHOLE, [f"{section}={content}"]) != config.parse(WHOLE)
+
+
+OWN_IMAGES = "data={name: images, path: own, size: [32, 32], partition: {clients: 20, samples: 900}}"
+
+
+def test_public_data_is_as_shown():
+    shown = config.parse(WHOLE[: WHOLE.index("methods:")] + PUBLIC, [OWN_IMAGES])
+    assert [name for name, method in shown.methods.items() if method.source == "public"] == [
+        "feddf",
+        "public_start",
+        "public_content",
+    ]
+    lines = [line for block in _blocks("yaml", DATA_PAGE) for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith("public: {")]
+    assert len(lines) == 4
+    for line in lines:
+        (section,) = yaml.safe_load(line).values()
+        taken = ["methods.more={algorithm: dsfl, source: public}", OWN_IMAGES, f"public={section}"]
+        assert config.parse(WHOLE, taken).public.model_fields_set == section.keys()
 
 
 def _shown(line):

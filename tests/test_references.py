@@ -195,7 +195,9 @@ def test_generated_data_holds_no_private_row_and_mixed_data_both(run):
 def prepared(monkeypatch):
     """Gives the stage a synthetic data set and a pre-trained model without making them."""
     monkeypatch.setattr(setting.generate, "read_synthetic", lambda folder, data, labels: synthetic())
-    monkeypatch.setattr(setting, "read_weights", lambda folder, task, seed: task.init(Key(seed).fold("warm")))
+    monkeypatch.setattr(
+        setting, "read_weights", lambda folder, task, seed, source: task.init(Key(seed).fold("warm"))
+    )
 
 
 def test_no_reference_trains_on_a_test_sample_nor_on_data_it_was_not_given(run, monkeypatch):

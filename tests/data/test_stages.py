@@ -52,7 +52,9 @@ def run(tmp_path, monkeypatch):
     x = torch.randint(256, (12, 3, 4, 4), generator=rng, dtype=torch.uint8)
     synthetic = x, torch.arange(12) % 2
     monkeypatch.setattr("genfl.stages.generate.read_synthetic", lambda folder, data, labels: synthetic)
-    monkeypatch.setattr(setting, "read_weights", lambda folder, task, seed: task.init(initial_key(seed)))
+    monkeypatch.setattr(
+        setting, "read_weights", lambda folder, task, seed, source: task.init(initial_key(seed))
+    )
     return run
 
 

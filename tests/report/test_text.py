@@ -19,6 +19,7 @@ def method(per_seed, rounds, start, **changes):
         "content": None,
         "reference": False,
         "uses_generator": start == 0.8,
+        "source": "generated" if start == 0.8 else None,
         "existing_model": False,
         "generated_samples": 0.0,
         "accuracy": figure,
@@ -58,7 +59,7 @@ def compared(test_samples=1000, generator="image", compare=None, **methods):
     }
     labels = {"found": [], "cells": 80, "bytes_per_client": 100, "attempts": 1, "holders": {}}
     return Summary(
-        schema_version=4,
+        schema_version=5,
         name="by hand",
         seeds=[0],
         labels=labels,

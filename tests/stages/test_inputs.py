@@ -135,6 +135,10 @@ OF_METHOD = ("methods.mixed.content={samples: 60, guidance: real, filter: {share
 PROMPTED_METHOD = ("content={}", "methods.mixed.content={samples: 60, filter: {share: 0.5}}")
 COLD = ("methods={plain: {algorithm: fedavg}}", "content={}")
 EXISTING = ("pretrain.init=$weights",)
+PUBLIC = ("public={path: $public}", "methods.warm.source=public")
+PUBLIC_TEXTS = ("public={path: $public_texts}", "methods.warm.source=public")
+PUBLIC_REST = ("data.partition.samples=600", "public={}", "methods.warm.source=public")
+DISTILLED = ("public={path: $public}", "methods.more={algorithm: dsfl, source: public}")
 
 # Generated texts become the vocabulary, by which clients and pre-training read theirs.
 WORDS = {"vocabulary", *TRAIN}
@@ -426,6 +430,18 @@ ROWS = [
         GUIDED,
         given=("methods.mixed={algorithm: fedprox, data: mixed, content: {guidance: prompt}}",),
     ),
+    # --- public data: its content counts, wherever it lies
+    Row("methods.*.source", "methods.warm.source=generated", TRAIN, "images", (*PUBLIC, DISTILLED[1])),
+    Row("methods.*.source", "methods.more.source=generated", FEDERATE, "images", (*PUBLIC, DISTILLED[1])),
+    Row("public", "public={path: $public_other}", TRAIN, "images", PUBLIC),
+    Row("public.path", "public.path=$public_copy", REPORT, "images", PUBLIC),
+    Row("public.path", "public.path=$public_other", FEDERATE, "images", DISTILLED),
+    Row("public.folders", "public.folders=split/class", REPORT, "images", PUBLIC),
+    Row("public.name", "public.name=digits too", TRAIN, given=PUBLIC_REST),
+    Row("public.input", "public.input=body", TRAIN, "texts", PUBLIC_TEXTS),
+    Row("public.label", "public.label=topic", TRAIN, "texts", PUBLIC_TEXTS),
+    Row("public.samples", "public.samples=10", TRAIN, "images", PUBLIC),
+    Row("public.labelled", "public.labelled=false", FEDERATE, "images", DISTILLED),
     # --- the report
     Row("report.target_accuracy", "report.target_accuracy=0.5", REPORT),
     Row("report.real_examples", "report.real_examples=true", REPORT),
@@ -538,8 +554,11 @@ def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     draw(folder / "images", 0)
     draw(folder / "images_other", 1)
+    draw(folder / "public", 2)
+    draw(folder / "public_other", 3)
     write_texts(folder / "texts", "private")
     write_texts(folder / "written", "generated")
+    write_texts(folder / "public_texts", "public")
     write_sounds(folder / "sounds")
     write_tokenizer(folder / "tokenizer")
     write_model(folder / "model", 1)
@@ -549,7 +568,7 @@ def paths(tmp_path_factory):
     for name, seed in {"voices": 0, "voices_other": 1}.items():
         np.save(folder / name, np.random.default_rng(seed).normal(size=(2, 4)))
         (folder / f"{name}.npy").rename(folder / name)
-    for name in ("images", "model"):
+    for name in ("images", "public", "model"):
         shutil.copytree(folder / name, folder / f"{name}_copy")
     for name in ("tokenizer", "weights", "voices"):
         shutil.copy(folder / name, folder / f"{name}_copy")
@@ -648,6 +667,32 @@ def test_a_second_run_sees_an_image_that_changed(parse, tmp_path, monkeypatch):
     assert ran(settings, tmp_path / "run") == set()
     Image.new("RGB", (4, 4), (199, 9, 99)).save(tmp_path / "made" / "train" / "black" / "0.bmp")
     assert ran(settings, tmp_path / "run") == stages - {"labels", "prompts"}
+    assert ran(settings, tmp_path / "run") == set()
+
+
+def test_a_second_run_sees_a_public_image_that_changed(parse, tmp_path, monkeypatch):
+    """What does not read it is not run again: neither prompts nor generated samples."""
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    for number, name in enumerate(("own", "made", "public")):
+        draw(tmp_path / name, number)
+    settings = parse(
+        "images",
+        *FAST,
+        f"data.path={tmp_path / 'own'}",
+        f"generator.path={tmp_path / 'made'}",
+        f"public={{path: {tmp_path / 'public'}}}",
+        "methods.warm.source=public",
+    )
+    assert ran(settings, tmp_path / "run") == EVERYTHING - NO_GUIDED
+    generated, public = (
+        tmp_path / "run" / "pretrain" / name / "model.safetensors" for name in ("seed-0", "public-seed-0")
+    )
+    before = [sha256(path) for path in (generated, public)]
+    assert ran(settings, tmp_path / "run") == set()
+    Image.new("RGB", (4, 4), (9, 99, 199)).save(tmp_path / "public" / "train" / "black" / "0.bmp")
+    assert ran(settings, tmp_path / "run") == TRAIN
+    assert sha256(generated) == before[0], "the model of generated data is resumed from its checkpoint"
+    assert sha256(public) != before[1]
     assert ran(settings, tmp_path / "run") == set()
 
 

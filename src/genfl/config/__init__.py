@@ -1,6 +1,6 @@
 """A run's config: its schema, and reading it from YAML with overrides."""
 
-from genfl.config.data import Data, Partition
+from genfl.config.data import Data, Partition, Public
 from genfl.config.generation import ImageGenerator
 from genfl.config.methods import Content, Method
 from genfl.config.reading import (
@@ -31,6 +31,7 @@ __all__ = [
     "Method",
     "Model",
     "Partition",
+    "Public",
     "Section",
     "default_guidance",
     "differences",

@@ -149,6 +149,85 @@ class Data(Section):
         return replace(recipe.format, **chosen).missing()  # type: ignore[type-var]  # all are dataclasses
 
 
+class Public(Section):
+    """Public data, which the server and the clients may have beside the private data.
+
+    Its inputs are read in the format of the private data. Without a name and a path, it is the part of the
+    private data's training set that `data.partition.samples` leaves out.
+    """
+
+    name: str | None = Field(
+        None, description="A name of `genfl list datasets`. If not set, that of the private data."
+    )
+    path: str | None = Field(
+        None,
+        description="A folder with the public data, or hf://datasets/owner/name. If neither path nor name is"
+        " set, the samples that data.partition.samples leaves out are the public data.",
+    )
+    input: str | None = Field(
+        None, description="The column of the inputs. Needed if it is not the usual name."
+    )
+    label: str | None = Field(
+        None, description="The column of the classes. Needed if it is not the usual name."
+    )
+    folders: str | None = Field(
+        None, description="What the folders above the files of an example mean, as in data.folders."
+    )
+    samples: int | None = Field(
+        None, ge=1, description="Number of public samples, drawn at random. If not set, all of them."
+    )
+    labelled: bool = Field(
+        True,
+        description="Whether methods may read the labels. Samples with labels that no client has are left out"
+        " of pre-training and of the clients' content.",
+    )
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether it is the part of the private data's training set that no client gets."""
+        return self.name is None and self.path is None
+
+    def options(self, data: Data) -> dict[str, Any]:
+        """Return the options of `genfl.data.sources.read_dataset`: these fields, and the private format."""
+        columns = self.model_dump(include={"path", "input", "label", "folders"}, exclude_none=True)
+        return {name: value for name, value in data.options().items() if name in FORMAT_OPTIONS} | columns
+
+    def problem(self, data: Data) -> str | None:
+        """Return what is wrong beside the private data: field and fix. None if nothing is."""
+        columns = self.model_dump(include={"input", "label", "folders"}, exclude_none=True)
+        if self.is_rest:
+            if data.partition.samples is None:
+                return (
+                    "path: required, as the clients hold all of the private data; set it, or set"
+                    " data.partition.samples to leave a part of the private data to the public"
+                )
+            return f"{next(iter(columns))}: it needs a path; set path, or leave it out" if columns else None
+        name = self.name or data.name
+        if name not in DATASETS:
+            return f"name: there is no {name!r}; {suggest(name, list(DATASETS))}"
+        if name == data.name and self.path == data.path:
+            return (
+                f"{'path' if self.path else 'name'}: the same data as the private data; name other data, or"
+                " leave name and path out and set data.partition.samples"
+            )
+        public, private = DATASETS[name], DATASETS.get(data.name)
+        if private is not None and public.modality != private.modality:
+            return f"name: {name} is {public.modality}, but {data.name} is {private.modality}; name another"
+        if public.recipe is None:
+            options = self.model_dump(include={"path"}, exclude_none=True) | columns
+            return f"{next(iter(options))}: {name} takes no options; leave it out" if options else None
+        if private is not None and private.recipe is None:
+            return f"path: {data.name} has no format that files can be read in; leave name and path out"
+        if not public.recipe.hub and self.path is None:
+            return f"path: required for {name}; give the folder with the data"
+        if self.folders is not None:
+            try:
+                parse_levels(self.folders)
+            except ValueError as error:
+                return f"folders: {error}"
+        return None
+
+
 class Labels(Section):
     """Private label discovery."""
 

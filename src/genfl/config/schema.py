@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from genfl.config.data import Data, Labels
+from genfl.config.data import Data, Labels, Public
 from genfl.config.generation import (
     NO_GUIDANCE,
     UNGUIDED,
@@ -86,6 +86,9 @@ class Config(Section):
         min_length=1, description="The methods to compare, by names of your choice."
     )
     report: Report = Field(Report(), description="The report.")
+    public: Public | None = Field(
+        None, description="Public data, for methods with source public. If not set, there is none."
+    )
 
     @property
     def device_type(self) -> str:
@@ -106,6 +109,13 @@ class Config(Section):
     def generates(self) -> bool:
         """Whether there is a generator."""
         return not isinstance(self.generator, NoGenerator)
+
+    @property
+    def pretrains_on_public(self) -> bool:
+        """Whether a method starts from a model that was pre-trained on public data."""
+        return any(
+            method.source == "public" and method.start == "pretrained" for method in self.methods.values()
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -129,7 +139,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        problems = [*self._problems(), *self._problems_of_methods(), *self._problems_without_generator()]
+        problems = [
+            *self._problems(),
+            *self._problems_of_methods(),
+            *self._problems_of_public(),
+            *self._problems_without_generator(),
+        ]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -196,6 +211,24 @@ class Config(Section):
             if method.start == "init" and self.pretrain.init is None:
                 yield (
                     f"methods.{name}.start: init, but pretrain.init is not set; set it to a file or imagenet"
+                )
+
+    def _problems_of_public(self) -> Iterator[str]:
+        """Yield what is wrong with public data and its uses: field and fix."""
+        users = {name: method for name, method in self.methods.items() if method.source == "public"}
+        if self.public is None:
+            for name in users:
+                yield f"methods.{name}.source: public, but there is no section public; add one with a path"
+            return
+        if problem := self.public.problem(self.data):
+            yield f"public.{problem}"
+        if not users:
+            yield "public: no method takes public data; set source to public in one of them, or leave it out"
+        for name, method in users.items():
+            if not self.public.labelled and (field := method.needs_labels):
+                yield (
+                    f"methods.{name}.{field}: it needs labels, but public.labelled is false; set it to"
+                    " true, or leave the method out"
                 )
 
     def _problems_without_generator(self) -> Iterator[str]:

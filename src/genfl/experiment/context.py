@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -13,10 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from genfl.config import Config, Data, Model, validate
+from genfl.config import Config, Data, Model, Public, validate
 from genfl.data.clients import ClientData
 from genfl.data.partition import OWN, hold_back, partition, subset
-from genfl.data.sources import DATASETS, DataSet, LabelledExamples
+from genfl.data.public import PublicData, public_data
+from genfl.data.sources import DATASETS, DataSet, LabelledExamples, read_dataset
 from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.errors import InputError
 from genfl.labels.iblt import MAX_CLIENTS
@@ -29,7 +31,9 @@ from genfl.storage import digest, sha256
 log = logging.getLogger(__name__)
 
 MOST_DATA_SETS = 2
-"""The largest number of data sets in a context. Texts are read before and after a run has a vocabulary."""
+"""The largest number of data sets in a context. Texts are read before and after a run has a vocabulary.
+
+The same number of public data sets is held beside them."""
 
 MOST_VALUES = 64
 """The largest number of other values in a context, such as splits. A sweep may have many of them."""
@@ -45,6 +49,7 @@ class RunContext:
 
     def __init__(self) -> None:
         self._data_sets: OrderedDict[str, DataSet] = OrderedDict()
+        self._public: OrderedDict[str, PublicData] = OrderedDict()
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
 
     def once(self, name: Hashable, make: Callable[[], _T]) -> _T:
@@ -83,6 +88,59 @@ class RunContext:
     def data_notes(self, data: Data) -> tuple[str, ...]:
         """Return what a user should know of the reading of a data set; see `DataSet.notes`."""
         return self.once(("notes", _name_of(data)), lambda: self.data_set(data).notes)
+
+    def public(self, public: Public, data: Data) -> PublicData:
+        """Return the public data, in the format of the private data.
+
+        Args:
+            public: The section of the config that names it.
+            data: The private data.
+
+        Raises:
+            InputError: It cannot be read, or it is the private data itself.
+        """
+        name = digest([_name_of(data), data.partition.samples, public.model_dump()])
+        if name not in self._public:
+            if len(self._public) >= MOST_DATA_SETS:
+                self._public.popitem(last=False)
+            self._public[name] = self._read_public(public, data)
+        self._public.move_to_end(name)
+        return self._public[name]
+
+    def _read_public(self, public: Public, data: Data) -> PublicData:
+        private = self.data_set(data)
+        read = partial(public_data, private, samples=public.samples, labelled=public.labelled)
+        if public.is_rest:
+            return read(None, held=data.partition.samples)
+        if public.path and data.path and Path(public.path).resolve() == Path(data.path).resolve():
+            raise InputError(
+                f"public.path: {public.path} is the private data; name other data, or leave path out and set"
+                " data.partition.samples"
+            )
+        try:
+            examples = _load_public(public, data)
+        except InputError as error:
+            raise InputError(re.sub(r"^data\.", "public.", str(error))) from error
+        if examples.digest and examples.digest == private.digest:
+            raise InputError(
+                f"public.path: {public.path} is a copy of the private data; name other data, or leave path"
+                " out and set data.partition.samples"
+            )
+        chosen = read(examples, held=None)
+        return chosen._replace(notes=(*(f"public data: {note}" for note in examples.notes), *chosen.notes))
+
+    def public_digest(self, public: Public, data: Data) -> str:
+        """Return the digest of the public data's content. It does not depend on the path."""
+        name = ("public", _name_of(data), data.partition.samples, public.model_dump_json())
+        return self.once(name, lambda: self.public(public, data).digest)
+
+    def public_notes(self, config: Config) -> tuple[str, ...]:
+        """Return what a user should know of the public data; nothing if there is none."""
+        if config.public is None:
+            return ()
+        public, train = self.public(config.public, config.data), self.data_set(config.data).train
+        others = public.unmatched(known_labels(train))
+        return (*public.notes, *([others] if others else []))
 
     def file_digest(self, path: Path) -> str:
         """Return the SHA-256 of a file's content."""
@@ -227,6 +285,20 @@ class RunContext:
 def _name_of(data: Data) -> str:
     """Return a text that is equal for sections with the same data set and input format."""
     return digest([data.name, {name: str(value) for name, value in data.options().items()}])
+
+
+def _load_public(public: Public, data: Data) -> DataSet:
+    """Return a public data set, read in the private data's format."""
+    entry, private = DATASETS[public.name or data.name], DATASETS[data.name]
+    if entry.recipe is None or private.recipe is None:
+        return entry.load()
+    recipe = entry.recipe._replace(format=private.recipe.format)
+    return read_dataset(public.name or data.name, recipe, **public.options(data))
+
+
+def known_labels(examples: LabelledExamples) -> list[str]:
+    """Return the distinct label names in NFC, sorted: those that label discovery will find."""
+    return sorted({unicodedata.normalize("NFC", label) for label in examples.labels})
 
 
 def class_indices(examples: LabelledExamples, labels: Sequence[str]) -> torch.Tensor:

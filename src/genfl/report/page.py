@@ -238,19 +238,22 @@ def _note(config: Config, name: str) -> str:
     start = {
         "random": "from scratch",
         "init": "from an existing model",
-        "pretrained": f"from {existing}trained on generated data" if existing else "from the generated data",
+        "pretrained": f"from {existing}trained on {method.source} data"
+        if existing
+        else f"from the {method.source} data",
     }[method.start]
     data = {
         "private": "",
-        "mixed": ", private and generated data mixed",
-        "p2g": ", private data first and then generated data in every round",
-        "g2p": ", generated data first and then private data in every round",
-        "generated": ", generated data only",
+        "mixed": f", private and {method.source} data mixed",
+        "p2g": f", private data first and then {method.source} data in every round",
+        "g2p": f", {method.source} data first and then private data in every round",
+        "generated": f", {method.source} data only",
     }
+    distils = ", on public data" if method.needs_public == "algorithm" else ""
     references = {LOCAL: "every client alone", CENTRALISED: "all data in one place"}
     algorithm = " + ".join(references.get(part.name, part.name) for part in method.algorithm)
     content = _content_choices(method.content) if method.content else ""
-    return f"{algorithm}, {start}{data[method.data]}{content}"
+    return f"{algorithm}{distils}, {start}{data[method.data]}{content}"
 
 
 def _content_choices(content: Content) -> str:

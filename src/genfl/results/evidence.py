@@ -32,7 +32,7 @@ class Evidence:
         modality: What an example is: image, audio or text.
         usual_metric: The metric that is usually reported for the data set: ``accuracy`` or ``macro_f1``.
         near_duplicate_rule: What makes two samples near-duplicates, in words.
-        data_notes: What a user should know of the reading of the private data, such as files left out.
+        data_notes: What a user should know of the reading of the data, such as files left out.
         label_order: The labels in the order in which the report lists them.
         label_counts: Training samples of each label at each client for the first seed, int [clients, labels].
         pretraining: The history of pre-training; None without a generator.
@@ -72,7 +72,7 @@ def collect(run: Run, context: RunContext) -> Evidence:
         modality=data.modality,
         usual_metric=entry.metric,
         near_duplicate_rule=MEASURES[data.modality].means,
-        data_notes=context.data_notes(config.data),
+        data_notes=context.data_notes(config.data) + context.public_notes(config),
         label_order=order,
         label_counts=context.label_counts(config.data, run.labels, config.seeds[0]),
         pretraining=PretrainResult.model_validate(run.result("pretrain")) if config.generates else None,

@@ -16,7 +16,7 @@ from genfl.errors import InputError
 from genfl.results.names import CENTRALISED
 from genfl.storage import read_json, write_json
 
-SCHEMA = 4
+SCHEMA = 5
 """The version of ``summary.json``. It is raised whenever a field is added, removed or changes its meaning."""
 
 
@@ -114,8 +114,8 @@ class PretrainingEpoch(ResultModel):
 
     epoch: int = Field(description="Number of the epoch, from 1.")
     loss: float = Field(description="Mean training loss (cross-entropy), in nats.")
-    held_back_loss: float = Field(description="Loss on the generated samples held back, in nats.")
-    held_back_accuracy: float = Field(description="Accuracy on the generated samples held back, in [0, 1].")
+    held_back_loss: float = Field(description="Loss on the samples held back, in nats.")
+    held_back_accuracy: float = Field(description="Accuracy on the samples held back, in [0, 1].")
 
 
 class PretrainedModel(ResultModel):
@@ -128,7 +128,13 @@ class PretrainedModel(ResultModel):
 class PretrainResult(ResultModel):
     """What the stage `pretrain` trained."""
 
-    seeds: dict[str, PretrainedModel] = Field(description="For each seed, its pre-training.")
+    seeds: dict[str, PretrainedModel] = Field(
+        description="For each seed, its pre-training on generated data; empty without a generator."
+    )
+    public: dict[str, PretrainedModel] = Field(
+        {},
+        description="For each seed, its pre-training on public data; empty if no method starts from it.",
+    )
 
 
 class AlgorithmPart(ResultModel):
@@ -191,6 +197,10 @@ class MethodResult(ResultModel):
     )
     content: Content | None = Field(
         description="Division of generated content over clients; null if they train on private data only."
+    )
+    source: Literal["generated", "public"] | None = Field(
+        description="The data from outside the clients that the method takes, to start from, to train on or"
+        " to distil on: generated or public; null if it takes none."
     )
     reference: bool = Field(description="Whether it is a reference, which is not federated.")
     uses_generator: bool = Field(description="Whether the method needs the generator.")
@@ -295,7 +305,7 @@ class Environment(ResultModel):
 class Summary(ResultModel):
     """All figures of a run, as in ``summary.json``."""
 
-    schema_version: Literal[4] = Field(alias="schema", description="Version of this schema.")
+    schema_version: Literal[5] = Field(alias="schema", description="Version of this schema.")
     name: str = Field(description="Name of the run.")
     seeds: list[int] = Field(description="The seeds, in the order in which figures list them.")
     labels: LabelsResult = Field(description="The labels of the private data.")

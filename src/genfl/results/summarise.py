@@ -83,7 +83,7 @@ def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> 
         results: The result of each stage of the run, by its name.
     """
     clients = config.data.partition.clients
-    # Methods that use the generator pay for label discovery once, before any round.
+    # Methods that need the label names outside of the clients pay for label discovery once, before any round.
     discovery_bytes = results["labels"]["bytes_per_client"] * clients
     methods: dict[str, Method | None] = {SYNTHETIC_ONLY: None} if config.generates else {}
     methods |= {name: method for name, method in config.methods.items() if method.reference is None}
@@ -93,7 +93,8 @@ def method_results(config: Config, results: Mapping[str, Mapping[str, Any]]) -> 
         traces = [results["federate"]["methods"][name][str(seed)] for seed in config.seeds]
         generated_samples = fmean(trace.get("content", 0) for trace in traces)
         description = _description(config, method)
-        setup_bytes = discovery_bytes if description["uses_generator"] else 0
+        matched = method is not None and method.needs_public and method.needs_labels
+        setup_bytes = discovery_bytes if description["uses_generator"] or matched else 0
         if method and config.generates:
             setup_bytes += round(bytes_to_clients(method, clients, generated_samples, results["generate"]))
         figures[name] = MethodResult(
@@ -110,12 +111,16 @@ def bytes_to_clients(
 ) -> float:
     """Return the bytes of synthetic data that the server sends to all clients of a method, once.
 
+    Public data costs none: clients have it themselves.
+
     Args:
         method: A method of the config.
         clients: How many clients there are, at least 1.
         generated_samples: How many generated samples its clients train on, all together, at least 0.
         synthetic: The result of the stage ``generate``: its ``bytes`` on disk, and its ``samples``.
     """
+    if method.source == "public":
+        return 0.0
     copies: float = clients * ("shared" in method.asks_for)
     if method.content and method.content.by == "server" and method.reference is None:
         copies += generated_samples / synthetic["samples"]  # every client gets its own samples
@@ -141,6 +146,7 @@ def _description(config: Config, method: Method | None) -> dict[str, Any]:
             "algorithm": None,
             "data": None,
             "content": None,
+            "source": "generated",
             "reference": True,
             "uses_generator": True,
             "existing_model": config.pretrain.init is not None,
@@ -150,6 +156,7 @@ def _description(config: Config, method: Method | None) -> dict[str, Any]:
         "algorithm": parts[0] if len(parts) == 1 else parts,
         "data": method.data,
         "content": method.content,
+        "source": "generated" if method.needs_generator else "public" if method.needs_public else None,
         "reference": method.reference is not None,
         "uses_generator": method.needs_generator is not None,
         "existing_model": config.pretrain.init is not None and method.start != "random",

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, get_type_hints
 
-from genfl.config import Config, Data, Section
+from genfl.config import Config, Data, Public, Section
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import ANSWERS, Run, Shard
 from genfl.storage import digest, take_checkpoint
@@ -114,6 +114,26 @@ class FormatInputs:
         """Return the format inputs of a config."""
         data = context.data_set(config.data)
         return cls(config.data.name, data.shape, data.format_digest, config.data)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicInputs:
+    """The public data: its content, but not its path.
+
+    Attributes:
+        content: The digest of the public examples, and of their labels where methods may read them.
+        section: The section of the config.
+    """
+
+    content: str
+    section: Annotated[Public, IGNORED]
+
+    @classmethod
+    def of(cls, config: Config, context: RunContext) -> PublicInputs | None:
+        """Return the public inputs of a config; None without public data."""
+        if config.public is None:
+            return None
+        return cls(context.public_digest(config.public, config.data), config.public)
 
 
 class Upstream:

@@ -1,4 +1,4 @@
-"""The stage pretrain: the server trains the downstream model on synthetic data alone."""
+"""The stage pretrain: the server trains the downstream model on synthetic data alone, or on public data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from genfl import progress
 from genfl.config import Config, Model
+from genfl.config.methods import AuxiliarySource
 from genfl.config.training import Pretraining
 from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.engines.device import exact
@@ -31,7 +32,16 @@ from genfl.models import MODELS
 from genfl.models.pretrained import load_pretrained, locate
 from genfl.rng import Key
 from genfl.stages import generate
-from genfl.stages.base import IGNORED, FormatInputs, Stage, StageRun, Upstream, Without, digest_of
+from genfl.stages.base import (
+    IGNORED,
+    FormatInputs,
+    PublicInputs,
+    Stage,
+    StageRun,
+    Upstream,
+    Without,
+    digest_of,
+)
 from genfl.stages.vocabulary import readable
 from genfl.storage import load_tensors, remove, save_tensors
 
@@ -129,13 +139,17 @@ class PretrainInputs:
         data: The input format of the private data, in which synthetic samples are encoded.
         model: The downstream model.
         recipe: The settings of the training.
-        seeds: The seeds. One model is trained for each.
+        seeds: The seeds. One model is trained for each, and for each source.
+        sources: The sources of training data: generated, public, or both.
+        public: The public data; None if no model is trained on it.
     """
 
     data: FormatInputs
     model: ModelInputs
     recipe: Annotated[Pretraining, Without({"init"})]
     seeds: list[int]
+    sources: list[AuxiliarySource]
+    public: PublicInputs | None
 
 
 @dataclass(frozen=True)
@@ -150,77 +164,92 @@ class SeedInputs:
 
 
 def pretrain_inputs(config: Config, context: RunContext) -> PretrainInputs:
-    """Return the inputs of pre-training of a config."""
+    """Return the inputs of pre-training for a config."""
     data = FormatInputs.of(config, context)
-    return PretrainInputs(data, ModelInputs.of(config, context), config.pretrain, config.seeds)
+    sources: list[AuxiliarySource] = ["generated"] if config.generates else []
+    public = PublicInputs.of(config, context) if config.pretrains_on_public else None
+    if public is not None:
+        sources.append("public")
+    model = ModelInputs.of(config, context)
+    return PretrainInputs(data, model, config.pretrain, config.seeds, sources, public)
 
 
 def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
     section = readable(inputs.data.section, work.upstream)
     data, labels = work.context.data_set(section), work.upstream.labels
-    x, y = generate.read_synthetic(work.upstream.folder("generate"), data, labels)
     options = inputs.recipe.model_dump(exclude={"init"})
     recipe = Recipe(**{**options, "augment": inputs.recipe.augment.augment()})
     task = work.context.classify(section, inputs.model.model, len(labels), inputs.model.precision)
     device = torch.device(inputs.model.device)
-    results = {}
-    _discard(work.folder, inputs.seeds)
-    with (
-        progress.bar("pretrain", inputs.recipe.epochs * len(inputs.seeds), "epochs") as advance,
-        exact(device),
-    ):
-        for seed in inputs.seeds:
-            start, _ = inputs.model.weights(task, seed)
-            checkpoint = seed_folder(work.folder, seed) / "checkpoint.safetensors"
-            digest = seed_digest(inputs, work.upstream, seed)
-            work.take_checkpoint(checkpoint, digest)
-            trained = train_with_holdout(
-                task,
-                start,
-                x,
-                y,
-                recipe,
-                Key(seed).fold("pretrain"),
-                checkpoint=checkpoint,
-                checkpoint_digest=digest,
-                prepare=data.prepare,
-                device=device,
-                on_epoch=advance,
-            )
-            tensors = task.state_dict(trained.weights)
-            save_tensors(seed_folder(work.folder, seed) / "model.safetensors", tensors)
-            results[str(seed)] = {"best_epoch": trained.epoch, "history": trained.history}
-    return {"seeds": results}
+    results: dict[str, dict[str, Any]] = {source: {} for source in inputs.sources}
+    _discard(work.folder, inputs)
+    epochs = inputs.recipe.epochs * len(inputs.seeds) * len(inputs.sources)
+    with progress.bar("pretrain", epochs, "epochs") as advance, exact(device):
+        for source in inputs.sources:
+            if source == "public":
+                assert inputs.public is not None
+                x, y = work.context.public(inputs.public.section, section).matched(labels)
+            else:
+                x, y = generate.read_synthetic(work.upstream.folder("generate"), data, labels)
+            for seed in inputs.seeds:
+                start, _ = inputs.model.weights(task, seed)
+                folder = seed_folder(work.folder, seed, source)
+                checkpoint = folder / "checkpoint.safetensors"
+                digest = seed_digest(inputs, work.upstream, seed, source)
+                work.take_checkpoint(checkpoint, digest)
+                trained = train_with_holdout(
+                    task,
+                    start,
+                    x,
+                    y,
+                    recipe,
+                    Key(seed).fold("pretrain"),
+                    checkpoint=checkpoint,
+                    checkpoint_digest=digest,
+                    prepare=data.prepare,
+                    device=device,
+                    on_epoch=advance,
+                )
+                save_tensors(folder / "model.safetensors", task.state_dict(trained.weights))
+                results[source][str(seed)] = {"best_epoch": trained.epoch, "history": trained.history}
+    return {"seeds": results.get("generated", {}), "public": results.get("public", {})}
 
 
-def _discard(folder: Path, seeds: list[int]) -> None:
-    """Delete the models of seeds that the config no longer has."""
-    current = {seed_folder(folder, seed) for seed in seeds}
-    for old in folder.glob("seed-*"):
+def _discard(folder: Path, inputs: PretrainInputs) -> None:
+    """Delete the models of seeds and sources that the config no longer has."""
+    current = {seed_folder(folder, seed, source) for seed in inputs.seeds for source in inputs.sources}
+    for old in (*folder.glob("seed-*"), *folder.glob("public-seed-*")):
         if old not in current:
             log.info("pretrain: deleted the model of %s, which is no longer in the config", old.name)
             remove(old, folder)
 
 
-def seed_digest(inputs: PretrainInputs, upstream: Upstream, seed: int) -> str:
-    """Return the digest of everything that the model of one seed depends on."""
-    stages = ["generate"]
+def seed_digest(
+    inputs: PretrainInputs, upstream: Upstream, seed: int, source: AuxiliarySource = "generated"
+) -> str:
+    """Return the digest of everything that the model of one seed and source depends on."""
+    digests = {}
+    if source == "public":
+        assert inputs.public is not None
+        digests["public"] = inputs.public.content
+    else:
+        digests["generate"] = upstream.digest("generate")
     if inputs.data.section.tokenizer == GENERATED_TOKENIZER:
-        stages.append(VOCABULARY)
-    digests = {stage: upstream.digest(stage) for stage in stages}
+        digests[VOCABULARY] = upstream.digest(VOCABULARY)
     seed_inputs = SeedInputs(inputs.data, inputs.model, inputs.recipe, upstream.labels, seed)
     return digest_of(STAGE.name, STAGE.version, seed_inputs, digests)
 
 
-def read_weights(folder: Path, task: Task, seed: int) -> Weights:
+def read_weights(folder: Path, task: Task, seed: int, source: AuxiliarySource = "generated") -> Weights:
     """Return the model that this stage trained for a seed.
 
     Args:
         folder: The stage's folder.
         task: The learning task.
         seed: The seed.
+        source: The data that it was trained on.
     """
-    tensors, _ = load_tensors(seed_folder(folder, seed) / "model.safetensors")
+    tensors, _ = load_tensors(seed_folder(folder, seed, source) / "model.safetensors")
     return from_state_dict(tensors, like=task.init(initial_key(seed)))
 
 
@@ -239,9 +268,9 @@ def _check(inputs: PretrainInputs, context: RunContext) -> None:
         raise InputError(f"pretrain.augment.{problem}")
 
 
-def seed_folder(folder: Path, seed: int) -> Path:
-    """Return the folder of one seed's model."""
-    return folder / f"seed-{seed}"
+def seed_folder(folder: Path, seed: int, source: AuxiliarySource = "generated") -> Path:
+    """Return the folder of the model of one seed and source."""
+    return folder / f"{'public-' if source == 'public' else ''}seed-{seed}"
 
 
 STAGE = Stage(
@@ -253,5 +282,5 @@ STAGE = Stage(
     _run,
     check=_check,
     keeps=True,
-    wanted=lambda config: config.generates,
+    wanted=lambda config: config.generates or config.pretrains_on_public,
 )

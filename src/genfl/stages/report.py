@@ -17,7 +17,7 @@ class ReportInputs:
 
     Attributes:
         config: The whole config.
-        data_notes: What a user should know of the reading of the private data.
+        data_notes: What a user should know of the reading of the private and public data.
     """
 
     config: Config
@@ -44,6 +44,8 @@ STAGE = Stage(
     "report",
     6,
     ("labels", "prompts", "generate", "guided", VOCABULARY, "pretrain", "federate"),
-    lambda config, context: ReportInputs(config, context.data_notes(config.data)),
+    lambda config, context: ReportInputs(
+        config, context.data_notes(config.data) + context.public_notes(config)
+    ),
     _run,
 )

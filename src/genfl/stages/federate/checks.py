@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
@@ -15,7 +17,7 @@ from genfl.data.sources import DataSet
 from genfl.engines.auto import together
 from genfl.engines.pool import refusal
 from genfl.errors import InputError, cause, first_line
-from genfl.experiment.context import RunContext
+from genfl.experiment.context import RunContext, known_labels
 from genfl.generators.classify import check_classifier
 from genfl.hub import check_device
 from genfl.learning.task import MissingPart, Task
@@ -25,6 +27,8 @@ from genfl.stages.federate.generated_content import check_content
 from genfl.stages.federate.inputs import FederateInputs
 from genfl.stages.federate.methods import build_algorithm
 from genfl.stages.federate.setting import resources
+
+log = logging.getLogger(__name__)
 
 
 def check(inputs: FederateInputs, context: RunContext) -> None:
@@ -54,6 +58,7 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
     if pool_problem:
         raise InputError(f"federate.engine: parallel, but {pool_problem}; use auto or sequential")
     check_content(inputs, context)
+    _check_public(inputs, context)
     for name, method in inputs.methods.items():
         try:
             if method.reference == GENERATOR:
@@ -80,6 +85,23 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
                 f"methods.{name}.content.filter: {method.algorithm[0].name} does not send clients the global"
                 " model, which the filter needs; leave it out"
             )
+
+
+def _check_public(inputs: FederateInputs, context: RunContext) -> None:
+    """Check that public data can be used as the methods use it, and say which samples they leave out.
+
+    Raises:
+        InputError: A method needs labels, and no public label is one of the clients'.
+    """
+    if inputs.public is None:
+        return
+    public = context.public(inputs.public.section, inputs.data.section)
+    users = [method for method in inputs.methods.values() if method.source == "public"]
+    if any(method.needs_labels for method in users):
+        labels = known_labels(context.data_set(inputs.data.section).train)
+        public.matched(labels)
+        if note := public.unmatched(labels):
+            log.info("public: %s", note)
 
 
 def _fitting(field: str, inputs: FederateInputs, context: RunContext, model: Model, classes: int) -> Task:

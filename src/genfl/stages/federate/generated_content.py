@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from genfl.config import Method
 from genfl.data.budget import deal
 from genfl.data.clients import GENERATED, ClientData
 from genfl.errors import InputError
-from genfl.experiment.context import RunContext
+from genfl.experiment.context import RunContext, known_labels
 from genfl.generators.registry import GENERATORS
 from genfl.stages.allocations import allocate, limit_to_pools, refuse_empty
 from genfl.stages.federate.inputs import FederateInputs
@@ -37,12 +36,14 @@ def training_data(setting: Setting, name: str, method: Method, seed: int) -> Cli
     private, content = setting.private(seed), method.content
     if content is None:
         return private
-    x, y = setting.synthetic
+    x, y = setting.labelled(method.source)
     pools = y.bincount(minlength=len(setting.labels)).numpy()
     allocation = allocate(content, private.client_info_table["label_counts"].numpy(), pools, seed)
     short = limit_to_pools(allocation.pooled, pools)
     if short:  # unusable samples were left out of the synthetic data
-        log.warning("methods.%s: clients get %d generated samples less than content.samples", name, short)
+        log.warning(
+            "methods.%s: clients get %d %s samples less than content.samples", name, short, method.source
+        )
     rows = deal(y, allocation.pooled, seed)
     if allocation.guided.any():
         guided_x, guided_y, guided_rows = setting.guided(content, seed)
@@ -74,21 +75,30 @@ def check_content(inputs: FederateInputs, context: RunContext) -> None:
         ):
             raise InputError(f"methods.{name}.content.guidance: {problem}")
     section = inputs.data.section
-    train = context.data_set(section).train
-    labels = sorted({unicodedata.normalize("NFC", label) for label in train.labels})
-    pools = np.full(len(labels), inputs.prompts.per_label)
+    labels = known_labels(context.data_set(section).train)
+    pools = {"generated": np.full(len(labels), inputs.prompts.per_label)}
+    if inputs.public is not None and any(method.source == "public" for method in methods.values()):
+        _, y = context.public(inputs.public.section, section).matched(labels)
+        pools["public"] = y.bincount(minlength=len(labels)).numpy()
     for seed in inputs.seeds if methods else ():
         counts = context.label_counts(section, labels, seed)
         for name, method in methods.items():
             assert method.content is not None
-            allocation = allocate(method.content, counts, pools, seed)
-            asked = allocation.pooled.sum(0)
-            short = int(np.argmax(asked - pools))
-            if asked[short] > pools[short]:
+            pool = pools[method.source]
+            if method.content.samples is None and not pool.all():
                 raise InputError(
-                    f"methods.{name}.content.samples: with seed {seed}, clients need {asked[short]} generated"
-                    f" samples of {labels[short]!r}, but there are {pools[short]}; lower it, or raise"
-                    " prompts.per_label"
+                    f"methods.{name}.content.samples: required, as no public sample is of"
+                    f" {labels[int(np.argmin(pool))]!r}; set a number and budget water_filling, or use other"
+                    " public data"
+                )
+            allocation = allocate(method.content, counts, pool, seed)
+            asked = allocation.pooled.sum(0)
+            short = int(np.argmax(asked - pool))
+            if asked[short] > pool[short]:
+                fix = "lower it, or raise prompts.per_label" if method.source == "generated" else "lower it"
+                raise InputError(
+                    f"methods.{name}.content.samples: with seed {seed}, clients need {asked[short]}"
+                    f" {method.source} samples of {labels[short]!r}, but there are {pool[short]}; {fix}"
                 )
             if method.data == "generated":
                 refuse_empty(name, (allocation.pooled + allocation.guided).sum(1).tolist(), seed)

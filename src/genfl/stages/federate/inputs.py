@@ -15,7 +15,7 @@ from genfl.experiment.context import RunContext
 from genfl.experiment.folder import VOCABULARY
 from genfl.learning.task import Precision
 from genfl.references import GENERATOR
-from genfl.stages.base import IGNORED, DataInputs, Upstream, Without, digest_of
+from genfl.stages.base import IGNORED, DataInputs, PublicInputs, Upstream, Without, digest_of
 from genfl.stages.generate import GeneratorInputs
 from genfl.stages.guided import GuidedInputs, guided_inputs, kind_digest
 from genfl.stages.pretrain import ModelInputs, PretrainInputs, pretrain_inputs, seed_digest
@@ -49,7 +49,8 @@ class FederateInputs:
         generator: The generator; None without a generator.
         prompts: The section of the prompts. The generator classifies with them.
         guided: The inputs of the guided samples; None without a generator.
-        pretrained: The inputs of the pre-trained models; None without a generator.
+        pretrained: The inputs of the pre-trained models; None if there are none.
+        public: The public data; None if there is none.
     """
 
     data: DataInputs
@@ -66,6 +67,7 @@ class FederateInputs:
     prompts: Annotated[Prompts, IGNORED]
     guided: Annotated[GuidedInputs | None, IGNORED]
     pretrained: Annotated[PretrainInputs | None, IGNORED]
+    public: PublicInputs | None
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> FederateInputs:
@@ -85,7 +87,8 @@ class FederateInputs:
             GeneratorInputs.of(config, context) if config.generates else None,
             config.prompts,
             guided_inputs(config, context) if config.generates else None,
-            pretrain_inputs(config, context) if config.generates else None,
+            pretrain_inputs(config, context) if config.generates or config.pretrains_on_public else None,
+            PublicInputs.of(config, context),
         )
 
 
@@ -136,6 +139,9 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         return digest_of(FEDERATE, VERSION, zero_shot, stages)
     if method.reads_generated:
         stages["generate"] = upstream.digest("generate")
+    if method.source == "public" and method.reads_auxiliary:
+        assert inputs.public is not None
+        stages["public"] = inputs.public.content
     if inputs.data.section.tokenizer == GENERATED_TOKENIZER:
         stages[VOCABULARY] = upstream.digest(VOCABULARY)
     if method.content and method.content.guidance != "prompt":
@@ -143,7 +149,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         stages["guided"] = kind_digest(inputs.guided, upstream, method.content)
     if method.start == "pretrained":
         assert inputs.pretrained is not None
-        stages["pretrain"] = seed_digest(inputs.pretrained, upstream, seed)
+        stages["pretrain"] = seed_digest(inputs.pretrained, upstream, seed, method.source)
     if method.start == "init":
         stages["init"] = str(inputs.model.initial)
     differ = "client_tasks" in method.asks_for

@@ -14,7 +14,9 @@ from torch import Tensor
 from genfl import trees
 from genfl.analysis import diversity, heterogeneity
 from genfl.config import Content, Method, Model
+from genfl.config.methods import AuxiliarySource
 from genfl.data.clients import ClientData
+from genfl.data.public import PublicData
 from genfl.data.sources import DataSet
 from genfl.engines.evaluation import ClientScores, evaluate_clients
 from genfl.engines.in_process import sequential
@@ -58,7 +60,7 @@ class Setting:
         self._scored = self.task.of_stored(self.data.prepare)
         self._private: tuple[int, ClientData] | None = None
         self._guided: dict[Path, tuple[Tensor, Tensor, list[np.ndarray]]] = {}
-        self._similarities: dict[tuple[bool, Content | None], dict[str, Any]] = {}
+        self._similarities: dict[tuple[bool, Content | None, AuxiliarySource], dict[str, Any]] = {}
 
     def _classify(self, model: Model) -> Task:
         return self.context.classify(self.section, model, len(self.labels), self.inputs.model.precision)
@@ -73,9 +75,29 @@ class Setting:
         return generate.read_synthetic(self.work.upstream.folder("generate"), self.data, self.labels)
 
     @cached_property
-    def unlabelled(self) -> Tensor:
-        """The synthetic inputs, prepared for models, [m, ...]."""
+    def _public(self) -> PublicData:
+        assert self.inputs.public is not None
+        return self.context.public(self.inputs.public.section, self.section)
+
+    @cached_property
+    def _matched(self) -> tuple[Tensor, Tensor]:
+        return self._public.matched(self.labels)
+
+    def labelled(self, source: AuxiliarySource) -> tuple[Tensor, Tensor]:
+        """Return the inputs [m, ...] and class indices [m] of the synthetic or the public data."""
+        return self._matched if source == "public" else self.synthetic
+
+    @cached_property
+    def _unlabelled_generated(self) -> Tensor:
         return self.data.prepare(self.synthetic[0])
+
+    @cached_property
+    def _unlabelled_public(self) -> Tensor:
+        return self._public.unlabelled(self.data)
+
+    def unlabelled(self, source: AuxiliarySource) -> Tensor:
+        """Return the inputs of the synthetic or the public data, prepared for models, [m, ...]."""
+        return self._unlabelled_public if source == "public" else self._unlabelled_generated
 
     def guided(self, content: Content, seed: int) -> tuple[Tensor, Tensor, list[np.ndarray]]:
         """Return the samples that clients generated from their own examples; see `read_guided`."""
@@ -94,14 +116,14 @@ class Setting:
             self._private = seed, self.context.private_data(self.section, self.labels, seed, augment)
         return self._private[1]
 
-    def pretrained(self, seed: int) -> Weights:
-        """Return the model that was trained on synthetic data alone."""
-        return read_weights(self.work.upstream.folder("pretrain"), self.task, seed)
+    def pretrained(self, seed: int, source: AuxiliarySource = "generated") -> Weights:
+        """Return the model that was trained on synthetic data alone, or on public data alone."""
+        return read_weights(self.work.upstream.folder("pretrain"), self.task, seed, source)
 
     def start(self, method: Method, seed: int) -> Weights:
         """Return the initial global model of a method."""
         if method.start == "pretrained":
-            return self.pretrained(seed)
+            return self.pretrained(seed, method.source)
         if method.start == "init":
             return self.inputs.model.weights(self.task, seed)[0]
         return self.task.init(initial_key(seed))
@@ -135,10 +157,10 @@ class Setting:
         It is computed once for each kind of content. It is None if the config does not ask for it, if there
         are too many clients for a page, or if there is no pre-trained model.
         """
-        wanted = self.inputs.federation.heterogeneity and self.inputs.pretrained is not None
+        wanted = self.inputs.federation.heterogeneity and self.inputs.generator is not None
         if not wanted or len(clients) > MOST_COMPARED:
             return None
-        kind = method.data == "generated", method.content
+        kind = method.data == "generated", method.content, method.source
         if kind not in self._similarities:
             extractor = self.pretrained(self.inputs.seeds[0])
             features = heterogeneity.mean_features(self.task, extractor, clients)

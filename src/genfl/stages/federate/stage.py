@@ -31,7 +31,7 @@ def _run(inputs: FederateInputs, work: StageRun) -> dict[str, Any]:
         if method.reference == GENERATOR:
             results[name] = classify_test_set(setting, name, method)
     with progress.bar("federate", _rounds(inputs), "rounds") as advance, exact(setting.device):
-        if inputs.pretrained is not None:
+        if inputs.generator is not None:
             results[SYNTHETIC_ONLY] = {str(seed): _untrained(setting, seed) for seed in inputs.seeds}
         choice.decide(setting)
         for trial in trained_trials(inputs):

@@ -72,9 +72,10 @@ class Trial:
             Evaluations, rounds and measures, as plain values.
         """
         wanted = self.method.asks_for & UNLABELLED
-        synthetic = dict.fromkeys(wanted, setting.unlabelled) if wanted else {}  # not read if not needed
+        # not read if not needed
+        unlabelled = dict.fromkeys(wanted, setting.unlabelled(self.method.source)) if wanted else {}
         algorithm = build_algorithm(
-            setting.inputs.federation, self.method, setting.task, {**setting.resources, **synthetic}
+            setting.inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}
         )
         clients = training_data(setting, self.name, self.method, self.seed)
         folders = self.folders(setting.work.folder, setting.inputs.partition.clients)
