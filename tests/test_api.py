@@ -378,6 +378,31 @@ def test_simulate_has_the_bits_of_the_loop(arrays):
     assert list(table.index) == [0, 1, 2, 3] and {"accuracy", "uplink_bytes"} <= set(table.columns)
 
 
+def test_distilling_methods_take_arrays(arrays):
+    """With ``steps=0``, FedDF is FedAvg; its distillation on unlabelled arrays changes the model."""
+    x, y, *test = arrays
+    data = genfl.FederatedDataset.from_arrays(x[:600], y[:600], genfl.partition.iid(4), tuple(test))
+    task, small = genfl.task("mlp", data, width=8), genfl.task("cnn", data, width=4, hidden=8)
+    local, unlabelled = genfl.LocalSGD(0.1), torch.from_numpy(x[600:])
+    settings = {"rounds": 2, "clients_per_round": 2, "local_steps": 2}
+
+    def simulated(algorithm):
+        return genfl.simulate(algorithm, data, **settings).weights["params"]["classifier.weight"]
+
+    average = simulated(genfl.fedavg(task, local))
+    plain = simulated(genfl.feddf(task, local, unlabelled=unlabelled, steps=0))
+    torch.testing.assert_close(plain, average)
+    distilled = [
+        genfl.feddf(task, local, unlabelled=unlabelled, steps=3),
+        genfl.feddf_logits(task, local, shared=unlabelled, steps=3),
+        genfl.fedet(task, local, unlabelled=unlabelled, client_tasks={"small": small}, steps=3),
+    ]
+    weights = [simulated(algorithm) for algorithm in distilled]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-4)  # the same teacher and start
+    assert not torch.allclose(weights[0], average, atol=1e-4)
+    assert not torch.allclose(weights[2], average, atol=1e-2)
+
+
 def test_simulate_equals_a_run_of_the_same_seed(tmp_path):
     """The API's arrays and the pipeline's data sets go through the same random streams."""
 
