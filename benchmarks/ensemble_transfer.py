@@ -43,6 +43,7 @@ def settings(args: argparse.Namespace) -> genfl.Config:
             "data": {
                 "name": "cifar10",
                 "path": args.path,
+                "size": [args.size, args.size],
                 "partition": {"alpha": args.alpha, "clients": args.clients, "samples": args.samples},
             },
             "generator": "none",
@@ -77,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", help="a folder with CIFAR-10")
     parser.add_argument("variants", nargs="+")
+    parser.add_argument("--size", type=int, default=16, help="height and width of the photos, in pixels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--clients", type=int, default=10)
