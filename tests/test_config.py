@@ -375,7 +375,7 @@ def test_a_model_takes_its_own_options():
     resolved = config.parse(
         BASE, ["model=cnn", "model.width=8", "client_models=[mlp, {name: cnn, width: 4}]"]
     )
-    assert resolved.model.options() == {"width": 8, "norm": "group"}
+    assert resolved.model.options() == {"width": 8, "norm": "group", "hidden": 0}
     assert [model.options()["width"] for model in resolved.client_models] == [128, 4]
 
 
