@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -129,14 +130,13 @@ def project(x: Tensor) -> Tensor:
         [n, `PROJECTED`].
     """
     flat = x.flatten(1) if x.is_floating_point() else token_counts(x)
-    projected: Tensor = flat.float() @ _projection(flat.shape[1])
-    return projected
+    return flat.float() @ _projection(flat.shape[1])
 
 
 @lru_cache(maxsize=1)  # it may have a hundred megabytes
 def _projection(numbers: int) -> Tensor:
     rng = Key(0).fold("projection").torch()
-    return torch.randn(numbers, PROJECTED, generator=rng) / PROJECTED**0.5
+    return torch.randn(numbers, PROJECTED, generator=rng) / math.sqrt(PROJECTED)
 
 
 def token_counts(tokens: Tensor) -> Tensor:

@@ -314,7 +314,7 @@ def costs_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]
 
 def work_table(summary: Summary) -> list[tuple[str, ...]]:
     """Return a row for generation and for training: what it cost by the counters of the machine."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for what, cost in (("generation", summary.cost.generation), ("training", summary.cost.training)):
         if cost is not None:
             memory, gpu = cost.peak_memory, cost.peak_gpu_memory
