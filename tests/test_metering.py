@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genfl import config, pipeline, progress
+from genfl.experiment.folder import Shard
 from genfl.experiment.records import read_record
 from genfl.metering import Meter, Rapl, add_costs, metered
 from genfl.results.schema import Summary
@@ -156,3 +157,18 @@ def test_the_generator_as_a_classifier_is_timed(tmp_path):
     # text encoder, VAE and U-Net, by the headers of their files
     assert inference.generator_parameters == 112_000 + 865_755 + 2_214_152
     assert inference.generator_seconds_per_1000 > inference.seconds_per_1000
+
+
+@pytest.mark.slow
+def test_the_cost_of_shards_is_a_part_of_the_run(tmp_path):
+    settings = config.parse(CONFIG)
+    for number in (0, 1):
+        pipeline.execute(settings, tmp_path / "run", until="generate", shard=Shard(number, 2))
+    shards = [Shard(number, 2).folder(tmp_path / "run") for number in (0, 1)]
+    spent = [read_record(folder / "stages" / "generate.json")["cost"]["seconds"] for folder in shards]
+    assert min(spent) > 0
+    for _ in range(2):  # the second time, nothing is left to do
+        summary = Summary.parse(pipeline.execute(settings, tmp_path / "run"))
+        cost = summary.stages["generate"].cost
+        assert sum(spent) < cost.seconds < sum(spent) + 60
+        assert cost.seconds == pytest.approx(sum(spent) + summary.stages["generate"].seconds, abs=0.1)
