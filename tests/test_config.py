@@ -142,7 +142,7 @@ def test_overrides_are_yaml_at_dotted_paths():
         ("federate.local={steps: 3, epochs: 2}", "federate.local: set steps or epochs, not both"),
         ("generator.kind=zzz", "generator.kind: there is no 'zzz'; known: image, speech, sound, text, files"),
         ("generator={kind: files}", "generator.path: required, but missing"),
-        ("generator.path=x", "generator.path: unknown key; known: device, kind, model, size"),
+        ("generator.path=x", "generator.path: unknown key; known: device, kind, model, safety"),
         ("data.size=[8, 8]", "data.size: digits takes no options; leave it out"),
         ("precision=half", "precision: should be 'fp32' or 'bf16', not 'half'"),
         ("prompts.guidance_scale=-3", "prompts.guidance_scale.0: should be greater than or equal to 0"),

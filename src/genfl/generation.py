@@ -401,7 +401,7 @@ def _finished(data: SyntheticData, entry: GeneratorEntry, settings: dict[str, An
             f"generate: no sample of {empty[0]!r} is usable ({data.removed().get(empty[0])}); change the"
             " prompts or the generator's settings"
         )
-    facts = entry.facts(settings)
+    facts = entry.described(settings)
     left_out = sum(sum(counts.values()) for counts in data.removed().values())
     data.write_card("Synthetic data", {**facts, "left out": left_out or "nothing"})
     return GeneratedSamples(data.folder)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from genfl.data import quality
 from genfl.data.samples import Prompt
 from genfl.errors import InputError
 from genfl.generators import classify, image
-from genfl.generators.image import StableDiffusion, locate_image_model
+from genfl.generators.image import StableDiffusion, check_image_model, locate_image_model
 from genfl.generators.registry import GENERATORS
 
 FAMILIES = ("tiny_stable_diffusion", "tiny_sdxl", "tiny_sd3")
@@ -154,6 +155,65 @@ def test_check_classifier_rejects_other_models_with_two_text_encoders(
     (tmp_path / "model_index.json").write_text(json.dumps({**parts, "_class_name": "KolorsPipeline"}))
     with pytest.raises(InputError, match=r"one text encoder; .* \(KolorsPipeline\) has several$"):
         classify.check_classifier(str(tmp_path))
+
+
+@pytest.fixture
+def with_safety_checker(tiny_stable_diffusion, tmp_path):
+    """Adds a safety checker to the tiny Stable Diffusion, which flags all images or none."""
+
+    def build(flags):
+        from diffusers import StableDiffusionPipeline
+        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+        from transformers import CLIPConfig, CLIPImageProcessor, CLIPVisionConfig
+
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        vision = CLIPVisionConfig(**sizes, image_size=8, patch_size=4, projection_dim=4)
+        checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision.to_dict(), projection_dim=4))
+        with torch.no_grad():
+            checker.concept_embeds_weights.fill_(-2 if flags else 2)  # thresholds of a cosine
+            checker.special_care_embeds_weights.fill_(2)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            tiny_stable_diffusion,
+            safety_checker=checker,
+            feature_extractor=CLIPImageProcessor(
+                size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}
+            ),
+            requires_safety_checker=True,
+        )
+        pipeline.save_pretrained(tmp_path / "checked")
+        return str(tmp_path / "checked")
+
+    return build
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("flags", [True, False])
+def test_safety_checker_blackens_what_it_flags_if_it_is_on(with_safety_checker, flags, guided, guide):
+    model = with_safety_checker(flags)
+    prompts = [Prompt("cat", "a cat", 2.0, seed, guides=(guide,) if guided else ()) for seed in range(2)]
+    off, on = (
+        list(StableDiffusion(model, steps=1, safety_checker=checked).generate(prompts))
+        for checked in (False, True)
+    )
+    assert all(np.asarray(sample.content).any() for sample in off), "the default leaves it out"
+    same = [
+        np.array_equal(np.asarray(a.content), np.asarray(b.content)) for a, b in zip(on, off, strict=True)
+    ]
+    assert same == [not flags] * 2
+    assert [bool(np.asarray(sample.content).any()) for sample in on] == [not flags] * 2
+    usable, removed = quality.sift(on, "image")
+    assert (len(usable), sum(sum(counts.values()) for counts in removed.values())) == (
+        (0, 2) if flags else (2, 0)
+    )
+    check_image_model(model, safety_checker=True)
+
+
+def test_safety_checker_of_a_model_without_one_is_a_mistake(tiny_stable_diffusion, tiny_sdxl):
+    for model in (tiny_stable_diffusion, tiny_sdxl, "miniature"):
+        with pytest.raises(
+            InputError, match=r"^generator\.safety_checker: .*Pipeline\) has none; leave it out"
+        ):
+            check_image_model(str(model), safety_checker=True)
 
 
 def test_image_takes_at_least_one_step_from_a_guide(tiny_stable_diffusion, guide):

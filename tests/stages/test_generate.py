@@ -110,9 +110,11 @@ def test_what_is_broken_is_left_out_and_counted_wherever_the_data_set_is_describ
     card = (tmp_path / "run" / "synthetic" / "README.md").read_text()
     assert f"{UNITS - 3} samples of 2 classes" in card
     assert "- left out: black: 3 blank\n" in card
+    assert "- licence of the generator: unknown\n" in card
     assert "samples of 'black' are left out: 3 blank" in caplog.text
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "<td>3 blank</td>" in page
+    assert "licence of the generator" in page
     x, y = run.synthetic()
     assert y.bincount().tolist() == [3, 6]
     assert len(x) == UNITS - 3

@@ -251,6 +251,7 @@ ROWS = [
     # Nothing but real examples is drawn over.
     Row("generator.image.strength", "generator.strength=0.5", GUIDED),
     Row("generator.image.strength", "generator.strength=0.5", REPORT, given=PROMPTED),
+    Row("generator.image.safety_checker", "generator.safety_checker=true", GENERATE),
     Row("generator.files.path", "generator.path=$images_copy", REPORT, "images"),
     Row("generator.files.path", "generator.path=$images_other", GENERATE - NO_GUIDED, "images"),
     Row("generator.files.path", "generator.path=$texts", {"generate", *WORDS}, "words"),

@@ -165,6 +165,11 @@ class ImageGenerator(GeneratorSection):
         description="How far an image may differ from the real example that guides it. At 1, almost nothing"
         " of the example remains.",
     )
+    safety_checker: bool = Field(
+        False,
+        description="Whether the model's own safety checker of diffusers runs. It blackens images that it"
+        " flags, and genfl leaves black images out. Off by default: it flags harmless images, too.",
+    )
 
 
 class FileGenerator(GeneratorSection):

@@ -20,6 +20,8 @@ CARD = "README.md"
 
 _METADATA = re.compile(r"\A---[ \t]*\n(.*?\n)---[ \t]*(\n|\Z)", re.DOTALL)
 
+LICENCE_LENGTH = 200
+"""The most characters of a licence's line."""
 
 UNSUPPORTED_CSV = {
     "header",
@@ -64,7 +66,7 @@ def read_card(folder: Path) -> DataCard:
     Raises:
         CardError: The card describes several data sets, or files outside the folder.
     """
-    metadata = _metadata(folder / CARD)
+    metadata = card_metadata(folder / CARD)
     configs = [entry for entry in _list(metadata.get("configs")) if isinstance(entry, dict)]
     config = _chosen(configs)
     patterns = {} if config is None else _patterns(config)
@@ -92,7 +94,20 @@ def read_card(folder: Path) -> DataCard:
     return DataCard(patterns, () if patterns else inside, class_names, options)
 
 
-def _metadata(path: Path) -> Mapping[str, Any]:
+def licence_line(path: Path) -> str | None:
+    """Return the licence that the metadata of a README names, on one line; None without one.
+
+    Args:
+        path: The README of a model or a data set, in the format of the Hugging Face Hub.
+    """
+    metadata = card_metadata(path)
+    # license is "other" if license_name names one that the Hub does not list
+    names = [metadata.get("license_name") or metadata.get("license"), metadata.get("license_link")]
+    line = ", ".join(str(part) for name in names for part in _list(name) if part)
+    return " ".join(line.split())[:LICENCE_LENGTH] or None
+
+
+def card_metadata(path: Path) -> Mapping[str, Any]:
     """Return the metadata at the top of a README; empty if there is none that can be read."""
     try:
         match = _METADATA.match(path.read_text("utf-8-sig").replace("\r\n", "\n"))

@@ -53,12 +53,11 @@ TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 MAX_PROMPT_TOKENS = 256
 """The tokens of a prompt that the longest text encoder of Stable Diffusion 3 reads."""
 
-PIPELINE_OVERRIDES: dict[str, Any] = {
-    "safety_checker": None,
-    "requires_safety_checker": False,
-    "add_watermarker": False,
-}
-"""Parts that are switched off: a safety checker blackens images, and watermarks depend on another package."""
+NO_WATERMARK: dict[str, Any] = {"add_watermarker": False}
+"""Watermarks are switched off, because they depend on another package."""
+
+NO_SAFETY_CHECKER: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+"""Options of a pipeline without a safety checker, which would blacken images."""
 
 
 class StableDiffusion(Generator):
@@ -80,6 +79,7 @@ class StableDiffusion(Generator):
         device: A torch device. On CUDA, the model runs in half precision.
         size: Height and width of the images in pixels; None for the model's own.
         strength: How far an image may differ from its guide, in (0, 1]; at 1 hardly anything of it is left.
+        safety_checker: Whether the model's own safety checker runs. Images that it flags are black.
 
     Raises:
         InputError: diffusers is not installed, the model does not exist, or it cannot draw this size.
@@ -92,18 +92,20 @@ class StableDiffusion(Generator):
         device: str = "cpu",
         size: Sequence[int] | None = None,
         strength: float = 0.6,
+        safety_checker: bool = False,
     ) -> None:
         hub.require_libraries("image")
         hub.silence_libraries()
         import diffusers
 
+        self._overrides = NO_WATERMARK if safety_checker else NO_WATERMARK | NO_SAFETY_CHECKER
         half = torch.float16 if "unet" in pipeline_parts(model) else torch.bfloat16
         self.pipeline: Any = hub.load_model(
             diffusers.AutoPipelineForText2Image.from_pretrained,
             locate_image_model(model),
             device=device,
             dtype=hub.dtype_on(device, half),
-            **PIPELINE_OVERRIDES,
+            **self._overrides,
         )
         self.pipeline.set_progress_bar_config(disable=True)
         multiple = self._scale * getattr(self.pipeline, "patch_size", 1)
@@ -213,7 +215,7 @@ class StableDiffusion(Generator):
         import diffusers
 
         try:
-            pipeline = diffusers.AutoPipelineForImage2Image.from_pipe(self.pipeline, **PIPELINE_OVERRIDES)
+            pipeline = diffusers.AutoPipelineForImage2Image.from_pipe(self.pipeline, **self._overrides)
         except ValueError as error:
             raise InputError(
                 f"generator.model: {self.id} cannot start from real images; use guidance prompt, or another"
@@ -255,17 +257,24 @@ def locate_image_model(model: str) -> str:
     return expanded(model)
 
 
-def check_image_model(model: str) -> None:
+def check_image_model(model: str, *, safety_checker: bool = False) -> None:
     """Check that a model makes images from texts, without loading it.
 
     Args:
         model: ``miniature``, a folder, or a Hugging Face model id.
+        safety_checker: Whether its safety checker is to run.
 
     Raises:
-        InputError: diffusers is not installed, the model does not exist, or it makes something else.
+        InputError: diffusers is not installed, the model does not exist, makes something else, or has no
+            safety checker.
     """
     hub.require_libraries("image")
-    name = pipeline_parts(model)["_class_name"]
+    parts = pipeline_parts(model)
+    name = parts["_class_name"]
+    if safety_checker and not all(parts.get("safety_checker") or [None]):
+        raise InputError(
+            f"generator.safety_checker: {model} ({name}) has none; leave it out, or use a model with one"
+        )
     if model != MINIATURE:
         check_weights(model)
     if name.startswith(STABLE_DIFFUSION):

@@ -25,6 +25,10 @@ NOTHING_RECORDED = {"recorded from the world": "nothing"}
 """The fact on a data card whose samples hold no real recording."""
 
 
+LICENCE = "licence of the generator"
+"""The row of a data card with the licence of the model, or of samples that existed before."""
+
+
 class Purpose(NamedTuple):
     """The task that a run has for a generator.
 
@@ -57,7 +61,7 @@ class GeneratorEntry(NamedTuple):
         fingerprint: ``(options, modality) -> plain values`` that change when the loaded files change. Every
             call reads the files again.
         check: ``(options, purpose)`` raises InputError for options that cannot work, without generating.
-        facts: ``(options) -> rows of the data card``.
+        facts: ``(options) -> rows of the data card``; see `described`.
         prompted: Whether samples are made from prompts.
         unguided: ``(options) -> why`` real examples cannot guide it, with the fix; the answer is None if they
             can. The function is None for kinds that no real example can guide.
@@ -77,6 +81,12 @@ class GeneratorEntry(NamedTuple):
     read_options: Callable[[], Mapping[str, Any]] = dict
     ignored_options: Collection[str] = ()
 
+    def described(self, options: GeneratorOptions) -> dict[str, Any]:
+        """Return the rows of the data card, with the licence."""
+        from genfl.generators.licences import UNKNOWN_LICENCE
+
+        return {LICENCE: UNKNOWN_LICENCE} | self.facts(options)
+
     def options(self) -> Mapping[str, Any]:
         """Return each option's type and default, of a user's own generator; built-in ones have sections."""
         return self.read_options()
@@ -92,7 +102,7 @@ def _check_image(options: GeneratorOptions, purpose: Purpose) -> None:
     from genfl import hub
     from genfl.generators import image
 
-    image.check_image_model(options["model"])
+    image.check_image_model(options["model"], safety_checker=options.get("safety_checker", False))
     image.check_image_labels(options["model"], purpose.labels)
     hub.check_device(options["device"])
 
@@ -110,11 +120,16 @@ def _image_unguided(options: GeneratorOptions) -> str | None:
 
 
 def _diffusion_facts(options: GeneratorOptions) -> dict[str, Any]:
+    from genfl.generators.licences import licence
     from genfl.hub import model_name
 
+    embedded = Path(__file__).with_name("miniature") if options["model"] == "miniature" else None
+    checked = {"safety checker": "on"} if options.get("safety_checker") else {}
     return {
         "generator": model_name(options["model"]),
+        LICENCE: licence(str(embedded or options["model"])),
         "denoising steps": options["steps"],
+        **checked,
         **NOTHING_RECORDED,
     }
 
@@ -167,10 +182,12 @@ def _files_fingerprint(options: GeneratorOptions, modality: Modality) -> Any:
 
 
 def _files_facts(options: GeneratorOptions) -> dict[str, Any]:
+    from genfl.generators.licences import licence
     from genfl.hub import model_name
 
     return {
         "taken from": model_name(options["path"]),
+        LICENCE: licence(options["path"]),
         "recorded from the world": "not known: genfl took the samples as they were",
     }
 
@@ -229,12 +246,15 @@ def _speech_facts(options: GeneratorOptions) -> dict[str, Any]:
     if _is_espeak(options):
         from genfl.generators.espeak import Espeak
 
-        return {"generator": Espeak.id, "language": options["language"], **NOTHING_RECORDED}
+        program = {"generator": Espeak.id, LICENCE: "GPL-3.0-or-later (espeak-ng)"}
+        return {**program, "language": options["language"], **NOTHING_RECORDED}
+    from genfl.generators.licences import licence
     from genfl.hub import model_name
 
     names = ("vocoder", "speakers") if options["speakers"] else ()
     voices = {name: model_name(options[name]) for name in names}
-    return {"generator": model_name(options["model"]), **voices, **NOTHING_RECORDED}
+    model = {"generator": model_name(options["model"]), LICENCE: licence(options["model"])}
+    return {**model, **voices, **NOTHING_RECORDED}
 
 
 def _make_text(options: GeneratorOptions, purpose: Purpose) -> Generator:
@@ -257,10 +277,12 @@ def _text_fingerprint(options: GeneratorOptions, modality: Modality) -> Any:
 
 
 def _text_facts(options: GeneratorOptions) -> dict[str, Any]:
+    from genfl.generators.licences import UNKNOWN_LICENCE, licence
     from genfl.generators.text import chat_model_name
 
     return {
         "generator": chat_model_name(options),
+        LICENCE: UNKNOWN_LICENCE if options["base_url"] else licence(options["model"]),
         "run by": options["base_url"] or "transformers",
         "recorded from the world": "nothing, except what the model remembers",
     }

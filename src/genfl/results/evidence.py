@@ -88,4 +88,4 @@ def _generator_facts(config: Config) -> dict[str, Any]:
     """
     if not config.generates:
         return {}
-    return GENERATORS[config.generator.kind].facts(config.generator.model_dump(exclude={"kind"}))
+    return GENERATORS[config.generator.kind].described(config.generator.model_dump(exclude={"kind"}))

@@ -79,7 +79,7 @@ class GeneratorInputs:
     @property
     def facts(self) -> dict[str, Any]:
         """The facts about the generator for the data card and the report."""
-        return self.entry.facts(self.options)
+        return self.entry.described(self.options)
 
     def purpose(self, data: Data, per_label: int, labels: Sequence[str], context: RunContext) -> Purpose:
         """Return the purpose of the generator in a run.
