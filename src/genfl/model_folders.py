@@ -32,7 +32,10 @@ UNUSED_PARTS = ("safety_checker",)
 LFS_POINTER = b"version https://git-lfs"
 """The beginning of a file that stands for one that Git has not downloaded."""
 
-_WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "Extractor")
+_WEIGHTLESS = (
+    *("Tokenizer", "TokenizerFast", "Scheduler", "Extractor"),
+    *("Processor", "ProcessorFast", "ProcessorPil"),
+)
 _WEIGHT_NAME = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5})?(?:\.(?P<legacy>\w+))?"
     r"\.safetensors"

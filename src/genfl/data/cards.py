@@ -103,7 +103,7 @@ def licence_line(path: Path) -> str | None:
     metadata = card_metadata(path)
     # license is "other" if license_name names one that the Hub does not list
     names = [metadata.get("license_name") or metadata.get("license"), metadata.get("license_link")]
-    line = ", ".join(" ".join(str(part) for part in _list(name)) for name in names if name)
+    line = ", ".join(str(part) for name in names for part in _list(name) if part)
     return " ".join(line.split())[:LICENCE_LENGTH] or None
 
 
