@@ -102,7 +102,8 @@ def choose_overlaps(
 
 def _contents(synthetic: SyntheticData, rows: Sequence[int]) -> list[Any]:
     """Return the contents of generated samples, by their rows over all files in order."""
-    contents, start, medium = {}, 0, synthetic.medium
+    contents: dict[int, Any] = {}
+    start, medium = 0, synthetic.medium
     for file in synthetic.files():
         count = pyarrow.parquet.read_metadata(file).num_rows
         if inside := [row for row in rows if start <= row < start + count]:
