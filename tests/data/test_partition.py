@@ -224,6 +224,53 @@ def test_natural_splits_that_cannot_be():
         natural(client_ids=None)
 
 
+def test_natural_clients_are_drawn_for_each_seed():
+    owners = [f"p{n % 30:02}" for n in range(150)]
+    everyone = natural(owners, ["x"] * 150)
+    drawn = [natural(owners, ["x"] * 150, clients=10, seed=seed) for seed in (0, 0, 1)]
+    kept = [[part.tolist() for part in parts] for parts in drawn]
+    assert all(len(parts) == 10 for parts in kept)
+    assert all(part in [rows.tolist() for rows in everyone] for parts in kept for part in parts)
+    assert kept[0] == kept[1] != kept[2]
+    assert kept[0] == sorted(kept[0], key=lambda rows: owners[rows[0]]), "in alphabetical order"
+    assert [part.tolist() for part in natural(owners, ["x"] * 150, clients=30)] == [
+        part.tolist() for part in everyone
+    ]
+
+
+def test_drawn_clients_are_those_with_enough_samples():
+    owners = [name for name, count in (("a", 5), ("b", 1), ("c", 4), ("d", 9)) for _ in range(count)]
+    for seed in range(9):
+        parts = natural(owners, ["x"] * 19, clients=2, min_size=4, seed=seed)
+        assert {len(part) for part in parts} <= {4, 5, 9}
+    with pytest.raises(InputError, match=r"clients: 4, but the data has 3 of its own with 4 samples or more"):
+        natural(owners, ["x"] * 19, clients=4, min_size=4)
+
+
+def test_drawn_clients_that_lose_a_label_are_an_error():
+    owners, labels = list("aabbcc"), list("xyxyzz")
+    with pytest.raises(
+        InputError, match=r"clients: none of the 2 clients that are drawn holds '.'; raise it"
+    ):
+        for seed in range(9):
+            natural(owners, labels, clients=2, seed=seed)
+
+
+def test_a_config_draws_natural_clients_for_each_seed(keyed):
+    resolved = RunContext().resolve(read(kind="natural", clients=20))
+    assert resolved.data.partition.clients == 20
+    context = RunContext()
+    first, second = (context.client_rows(resolved.data, seed) for seed in (0, 1))
+    assert len(first) == len(second) == 20
+    assert [rows.tolist() for rows in first] != [rows.tolist() for rows in second]
+    owner = {
+        row: number
+        for number, rows in enumerate(context.client_rows(read(kind="natural").data, 0))
+        for row in rows.tolist()
+    }
+    assert all(len({owner[row] for row in rows.tolist()}) == 1 for rows in first)
+
+
 DOMAINS = [("photo", "sketch", "art")[n % 5 % 3] for n in range(500)]  # 200, 200 and 100
 
 
@@ -320,6 +367,18 @@ def test_a_share_that_is_no_sample_for_anyone_is_refused():
         hold_back([np.arange(3), np.arange(2)], 0.3, Key(0))
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), share=st.sampled_from([0.2, 0.5]))
+def test_groups_are_held_back_as_a_whole(seed, share):
+    rng = np.random.default_rng(seed)
+    groups = [f"g{n}" for n in rng.integers(0, 12, 60)]
+    kept, held = hold_back([np.arange(30), np.arange(30, 60)], share, Key(seed), groups)
+    for trained, tested in zip(kept, held, strict=True):
+        assert sorted([*trained, *tested]) in (list(range(30)), list(range(30, 60)))
+        assert not {groups[row] for row in trained} & {groups[row] for row in tested}
+        assert 0 < len(tested) <= share * 30
+
+
 # --- a subset of the training data
 
 
@@ -396,9 +455,9 @@ def test_what_cannot_be_is_one_line(keyed):
     with pytest.raises(InputError, match=r"^federate\.clients_per_round: 50 clients a round, but [^\n]*$"):
         RunContext().resolve(read("federate.clients_per_round=50", kind="natural", min_size=30))
     with pytest.raises(
-        InputError, match=r"^data\.partition\.clients: 7, but the data has 54 of its own[^\n]*$"
+        InputError, match=r"^data\.partition\.clients: 70, but the data has 54 of its own[^\n]*$"
     ):
-        RunContext().resolve(read(kind="natural", clients=7))
+        RunContext().resolve(read(kind="natural", clients=70))
     with pytest.raises(
         InputError, match=r"^data\.partition\.kind: natural, but [^\n]* a single client[^\n]*$"
     ):

@@ -88,6 +88,14 @@ HUB = {
         {"domain": TEXT},
         ("bird", "car", "chair"),
     ),
+    "chest_xray": (
+        "data",
+        ("train", "validation", "test"),
+        "image",
+        ("label", kinds("NORMAL", "PNEUMONIA")),
+        {},
+        ("normal chest", "chest with pneumonia"),
+    ),
     "food101": (
         "data",
         ("train", "validation"),
@@ -125,6 +133,8 @@ def write(folder, name):
         for column, kind in others.items():
             features[column] = kind
             columns[column] = [f"{column} {n % 2}" if kind == TEXT else n % 2 for n in range(len(numbers))]
+            if column == RECIPES[name].group:
+                columns[column] = [f"{split} {n}" for n in range(len(numbers))]
         rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
         write_parquet(folder / place, **{split: rows})
     return folder

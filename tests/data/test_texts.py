@@ -664,7 +664,7 @@ class TestWordsOfGeneratedTexts:
         pipeline.execute(config.parse(RUN, paths[1]), tmp_path / "run")
         changed = pipeline.execute(settings, tmp_path / "run", update=True)
         skipped = [name for name, stage in changed["stages"].items() if stage["skipped"]]
-        assert skipped == ["labels", "prompts", "generate"]
+        assert skipped == ["labels", "prompts", "generate", "audit"]
         assert changed["methods"] == summary["methods"]
 
     def test_a_slip_is_named_before_anybody_is_asked_for_it(self, paths):

@@ -169,6 +169,15 @@ ROWS = [
         "texts",
         ("data.partition={kind: natural}", "data.client_id=key"),
     ),
+    Row("data.group", "data.group=city", PRIVATE, "texts"),
+    Row("data.test_from", "data.test_from=clients", PRIVATE, "texts", ("data.client_id=key",)),
+    Row(
+        "data.test_share",
+        "data.test_share=0.3",
+        PRIVATE,
+        "texts",
+        ("data.client_id=key", "data.test_from=samples"),
+    ),
     # Generators that copy files leave out those that have no such input.
     Row("data.size", "data.size=[8, 8]", EVERYTHING - NO_GUIDED - {"prompts"}, "images"),
     Row("data.channels", "data.channels=1", EVERYTHING - NO_GUIDED - {"prompts"}, "images"),
@@ -183,6 +192,7 @@ ROWS = [
     Row("data.partition.clients", "data.partition.clients=7", {"labels", *GUIDED}),
     Row("data.partition.alpha", "data.partition.alpha=1.0", {"labels", *GUIDED}),
     Row("data.partition.min_size", "data.partition.min_size=2", {"labels", *GUIDED}),
+    Row("data.partition.clients", "data.partition.clients=9", {"labels", *FEDERATE}, "owned"),
     Row("data.partition.min_size", "data.partition.min_size=9", {"labels", *FEDERATE}, "owned"),
     Row(
         "data.partition.shards_per_client",

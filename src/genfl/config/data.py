@@ -35,7 +35,8 @@ class Partition(Section):
         20,
         ge=2,
         le=65_537,
-        description="Number of clients. Not needed for the kinds natural and domain: the data says it.",
+        description="Number of clients. Not needed for the kinds natural and domain: the data says it. With"
+        " kind natural, so many of the data's clients are drawn for each seed.",
     )
     alpha: float = Field(0.1, gt=0, description="Dirichlet concentration. Smaller is less IID.")
     min_size: int = Field(
@@ -81,7 +82,9 @@ class Data(Section):
         " save_to_disk. If not set, the data set is loaded from the Hugging Face Hub.",
     )
     input: str | None = Field(
-        None, description="The column of the inputs. Needed if it is not the usual name."
+        None,
+        description="The column of the inputs. Needed if it is not the usual name. Columns of texts are"
+        " joined by ' + ', as in title + body.",
     )
     label: str | None = Field(
         None, description="The column of the classes. Needed if it is not the usual name."
@@ -92,8 +95,8 @@ class Data(Section):
     folders: str | None = Field(
         None,
         description="What the folders above the files of an example mean, from the outermost to the"
-        " innermost: split, client, class, or * for none, as in client/class. A final ** stands for any"
-        " number of *. If not set, it is told from the names of the folders.",
+        " innermost: split, client, domain, class, or * for none, as in client/class. A final ** stands for"
+        " any number of *. If not set, it is told from the names of the folders.",
     )
     size: Annotated[list[Pixels], Field(min_length=2, max_length=2)] | None = Field(
         None, description="Height and width, in pixels, to which images are resized."
@@ -118,13 +121,38 @@ class Data(Section):
         description="Length of sounds in seconds. Longer ones are cut, shorter ones padded.",
     )
     partition: Partition = Field(Partition(), description="How the training data is split over clients.")
+    group: str | None = Field(
+        None,
+        description="The column of groups, such as the lesion or the patient of a photo. Examples of a group"
+        " are never on both sides of a test split. Needed if it is not the recipe's.",
+    )
+    test_from: Literal["split", "samples", "clients"] = Field(
+        "split",
+        description="Where the test set is from. split: the data's own test split, or a fifth of each class."
+        " samples: a share of the samples of each client that the data names (LEAF). clients: all samples of"
+        " a share of these clients (LEAF). The last two ignore the data's own test split.",
+    )
+    test_share: float = Field(
+        0.1, gt=0, lt=1, description="The share of samples or clients that test_from draws."
+    )
 
     def options(self) -> dict[str, Any]:
         """Return the options of `genfl.data.sources.read_dataset`: all fields but the name and the split."""
-        options = self.model_dump(exclude={"name", "partition"}, exclude_none=True)
+        drawn = self.test_from != "split"
+        without = {"name", "partition", *(() if drawn else ("test_from", "test_share"))}
+        options = self.model_dump(exclude=without, exclude_none=True)
+        if drawn and self.partition.kind == "natural":
+            options["least"] = self.partition.min_size
         if self.tokenizer == GENERATED_TOKENIZER:
             options["tokenizer"] = HASHED_TOKENIZER  # until texts have been generated
         return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+    @property
+    def least_in_train(self) -> int:
+        """The smallest number of training samples of a client, after the test set was drawn from all."""
+        if self.test_from == "samples" and self.partition.kind == "natural":
+            return max(1, int((1 - self.test_share) * self.partition.min_size + 1e-9))
+        return self.partition.min_size
 
     def problem(self) -> str | None:
         """Return what is wrong: field and fix. None if nothing is."""
@@ -140,6 +168,10 @@ class Data(Section):
                 return (
                     f"{name}: not an option of {self.name}, which is {recipe.format.modality}; leave it out"
                 )
+        if self.test_from == "split" and self.test_share != Data.model_fields["test_share"].default:
+            return "test_share: only for test_from samples or clients; set test_from, or leave it out"
+        if self.test_from != "split" and self.group is not None:
+            return "group: test_from draws single samples or clients; leave one of them out"
         if self.folders is not None:
             try:
                 parse_levels(self.folders)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,7 +16,15 @@ import numpy as np
 
 from genfl import progress
 from genfl.data.cache import FACTS_FILE, cache_folder, cache_lock, read_facts, write_facts
-from genfl.data.folders import BATCH_ROWS, Folder, Rows, cell_text, first_few
+from genfl.data.folders import (
+    BATCH_ROWS,
+    Folder,
+    Rows,
+    cell_text,
+    first_few,
+    joined_cells,
+    joined_columns,
+)
 from genfl.data.formats import InputFormat
 from genfl.data.media import MEDIA
 from genfl.errors import GenflError, InputError
@@ -37,6 +46,21 @@ DECODE_ROWS = 16
 """The number of examples that a thread decodes at a time."""
 
 
+class DrawnTest(NamedTuple):
+    """A test set that is drawn from the clients that the data names, as LEAF does (arXiv 1812.01097).
+
+    Attributes:
+        by: ``samples``: of a client with n samples, max(1, ⌊(1 − share) n⌋) stay in train. ``clients``: of n
+            clients, ⌊(1 − share) n⌋ stay in train, with all of their samples.
+        share: In (0, 1); 0.1 in LEAF.
+        least: Clients with fewer samples are left out.
+    """
+
+    by: str
+    share: float
+    least: int
+
+
 class DatasetSpec(NamedTuple):
     """The columns that are read of a data set, and the format that its examples are encoded in.
 
@@ -50,6 +74,8 @@ class DatasetSpec(NamedTuple):
         without: The names of classes that are left out.
         levels: What the folders of files mean; see `genfl.data.levels.parse_levels`. None to tell it from
             their names.
+        group: The column of groups; it is ignored if the data does not have it.
+        drawn: How a test set is drawn from clients; None for the data's own, or a fifth of each class.
     """
 
     input: tuple[str, ...]
@@ -59,6 +85,8 @@ class DatasetSpec(NamedTuple):
     apart: tuple[str, str] | None = None
     without: tuple[str, ...] = ()
     levels: str | None = None
+    group: str | None = None
+    drawn: DrawnTest | None = None
 
 
 class Split(NamedTuple):
@@ -70,12 +98,14 @@ class Split(NamedTuple):
         labels: The class of each example, an index into the names of the data set.
         client_ids: The client id of each example, never empty in train; None if the data has no such column.
         rows: The row of each example in the files, counted over the split that the files have it in.
+        groups: The group of each example; None if the data has no such column.
     """
 
     inputs: np.ndarray
     labels: list[int]
     client_ids: list[str] | None
     rows: list[int]
+    groups: list[str] | None = None
 
 
 class Decoded(NamedTuple):
@@ -206,24 +236,28 @@ def read_originals(
     if _content_digest(folder, spec) != expected:
         raise InputError(f"data.path: the files in {path} changed while they were in use; run again")
     splits_of = folder.splits(spec.input, spec.label)[0]
-    tested = _test_splits(splits_of, spec)[:1] if test else []
+    tested = _test_splits(splits_of, spec)[:1] if test and not spec.drawn else []
     split = splits_of[(*tested, "train")[0]]
     column = folder.column(split.columns, spec.input, "input")
     label = folder.column(split.columns, spec.label, "label")
-    cells = itertools.chain.from_iterable(batch[column] for batch in split.batches([column], label))
+    batches = split.batches(joined_columns(column), label)
+    cells = itertools.chain.from_iterable(joined_cells(batch, column) for batch in batches)
     wanted = set(rows)
     contents = {row: folder.content(cell) for row, cell in enumerate(cells) if row in wanted}
     return Originals([contents[row] for row in rows], medium.read)
 
 
 def _content_digest(folder: Folder, spec: DatasetSpec) -> str:
-    encoding = [spec.format.modality, *spec.format.identity()]
-    return digest([CACHE_VERSION, folder.identity(), {**spec._asdict(), "format": encoding}])
+    fields = {**spec._asdict(), "format": [spec.format.modality, *spec.format.identity()]}
+    for name in ("group", "drawn"):  # data without them keeps its digest
+        if fields[name] is None:
+            del fields[name]
+    return digest([CACHE_VERSION, folder.identity(), fields])
 
 
 def _read_split(folder: Path, name: str, facts: dict[str, Any]) -> Split:
     inputs = np.load(folder / f"{name}.npy", mmap_mode="c")  # torch has no read-only tensors
-    return Split(inputs, facts["labels"], facts["client_ids"], facts["rows"])
+    return Split(inputs, facts["labels"], facts["client_ids"], facts["rows"], facts.get("groups"))
 
 
 def _decode(folder: Folder, spec: DatasetSpec, target: Path, content_digest: str) -> None:
@@ -236,7 +270,7 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path, content_digest: str
         )
     remove(target / FACTS_FILE, target)
     target.mkdir(mode=0o700, exist_ok=True)
-    used = ("train", *_test_splits(splits_of, spec)[:1])
+    used = ("train", *(() if spec.drawn else _test_splits(splits_of, spec)[:1]))
     notes = [
         f"split {name} is not used" if _has_labels(split, spec) else f"{what} of {name} have no labels"
         for name, split in splits_of.items()
@@ -251,10 +285,26 @@ def _decode(folder: Folder, spec: DatasetSpec, target: Path, content_digest: str
     splits = {split: _facts(decoded, names) for split, decoded in rows.items()}
     if len(set(splits["train"]["labels"])) < 2:
         raise InputError("data.label: all examples of train are of one class; name a column with several")
-    if "test" not in splits:
+    if spec.drawn:
+        tested, kept = _draw_from_clients(rows["train"].client_ids, spec.drawn)
+        splits = _set_apart(target, splits["train"], tested, spec.format, kept)
+        if not kept.all():
+            notes.append(f"{(~kept).sum()} {what} of clients with fewer than {spec.drawn.least} are left out")
+        share = (
+            f"{100 * spec.drawn.share:g} % of the {'clients' if spec.drawn.by == 'clients' else 'samples'}"
+        )
+        each = " of each client" if spec.drawn.by == "samples" else ""
+        notes.append(f"{share}{each}, drawn at random, are the test set")
+    elif "test" not in splits:
         tested, which = _choose_test(rows["train"], splits["train"]["labels"], spec)
         splits = _set_apart(target, splits["train"], tested, spec.format)
         notes.append(f"there is no test split; {which} is the test set")
+    elif both := set(splits["train"]["groups"] or ()) & set(splits["test"]["groups"] or ()):
+        inputs = np.load(target / "train.npy", mmap_mode="r")
+        kept = np.flatnonzero([group not in both for group in splits["train"]["groups"]])
+        count = len(inputs) - len(kept)
+        splits["train"] = _write_rows(inputs, splits["train"], kept, target / "train.npy", spec.format)
+        notes.append(f"{count} {what} of train share {spec.group} with the test set and are left out")
     untrained = sorted({*splits["test"]["labels"]} - {*splits["train"]["labels"]})
     if untrained:
         raise InputError(
@@ -284,6 +334,7 @@ class _Rows(NamedTuple):
         rows: The row of each example in the files of the split.
         classes: The names of all classes in the order of the split, if it has one.
         left_out: The rows (or files) that are not kept, by the reason.
+        groups: The group of each example; None if the data has no such column.
     """
 
     split: str
@@ -293,6 +344,7 @@ class _Rows(NamedTuple):
     rows: list[int]
     classes: list[str]
     left_out: dict[str, list[Any]]
+    groups: list[str] | None = None
 
 
 def _test_splits(splits_of: Mapping[str, Rows], spec: DatasetSpec) -> list[str]:
@@ -313,18 +365,24 @@ def _decode_split(
     label_column = folder.column(known, spec.label, "label")
     id_column = spec.client_id if spec.client_id in known else None
     apart_column, apart_value = spec.apart if spec.apart and spec.apart[0] in known else (None, "")
-    columns = [input_column, label_column, *filter(None, [id_column, apart_column])]
+    group_column = spec.group if spec.group in known else None
+    columns = [
+        *joined_columns(input_column),
+        label_column,
+        *filter(None, [id_column, apart_column, group_column]),
+    ]
     labels: list[str] = []
     client_ids: list[str | None] = []
     apart: list[bool] = []
     rows: list[int] = []
+    groups: list[str] = []
     unreadable, unlabelled, excluded, without_id = list[Any](), list[Any](), list[Any](), list[Any]()
     damaged: dict[str | None, Any] = {}
     row = 0
     with replacing(path) as temporary, ThreadPoolExecutor() as pool, temporary.open("wb") as file:
         _write_header(file, 0, spec.format)
         for batch in source.batches(columns, label_column):
-            cells = [folder.content(cell) for cell in batch[input_column]]
+            cells = [folder.content(cell) for cell in joined_cells(batch, input_column)]
             tasks = (cells[first : first + DECODE_ROWS] for first in range(0, len(cells), DECODE_ROWS))
             arrays = itertools.chain.from_iterable(pool.map(partial(_encode_cells, spec.format), tasks))
             batch_ids = map(cell_text, batch[id_column] if id_column else [""] * len(cells))
@@ -333,8 +391,9 @@ def _decode_split(
                 if apart_column
                 else [False] * len(cells)
             )
-            for cell, array, label, client_id, is_apart in zip(
-                cells, arrays, batch[label_column], batch_ids, batch_apart, strict=True
+            batch_groups = map(cell_text, batch[group_column] if group_column else [""] * len(cells))
+            for cell, array, label, client_id, is_apart, group in zip(
+                cells, arrays, batch[label_column], batch_ids, batch_apart, batch_groups, strict=True
             ):
                 if array is None:
                     unreadable.append(folder.file_of(cell) or row)
@@ -351,6 +410,7 @@ def _decode_split(
                     client_ids.append(client_id)
                     apart.append(is_apart)
                     rows.append(row)
+                    groups.append(f"row {row} of {split}" if group is None else group)
                 row += 1
             advance(len(cells))
             if len(unreadable) == row >= HOPELESS_ROWS:
@@ -389,7 +449,16 @@ def _decode_split(
         f"have no {id_column}": without_id,
     }
     classes = source.classes(label_column)
-    return _Rows(split, labels, client_ids if id_column else None, apart, rows, classes, left_out)
+    return _Rows(
+        split,
+        labels,
+        client_ids if id_column else None,
+        apart,
+        rows,
+        classes,
+        left_out,
+        groups if group_column else None,
+    )
 
 
 def _write_header(file: BinaryIO, rows: int, encoding: InputFormat) -> None:
@@ -422,19 +491,32 @@ def _facts(rows: _Rows, names: Sequence[str]) -> dict[str, Any]:
                 f" classes ({first_few(names)}); correct it, or name another column"
             )
     labels = [index[label] for label in rows.labels]
-    return {"labels": labels, "client_ids": rows.client_ids, "rows": rows.rows, "left_out": rows.left_out}
+    return {
+        "labels": labels,
+        "client_ids": rows.client_ids,
+        "rows": rows.rows,
+        "groups": rows.groups,
+        "left_out": rows.left_out,
+    }
 
 
 def _choose_test(train: _Rows, labels: Sequence[int], spec: DatasetSpec) -> tuple[np.ndarray, str]:
     """Choose the examples of the training set that become the test set, and describe the choice."""
     if any(train.apart) and not all(train.apart):
         return np.asarray(train.apart), " ".join(spec.apart or ())
+    if train.groups is not None:
+        grouped = _draw_fifth_of_groups(labels, train.groups, spec.group or "")
+        return grouped, f"a fifth of each class, by whole {spec.group}, drawn at random,"
     reason = f"{' '.join(spec.apart)} does not divide it, so " if spec.apart else ""
     return _draw_fifth(np.asarray(labels)), f"{reason}a fifth of each class, drawn at random,"
 
 
 def _set_apart(
-    folder: Path, train: dict[str, Any], tested: np.ndarray, encoding: InputFormat
+    folder: Path,
+    train: dict[str, Any],
+    tested: np.ndarray,
+    encoding: InputFormat,
+    kept: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Divide the training set into train and test, and return the facts about both.
 
@@ -443,23 +525,94 @@ def _set_apart(
         train: The facts about the whole training set.
         tested: For each example, whether it belongs to the test set, bool [n].
         encoding: The format of the arrays.
+        kept: For each example, whether it belongs to either set, bool [n]; None for all.
     """
+    trained = ~tested if kept is None else kept & ~tested
     inputs = np.load(folder / "train.npy", mmap_mode="r")  # stays readable when train.npy is replaced
-    facts = {}
-    for split, chosen in (("test", tested), ("train", ~tested)):
-        rows = np.flatnonzero(chosen)
-        with replacing(folder / f"{split}.npy") as temporary, temporary.open("wb") as file:
-            _write_header(file, len(rows), encoding)
-            for first in range(0, len(rows), BATCH_ROWS):
-                # not through a memory map, which a full disk ends with a signal instead of an error
-                file.write(inputs[rows[first : first + BATCH_ROWS]].tobytes())
-        facts[split] = {
-            "labels": [train["labels"][row] for row in rows],
-            "client_ids": [train["client_ids"][row] for row in rows] if train["client_ids"] else None,
-            "rows": [train["rows"][row] for row in rows],
-            "left_out": train["left_out"] if split == "train" else {},
+    return {
+        split: {
+            **_write_rows(inputs, train, np.flatnonzero(chosen), folder / f"{split}.npy", encoding),
+            **({} if split == "train" else {"left_out": {}}),
         }
-    return facts
+        for split, chosen in (("test", tested), ("train", trained))
+    }
+
+
+def _write_rows(
+    inputs: np.ndarray, facts: dict[str, Any], rows: np.ndarray, path: Path, encoding: InputFormat
+) -> dict[str, Any]:
+    """Write some rows of a split into a .npy file, and return the facts about them."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _write_header(file, len(rows), encoding)
+        for first in range(0, len(rows), BATCH_ROWS):
+            # not through a memory map, which a full disk ends with a signal instead of an error
+            file.write(inputs[rows[first : first + BATCH_ROWS]].tobytes())
+    chosen = {
+        name: [facts[name][row] for row in rows] if facts[name] else None
+        for name in ("labels", "client_ids", "rows", "groups")
+    }
+    return {**facts, **chosen}
+
+
+def _draw_from_clients(
+    client_ids: Sequence[str | None] | None, drawn: DrawnTest
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a test set from the clients.
+
+    Returns:
+        For each example, whether it was drawn, and whether its client has enough samples.
+    """
+    if client_ids is None:
+        raise InputError(
+            f"data.test_from: {drawn.by}, but the data names no clients; name their column as data.client_id"
+        )
+    _, owner, sizes = np.unique([name or "" for name in client_ids], return_inverse=True, return_counts=True)
+    rng, tested = np.random.default_rng(0), np.zeros(len(owner), dtype=bool)
+    large = np.flatnonzero(sizes >= drawn.least)
+    if drawn.by == "clients":
+        kept = int((1 - drawn.share) * len(large) + 1e-9)
+        tested = np.isin(owner, rng.permutation(large)[kept:])
+    else:
+        rows_of = np.split(np.argsort(owner, kind="stable"), np.cumsum(sizes)[:-1])
+        for client in large:
+            kept = max(1, int((1 - drawn.share) * sizes[client] + 1e-9))
+            tested[rng.permutation(rows_of[client])[kept:]] = True
+    if not tested.any() or tested.all():
+        raise InputError(
+            f"data.test_share: {drawn.share:g} of {len(large)} clients with {drawn.least} samples or more"
+            " leaves the training or the test set empty; change it"
+        )
+    return tested, np.isin(owner, large)
+
+
+def _draw_fifth_of_groups(labels: Sequence[int], groups: Sequence[str], column: str) -> np.ndarray:
+    """Draw groups that hold a fifth of each class, and return for each example whether it was drawn.
+
+    A group belongs to the class of most of its examples.
+    """
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    by_class: dict[int, list[str]] = {}
+    for group, rows in members.items():
+        counts = Counter(labels[row] for row in rows)
+        by_class.setdefault(max(counts, key=lambda label: (counts[label], -label)), []).append(group)
+    rng, tested = np.random.default_rng(0), np.zeros(len(labels), dtype=bool)
+    for label in sorted(by_class):
+        names = by_class[label]
+        if len(names) < 2:
+            raise InputError(
+                f"data.group: a class has a single {column}, {names[0]!r}, and cannot be divided into train"
+                " and test; add a test split"
+            )
+        wanted = sum(len(members[name]) for name in names) / 5
+        count = 0
+        for number in rng.permutation(len(names))[1:]:  # one stays in train
+            if count >= wanted:
+                break
+            tested[members[names[number]]] = True
+            count += len(members[names[number]])
+    return tested
 
 
 def _draw_fifth(labels: np.ndarray) -> np.ndarray:

@@ -31,6 +31,33 @@ FILE_NAME = "file_name"
 """The column of metadata tables with the names of the files that their rows describe."""
 
 
+JOINED = " + "
+"""Between the names of columns whose texts are joined, as in ``title + body``."""
+
+
+def joined_columns(name: str) -> list[str]:
+    """Return the names of the columns that a name stands for: one, or those that `JOINED` separates."""
+    return name.split(JOINED)
+
+
+def joined_cells(batch: Mapping[str, list[Any]], name: str) -> list[Any]:
+    """Return the cells of a column, or the texts of several columns with a blank between them.
+
+    Args:
+        batch: The cells of each column.
+        name: The column, or several; see `joined_columns`. Empty cells are left out.
+    """
+    if name in batch:
+        return batch[name]
+    rows = zip(*(batch[column] for column in joined_columns(name)), strict=True)
+    return [" ".join(text for text in map(cell_text, row) if text) for row in rows]
+
+
+def has_column(columns: Sequence[str], name: str) -> bool:
+    """Return whether a column, or all that are joined, are among some columns."""
+    return all(column in columns for column in joined_columns(name))
+
+
 @dataclass(frozen=True)
 class TableRows:
     """The rows of a split that tables hold.
@@ -202,9 +229,9 @@ class Folder:
         if any({*label} & cells.keys() for cells in described.values()):
             entries = [entry._replace(label=None) for entry in entries]  # the metadata tells the classes
         rows: dict[str, list[Mapping[str, Any]]] = {}
-        for file, split, class_name, client in entries:
+        for file, split, class_name, client, owner in entries:
             cells: dict[str, Any] = {self.medium.column: file.path}
-            named = {"label": class_name, "client": client}
+            named = {"label": class_name, owner: client}
             cells |= {name: value for name, value in named.items() if value is not None}
             rows.setdefault(split, []).append({**cells, **described.get(file.parts, {})})
         return {split: FileRows(self, rows[split], class_names) for split in _in_order(rows)}, len(entries)
@@ -221,7 +248,7 @@ class Folder:
             InputError: No column has any of the names.
         """
         for name in names:
-            if name in columns:
+            if has_column(columns, name):
                 return name
         wanted = " or ".join(map(repr, names))
         hint = ""
@@ -321,7 +348,10 @@ class Folder:
         """
 
         def roles(table: Table) -> list[str | None]:
-            return [next((name for name in names if name in table.columns), None) for names in (input, label)]
+            return [
+                next((name for name in names if has_column(table.columns, name)), None)
+                for names in (input, label)
+            ]
 
         used = [(split, table) for split, table in tables if any(roles(table))]
         if not used:

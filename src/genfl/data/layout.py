@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from genfl.data.cards import CARD, CardError, DataCard, read_card
 from genfl.data.levels import (
+    OWNER_LEVELS,
     SPLITS,
     Level,
     LevelError,
@@ -62,13 +63,15 @@ class PlacedFile(NamedTuple):
         file: The file.
         split: The name of its split.
         label: The class of an example that a folder names; None if no folder does.
-        client: The client that a folder names; None if no folder does.
+        client: The client or domain that a folder names; None if no folder does.
+        owner: Which of the two it is, the name of its column.
     """
 
     file: File
     split: str
     label: str | None = None
     client: str | None = None
+    owner: str = "client"
 
 
 class Layout:
@@ -345,7 +348,8 @@ class Layout:
                     " UTF-8; rename it"
                 )
         split = named.get("split", "train")
-        return PlacedFile(file, _split_named(split), named.get("class"), named.get("client"))
+        owner: Level = next((level for level in OWNER_LEVELS if level in named), "client")
+        return PlacedFile(file, _split_named(split), named.get("class"), named.get(owner), owner)
 
 
 def _is_hidden(name: str) -> bool:

@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-Level = Literal["split", "client", "class", "*", "**"]
+Level = Literal["split", "client", "domain", "class", "*", "**"]
 """What the folders at one depth name; ``*`` is a level without a meaning, ``**`` any number of them."""
+
+OWNER_LEVELS: tuple[Level, ...] = ("client", "domain")
+"""The levels that name who an example belongs to. Each is a column of client ids."""
 
 Folders = tuple[str, ...]
 """The folders that hold a file, from the outermost to the innermost."""
@@ -29,8 +32,8 @@ def parse_levels(text: str) -> tuple[Level, ...]:
     """Parse the meaning of folders, as in ``split/client/class``.
 
     Args:
-        text: Levels with slashes between them, from the outermost to the innermost: split, client, class,
-            ``*`` for a level without a meaning, and, at the end, ``**`` for any number of these.
+        text: Levels with slashes between them, from the outermost to the innermost: split, client, domain,
+            class, ``*`` for a level without a meaning, and, at the end, ``**`` for any number of these.
 
     Raises:
         ValueError: A level is unknown or named twice, or ``**`` is not at the end.
@@ -38,9 +41,11 @@ def parse_levels(text: str) -> tuple[Level, ...]:
     levels = text.strip("/").split("/")
     for level in levels:
         if level not in get_args(Level):
-            raise ValueError(f"{level!r} is not a level; give split, client, class, * or **")
+            raise ValueError(f"{level!r} is not a level; give split, client, domain, class, * or **")
         if level[0] != "*" and levels.count(level) > 1:
             raise ValueError(f"{level} is given twice; give it once")
+    if {*OWNER_LEVELS} <= {*levels}:
+        raise ValueError("client and domain both name who owns an example; give one of them")
     if "**" in levels[:-1]:
         raise ValueError("** must be the last level")
     return tuple(levels)  # type: ignore[arg-type]  # checked above

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +29,7 @@ class Partitioner:
 
     Attributes:
         kind: See `partition`.
-        clients: Number of clients; None where `client_ids` decide it.
+        clients: Number of clients; None where `client_ids` decide it. Of the kind natural, so many are drawn.
         alpha: Dirichlet concentration, of the kinds dirichlet and quantity.
         min_size: Samples that every client has at least.
         shards_per_client: Of the kind shards.
@@ -121,7 +122,7 @@ def quantity(clients: int, alpha: float = 0.5, min_size: int = 1) -> Partitioner
     return Partitioner("quantity", _count("clients", clients), _alpha(alpha), _count("min_size", min_size))
 
 
-def natural(client_ids: Iterable[object], min_size: int = 1) -> Partitioner:
+def natural(client_ids: Iterable[object], min_size: int = 1, clients: int | None = None) -> Partitioner:
     """Partition samples by the clients that they belong to.
 
     Example:
@@ -131,11 +132,12 @@ def natural(client_ids: Iterable[object], min_size: int = 1) -> Partitioner:
     Args:
         client_ids: The client of each sample, [n]: numbers or texts. Clients are in the order of these texts.
         min_size: Clients with fewer samples are left out.
+        clients: Number of clients that are drawn from the others for each seed; None for all of them.
     """
     names = client_ids.tolist() if hasattr(client_ids, "tolist") else client_ids
     return Partitioner(
         "natural",
-        None,
+        None if clients is None else _count("clients", clients),
         min_size=_count("min_size", min_size),
         client_ids=tuple(str(name) for name in names),
     )
@@ -176,7 +178,8 @@ def partition(
             Section 3). ``quantity``: labels alike, sizes in Dirichlet(alpha) shares (Li et al. 2022, arXiv
             2102.02079, Section IV). ``natural``: each client id is a client, in alphabetical order.
             ``domain``: each client id is a domain, in alphabetical order, with clients of its own.
-        clients: Number of clients; None if the client ids decide it.
+        clients: Number of clients; None if the client ids decide it. For ``natural``, so many of the clients
+            with enough samples are drawn.
         alpha: Dirichlet concentration, positive: the smaller, the more clients differ.
         min_size: Samples every client has at least. For ``quantity`` it is what every client has beforehand;
             clients with fewer are left out of ``natural``.
@@ -194,7 +197,7 @@ def partition(
         InputError: No such split was found.
     """
     if kind == "natural":
-        found = list(_natural(labels, client_ids, min_size).values())
+        found = list(_natural(labels, client_ids, min_size, clients, seed).values())
     elif kind == "domain":
         found = []
         for number, (name, rows) in enumerate(_by_client_id(client_ids).items()):
@@ -218,7 +221,7 @@ def partition(
         if kind == "quantity":
             return _quantity(len(labels), clients, alpha, min_size, seed)
         return _dealt(labels, kind, clients, alpha, min_size, seed)
-    if clients not in (None, len(found)):
+    if kind == "domain" and clients not in (None, len(found)):
         raise InputError(
             f"data.partition.clients: {clients}, but the data has {len(found)} of its own; leave it out"
         )
@@ -226,7 +229,7 @@ def partition(
 
 
 def hold_back(
-    parts: Sequence[np.ndarray], share: float, key: Key
+    parts: Sequence[np.ndarray], share: float, key: Key, groups: Sequence[str] | None = None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Hold a share of each client's rows back for testing, drawn at random.
 
@@ -237,6 +240,8 @@ def hold_back(
         parts: For each client, its rows.
         share: In [0, 1).
         key: The random stream.
+        groups: The group of every sample of the data set. A client holds back all of its samples of a group
+            or none, and so at most `share` of its rows; None for no groups.
 
     Returns:
         For each client the rows it keeps for training, and for each client those it holds back.
@@ -247,7 +252,11 @@ def hold_back(
     rng, kept, held = key.numpy(), [], []
     for rows in parts:
         chosen = np.zeros(len(rows), dtype=bool)
-        chosen[rng.permutation(len(rows))[: int(share * len(rows) + 1e-9)]] = True
+        order, count = rng.permutation(len(rows)), int(share * len(rows) + 1e-9)
+        if groups is None:
+            chosen[order[:count]] = True
+        else:
+            chosen = _whole_groups([groups[row] for row in rows], order, count)
         kept.append(rows[~chosen])
         held.append(rows[chosen])
     if share > 0 and not any(map(len, held)):
@@ -257,6 +266,25 @@ def hold_back(
             " raise it"
         )
     return kept, held
+
+
+def _whole_groups(groups: Sequence[str], order: np.ndarray, count: int) -> np.ndarray:
+    """Choose whole groups in the order of their first rows, as long as they have no more than `count` rows.
+
+    Args:
+        groups: The group of each row.
+        order: The rows in random order.
+        count: The largest number of rows that are chosen.
+
+    Returns:
+        Whether each row is chosen, bool [rows].
+    """
+    sizes, chosen, left = Counter(groups), set[str](), count
+    for group in dict.fromkeys(groups[row] for row in order):
+        if sizes[group] <= left:
+            chosen.add(group)
+            left -= sizes[group]
+    return np.array([group in chosen for group in groups], dtype=bool)
 
 
 def subset(labels: Sequence[str], size: int | None) -> np.ndarray:
@@ -353,14 +381,25 @@ def _quantity(samples: int, clients: int, alpha: float, min_size: int, seed: int
     return np.split(rng.permutation(samples), ends)
 
 
-def _natural(labels: Sequence[str], client_ids: Sequence[str] | None, min_size: int) -> dict[str, np.ndarray]:
-    found = {name: rows for name, rows in _by_client_id(client_ids).items() if len(rows) >= min_size}
-    lost = set(labels) - {labels[row] for rows in found.values() for row in rows}
+def _natural(
+    labels: Sequence[str], client_ids: Sequence[str] | None, min_size: int, clients: int | None, seed: int
+) -> dict[str, np.ndarray]:
+    parts = {name: rows for name, rows in _by_client_id(client_ids).items() if len(rows) >= min_size}
+    problem, fix = f"min_size: nobody with {min_size} samples or more", "lower it"
+    if clients is not None and clients != len(parts):
+        if clients > len(parts):
+            raise InputError(
+                f"data.partition.clients: {clients}, but the data has {len(parts)} of its own with {min_size}"
+                " samples or more; lower it, or leave it out"
+            )
+        drawn = np.sort(np.random.default_rng(seed).choice(len(parts), clients, replace=False))
+        names = list(parts)
+        parts = {names[number]: parts[names[number]] for number in drawn}
+        problem, fix = f"clients: none of the {clients} clients that are drawn", "raise it"
+    lost = set(labels) - {labels[row] for rows in parts.values() for row in rows}
     if lost:
-        raise InputError(
-            f"data.partition.min_size: nobody with {min_size} samples or more holds '{min(lost)}'; lower it"
-        )
-    return found
+        raise InputError(f"data.partition.{problem} holds '{min(lost)}'; {fix}")
+    return parts
 
 
 def _by_client_id(client_ids: Sequence[str] | None) -> dict[str, np.ndarray]:

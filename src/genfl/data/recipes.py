@@ -33,6 +33,9 @@ class DatasetRecipe(NamedTuple):
         public: Whether anyone may see the examples.
         test_client_id: The client id whose examples are the test set if there is no test split; None for a
             fifth of each class.
+        group: The column of groups, whose examples are never on both sides of a test split.
+        folders: What the folders of files mean; see `genfl.data.levels.parse_levels`. None to tell it from
+            their names.
     """
 
     summary: str
@@ -47,6 +50,8 @@ class DatasetRecipe(NamedTuple):
     verified: bool = False
     public: bool = True
     test_client_id: str | None = None
+    group: str | None = None
+    folders: str | None = None
 
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -80,6 +85,7 @@ _LESIONS = {
     "nv": "melanocytic nevi",
     "vasc": "vascular lesions",
 }
+_CHESTS = {"NORMAL": "normal chest", "PNEUMONIA": "chest with pneumonia"}
 _NEWS = {
     "World": "world news",
     "Sports": "sports",
@@ -169,14 +175,15 @@ RECIPES: dict[str, DatasetRecipe] = {
         verified=True,
     ),
     "ham10000": DatasetRecipe(
-        # most test images of the Hub's copy are in its training set, too
-        "HAM10000: 10,015 images of seven kinds of skin lesions, RGB, at 64×64; the Hub's splits overlap",
+        # Most test images of the Hub's copy are in its training set, too. They are left out of it.
+        "HAM10000: 10,015 images of seven kinds of skin lesions, RGB, at 64×64, by lesion",
         "marmal88/skin_cancer",
         PixelFormat((64, 64), 3, *_PHOTOS),
         _IMAGE,
         label=("dx", "label"),
         words=_LESIONS,
         metric="macro_f1",
+        group="lesion_id",
     ),
     "pacs": DatasetRecipe(
         "PACS: 9,991 photos, paintings, cartoons and sketches of seven things, RGB, at 64×64",
@@ -192,6 +199,15 @@ RECIPES: dict[str, DatasetRecipe] = {
         PixelFormat((64, 64), 3, *_PHOTOS),
         _IMAGE,
         client_id="domain",
+        folders="domain/class",
+    ),
+    "chest_xray": DatasetRecipe(
+        "Chest X-rays: 5,856 images, normal or with pneumonia, grey, at 64×64",
+        "hf-vision/chest-xray-pneumonia",
+        PixelFormat((64, 64), 1, (0.449,), (0.226,)),
+        _IMAGE,
+        words=_CHESTS,
+        metric="macro_f1",
     ),
     "food101": DatasetRecipe(
         "Food-101: 101,000 photos of 101 dishes, RGB, at 64×64",
@@ -300,10 +316,10 @@ RECIPES: dict[str, DatasetRecipe] = {
         without=("2",),  # neutral, which only the test split has
     ),
     "yahoo_answers": DatasetRecipe(
-        "Yahoo! Answers: the titles of 1.46 million questions on ten topics, 32 tokens",
+        "Yahoo! Answers: 1.46 million questions on ten topics, with their best answers, 128 tokens",
         "community-datasets/yahoo_answers_topics",
-        TokenFormat(32),
-        ("question_title", "text"),
+        TokenFormat(128),
+        ("question_title + question_content + best_answer", "question_title", "text"),
         label=("topic", "label"),
         words=_ANSWERS,
     ),

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genfl.data.decode import DatasetSpec, Split, load_folder, read_originals
+from genfl.data.decode import DatasetSpec, DrawnTest, Split, load_folder, read_originals
 from genfl.data.folders import dataset_folder, fetch_from_hub
-from genfl.data.levels import parse_levels
+from genfl.data.levels import OWNER_LEVELS, parse_levels
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import DIGIT_NAMES, RECIPES, DatasetRecipe, Metric, in_words
 from genfl.errors import InputError
@@ -33,11 +33,14 @@ class LabelledExamples(NamedTuple):
             the floats that models take.
         labels: The label *name* of each example. Label discovery decides the number of each name.
         client_ids: The client id of each example; None if the data has no client ids.
+        groups: The group of each example; None if the data has no groups. Examples of a group are never on
+            both sides of a test split.
     """
 
     x: Tensor
     labels: Sequence[str]
     client_ids: Sequence[str] | None = None
+    groups: Sequence[str] | None = None
 
 
 def as_stored(x: Tensor) -> Tensor:
@@ -196,6 +199,10 @@ def read_dataset(
     label: str | None = None,
     client_id: str | None = None,
     folders: str | None = None,
+    group: str | None = None,
+    test_from: str = "split",
+    test_share: float = 0.1,
+    least: int = 1,
     **format_options: Any,
 ) -> DataSet:
     """Read a data set by its recipe; options override the recipe.
@@ -215,6 +222,11 @@ def read_dataset(
         label: The column of the classes.
         client_id: The column of client ids.
         folders: What the folders of files mean; see `genfl.data.levels.parse_levels`.
+        group: The column of groups.
+        test_from: ``split`` for the test set of the data, ``samples`` or ``clients`` for one that is drawn;
+            see `genfl.data.decode.DrawnTest`.
+        test_share: The share of samples or clients that is drawn.
+        least: Clients with fewer samples are left out, if the test set is drawn.
         format_options: Fields of the recipe's format.
 
     Raises:
@@ -229,12 +241,18 @@ def read_dataset(
     columns = ((input,) if input else recipe.input, (label,) if label else recipe.label)
     apart = (recipe.client_id, recipe.test_client_id) if recipe.client_id and recipe.test_client_id else None
     id_column = client_id or recipe.client_id
-    if folders and "client" in parse_levels(folders):
-        id_column = id_column or "client"
-    spec = DatasetSpec(*columns, id_column, encoding, apart, recipe.without, folders)
+    folders = folders or recipe.folders
+    for level in {*parse_levels(folders)} & {*OWNER_LEVELS} if folders else ():
+        id_column = id_column or level
+    drawn = None if test_from == "split" else DrawnTest(test_from, test_share, least)
+    spec = DatasetSpec(
+        *columns, id_column, encoding, apart, recipe.without, folders, group or recipe.group, drawn
+    )
     decoded = load_folder(folder, spec)
     if client_id and decoded.train.client_ids is None:
         raise InputError(f"data.client_id: no column {client_id!r} in {folder}; name another column")
+    if group and decoded.train.groups is None:
+        raise InputError(f"data.group: no column {group!r} in {folder}; name another column")
     words = [in_words(name, recipe.words) for name in decoded.names]
     if len(set(words)) < len(words):
         twice = next(word for word in words if words.count(word) > 1)
@@ -242,7 +260,7 @@ def read_dataset(
 
     def examples(split: Split) -> LabelledExamples:
         labels = [words[number] for number in split.labels]
-        return LabelledExamples(torch.from_numpy(split.inputs), labels, split.client_ids)
+        return LabelledExamples(torch.from_numpy(split.inputs), labels, split.client_ids, split.groups)
 
     def originals(rows: Sequence[int]) -> Sequence[Any]:
         return read_originals(folder, spec, [decoded.train.rows[row] for row in rows], decoded.digest)
@@ -314,8 +332,9 @@ def _load_with_digest(load: Callable[..., DataSet], **options: Any) -> DataSet:
 def _content_digest(data: DataSet) -> str:
     """Return a digest of the inputs, labels and client ids of a data set."""
     content = hashlib.sha256()
-    for x, labels, client_ids in (data.train, data.test):
+    for x, labels, client_ids, groups in (data.train, data.test):
         ids = None if client_ids is None else list(client_ids)
-        content.update(digest([str(x.dtype), list(x.shape), list(labels), ids]).encode())
+        grouped = [] if groups is None else [list(groups)]
+        content.update(digest([str(x.dtype), list(x.shape), list(labels), ids, *grouped]).encode())
         content.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return content.hexdigest()

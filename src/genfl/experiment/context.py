@@ -164,7 +164,8 @@ class RunContext:
             clients=split.known,
             seed=Key(seed).fold("partition").integer() % 2**32,
             client_ids=[train.client_ids[row] for row in rows] if train.client_ids else None,
-            **split.model_dump(exclude={"clients", "test", "samples"}),
+            min_size=data.least_in_train,
+            **split.model_dump(exclude={"clients", "test", "samples", "min_size"}),
         )
         return [rows[part] for part in parts]
 
@@ -176,7 +177,8 @@ class RunContext:
         """
         name = ("train and test", _name_of(data), data.partition.model_dump_json(), seed)
         share, key = data.partition.test, Key(seed).fold("client test")
-        return self.once(name, lambda: hold_back(list(self.client_rows(data, seed)), share, key))
+        groups = self.data_set(data).train.groups
+        return self.once(name, lambda: hold_back(list(self.client_rows(data, seed)), share, key, groups))
 
     def private_data(
         self, data: Data, labels: Sequence[str], seed: int, augment: Augment | None = None
@@ -255,8 +257,12 @@ class RunContext:
                 " lower min_size"
             )
         spare = len(rows) - sum(map(len, parts))
-        if spare:
-            owners = len({train.client_ids[row] for row in rows} if train.client_ids else ())
+        owners = len({train.client_ids[row] for row in rows} if train.client_ids else ())
+        if split.kind == "natural" and split.known is not None:
+            for seed in config.seeds[1:]:  # each draws others, who must hold all labels
+                self.client_rows(config.data, seed)
+            log.info("data.partition.clients: %d of %d clients are drawn for each seed", len(parts), owners)
+        elif spare:
             log.warning(
                 "data.partition.min_size: %d of %d clients have fewer than %d samples and are left out, with"
                 " %d samples in total",

@@ -87,7 +87,9 @@ class DataInputs:
         content: The digest of the data's content.
     """
 
-    section: Annotated[Data, Without({"path", "partition", "tokenizer"})]
+    section: Annotated[
+        Data, Without({"path", "partition", "tokenizer", "group", "test_from", "test_share"})
+    ]  # the content depends on the last three
     content: str
 
     @classmethod
