@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,9 @@ MOST_POINTS = 10_000
 
 LONGEST_POINT = 255
 """The largest number of bytes in the name of a point's folder, as file systems have it."""
+
+PAGE_SECONDS = 60.0
+"""The least time between two versions of a sweep's page. Drawing its charts takes seconds."""
 
 TABLE, SUMMARY, SWEEP_PAGE, LATEX_TABLE = "sweep.csv", "sweep.json", "index.html", "sweep.tex"
 
@@ -169,6 +173,7 @@ def _sweep(
     refuse_links(folder, [point.name for point in grid])
     results: list[PointResult] = []
     done: list[Path] = []
+    drawn = -PAGE_SECONDS
     for number, point in enumerate(grid, start=1):
         log.info("run %d of %d: %s", number, len(grid), point.name)
         run_folder = folder / point.name
@@ -179,15 +184,17 @@ def _sweep(
         done.append(run_folder)
         methods = Summary.parse(summary).methods
         results.append(PointResult(settings=point.settings, run=point.name, methods=methods))
-        _write_results(folder, results, len(grid))
+        write_json(folder / SUMMARY, [result.to_dict() for result in results])
+        write_text(folder / TABLE, table(results))
+        if number == len(grid) or time.monotonic() - drawn > PAGE_SECONDS:
+            _write_page(folder, results, len(grid))
+            drawn = time.monotonic()
     return results
 
 
-def _write_results(folder: Path, results: list[PointResult], planned: int) -> None:
+def _write_page(folder: Path, results: list[PointResult], planned: int) -> None:
     from genfl.report.sweep_page import render_sweep, sweep_tex
 
-    write_json(folder / SUMMARY, [result.to_dict() for result in results])
-    write_text(folder / TABLE, table(results))
     name = folder.resolve().name
     write_text(folder / SWEEP_PAGE, render_sweep(name, results, planned))
     write_text(folder / LATEX_TABLE, sweep_tex(name, results))

@@ -47,6 +47,9 @@ def test_a_file_gives_the_features_of_its_model(tmp_path):
     assert torch.equal(build_extractor(choice, SHAPE, 10)(x), model.features(x).detach())
     with pytest.raises(ValueError, match="does not fit the model"):
         build_extractor(choose_extractor(f"mlp:{tmp_path / 'cnn.safetensors'}", "cnn", {}), SHAPE, 10)
+    projected = choose_extractor(str(tmp_path / "cnn.safetensors"), "cnn", {"width": 8, "projection": 4})
+    with pytest.raises(ValueError, match="no projection head, so its features would be random"):
+        build_extractor(projected, SHAPE, 10)
 
 
 def test_imagenet_extracts_from_small_grey_images(tmp_path, monkeypatch):

@@ -113,7 +113,12 @@ def _load(choice: ExtractorChoice, shape: tuple[int, ...], classes: int) -> Clas
     with torch.random.fork_rng(devices=[]):  # only a head that is never used stays random
         module: Classifier = MODELS[str(choice.model)].build(shape, classes, **choice.options)
     assert choice.path is not None, "a model has weights"
-    load_pretrained(module, choice.path)
+    skipped = load_pretrained(module, choice.path)
+    if any(name.startswith("projection.") for name in skipped):
+        raise ValueError(
+            f"{choice.path} has no projection head, so its features would be random; use a"
+            f" model without projection, as in {choice.model}:FILE"
+        )
     return module.eval()
 
 

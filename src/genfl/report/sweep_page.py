@@ -20,6 +20,20 @@ MOST_CHARTS = 12
 """Charts of a page, at most. More would be a page to scroll, not to look at."""
 
 
+class ChartPlan(NamedTuple):
+    """What a chart of a sweep shows.
+
+    Attributes:
+        field: The field on the horizontal axis.
+        fixed: The values of the other fields that vary, as text; empty if there are none.
+        members: The runs.
+    """
+
+    field: str
+    fixed: str
+    members: Sequence[PointResult]
+
+
 class SweepChart(NamedTuple):
     """Accuracy against one field of a grid.
 
@@ -44,7 +58,7 @@ def render_sweep(name: str, results: Sequence[PointResult], planned: int) -> str
     """
     methods = _methods(results)
     look = looks(methods, _drawn(results, methods))
-    charts = _charts(results, look)
+    plans = _plans(results)
     return page_template("sweep.html.j2").render(
         title=f"{name}: a sweep over {_enumerated(list(results[0].settings))}",
         fields=list(results[0].settings),
@@ -62,8 +76,8 @@ def render_sweep(name: str, results: Sequence[PointResult], planned: int) -> str
         rest=REST,
         drawn=[method for method in methods if look[method] is not REST],
         many_seeds=any(figure.accuracy.std is not None for r in results for figure in r.methods.values()),
-        charts=charts[:MOST_CHARTS],
-        left_out=len(charts[MOST_CHARTS:]),
+        charts=[_chart(plan, look, f"chart-{n}") for n, plan in enumerate(plans[:MOST_CHARTS])],
+        left_out=len(plans[MOST_CHARTS:]),
         finished=len(results),
         planned=planned,
     )
@@ -112,15 +126,12 @@ def _drawn(results: Sequence[PointResult], methods: Sequence[str]) -> list[str]:
     return sorted(methods, key=highest, reverse=True)[:MOST_DRAWN]
 
 
-def _charts(results: Sequence[PointResult], look: Mapping[str, Look]) -> list[SweepChart]:
-    """Draw accuracy against each field with several values, once for each setting of the others."""
+def _plans(results: Sequence[PointResult]) -> list[ChartPlan]:
+    """Return a chart of each field with several values, once for each setting of the others."""
     fields = list(results[0].settings)
-    values = {
-        field: list(dict.fromkeys(setting_text(result.settings[field]) for result in results))
-        for field in fields
-    }
+    values = {field: {setting_text(result.settings[field]) for result in results} for field in fields}
     varied = [field for field in fields if len(values[field]) > 1]
-    charts: list[SweepChart] = []
+    plans: list[ChartPlan] = []
     for field in varied:
         groups: dict[str, list[PointResult]] = {}
         for result in results:
@@ -128,17 +139,14 @@ def _charts(results: Sequence[PointResult], look: Mapping[str, Look]) -> list[Sw
                 f"{other} = {setting_text(result.settings[other])}" for other in varied if other != field
             )
             groups.setdefault(", ".join(others), []).append(result)
-        for fixed, members in groups.items():
-            if len(members) > 1:
-                chart = plots.plot_setting(
-                    [result.settings[field] for result in members],
-                    {method: [_accuracy(result, method) for result in members] for method in look},
-                    look,
-                    field,
-                    f"chart-{len(charts)}",
-                )
-                charts.append(SweepChart(chart, field, fixed))
-    return charts
+        plans += [ChartPlan(field, fixed, members) for fixed, members in groups.items() if len(members) > 1]
+    return plans
+
+
+def _chart(plan: ChartPlan, look: Mapping[str, Look], name: str) -> SweepChart:
+    values = [result.settings[plan.field] for result in plan.members]
+    figures = {method: [_accuracy(result, method) for result in plan.members] for method in look}
+    return SweepChart(plots.plot_setting(values, figures, look, plan.field, name), plan.field, plan.fixed)
 
 
 def _tex_figure(figure: Figure | None) -> str:
