@@ -112,6 +112,7 @@ def method_results(
     recorded = results["federate"]["methods"]
     all_traces = {name: [recorded[name][str(seed)] for seed in config.seeds] for name in methods}
     alone = _accuracies(all_traces[SYNTHETIC_ONLY])[:, -1] if config.generates else None
+    audit = results.get(AUDIT)
     figures: dict[str, MethodResult] = {}
     for name, method in methods.items():
         traces = all_traces[name]
@@ -120,7 +121,7 @@ def method_results(
         matched = method is not None and method.needs_public and method.needs_labels
         setup_bytes = discovery_bytes if description["uses_generator"] or matched else 0
         if method and config.generates:
-            pool = results["generate"]["samples"]
+            pool = results["generate"]["samples"] - (audit["dropped"] if audit else 0)
             classes = len(results["labels"]["found"])
             setup_bytes += round(bytes_to_clients(method, clients, generated_samples, pool, data, classes))
         figures[name] = MethodResult(
@@ -282,8 +283,8 @@ def bytes_to_clients(
     Args:
         method: A method of the config.
         clients: The number of clients, at least 1.
-        generated_samples: The number of generated samples that its clients train on, all together.
-        pool: The number of samples of the synthetic data.
+        generated_samples: The number of samples of its source that its clients train on, all together.
+        pool: The number of samples of the synthetic data that are used.
         data: The private data, whose format samples are sent in.
         classes: The number of classes.
     """
