@@ -84,6 +84,7 @@ def test_only_what_is_needed_runs_and_is_reported(done):
     shown = page[page.index("<body>") : page.index("The resolved config")]
     for words in ("from the public data", "private and public data mixed", "dsfl, on public data, from"):
         assert words in shown, words
+    assert "generated data, " not in shown, "no row of traffic of generated data"
     assert json.loads((folder / "summary.json").read_text()) == summary
 
 
@@ -213,7 +214,8 @@ def test_one_config_compares_public_with_generated_data(folders, caplog):
         "all public rows, whatever their labels"
     )
     assert methods["shared"]["setup_bytes"] == 0, "clients have public data themselves"
-    assert methods["generated"]["setup_bytes"] > 3 * summary["synthetic"]["bytes"] - 1
+    discovery, pixels = 3 * summary["labels"]["bytes_per_client"], 4 * 4 * 3
+    assert methods["generated"]["setup_bytes"] == discovery + 3 * 16 * pixels, "16 samples for three clients"
     page = (folders / "run" / "report" / "index.html").read_text()
     assert "10 of 30 public samples have labels that no client has (red)" in page
 

@@ -287,7 +287,8 @@ class MethodResult(ResultModel):
         description="Whether training, or the pre-training before it, started from an existing model."
     )
     generated_samples: float = Field(
-        description="Generated samples that clients train on, summed over clients; mean over the seeds."
+        description="Samples of `source`, generated or public, that clients train on besides their own,"
+        " summed over clients; mean over the seeds."
     )
     accuracy: Figure = Field(
         description="Test accuracy, in [0, 1]: the mean of the last evaluations (at most five, never the one"
