@@ -170,18 +170,21 @@ def cost_account(records: Mapping[str, StageRecord], methods: Mapping[str, Metho
             )
     return CostAccount(
         generation=generation,
-        training=_cost_of(records, ("pretrain", "federate")),
+        training=_cost_of(records, (AUDIT, "pretrain", "federate")),
         inference=cost.inference if cost else None,
         per_point=per_point,
     )
 
 
 def _cost_of(records: Mapping[str, StageRecord], stages: Sequence[str]) -> WorkCost | None:
-    """Return the cost of some stages together; None if none of them ran, or one ran without counters."""
+    """Return the cost of some stages together; None if none of them ran, or not all of it is known."""
     costs = [records[name].cost for name in stages if name in records]
-    if not costs or None in costs:
+    known = [cost for cost in costs if cost is not None and cost.complete]
+    if not costs or len(known) < len(costs):
         return None
-    return WorkCost(**add_costs([cost.model_dump(exclude={"inference"}) for cost in costs if cost]))
+    total = add_costs([cost.model_dump() for cost in known])
+    del total["complete"]  # all of them are
+    return WorkCost(**total)
 
 
 def byte_budget(config: Config, methods: Mapping[str, MethodResult]) -> int | None:
