@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.algorithms import dsfl
@@ -114,6 +115,21 @@ def test_clients_share_the_public_inputs(done, setting):
     tensors, _ = load_tensors(folder / "federate" / "shared" / "seed-0" / "model.safetensors")
     for name, tensor in task.state_dict(trace.weights).items():
         torch.testing.assert_close(tensors[name], tensor)
+
+
+def test_client_models_count_for_the_methods_that_use_them(tmp_path):
+    methods = (
+        "methods.alike={algorithm: feddf, source: public}",
+        "methods.differ={algorithm: {name: feddf, heterogeneous: true}, source: public}",
+    )
+    changes = ("client_models=[{name: mlp, width: 16}]", "client_models=[{name: mlp, width: 9}]")
+    runs = [open_run(config.parse(CONFIG, [*methods, change]), tmp_path) for change in changes]
+    runs[0].record("labels", {"found": [str(digit) for digit in range(10)]})
+    same = {
+        name: len({run.trial_digest(name, 0) for run in runs}) == 1
+        for name in ("fedavg", "shared", "alike", "differ", "server")
+    }
+    assert same == {"fedavg": True, "shared": True, "alike": True, "differ": False, "server": False}
 
 
 @pytest.mark.parametrize(

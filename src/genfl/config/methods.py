@@ -256,6 +256,22 @@ class Method(Section):
         return {resource for part in parts for resource in registered[part.name].resources}
 
     @property
+    def takes_client_models(self) -> bool:
+        """Whether training depends on the clients' models.
+
+        A builder that can do without them may have an option ``heterogeneous``: whether it uses them.
+        """
+        registered = _registered()
+        return any(
+            "client_tasks" in registered[part.name].required
+            or (
+                "client_tasks" in registered[part.name].resources
+                and part.options().get("heterogeneous", True)
+            )
+            for part in ([] if self.reference else self.algorithm)
+        )
+
+    @property
     def reads_auxiliary(self) -> str | None:
         """The field that makes training read data of `source`; None if training does not read any."""
         if self.data != "private":
