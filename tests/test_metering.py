@@ -1,16 +1,21 @@
 """What work costs, by the machine's own counters and by files laid out as Linux's powercap."""
 
 import json
+import re
 import time
 
 import pytest
 import torch
+from support.opened import open_run
 
 from genfl import config, pipeline, progress
+from genfl.data.sources import digits
 from genfl.experiment.folder import Shard
 from genfl.experiment.records import read_record
 from genfl.metering import Meter, Rapl, add_costs, metered
-from genfl.results.schema import Summary
+from genfl.report.text import energy
+from genfl.results.schema import StageRecord, Summary
+from genfl.results.summarise import cost_account
 
 
 def counters(folder, **microjoules):
@@ -77,14 +82,45 @@ def test_a_later_start_adds_to_an_earlier_one(tmp_path):
         "peak_gpu_memory": 4,
         "joules": 3.0,
         "counters": ["nvml"],
+        "energy": {"nvml": 3.0},
     }
     cost = Meter(earlier, lambda cost: None, powercap=counters(tmp_path)).cost()
     assert 10 <= cost["seconds"] < 11
     assert cost["devices"][0] == "an older processor"
     assert (cost["gpu_seconds"], cost["peak_memory"], cost["peak_gpu_memory"]) == (20, 10**15, 4)
-    assert (cost["joules"], cost["counters"]) == (3.0, ["nvml", "rapl"])
-    unmeasured = add_costs([earlier, {**earlier, "joules": None}])
+    assert (cost["joules"], cost["counters"]) == (3.0, ["nvml"]), "a part of rapl's is not the whole"
+    unmeasured = add_costs([earlier, {**earlier, "joules": None, "counters": [], "energy": {}}])
     assert (unmeasured["seconds"], unmeasured["joules"]) == (20, None), "a part is not the whole"
+
+
+def work(gpu_seconds, **energy):
+    joules = sum(energy.values()) if energy else None
+    nothing = {"seconds": 1.0, "devices": [], "peak_memory": None, "peak_gpu_memory": None}
+    return {
+        **nothing,
+        "gpu_seconds": gpu_seconds,
+        "joules": joules,
+        "counters": [*energy],
+        "energy": energy,
+    }
+
+
+@pytest.mark.parametrize(
+    ("costs", "energy"),
+    [
+        ([work(0), work(9, nvml=30.0)], {"nvml": 30.0}),  # the first used no GPU
+        ([work(0, rapl=1.0), work(9, nvml=30.0, rapl=2.0)], {"nvml": 30.0, "rapl": 3.0}),
+        ([work(0), work(9, nvml=30.0, rapl=2.0)], {"nvml": 30.0}),
+        ([work(9), work(9, nvml=30.0)], {}),
+        ([work(9, rapl=1.0), work(9, nvml=30.0, rapl=2.0)], {"rapl": 3.0}),
+        ([work(0), work(0)], {}),
+    ],
+)
+def test_energy_is_added_by_the_counters_that_all_work_has(costs, energy):
+    total = add_costs(costs)
+    assert total["energy"] == energy
+    assert total["counters"] == list(energy)
+    assert total["joules"] == (sum(energy.values()) if energy else None)
 
 
 def test_progress_saves_the_cost_so_that_a_kill_loses_little(tmp_path, monkeypatch):
@@ -118,6 +154,63 @@ methods:
 """
 
 
+def energy_cell(page, what):
+    """Returns the energy in the report's row of some work."""
+    row = page[page.index(f'<th scope="row">{what}</th>') :].partition("</tr>")[0]
+    return re.findall("<td>(.*?)</td>", row)[4]
+
+
+PLAIN = """
+name: metered
+seeds: [0]
+data: {name: digits, partition: {kind: iid, clients: 3}}
+generator: none
+audit: {overlap: ignore}
+model: {name: mlp, width: 4}
+federate: {rounds: 1, clients_per_round: 2, engine: sequential, local: {steps: 1}}
+methods: {plain: {algorithm: fedavg}}
+"""
+
+
+@pytest.mark.slow
+def test_the_cost_of_kept_trials_counts_and_of_those_taken_over_is_not_known(tmp_path):
+    pipeline.execute(config.parse(PLAIN), tmp_path / "run", until="federate")
+    record = tmp_path / "run" / "stages" / "federate.json"
+    content = read_record(record)
+    content.pop("sha256", None)
+    pipeline.write_record(record, {**content, "cost": {**content["cost"], "seconds": 1000.0}})
+    more = config.parse(PLAIN, ["methods.more={algorithm: fedprox}"])
+    other = Summary.parse(pipeline.execute(more, tmp_path / "other", others=[tmp_path / "run"]))
+    assert not other.stages["federate"].cost.complete
+    assert other.cost.training is None
+    assert other.cost.inference.seconds_per_1000 > 0
+    page = (tmp_path / "other" / "report" / "index.html").read_text()
+    assert energy_cell(page, "training") == "not measured"
+    pipeline.execute(more, tmp_path / "run", until="federate", update=True)
+    updated = StageRecord.read(record)
+    assert 1000 < cost_account({"federate": updated}, {}).training.seconds < 1100
+    # as if an earlier version, without counters, had run it
+    content.pop("cost")
+    pipeline.write_record(record, content)
+    pipeline.execute(more, tmp_path / "run", until="federate")
+    again = StageRecord.read(record)
+    assert again.digest == updated.digest
+    assert cost_account({"federate": again}, {}).training is None
+
+
+def test_the_first_batch_of_predictions_is_not_timed(tmp_path):
+    run = open_run(config.parse(PLAIN), tmp_path)
+    run.record("labels", {"found": sorted(digits().label_order)})
+    predict, slow = run.setting._scored.forward, [0.4]
+
+    def forward(weights, x):
+        time.sleep(slow.pop() if slow else 0)
+        return predict(weights, x)
+
+    run.setting._scored = run.setting._scored._replace(forward=forward)
+    assert run.setting.inference_cost()["seconds_per_1000"] < 1000 * 0.4 / 200
+
+
 @pytest.mark.slow
 def test_a_run_says_what_it_cost_and_adds_up_its_starts(tmp_path):
     settings = config.parse(CONFIG)
@@ -129,12 +222,25 @@ def test_a_run_says_what_it_cost_and_adds_up_its_starts(tmp_path):
     assert account.training.peak_memory > 50e6
     assert account.inference.parameters == 64 * 16 + 16 + 16 * 10 + 10
     assert account.inference.seconds_per_1000 > 0
-    gain = 100 * (summary.methods["warm"].accuracy.mean - summary.methods["plain"].accuracy.mean)
-    assert ("warm" in account.per_point) == (gain > 0)
-    if gain > 0:
-        assert account.per_point["warm"].generation_seconds == pytest.approx(work / gain, rel=1e-3)
+    records = {name: StageRecord.read(tmp_path / "run" / "stages" / f"{name}.json") for name in stages}
+    for gain in (0.05, -0.05):
+        accuracy = summary.methods["plain"].accuracy
+        better = accuracy.model_copy(update={"mean": accuracy.mean + gain})
+        methods = summary.methods | {"warm": summary.methods["warm"].model_copy(update={"accuracy": better})}
+        per_point = cost_account(records, methods).per_point
+        if gain < 0:
+            assert per_point == {}
+        else:
+            assert per_point["warm"].points == pytest.approx(5)
+            assert per_point["warm"].generation_seconds == pytest.approx(work / 5, rel=1e-3)
+    training = sum(stages[name].seconds for name in ("audit", "pretrain", "federate"))
+    assert account.training.seconds == pytest.approx(training, abs=1e-3)
     page = (tmp_path / "run" / "report" / "index.html").read_text()
-    assert "not measured" in page or "rapl" in account.training.counters
+    assert energy_cell(page, "training") == (
+        "not measured"
+        if account.training.joules is None
+        else f"{energy(account.training.joules)} ({', '.join(account.training.counters)})"
+    )
     # as if it had been killed when it had cost 1,000 seconds
     record = tmp_path / "run" / "stages" / "federate.json"
     content = read_record(record)

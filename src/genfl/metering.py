@@ -82,7 +82,7 @@ class Meter:
     """Measures the cost of work in this process, and of its worker processes as far as energy counts.
 
     Args:
-        before: The cost of earlier starts of the same work, to which this adds; None for the first start.
+        before: The cost of earlier starts in the same folder, to which this adds; None for the first start.
         save: Called with the cost so far, every few seconds.
         powercap: The folder of the processors' energy counters.
     """
@@ -91,6 +91,7 @@ class Meter:
         self, before: Values | None, save: Callable[[Values], object], powercap: Path = POWERCAP
     ) -> None:
         self._before, self._save = before, save
+        self._complete = True
         self._began = self._saved = time.perf_counter()
         self._rapl, self._gpu_energy = Rapl(powercap), gpu_energy()
         self._joules: dict[str, float] = {}
@@ -121,6 +122,10 @@ class Meter:
             rose = high if self._high is not None and high > self._high else resident
             self._peak = max(self._peak or 0, rose)
 
+    def miss(self) -> None:
+        """Say that a part of the work was done elsewhere, so that this meter knows no whole cost."""
+        self._complete = False
+
     def tick(self) -> None:
         """Read the counters and save the cost, if `SAVE_INTERVAL` has passed."""
         if time.perf_counter() - self._saved >= SAVE_INTERVAL:
@@ -137,8 +142,8 @@ class Meter:
             "gpu_seconds": round(seconds * len(self._gpus), 3),
             "peak_memory": self._peak,
             "peak_gpu_memory": self._gpu_peak if self._gpus else None,
-            "joules": round(sum(self._joules.values()), 3) if self._joules else None,
-            "counters": sorted(self._joules),
+            **_energy({name: round(joules, 3) for name, joules in self._joules.items()}),
+            "complete": self._complete,
         }
         return add_costs([self._before, now] if self._before else [now])
 
@@ -170,23 +175,46 @@ def tick() -> None:
         meter.tick()
 
 
+def miss() -> None:
+    """Tell the meter of the work that is under way, if there is one, that a part was done elsewhere."""
+    if meter := _meter.get():
+        meter.miss()
+
+
 def add_costs(costs: Sequence[Values]) -> dict[str, Any]:
     """Return the cost of several pieces of work together, of which none ran at once.
 
-    Energy is None if one of them, however short, was not measured: a part would look like the whole.
+    The energy of a counter is left out if one piece, however short, did not have it: a part would look like
+    the whole. A piece that used no GPU has 0 of NVML.
 
     Args:
         costs: At least one.
     """
-    joules = [cost["joules"] for cost in costs]
+    energy = {}
+    for name in {name for cost in costs for name in cost.get("energy", {})}:
+        parts = [
+            cost.get("energy", {}).get(name, 0.0 if name == "nvml" and not cost["gpu_seconds"] else None)
+            for cost in costs
+        ]
+        if None not in parts:
+            energy[name] = round(sum(parts), 3)
     return {
         "seconds": round(sum(cost["seconds"] for cost in costs), 3),
         "devices": list(dict.fromkeys(name for cost in costs for name in cost["devices"])),
         "gpu_seconds": round(sum(cost["gpu_seconds"] for cost in costs), 3),
         "peak_memory": _largest([cost["peak_memory"] for cost in costs]),
         "peak_gpu_memory": _largest([cost["peak_gpu_memory"] for cost in costs]),
-        "joules": None if None in joules else round(sum(joules), 3),
-        "counters": sorted({name for cost in costs for name in cost["counters"]}),
+        **_energy(energy),
+        "complete": all(cost.get("complete", True) for cost in costs),
+    }
+
+
+def _energy(energy: Mapping[str, float]) -> dict[str, Any]:
+    """Return the joules of each counter, their sum, and the counters' names."""
+    return {
+        "energy": dict(sorted(energy.items())),
+        "joules": round(sum(energy.values()), 3) if energy else None,
+        "counters": sorted(energy),
     }
 
 

@@ -295,6 +295,8 @@ def _bring_up_to_date(step: Step, run: Run) -> bool:
     stage, digest = step.stage, step.work.digest
     record, folder = run.record(stage.name), step.work.folder
     old = read_record(record)
+    earlier = old.get("cost") if old else None
+    unknown = bool(old and old["done"] and earlier is None)  # a version without counters ran it
     if old and old["digest"] != digest:
         old = None
     if old and old["done"]:
@@ -312,11 +314,12 @@ def _bring_up_to_date(step: Step, run: Run) -> bool:
         if any(_take_over(step, run, Run(run.config, other)) for other in run.others):
             return True
     about = {"stage": stage.name, "digest": digest, "output": step.work.output}
-    earlier = old.get("cost") if old else None
     write_record(record, {**about, "done": False, **({"cost": earlier} if earlier else {})})
     log.info("%s: running", stage.name)
     began = time.perf_counter()
     with metered(Meter(earlier, lambda cost: _save_cost(record, about, cost))) as meter:
+        if unknown:
+            meter.miss()
         result = stage.run(step.inputs, step.work)
     seconds, cost = time.perf_counter() - began, meter.cost()
     if result is None:

@@ -374,6 +374,20 @@ BASE = """
             ["generator.texts_per_label=2"],
             "generator.texts_per_label: query single does not fit it; leave it out, or write your own query",
         ),
+        (
+            ["prompts={style: llm, llm: {model: m, query: fedgc, distinct: 51}}"],
+            "prompts.llm.distinct: 51, but query fedgc asks for 10 prompts at a time, and attempts is 5;"
+            " lower it to 50, or raise attempts to 6",
+        ),
+        (
+            [
+                "generator.query='a {label}'",
+                "content={samples: 6, guidance: real}",
+                "methods.mixed={algorithm: fedavg, data: mixed}",
+            ],
+            "generator.query: it lacks the blank {examples}, but guidance of the content of methods.mixed is"
+            " real; add it, or set guidance to prompt",
+        ),
     ],
 )
 def test_text_config_names_mistakes(overrides, line):

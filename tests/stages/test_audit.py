@@ -11,6 +11,7 @@ from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.data.sources import digits
+from genfl.data.wire import encode_samples
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.results.schema import Summary
@@ -96,8 +97,8 @@ def test_real_examples_are_shown_where_the_config_allows(folders):
     assert "Real examples are not shown" not in section
 
 
-def test_dropped_samples_are_trained_on_by_nobody(folders):
-    settings = parse(folders, "audit.overlap=drop")
+def test_dropped_samples_are_trained_on_and_sent_by_nobody(folders):
+    settings = parse(folders, "audit.overlap=drop", "methods.shared={algorithm: {name: dsfl, steps: 1}}")
     summary, _ = ran(settings, folders / "run")
     assert summary.audit.dropped == 10
     run = open_run(settings, folders / "run")
@@ -114,6 +115,8 @@ def test_dropped_samples_are_trained_on_by_nobody(folders):
     for row, other, _ in pairs:
         assert np.corrcoef(everything[row].float().flatten(), test[other])[0, 1] > 0.9
     assert run.training_data("mixed", 0).count("generated") == 12
+    sent = 3 * len(encode_samples(x, None, 2))
+    assert summary.methods["shared"].setup_bytes == 3 * summary.labels.bytes_per_client + sent
 
 
 def test_dropping_all_samples_of_a_label_is_an_error(folders):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.opened import open_run
 
 from genfl import config, pipeline
 from genfl.algorithms import dsfl
@@ -84,6 +85,7 @@ def test_only_what_is_needed_runs_and_is_reported(done):
     shown = page[page.index("<body>") : page.index("The resolved config")]
     for words in ("from the public data", "private and public data mixed", "dsfl, on public data, from"):
         assert words in shown, words
+    assert "generated data, " not in shown, "no row of traffic of generated data"
     assert json.loads((folder / "summary.json").read_text()) == summary
 
 
@@ -113,6 +115,21 @@ def test_clients_share_the_public_inputs(done, setting):
     tensors, _ = load_tensors(folder / "federate" / "shared" / "seed-0" / "model.safetensors")
     for name, tensor in task.state_dict(trace.weights).items():
         torch.testing.assert_close(tensors[name], tensor)
+
+
+def test_client_models_count_for_the_methods_that_use_them(tmp_path):
+    methods = (
+        "methods.alike={algorithm: feddf, source: public}",
+        "methods.differ={algorithm: {name: feddf, heterogeneous: true}, source: public}",
+    )
+    changes = ("client_models=[{name: mlp, width: 16}]", "client_models=[{name: mlp, width: 9}]")
+    runs = [open_run(config.parse(CONFIG, [*methods, change]), tmp_path) for change in changes]
+    runs[0].record("labels", {"found": [str(digit) for digit in range(10)]})
+    same = {
+        name: len({run.trial_digest(name, 0) for run in runs}) == 1
+        for name in ("fedavg", "shared", "alike", "differ", "server")
+    }
+    assert same == {"fedavg": True, "shared": True, "alike": True, "differ": False, "server": False}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +230,8 @@ def test_one_config_compares_public_with_generated_data(folders, caplog):
         "all public rows, whatever their labels"
     )
     assert methods["shared"]["setup_bytes"] == 0, "clients have public data themselves"
-    assert methods["generated"]["setup_bytes"] > 3 * summary["synthetic"]["bytes"] - 1
+    discovery, pixels = 3 * summary["labels"]["bytes_per_client"], 4 * 4 * 3
+    assert methods["generated"]["setup_bytes"] == discovery + 3 * 16 * pixels, "16 samples for three clients"
     page = (folders / "run" / "report" / "index.html").read_text()
     assert "10 of 30 public samples have labels that no client has (red)" in page
 

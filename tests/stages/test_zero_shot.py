@@ -111,3 +111,14 @@ def test_a_query_with_an_unknown_blank_is_one_mistake():
         "methods.zero.algorithm.query: the blank {x} is unknown; use {labels}, {text}, {examples}, or {{ for"
         " a brace"
     )
+
+
+def test_a_query_without_its_blank_for_examples_is_refused_with_shots():
+    query = "methods.zero.algorithm={name: generator, query: 'Which is {text}?', shots: %d}"
+    with pytest.raises(InputError) as caught:
+        config.parse(CONFIG, ["data.path=x", query % 8])
+    assert str(caught.value) == (
+        "methods.zero.algorithm.query: it lacks the blank {examples}, but shots is 8; add it, or set"
+        " shots to 0"
+    )
+    config.parse(CONFIG, ["data.path=x", query % 0])

@@ -89,8 +89,16 @@ class PromptModel(ChatModel):
         """Return what is wrong with the query: field and fix. None if it can be used."""
         if self.query is None:
             return None
-        problem = query_problem(self.query, PROMPT_QUERIES, PROMPT_BLANKS, ["label"])
-        return f"query: {problem}" if problem else None
+        if problem := query_problem(self.query, PROMPT_QUERIES, PROMPT_BLANKS, ["label"]):
+            return f"query: {problem}"
+        length = PROMPT_QUERIES[self.query].list_length if self.query in PROMPT_QUERIES else None
+        if length and self.distinct > length * self.attempts and self.fallback is None:
+            return (
+                f"distinct: {self.distinct}, but query {self.query} asks for {length} prompts at a time, and"
+                f" attempts is {self.attempts}; lower it to {length * self.attempts}, or raise attempts to"
+                f" {-(-self.distinct // length)}"
+            )
+        return None
 
 
 class Prompts(Section):

@@ -11,7 +11,7 @@ from genfl.config.names import GENERATOR_REFERENCE, OLD_OPTIONS, REFERENCE_NAMES
 from genfl.config.section import Choice, OneOf, OptionSections, OrOne, Section, named
 from genfl.data.budget import BudgetKind as Budget
 from genfl.data.budget import Guidance
-from genfl.llm.queries import CLASSIFY_BLANKS, CLASSIFY_QUERIES, query_problem
+from genfl.llm.queries import CLASSIFY_BLANKS, CLASSIFY_QUERIES, query_problem, shows_examples
 
 AuxiliarySource = Literal["generated", "public"]
 """Where data from outside the clients comes from."""
@@ -256,6 +256,22 @@ class Method(Section):
         return {resource for part in parts for resource in registered[part.name].resources}
 
     @property
+    def takes_client_models(self) -> bool:
+        """Whether training depends on the clients' models.
+
+        A builder that can do without them may have an option ``heterogeneous``: whether it uses them.
+        """
+        registered = _registered()
+        return any(
+            "client_tasks" in registered[part.name].required
+            or (
+                "client_tasks" in registered[part.name].resources
+                and part.options().get("heterogeneous", True)
+            )
+            for part in ([] if self.reference else self.algorithm)
+        )
+
+    @property
     def reads_auxiliary(self) -> str | None:
         """The field that makes training read data of `source`; None if training does not read any."""
         if self.data != "private":
@@ -295,10 +311,15 @@ class Method(Section):
         """Return which fields do not fit together: field and fix. None if all do."""
         references = [part.name for part in self.algorithm if part.name in REFERENCE_NAMES]
         for part in self.algorithm:
-            if isinstance(part, GeneratorReference) and (
-                problem := query_problem(part.query, CLASSIFY_QUERIES, CLASSIFY_BLANKS, ["text"])
-            ):
+            if not isinstance(part, GeneratorReference):
+                continue
+            if problem := query_problem(part.query, CLASSIFY_QUERIES, CLASSIFY_BLANKS, ["text"]):
                 return f"algorithm.query: {problem}"
+            if part.shots and not shows_examples(part.query, CLASSIFY_QUERIES):
+                return (
+                    f"algorithm.query: it lacks the blank {{examples}}, but shots is {part.shots}; add it, or"
+                    " set shots to 0"
+                )
         if references and len(self.algorithm) > 1:
             return f"algorithm: {references[0]} is not federated, so it cannot be combined; name it alone"
         if self.reference == GENERATOR_REFERENCE and self.start != "random":

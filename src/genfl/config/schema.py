@@ -26,6 +26,7 @@ from genfl.config.training import Federation, Model, Pretraining
 from genfl.data.budget import ORDERS
 from genfl.data.texts import GENERATED_TOKENIZER, HASHED_TOKENIZER
 from genfl.learning.task import Precision
+from genfl.llm.queries import TEXT_QUERIES, shows_examples
 from genfl.registry import added
 
 Target = Annotated[float, Field(gt=0, lt=1)]
@@ -192,6 +193,8 @@ class Config(Section):
             problem := self.generator.problem()
         ):
             yield f"generator.{problem}"
+        elif isinstance(self.generator, TextGenerator):
+            yield from self._problems_of_examples(self.generator.query)
         if (problem := self.content.problem()) and any(method.content for method in self.methods.values()):
             yield f"content.{problem}"
         if self.content != Content() and not any(method.content for method in self.methods.values()):
@@ -199,6 +202,17 @@ class Config(Section):
                 "content: no method trains on generated data; set data to mixed in one of them, or leave"
                 " content out"
             )
+
+    def _problems_of_examples(self, query: str) -> Iterator[str]:
+        """Yield which method has texts guided by real examples, if the query shows none: field and fix."""
+        for name, method in self.methods.items():
+            guidance = method.content.guidance if method.content else "prompt"
+            if guidance != "prompt" and not shows_examples(query, TEXT_QUERIES):
+                yield (
+                    "generator.query: it lacks the blank {examples}, but guidance of the content of"
+                    f" methods.{name} is {guidance}; add it, or set guidance to prompt"
+                )
+                return
 
     def _problems_of_methods(self) -> Iterator[str]:
         """Yield what is wrong with methods, alone and in this run: field and fix."""

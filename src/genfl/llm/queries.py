@@ -19,12 +19,15 @@ class ChatQuery(NamedTuple):
         max_words: The most words of a line that counts as a prompt. Only queries for prompts have it.
         texts_per_label: The number of texts of every label that the query asks for; None if it asks for one
             text of one label. Only queries for texts have it.
+        list_length: The number of prompts that the query asks for, however many are wanted; None if it asks
+            for those that are wanted. Only queries for prompts have it.
     """
 
     text: str
     system: str = ""
     max_words: int = MAX_WORDS
     texts_per_label: int | None = None
+    list_length: int | None = None
 
 
 PROMPT_BLANKS = ("label", "others", "avoid", "count", "content", "known")
@@ -54,6 +57,7 @@ PROMPT_QUERIES: dict[str, ChatQuery] = {
         system="You write prompts for generative models. A prompt describes one scene in a few plain words,"
         " and the scenes differ in place, light, weather and action.",
         max_words=10,
+        list_length=10,
     ),
 }
 """The presets of queries for prompts, by name.
@@ -137,6 +141,17 @@ def query_problem(
         if blank not in [name for _, name, _, _ in fields]:
             return f"it lacks the blank {{{blank}}}; add it, or name a preset ({', '.join(presets)})"
     return None
+
+
+def shows_examples(text: str, presets: Mapping[str, ChatQuery]) -> bool:
+    """Return whether a config's query has the blank ``{examples}``. All presets with examples have it.
+
+    Args:
+        text: The name of a preset, or a query that `query_problem` finds nothing wrong with.
+        presets: The presets.
+    """
+    query = presets.get(text) or ChatQuery(text)
+    return "examples" in [name for _, name, _, _ in string.Formatter().parse(query.text)]
 
 
 def chat_query(text: str, presets: Mapping[str, ChatQuery], system: str | None) -> ChatQuery:

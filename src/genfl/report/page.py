@@ -470,7 +470,9 @@ def _traffic(config: Config, summary: Summary) -> list[tuple[str, float, float]]
     for name, method in summary.federated.items():
         up_and_down = (method.uplink_bytes_per_round, method.downlink_bytes_per_round)
         training.setdefault(up_and_down, []).append(name)
-        if content_bytes := method.setup_bytes - method.uses_generator * discovery[1]:
+        # setup for public data is label discovery alone: clients have the data themselves
+        setup_bytes = 0 if method.source == "public" else method.setup_bytes
+        if content_bytes := setup_bytes - method.uses_generator * discovery[1]:
             content.setdefault(content_bytes, []).append(name)
     return [
         discovery,

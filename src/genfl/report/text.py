@@ -345,8 +345,12 @@ def costs_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]
 def work_table(summary: Summary) -> list[tuple[str, ...]]:
     """Return a row for generation and for training: what it cost by the counters of the machine."""
     rows: list[tuple[str, ...]] = []
+    if not any(stage.cost for stage in summary.stages.values()):
+        return rows  # an earlier version ran it, without counters
     for what, cost in (("generation", summary.cost.generation), ("training", summary.cost.training)):
-        if cost is not None:
+        if cost is None and (what == "training" or "generate" in summary.stages):
+            rows.append((what, *5 * [NOT_MEASURED], "–"))
+        elif cost is not None:
             memory, gpu = cost.peak_memory, cost.peak_gpu_memory
             rows.append(
                 (

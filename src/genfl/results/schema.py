@@ -287,7 +287,8 @@ class MethodResult(ResultModel):
         description="Whether training, or the pre-training before it, started from an existing model."
     )
     generated_samples: float = Field(
-        description="Generated samples that clients train on, summed over clients; mean over the seeds."
+        description="Samples of `source`, generated or public, that clients train on besides their own,"
+        " summed over clients; mean over the seeds."
     )
     accuracy: Figure = Field(
         description="Test accuracy, in [0, 1]: the mean of the last evaluations (at most five, never the one"
@@ -432,7 +433,10 @@ class InferenceCost(ResultModel):
 class WorkCost(ResultModel):
     """What some work cost, by counters of the machine."""
 
-    seconds: float = Field(description="Time in seconds, over all starts and shards.")
+    seconds: float = Field(
+        description="Time in seconds, over all shards and all starts in the run's folder, also those with"
+        " earlier configs (`--update`)."
+    )
     devices: list[str] = Field(description="Names of the processors and GPUs.")
     gpu_seconds: float = Field(description="Time in seconds times the number of GPUs in use.")
     peak_memory: int | None = Field(
@@ -446,14 +450,22 @@ class WorkCost(ResultModel):
         " measured."
     )
     counters: list[str] = Field(
-        description="Where the energy was read: `rapl` (whole processors), `nvml` (GPUs in use); empty if"
-        " nowhere."
+        description="Where the energy of all the work was read: `rapl` (whole processors), `nvml` (GPUs in"
+        " use); empty if nowhere."
+    )
+    energy: dict[str, float] = Field(
+        {}, description="Energy in joules by each of `counters`. Work without a GPU has 0 of `nvml`."
     )
 
 
 class StageCost(WorkCost):
     """What a stage cost, by counters of the machine."""
 
+    complete: bool = Field(
+        True,
+        description="Whether it is the cost of all the work. It is not if another run did a part that was"
+        " taken over, or an earlier version without counters.",
+    )
     inference: InferenceCost | None = Field(
         None, description="The cost of predictions; null for other stages than `federate`."
     )
@@ -471,13 +483,13 @@ class PointCost(ResultModel):
 
 
 class CostAccount(ResultModel):
-    """What the run cost. A part is null if a stage of it ran with an earlier version, without counters."""
+    """What the run cost, without label discovery and the report; null where this is not completely known."""
 
     generation: WorkCost | None = Field(
         description="The cost of prompts and of all generated samples; null without a generator."
     )
     training: WorkCost | None = Field(
-        description="The cost of pre-training and of all federated training, tests included."
+        description="The cost of the audit, of pre-training, and of all federated training, tests included."
     )
     inference: InferenceCost | None = Field(description="The cost of predictions; null if not measured.")
     per_point: dict[str, PointCost] = Field(

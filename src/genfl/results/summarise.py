@@ -112,6 +112,7 @@ def method_results(
     recorded = results["federate"]["methods"]
     all_traces = {name: [recorded[name][str(seed)] for seed in config.seeds] for name in methods}
     alone = _accuracies(all_traces[SYNTHETIC_ONLY])[:, -1] if config.generates else None
+    audit = results.get(AUDIT)
     figures: dict[str, MethodResult] = {}
     for name, method in methods.items():
         traces = all_traces[name]
@@ -120,7 +121,7 @@ def method_results(
         matched = method is not None and method.needs_public and method.needs_labels
         setup_bytes = discovery_bytes if description["uses_generator"] or matched else 0
         if method and config.generates:
-            pool = results["generate"]["samples"]
+            pool = results["generate"]["samples"] - (audit["dropped"] if audit else 0)
             classes = len(results["labels"]["found"])
             setup_bytes += round(bytes_to_clients(method, clients, generated_samples, pool, data, classes))
         figures[name] = MethodResult(
@@ -169,18 +170,21 @@ def cost_account(records: Mapping[str, StageRecord], methods: Mapping[str, Metho
             )
     return CostAccount(
         generation=generation,
-        training=_cost_of(records, ("pretrain", "federate")),
+        training=_cost_of(records, (AUDIT, "pretrain", "federate")),
         inference=cost.inference if cost else None,
         per_point=per_point,
     )
 
 
 def _cost_of(records: Mapping[str, StageRecord], stages: Sequence[str]) -> WorkCost | None:
-    """Return the cost of some stages together; None if none of them ran, or one ran without counters."""
+    """Return the cost of some stages together; None if none of them ran, or not all of it is known."""
     costs = [records[name].cost for name in stages if name in records]
-    if not costs or None in costs:
+    known = [cost for cost in costs if cost is not None and cost.complete]
+    if not costs or len(known) < len(costs):
         return None
-    return WorkCost(**add_costs([cost.model_dump(exclude={"inference"}) for cost in costs if cost]))
+    total = add_costs([cost.model_dump() for cost in known])
+    del total["complete"]  # all of them are
+    return WorkCost(**total)
 
 
 def byte_budget(config: Config, methods: Mapping[str, MethodResult]) -> int | None:
@@ -282,8 +286,8 @@ def bytes_to_clients(
     Args:
         method: A method of the config.
         clients: The number of clients, at least 1.
-        generated_samples: The number of generated samples that its clients train on, all together.
-        pool: The number of samples of the synthetic data.
+        generated_samples: The number of samples of its source that its clients train on, all together.
+        pool: The number of samples of the synthetic data that are used.
         data: The private data, whose format samples are sent in.
         classes: The number of classes.
     """

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, get_type_hints
 
+from genfl import metering
 from genfl.config import Config, Data, Public, Section
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import ANSWERS, Run, Shard
@@ -216,6 +217,7 @@ class StageRun(NamedTuple):
         """
         name = path.relative_to(self.folder)
         if take_checkpoint(path, digest, [other / name for other in self.others]):
+            metering.miss()
             log.info("%s: %s is taken over from another run", self.folder.name, name.parent)
 
 

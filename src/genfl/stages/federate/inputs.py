@@ -199,7 +199,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         stages["pretrain"] = seed_digest(inputs.pretrained, upstream, seed, method.source)
     if method.start == "init":
         stages["init"] = str(inputs.model.initial)
-    differ = "client_tasks" in method.asks_for
+    differ = method.takes_client_models
     trial_inputs = TrialInputs(
         upstream.labels,
         inputs.data,
