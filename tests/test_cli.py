@@ -167,7 +167,7 @@ def test_a_second_run_skips_every_stage_and_prints_json(finished):
     stdout, stderr = genfl("run", EXAMPLE, *settings, "--out", out, "--json")
     summary = json.loads(stdout)
     assert all(stage["skipped"] for stage in summary["stages"].values())
-    assert stderr.count("up to date") == 6
+    assert stderr.count("up to date") == 7
     assert summary["methods"] == before["methods"]
 
 
@@ -179,6 +179,7 @@ def test_status_of_a_finished_and_of_a_stopped_run(finished, tmp_path):
         "labels",
         "prompts",
         "generate",
+        "audit",
         "pretrain",
         "federate",
         "report",
@@ -187,7 +188,7 @@ def test_status_of_a_finished_and_of_a_stopped_run(finished, tmp_path):
     stdout, _ = genfl(
         "run", EXAMPLE, *settings, "--until", "prompts", "--out", tmp_path / "stopped", "--json"
     )
-    assert [row["state"] for row in json.loads(stdout)["stages"]] == ["done", "done"] + ["missing"] * 4
+    assert [row["state"] for row in json.loads(stdout)["stages"]] == ["done", "done"] + ["missing"] * 5
     assert "missing" in genfl("status", tmp_path / "stopped")[0]
 
 
@@ -237,7 +238,7 @@ def test_a_run_that_lacks_something_is_not_finished(finished, tmp_path, damage):
     source, *_ = finished
     out = tmp_path / "run"
     shutil.copytree(source, out)
-    assert len(records.finished_status(out)) == 6
+    assert len(records.finished_status(out)) == 7
     if damage == "record":
         file = out / "stages" / "pretrain.json"
         file.write_text(file.read_text().replace('"seconds": ', '"seconds": 1'))
