@@ -147,6 +147,12 @@ def test_settings_of_a_drawn_test_set_that_cannot_be():
         config.parse(RUN, ["data.test_from=split", "data.test_share=0.2"])
     with pytest.raises(InputError, match=r"data\.group: test_from draws single samples"):
         config.parse(RUN, ["data.group=user"])
+    lesions_by_site = ["data.name=ham10000", "data.client_id=site", "model=cnn"]
+    with pytest.raises(InputError, match=r"data\.test_from: samples, but .* one lesion_id on both sides"):
+        config.parse(RUN, lesions_by_site)
+    with pytest.raises(InputError, match=r"data\.test_from: clients, but .* use split for ham10000"):
+        config.parse(RUN, [*lesions_by_site, "data.test_from=clients"])
+    config.parse(RUN, [*lesions_by_site, "data.test_from=split"])
 
 
 # --- VLCS and Yahoo! Answers

@@ -172,6 +172,11 @@ class Data(Section):
             return "test_share: only for test_from samples or clients; set test_from, or leave it out"
         if self.test_from != "split" and self.group is not None:
             return "group: test_from draws single samples or clients; leave one of them out"
+        if self.test_from != "split" and recipe.group is not None:
+            return (
+                f"test_from: {self.test_from}, but it may put examples of one {recipe.group} on both sides;"
+                f" use split for {self.name}"
+            )
         if self.folders is not None:
             try:
                 parse_levels(self.folders)
