@@ -105,7 +105,7 @@ class OverlapRow(NamedTuple):
     Attributes:
         label: What is compared, in words.
         first: Examples of the first data set.
-        second: Their near-duplicates; empty if they must not be shown, or nobody can read them.
+        second: Their near-duplicates; empty if nobody can read them.
     """
 
     label: str
