@@ -231,6 +231,22 @@ def test_private_data_is_not_public(folders):
             pipeline.checked(both(folders, f"public.path={path}"), RunContext())
 
 
+def test_no_held_back_example_of_a_client_is_public(folders):
+    for n in range(6):
+        copied = folders / "public" / "train" / "black" / f"x{n}.bmp"
+        shutil.copy(folders / "private" / "train" / "black" / f"{n}.bmp", copied)
+    settings, context = both(folders), RunContext()
+    testing = both(folders, "data.partition.test=0.5")
+    assert len(context.public(settings.public, settings.data).x) == 36 - 2, "two are test examples"
+    public = context.public(testing.public, testing.data)
+    assert len(public.x) == 36 - 6
+    data, (_, held_back) = context.data_set(testing.data), context.train_test_rows(testing.data, 0)
+    tests = {data.train.x[row].numpy().tobytes() for rows in held_back for row in rows}
+    assert not tests & {x.numpy().tobytes() for x in public.x}
+    assert context.public_digest(testing.public, testing.data) == public.digest
+    assert context.public_digest(settings.public, settings.data) != public.digest
+
+
 def test_unknown_labels_and_columns_are_named(folders):
     draw(folders / "strange", 7, ("blue", "green"))
     with pytest.raises(

@@ -99,7 +99,7 @@ class RunContext:
         Raises:
             InputError: It cannot be read, or it is the private data itself.
         """
-        name = digest([_name_of(data), data.partition.samples, public.model_dump()])
+        name = digest([*_beside_public(data), public.model_dump()])
         if name not in self._public:
             if len(self._public) >= MOST_DATA_SETS:
                 self._public.popitem(last=False)
@@ -109,7 +109,8 @@ class RunContext:
 
     def _read_public(self, public: Public, data: Data) -> PublicData:
         private = self.data_set(data)
-        read = partial(public_data, private, samples=public.samples, labelled=public.labelled)
+        options = {"samples": public.samples, "labelled": public.labelled}
+        read = partial(public_data, private, **options, tested=data.partition.test > 0)
         if public.is_rest:
             return read(None, held=data.partition.samples)
         if public.path and data.path and Path(public.path).resolve() == Path(data.path).resolve():
@@ -131,7 +132,7 @@ class RunContext:
 
     def public_digest(self, public: Public, data: Data) -> str:
         """Return the digest of the public data's content. It does not depend on the path."""
-        name = ("public", _name_of(data), data.partition.samples, public.model_dump_json())
+        name = ("public", *_beside_public(data), public.model_dump_json())
         return self.once(name, lambda: self.public(public, data).digest)
 
     def public_notes(self, config: Config) -> tuple[str, ...]:
@@ -291,6 +292,11 @@ class RunContext:
 def _name_of(data: Data) -> str:
     """Return a text that is equal for sections with the same data set and input format."""
     return digest([data.name, {name: str(value) for name, value in data.options().items()}])
+
+
+def _beside_public(data: Data) -> tuple[Any, ...]:
+    """Return what decides which public data is used, besides its own section."""
+    return _name_of(data), data.partition.samples, data.partition.test > 0
 
 
 def _load_public(public: Public, data: Data) -> DataSet:
