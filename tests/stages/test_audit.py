@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -157,6 +158,44 @@ def test_methods_without_generated_data_are_not_trained_again_after_a_drop(folde
     assert before.trial_digest("cold", 0) == after.trial_digest("cold", 0)
     assert before.trial_digest("mixed", 0) != after.trial_digest("mixed", 0)
     assert before.pretrain_digest(0) != after.pretrain_digest(0)
+
+
+def test_copies_in_public_data_are_counted_and_warned_about(folders):
+    shutil.copytree(folders / "made", folders / "public")
+    settings = parse(
+        folders,
+        "generator=none",
+        f"public={{path: {folders / 'public'}}}",
+        "content={}",
+        "report.real_examples=true",
+        "methods={cold: {algorithm: fedavg}, warm: {algorithm: fedavg, start: pretrained, source: public}}",
+    )
+    summary, _ = ran(settings, folders / "run")
+    assert summary.audit.generated_test is None
+    assert summary.audit.public_test.near == summary.audit.public_test.others_near == 10
+    assert (summary.audit.public_test.examples, summary.audit.public_train.near) == (24, 2)
+    page = (folders / "run" / "report" / "index.html").read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert "the public data has near-duplicates of 50.0 % of the test examples (10 samples)" in page
+    section = page[page.index('id="overlap"') : page.index('id="labels"')]
+    assert section.count("<img") == 2 * (6 + 2)
+
+
+def test_the_rest_is_compared_with_what_clients_hold(tmp_path):
+    text = """
+name: rest
+seeds: [0]
+data: {name: digits, partition: {kind: iid, clients: 3, samples: 900}}
+generator: none
+model: {name: mlp, width: 4}
+public: {samples: 200}
+federate: {rounds: 1, clients_per_round: 2}
+methods: {shared: {algorithm: {name: dsfl, steps: 1}, source: public}}
+"""
+    run = open_run(config.parse(text, []), tmp_path, RunContext())
+    run.record("labels", {"found": sorted(digits().label_order)})
+    counts = run.execute("audit")["public_train"]
+    assert (counts["examples"], counts["others"], counts["compared"]) == (200, 900, 900)
+    assert counts["near"] < 20, "no sample is compared with itself"
 
 
 def test_without_a_generator_train_and_test_are_compared(tmp_path):

@@ -266,12 +266,14 @@ class Public(Section):
 
 
 class Audit(Section):
-    """The search for near-duplicates between test examples, training examples and generated samples."""
+    """The search for near-duplicates between test and training examples, generated and public samples."""
 
     overlap: Literal["warn", "drop", "ignore"] = Field(
         "warn",
         description="What happens to generated samples that are near-duplicates of test examples. warn: they"
-        " are counted, shown, and kept. drop: no method trains on them. ignore: nothing is compared.",
+        " are counted, shown, and kept. drop: no method trains on those that were generated from prompts."
+        " Public samples, and those that clients generate from real examples, are kept. ignore: nothing is"
+        " compared.",
     )
 
 

@@ -67,7 +67,9 @@ class NearPairs(NamedTuple):
     compared: int
 
 
-def near_pairs(first: Tensor, second: Tensor, modality: Modality) -> NearPairs:
+def near_pairs(
+    first: Tensor, second: Tensor, modality: Modality, among: np.ndarray | None = None
+) -> NearPairs:
     """Return the near-duplicates between two data sets.
 
     Images and spectrograms are near-duplicates if three conditions hold:
@@ -88,8 +90,10 @@ def near_pairs(first: Tensor, second: Tensor, modality: Modality) -> NearPairs:
         second: Inputs of the same format, [m, ...]. If there are more than `MOST_EXAMPLES`, as many are
             compared, at even distances.
         modality: What the inputs are.
+        among: The rows of `second` that count, ascending; None for all.
     """
-    chosen = _evenly(len(second), MOST_EXAMPLES)
+    among = np.arange(len(second)) if among is None else among
+    chosen = among[_evenly(len(among), MOST_EXAMPLES)]
     tokens = modality == "text" and first.ndim == 2 and not first.is_floating_point()
     search = _near_texts if tokens else _near_inputs
     rows, similarity = search(first, second, torch.from_numpy(chosen), modality)

@@ -138,6 +138,8 @@ COMPARISONS = {
     "test_train": "test and training examples",
     "generated_test": "generated and test examples",
     "generated_train": "generated and training examples",
+    "public_test": "public and test examples",
+    "public_train": "public and training examples",
 }
 """The comparisons of an audit, in words."""
 

@@ -71,6 +71,7 @@ def collect(run: Run, context: RunContext) -> Evidence:
     folder = run.folder / "synthetic"
     ordered = [label for label in data.label_order if label in run.labels]
     order = ordered + in_natural_order(set(run.labels) - set(ordered))
+    public = context.public(config.public, config.data).x if config.public is not None else None
     return Evidence(
         config=config,
         config_text=configs.dump(config),
@@ -83,7 +84,7 @@ def collect(run: Run, context: RunContext) -> Evidence:
         label_counts=context.label_counts(config.data, run.labels, config.seeds[0]),
         pretraining=PretrainResult.model_validate(run.result("pretrain")) if config.generates else None,
         examples=choose_examples(data, folder, order, real=show_real) if config.generates else [],
-        overlaps=choose_overlaps(data, folder, _pairs(run)) if show_real else None,
+        overlaps=choose_overlaps(data, folder, _pairs(run), public) if show_real else None,
         overlap_rule=overlap.means(data.modality),
     )
 

@@ -66,7 +66,10 @@ class OverlapExamples(NamedTuple):
 
 
 def choose_overlaps(
-    data: DataSet, synthetic: Path, pairs: Mapping[str, Sequence[Sequence[float]]]
+    data: DataSet,
+    synthetic: Path,
+    pairs: Mapping[str, Sequence[Sequence[float]]],
+    public: Tensor | None = None,
 ) -> list[OverlapExamples]:
     """Choose the most similar near-duplicates of each comparison, each first example once.
 
@@ -76,13 +79,14 @@ def choose_overlaps(
         data: The private data set.
         synthetic: The folder of the synthetic data set.
         pairs: The pairs of each comparison, the most similar first; see `genfl.experiment.folder.PAIRS`.
+        public: The public inputs; None if there are none.
     """
     chosen: list[OverlapExamples] = []
     for comparison, rows in pairs.items():
         once: dict[int, tuple[int, float]] = {}
-        for first, second, similarity in rows:
+        for row, other, similarity in rows:
             if len(once) < PER_LABEL:
-                once.setdefault(int(first), (int(second), similarity))
+                once.setdefault(int(row), (int(other), similarity))
         if not once:
             continue
         if comparison.startswith("generated"):
@@ -90,7 +94,8 @@ def choose_overlaps(
             if data.modality != "text":
                 shown = [data.encode(content) for content in shown]
         else:
-            shown = [data.test.x[row] for row in once] if data.modality != "text" else []
+            first = public if comparison.startswith("public") and public is not None else data.test.x
+            shown = [first[row] for row in once] if data.modality != "text" else []
         others = data.test if comparison.endswith("test") else data.train
         second_shown = [others.x[row] for row, _ in once.values()] if data.modality != "text" else []
         if shown:

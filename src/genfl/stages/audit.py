@@ -1,11 +1,11 @@
-"""The stage audit: find near-duplicates between test examples, training examples and generated samples."""
+"""The stage audit: find near-duplicates between test and training examples, generated and public samples."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -13,15 +13,20 @@ from torch import Tensor
 
 from genfl.config import Config
 from genfl.data.overlap import NearPairs, near_pairs
+from genfl.data.partition import subset
 from genfl.data.sources import DataSet
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import AUDIT, PAIRS
 from genfl.stages import generate
-from genfl.stages.base import DataInputs, Stage, StageRun, Upstream
+from genfl.stages.base import IF_SET, DataInputs, PublicInputs, Stage, StageRun, Upstream
 from genfl.storage import read_json, write_json
 
 log = logging.getLogger(__name__)
+
+
+OPTIONAL = ("generated_test", "generated_train", "public_test", "public_train")
+"""The comparisons that a run without generated or without public data lacks."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,12 @@ class AuditInputs:
     Attributes:
         data: The private data, in the format in which inputs are compared.
         overlap: What happens to generated samples that are near-duplicates of test examples.
+        public: The public data; None if there is none.
     """
 
     data: DataInputs
     overlap: Literal["warn", "drop"]
+    public: Annotated[PublicInputs | None, IF_SET]
 
 
 def unread(config: Config) -> tuple[str, ...]:
@@ -82,7 +89,7 @@ def dropped_rows(upstream: Upstream) -> list[int]:
 def _inputs(config: Config, context: RunContext) -> AuditInputs:
     overlap = config.audit.overlap
     assert overlap != "ignore", "else the stage is left out"
-    return AuditInputs(DataInputs.of(config, context), overlap)
+    return AuditInputs(DataInputs.of(config, context), overlap, PublicInputs.of(config, context))
 
 
 def _run(inputs: AuditInputs, work: StageRun) -> dict[str, Any]:
@@ -99,8 +106,16 @@ def _run(inputs: AuditInputs, work: StageRun) -> dict[str, Any]:
         labels = [work.upstream.labels[number] for number in y.tolist()]
         compared["generated_test"] = near_pairs(x, data.test.x, data.modality)
         compared["generated_train"] = near_pairs(x, data.train.x, data.modality)
-    write_json(work.folder / PAIRS, {name: _plain(pairs) for name, pairs in compared.items()})
     sizes = {"test": len(data.test.labels), "train": len(data.train.labels), "generated": len(labels)}
+    if inputs.public is not None:
+        public, split = inputs.public.section, inputs.data.section.partition
+        x = work.context.public(public, inputs.data.section).x
+        # The rest that no client gets is part of the training set. Its content decides the clients' part.
+        clients = subset(data.train.labels, split.samples if public.is_rest else None)
+        compared["public_test"] = near_pairs(x, data.test.x, data.modality)
+        compared["public_train"] = near_pairs(x, data.train.x, data.modality, clients)
+        sizes |= {"public": len(x), "public_train": len(clients)}
+    write_json(work.folder / PAIRS, {name: _plain(pairs) for name, pairs in compared.items()})
     figures = {name: _figures(name, pairs, sizes) for name, pairs in compared.items()}
     dropped = 0
     if inputs.overlap == "drop" and labels:
@@ -112,7 +127,7 @@ def _run(inputs: AuditInputs, work: StageRun) -> dict[str, Any]:
             log.info("audit: %d %s examples are near-duplicates of %s ones", counts["near"], first, second)
     if dropped:
         log.warning("audit: %d generated samples are near-duplicates of test examples, and dropped", dropped)
-    return {**dict.fromkeys(("generated_test", "generated_train")), **figures, "dropped": dropped}
+    return {**dict.fromkeys(OPTIONAL), **figures, "dropped": dropped}
 
 
 def _plain(pairs: NearPairs) -> list[list[float]]:
@@ -123,11 +138,17 @@ def _plain(pairs: NearPairs) -> list[list[float]]:
 
 
 def _figures(name: str, pairs: NearPairs, sizes: dict[str, int]) -> dict[str, int]:
-    """Return the counts of a comparison, named after the two data sets."""
+    """Return the counts of a comparison.
+
+    Args:
+        name: Its name, after the two data sets.
+        pairs: The near-duplicates.
+        sizes: The size of each data set, and of the second one of a comparison that has only a part of it.
+    """
     first, second = name.split("_")
     return {
         "examples": sizes[first],
-        "others": sizes[second],
+        "others": sizes.get(name, sizes[second]),
         "compared": pairs.compared,
         "pairs": len(pairs.rows),
         "near": len(np.unique(pairs.rows[:, 0])),
