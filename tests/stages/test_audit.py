@@ -145,6 +145,26 @@ def test_the_audit_runs_once_and_changes_no_training(folders):
     assert again == {"audit", "pretrain", "federate", "report"}
 
 
+def test_a_private_photo_does_not_redo_what_reads_generated_samples(folders):
+    """Only the test set decides which samples are dropped."""
+    settings = parse(folders, "audit.overlap=drop")
+
+    def changed(before):
+        after = outputs()
+        return {name for name in before if before[name] != after[name]}
+
+    def outputs():
+        return {stage.name: output for stage, _, output in pipeline.digests(settings, RunContext())}
+
+    before = outputs()
+    photo = Image.fromarray(pictures(9, 1)[0])
+    photo.save(folders / "own" / "train" / "black" / "more.png")
+    assert changed(before) == {"labels", "audit", "federate", "report"}
+    before = outputs()
+    photo.save(folders / "own" / "test" / "black" / "more.png")
+    assert changed(before) == {"labels", "audit", "pretrain", "federate", "report"}
+
+
 def test_methods_without_generated_data_are_not_trained_again_after_a_drop(folders):
     settings, dropping = parse(folders), parse(folders, "audit.overlap=drop")
     before, after = (open_run(each, folders / name) for each, name in ((settings, "a"), (dropping, "b")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +20,15 @@ from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import AUDIT, PAIRS
 from genfl.stages import generate
-from genfl.stages.base import IF_SET, DataInputs, PublicInputs, Stage, StageRun, Upstream
+from genfl.stages.base import (
+    IF_SET,
+    DataInputs,
+    FormatInputs,
+    PublicInputs,
+    Stage,
+    StageRun,
+    Upstream,
+)
 from genfl.storage import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -90,6 +99,21 @@ def _inputs(config: Config, context: RunContext) -> AuditInputs:
     overlap = config.audit.overlap
     assert overlap != "ignore", "else the stage is left out"
     return AuditInputs(DataInputs.of(config, context), overlap, PublicInputs.of(config, context))
+
+
+def _gives(inputs: AuditInputs, context: RunContext) -> Any:
+    """Return what decides which generated samples are dropped, besides these: the training set does not."""
+    if inputs.overlap != "drop":
+        return inputs
+    section = inputs.data.section
+    data = context.data_set(section)
+    test = context.once(
+        ("test inputs", section.name, inputs.data.content),
+        lambda: hashlib.sha256(
+            data.test.x.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        ).hexdigest(),
+    )
+    return {"format": FormatInputs(section.name, data.shape, data.format_digest, section), "test": test}
 
 
 def _run(inputs: AuditInputs, work: StageRun) -> dict[str, Any]:
@@ -176,4 +200,5 @@ STAGE = Stage(
     _inputs,
     _run,
     wanted=lambda config: config.audit.overlap != "ignore",
+    gives=_gives,
 )
