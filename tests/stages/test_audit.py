@@ -15,6 +15,7 @@ from genfl.data.sources import digits
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.results.schema import Summary
+from genfl.stages.base import PublicInputs
 
 CONFIG = """
 name: audited
@@ -198,6 +199,35 @@ def test_copies_in_public_data_are_counted_and_warned_about(folders):
     assert "the public data has near-duplicates of 50.0 % of the test examples (10 samples)" in page
     section = page[page.index('id="overlap"') : page.index('id="labels"')]
     assert section.count("<img") == 2 * (6 + 2)
+
+
+def test_copies_in_public_data_are_dropped(folders):
+    shutil.copytree(folders / "made", folders / "public")
+    settings = parse(
+        folders,
+        "generator=none",
+        f"public={{path: {folders / 'public'}}}",
+        "content={}",
+        "methods={warm: {algorithm: fedavg, start: pretrained, source: public}}",
+    )
+    dropping = settings.model_copy(update={"audit": config.parse(CONFIG, ["audit.overlap=drop"]).audit})
+    context = RunContext()
+    kept, public = (PublicInputs.of(each, context) for each in (settings, dropping))
+    assert len(kept.read(context, settings.data).x) == 24
+    left = public.read(context, settings.data)
+    assert len(left.x) == len(left.labels) == 14
+    words = "10 of 24 public samples are near-duplicates of private test samples and are left out"
+    assert f"{words} (audit.overlap)" in left.notes
+    assert public.content != kept.content, "what reads it runs again"
+    run = open_run(dropping, folders / "run", context)
+    run.record("labels", {"found": list(CLASSES)})
+    for file in (folders / "public").rglob("*.png"):
+        if int(file.stem) >= 5:
+            file.unlink()
+    with pytest.raises(InputError, match=r"audit\.overlap: drop, but all public samples are near-duplicates"):
+        PublicInputs.of(dropping, RunContext())
+    result = run.execute("audit")
+    assert (result["public_test"]["examples"], result["public_test"]["near"]) == (14, 0)
 
 
 def test_the_rest_is_compared_with_what_clients_hold(tmp_path):

@@ -270,11 +270,15 @@ class Audit(Section):
 
     overlap: Literal["warn", "drop", "ignore"] = Field(
         "warn",
-        description="What happens to generated samples that are near-duplicates of test examples. warn: they"
-        " are counted, shown, and kept. drop: no method trains on those that were generated from prompts."
-        " Public samples, and those that clients generate from real examples, are kept. ignore: nothing is"
-        " compared.",
+        description="What happens to generated and public samples that are near-duplicates of test examples."
+        " warn: they are counted, shown, and kept. drop: no method trains on them. Samples that clients"
+        " generate from real examples are neither counted nor dropped. ignore: nothing is compared.",
     )
+
+    @property
+    def drops(self) -> bool:
+        """Whether near-duplicates of test examples are dropped."""
+        return self.overlap == "drop"
 
 
 class Labels(Section):

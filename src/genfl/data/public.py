@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genfl.data.folders import first_few
+from genfl.data.overlap import near_pairs
 from genfl.data.partition import subset
 from genfl.data.sources import DataSet, LabelledExamples
 from genfl.errors import InputError
@@ -88,13 +89,15 @@ def public_data(
     samples: int | None,
     labelled: bool,
     tested: bool = False,
+    distinct: bool = False,
 ) -> PublicData:
     """Return the public examples that are used.
 
     These are all examples of a data set, from its training and its test set. No test example is trained on:
     an example whose input is equal to that of a private test example is left out. If the clients test on a
     part of the private training set, so are those whose input is equal to one of the clients' examples.
-    Which of these are tests depends on the seed, and the public data does not.
+    Which of these are tests depends on the seed, and the public data does not. With `distinct`, even
+    near-duplicates of private test examples are left out.
 
     Args:
         private: The private data.
@@ -104,6 +107,8 @@ def public_data(
         samples: The number of examples to draw; None for all.
         labelled: Whether methods may read the labels.
         tested: Whether clients hold back some of their examples, and test on them.
+        distinct: Whether near-duplicates of private test examples are left out; see
+            `genfl.data.overlap.near_pairs`.
 
     Raises:
         InputError: The inputs do not have the private data's format, or there are fewer examples than asked.
@@ -133,6 +138,19 @@ def public_data(
             )
         if tested:
             kept = kept[~shared]
+    if distinct and len(kept):
+        near = np.unique(near_pairs(x[torch.from_numpy(kept)], private.test.x, private.modality).rows[:, 0])
+        if len(near):
+            notes.append(
+                f"{len(near)} of {len(kept)} public samples are near-duplicates of private test samples and"
+                " are left out (audit.overlap)"
+            )
+        kept = np.delete(kept, near)
+        if not len(kept):
+            raise InputError(
+                "audit.overlap: drop, but all public samples are near-duplicates of private test samples; use"
+                " other public data, or use warn"
+            )
     kept = _drawn(kept, [names[row] for row in kept] if labelled else None, samples)
     for note in notes:
         log.warning("public: %s", note)

@@ -100,7 +100,7 @@ def overlap_warning(summary: Summary) -> str:
         share, copies = percent(public.others_near / public.others), count(public.near, "sample")
         warnings += (
             f" Warning: the public data has near-duplicates of {share} of the test examples ({copies}), so"
-            " what it gives is overestimated; take them out of it."
+            " what it gives is overestimated; set audit.overlap to drop."
         )
     if audit.test_train.near >= OVERLAPPING * audit.test_train.examples:
         share = percent(audit.test_train.near / audit.test_train.examples)

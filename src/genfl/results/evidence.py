@@ -71,7 +71,9 @@ def collect(run: Run, context: RunContext) -> Evidence:
     folder = run.folder / "synthetic"
     ordered = [label for label in data.label_order if label in run.labels]
     order = ordered + in_natural_order(set(run.labels) - set(ordered))
-    public = context.public(config.public, config.data).x if config.public is not None else None
+    public = None
+    if config.public is not None:
+        public = context.public(config.public, config.data, distinct=config.audit.drops).x
     return Evidence(
         config=config,
         config_text=configs.dump(config),

@@ -125,10 +125,12 @@ class AuditResult(ResultModel):
     )
     dropped: int = Field(
         description="Samples generated from prompts that no method trains on: they are near-duplicates of"
-        " test examples. Public samples, and those that clients generate from real examples, are kept."
+        " test examples. Those that clients generate from real examples are kept."
     )
     public_test: OverlapCounts | None = Field(
-        None, description="Public samples against test examples; null without public data."
+        None,
+        description="Public samples against test examples; null without public data. Samples that"
+        " audit.overlap drops are not among them.",
     )
     public_train: OverlapCounts | None = Field(
         None,

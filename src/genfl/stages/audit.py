@@ -55,7 +55,7 @@ class AuditInputs:
 
 def unread(config: Config) -> tuple[str, ...]:
     """Return the stages that the users of generated samples do not read: the audit, unless it drops some."""
-    return () if config.audit.overlap == "drop" else (AUDIT,)
+    return () if config.audit.drops else (AUDIT,)
 
 
 def generated_digests(upstream: Upstream) -> dict[str, str]:
@@ -107,11 +107,9 @@ def _gives(inputs: AuditInputs, context: RunContext) -> Any:
         return inputs
     section = inputs.data.section
     data = context.data_set(section)
+    stored = data.test.x.contiguous().reshape(-1).view(torch.uint8).numpy()
     test = context.once(
-        ("test inputs", section.name, inputs.data.content),
-        lambda: hashlib.sha256(
-            data.test.x.contiguous().reshape(-1).view(torch.uint8).numpy().data
-        ).hexdigest(),
+        ("test inputs", section.name, inputs.data.content), lambda: hashlib.sha256(stored.data).hexdigest()
     )
     return {"format": FormatInputs(section.name, data.shape, data.format_digest, section), "test": test}
 
@@ -133,7 +131,7 @@ def _run(inputs: AuditInputs, work: StageRun) -> dict[str, Any]:
     sizes = {"test": len(data.test.labels), "train": len(data.train.labels), "generated": len(labels)}
     if inputs.public is not None:
         public, split = inputs.public.section, inputs.data.section.partition
-        x = work.context.public(public, inputs.data.section).x
+        x = inputs.public.read(work.context, inputs.data.section).x
         # The rest that no client gets is part of the training set. Its content decides the clients' part.
         clients = subset(data.train.labels, split.samples if public.is_rest else None)
         compared["public_test"] = near_pairs(x, data.test.x, data.modality)
