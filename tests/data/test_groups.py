@@ -38,7 +38,10 @@ def test_ham10000_shares_no_lesion_between_train_and_test(tmp_path):
     assert f"{left_out} images of train share lesion_id with the test set and are left out" in data.notes
     kept = [row for row in train if int(row["lesion_id"][4:]) < 50]
     images = data.originals(range(len(kept)))
-    assert [image.tobytes() for image in images] == [data.decode(x).tobytes() for x in data.train.x]
+    assert len(images) == len(data.train.x)
+    for image, x, row in zip(images, data.train.x, kept, strict=True):
+        assert png(np.asarray(image)) == row["image"]["bytes"], "the photo of the file, at its own size"
+        assert torch.equal(data.encode(image), x)
 
 
 def test_ham10000_without_splits_is_divided_by_lesion(tmp_path):
@@ -144,6 +147,12 @@ def test_settings_of_a_drawn_test_set_that_cannot_be():
         config.parse(RUN, ["data.test_from=split", "data.test_share=0.2"])
     with pytest.raises(InputError, match=r"data\.group: test_from draws single samples"):
         config.parse(RUN, ["data.group=user"])
+    lesions_by_site = ["data.name=ham10000", "data.client_id=site", "model=cnn"]
+    with pytest.raises(InputError, match=r"data\.test_from: samples, but .* one lesion_id on both sides"):
+        config.parse(RUN, lesions_by_site)
+    with pytest.raises(InputError, match=r"data\.test_from: clients, but .* use split for ham10000"):
+        config.parse(RUN, [*lesions_by_site, "data.test_from=clients"])
+    config.parse(RUN, [*lesions_by_site, "data.test_from=split"])
 
 
 # --- VLCS and Yahoo! Answers
@@ -190,7 +199,7 @@ def test_yahoo_answers_have_questions_and_answers(tmp_path):
     assert data.shape == (128,)
     assert torch.equal(data.test.x[2], torch.from_numpy(encoding.encode("title 2 more 2 answer 2")))
     assert torch.equal(data.test.x[3], torch.from_numpy(encoding.encode("title 3 answer 3")))
-    assert data.originals([1]) == ["title 1 more 1 answer 1"]
+    assert list(data.originals([1])) == ["title 1 more 1 answer 1"]
     titles = DATASETS["yahoo_answers"].load(path=str(tmp_path / "d"), input="question_title")
     assert torch.equal(titles.test.x[2], torch.from_numpy(encoding.encode("title 2")))
     with pytest.raises(InputError, match=r"data\.input: no column 'question_title \+ nothing'"):

@@ -125,6 +125,32 @@ def test_many_training_examples_are_sampled_evenly(monkeypatch):
     assert sorted(pairs.rows.tolist()) == [[0, 0], [1, 4]], "every fourth row, by its own number"
 
 
+@pytest.mark.parametrize("size", [32, 48])
+def test_small_chunks_change_no_pair(monkeypatch, size):
+    test = photos(40, size=size)
+    first = torch.cat([photos(20, seed=2, size=size), test[5:15] // 2 + 40, test[[3, 3]]])
+    whole = near_pairs(first, test, "image")
+    monkeypatch.setattr(overlap, "CHUNK_NUMBERS", 3 * 3 * size * size)
+    monkeypatch.setattr(overlap, "QUERIES", 5)
+    parts = near_pairs(first, test, "image")
+    assert len(whole.rows) == 12
+    assert np.array_equal(whole.rows, parts.rows)
+    assert np.array_equal(whole.similarity, parts.similarity), "the bits are the same"
+
+
+def test_few_inputs_are_floats_at_a_time(monkeypatch):
+    """Of 300 lookalikes at 64 px, all of which are compared in detail, at most two are read at a time."""
+    scene = photos(1, size=64).float() * 0.8 + 25
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (300, 1, 64, 64))).float()
+    x = (scene + noise).clamp(0, 255).to(torch.uint8)
+    read, pictures = [], overlap._pictures
+    monkeypatch.setattr(overlap, "_pictures", lambda part: read.append(len(part)) or pictures(part))
+    monkeypatch.setattr(overlap, "CHUNK_NUMBERS", 2 * 3 * 64 * 64)
+    near_pairs(x[:20], x, "image")
+    assert max(read) == 2
+    assert sum(read) > 300 + 20 + 20 + 100, "coarse ones of both, the own, and the neighbours"
+
+
 def test_spectrograms_are_compared():
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 100, 64)).astype(np.float32)).cumsum(1)
     louder = x[:5] + 0.7

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from genfl.data.partition import subset
 from genfl.data.public import public_data
 from genfl.data.sources import DataSet, LabelledExamples
 from genfl.errors import InputError
@@ -23,8 +24,6 @@ OPTIONS = {"held": None, "samples": None, "labelled": True}
 
 
 def test_the_rest_is_what_clients_do_not_hold():
-    from genfl.data.partition import subset
-
     public = public_data(PRIVATE, None, **{**OPTIONS, "held": 24})
     held = subset(PRIVATE.train.labels, 24)
     assert sorted([*public.x[:, 0].tolist(), *held.tolist()]) == list(range(40))
@@ -41,6 +40,23 @@ def test_all_public_examples_count_but_no_private_test_example():
         "2 of 6 public samples are also private test samples and are left out",
         "1 of 4 public samples are also private training samples of clients",
     )
+
+
+def test_no_public_example_is_one_that_a_client_may_hold_back():
+    other = data_set(([50, 51, 101, 3], ["dog", "cat", "cat", "dog"]), ([52, 7, 100], ["cat", "dog", "dog"]))
+    public = public_data(PRIVATE, other, **OPTIONS, tested=True)
+    assert public.x[:, 0].tolist() == [50, 51, 52]
+    assert public.labels == ["dog", "cat", "cat"]
+    assert public.notes[1] == (
+        "2 of 5 public samples are also private training samples of clients; they are left out, because"
+        " clients test on some (data.partition.test)"
+    )
+    twice = data_set(([*range(40), *range(40)], ["cat", "dog"] * 40), ([100, 101], ["cat", "dog"]))
+    rest = public_data(twice, None, **{**OPTIONS, "held": 24}, tested=True)
+    held = {twice.train.x[row, 0].item() for row in subset(twice.train.labels, 24)}
+    assert len(rest.x)
+    assert not held & {*rest.x[:, 0].tolist()}
+    assert rest.notes, "copies of what clients hold are left out of the rest, too"
 
 
 def test_labels_are_matched_by_name_and_others_left_out():

@@ -478,3 +478,23 @@ def test_a_verdict_warns_of_near_duplicates(audit, warning):
     dropped = audited | {"audit": found | {"dropped": 12}}
     if samples:
         assert "these 12 samples were dropped before training." in text.verdict(Summary.parse(dropped))
+
+
+def test_a_verdict_warns_of_near_duplicates_in_public_data():
+    figures = {"fedavg": method([0.7], None, 0.1), "gptfl": method([0.9], 1, 0.8)}
+    plain, none = compared(**figures), overlap(0, 0)
+    audit = {"test_train": none, "generated_test": none, "generated_train": none, "dropped": 0}
+    for few, many, warning in (
+        ({"public_test": overlap(9, 9)}, {"public_test": overlap(12, 10)}, "near-duplicates of 1.0 % of the"),
+        (
+            {"public_train": overlap(99, 99)},
+            {"public_train": overlap(100, 1)},
+            "10.0 % of the public samples",
+        ),
+    ):
+        clean, copied = (
+            text.verdict(Summary.parse(plain.to_dict() | {"audit": audit | counts})) for counts in (few, many)
+        )
+        assert clean == text.verdict(plain)
+        assert copied.startswith(f"{clean} Warning: ")
+        assert warning in copied

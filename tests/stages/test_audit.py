@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from genfl.data.wire import encode_samples
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.results.schema import Summary
+from genfl.stages.base import PublicInputs
 
 CONFIG = """
 name: audited
@@ -84,9 +86,10 @@ def test_contaminated_data_is_found_shown_and_warned_about(folders):
     assert (found.test_train.near, found.dropped) == (0, 0)
     page = (folders / "run" / "report" / "index.html").read_text(encoding="utf-8").replace("\u00a0", " ")
     assert "near-duplicates of 50.0 % of the test examples (10 samples)" in page
-    assert "Real examples are not shown" in page, "the data is the user's own"
-    pictures_of = page[page.index('id="overlap"') : page.index('id="labels"')].count("<img")
-    assert pictures_of == 6 + 2, "generated ones alone: six copies of test pictures, two of training ones"
+    section = page[page.index('id="overlap"') : page.index('id="labels"')]
+    assert "The pairs are not shown" in section, "the data is the user's own, and copies show it, too"
+    assert "<img" not in section
+    assert "10 of 24 (41.7 %)" in section, "the counts are"
 
 
 def test_real_examples_are_shown_where_the_config_allows(folders):
@@ -94,7 +97,7 @@ def test_real_examples_are_shown_where_the_config_allows(folders):
     page = (folders / "run" / "report" / "index.html").read_text(encoding="utf-8")
     section = page[page.index('id="overlap"') : page.index('id="labels"')]
     assert section.count("<img") == 2 * (6 + 2)
-    assert "Real examples are not shown" not in section
+    assert "not shown" not in section
 
 
 def test_dropped_samples_are_trained_on_and_sent_by_nobody(folders):
@@ -146,6 +149,26 @@ def test_the_audit_runs_once_and_changes_no_training(folders):
     assert again == {"audit", "pretrain", "federate", "report"}
 
 
+def test_a_private_photo_does_not_redo_what_reads_generated_samples(folders):
+    """Only the test set decides which samples are dropped."""
+    settings = parse(folders, "audit.overlap=drop")
+
+    def changed(before):
+        after = outputs()
+        return {name for name in before if before[name] != after[name]}
+
+    def outputs():
+        return {stage.name: output for stage, _, output in pipeline.digests(settings, RunContext())}
+
+    before = outputs()
+    photo = Image.fromarray(pictures(9, 1)[0])
+    photo.save(folders / "own" / "train" / "black" / "more.png")
+    assert changed(before) == {"labels", "audit", "federate", "report"}
+    before = outputs()
+    photo.save(folders / "own" / "test" / "black" / "more.png")
+    assert changed(before) == {"labels", "audit", "pretrain", "federate", "report"}
+
+
 def test_methods_without_generated_data_are_not_trained_again_after_a_drop(folders):
     settings, dropping = parse(folders), parse(folders, "audit.overlap=drop")
     before, after = (open_run(each, folders / name) for each, name in ((settings, "a"), (dropping, "b")))
@@ -159,6 +182,73 @@ def test_methods_without_generated_data_are_not_trained_again_after_a_drop(folde
     assert before.trial_digest("cold", 0) == after.trial_digest("cold", 0)
     assert before.trial_digest("mixed", 0) != after.trial_digest("mixed", 0)
     assert before.pretrain_digest(0) != after.pretrain_digest(0)
+
+
+def test_copies_in_public_data_are_counted_and_warned_about(folders):
+    shutil.copytree(folders / "made", folders / "public")
+    settings = parse(
+        folders,
+        "generator=none",
+        f"public={{path: {folders / 'public'}}}",
+        "content={}",
+        "report.real_examples=true",
+        "methods={cold: {algorithm: fedavg}, warm: {algorithm: fedavg, start: pretrained, source: public}}",
+    )
+    summary, _ = ran(settings, folders / "run")
+    assert summary.audit.generated_test is None
+    assert summary.audit.public_test.near == summary.audit.public_test.others_near == 10
+    assert (summary.audit.public_test.examples, summary.audit.public_train.near) == (24, 2)
+    page = (folders / "run" / "report" / "index.html").read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert "the public data has near-duplicates of 50.0 % of the test examples (10 samples)" in page
+    section = page[page.index('id="overlap"') : page.index('id="labels"')]
+    assert section.count("<img") == 2 * (6 + 2)
+
+
+def test_copies_in_public_data_are_dropped(folders):
+    shutil.copytree(folders / "made", folders / "public")
+    settings = parse(
+        folders,
+        "generator=none",
+        f"public={{path: {folders / 'public'}}}",
+        "content={}",
+        "methods={warm: {algorithm: fedavg, start: pretrained, source: public}}",
+    )
+    dropping = settings.model_copy(update={"audit": config.parse(CONFIG, ["audit.overlap=drop"]).audit})
+    context = RunContext()
+    kept, public = (PublicInputs.of(each, context) for each in (settings, dropping))
+    assert len(kept.read(context, settings.data).x) == 24
+    left = public.read(context, settings.data)
+    assert len(left.x) == len(left.labels) == 14
+    words = "10 of 24 public samples are near-duplicates of private test samples and are left out"
+    assert f"{words} (audit.overlap)" in left.notes
+    assert public.content != kept.content, "what reads it runs again"
+    run = open_run(dropping, folders / "run", context)
+    run.record("labels", {"found": list(CLASSES)})
+    for file in (folders / "public").rglob("*.png"):
+        if int(file.stem) >= 5:
+            file.unlink()
+    with pytest.raises(InputError, match=r"audit\.overlap: drop, but all public samples are near-duplicates"):
+        PublicInputs.of(dropping, RunContext())
+    result = run.execute("audit")
+    assert (result["public_test"]["examples"], result["public_test"]["near"]) == (14, 0)
+
+
+def test_the_rest_is_compared_with_what_clients_hold(tmp_path):
+    text = """
+name: rest
+seeds: [0]
+data: {name: digits, partition: {kind: iid, clients: 3, samples: 900}}
+generator: none
+model: {name: mlp, width: 4}
+public: {samples: 200}
+federate: {rounds: 1, clients_per_round: 2}
+methods: {shared: {algorithm: {name: dsfl, steps: 1}, source: public}}
+"""
+    run = open_run(config.parse(text, []), tmp_path, RunContext())
+    run.record("labels", {"found": sorted(digits().label_order)})
+    counts = run.execute("audit")["public_train"]
+    assert (counts["examples"], counts["others"], counts["compared"]) == (200, 900, 900)
+    assert counts["near"] < 20, "no sample is compared with itself"
 
 
 def test_without_a_generator_train_and_test_are_compared(tmp_path):

@@ -469,15 +469,15 @@ ROWS = [
     # --- public data: its content counts, wherever it lies
     Row("methods.*.source", "methods.warm.source=generated", TRAIN, "images", (*PUBLIC, DISTILLED[1])),
     Row("methods.*.source", "methods.more.source=generated", FEDERATE, "images", (*PUBLIC, DISTILLED[1])),
-    Row("public", "public={path: $public_other}", TRAIN, "images", PUBLIC),
+    Row("public", "public={path: $public_other}", {"audit", *TRAIN}, "images", PUBLIC),
     Row("public.path", "public.path=$public_copy", REPORT, "images", PUBLIC),
-    Row("public.path", "public.path=$public_other", FEDERATE, "images", DISTILLED),
+    Row("public.path", "public.path=$public_other", {"audit", *FEDERATE}, "images", DISTILLED),
     Row("public.folders", "public.folders=split/class", REPORT, "images", PUBLIC),
-    Row("public.name", "public.name=digits too", TRAIN, given=PUBLIC_REST),
-    Row("public.input", "public.input=body", TRAIN, "texts", PUBLIC_TEXTS),
-    Row("public.label", "public.label=topic", TRAIN, "texts", PUBLIC_TEXTS),
-    Row("public.samples", "public.samples=10", TRAIN, "images", PUBLIC),
-    Row("public.labelled", "public.labelled=false", FEDERATE, "images", DISTILLED),
+    Row("public.name", "public.name=digits too", {"audit", *TRAIN}, given=PUBLIC_REST),
+    Row("public.input", "public.input=body", {"audit", *TRAIN}, "texts", PUBLIC_TEXTS),
+    Row("public.label", "public.label=topic", {"audit", *TRAIN}, "texts", PUBLIC_TEXTS),
+    Row("public.samples", "public.samples=10", {"audit", *TRAIN}, "images", PUBLIC),
+    Row("public.labelled", "public.labelled=false", {"audit", *FEDERATE}, "images", DISTILLED),
     # --- the report
     Row("report.target_accuracy", "report.target_accuracy=0.5", REPORT),
     Row("report.target_accuracy", "report.target_accuracy=[0.9, 0.5]", REPORT),
@@ -732,7 +732,7 @@ def test_a_second_run_sees_a_public_image_that_changed(parse, tmp_path, monkeypa
     before = [sha256(path) for path in (generated, public)]
     assert ran(settings, tmp_path / "run") == set()
     Image.new("RGB", (4, 4), (9, 99, 199)).save(tmp_path / "public" / "train" / "black" / "0.bmp")
-    assert ran(settings, tmp_path / "run") == TRAIN
+    assert ran(settings, tmp_path / "run") == {"audit", *TRAIN}
     assert sha256(generated) == before[0], "the model of generated data is resumed from its checkpoint"
     assert sha256(public) != before[1]
     assert ran(settings, tmp_path / "run") == set()

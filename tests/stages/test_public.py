@@ -58,7 +58,7 @@ def setting():
     settings, context = config.parse(CONFIG), RunContext()
     data = context.data_set(settings.data)
     labels = sorted(set(data.train.labels))
-    public = context.public(settings.public, settings.data)
+    public = context.public(settings.public, settings.data, distinct=False)
     task = context.classify(settings.data, settings.model, len(labels), "fp32")
     return settings, context, data, labels, public, task
 
@@ -247,6 +247,24 @@ def test_private_data_is_not_public(folders):
     }.items():
         with pytest.raises(InputError, match=rf"(?m)^public\.path: {what}"):
             pipeline.checked(both(folders, f"public.path={path}"), RunContext())
+
+
+def test_no_held_back_example_of_a_client_is_public(folders):
+    for n in range(6):
+        copied = folders / "public" / "train" / "black" / f"x{n}.bmp"
+        shutil.copy(folders / "private" / "train" / "black" / f"{n}.bmp", copied)
+    settings, context = both(folders), RunContext()
+    testing = both(folders, "data.partition.test=0.5")
+    assert len(context.public(settings.public, settings.data, distinct=False).x) == 36 - 2, (
+        "two are test examples"
+    )
+    public = context.public(testing.public, testing.data, distinct=False)
+    assert len(public.x) == 36 - 6
+    data, (_, held_back) = context.data_set(testing.data), context.train_test_rows(testing.data, 0)
+    tests = {data.train.x[row].numpy().tobytes() for rows in held_back for row in rows}
+    assert not tests & {x.numpy().tobytes() for x in public.x}
+    assert context.public_digest(testing.public, testing.data, distinct=False) == public.digest
+    assert context.public_digest(settings.public, settings.data, distinct=False) != public.digest
 
 
 def test_unknown_labels_and_columns_are_named(folders):

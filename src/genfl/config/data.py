@@ -172,6 +172,11 @@ class Data(Section):
             return "test_share: only for test_from samples or clients; set test_from, or leave it out"
         if self.test_from != "split" and self.group is not None:
             return "group: test_from draws single samples or clients; leave one of them out"
+        if self.test_from != "split" and recipe.group is not None:
+            return (
+                f"test_from: {self.test_from}, but it may put examples of one {recipe.group} on both sides;"
+                f" use split for {self.name}"
+            )
         if self.folders is not None:
             try:
                 parse_levels(self.folders)
@@ -261,13 +266,19 @@ class Public(Section):
 
 
 class Audit(Section):
-    """The search for near-duplicates between test examples, training examples and generated samples."""
+    """The search for near-duplicates between test and training examples, generated and public samples."""
 
     overlap: Literal["warn", "drop", "ignore"] = Field(
         "warn",
-        description="What happens to generated samples that are near-duplicates of test examples. warn: they"
-        " are counted, shown, and kept. drop: no method trains on them. ignore: nothing is compared.",
+        description="What happens to generated and public samples that are near-duplicates of test examples."
+        " warn: they are counted, shown, and kept. drop: no method trains on them. Samples that clients"
+        " generate from real examples are neither counted nor dropped. ignore: nothing is compared.",
     )
+
+    @property
+    def drops(self) -> bool:
+        """Whether near-duplicates of test examples are dropped."""
+        return self.overlap == "drop"
 
 
 class Labels(Section):

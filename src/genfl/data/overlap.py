@@ -5,6 +5,9 @@ Inputs are compared as models get them, so neither the size nor the encoding of 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +40,12 @@ WIDEST = 32
 MOST_EXAMPLES = 100_000
 """The largest number of training examples that are compared. Of more, as many are taken at even distances."""
 
+CHUNK_NUMBERS = 4_000_000
+"""The largest number of numbers of inputs that are floats at a time: 16 MB of them."""
+
+QUERIES = 250
+"""The largest number of inputs whose neighbours are compared in detail at a time."""
+
 TIE = 1e-4
 """Distances that are smaller than this are equal."""
 
@@ -58,7 +67,9 @@ class NearPairs(NamedTuple):
     compared: int
 
 
-def near_pairs(first: Tensor, second: Tensor, modality: Modality) -> NearPairs:
+def near_pairs(
+    first: Tensor, second: Tensor, modality: Modality, among: np.ndarray | None = None
+) -> NearPairs:
     """Return the near-duplicates between two data sets.
 
     Images and spectrograms are near-duplicates if three conditions hold:
@@ -72,19 +83,20 @@ def near_pairs(first: Tensor, second: Tensor, modality: Modality) -> NearPairs:
     `genfl.data.quality.MEASURES` or more. It is exact.
 
     Blocks of `COMPARED_ROWS` rows are compared at a time: 5,000 images with 50,000 take about 12 seconds
-    on one core, and need a few hundred megabytes.
+    on one core, and need a few hundred megabytes. Larger images need no more: few are floats at a time.
 
     Args:
         first: Inputs as they are stored, [n, ...].
         second: Inputs of the same format, [m, ...]. If there are more than `MOST_EXAMPLES`, as many are
             compared, at even distances.
         modality: What the inputs are.
+        among: The rows of `second` that count, ascending; None for all.
     """
-    chosen = _evenly(len(second), MOST_EXAMPLES)
-    some = second if len(chosen) == len(second) else second[torch.from_numpy(chosen)]
+    among = np.arange(len(second)) if among is None else among
+    chosen = among[_evenly(len(among), MOST_EXAMPLES)]
     tokens = modality == "text" and first.ndim == 2 and not first.is_floating_point()
     search = _near_texts if tokens else _near_inputs
-    rows, similarity = search(first, some, modality)
+    rows, similarity = search(first, second, torch.from_numpy(chosen), modality)
     order = np.lexsort((rows[:, 1], rows[:, 0], -similarity))
     rows[:, 1] = chosen[rows[:, 1]]
     return NearPairs(rows[order], similarity[order], len(chosen))
@@ -101,28 +113,38 @@ def means(modality: Modality) -> str:
     )
 
 
-def _near_inputs(first: Tensor, second: Tensor, modality: Modality) -> tuple[np.ndarray, np.ndarray]:
-    reference = _coarse(second, modality)
-    count = min(NEIGHBOURS, len(second))
+def _near_inputs(
+    first: Tensor, second: Tensor, chosen: Tensor, modality: Modality
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of rows of `first` and positions in `chosen`, and their similarity."""
+    coarse_of = partial(_coarse, modality=modality)
+    reference = _in_chunks(coarse_of, second, chosen)
+    count = min(NEIGHBOURS, len(chosen))
     least = DETAIL if second[0].numel() >= FEW_NUMBERS else DETAIL_OF_FEW
     pairs, similarities = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
     for start in range(0, len(first), COMPARED_ROWS):
         block = first[start : start + COMPARED_ROWS]
-        cosines = _coarse(block, modality) @ reference.T
-        hot = (cosines.amax(1) >= CANDIDATE).nonzero().squeeze(1)
-        if not len(hot):
-            continue
-        coarse, neighbours = cosines[hot].topk(count, 1)
-        details = _detail(second[neighbours.flatten()]).unflatten(0, neighbours.shape)
-        detail = (_detail(block[hot])[:, None] * details).sum(2)
-        # Of fewer neighbours than these, the farthest may be a near-duplicate, too.
-        farthest = detail.amin(1) if count == NEIGHBOURS else torch.full((len(hot),), -1.0)
-        near = (coarse >= CANDIDATE) & (detail >= least)
-        near &= 1 - detail <= CLOSER * (1 - farthest)[:, None] + TIE
-        query, place = near.nonzero(as_tuple=True)
-        pairs.append(torch.stack([start + hot[query], neighbours[query, place]], 1).numpy())
-        similarities.append(detail[query, place].float().numpy())
+        cosines = _in_chunks(coarse_of, block, torch.arange(len(block))) @ reference.T
+        candidates = (cosines.amax(1) >= CANDIDATE).nonzero().squeeze(1)
+        for hot in candidates.split(QUERIES):
+            coarse, neighbours = cosines[hot].topk(count, 1)
+            distinct, number = neighbours.unique(return_inverse=True)
+            details = _in_chunks(_detail, second, chosen[distinct])[number]
+            detail = (_in_chunks(_detail, block, hot)[:, None] * details).sum(2)
+            # Of fewer neighbours than these, the farthest may be a near-duplicate, too.
+            farthest = detail.amin(1) if count == NEIGHBOURS else torch.full((len(hot),), -1.0)
+            near = (coarse >= CANDIDATE) & (detail >= least)
+            near &= 1 - detail <= CLOSER * (1 - farthest)[:, None] + TIE
+            query, place = near.nonzero(as_tuple=True)
+            pairs.append(torch.stack([start + hot[query], neighbours[query, place]], 1).numpy())
+            similarities.append(detail[query, place].float().numpy())
     return np.concatenate(pairs), np.concatenate(similarities)
+
+
+def _in_chunks(convert: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:
+    """Return the converted rows of inputs. `CHUNK_NUMBERS` numbers or one row are floats at a time."""
+    most = max(1, CHUNK_NUMBERS // max(1, math.prod(x.shape[1:])))
+    return torch.cat([convert(x[part]) for part in rows.split(most)])
 
 
 def _coarse(x: Tensor, modality: Modality) -> Tensor:
@@ -156,7 +178,11 @@ def _units(x: Tensor) -> Tensor:
     return torch.where(length > 1e-3, x / length.clamp(min=1e-3), torch.zeros_like(x))
 
 
-def _near_texts(first: Tensor, second: Tensor, modality: Modality) -> tuple[np.ndarray, np.ndarray]:
+def _near_texts(
+    first: Tensor, second: Tensor, chosen: Tensor, modality: Modality
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of rows of `first` and positions in `chosen`, and their similarity."""
+    second = second[chosen]
     sequences = [_sequences(x.numpy()) for x in (first, second)]
     values, numbers = np.unique(np.concatenate([codes for _, codes in sequences]), return_inverse=True)
     split, matrices = len(sequences[0][0]), []

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genfl.data.folders import first_few
+from genfl.data.overlap import near_pairs
 from genfl.data.partition import subset
 from genfl.data.sources import DataSet, LabelledExamples
 from genfl.errors import InputError
@@ -81,12 +82,22 @@ class PublicData(NamedTuple):
 
 
 def public_data(
-    private: DataSet, public: DataSet | None, *, held: int | None, samples: int | None, labelled: bool
+    private: DataSet,
+    public: DataSet | None,
+    *,
+    held: int | None,
+    samples: int | None,
+    labelled: bool,
+    tested: bool = False,
+    distinct: bool = False,
 ) -> PublicData:
     """Return the public examples that are used.
 
-    These are all examples of a data set, from its training and its test set. An example whose input is equal
-    to that of a private test example is left out, so that no test example is trained on.
+    These are all examples of a data set, from its training and its test set. No test example is trained on:
+    an example whose input is equal to that of a private test example is left out. If the clients test on a
+    part of the private training set, so are those whose input is equal to one of the clients' examples.
+    Which of these are tests depends on the seed, and the public data does not. With `distinct`, even
+    near-duplicates of private test examples are left out.
 
     Args:
         private: The private data.
@@ -95,26 +106,51 @@ def public_data(
         held: The number of rows of the private training set that clients hold; None for all.
         samples: The number of examples to draw; None for all.
         labelled: Whether methods may read the labels.
+        tested: Whether clients hold back some of their examples, and test on them.
+        distinct: Whether near-duplicates of private test examples are left out; see
+            `genfl.data.overlap.near_pairs`.
 
     Raises:
         InputError: The inputs do not have the private data's format, or there are fewer examples than asked.
     """
+    of_clients = subset(private.train.labels, held)
     if public is None:
-        rows = np.setdiff1d(np.arange(len(private.train.labels)), subset(private.train.labels, held))
+        rows = np.setdiff1d(np.arange(len(private.train.labels)), of_clients)
         x, names = _rows(private.train, rows)
     else:
         x, names = _all_examples(private, public)
-    tested, trained = _digests(private.test.x), _digests(private.train.x) if public is not None else set()
-    rows_of = [_digest_of(row) for row in x]
-    kept = np.array([row for row, name in enumerate(rows_of) if name not in tested], dtype=np.int64)
+    contents = [_digest_of(row) for row in x]
+    tests = _digests(private.test.x)
+    kept = np.array([row for row, content in enumerate(contents) if content not in tests], dtype=np.int64)
     notes = []
     if len(kept) < len(x):
         notes.append(
             f"{len(x) - len(kept)} of {len(x)} public samples are also private test samples and are left out"
         )
-    shared = sum(rows_of[row] in trained for row in kept)
-    if shared:
-        notes.append(f"{shared} of {len(kept)} public samples are also private training samples of clients")
+    if public is not None or tested:
+        trained = {_digest_of(private.train.x[row]) for row in of_clients.tolist()}
+        shared = np.array([contents[row] in trained for row in kept], dtype=bool)
+        left_out = "; they are left out, because clients test on some (data.partition.test)" if tested else ""
+        if shared.any():
+            notes.append(
+                f"{shared.sum()} of {len(kept)} public samples are also private training samples of clients"
+                f"{left_out}"
+            )
+        if tested:
+            kept = kept[~shared]
+    if distinct and len(kept):
+        near = np.unique(near_pairs(x[torch.from_numpy(kept)], private.test.x, private.modality).rows[:, 0])
+        if len(near):
+            notes.append(
+                f"{len(near)} of {len(kept)} public samples are near-duplicates of private test samples and"
+                " are left out (audit.overlap)"
+            )
+        kept = np.delete(kept, near)
+        if not len(kept):
+            raise InputError(
+                "audit.overlap: drop, but all public samples are near-duplicates of private test samples; use"
+                " other public data, or use warn"
+            )
     kept = _drawn(kept, [names[row] for row in kept] if labelled else None, samples)
     for note in notes:
         log.warning("public: %s", note)

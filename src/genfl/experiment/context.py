@@ -89,27 +89,35 @@ class RunContext:
         """Return what a user should know of the reading of a data set; see `DataSet.notes`."""
         return self.once(("notes", _name_of(data)), lambda: self.data_set(data).notes)
 
-    def public(self, public: Public, data: Data) -> PublicData:
+    def public(self, public: Public, data: Data, *, distinct: bool) -> PublicData:
         """Return the public data, in the format of the private data.
 
         Args:
             public: The section of the config that names it.
             data: The private data.
+            distinct: Whether near-duplicates of private test examples are left out.
 
         Raises:
             InputError: It cannot be read, or it is the private data itself.
         """
-        name = digest([_name_of(data), data.partition.samples, public.model_dump()])
+        name = digest([*_beside_public(data), public.model_dump(), distinct])
         if name not in self._public:
             if len(self._public) >= MOST_DATA_SETS:
                 self._public.popitem(last=False)
-            self._public[name] = self._read_public(public, data)
+            self._public[name] = self._read_public(public, data, distinct)
         self._public.move_to_end(name)
         return self._public[name]
 
-    def _read_public(self, public: Public, data: Data) -> PublicData:
+    def _read_public(self, public: Public, data: Data, distinct: bool) -> PublicData:
         private = self.data_set(data)
-        read = partial(public_data, private, samples=public.samples, labelled=public.labelled)
+        read = partial(
+            public_data,
+            private,
+            samples=public.samples,
+            labelled=public.labelled,
+            tested=data.partition.test > 0,
+            distinct=distinct,
+        )
         if public.is_rest:
             return read(None, held=data.partition.samples)
         if public.path and data.path and Path(public.path).resolve() == Path(data.path).resolve():
@@ -129,16 +137,17 @@ class RunContext:
         chosen = read(examples, held=None)
         return chosen._replace(notes=(*(f"public data: {note}" for note in examples.notes), *chosen.notes))
 
-    def public_digest(self, public: Public, data: Data) -> str:
+    def public_digest(self, public: Public, data: Data, *, distinct: bool) -> str:
         """Return the digest of the public data's content. It does not depend on the path."""
-        name = ("public", _name_of(data), data.partition.samples, public.model_dump_json())
-        return self.once(name, lambda: self.public(public, data).digest)
+        name = ("public", *_beside_public(data), public.model_dump_json(), distinct)
+        return self.once(name, lambda: self.public(public, data, distinct=distinct).digest)
 
     def public_notes(self, config: Config) -> tuple[str, ...]:
         """Return what a user should know of the public data; nothing if there is none."""
         if config.public is None:
             return ()
-        public, train = self.public(config.public, config.data), self.data_set(config.data).train
+        public = self.public(config.public, config.data, distinct=config.audit.drops)
+        train = self.data_set(config.data).train
         others = public.unmatched(known_labels(train))
         return (*public.notes, *([others] if others else []))
 
@@ -291,6 +300,11 @@ class RunContext:
 def _name_of(data: Data) -> str:
     """Return a text that is equal for sections with the same data set and input format."""
     return digest([data.name, {name: str(value) for name, value in data.options().items()}])
+
+
+def _beside_public(data: Data) -> tuple[Any, ...]:
+    """Return what decides which public data is used, besides its own section."""
+    return _name_of(data), data.partition.samples, data.partition.test > 0
 
 
 def _load_public(public: Public, data: Data) -> DataSet:

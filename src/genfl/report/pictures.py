@@ -105,7 +105,7 @@ class OverlapRow(NamedTuple):
     Attributes:
         label: What is compared, in words.
         first: Examples of the first data set.
-        second: Their near-duplicates; empty if they must not be shown, or nobody can read them.
+        second: Their near-duplicates; empty if nobody can read them.
     """
 
     label: str
@@ -138,6 +138,8 @@ COMPARISONS = {
     "test_train": "test and training examples",
     "generated_test": "generated and test examples",
     "generated_train": "generated and training examples",
+    "public_test": "public and test examples",
+    "public_train": "public and training examples",
 }
 """The comparisons of an audit, in words."""
 

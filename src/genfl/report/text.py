@@ -83,7 +83,7 @@ def verdict(summary: Summary) -> str:
 
 
 def overlap_warning(summary: Summary) -> str:
-    """Warn of test examples that models may have seen, and of generated copies; nothing if there are few."""
+    """Warn of test examples that models may have seen, and of copies of them; nothing if there are few."""
     audit, warnings = summary.audit, ""
     if audit is None:
         return warnings
@@ -95,12 +95,20 @@ def overlap_warning(summary: Summary) -> str:
             warnings += f"; these {copies} were dropped before training."
         else:
             warnings += f" ({copies}), so what it gives is overestimated; set audit.overlap to drop."
+    public = audit.public_test
+    if public and public.others_near >= CONTAMINATED * public.others:
+        share, copies = percent(public.others_near / public.others), count(public.near, "sample")
+        warnings += (
+            f" Warning: the public data has near-duplicates of {share} of the test examples ({copies}), so"
+            " what it gives is overestimated; set audit.overlap to drop."
+        )
     if audit.test_train.near >= OVERLAPPING * audit.test_train.examples:
         share = percent(audit.test_train.near / audit.test_train.examples)
         warnings += f" Warning: {share} of the test examples have a near-duplicate in the training data."
-    if private and private.near >= OVERLAPPING * private.examples:
-        share = percent(private.near / private.examples)
-        warnings += f" Warning: {share} of the generated samples are near-duplicates of private examples."
+    for kind, figures in (("generated", private), ("public", audit.public_train)):
+        if figures and figures.near >= OVERLAPPING * figures.examples:
+            share = percent(figures.near / figures.examples)
+            warnings += f" Warning: {share} of the {kind} samples are near-duplicates of private examples."
     return warnings
 
 

@@ -39,7 +39,7 @@ class Evidence:
         label_counts: Training samples of each label at each client for the first seed, int [clients, labels].
         pretraining: The history of pre-training; None without a generator.
         examples: Examples of each label; empty without a generator.
-        overlaps: Near-duplicates of each comparison that has some which may be shown.
+        overlaps: Near-duplicates of each comparison that has some; None if they must not be shown.
         overlap_rule: What makes two inputs near-duplicates in the audit, in words.
     """
 
@@ -54,7 +54,7 @@ class Evidence:
     label_counts: np.ndarray
     pretraining: PretrainResult | None
     examples: list[LabelExamples]
-    overlaps: list[OverlapExamples]
+    overlaps: list[OverlapExamples] | None
     overlap_rule: str
 
 
@@ -71,6 +71,9 @@ def collect(run: Run, context: RunContext) -> Evidence:
     folder = run.folder / "synthetic"
     ordered = [label for label in data.label_order if label in run.labels]
     order = ordered + in_natural_order(set(run.labels) - set(ordered))
+    public = None
+    if config.public is not None:
+        public = context.public(config.public, config.data, distinct=config.audit.drops).x
     return Evidence(
         config=config,
         config_text=configs.dump(config),
@@ -83,7 +86,7 @@ def collect(run: Run, context: RunContext) -> Evidence:
         label_counts=context.label_counts(config.data, run.labels, config.seeds[0]),
         pretraining=PretrainResult.model_validate(run.result("pretrain")) if config.generates else None,
         examples=choose_examples(data, folder, order, real=show_real) if config.generates else [],
-        overlaps=choose_overlaps(data, folder, _pairs(run), real=show_real),
+        overlaps=choose_overlaps(data, folder, _pairs(run), public) if show_real else None,
         overlap_rule=overlap.means(data.modality),
     )
 

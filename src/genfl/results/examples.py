@@ -54,9 +54,8 @@ class OverlapExamples(NamedTuple):
 
     Attributes:
         comparison: Its name, as in `genfl.results.schema.AuditResult`.
-        first: Examples of the first data set: inputs, or generated texts; empty if they must not be shown.
-        second: Their near-duplicates in the second data set, as inputs; empty if they must not be shown, or
-            nobody can read them.
+        first: Examples of the first data set: inputs, or generated texts.
+        second: Their near-duplicates in the second data set, as inputs; empty if nobody can read them.
         similarity: The correlation of each pair, or the cosine for texts.
     """
 
@@ -67,33 +66,38 @@ class OverlapExamples(NamedTuple):
 
 
 def choose_overlaps(
-    data: DataSet, synthetic: Path, pairs: Mapping[str, Sequence[Sequence[float]]], *, real: bool
+    data: DataSet,
+    synthetic: Path,
+    pairs: Mapping[str, Sequence[Sequence[float]]],
+    public: Tensor | None = None,
 ) -> list[OverlapExamples]:
     """Choose the most similar near-duplicates of each comparison, each first example once.
+
+    Show none of them where real examples must not be shown: a near-copy shows what the real example shows.
 
     Args:
         data: The private data set.
         synthetic: The folder of the synthetic data set.
         pairs: The pairs of each comparison, the most similar first; see `genfl.experiment.folder.PAIRS`.
-        real: Whether real examples may be shown.
+        public: The public inputs; None if there are none.
     """
     chosen: list[OverlapExamples] = []
     for comparison, rows in pairs.items():
         once: dict[int, tuple[int, float]] = {}
-        for first, second, similarity in rows:
+        for row, other, similarity in rows:
             if len(once) < PER_LABEL:
-                once.setdefault(int(first), (int(second), similarity))
-        generated = comparison.startswith("generated")
-        if not once or not (generated or real):
+                once.setdefault(int(row), (int(other), similarity))
+        if not once:
             continue
-        if generated:
+        if comparison.startswith("generated"):
             shown: list[Any] = _contents(SyntheticData.open(synthetic), list(once))
             if data.modality != "text":
                 shown = [data.encode(content) for content in shown]
         else:
-            shown = [data.test.x[row] for row in once] if data.modality != "text" else []
+            first = public if comparison.startswith("public") and public is not None else data.test.x
+            shown = [first[row] for row in once] if data.modality != "text" else []
         others = data.test if comparison.endswith("test") else data.train
-        second_shown = [others.x[row] for row, _ in once.values()] if real and data.modality != "text" else []
+        second_shown = [others.x[row] for row, _ in once.values()] if data.modality != "text" else []
         if shown:
             similarities = [value for _, value in once.values()]
             chosen.append(OverlapExamples(comparison, shown, second_shown, similarities))

@@ -124,7 +124,18 @@ class AuditResult(ResultModel):
         description="Generated samples against private training examples; null without a generator."
     )
     dropped: int = Field(
-        description="Generated samples that no method trains on: they are near-duplicates of test examples."
+        description="Samples generated from prompts that no method trains on: they are near-duplicates of"
+        " test examples. Those that clients generate from real examples are kept."
+    )
+    public_test: OverlapCounts | None = Field(
+        None,
+        description="Public samples against test examples; null without public data. Samples that"
+        " audit.overlap drops are not among them.",
+    )
+    public_train: OverlapCounts | None = Field(
+        None,
+        description="Public samples against private training examples; null without public data. If the"
+        " public data is the part that no client gets, it is compared with the clients' part.",
     )
 
 

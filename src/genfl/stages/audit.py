@@ -1,11 +1,12 @@
-"""The stage audit: find near-duplicates between test examples, training examples and generated samples."""
+"""The stage audit: find near-duplicates between test and training examples, generated and public samples."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -13,15 +14,28 @@ from torch import Tensor
 
 from genfl.config import Config
 from genfl.data.overlap import NearPairs, near_pairs
+from genfl.data.partition import subset
 from genfl.data.sources import DataSet
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import AUDIT, PAIRS
 from genfl.stages import generate
-from genfl.stages.base import DataInputs, Stage, StageRun, Upstream
+from genfl.stages.base import (
+    IF_SET,
+    DataInputs,
+    FormatInputs,
+    PublicInputs,
+    Stage,
+    StageRun,
+    Upstream,
+)
 from genfl.storage import read_json, write_json
 
 log = logging.getLogger(__name__)
+
+
+OPTIONAL = ("generated_test", "generated_train", "public_test", "public_train")
+"""The comparisons that a run without generated or without public data lacks."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +45,17 @@ class AuditInputs:
     Attributes:
         data: The private data, in the format in which inputs are compared.
         overlap: What happens to generated samples that are near-duplicates of test examples.
+        public: The public data; None if there is none.
     """
 
     data: DataInputs
     overlap: Literal["warn", "drop"]
+    public: Annotated[PublicInputs | None, IF_SET]
 
 
 def unread(config: Config) -> tuple[str, ...]:
     """Return the stages that the users of generated samples do not read: the audit, unless it drops some."""
-    return () if config.audit.overlap == "drop" else (AUDIT,)
+    return () if config.audit.drops else (AUDIT,)
 
 
 def generated_digests(upstream: Upstream) -> dict[str, str]:
@@ -82,7 +98,20 @@ def dropped_rows(upstream: Upstream) -> list[int]:
 def _inputs(config: Config, context: RunContext) -> AuditInputs:
     overlap = config.audit.overlap
     assert overlap != "ignore", "else the stage is left out"
-    return AuditInputs(DataInputs.of(config, context), overlap)
+    return AuditInputs(DataInputs.of(config, context), overlap, PublicInputs.of(config, context))
+
+
+def _gives(inputs: AuditInputs, context: RunContext) -> Any:
+    """Return what decides which generated samples are dropped, besides these: the training set does not."""
+    if inputs.overlap != "drop":
+        return inputs
+    section = inputs.data.section
+    data = context.data_set(section)
+    stored = data.test.x.contiguous().reshape(-1).view(torch.uint8).numpy()
+    test = context.once(
+        ("test inputs", section.name, inputs.data.content), lambda: hashlib.sha256(stored.data).hexdigest()
+    )
+    return {"format": FormatInputs(section.name, data.shape, data.format_digest, section), "test": test}
 
 
 def _run(inputs: AuditInputs, work: StageRun) -> dict[str, Any]:
@@ -99,8 +128,16 @@ def _run(inputs: AuditInputs, work: StageRun) -> dict[str, Any]:
         labels = [work.upstream.labels[number] for number in y.tolist()]
         compared["generated_test"] = near_pairs(x, data.test.x, data.modality)
         compared["generated_train"] = near_pairs(x, data.train.x, data.modality)
-    write_json(work.folder / PAIRS, {name: _plain(pairs) for name, pairs in compared.items()})
     sizes = {"test": len(data.test.labels), "train": len(data.train.labels), "generated": len(labels)}
+    if inputs.public is not None:
+        public, split = inputs.public.section, inputs.data.section.partition
+        x = inputs.public.read(work.context, inputs.data.section).x
+        # The rest that no client gets is part of the training set. Its content decides the clients' part.
+        clients = subset(data.train.labels, split.samples if public.is_rest else None)
+        compared["public_test"] = near_pairs(x, data.test.x, data.modality)
+        compared["public_train"] = near_pairs(x, data.train.x, data.modality, clients)
+        sizes |= {"public": len(x), "public_train": len(clients)}
+    write_json(work.folder / PAIRS, {name: _plain(pairs) for name, pairs in compared.items()})
     figures = {name: _figures(name, pairs, sizes) for name, pairs in compared.items()}
     dropped = 0
     if inputs.overlap == "drop" and labels:
@@ -112,7 +149,7 @@ def _run(inputs: AuditInputs, work: StageRun) -> dict[str, Any]:
             log.info("audit: %d %s examples are near-duplicates of %s ones", counts["near"], first, second)
     if dropped:
         log.warning("audit: %d generated samples are near-duplicates of test examples, and dropped", dropped)
-    return {**dict.fromkeys(("generated_test", "generated_train")), **figures, "dropped": dropped}
+    return {**dict.fromkeys(OPTIONAL), **figures, "dropped": dropped}
 
 
 def _plain(pairs: NearPairs) -> list[list[float]]:
@@ -123,11 +160,17 @@ def _plain(pairs: NearPairs) -> list[list[float]]:
 
 
 def _figures(name: str, pairs: NearPairs, sizes: dict[str, int]) -> dict[str, int]:
-    """Return the counts of a comparison, named after the two data sets."""
+    """Return the counts of a comparison.
+
+    Args:
+        name: Its name, after the two data sets.
+        pairs: The near-duplicates.
+        sizes: The size of each data set, and of the second one of a comparison that has only a part of it.
+    """
     first, second = name.split("_")
     return {
         "examples": sizes[first],
-        "others": sizes[second],
+        "others": sizes.get(name, sizes[second]),
         "compared": pairs.compared,
         "pairs": len(pairs.rows),
         "near": len(np.unique(pairs.rows[:, 0])),
@@ -155,4 +198,5 @@ STAGE = Stage(
     _inputs,
     _run,
     wanted=lambda config: config.audit.overlap != "ignore",
+    gives=_gives,
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, 
 
 from genfl import metering
 from genfl.config import Config, Data, Public, Section
+from genfl.data.public import PublicData
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import ANSWERS, Run, Shard
 from genfl.storage import digest, take_checkpoint
@@ -129,17 +130,29 @@ class PublicInputs:
     Attributes:
         content: The digest of the public examples, and of their labels where methods may read them.
         section: The section of the config.
+        distinct: Whether near-duplicates of private test examples are left out.
     """
 
     content: str
     section: Annotated[Public, IGNORED]
+    distinct: Annotated[bool, IGNORED]
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> PublicInputs | None:
         """Return the public inputs of a config; None without public data."""
         if config.public is None:
             return None
-        return cls(context.public_digest(config.public, config.data), config.public)
+        content = context.public_digest(config.public, config.data, distinct=config.audit.drops)
+        return cls(content, config.public, config.audit.drops)
+
+    def read(self, context: RunContext, data: Data) -> PublicData:
+        """Return the public data, in the format of the private data.
+
+        Args:
+            context: The run's context.
+            data: The private data.
+        """
+        return context.public(self.section, data, distinct=self.distinct)
 
 
 class Upstream:

@@ -188,7 +188,7 @@ def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
         for source in inputs.sources:
             if source == "public":
                 assert inputs.public is not None
-                x, y = work.context.public(inputs.public.section, section).matched(labels)
+                x, y = inputs.public.read(work.context, section).matched(labels)
             else:
                 x, y = read_generated(work.upstream, data)
             for seed in inputs.seeds:

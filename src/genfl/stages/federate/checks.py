@@ -103,7 +103,7 @@ def _check_public(inputs: FederateInputs, context: RunContext) -> None:
     """
     if inputs.public is None:
         return
-    public = context.public(inputs.public.section, inputs.data.section)
+    public = inputs.public.read(context, inputs.data.section)
     users = [method for method in inputs.methods.values() if method.source == "public"]
     if any(method.needs_labels for method in users):
         labels = known_labels(context.data_set(inputs.data.section).train)

@@ -79,7 +79,7 @@ def check_content(inputs: FederateInputs, context: RunContext) -> None:
     labels = known_labels(context.data_set(section).train)
     pools = {"generated": np.full(len(labels), inputs.prompts.per_label)}
     if inputs.public is not None and any(method.source == "public" for method in methods.values()):
-        _, y = context.public(inputs.public.section, section).matched(labels)
+        _, y = inputs.public.read(context, section).matched(labels)
         pools["public"] = y.bincount(minlength=len(labels)).numpy()
     for seed in inputs.seeds if methods else ():
         counts = context.label_counts(section, labels, seed)

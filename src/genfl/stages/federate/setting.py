@@ -105,7 +105,7 @@ class Setting:
     @cached_property
     def _public(self) -> PublicData:
         assert self.inputs.public is not None
-        return self.context.public(self.inputs.public.section, self.section)
+        return self.inputs.public.read(self.context, self.section)
 
     @cached_property
     def _matched(self) -> tuple[Tensor, Tensor]:
