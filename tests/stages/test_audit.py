@@ -1,5 +1,6 @@
 """The audit: a contaminated run is warned about, its copies can be dropped, and a clean run is left alone."""
 
+import base64
 import io
 import json
 import shutil
@@ -90,6 +91,15 @@ def test_contaminated_data_is_found_shown_and_warned_about(folders):
     assert "The pairs are not shown" in section, "the data is the user's own, and copies show it, too"
     assert "<img" not in section
     assert "10 of 24 (41.7 %)" in section, "the counts are"
+    shown = {content.split('"')[0] for content in page.split("base64,")[1:]}
+    for name in CLASSES:
+        for n in range(12):
+            picture = io.BytesIO()
+            Image.open(folders / "made" / name / f"{n}.png").convert("RGB").save(
+                picture, "PNG", optimize=True
+            )
+            code = base64.b64encode(picture.getvalue()).decode()
+            assert (code in shown) == (n >= 6), "examples of the labels hold no copy either"
 
 
 def test_real_examples_are_shown_where_the_config_allows(folders):

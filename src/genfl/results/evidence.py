@@ -71,6 +71,9 @@ def collect(run: Run, context: RunContext) -> Evidence:
     folder = run.folder / "synthetic"
     ordered = [label for label in data.label_order if label in run.labels]
     order = ordered + in_natural_order(set(run.labels) - set(ordered))
+    pairs, copies = _pairs(run), set[int]()
+    if not show_real:  # a near-copy shows what the real example shows
+        copies = {row for name in ("generated_test", "generated_train") for row, *_ in pairs.get(name, ())}
     public = None
     if config.public is not None:
         public = context.public(config.public, config.data, distinct=config.audit.drops).x
@@ -85,8 +88,10 @@ def collect(run: Run, context: RunContext) -> Evidence:
         label_order=order,
         label_counts=context.label_counts(config.data, run.labels, config.seeds[0]),
         pretraining=PretrainResult.model_validate(run.result("pretrain")) if config.generates else None,
-        examples=choose_examples(data, folder, order, real=show_real) if config.generates else [],
-        overlaps=choose_overlaps(data, folder, _pairs(run), public) if show_real else None,
+        examples=choose_examples(data, folder, order, real=show_real, hidden=copies)
+        if config.generates
+        else [],
+        overlaps=choose_overlaps(data, folder, pairs, public) if show_real else None,
         overlap_rule=overlap.means(data.modality),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +118,9 @@ def _contents(synthetic: SyntheticData, rows: Sequence[int]) -> list[Any]:
     return [contents[row] for row in rows]
 
 
-def choose_examples(data: DataSet, folder: Path, labels: Sequence[str], *, real: bool) -> list[LabelExamples]:
+def choose_examples(
+    data: DataSet, folder: Path, labels: Sequence[str], *, real: bool, hidden: Collection[int] = ()
+) -> list[LabelExamples]:
     """Choose examples of each label at even distances over the data, so that nobody picks them by eye.
 
     Args:
@@ -126,10 +128,11 @@ def choose_examples(data: DataSet, folder: Path, labels: Sequence[str], *, real:
         folder: The folder of the synthetic data set.
         labels: The names of the labels. The first `MOST_LABELS` are shown.
         real: Whether real examples may be shown.
+        hidden: The rows of generated samples that must not be shown.
     """
     readable = data.modality != "text"
     shown = list(labels[:MOST_LABELS])
-    generated = _generated_examples(SyntheticData.open(folder), shown, data if readable else None)
+    generated = _generated_examples(SyntheticData.open(folder), shown, data if readable else None, hidden)
     rows = {
         label: _evenly_spaced(_rows_of(data.train.labels, label)) if real and readable else []
         for label in shown
@@ -140,16 +143,17 @@ def choose_examples(data: DataSet, folder: Path, labels: Sequence[str], *, real:
 
 
 def _generated_examples(
-    synthetic: SyntheticData, labels: Sequence[str], data: DataSet | None
+    synthetic: SyntheticData, labels: Sequence[str], data: DataSet | None, hidden: Collection[int]
 ) -> dict[str, list[GeneratedExample]]:
     """Return generated samples of each label; without a data set, they are not encoded."""
     files, medium = synthetic.files(), synthetic.medium
     columns = [pyarrow.parquet.read_table(file, columns=["label"])["label"].to_pylist() for file in files]
     positions = [(number, row) for number, column in enumerate(columns) for row in range(len(column))]
     names = [synthetic.label_names[index] for column in columns for index in column]
-    chosen = {
-        label: [positions[index] for index in _evenly_spaced(_rows_of(names, label))] for label in labels
-    }
+    chosen = {}
+    for label in labels:
+        rows = [row for row in _rows_of(names, label) if row not in hidden]
+        chosen[label] = [positions[row] for row in _evenly_spaced(rows)]
     examples: dict[tuple[int, int], GeneratedExample] = {}
     for number, file in enumerate(files):
         rows = sorted(row for wanted in chosen.values() for shard, row in wanted if shard == number)
