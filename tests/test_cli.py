@@ -362,6 +362,7 @@ def test_a_folder_of_another_config_is_refused_updated_or_replaced(finished, tmp
         "labels": True,
         "prompts": True,
         "generate": True,
+        "audit": True,
         "pretrain": True,
         "federate": False,
         "report": False,
