@@ -369,7 +369,7 @@ def test_a_folder_of_another_config_is_refused_updated_or_replaced(finished, tmp
     }
     assert [row[0] for row in summary["methods"]["fedavg"]["curve"]] == [0, 1, 2, 3]
     stdout, _ = genfl("run", EXAMPLE, *settings, "--out", out, "--fresh", "--until", "labels", "--json")
-    assert [row["state"] for row in json.loads(stdout)["stages"]] == ["done"] + ["missing"] * 5
+    assert [row["state"] for row in json.loads(stdout)["stages"]] == ["done"] + ["missing"] * 6
 
 
 BAD_INPUT = {
