@@ -16,6 +16,7 @@ from PIL import Image
 
 from genfl import config
 from genfl.data import decode, folders
+from genfl.data.decode import Originals
 from genfl.data.formats import image_pixels
 from genfl.data.layout import SPLITS
 from genfl.data.sources import DATASETS
@@ -639,3 +640,10 @@ def test_a_path_may_begin_at_home(parquet, monkeypatch):
         json.loads(next(Path(parquet.parent).glob("cache/data/*/about.json")).read_text())["facts"]["names"]
         == NAMES
     )
+
+
+def test_originals_show_the_first_of_them():
+    decoded = []
+    originals = Originals(["a"] * 9, lambda cell: decoded.append(cell) or cell.upper())
+    assert repr(originals) == "['A', 'A', 'A', 'A', 'A', 'A', ...]"
+    assert len(decoded) == 7, "the others are not decoded"

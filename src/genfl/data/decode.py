@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -205,6 +206,9 @@ class Originals(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self._cells)
+
+    def __repr__(self) -> str:
+        return reprlib.repr(list(self[:7]))  # of more than six, it ends with dots
 
     @overload
     def __getitem__(self, index: int) -> Any: ...
