@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 from genfl import trees
 from genfl.algorithms.base import (
+    Algorithm,
     ClientInfo,
     ClientProgram,
+    decaying,
+    head_count,
     trained,
     training_client,
+    training_memory,
 )
 from genfl.errors import InputError
 from genfl.learning.local import LocalSGD, nothing
@@ -78,6 +82,34 @@ class ClientModels(NamedTuple):
     def logits(self, cohort: Sequence[TrainedModel], x: torch.Tensor) -> torch.Tensor:
         """Return the logits of the cohort's models, [clients, m, classes], for inputs [m, ...]."""
         return torch.stack([self.tasks[model.name].predict(model.weights, x) for model in cohort])
+
+    def algorithm(
+        self,
+        task: Task,
+        local: LocalSGD,
+        init: Callable[[Weights, Tree, Key], Tree],
+        server: Callable[[Tree, Tree, Key], Tree],
+    ) -> Algorithm:
+        """Return the algorithm of these clients with a server.
+
+        Args:
+            task: The learning task of the global model.
+            local: Local training.
+            init: ``(weights, census, key) -> server state``. The state has ``models``.
+            server: ``(state, aggregate, key) -> state``; see `cohort`.
+        """
+        algorithm = Algorithm(
+            census=head_count,
+            init=init,
+            send=lambda state: {"models": state["models"]},
+            client=self.client,
+            server=server,
+            memory=training_memory(local),
+            address=self.address,
+            same_form=False,
+            task=task,
+        )
+        return decaying(algorithm, local)
 
 
 def client_models(method: str, client_tasks: Mapping[str, Task], local: LocalSGD) -> ClientModels:

@@ -142,18 +142,7 @@ def _of_several(
         }
         return {"weights": students[evaluated], "models": students}
 
-    algorithm = Algorithm(
-        census=head_count,
-        init=init,
-        send=lambda state: {"models": state["models"]},
-        client=clients.client,
-        server=server,
-        memory=training_memory(local),
-        address=clients.address,
-        same_form=False,
-        task=task,
-    )
-    return decaying(algorithm, local)
+    return clients.algorithm(task, local, init, server)
 
 
 def _evaluated(task: Task, client_tasks: Mapping[str, Task]) -> str:

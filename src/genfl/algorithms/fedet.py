@@ -16,9 +16,6 @@ from genfl.algorithms.base import (
     NonNegative,
     Positive,
     Steps,
-    decaying,
-    head_count,
-    training_memory,
 )
 from genfl.algorithms.parts import with_hooks
 from genfl.learning.distil import distil
@@ -106,18 +103,7 @@ def fedet(
         head = [student["params"][name] for name in own_head]
         return {"weights": student, "models": with_head(clients.means(state["models"], cohort), head)}
 
-    algorithm = Algorithm(
-        census=head_count,
-        init=init,
-        send=lambda state: {"models": state["models"]},
-        client=clients.client,
-        server=server,
-        memory=training_memory(local),
-        address=clients.address,
-        same_form=False,
-        task=task,
-    )
-    return decaying(algorithm, local)
+    return clients.algorithm(task, local, init, server)
 
 
 def _shared_heads(task: Task, client_tasks: Mapping[str, Task]) -> dict[str, list[str]]:
