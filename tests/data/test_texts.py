@@ -571,7 +571,8 @@ def test_generated_texts_are_taken_from_tables_of_any_kind(tmp_path, kind):
 def test_generated_texts_go_through_the_whole_pipeline(tmp_path, words):
     own = tables(tmp_path / "own", "jsonl", train=ROWS, test=TEST)
     made = tables(tmp_path / "made", "csv", train=GENERATED)
-    read = config.parse(RUN, [f"data.path={own}", f"generator.path={made}", f"data.tokenizer={words}"])
+    given = [f"data.path={own}", f"generator.path={made}", f"data.tokenizer={words}"]
+    read = config.parse(RUN, given)
     summary = pipeline.execute(read, tmp_path / "run")
     assert set(summary["methods"]) >= {"vanilla", "gptfl", "mixed", "distilled"}
     shards = datasets.load_dataset(str(tmp_path / "run" / "synthetic"), split="train")
@@ -583,13 +584,20 @@ def test_generated_texts_go_through_the_whole_pipeline(tmp_path, words):
         ("broken", False),
     }
     page = next((tmp_path / "run").rglob("*.html")).read_text()
-    assert "&lt;i&gt;good&lt;/i&gt;" in page
-    assert "<i>good</i>" not in page
+    assert "10 generated samples of 10 are not shown" in page, "they repeat the private texts word by word"
+    assert "&lt;i&gt;good&lt;/i&gt;" not in page
     assert "good, &#34;" not in page, "private texts are no part of it"
     # stopped on the way and gone on with
     pipeline.execute(read, tmp_path / "again", until="generate")
     again = pipeline.execute(read, tmp_path / "again")
     assert again["methods"] == summary["methods"]
+    # without an audit nobody knows of the copies
+    read = config.parse(RUN, [*given, "audit.overlap=ignore"])
+    pipeline.execute(read, tmp_path / "shown", until="report")
+    page = next((tmp_path / "shown").rglob("*.html")).read_text()
+    assert "not shown, because" not in page
+    assert "&lt;i&gt;good&lt;/i&gt;" in page
+    assert "<i>good</i>" not in page
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,7 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         ),
         "client_accuracy": _client_accuracy(methods, look),
         "rows": pictures.picture_rows(evidence.examples, evidence.modality),
+        "hidden_samples": evidence.hidden,
         "near_duplicate_rule": evidence.near_duplicate_rule,
         "overlap_rule": evidence.overlap_rule,
         "overlaps": pictures.overlap_rows(evidence.overlaps or [], evidence.modality),

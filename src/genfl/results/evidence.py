@@ -39,6 +39,7 @@ class Evidence:
         label_counts: Training samples of each label at each client for the first seed, int [clients, labels].
         pretraining: The history of pre-training; None without a generator.
         examples: Examples of each label; empty without a generator.
+        hidden: How many generated samples must not be shown, because they are near-duplicates of real ones.
         overlaps: Near-duplicates of each comparison that has some; None if they must not be shown.
         overlap_rule: What makes two inputs near-duplicates in the audit, in words.
     """
@@ -54,6 +55,7 @@ class Evidence:
     label_counts: np.ndarray
     pretraining: PretrainResult | None
     examples: list[LabelExamples]
+    hidden: int
     overlaps: list[OverlapExamples] | None
     overlap_rule: str
 
@@ -91,6 +93,7 @@ def collect(run: Run, context: RunContext) -> Evidence:
         examples=choose_examples(data, folder, order, real=show_real, hidden=copies)
         if config.generates
         else [],
+        hidden=len(copies),
         overlaps=choose_overlaps(data, folder, pairs, public) if show_real else None,
         overlap_rule=overlap.means(data.modality),
     )
