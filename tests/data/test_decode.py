@@ -315,6 +315,19 @@ def test_examples_to_train_on_that_are_nobodys_are_left_out_and_counted(tmp_path
     refused("data.client_id", "'who'", "is empty", folder=tmp_path / "none", client_id="who")
 
 
+def test_a_class_of_which_nobody_holds_an_example_is_rejected_by_name(tmp_path):
+    owners = [None if label == "sea_lion" else "ann" for label in (NAMES[n % 3] for n in range(9))]
+    write(tmp_path / "d", train=hub_rows(range(9), who=[*owners, None, None, None]))
+    refused("data.client_id", "'sea_lion'", "'who'", folder=tmp_path / "d", client_id="who")
+
+
+@pytest.mark.parametrize(("field", "kind"), [("client_id", "list"), ("group", "dict")])
+def test_columns_of_several_values_name_no_clients_or_groups(tmp_path, field, kind):
+    cells = [["ann", "bob"] if kind == "list" else {"a": 1}] * 12
+    write(tmp_path / "d", train=hub_rows(range(9)).add_column("who", cells[:9]))
+    refused(f"data.{field}", f"holds {kind} values", folder=tmp_path / "d", **{field: "who"})
+
+
 # --- the format of images
 
 

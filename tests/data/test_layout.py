@@ -230,6 +230,17 @@ def test_splits_may_lie_in_class_folders(folder):
     assert (counts(data.train), counts(data.test)) == ({"cat": 6, "dog": 6}, {"cat": 2, "dog": 2})
 
 
+def test_splits_that_are_read_as_one_are_noted(folder, tmp_path):
+    pictures(folder, "train/cat", "train/dog", "test/cat", "test/dog", "eval/cat", "eval/dog")
+    data = images(folder)
+    assert len(data.test.labels) == 24
+    assert "eval and test are read as one split, test" in data.notes
+    rows = tables(tmp_path / "t", "csv", train=ROWS, test=ROWS[:4], evaluation=ROWS[4:])
+    assert "evaluation and test are read as one split, test" in texts(rows).notes
+    parts = tables(tmp_path / "parts", "csv", train_1=ROWS, train_2=ROWS, test=ROWS[:4])
+    assert not [note for note in texts(parts).notes if "one split" in note], "parts of a split are one"
+
+
 def test_ambiguous_folders_are_read_as_the_config_says(folder):
     pictures(folder, "north/cat", "north/dog", "south/cat", "south/dog", count=5)
     rejected(lambda: images(folder), "data.folders", "class/*, */class or client/class")

@@ -84,6 +84,17 @@ def test_files_name_the_label_with_too_few_samples(folder, caplog):
         list(files.generate(ask("dog", 6)))
 
 
+def test_files_name_what_they_do_not_read(folder, caplog):
+    (folder / "cat food").mkdir()
+    (folder / "dog" / "notes.doc").write_bytes(b"not an image")
+    (folder / "cat food" / "prices.doc").write_bytes(b"not an image")
+    files = Files(str(folder), "image")
+    files.check_labels(["dog"], 3)
+    assert caplog.text == ""
+    list(files.generate(ask("dog", 3)))
+    assert "2 files not read (not images): cat food/prices.doc, dog/notes.doc" in caplog.text
+
+
 def test_files_leave_out_what_cannot_be_encoded(folder, caplog):
     def encode(image):
         if image.size != (4, 4):

@@ -145,7 +145,7 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
     medium = MEDIA[spec.format.modality]
     folder = Folder(path, medium, levels=spec.levels)
     content_digest = _content_digest(folder, spec)
-    unread = folder.layout.unread()
+    folder.layout.check_classes()
     target = cache_folder() / content_digest[:32]
     facts = read_facts(target)  # no lock: a read-only cache cannot hold a lock file
     if facts is None:
@@ -166,11 +166,7 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
                 facts = read_facts(target)
     if facts is None:
         raise GenflError(f"{target}: damaged right after it was written; check the disk")
-    notes = [
-        f"{len(names)} file{'s' * (len(names) > 1)} not read ({reason}): {first_few(names)}"
-        for reason, names in unread.items()
-        if reason not in EXPECTED
-    ]
+    notes = folder.unread_notes()
     for name, split in facts["splits"].items():
         notes += _left_out(name, split, medium.what)
     notes += facts["warnings"]
@@ -183,10 +179,6 @@ def load_folder(path: Path, spec: DatasetSpec) -> Decoded:
     except FileNotFoundError as error:
         raise GenflError(f"{target}: deleted while it was read; run again") from error
     return Decoded(facts["names"], train, test, content_digest, (*facts["notes"], *notes))
-
-
-EXPECTED = ("hidden", "description of the data")
-"""Reasons for not reading a file that need no mention."""
 
 
 class Originals(Sequence[Any]):
@@ -382,6 +374,7 @@ def _decode_split(
     groups: list[str] = []
     unreadable, unlabelled, excluded, without_id = list[Any](), list[Any](), list[Any](), list[Any]()
     damaged: dict[str | None, Any] = {}
+    ownerless: dict[str, Any] = {}
     row = 0
     with replacing(path) as temporary, ThreadPoolExecutor() as pool, temporary.open("wb") as file:
         _write_header(file, 0, spec.format)
@@ -389,13 +382,15 @@ def _decode_split(
             cells = [folder.content(cell) for cell in joined_cells(batch, input_column)]
             tasks = (cells[first : first + DECODE_ROWS] for first in range(0, len(cells), DECODE_ROWS))
             arrays = itertools.chain.from_iterable(pool.map(partial(_encode_cells, spec.format), tasks))
-            batch_ids = map(cell_text, batch[id_column] if id_column else [""] * len(cells))
+            batch_ids = _texts(batch[id_column], id_column, "client_id") if id_column else [""] * len(cells)
             batch_apart = (
                 [cell_text(cell) == apart_value for cell in batch[apart_column]]
                 if apart_column
                 else [False] * len(cells)
             )
-            batch_groups = map(cell_text, batch[group_column] if group_column else [""] * len(cells))
+            batch_groups = (
+                _texts(batch[group_column], group_column, "group") if group_column else [""] * len(cells)
+            )
             for cell, array, label, client_id, is_apart, group in zip(
                 cells, arrays, batch[label_column], batch_ids, batch_apart, batch_groups, strict=True
             ):
@@ -408,6 +403,7 @@ def _decode_split(
                     excluded.append(folder.file_of(cell) or row)
                 elif client_id is None and split == "train":  # test sets need no client ids
                     without_id.append(folder.file_of(cell) or row)
+                    ownerless.setdefault(label, without_id[-1])
                 else:
                     file.write(array.tobytes())
                     labels.append(label)
@@ -444,6 +440,13 @@ def _decode_split(
                 f" can be read (such as {'row ' if isinstance(damaged[label], int) else ''}{damaged[label]});"
                 " replace them, or remove the class"
             )
+        for label in ownerless.keys() - {*labels}:
+            raise InputError(
+                f"data.client_id: none of the {medium.what} of class {label!r} in split {split} of"
+                f" {folder.path} has a value in column {id_column!r} (such as"
+                f" {'row ' if isinstance(ownerless[label], int) else ''}{ownerless[label]}); fill it, or"
+                " remove the class"
+            )
         file.seek(0)
         _write_header(file, len(labels), spec.format)
     left_out = {
@@ -463,6 +466,21 @@ def _decode_split(
         left_out,
         groups if group_column else None,
     )
+
+
+def _texts(cells: Sequence[Any], column: str, field: str) -> list[str | None]:
+    """Return the values of cells as texts; None for empty ones.
+
+    Raises:
+        InputError: A cell holds several values.
+    """
+    for cell in cells:
+        if isinstance(cell, list | dict | bytes):
+            raise InputError(
+                f"data.{field}: column {column!r} holds {type(cell).__name__} values, but an example has one;"
+                " name another column"
+            )
+    return [cell_text(cell) for cell in cells]
 
 
 def _write_header(file: BinaryIO, rows: int, encoding: InputFormat) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from genfl.data.layout import File, Layout, PlacedFile, printable
-from genfl.data.levels import SPLITS
+from genfl.data.levels import SPLITS, split_words
 from genfl.data.media import Medium
 from genfl.data.tables import DEFAULT_CSV, CSVOptions, Table, TableError, open_table, table_suffix
 from genfl.errors import InputError
@@ -26,6 +26,9 @@ BATCH_ROWS = 128
 
 SHOWN_VALUES = 5
 """The number of values that a message lists."""
+
+EXPECTED = ("hidden", "description of the data")
+"""Reasons for not reading a file that need no mention."""
 
 FILE_NAME = "file_name"
 """The column of metadata tables with the names of the files that their rows describe."""
@@ -198,6 +201,14 @@ class Folder:
         files = [file for file in self.layout.files if file.role in ("table", "example", "metadata")]
         return [(file.name, _checksum(file.path)) for file in files]
 
+    def unread_notes(self) -> list[str]:
+        """Return what a user should know of the files that are not read, a text for each reason."""
+        return [
+            f"{len(names)} file{'s' * (len(names) > 1)} not read ({reason}): {first_few(names)}"
+            for reason, names in self.layout.unread().items()
+            if reason not in EXPECTED
+        ]
+
     def splits(self, input: Sequence[str], label: Sequence[str]) -> tuple[dict[str, Rows], int]:
         """List the rows of each split without decoding them, and count the examples.
 
@@ -216,6 +227,7 @@ class Folder:
             InputError: A file is damaged, or belongs to no split.
         """
         entries = self.layout.entries()
+        self._note_joined(entries)
         if any(entry.file.role == "table" for entry in entries):
             tables = self._open_tables([entry for entry in entries if entry.file.role == "table"])
             used = self._with_columns(tables, input, label)
@@ -229,11 +241,11 @@ class Folder:
         if any({*label} & cells.keys() for cells in described.values()):
             entries = [entry._replace(label=None) for entry in entries]  # the metadata tells the classes
         rows: dict[str, list[Mapping[str, Any]]] = {}
-        for file, split, class_name, client, owner in entries:
-            cells: dict[str, Any] = {self.medium.column: file.path}
-            named = {"label": class_name, owner: client}
+        for entry in entries:
+            cells: dict[str, Any] = {self.medium.column: entry.file.path}
+            named = {"label": entry.label, entry.owner: entry.client}
             cells |= {name: value for name, value in named.items() if value is not None}
-            rows.setdefault(split, []).append({**cells, **described.get(file.parts, {})})
+            rows.setdefault(entry.split, []).append({**cells, **described.get(entry.file.parts, {})})
         return {split: FileRows(self, rows[split], class_names) for split in _in_order(rows)}, len(entries)
 
     def column(self, columns: Sequence[str], names: Sequence[str], field: str) -> str:
@@ -313,6 +325,15 @@ class Folder:
     def _known(self) -> dict[tuple[str, ...], Path]:
         """The files whose content is in the identity, by the parts of their names."""
         return {file.parts: file.path for file in self.layout.files_of("example")}
+
+    def _note_joined(self, entries: Sequence[PlacedFile]) -> None:
+        """Warn of splits that are read as one, such as test and eval."""
+        words: dict[str, set[str]] = {}
+        for entry in entries:
+            words.setdefault(entry.split, set()).update(split_words(entry.named))
+        for split, named in words.items():
+            if len(named) > 1:
+                self.warnings.append(f"{' and '.join(sorted(named))} are read as one split, {split}")
 
     def _open_tables(self, entries: Sequence[PlacedFile]) -> list[tuple[str, Table]]:
         """Open tables, and give each the name of its split: train, validation, test, or its own."""

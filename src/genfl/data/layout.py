@@ -65,6 +65,7 @@ class PlacedFile(NamedTuple):
         label: The class of an example that a folder names; None if no folder does.
         client: The client or domain that a folder names; None if no folder does.
         owner: Which of the two it is, the name of its column.
+        named: The name of a file, folder or split in the data that stands for the split; empty if none does.
     """
 
     file: File
@@ -72,6 +73,7 @@ class PlacedFile(NamedTuple):
     label: str | None = None
     client: str | None = None
     owner: str = "client"
+    named: str = ""
 
 
 class Layout:
@@ -158,25 +160,29 @@ class Layout:
         files = self._described()
         if any(entry.file.role == "table" for entry in files):
             return [entry for entry in files if entry.file.role == "table"]
-        return [self._placed(file)._replace(split=_split_named(split)) for file, split, *_ in files]
+        return [
+            self._placed(entry.file)._replace(split=_split_named(entry.split), named=entry.split)
+            for entry in files
+        ]
 
     def unread(self) -> dict[str, list[str]]:
-        """Return the names of the files that are not read, by the reason.
-
-        Raises:
-            InputError: None of the files of a class can be an example.
-        """
-        entries = self.entries()
-        read = {entry.file.name for entry in entries}
+        """Return the names of the files that are not read, by the reason."""
+        read = {entry.file.name for entry in self.entries()}
         reasons: dict[str, list[str]] = {}
         for file in self.files:
             if file.name not in read and (reason := self._reason(file)):
                 reasons.setdefault(reason, []).append(file.name)
-        if not self.has_tables and not self.card.files:
-            self._check_classes({entry.label for entry in entries})
         return reasons
 
-    def _check_classes(self, read: set[str | None]) -> None:
+    def check_classes(self) -> None:
+        """Check that every folder of a class holds a file that can be an example.
+
+        Raises:
+            InputError: None of the files of a class can be an example.
+        """
+        if self.has_tables or self.card.files:
+            return
+        read = {entry.label for entry in self.entries()}
         for file in self.files_of("other"):
             if "class" in self.levels and len(file.parts) > self.levels.index("class") + 1:
                 label = file.parts[self.levels.index("class")]
@@ -290,10 +296,10 @@ class Layout:
     def _tables(self) -> list[PlacedFile]:
         """Return the tables, each with its split: that of its name, or of a folder that holds it."""
         tables = self._saved() or self.files_of("table")
-        splits = {file.name: self._split_of(file) for file in tables}
-        if not any(splits.values()):
-            return [PlacedFile(file, "train") for file in tables]
-        return [PlacedFile(file, splits[file.name] or "") for file in tables]
+        entries = [self._placed_table(file) for file in tables]
+        if not any(entry.split for entry in entries):
+            return [entry._replace(split="train") for entry in entries]
+        return entries
 
     def _saved(self) -> list[File]:
         """Return the tables of a data set that save_to_disk wrote: those that its ``state.json`` names.
@@ -320,15 +326,18 @@ class Layout:
                 )
         return [tables[parts] for parts in sorted(named)]
 
-    def _split_of(self, file: File) -> str | None:
-        """Return the split that the name of a table stands for; None if it stands for none."""
+    @staticmethod
+    def _placed_table(file: File) -> PlacedFile:
+        """Return a table with the split that its name stands for; an empty split if it stands for none."""
         stem, *_ = file.parts[-1].split(".")
         if numbered := re.fullmatch(r"(.+)-\d{5}-of-\d{5}", stem):
-            if numbered[1] != "data":  # save_to_disk calls the files of any split so
-                return numbered[1]
-            return file.parts[-2] if len(file.parts) > 1 else None
-        names = (stem, *reversed(file.parts[:-1]))
-        return next(filter(None, map(split_in_name, names)), None)
+            # save_to_disk calls the files of any split "data"
+            split = numbered[1] if numbered[1] != "data" else "".join(file.parts[-2:-1])
+            return PlacedFile(file, split, named=split)
+        for name in (stem, *reversed(file.parts[:-1])):
+            if split := split_in_name(name) or "":
+                return PlacedFile(file, split, named=name)
+        return PlacedFile(file, "")
 
     def _placed(self, file: File) -> PlacedFile:
         """Return the split, class and client of an example, which the folders that hold it name."""
@@ -349,7 +358,7 @@ class Layout:
                 )
         split = named.get("split", "train")
         owner: Level = next((level for level in OWNER_LEVELS if level in named), "client")
-        return PlacedFile(file, _split_named(split), named.get("class"), named.get(owner), owner)
+        return PlacedFile(file, _split_named(split), named.get("class"), named.get(owner), owner, split)
 
 
 def _is_hidden(name: str) -> bool:

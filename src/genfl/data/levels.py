@@ -130,5 +130,10 @@ def infer_levels(files: Sequence[Folders], field: str = "data.folders") -> tuple
 
 def split_in_name(name: str) -> str | None:
     """Return the split that the words of a name stand for; None if they stand for none or several."""
-    splits = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
+    splits = {SPLITS[word] for word in split_words(name)}
     return splits.pop() if len(splits) == 1 else None
+
+
+def split_words(name: str) -> set[str]:
+    """Return the words of a name that stand for splits, as in `SPLITS`."""
+    return {word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}

@@ -132,6 +132,8 @@ class Files(Generator):
                     else:
                         labelled.setdefault(label, []).append(cell if samples else None)
         plural, path = MEDIA[self.modality].what, self.folder.path
+        for note in dict.fromkeys([*self.folder.unread_notes(), *self.folder.warnings]) if samples else ():
+            log.warning("%s: %s", path, note)
         if unreadable:
             log.warning(
                 "%d %s of %s cannot be read and are left out: %s",
