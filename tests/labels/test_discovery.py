@@ -24,6 +24,45 @@ def test_the_union_and_the_number_of_holders_are_found():
     assert found.bytes_per_client == IBLT(80).nbytes == 80 * 37 * 4
 
 
+class Recorded:
+    """An engine that keeps the sums, which are all that the server sees."""
+
+    sums: list
+
+    def __init__(self, data, key):
+        self.inner = engine(data, key)
+
+    def run(self, program, tasks):
+        result = self.inner.run(program, tasks)
+        self.sums.append(result.aggregate)
+        return result
+
+
+@pytest.mark.parametrize("bins", [4096, 16])
+def test_the_server_decodes_no_name_of_too_few_holders(bins, monkeypatch):
+    monkeypatch.setattr(Recorded, "sums", [], raising=False)
+    found = discover(SETS, Recorded, Key(0), min_holders=2, bins=bins)
+    assert found.holders == {"cat": 2, "dog": 3}
+    assert found.bytes_per_client == IBLT(80).nbytes + 4 * 4 * bins
+    marks, table = Recorded.sums
+    assert marks["marks"].shape == (4, bins)
+    decoded = IBLT(80, seed=Key(0).fold("hashes", 1).integer()).decode(table["table"].numpy(), clients=4)
+    assert decoded == {"cat": 2, "dog": 3}, "not even the table holds the others"
+
+
+def test_names_that_pass_by_a_collision_are_deleted():
+    assert discover(SETS, engine, Key(0), min_holders=2, bins=1).holders == {"cat": 2, "dog": 3}
+    assert discover(SETS, engine, Key(0), min_holders=3, bins=1).holders == {"dog": 3}
+
+
+def test_no_name_of_enough_holders_is_an_error():
+    for bins in (1, 4096):
+        with pytest.raises(
+            InputError, match=r"^labels.min_holders: no label name is held by 4 clients; lower it"
+        ):
+            discover(SETS, engine, Key(0), min_holders=4, bins=bins)
+
+
 def test_a_table_that_is_too_small_is_doubled_until_it_decodes():
     names = {f"label {n}" for n in range(200)}
     found = discover([names, names], engine, Key(0), cells=16)

@@ -217,6 +217,8 @@ ROWS = [
     Row("labels.cells", "labels.cells=90", {"labels", "report"}),
     Row("labels.hashes", "labels.hashes=3", {"labels", "report"}),
     Row("labels.attempts", "labels.attempts=7", {"labels", "report"}),
+    Row("labels.bins", "labels.bins=64", {"labels", "report"}),
+    Row("labels.min_holders", "labels.min_holders=2", {"labels", "report"}),
     Row("labels.max_bytes", "labels.max_bytes=65", {"labels", "report"}),
     # --- prompts
     Row("prompts.style", "prompts.style=single", PROMPTS),

@@ -293,3 +293,16 @@ class Labels(Section):
     )
     hashes: int = Field(4, ge=2, le=8, description="Number of cells that each name is added to.")
     attempts: int = Field(8, ge=1, le=16, description="Number of tables tried before the stage fails.")
+    min_holders: int = Field(
+        1,
+        ge=1,
+        description="Fewest clients that must hold a label name. Names of fewer are left out, with their"
+        " examples: they are in no file, log or report, and the server does not learn them.",
+    )
+    bins: int = Field(
+        4096,
+        ge=16,
+        le=2**20,
+        description="With min_holders: hashed bins in each of 4 rows, in which clients are counted. A name of"
+        " too few holders gets into the table with a probability of at most (other names / bins)^4.",
+    )

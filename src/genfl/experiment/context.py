@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
@@ -147,8 +147,7 @@ class RunContext:
         if config.public is None:
             return ()
         public = self.public(config.public, config.data, distinct=config.audit.drops)
-        train = self.data_set(config.data).train
-        others = public.unmatched(known_labels(train))
+        others = public.unmatched(self.discovered(config))
         return (*public.notes, *([others] if others else []))
 
     def file_digest(self, path: Path) -> str:
@@ -178,6 +177,18 @@ class RunContext:
         )
         return [rows[part] for part in parts]
 
+    def discovered(self, config: Config) -> list[str]:
+        """Return the label names that discovery finds, in NFC, sorted: those that enough clients hold."""
+        data, least, seed = config.data, config.labels.min_holders, config.seeds[0]
+        name = ("discovered", _name_of(data), data.partition.model_dump_json(), least, seed)
+        return self.once(name, lambda: self._discovered(data, least, seed))
+
+    def _discovered(self, data: Data, least: int, seed: int) -> list[str]:
+        labels, holders = self.data_set(data).train.labels, Counter[str]()
+        for rows in self.client_rows(data, seed):
+            holders.update({unicodedata.normalize("NFC", name) for name in {labels[row] for row in rows}})
+        return sorted(name for name, count in holders.items() if count >= least)
+
     def train_test_rows(self, data: Data, seed: int) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
         """Return each client's rows for training, and its held-back rows for testing.
 
@@ -194,15 +205,20 @@ class RunContext:
     ) -> ClientData:
         """Return the clients' private training data. Class indices are positions in the discovered labels.
 
+        Examples of other names are left out.
+
         Args:
             data: The data and its split.
             labels: The discovered label names.
             seed: The seed of the split.
             augment: Random changes of the inputs, in batches.
+
+        Raises:
+            InputError: A client has no example of a discovered name.
         """
         examples = self.data_set(data)
-        rows, _ = self.train_test_rows(data, seed)
         y = class_indices(examples.train, labels)
+        rows = _discovered(self.train_test_rows(data, seed)[0], y)
         return ClientData(examples.train.x, y, rows, len(labels), examples.prepare, augment)
 
     def held_back_data(
@@ -214,19 +230,25 @@ class RunContext:
         """
         if not data.partition.test:
             return None
-        _, rows = self.train_test_rows(data, seed)
-        testing = [client for client, held_back in enumerate(rows) if len(held_back)]
         examples = self.data_set(data)
         y = class_indices(examples.train, labels)
+        rows = _discovered(self.train_test_rows(data, seed)[1], y)
+        testing = [client for client, held_back in enumerate(rows) if len(held_back)]
         return testing, ClientData(
             examples.train.x, y, [rows[client] for client in testing], len(labels), examples.prepare
         )
 
     def label_counts(self, data: Data, labels: Sequence[str], seed: int) -> np.ndarray:
         """Return each client's number of training samples of each class, [clients, classes]."""
-        y = class_indices(self.data_set(data).train, labels).numpy()
-        rows, _ = self.train_test_rows(data, seed)
-        return np.stack([np.bincount(y[client_rows], minlength=len(labels)) for client_rows in rows])
+        y = class_indices(self.data_set(data).train, labels)
+        rows = _discovered(self.train_test_rows(data, seed)[0], y)
+        return np.stack([np.bincount(y.numpy()[own], minlength=len(labels)) for own in rows])
+
+    def test_rows(self, data: Data, labels: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows and the class indices of the test examples of discovered names, both int64 [n]."""
+        y = class_indices(self.data_set(data).test, labels)
+        rows = torch.nonzero(y >= 0)[:, 0]
+        return rows, y[rows]
 
     def classify(self, data: Data, model: Model, classes: int, precision: Precision) -> Task:
         """Return the task of classifying a data set with a model.
@@ -316,15 +338,16 @@ def _load_public(public: Public, data: Data) -> DataSet:
     return read_dataset(public.name or data.name, recipe, **public.options(data))
 
 
-def known_labels(examples: LabelledExamples) -> list[str]:
-    """Return the distinct label names in NFC, sorted: those that label discovery will find."""
-    return sorted({unicodedata.normalize("NFC", label) for label in examples.labels})
-
-
 def class_indices(examples: LabelledExamples, labels: Sequence[str]) -> torch.Tensor:
-    """Return the class index of each example, int64."""
+    """Return the class index of each example, int64; -1 for a name that was not discovered."""
     number = {name: index for index, name in enumerate(labels)}  # discovered names are in NFC
-    return torch.tensor([number[unicodedata.normalize("NFC", name)] for name in examples.labels])
+    return torch.tensor([number.get(unicodedata.normalize("NFC", name), -1) for name in examples.labels])
+
+
+def _discovered(rows: Sequence[np.ndarray], y: torch.Tensor) -> list[np.ndarray]:
+    """Return those of each client's rows whose class was discovered."""
+    known = y.numpy() >= 0
+    return list(rows) if known.all() else [own[known[own]] for own in rows]
 
 
 def initial_key(seed: int) -> Key:

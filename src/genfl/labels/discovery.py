@@ -12,6 +12,7 @@ import torch
 from genfl.algorithms.base import ClientProgram
 from genfl.engines.protocol import ClientTask, DataView, Engine, InfoOnly
 from genfl.errors import GenflError, InputError
+from genfl.labels.bins import HolderBins
 from genfl.labels.iblt import IBLT, CorruptTable, TableTooSmall
 from genfl.rng import Key
 from genfl.trees import Tree
@@ -24,7 +25,8 @@ class Discovery(NamedTuple):
 
     Attributes:
         holders: How many clients hold each label, by name, in alphabetical order. This, and nothing about a
-            single client, is what the server learns.
+            single client, is what the server learns. With `min_holders`, it also learns how many clients have
+            a name in each hashed bin.
         cells: Cells of the table that decoded.
         bytes_per_client: What a client sent over all attempts.
         attempts: How many tables were summed.
@@ -53,6 +55,23 @@ def label_table(table: IBLT) -> ClientProgram:
     )
 
 
+def bin_marks(bins: HolderBins) -> ClientProgram:
+    """Return the client program that uploads the bins of the client's own label names.
+
+    Its client info is ``{"label_names": names}``. Its one upload, ``marks`` (uint32), is only ever summed.
+    """
+
+    def finish(carry: Tree) -> tuple[Tree, Tree]:
+        return {"marks": torch.from_numpy(bins.mark(carry))}, {}
+
+    return ClientProgram(
+        start=lambda message, memory, client_info, key: client_info["label_names"],
+        step=lambda carry, batch, key: carry,
+        finish=finish,
+        reductions={"marks": "sum"},
+    )
+
+
 def discover(
     label_sets: Sequence[Collection[str]],
     engine: Callable[[DataView, Key], Engine],
@@ -62,10 +81,16 @@ def discover(
     hashes: int = 4,
     max_bytes: int = 64,
     attempts: int = 8,
+    min_holders: int = 1,
+    bins: int = 4096,
 ) -> Discovery:
     """Return the union of the clients' label names, from a sum of their tables.
 
     If the sum does not decode, the clients send tables with twice the cells and fresh hash functions.
+
+    With `min_holders` above 1, the clients first count the holders in hashed bins (see `HolderBins`), and put
+    only names in the table that enough clients seem to hold. Names that got through by a collision are
+    deleted as soon as the table is decoded.
 
     Source: GPT-FL (arXiv 2306.02210), Section 3.1, after Gascón et al. 2023.
 
@@ -78,13 +103,17 @@ def discover(
         hashes: Cells each name is put in.
         max_bytes: Longest name, in UTF-8 bytes.
         attempts: Tables tried before giving up.
+        min_holders: Fewest clients that must hold a name. Names of fewer are not returned.
+        bins: Bins in a row of `HolderBins`.
 
     Raises:
-        InputError: A name cannot be put in a table, or no table decoded.
+        InputError: A name cannot be put in a table, no table decoded, or no name has enough holders.
         GenflError: The sum is not one of well-formed tables.
     """
-    known = [{"label_names": names} for names in label_sets]
     sent = 0
+    if min_holders > 1:
+        label_sets, sent = _widely_held(label_sets, engine, key, min_holders, bins)
+    known = [{"label_names": names} for names in label_sets]
     for attempt in range(1, attempts + 1):
         table = IBLT(cells, hashes, max_bytes, seed=key.fold("hashes", attempt).integer())
         tasks = [
@@ -100,7 +129,10 @@ def discover(
         sent += table.nbytes
         try:
             holders = table.decode(result.aggregate["table"].numpy(), clients=len(result.memories))
-            return Discovery(holders, cells, sent, attempt)
+            shared = {name: count for name, count in holders.items() if count >= min_holders}
+            if not shared and min_holders > 1:
+                raise _too_few(min_holders)
+            return Discovery(shared, cells, sent, attempt)
         except CorruptTable as error:
             raise GenflError(f"labels: the clients' tables do not add up to label names: {error}") from error
         except TableTooSmall:
@@ -110,3 +142,28 @@ def discover(
         f"labels.attempts: no table up to {cells // 2} cells decoded; raise labels.cells (about"
         f" {math.ceil(1.4 * cells)} or more), or a client sends what is no table of labels"
     )
+
+
+def _widely_held(
+    label_sets: Sequence[Collection[str]],
+    engine: Callable[[DataView, Key], Engine],
+    key: Key,
+    min_holders: int,
+    bins: int,
+) -> tuple[list[list[str]], int]:
+    """Return each client's names whose bins have enough holders, and the bytes that a client sent for it."""
+    secret = key.fold("clients' secret").numpy().bytes(32)  # stands in for a key agreement of the clients
+    holder_bins = HolderBins(bins, secret)
+    tasks = [ClientTask(n, {}, {}, None, key.fold("bins", n)) for n in range(len(label_sets))]
+    known = [{"label_names": names} for names in label_sets]
+    result = engine(InfoOnly(known), key.fold("sum of bins")).run(bin_marks(holder_bins), tasks)
+    if result.aggregate is None:
+        raise InputError("labels: no client took part in the discovery")
+    enough = result.aggregate["marks"].numpy() >= min_holders
+    if not enough.any():
+        raise _too_few(min_holders)
+    return [holder_bins.shared(names, enough) for names in label_sets], holder_bins.nbytes
+
+
+def _too_few(min_holders: int) -> InputError:
+    return InputError(f"labels.min_holders: no label name is held by {min_holders} clients; lower it")

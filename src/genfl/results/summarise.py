@@ -72,7 +72,7 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         name=config.name,
         seeds=list(config.seeds),
         labels=LabelsResult.model_validate(results["labels"]),
-        test_samples=len(data.test.labels),
+        test_samples=len(context.test_rows(config.data, results["labels"]["found"])[0]),
         generator=config.generator.kind,
         generated=config.generates and GENERATORS[config.generator.kind].prompted,
         synthetic=GenerateResult.model_validate(synthetic) if synthetic else None,

@@ -126,18 +126,20 @@ class GenerateInputs:
             labels. Samples that have no such input are left out. None for generators that use prompts.
         prompts: The section of the prompts. The outputs of the stage prompts depend on it.
         data: The private data.
+        labels: The label names that discovery finds, for checks before it runs.
     """
 
     generator: GeneratorInputs
     format: Any
     prompts: Annotated[Prompts, IGNORED]
     data: Annotated[Data, IGNORED]
+    labels: Annotated[list[str], IGNORED]
 
 
 def _inputs(config: Config, context: RunContext) -> GenerateInputs:
     generator, recipe = GeneratorInputs.of(config, context), DATASETS[config.data.name].recipe
     copied = None if generator.entry.prompted else [FormatInputs.of(config, context), recipe and recipe.words]
-    return GenerateInputs(generator, copied, config.prompts, config.data)
+    return GenerateInputs(generator, copied, config.prompts, config.data, context.discovered(config))
 
 
 def _run(inputs: GenerateInputs, work: StageRun) -> dict[str, Any] | None:
@@ -271,8 +273,8 @@ def _check(inputs: GenerateInputs, context: RunContext) -> None:
             "prompts.wrong: the generator text also gets the true label with each prompt; leave it out, or"
             " use another kind of generator"
         )
-    labels = sorted(set(context.data_set(inputs.data).train.labels))
-    entry.check(generator.options, generator.purpose(inputs.data, prompts.per_label, labels, context))
+    purpose = generator.purpose(inputs.data, prompts.per_label, inputs.labels, context)
+    entry.check(generator.options, purpose)
 
 
 STAGE = Stage(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -30,6 +29,7 @@ class LabelInputs:
         labels: The settings of the table.
         seed: The first seed. The union of the labels is the same for the split of every seed.
         seeds: All seeds, to check their splits.
+        found: The label names that enough clients hold.
     """
 
     data: DataInputs
@@ -37,11 +37,13 @@ class LabelInputs:
     labels: Labels
     seed: int
     seeds: Annotated[list[int], IGNORED]
+    found: Annotated[list[str], IGNORED]
 
 
 def _inputs(config: Config, context: RunContext) -> LabelInputs:
     data = DataInputs.of(config, context)
-    return LabelInputs(data, config.data.partition, config.labels, config.seeds[0], config.seeds)
+    found = context.discovered(config)
+    return LabelInputs(data, config.data.partition, config.labels, config.seeds[0], config.seeds, found)
 
 
 def _run(inputs: LabelInputs, work: StageRun) -> dict[str, Any]:
@@ -75,14 +77,33 @@ def _check(inputs: LabelInputs, context: RunContext) -> None:
         table.encode(context.data_set(inputs.data.section).train.labels)
     except ValueError as error:
         raise InputError(f"labels: {error}") from error
+    if options.min_holders > 1:
+        _check_holders(inputs, context)
+
+
+def _check_holders(inputs: LabelInputs, context: RunContext) -> None:
+    """Check that enough label names remain, and examples of them at each client. No name is shown."""
+    section, least = inputs.data.section, inputs.labels.min_holders
+    clients = len(context.client_rows(section, inputs.seed))
+    if least > clients:
+        raise InputError(f"labels.min_holders: {least}, but there are {clients} clients; lower it")
+    if len(inputs.found) < 2:
+        raise InputError(
+            f"labels.min_holders: {len(inputs.found)} label names are held by {least} clients, and 2 are"
+            " needed; lower it"
+        )
+    for seed in inputs.seeds:
+        counts = context.label_counts(section, inputs.found, seed).sum(1)
+        if not counts.all():
+            raise InputError(
+                f"labels.min_holders: client {int(counts.argmin())} would have no examples left, because"
+                f" fewer than {least} clients hold its label names; lower it, or change the split"
+            )
 
 
 def _gives(inputs: LabelInputs, context: RunContext) -> Any:
     """Return the label names. Other stages depend on no client, and on no example."""
-    section = inputs.data.section
-    labels = context.data_set(section).train.labels
-    names = {labels[row] for rows in context.client_rows(section, inputs.seed) for row in rows}
-    return sorted(unicodedata.normalize("NFC", name) for name in names)
+    return inputs.found
 
 
 STAGE = Stage("labels", "labels", 1, (), _inputs, _run, check=_check, gives=_gives)

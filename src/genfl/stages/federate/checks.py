@@ -19,7 +19,7 @@ from genfl.data.sources import DATASETS, DataSet
 from genfl.engines.auto import together
 from genfl.engines.pool import refusal
 from genfl.errors import InputError, cause, first_line
-from genfl.experiment.context import RunContext, known_labels
+from genfl.experiment.context import RunContext
 from genfl.generators.classify import check_classifier
 from genfl.generators.classify_text import check_text_classifier
 from genfl.hub import check_device
@@ -46,7 +46,7 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
     """
     check_device(inputs.model.device, "device")
     data = context.data_set(inputs.data.section)
-    classes = len(set(data.train.labels))
+    classes = len(inputs.labels)
     task = _fitting("model", inputs, context, inputs.model.model, classes)
     inputs.model.check(task, inputs.seeds[0])
     client_tasks = {
@@ -106,9 +106,8 @@ def _check_public(inputs: FederateInputs, context: RunContext) -> None:
     public = inputs.public.read(context, inputs.data.section)
     users = [method for method in inputs.methods.values() if method.source == "public"]
     if any(method.needs_labels for method in users):
-        labels = known_labels(context.data_set(inputs.data.section).train)
-        public.matched(labels)
-        if note := public.unmatched(labels):
+        public.matched(inputs.labels)
+        if note := public.unmatched(inputs.labels):
             log.info("public: %s", note)
 
 

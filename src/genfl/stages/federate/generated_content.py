@@ -11,7 +11,7 @@ from genfl.config import Method
 from genfl.data.budget import deal
 from genfl.data.clients import GENERATED, ClientData
 from genfl.errors import InputError
-from genfl.experiment.context import RunContext, known_labels
+from genfl.experiment.context import RunContext
 from genfl.generators.registry import GENERATORS
 from genfl.stages.allocations import allocate, limit_to_pools, refuse_empty
 from genfl.stages.federate.inputs import FederateInputs
@@ -76,7 +76,7 @@ def check_content(inputs: FederateInputs, context: RunContext) -> None:
         ):
             raise InputError(f"methods.{name}.content.guidance: {problem}")
     section = inputs.data.section
-    labels = known_labels(context.data_set(section).train)
+    labels = inputs.labels
     pools = {"generated": np.full(len(labels), inputs.prompts.per_label)}
     if inputs.public is not None and any(method.source == "public" for method in methods.values()):
         _, y = inputs.public.read(context, section).matched(labels)

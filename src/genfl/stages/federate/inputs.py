@@ -93,6 +93,7 @@ class FederateInputs:
         pretrained: The inputs of the pre-trained models; None if there are none.
         public: The public data; None if there is none.
         extractor: What clients' data are compared by; None if they are not.
+        labels: The label names that discovery finds, for checks before it runs.
     """
 
     data: DataInputs
@@ -111,6 +112,7 @@ class FederateInputs:
     pretrained: Annotated[PretrainInputs | None, IGNORED]
     public: Annotated[PublicInputs | None, IF_SET]
     extractor: Annotated[ExtractorInputs | None, IF_SET]
+    labels: Annotated[list[str], IGNORED]
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> FederateInputs:
@@ -133,6 +135,7 @@ class FederateInputs:
             pretrain_inputs(config, context) if config.generates or config.pretrains_on_public else None,
             PublicInputs.of(config, context),
             ExtractorInputs.of(config, context),
+            context.discovered(config),
         )
 
 

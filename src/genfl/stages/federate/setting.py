@@ -22,7 +22,7 @@ from genfl.data.public import PublicData
 from genfl.data.sources import DataSet
 from genfl.engines.evaluation import ClientScores, evaluate_clients
 from genfl.engines.in_process import sequential
-from genfl.experiment.context import class_indices, initial_key
+from genfl.experiment.context import initial_key
 from genfl.learning.evaluate import Scores, evaluate
 from genfl.learning.task import Task, Weights
 from genfl.rng import Key
@@ -61,7 +61,7 @@ class Setting:
         self.data: DataSet = self.context.data_set(self.section)
         self.device = torch.device(inputs.model.device)
         self.task = self._classify(inputs.model.model)
-        self.test_y = class_indices(self.data.test, self.labels)
+        self.test_rows, self.test_y = self.context.test_rows(self.section, self.labels)
         self._scored = self.task.of_stored(self.data.prepare)
         self._private: tuple[int, ClientData] | None = None
         self._guided: dict[Path, tuple[Tensor, Tensor, list[np.ndarray]]] = {}
@@ -76,7 +76,7 @@ class Setting:
     def inference_cost(self) -> dict[str, Any]:
         """Return the cost of predictions: of the downstream model, and of the generator if it predicted."""
         weights = self.task.init(initial_key(self.inputs.seeds[0]))
-        x, y = self.data.test.x[:MOST_TIMED], self.test_y[:MOST_TIMED]
+        x, y = self._test_x[:MOST_TIMED], self.test_y[:MOST_TIMED]
         on_device = trees.to(weights, self.device)
         evaluate(self._scored, on_device, x, y)  # the first batch of a process is slow
         began = time.perf_counter()
@@ -93,9 +93,15 @@ class Setting:
     def _frozen(self) -> int:
         return sum(parameter.numel() for parameter in self.task.frozen.values())
 
+    @cached_property
+    def _test_x(self) -> Tensor:
+        """The test inputs of discovered labels, [n, ...]; without a copy if these are all."""
+        x = self.data.test.x
+        return x if len(self.test_rows) == len(x) else x[self.test_rows]
+
     def score(self, weights: Weights) -> Scores:
         """Return the scores of a model on the test set."""
-        return evaluate(self._scored, trees.to(weights, self.device), self.data.test.x, self.test_y)
+        return evaluate(self._scored, trees.to(weights, self.device), self._test_x, self.test_y)
 
     @cached_property
     def synthetic(self) -> tuple[Tensor, Tensor]:
@@ -174,7 +180,7 @@ class Setting:
         if self.inputs.federation.heterogeneity:
             order = Key(0).fold("generality").numpy().permutation(len(self.test_y))
             tested = torch.from_numpy(order[:MOST_TESTED])
-            x, y = self.data.prepare(self.data.test.x[tested]), self.test_y[tested]
+            x, y = self.data.prepare(self._test_x[tested]), self.test_y[tested]
             measures[heterogeneity.DIVERGENCE] = heterogeneity.divergence()
             measures[heterogeneity.GENERALITY] = heterogeneity.generality(self.task, x, y)
         return measures

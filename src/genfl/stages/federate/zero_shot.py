@@ -59,7 +59,7 @@ def classify_test_set(setting: Setting, name: str, method: Method) -> dict[str, 
     options: GeneratorClassifier = REFERENCES[GENERATOR](**method.algorithm[0].options())
     by_text = isinstance(inputs.generator.section, TextGenerator)
     load, score = _score_texts(setting, options) if by_text else _score_images(setting, options)
-    total, unit = len(setting.data.test.labels), "texts" if by_text else "images"
+    total, unit = len(setting.test_y), "texts" if by_text else "images"
     results = {}
     with progress.bar(name, len(inputs.seeds) * total, unit) as advance:
         for seed in inputs.seeds:
@@ -99,10 +99,10 @@ def _score_images(setting: Setting, options: GeneratorClassifier) -> tuple[Load,
     assert data.decode is not None
     decode = data.decode
 
-    def score(generator: Any, rows: Sequence[int], seed: int) -> Tensor:
+    def score(generator: Any, numbers: Sequence[int], seed: int) -> Tensor:
         return label_scores(
             generator,
-            [decode(data.test.x[row]) for row in rows],
+            [decode(data.test.x[setting.test_rows[n]]) for n in numbers],
             # every label gets the same stream, so the same sentence
             lambda key: [sentences.draw(label, key.numpy()) for label in labels],
             Key(seed).fold("classify"),
@@ -119,11 +119,11 @@ def _score_texts(setting: Setting, options: GeneratorClassifier) -> tuple[Load, 
     query = chat_query(options.query, CLASSIFY_QUERIES, None)
     chat_options = {**generator, "system": query.system}  # not that of the query for texts
     load = cache(lambda: connect(chat_options, FIELD, setting.work.answers))
-    texts = data.test_originals(range(len(data.test.labels)))
+    texts = data.test_originals(setting.test_rows.tolist())
     examples = cache(partial(_examples_of_a_client, setting, options.shots))
 
-    def score(generator: Any, rows: Sequence[int], seed: int) -> Tensor:
-        wanted = [texts[row] for row in rows]
+    def score(generator: Any, numbers: Sequence[int], seed: int) -> Tensor:
+        wanted = [texts[n] for n in numbers]
         key = Key(seed).fold("classify")
         return text_label_scores(generator, wanted, setting.labels, examples(seed), key, query, options)
 
@@ -141,6 +141,7 @@ def _examples_of_a_client(setting: Setting, shots: int, seed: int) -> list[tuple
     key = Key(seed).fold("shots")
     rows = key.numpy().permutation(parts[int(key.fold("client").numpy().integers(len(parts)))])
     y = class_indices(setting.data.train, setting.labels).numpy()[rows]
+    rows, y = rows[y >= 0], y[y >= 0]
     of_class = {number: rows[y == number] for number in range(len(setting.labels))}
     shown = rows_of_all_classes(of_class, min(shots, len(rows)))
     names = class_indices(setting.data.train, setting.labels)[torch.tensor(shown)].tolist()
