@@ -18,17 +18,22 @@ from genfl.errors import InputError
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DATA_PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+METHODS_PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 def _blocks(language, text=README):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-WHOLE, SHORT, METHODS, CHANGES, TRAINING, PUBLIC, CONTENT = _blocks("yaml")
+WHOLE, SHORT, FIRST_METHODS = _blocks("yaml")
+METHODS, CHANGES, TRAINING, PUBLIC, CONTENT = _blocks("yaml", METHODS_PAGE)
 
 
 def test_the_config_is_valid_and_takes_the_methods_shown():
     assert list(config.parse(WHOLE).methods) == ["fedavg", "gptfl", "gptfl_adam"]
+    shown = config.parse(WHOLE[: WHOLE.index("methods:")] + FIRST_METHODS)
+    assert shown.methods["fedgc"].content == shown.content
+    assert shown.methods["own_style"].content.guidance == "mixed"
     shown = config.parse(WHOLE[: WHOLE.index("methods:")] + METHODS)
     assert shown.methods["prox_adam"].algorithm[0].mu == 0.1
     assert shown.methods["moon_mixed"].data == "mixed"
@@ -188,7 +193,8 @@ def test_schema_describes_every_field():
 
 
 def test_every_method_is_named():
-    assert [name for name in ALGORITHMS if f"`{name}`" not in README] == []
+    for page in (README, METHODS_PAGE):
+        assert [name for name in ALGORITHMS if f"`{name}`" not in page] == []
 
 
 def test_python_runs_block_after_block(capsys):
