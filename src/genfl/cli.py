@@ -240,6 +240,49 @@ def status_command(
     )
 
 
+@app.command("runs", cls=_Command)
+def runs_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder that holds runs, or a sweep.")
+    ] = Path("runs"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the runs and sweeps below a folder: state, date, best method, seeds and time.
+
+    The runs of a sweep are listed by `genfl runs SWEEP`, and in the JSON.
+    """
+    from genfl.experiment.listing import list_runs
+
+    entries = list_runs(folder)
+    if as_json:
+        _print_json([entry.to_dict() for entry in entries])
+        return
+    if len(entries) == 1 and entries[0].path == "." and entries[0].runs:
+        entries = list(entries[0].runs)
+    if not entries:
+        typer.echo(f"There are no runs in {folder}. `genfl demo` makes one.")
+        return
+    from genfl.report.numbers import duration, mean_and_std
+
+    _print_table(
+        ("run", "state", "date", "name", "best method", "accuracy, %", "seeds", "time"),
+        [
+            (
+                entry.path,
+                " ".join(filter(None, (entry.state, entry.where))),
+                entry.date,
+                "(sweep)" if entry.kind == "sweep" else entry.name,
+                entry.best.method if entry.best else "–",
+                mean_and_std(entry.best.mean, entry.best.std) if entry.best else "–",
+                "–" if entry.seeds is None else str(entry.seeds),
+                "–" if entry.seconds is None else duration(entry.seconds),
+            )
+            for entry in entries
+        ],
+    )
+
+
 @app.command("list", cls=_Command)
 def list_command(
     what: Annotated[Catalogue, typer.Argument(help="The catalogue to list.")],
