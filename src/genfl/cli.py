@@ -283,6 +283,47 @@ def runs_command(
     )
 
 
+@app.command("compare", cls=_Command)
+def compare_command(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of finished runs. A sweep stands for its runs."),
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="What to compare with: METHOD of the same run, or RUN:METHOD. Default: the method of that"
+            " name in the first run.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the page, and for the table as CSV and LaTeX.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare finished runs: one table of all methods, with differences and their confidence.
+
+    Without --out, the table is printed, and nothing is written.
+    """
+    from genfl.comparison import compare_folders, write_comparison
+
+    comparison = compare_folders(runs, baseline)
+    page = write_comparison(comparison, out) if out else None
+    if as_json:
+        _print_json(comparison.to_dict())
+        return
+    from genfl.report.comparison_page import headline, printed_table, statements
+
+    typer.echo(f"{headline(comparison)}\n")
+    _print_table(*printed_table(comparison))
+    typer.echo("\n" + "\n".join(statements(comparison)))
+    for warning in comparison.warnings:
+        typer.echo(f"Warning: {warning}")
+    typer.echo(f"\nPage: {page}" if page else "\nFor a page with curves and settings, add --out DIR.")
+
+
 @app.command("list", cls=_Command)
 def list_command(
     what: Annotated[Catalogue, typer.Argument(help="The catalogue to list.")],
