@@ -49,6 +49,7 @@ from genfl.models import MODELS
 from genfl.models.base import Classifier
 from genfl.models.wrapped import as_classifier
 from genfl.options import Decay, NonNegative, Positive, Share, check_value, whole_number
+from genfl.results.comparison import Comparison
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import Summary
 from genfl.rng import Key
@@ -730,7 +731,12 @@ def _content(config: ConfigLike, overrides: Mapping[str, Any] | None) -> dict[st
     return dict(content)
 
 
-_ARGUMENTS = {"--out": "out", "--update": "update=True", "--fresh": "fresh=True"}
+_ARGUMENTS = {
+    "--out": "out",
+    "--update": "update=True",
+    "--fresh": "fresh=True",
+    "--baseline": "baseline",
+}
 """The arguments of Python, by the options of the command line."""
 
 
@@ -855,3 +861,33 @@ def load_run(folder: str | Path) -> Result:
         if not (Path(folder) / name).is_file():
             raise InputError(f"folder: {folder} holds no finished run, as {name} is absent; name another")
     return Result(folder)
+
+
+def compare(
+    runs: Sequence[str | Path | Result], baseline: str | None = None, *, out: str | Path | None = None
+) -> Comparison:
+    """Compare every method of several finished runs with a baseline.
+
+    Example:
+        >>> comparison = genfl.compare(["runs/demo", "runs/other"])  # doctest: +SKIP
+        >>> comparison.table()  # doctest: +SKIP
+
+    Args:
+        runs: Results, or folders of finished runs. The folder of a sweep stands for its runs.
+        baseline: ``METHOD``: that method of the same run or, where the run lacks it, of the first run that
+            has it. ``RUN:METHOD``: that one. By default, the method of the same name in the first run.
+        out: A folder for the page and the tables; nothing is written by default.
+
+    Raises:
+        InputError: A folder holds no finished run, there is one run only, or no such baseline.
+    """
+    from genfl.comparison import compare_folders, write_comparison
+
+    if isinstance(runs, str | Path | Result):
+        runs = [runs]
+    folders = [run.folder if isinstance(run, Result) else Path(run) for run in runs]
+    with _naming_arguments():
+        comparison = compare_folders(folders, baseline)
+        if out is not None:
+            write_comparison(comparison, Path(out))
+    return comparison

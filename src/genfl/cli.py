@@ -240,6 +240,90 @@ def status_command(
     )
 
 
+@app.command("runs", cls=_Command)
+def runs_command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder that holds runs, or a sweep.")
+    ] = Path("runs"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the runs and sweeps below a folder: state, date, best method, seeds and time.
+
+    The runs of a sweep are listed by `genfl runs SWEEP`, and in the JSON.
+    """
+    from genfl.experiment.listing import list_runs
+
+    entries = list_runs(folder)
+    if as_json:
+        _print_json([entry.to_dict() for entry in entries])
+        return
+    if len(entries) == 1 and entries[0].path == "." and entries[0].runs:
+        entries = list(entries[0].runs)
+    if not entries:
+        typer.echo(f"There are no runs in {folder}. `genfl demo` makes one.")
+        return
+    from genfl.report.numbers import duration, mean_and_std
+
+    _print_table(
+        ("run", "state", "date", "name", "best method", "accuracy, %", "seeds", "time"),
+        [
+            (
+                entry.path,
+                " ".join(filter(None, (entry.state, entry.where))),
+                entry.date,
+                "(sweep)" if entry.kind == "sweep" else entry.name,
+                entry.best.method if entry.best else "–",
+                mean_and_std(entry.best.mean, entry.best.std) if entry.best else "–",
+                "–" if entry.seeds is None else str(entry.seeds),
+                "–" if entry.seconds is None else duration(entry.seconds),
+            )
+            for entry in entries
+        ],
+    )
+
+
+@app.command("compare", cls=_Command)
+def compare_command(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of finished runs. A sweep stands for its runs."),
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="What to compare with: METHOD of the same run, or RUN:METHOD. Default: the method of that"
+            " name in the first run.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the page, and for the table as CSV and LaTeX.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare finished runs: one table of all methods, with differences and their confidence.
+
+    Without --out, the table is printed, and nothing is written.
+    """
+    from genfl.comparison import compare_folders, write_comparison
+
+    comparison = compare_folders(runs, baseline)
+    page = write_comparison(comparison, out) if out else None
+    if as_json:
+        _print_json(comparison.to_dict())
+        return
+    from genfl.report.comparison_page import headline, printed_table, statements
+
+    typer.echo(f"{headline(comparison)}\n")
+    _print_table(*printed_table(comparison))
+    typer.echo("\n" + "\n".join(statements(comparison)))
+    for warning in comparison.warnings:
+        typer.echo(f"Warning: {warning}")
+    typer.echo(f"\nPage: {page}" if page else "\nFor a page with curves and settings, add --out DIR.")
+
+
 @app.command("list", cls=_Command)
 def list_command(
     what: Annotated[Catalogue, typer.Argument(help="The catalogue to list.")],

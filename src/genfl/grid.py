@@ -20,9 +20,10 @@ from genfl.config import Config
 from genfl.errors import InputError, on_one_line
 from genfl.experiment import records
 from genfl.experiment.context import RunContext
-from genfl.experiment.records import SWEEP_MARKER
+from genfl.experiment.records import RUN_CONFIG, SWEEP_MARKER
+from genfl.results.comparison import ComparedRun, compare_runs
 from genfl.results.schema import MethodResult, Summary
-from genfl.results.sweep import PointResult, setting_text
+from genfl.results.sweep import SWEEP_SUMMARY, PointResult, setting_text
 from genfl.storage import digest, refuse_links, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ LONGEST_POINT = 255
 PAGE_SECONDS = 60.0
 """The least time between two versions of a sweep's page. Drawing its charts takes seconds."""
 
-TABLE, SUMMARY, SWEEP_PAGE, LATEX_TABLE = "sweep.csv", "sweep.json", "index.html", "sweep.tex"
+TABLE, SWEEP_PAGE, LATEX_TABLE = "sweep.csv", "index.html", "sweep.tex"
 
 
 class Point(NamedTuple):
@@ -172,31 +173,36 @@ def _sweep(
 ) -> list[PointResult]:
     refuse_links(folder, [point.name for point in grid])
     results: list[PointResult] = []
-    done: list[Path] = []
+    runs: list[ComparedRun] = []
     drawn = -PAGE_SECONDS
     for number, point in enumerate(grid, start=1):
         log.info("run %d of %d: %s", number, len(grid), point.name)
         run_folder = folder / point.name
         summary = pipeline.execute(
-            point.config, run_folder, fresh=fresh, update=update, others=done, context=context
+            point.config,
+            run_folder,
+            fresh=fresh,
+            update=update,
+            others=[run.folder for run in runs],
+            context=context,
         )
         assert summary is not None
-        done.append(run_folder)
-        methods = Summary.parse(summary).methods
-        results.append(PointResult(settings=point.settings, run=point.name, methods=methods))
-        write_json(folder / SUMMARY, [result.to_dict() for result in results])
+        figures = Summary.parse(summary)
+        runs.append(ComparedRun(point.name, run_folder, figures, configs.read(run_folder / RUN_CONFIG)))
+        results.append(PointResult(settings=point.settings, run=point.name, methods=figures.methods))
+        write_json(folder / SWEEP_SUMMARY, [result.to_dict() for result in results])
         write_text(folder / TABLE, table(results))
         if number == len(grid) or time.monotonic() - drawn > PAGE_SECONDS:
-            _write_page(folder, results, len(grid))
+            _write_page(folder, results, runs, len(grid))
             drawn = time.monotonic()
     return results
 
 
-def _write_page(folder: Path, results: list[PointResult], planned: int) -> None:
+def _write_page(folder: Path, results: list[PointResult], runs: list[ComparedRun], planned: int) -> None:
     from genfl.report.sweep_page import render_sweep, sweep_tex
 
     name = folder.resolve().name
-    write_text(folder / SWEEP_PAGE, render_sweep(name, results, planned))
+    write_text(folder / SWEEP_PAGE, render_sweep(name, results, planned, compare_runs(runs)))
     write_text(folder / LATEX_TABLE, sweep_tex(name, results))
 
 

@@ -21,6 +21,7 @@ from genfl.experiment.context import RunContext
 from genfl.experiment.folder import ANSWERS, Run, Shard, shard_folders
 from genfl.experiment.records import (
     RUN_CONFIG,
+    RUN_MARKER,
     SUMMARY_FILE,
     StageStatus,
     finished_status,
@@ -57,8 +58,6 @@ STAGES: tuple[Stage[Any], ...] = (
     report.STAGE,
 )
 LOCK = ".lock"
-RUN_MARKER = ".genfl"
-"""The file that marks a run's folder."""
 
 
 def execute(

@@ -4,8 +4,10 @@ from genfl.config.data import Data, Partition, Public
 from genfl.config.generation import ImageGenerator
 from genfl.config.methods import Content, Method
 from genfl.config.reading import (
+    ABSENT,
     default_guidance,
     differences,
+    differing_fields,
     dump,
     folder_name,
     generator_section,
@@ -24,6 +26,7 @@ from genfl.config.section import Section
 from genfl.config.training import Model
 
 __all__ = [
+    "ABSENT",
     "Config",
     "Content",
     "Data",
@@ -35,6 +38,7 @@ __all__ = [
     "Section",
     "default_guidance",
     "differences",
+    "differing_fields",
     "dump",
     "folder_name",
     "generator_section",

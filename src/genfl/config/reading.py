@@ -291,18 +291,38 @@ def plain_without_inherited(config: Config) -> dict[str, Any]:
     return content
 
 
+ABSENT: Any = object()
+"""The value of a field that a config lacks."""
+
+
+def differing_fields(contents: Sequence[Any], path: str = "") -> dict[str, list[Any]]:
+    """Return the fields in which configs of plain values differ, with the value of each config.
+
+    Args:
+        contents: The configs. A list in them counts as one value.
+        path: The field that holds them; empty for whole configs.
+
+    Returns:
+        For each field, a value for each config; `ABSENT` where a config lacks it.
+    """
+    if not all(isinstance(content, dict) for content in contents):
+        return {} if all(content == contents[0] for content in contents) else {path: list(contents)}
+    fields: dict[str, list[Any]] = {}
+    for key in dict.fromkeys(key for content in contents for key in content):
+        name = on_one_line(key)
+        values = [content.get(key, ABSENT) for content in contents]
+        fields |= differing_fields(values, f"{path}.{name}" if path else name)
+    return fields
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Return where two configs of plain values differ, such as ``federate.rounds: was 100, is now 20``."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return [] if old == new else [f"{path}: was {on_one_line(old)}, is now {on_one_line(new)}"]
     lines = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        name = on_one_line(key)
-        where = f"{path}.{name}" if path else name
-        if key in old and key in new:
-            lines += differences(old[key], new[key], where)
+    for field, (before, after) in differing_fields([old, new], path).items():
+        if before is ABSENT or after is ABSENT:
+            lines.append(f"{field}: {'added' if before is ABSENT else 'removed'}")
         else:
-            lines.append(f"{where}: {'added' if key in new else 'removed'}")
+            lines.append(f"{field}: was {on_one_line(before)}, is now {on_one_line(after)}")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import unicodedata
@@ -84,6 +85,10 @@ class RunContext:
     def content_digest(self, data: Data) -> str:
         """Return the digest of a data set's content. It does not depend on the path."""
         return self.once(("content", _name_of(data)), lambda: self.data_set(data).digest)
+
+    def test_digest(self, data: Data) -> str:
+        """Return the digest of the test examples: their labels, and their inputs in the config's format."""
+        return self.once(("test", _name_of(data)), lambda: _digest_of(self.data_set(data).test))
 
     def data_notes(self, data: Data) -> tuple[str, ...]:
         """Return what a user should know of the reading of a data set; see `DataSet.notes`."""
@@ -322,6 +327,13 @@ class RunContext:
 def _name_of(data: Data) -> str:
     """Return a text that is equal for sections with the same data set and input format."""
     return digest([data.name, {name: str(value) for name, value in data.options().items()}])
+
+
+def _digest_of(examples: LabelledExamples) -> str:
+    """Return the digest of inputs and labels."""
+    stored = examples.x.contiguous().reshape(-1).view(torch.uint8).numpy()
+    inputs = hashlib.sha256(stored.data).hexdigest()
+    return digest([inputs, str(examples.x.dtype), list(examples.x.shape), list(examples.labels)])
 
 
 def _beside_public(data: Data) -> tuple[Any, ...]:

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 SUMMARY_FILE = "summary.json"
 """The file in a run's folder that holds its `genfl.results.schema.Summary`. Only a finished run has it."""
 
+RUN_MARKER = ".genfl"
+"""The file that marks a run's folder."""
+
 SWEEP_MARKER = ".genfl-sweep"
 """The file that marks the folder of a sweep."""
 

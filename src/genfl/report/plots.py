@@ -60,7 +60,7 @@ _VARIABLES = {colour.light: f"var(--{colour.name})" for colour in COLOURS}
 def plot_learning(
     curves: Mapping[str, Curve],
     looks: Mapping[str, Look],
-    target: float,
+    target: float | None,
     alone: float | None,
     x: str,
     name: str,
@@ -70,20 +70,21 @@ def plot_learning(
     Args:
         curves: For each method, its accuracy; `x` names the horizontal axis.
         looks: The look of each method.
-        target: The accuracy to reach.
+        target: The accuracy to reach; None to draw none.
         alone: The accuracy of the model trained on generated data alone; None if there is none.
         x: The label of the horizontal axis.
         name: The chart's name, unique on the page.
     """
 
     def paint(axes: Axes) -> None:
-        axes.axhline(target, color=INK.light, linewidth=1, linestyle=(0, (5, 3)))
+        if target is not None:
+            axes.axhline(target, color=INK.light, linewidth=1, linestyle=(0, (5, 3)))
         if alone is not None:
             light = looks[SYNTHETIC_ONLY].colour.light
             axes.axhline(alone, color=light, linewidth=1.6, linestyle=(0, (1, 1.6)))
         _lines(axes, curves, looks, (0.0, 1.0))
         lows = [mean - std for curve in curves.values() for _, mean, std in curve]
-        marks = [target] if alone is None else [target, alone]
+        marks = [mark for mark in (target, alone) if mark is not None]
         low = max(0.0, np.floor(10 * min(lows + marks)) / 10)
         axes.set_ylim(min(low, 0.9), 1.0)
         axes.set_xlim(0, max(point[0] for curve in curves.values() for point in curve))

@@ -9,10 +9,12 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from genfl.report import plots
+from genfl.report.comparison_page import comparison_context
 from genfl.report.style import MOST_DRAWN, REST, Look, looks
 from genfl.report.tables import booktabs, latex
 from genfl.report.templates import page_template
 from genfl.report.text import mean_std
+from genfl.results.comparison import Comparison
 from genfl.results.schema import Figure
 from genfl.results.sweep import PointResult, setting_text
 
@@ -48,15 +50,17 @@ class SweepChart(NamedTuple):
     fixed: str
 
 
-def render_sweep(name: str, results: Sequence[PointResult], planned: int) -> str:
+def render_sweep(name: str, results: Sequence[PointResult], planned: int, comparison: Comparison) -> str:
     """Return the page of a sweep as HTML.
 
     Args:
         name: The name of the sweep.
         results: The results of the runs that are finished, in the order of the grid. At least one.
         planned: The number of runs of the whole grid.
+        comparison: The same runs, compared with the first one.
     """
     methods = _methods(results)
+    links = {result.run: f"{quote(result.run)}/report/index.html" for result in results}
     look = looks(methods, _drawn(results, methods))
     plans = _plans(results)
     return page_template("sweep.html.j2").render(
@@ -65,7 +69,7 @@ def render_sweep(name: str, results: Sequence[PointResult], planned: int) -> str
         rows=[
             {
                 "settings": [setting_text(value) for value in result.settings.values()],
-                "link": f"{quote(result.run)}/report/index.html",
+                "link": links[result.run],
                 "figures": [_accuracy(result, method) for method in methods],
                 "best": _best(result),
             }
@@ -80,6 +84,8 @@ def render_sweep(name: str, results: Sequence[PointResult], planned: int) -> str
         left_out=len(plans[MOST_CHARTS:]),
         finished=len(results),
         planned=planned,
+        warnings=comparison.warnings,
+        **comparison_context(comparison, {row.name: look[row.method] for row in comparison.rows}, links),
     )
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from math import inf
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
+from genfl.report.numbers import duration as duration
+from genfl.report.numbers import mean_and_std
+from genfl.results.differences import SMALLEST_DIFFERENCE, exceeds, least_difference, student_margin
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import Figure, MethodResult, Summary, baseline_of
 from genfl.results.summarise import LAST_EVALUATIONS
-
-SMALLEST_DIFFERENCE = 0.05
-"""Smaller differences in accuracy, in points, count as none: tables round them away."""
-
 
 NOT_MEASURED = "not measured"
 
@@ -248,16 +247,11 @@ def least_clear_gain(summary: Summary, method: MethodResult, other: MethodResult
     gain, examples = gains(method, other), summary.test_samples
     level = 1 - FALSE_CLAIMS / comparisons(summary)
     if len(gain) > 1:
-        chance = stdtrit(len(gain) - 1, level) * stdev(gain) / len(gain) ** 0.5
+        chance = student_margin(gain, level)
     else:
         shares = (method.accuracy.mean, other.accuracy.mean)
         chance = 100 * stdtrit(inf, level) * (sum(p * (1 - p) for p in shares) / examples) ** 0.5
-    return float(max(SMALLEST_DIFFERENCE, 100 / examples, chance))
-
-
-def exceeds(points: float, least: float) -> bool:
-    """Return whether a difference is larger than another one, beyond floating-point rounding."""
-    return points > least + 1e-9
+    return float(max(least_difference(examples), chance))
 
 
 def race(summary: Summary, best: str, baseline: str) -> str:
@@ -416,26 +410,12 @@ def percent(share: float) -> str:
 
 def mean_std(figure: Figure) -> str:
     """Write a figure as mean ± standard deviation, in per cent; for a single seed, the mean alone."""
-    if figure.std is None:
-        return f"{100 * figure.mean:.1f}"
-    return f"{100 * figure.mean:.1f} ± {100 * figure.std:.1f}"
+    return mean_and_std(figure.mean, figure.std)
 
 
 def count(number: int, noun: str) -> str:
     """Write a number of things: ``1 round``, ``2,000 samples``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Write a time span: ``0.4 s``, ``42 s``, ``5 min 03 s``, ``2 h 05 min``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def signed_points(points: float) -> str:

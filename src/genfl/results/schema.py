@@ -17,7 +17,7 @@ from genfl.errors import InputError
 from genfl.results.names import CENTRALISED
 from genfl.storage import read_json, write_json
 
-SCHEMA = 5
+SCHEMA = 6
 """The version of ``summary.json``. It is raised whenever a field is added, removed or changes its meaning."""
 
 
@@ -534,11 +534,15 @@ class Environment(ResultModel):
 class Summary(ResultModel):
     """All figures of a run, as in ``summary.json``."""
 
-    schema_version: Literal[5] = Field(alias="schema", description="Version of this schema.")
+    schema_version: Literal[6] = Field(alias="schema", description="Version of this schema.")
     name: str = Field(description="Name of the run.")
     seeds: list[int] = Field(description="The seeds, in the order in which figures list them.")
     labels: LabelsResult = Field(description="The labels of the private data.")
     test_samples: int = Field(description="Number of test examples.")
+    test_digest: str = Field(
+        description="Digest of the test examples: their labels, and their inputs in the run's format. Runs of"
+        " the same digest are tested alike."
+    )
     generator: str = Field(description="Kind of the generator, for example `image`; `none` without one.")
     generated: bool = Field(
         description="Whether a generator made samples from prompts; false if they were read from files, or if"

@@ -73,6 +73,7 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         seeds=list(config.seeds),
         labels=LabelsResult.model_validate(results["labels"]),
         test_samples=len(context.test_rows(config.data, results["labels"]["found"])[0]),
+        test_digest=context.test_digest(config.data),
         generator=config.generator.kind,
         generated=config.generates and GENERATORS[config.generator.kind].prompted,
         synthetic=GenerateResult.model_validate(synthetic) if synthetic else None,

@@ -9,6 +9,9 @@ from pydantic import Field
 
 from genfl.results.schema import MethodResult, ResultModel
 
+SWEEP_SUMMARY = "sweep.json"
+"""The file in a sweep's folder that holds a `PointResult` for each finished run."""
+
 
 class PointResult(ResultModel):
     """The figures of one run of a grid."""
