@@ -131,7 +131,7 @@ def quadratics(float64):
     def accelerated(data):
         return InProcess(PerClientRunner(data))  # the bits of `sequential`, in a fraction of the time
 
-    def run(algorithm, clients, rounds=200, cohort=None, seed=0, engine=accelerated, **schedule):
+    def run(algorithm, clients, rounds=80, cohort=None, seed=0, engine=accelerated, **schedule):
         """Clients are (a, b, steps): a client takes one step for each of its samples."""
         rows = [[a, b] for a, b, steps in clients for _ in range(steps)]
         ends = torch.tensor([steps for _, _, steps in clients]).cumsum(0).tolist()
