@@ -546,10 +546,10 @@ def test_killed_in_the_middle_of_every_stage_it_ends_as_if_it_had_not_been(tmp_p
     settings = [
         *SMALL,
         f"generator.model={tiny_stable_diffusion}",
-        "prompts.per_label=60",
+        "prompts.per_label=30",
         "pretrain.epochs=12",
         "pretrain.patience=12",
-        "federate.rounds=30",
+        "federate.rounds=18",
         "federate.checkpoint_every=3",
     ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
