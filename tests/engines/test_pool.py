@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.methods import few_steps
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -56,7 +57,7 @@ def run(clients, engine, name="fedadam", rounds=3, **options):
         "client_tasks": {str(w): classification(partial(MLP, SHAPE, CLASSES, w), SHAPE) for w in (4, 6)},
     }
     task = classification(model, SHAPE)
-    algorithm = ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9), resources)
+    algorithm = ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9), resources, **few_steps(name))
     return federate(
         algorithm,
         task.init(Key(1)),
@@ -229,6 +230,7 @@ with locked(Path(".lock")):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_when_the_run_is_interrupted_or_killed(tmp_path, how):
     segments = set(Path("/dev/shm").iterdir())
