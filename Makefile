@@ -4,7 +4,8 @@ VERSIONS ?= 3.12 3.13
 VENV     := .venv
 BIN      := $(VENV)/bin
 READY    := $(VENV)/.ready
-PYTEST   := python -m pytest --numprocesses auto --maxprocesses 4
+# Each worker takes neighbouring tests, so what the tests of a file share is seldom built twice.
+PYTEST   := python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 FAST     := -m "not slow"
 
 .PHONY: demo test test-fast test-lowest test-versions check lint bench docs clean

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,7 +129,7 @@ def quadratics(float64):
     def accelerated(data):
         return InProcess(PerClientRunner(data))  # the bits of `sequential`, in a fraction of the time
 
-    def run(algorithm, clients, rounds=200, cohort=None, seed=0, engine=accelerated, **schedule):
+    def run(algorithm, clients, rounds=80, cohort=None, seed=0, engine=accelerated, **schedule):
         """Clients are (a, b, steps): a client takes one step for each of its samples."""
         rows = [[a, b] for a, b, steps in clients for _ in range(steps)]
         ends = torch.tensor([steps for _, _, steps in clients]).cumsum(0).tolist()
@@ -290,14 +288,11 @@ class Generating:
     """
 
     def __init__(self, settings: Path, folder: Path, shard: Any = None) -> None:
+        from support.command import Command
+
         self.folder = shard.folder(folder) if shard else folder
-        command = [sys.executable, "-m", "genfl", "run", settings, "--out", folder, "--until", "generate"]
-        self.process = subprocess.Popen(
-            [*map(str, command), *(["--shard", str(shard)] if shard else [])],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        options = ["--shard", shard] if shard else []
+        self.process = Command("run", settings, "--out", folder, "--until", "generate", *options)
 
     def kill(self, blocks: int = 3) -> None:
         """Kills it when it has written so many blocks, and sees that it was not done."""
@@ -305,21 +300,20 @@ class Generating:
 
         limit = time.monotonic() + 300
         while len(list(self.folder.glob("synthetic/data/train-*"))) < blocks:
-            error = self.process.poll() is not None and self.process.stderr.read()
-            assert self.process.poll() is None, f"it ended before it could be killed: {error}"
+            if self.process.poll() is not None:
+                pytest.fail(f"it ended before it could be killed: {self.process.ended().stderr}")
             assert time.monotonic() < limit
             time.sleep(0.001)
         self.process.kill()
-        self.process.communicate()
         rows = {row.name: row for row in pipeline.run_status(self.folder)}
         made, _, total, _ = rows["generate"].progress.split()
         assert 0 < int(made) < int(total), "it was over before the kill"
 
     def ended(self) -> str:
         """Waits until it has ended well; returns what it said."""
-        _, stderr = self.process.communicate()
-        assert self.process.returncode == 0, stderr
-        return stderr
+        ended = self.process.ended()
+        assert ended.code == 0, ended.stderr
+        return ended.stderr
 
 
 @pytest.fixture

@@ -122,6 +122,7 @@ def test_own_method_is_at_most_10_lines_and_runs_from_yaml_in_this_process(tmp_p
     assert schema["$defs"]["Algorithm_mymethod"]["properties"]["mu"]["default"] == 0.1
 
 
+@pytest.mark.slow
 def test_results_of_an_own_method_are_not_reused_after_its_code_changed(tmp_path, forget):
     configured = {**BASE, "methods": {"own": {"algorithm": "factor"}}}
     configured["federate"] = {**BASE["federate"], "local": {"steps": 20, "lr": 0.5}}
@@ -143,6 +144,7 @@ def test_results_of_an_own_method_are_not_reused_after_its_code_changed(tmp_path
 SCALE = 1.0
 
 
+@pytest.mark.slow
 def test_identity_follows_code_closures_and_globals(monkeypatch):
     from genfl.identity import value_digest
 
@@ -235,6 +237,7 @@ def bythem(*, lr: float = 0.5) -> genfl.ServerOptimizer:
 """
 
 
+@pytest.mark.slow
 def test_plugins_register_by_entry_point_and_a_broken_one_is_named(tmp_path):
     for name, code in (("theirs", PLUGIN), ("broken", "import nothing_like_this")):
         (tmp_path / f"{name}.py").write_text(code)
@@ -403,6 +406,7 @@ def test_distilling_methods_take_arrays(arrays):
     assert not torch.allclose(weights[2], average, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_simulate_equals_a_run_of_the_same_seed(tmp_path):
     """The API's arrays and the pipeline's data sets go through the same random streams."""
 
@@ -427,6 +431,7 @@ def test_simulate_equals_a_run_of_the_same_seed(tmp_path):
     assert all(torch.equal(state[name], value) for name, value in result.model().state_dict().items())
 
 
+@pytest.mark.slow
 def test_simulate_resumes_and_ignores_checkpoints_of_others(arrays, tmp_path, caplog):
     data = genfl.FederatedDataset.from_arrays(*arrays[:2], genfl.partition.iid(4), arrays[2:])
     task = genfl.task("mlp", data, width=4)

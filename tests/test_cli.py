@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from support.command import Command
+from support.command import run_command as genfl
 
 SMALL = [
     "seeds=[0]",
@@ -22,11 +24,10 @@ SMALL = [
 EXAMPLE = str(Path(__file__).parents[1] / "examples" / "digits.yaml")
 
 
-def genfl(*args, code=0, cwd=None):
-    """Runs the command; returns its standard output and error."""
-    command = [sys.executable, "-m", "genfl", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == code, done.stdout + done.stderr
+def started(*args):
+    """Runs the command in a process that imports on its own; returns its standard output and error."""
+    done = subprocess.run([sys.executable, "-m", "genfl", *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, done.stderr
 
 
@@ -35,22 +36,21 @@ def finished(tmp_path_factory, tiny_stable_diffusion):
     """A small finished run, made with a tiny random generator."""
     out = tmp_path_factory.mktemp("cli") / "run"
     settings = [*SMALL, f"generator.model={tiny_stable_diffusion}"]
-    stdout, stderr = genfl("run", EXAMPLE, *settings, "--out", out)
-    return out, settings, stdout, stderr
+    return out, settings, *started("run", EXAMPLE, *settings, "--out", out)
 
 
 def test_version_help_and_completion():
     import genfl as package
 
-    assert genfl("--version")[0] == f"genfl {package.__version__}\n"
-    text, _ = genfl("--help")
+    assert started("--version")[0] == f"genfl {package.__version__}\n"
+    text, _ = started("--help")
     for command in ("demo", "run", "status", "list", "schema"):
         assert command in text
-    assert "--seeds" in genfl("demo", "--help")[0]
-    assert "federate.rounds=20" in genfl("run", "--help")[0]
+    assert "--seeds" in started("demo", "--help")[0]
+    assert "federate.rounds=20" in started("run", "--help")[0]
     assert (
-        "_GENFL_COMPLETE" in genfl("--show-completion", "bash")[0]
-        or "complete" in genfl("--show-completion", "bash")[0]
+        "_GENFL_COMPLETE" in started("--show-completion", "bash")[0]
+        or "complete" in started("--show-completion", "bash")[0]
     )
 
 
@@ -64,7 +64,7 @@ def test_version_help_and_completion():
     ],
 )
 def test_help_describes_arguments(command, lines):
-    text = " ".join(genfl(command, "--help")[0].split())
+    text = " ".join(started(command, "--help")[0].split())
     for line in lines:
         assert line in text
     assert "\\[" not in text
@@ -92,6 +92,11 @@ print([m for m in ("torch", "numpy", "pydantic", "datasets", "diffusers", "yaml"
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.fixture(scope="module")
+def algorithms():
+    return json.loads(genfl("list", "algorithms", "--json")[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "keys"),
@@ -102,8 +107,8 @@ print([m for m in ("torch", "numpy", "pydantic", "datasets", "diffusers", "yaml"
         ("generators", {"name", "modality", "models"}),
     ],
 )
-def test_lists_as_table_and_json(what, keys):
-    rows = json.loads(genfl("list", what, "--json")[0])
+def test_lists_as_table_and_json(what, keys, algorithms):
+    rows = algorithms if what == "algorithms" else json.loads(genfl("list", what, "--json")[0])
     assert rows
     assert all(set(row) == keys for row in rows)
     table = genfl("list", what)[0]
@@ -111,8 +116,8 @@ def test_lists_as_table_and_json(what, keys):
 
 
 @pytest.mark.slow
-def test_the_listed_costs_are_those_of_the_algorithms():
-    rows = {row["name"]: row for row in json.loads(genfl("list", "algorithms", "--json")[0])}
+def test_the_listed_costs_are_those_of_the_algorithms(algorithms):
+    rows = {row["name"]: row for row in algorithms}
     costs = {name: (r["sees"], r["uplink"], r["downlink"], r["memory"]) for name, r in rows.items()}
     assert costs["fedadam"] == ("sum", 1, 1, 0)
     assert costs["scaffold"] == ("sum", 2, 2, 1)
@@ -125,6 +130,7 @@ def test_the_schema_is_json_schema_and_knows_the_algorithms():
     assert "lr" in schema["$defs"]["Algorithm_fedadam"]["properties"]
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_verdict_table_and_report(finished):
     out, _, stdout, stderr = finished
     assert "fedavg" in stdout
@@ -144,6 +150,7 @@ def test_a_run_ends_with_verdict_table_and_report(finished):
     assert not any(stage["skipped"] for stage in summary["stages"].values())
 
 
+@pytest.mark.slow
 def test_the_models_are_ordinary_safetensors_state_dicts(finished):
     from safetensors.torch import load_file
 
@@ -192,6 +199,7 @@ def test_status_of_a_finished_and_of_a_stopped_run(finished, tmp_path):
     assert "missing" in genfl("status", tmp_path / "stopped")[0]
 
 
+@pytest.mark.slow
 def test_status_of_a_finished_run_reads_its_records_alone(finished, tmp_path):
     """Neither the private data nor torch is needed, nor the folder in which the run was started."""
     import shutil
@@ -229,6 +237,7 @@ print([m for m in slow if m in sys.modules])
     assert shown(sweep).splitlines()[-1].split() == ["one", "done"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["record", "file", "summary"])
 def test_a_run_that_lacks_something_is_not_finished(finished, tmp_path, damage):
     import shutil
@@ -256,6 +265,7 @@ def test_folders_of_stages_are_those_of_the_pipeline():
     assert all(stage.folder == STAGE_FOLDERS.get(stage.name, stage.name) for stage in pipeline.STAGES)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_run_again_has_no_summary_until_it_ends(finished, tmp_path):
     import shutil
 
@@ -423,6 +433,7 @@ def test_bad_files_and_folders(tmp_path):
     genfl("nonsense", code=2)
 
 
+@pytest.mark.slow
 def test_a_traceback_only_with_debug(tmp_path):
     _, quiet = genfl("run", tmp_path / "absent.yaml", code=2)
     _, loud = genfl("run", tmp_path / "absent.yaml", "--debug", code=2)
@@ -535,10 +546,10 @@ def test_killed_in_the_middle_of_every_stage_it_ends_as_if_it_had_not_been(tmp_p
     settings = [
         *SMALL,
         f"generator.model={tiny_stable_diffusion}",
-        "prompts.per_label=60",
+        "prompts.per_label=30",
         "pretrain.epochs=12",
         "pretrain.patience=12",
-        "federate.rounds=30",
+        "federate.rounds=18",
         "federate.checkpoint_every=3",
     ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -548,12 +559,10 @@ def test_killed_in_the_middle_of_every_stage_it_ends_as_if_it_had_not_been(tmp_p
         "pretrain": lambda: (killed / "pretrain" / "seed-0" / "checkpoint.safetensors").exists(),
         "federate": lambda: (killed / "federate" / "gptfl" / "seed-0" / "checkpoint.safetensors").exists(),
     }
-    command = [sys.executable, "-m", "genfl", "run", EXAMPLE, *settings, "--out", str(killed)]
     for stage, reached in conditions.items():
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Command("run", EXAMPLE, *settings, "--out", killed)
         _wait_for(reached, process)
         process.kill()
-        process.wait()
         states = {row["name"]: row for row in json.loads(genfl("status", killed, "--json")[0])}
         assert states[stage]["state"] == "partial", f"{stage} was over before the kill"
         if stage != "pretrain":
@@ -586,6 +595,7 @@ def test_a_flipped_byte_in_a_finished_shard_is_named_and_made_again(finished, tm
     assert _shards(out) == _shards(source)
 
 
+@pytest.mark.slow
 def test_no_progress_bar_where_there_is_no_terminal(finished):
     *_, stdout, stderr = finished
     assert "\x1b[" not in stdout + stderr

@@ -1,8 +1,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -10,6 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
+from support.command import Command, run_command
 
 import genfl
 from genfl import config, grid, pipeline
@@ -155,14 +154,14 @@ def swept(tmp_path_factory):
     """A sweep by the command, over what the federate stage alone reads."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "small.yaml").write_text(yaml.safe_dump(grid_over(federate__clients_per_round=[1, 2])))
-    command = [sys.executable, "-m", "genfl", "sweep", "small.yaml", "--out", "out"]
-    first = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    return folder, command, first
+    command = ["sweep", "small.yaml", "--out", "out"]
+    return folder, command, Command(*command, cwd=folder).ended()
 
 
+@pytest.mark.slow
 def test_stages_that_are_the_same_are_done_once(swept):
     folder, _, first = swept
-    assert first.returncode == 0, first.stderr
+    assert first.code == 0, first.stderr
     one, two = (folder / "out" / f"federate.clients_per_round={size}" for size in (1, 2))
     for stage in ("prompts", "generate", "pretrain"):
         assert f"{stage}: taken over from out/{one.name}" in first.stderr
@@ -174,6 +173,7 @@ def test_stages_that_are_the_same_are_done_once(swept):
     assert alone["methods"] == shared["methods"], "as if it had been run alone"
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_run_and_method(swept):
     folder, _, first = swept
     rows = list(csv.DictReader((folder / "out" / "sweep.csv").open()))
@@ -197,10 +197,10 @@ def test_the_table_holds_every_run_and_method(swept):
 def test_again_nothing_is_done_again(swept):
     folder, command, _ = swept
     before = (folder / "out" / "sweep.csv").read_bytes()
-    again = subprocess.run([*command, "--json"], cwd=folder, capture_output=True, text=True)
-    assert "running" not in again.stderr
+    stdout, stderr = run_command(*command, "--json", cwd=folder)
+    assert "running" not in stderr
     assert (folder / "out" / "sweep.csv").read_bytes() == before
-    assert [result["settings"] for result in json.loads(again.stdout)] == [
+    assert [result["settings"] for result in json.loads(stdout)] == [
         {"federate.clients_per_round": 1},
         {"federate.clients_per_round": 2},
     ]
@@ -211,16 +211,15 @@ def test_status_says_how_far_each_run_is(swept, tmp_path):
     folder, _, _ = swept
     names = [f"federate.clients_per_round={size}" for size in (1, 2)]
     assert grid.sweep_status(folder / "out") == [(name, "done", "") for name in names]
-    shown = subprocess.run(
-        [sys.executable, "-m", "genfl", "status", "out"], cwd=folder, capture_output=True, text=True
-    )
-    assert [line.split() for line in shown.stdout.splitlines()][1:] == [[name, "done"] for name in names]
+    shown, _ = run_command("status", "out", cwd=folder)
+    assert [line.split() for line in shown.splitlines()][1:] == [[name, "done"] for name in names]
     begun = tmp_path / "sweep" / names[0]
     begun.mkdir(parents=True)
     (begun / "config.yaml").write_text(config.dump(config.validate(CONTENT)))
     assert grid.sweep_status(tmp_path / "sweep") == [(names[0], "labels", "")]
 
 
+@pytest.mark.slow
 def test_no_stage_is_done_again_for_what_it_does_not_read(tmp_path):
     content = grid_over(report__target_accuracy=[0.05, 0.99])
     easy, hard = grid.run_sweep(content, tmp_path / "out")
@@ -293,9 +292,9 @@ def test_fresh_deletes_the_runs_of_the_grid_and_nothing_else(swept, tmp_path):
     (out / "notes.txt").write_text("mine")
     (out / "federate.clients_per_round=3").mkdir()
     before = (out / "sweep.csv").read_bytes()
-    again = subprocess.run([*command, "--fresh"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert again.stderr.count("generate: running") == 1
-    assert again.stderr.count("federate: running") == 2
+    _, stderr = run_command(*command, "--fresh", cwd=tmp_path)
+    assert stderr.count("generate: running") == 1
+    assert stderr.count("federate: running") == 2
     assert (out / "sweep.csv").read_bytes() == before
     assert (out / "notes.txt").read_text() == "mine"
     assert (out / "federate.clients_per_round=3").exists()
@@ -317,24 +316,20 @@ def test_two_processes_do_not_share_a_sweep(swept):
 
     folder, command, _ = swept
     with FileLock(folder / "out" / ".lock"):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert (
-        done.stderr == "error: --out: another process is using out; wait for it, or choose another folder\n"
-    )
+        _, stderr = run_command(*command, code=2, cwd=folder)
+    assert stderr == "error: --out: another process is using out; wait for it, or choose another folder\n"
 
 
 @pytest.mark.slow
 def test_the_folder_of_all_runs_needs_a_name(tmp_path):
     content = {name: value for name, value in grid_over(name=["a", "b"]).items() if name != "name"}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "genfl", "sweep", "small.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: name: missing, so the sweep has no folder")
+    _, stderr = run_command("sweep", "small.yaml", code=2, cwd=tmp_path)
+    assert stderr.startswith("error: name: missing, so the sweep has no folder")
     assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
 
 
+@pytest.mark.slow
 def test_where_files_cannot_be_linked_they_are_copied(swept, tmp_path):
     folder, _, _ = swept
     one = folder / "out" / "federate.clients_per_round=1"
@@ -351,6 +346,7 @@ def test_where_files_cannot_be_linked_they_are_copied(swept, tmp_path):
         assert records[0] == records[1], "taken over, not made again"
 
 
+@pytest.mark.slow
 def test_a_link_that_a_kill_left_is_not_written_through(swept, tmp_path):
     folder, _, _ = swept
     one = folder / "out" / "federate.clients_per_round=1"
@@ -368,26 +364,24 @@ def test_killed_while_it_generates_and_while_it_federates_it_ends_with_the_same_
         "federate": {**CONTENT["federate"], "rounds": 20, "checkpoint_every": 1},
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "genfl", "sweep", "small.yaml", "--out"]
-    subprocess.run([*command, "whole"], cwd=tmp_path, check=True, capture_output=True)
+    command = ["sweep", "small.yaml", "--out"]
+    run_command(*command, "whole", cwd=tmp_path)
     killed = tmp_path / "killed" / "prompts.per_label=40"
     for part in ("synthetic/data/train-00001-of-*.parquet", "federate/fedavg/seed-0/checkpoint.safetensors"):
-        process = subprocess.Popen(
-            [*command, "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = Command(*command, "killed", cwd=tmp_path)
         began = time.monotonic()
         while not list(killed.glob(part)):
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() - began < 300
             time.sleep(0.002)
         process.kill()
-        process.wait()
         assert not (killed / "summary.json").exists(), "it was over before the kill"
-    again = subprocess.run([*command, "killed"], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert again.stderr.count("federate: running") == 1, "the first point was done"
+    _, stderr = run_command(*command, "killed", cwd=tmp_path)
+    assert stderr.count("federate: running") == 1, "the first point was done"
     assert (tmp_path / "killed" / "sweep.csv").read_bytes() == (tmp_path / "whole" / "sweep.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_stage_is_not_taken_over(swept, tmp_path):
     folder, _, _ = swept
     one = folder / "out" / "federate.clients_per_round=1"

@@ -153,6 +153,7 @@ def test_what_cannot_be_hashed_is_named(caplog):
     assert caplog.text.count("cannot be hashed") == 1, "locks decide no result"
 
 
+@pytest.mark.slow
 def test_digest_is_the_same_in_every_process():
     code = (
         "import genfl, torch; from genfl.identity import value_digest; torch.manual_seed(0);"

@@ -201,6 +201,7 @@ def prepared(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_no_reference_trains_on_a_test_sample_nor_on_data_it_was_not_given(run, monkeypatch):
     prepared(monkeypatch)
     seen = {}

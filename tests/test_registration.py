@@ -239,6 +239,7 @@ def test_a_plugin_that_raises_midway_registers_nothing(tmp_path):
     assert done.stderr.count("plugin theirs: theirs cannot be imported (RuntimeError: boom)") == 1
 
 
+@pytest.mark.slow
 def test_threads_wait_for_plugins(tmp_path):
     code = """
         from concurrent.futures import ThreadPoolExecutor

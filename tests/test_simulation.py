@@ -4,6 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from support.methods import few_steps
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -52,7 +53,7 @@ def run(clients, tmp_path=None, *, name="fedadam", schedule=SCHEDULE, engine=Non
             str(width): classification(partial(MLP, (1, 8, 8), 3, width), (1, 8, 8)) for width in (4, 6)
         },
     }
-    algorithm = ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9), resources)
+    algorithm = ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9), resources, **few_steps(name))
     return federate(
         algorithm,
         task.init(Key(1)),
@@ -78,10 +79,20 @@ class Interrupted(BaseException):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole_runs():
+    """Runs that nothing interrupted, by method."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    "after", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 6]
+)
 @pytest.mark.parametrize("name", list(ALGORITHMS))
-@pytest.mark.parametrize("after", [1, 2, 3, 6])
-def test_an_interrupted_run_ends_bit_identical(clients, tmp_path, name, after):
-    whole = run(clients, name=name)
+def test_an_interrupted_run_ends_bit_identical(clients, whole_runs, tmp_path, name, after):
+    if name not in whole_runs:
+        whole_runs[name] = run(clients, name=name)
+    whole = whole_runs[name]
     count = 0
 
     def interrupt(rounds):

@@ -35,7 +35,7 @@ def test_scaffold_converges_to_the_minimiser_of_the_mean_objective(
     quadratics, clients, cohort, momentum, option
 ):
     """Also with unequal steps, with part of the clients in each round, and with local momentum."""
-    rounds = 200 if cohort is None else 600
+    rounds = 80 if cohort is None else 120
     local = LocalSGD(LR * (1 - momentum), momentum)
     trace = quadratics(scaffold(quadratics.task, local, option=option), clients, rounds, cohort)
     tolerance = 1e-8 if cohort is None else 1e-4
@@ -103,7 +103,7 @@ def test_scaffolds_option_one_takes_the_gradient_at_the_global_model(quadratics)
 def test_feddyn_converges_to_the_minimiser_of_the_mean_objective(quadratics, clients, cohort):
     """Also with unequal steps, and with part of the clients in each round."""
     algorithm = feddyn(quadratics.task, LocalSGD(LR), alpha=1.0)
-    trace = quadratics(algorithm, clients, 400 if cohort is None else 1500, cohort)
+    trace = quadratics(algorithm, clients, 350 if cohort is None else 300, cohort)
     tolerance = 1e-8 if cohort is None else 2e-3
     assert trace.weights["params"]["w"].item() == pytest.approx(minimiser(clients), abs=tolerance)
 
@@ -174,7 +174,7 @@ def test_fednova_nears_the_minimiser_as_the_learning_rate_falls_and_fedavg_does_
     for lr in (2e-2, 5e-3):
         for build in (fednova, fedavg):
             algorithm = build(quadratics.task, LocalSGD(lr, momentum))
-            trace = quadratics(algorithm, UNEQUAL, rounds=int(4 / lr), evaluate_every=10**9)
+            trace = quadratics(algorithm, UNEQUAL, rounds=int(1 / lr), evaluate_every=10**9)
             errors[build, lr] = abs(trace.weights["params"]["w"].item() - weighted_minimiser(UNEQUAL))
     assert errors[fednova, 5e-3] < 0.35 * errors[fednova, 2e-2]
     assert errors[fednova, 5e-3] < 0.2 * errors[fedavg, 5e-3]

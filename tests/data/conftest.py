@@ -1,5 +1,7 @@
 """Real data sets, where there are any, and a cache of the tests' own."""
 
+import os
+
 import pytest
 
 from genfl.data.sources import DATASETS
@@ -9,7 +11,12 @@ from .helpers import find
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+    """A cache that all processes of the tests share."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the folder of this process lies in one of all
+        folder = folder.parent
+    (folder / "decoded").mkdir(exist_ok=True)
+    return folder / "decoded"
 
 
 @pytest.fixture(autouse=True)

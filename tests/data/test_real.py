@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from support.command import run_command
 
 from genfl import config
 from genfl.data.recipes import RECIPES
@@ -20,6 +19,8 @@ from genfl.data.sources import DATASETS
 from genfl.experiment.context import RunContext
 
 from .helpers import find
+
+pytestmark = pytest.mark.slow  # tens of thousands of images are decoded first
 
 REPOSITORY = Path(__file__).parents[2]
 SETS = [
@@ -39,7 +40,6 @@ def class_names(read):
     return content["info"]["features"]["label"]["names"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "folder", "train", "test", "shape"), SETS)
 def test_pixels_and_labels_are_those_of_the_files(real, name, folder, train, test, shape):
     data = real(name, folder)
@@ -80,7 +80,6 @@ def test_words_stand_for_codes(real):
     assert "annual crop" in set(real("eurosat", "eurosat_rgb").train.labels)
 
 
-@pytest.mark.slow
 def test_the_first_reading_is_fast_and_the_second_far_faster(cache):
     path = str(find("mnist"))
     began = time.perf_counter()
@@ -111,21 +110,18 @@ def test_clients_are_the_four_domains_of_pacs(real, session_cache):
     assert sorted(np.concatenate(split).tolist()) == list(range(7_993))
 
 
-@pytest.mark.slow
 def test_generated_cifar_has_no_test_split_so_a_fifth_of_each_class_is_set_apart(real):
     data = real("cifar10", "cifake_sd14")
     assert (len(data.train.x), len(data.test.x)) == (24_000, 6_000)
     assert {data.test.labels.count(label) for label in set(data.test.labels)} == {600}
 
 
-@pytest.mark.slow
-def test_the_command_discovers_the_labels_of_mnist(tmp_path, session_cache):
+def test_the_command_discovers_the_labels_of_mnist(tmp_path, session_cache, monkeypatch):
     path = os.path.relpath(find("mnist"), REPOSITORY)
-    command = [sys.executable, "-m", "genfl", "run", "examples/digits.yaml", "--until", "labels"]
-    command += ["data.name=mnist", f"data.path={path}", "seeds=[0]", "--out", str(tmp_path / "run")]
-    environment = os.environ | {"GENFL_CACHE": str(session_cache)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("GENFL_CACHE", str(session_cache))
+    settings = ["data.name=mnist", f"data.path={path}", "seeds=[0]"]
+    command = ["run", "examples/digits.yaml", *settings, "--until", "labels", "--out", tmp_path / "run"]
+    run_command(*command, cwd=REPOSITORY)
     found = json.loads((tmp_path / "run" / "labels" / "labels.json").read_text())["found"]
     assert sorted(found) == sorted(
         ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

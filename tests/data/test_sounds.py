@@ -284,11 +284,13 @@ def test_real_clips_are_in_their_place(real, name, folder, train, test, shape, c
         assert np.array_equal(LogMelFormat(seconds).encode(Clip(samples, rate)), data.train.x[row].numpy())
 
 
+@pytest.mark.slow
 def test_words_stand_for_the_digits(real):
     assert set(real("spoken_digits", "fsdd").test.labels) >= {"zero", "five", "nine"}
     assert "dog bark" in real("esc10", "esc10").test.labels
 
 
+@pytest.mark.slow
 def test_speakers_are_clients_and_nobody_is_on_both_sides(real, session_cache):
     data = real("speech_commands_9", "speech_commands_9")
     assert not set(data.train.client_ids) & set(data.test.client_ids)
@@ -300,6 +302,7 @@ def test_speakers_are_clients_and_nobody_is_on_both_sides(real, session_cache):
     assert min(map(len, split)) >= 6
 
 
+@pytest.mark.slow
 def test_recordings_are_not_on_both_sides(real):
     data = real("esc10", "esc10")
     assert set(data.test.client_ids) == {"5"}

@@ -208,6 +208,7 @@ def run(clients, engine, order, keep, method="scaffold"):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("keep", [None, SampleFilter(0.6, False), SampleFilter(0.6, True)])
 def test_engines_agree(float64, order, keep):

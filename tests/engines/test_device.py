@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.methods import few_steps
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genfl import config, pipeline, trees
@@ -72,7 +73,7 @@ def method(name):
         "unlabelled": X[:12],
         "client_tasks": {str(w): classification(partial(MLP, SHAPE, CLASSES, w), SHAPE) for w in (4, 6)},
     }
-    return ALGORITHMS[name].build(TASK, LocalSGD(0.1, momentum=0.9), resources)
+    return ALGORITHMS[name].build(TASK, LocalSGD(0.1, momentum=0.9), resources, **few_steps(name))
 
 
 def play(algorithm, clients, run, device, rounds=4):
@@ -94,6 +95,7 @@ def assert_same(one, other):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_clients_compute_elsewhere_is_the_same(clients, name, monkeypatch):
     monkeypatch.setattr(replays, "AFTER", 5)
@@ -102,6 +104,7 @@ def test_what_clients_compute_elsewhere_is_the_same(clients, name, monkeypatch):
     assert_same(play(algorithm, clients, InProcess(PerClientRunner(clients)), ELSEWHERE), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedgen"])
 def test_batches_of_clients_elsewhere(clients, name, monkeypatch):
     monkeypatch.setattr(replays, "AFTER", 5)

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from support.methods import few_steps
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS, fedavg
@@ -60,7 +61,7 @@ def built(name, local):
     tasks = {str(width): classification(partial(MLP, SHAPE, CLASSES, width), SHAPE) for width in (4, 6)}
     resources = {"cohort": 4, "shared": shared, "unlabelled": shared, "client_tasks": tasks}
     task = classification(model, SHAPE)
-    options = {"trajectory": 2, "span": 1, "synthesis_steps": 3} if name == "dynafed" else {}
+    options = {"trajectory": 2, "span": 1, "synthesis_steps": 3} if name == "dynafed" else few_steps(name)
     return task, ALGORITHMS[name].build(task, local, resources, **options)
 
 
@@ -98,6 +99,7 @@ def test_decay_has_the_same_bits_in_a_pool(clients, name):
         assert_same(play(name, clients, engine), reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_ALL_KINDS)
 def test_decay_in_batches_differs_in_rounding_only(clients, float64, monkeypatch, name):
     clients = ClientData(clients.x.double(), clients.y, ROWS, CLASSES)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.methods import few_steps
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -56,7 +57,7 @@ def run(clients, engine, name="fedadam", rounds=3, **options):
         "client_tasks": {str(w): classification(partial(MLP, SHAPE, CLASSES, w), SHAPE) for w in (4, 6)},
     }
     task = classification(model, SHAPE)
-    algorithm = ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9), resources)
+    algorithm = ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9), resources, **few_steps(name))
     return federate(
         algorithm,
         task.init(Key(1)),
@@ -217,7 +218,7 @@ def test_what_a_round_gave_is_not_overwritten_by_the_next(clients, parallel):
 
 SCRIPT = """
 import sys, time
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 from test_pool import *
 y = torch.zeros(8, dtype=torch.long)
 data = ClientData(torch.zeros(8, 4), y, torch.arange(8).reshape(4, 2).numpy(), 1)
@@ -229,11 +230,12 @@ with locked(Path(".lock")):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_when_the_run_is_interrupted_or_killed(tmp_path, how):
     segments = set(Path("/dev/shm").iterdir())
     script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent)))
+    script.write_text(SCRIPT.format(folders=[str(folder) for folder in Path(__file__).parents[:2]]))
     with subprocess.Popen(
         [sys.executable, script], stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path
     ) as process:

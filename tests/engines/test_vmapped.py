@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.methods import few_steps
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -56,7 +57,8 @@ def algorithm(name):
         "client_tasks": {str(w): classification(partial(MLP, SHAPE, CLASSES, w), SHAPE) for w in (4, 6)},
     }
     task = classification(model, SHAPE)
-    return task, ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9, weight_decay=0.01), resources)
+    local = LocalSGD(0.1, momentum=0.9, weight_decay=0.01)
+    return task, ALGORITHMS[name].build(task, local, resources, **few_steps(name))
 
 
 def play(name, clients, engine, rounds):
@@ -83,6 +85,7 @@ def aggregated(result):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [100, 2])
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_every_algorithm_gives_what_the_sequential_engine_gives(clients, name, chunk):
@@ -137,6 +140,7 @@ def test_what_is_replayed_has_the_bits_of_what_it_replays(monkeypatch, name):
             assert_close(mine.memories[client], memory, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedgen", "fedet"])
 def test_the_number_of_workers_changes_nothing(name, workers):
@@ -147,7 +151,7 @@ def test_the_number_of_workers_changes_nothing(name, workers):
     clients = ClientData(x, y, [torch.arange(240)[a:b].numpy() for a, b in itertools.pairwise(ends)], CLASSES)
     task = classification(partial(CNN, (1, 8, 8), CLASSES, 8), (1, 8, 8))
     resources = {"cohort": 12, "rounds": 2, "unlabelled": x[:12], "client_tasks": {"a": task, "b": task}}
-    method = ALGORITHMS[name].build(task, LocalSGD(0.1), resources)
+    method = ALGORITHMS[name].build(task, LocalSGD(0.1), resources, **few_steps(name))
 
     def play(engine):
         schedule = Schedule(2, 12, batch_size=8)

@@ -233,6 +233,7 @@ def test_image_rejects_blocks_that_mix_scales_or_guides(generator, guide):
         list(generator.generate([p._replace(guides=(guide, guide)) for p in _prompts(1, 2)]))
 
 
+@pytest.mark.slow
 def test_image_runs_models_other_than_stable_diffusion(tiny_pixart, guide):
     """Their encoders differ, so that the prompts of a block are encoded together."""
     image.check_image_model(str(tiny_pixart))

@@ -101,6 +101,7 @@ def test_miniature_tokenizer_fits_every_demo_prompt(generator):
         assert len(tokenizer(" ".join(text.split())).input_ids) <= tokenizer.model_max_length
 
 
+@pytest.mark.slow
 def test_miniature_distance_to_guide_grows_with_strength(reader):
     real = DATASETS["digits"].load().train
     wanted = np.arange(30) % 10

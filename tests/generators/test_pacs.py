@@ -50,6 +50,7 @@ def step(run):
     return next(step for step in pipeline.steps(run, RunContext()) if step.stage is guided.STAGE)
 
 
+@pytest.mark.slow
 def test_pacs_clients_are_guided_by_their_own_domain(run, step):
     (kind,) = guided.guided_contents(run.config)
     train_rows, _ = step.work.context.train_test_rows(run.config.data, 0)

@@ -175,19 +175,20 @@ def made_by(content, tmp_path, tiny_audioldm, tiny_audioldm2, tiny_speecht5, tin
 @pytest.mark.parametrize("name", ["audioldm", "audioldm2", "speecht5"])
 def test_killed_run_resumes_to_the_same_data_set(made_by, tmp_path, generating, name):
     content = made_by(name)
-    content["prompts"] = {"per_label": 100, "block_size": 2}
+    content["prompts"] = {"per_label": 30, "block_size": 2}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
     generating(tmp_path / "c.yaml", tmp_path / "killed").kill()
     for folder in ("killed", "whole"):
         pipeline.execute(config.load(tmp_path / "c.yaml"), tmp_path / folder, until="generate")
     shards = sorted((tmp_path / "whole" / "synthetic" / "data").iterdir())
-    assert len(shards) == 100
+    assert len(shards) == 30
     for shard in shards:
         assert (
             shard.read_bytes() == (tmp_path / "killed" / shard.relative_to(tmp_path / "whole")).read_bytes()
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audioldm", "speecht5", "sdxl"])
 def test_damaged_run_repairs_to_the_same_data_set(made_by, tmp_path, name):
     import datasets

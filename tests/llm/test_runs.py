@@ -1,14 +1,11 @@
 """Whole runs with chat models: from the config to the report, killed on the way and gone on with."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import datasets
 import pytest
+from support.command import Command, run_command
 
 from genfl import config, pipeline
 from genfl.data.texts import train_tokenizer
@@ -58,6 +55,7 @@ def files(folder):
     return found
 
 
+@pytest.mark.slow
 def test_local_model_run_is_reproducible(mine, tmp_path, tiny_chat_model, chat_texts):
     read = mine(f"generator.model={tiny_chat_model}")
     summary = pipeline.execute(read, tmp_path / "run")
@@ -198,8 +196,9 @@ def test_files_generator_rejects_a_prompt_model(mine, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [1, 3])
-def test_killed_run_asks_nothing_twice(mine, chat_server, tmp_path, kills):
+def test_run_killed_twice_asks_nothing_twice(mine, chat_server, tmp_path):
+    kills = 2
+
     def behave(query, seed, number):
         time.sleep(0.05)
         kind = "bad" if 'class "bad"' in query else "good"
@@ -211,17 +210,15 @@ def test_killed_run_asks_nothing_twice(mine, chat_server, tmp_path, kills):
     pipeline.execute(read, tmp_path / "whole", until="generate")
     whole = [json.dumps(request) for _, request in chat_server.asked]
     (tmp_path / "t.yaml").write_text(config.dump(read))
-    command = [sys.executable, "-m", "genfl", "run", str(tmp_path / "t.yaml"), "--until", "generate"]
-    command += ["--out", str(tmp_path / "killed")]
+    command = ["run", tmp_path / "t.yaml", "--until", "generate", "--out", tmp_path / "killed"]
     chat_server.asked.clear()
     for kill in range(1, kills + 1):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Command(*command)
         while len(chat_server.asked) < 12 * kill and process.poll() is None:
             time.sleep(0.01)
         assert process.poll() is None
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, capture_output=True)
+        process.kill()
+    run_command(*command)
     asked = [json.dumps(request) for _, request in chat_server.asked]
     assert set(asked) == set(whole)
     assert len(asked) <= len(whole) + kills, "only what was in flight is asked again"

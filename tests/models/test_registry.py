@@ -333,7 +333,13 @@ def test_networks_with_global_pooling_take_any_size(name):
             assert model(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - RECURRENT))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else [])
+        for name in sorted(MODELS.keys() - RECURRENT)
+    ],
+)
 def test_stacked_clients_get_the_gradients_of_a_loop(name, float64):
     def build():
         if name == "resnet50":  # its blocks in small: 25 million weights a client take long

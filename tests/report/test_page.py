@@ -203,6 +203,7 @@ def test_what_was_left_out_and_what_repeats_is_beside_the_samples(source):
     assert [row.count("<td>2 blank</td>") for row in rows] == [0, 1, 0], "in natural order"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "asked", "shown", "says"),
     [
@@ -286,6 +287,7 @@ def test_the_same_run_gives_the_same_page(run, source, summary):
     assert page.render(collect(run, RunContext()), summary) == source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -147,6 +147,7 @@ def test_dropping_all_samples_of_a_label_is_an_error(folders):
         ran(settings, folders / "run")
 
 
+@pytest.mark.slow
 def test_the_audit_runs_once_and_changes_no_training(folders):
     settings = parse(folders)
     ran(settings, folders / "run")

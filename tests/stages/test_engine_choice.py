@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def execute(tmp_path, caplog):
         caplog.clear()
         settings = config.parse(CONFIG.replace("PARTITION", partition).replace("ENGINE", engine), overrides)
         with caplog.at_level(logging.INFO, "genfl"):
-            pipeline.execute(settings, tmp_path / folder, update=(tmp_path / folder).exists())
+            update = (tmp_path / folder).exists()
+            pipeline.execute(settings, tmp_path / folder, update=update, until="federate")
         return caplog.text
 
     return execute
@@ -92,6 +94,7 @@ def test_what_was_found_stays_on_a_machine_with_more_cores(execute, tmp_path, mo
     assert "one by one" in execute("another", "auto", ALIKE)
 
 
+@pytest.mark.slow
 def test_a_method_more_changes_nothing_for_the_others(execute, tmp_path, monkeypatch):
     execute("run", "auto", ALIKE)
     before = made(tmp_path / "run")
@@ -104,14 +107,27 @@ def test_a_method_more_changes_nothing_for_the_others(execute, tmp_path, monkeyp
     assert after.items() >= before.items()
 
 
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory):
+    """A run that `auto` decided to do in batches."""
+    folder = tmp_path_factory.mktemp("decided") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "cores", lambda: 2)
+        settings = config.parse(CONFIG.replace("PARTITION", ALIKE).replace("ENGINE", "auto"))
+        pipeline.execute(settings, folder, until="federate")
+    return folder
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"digest": 1}'])
-def test_a_damaged_decision_is_made_again(execute, tmp_path, content):
-    execute("run", "auto", ALIKE)
+def test_a_damaged_decision_is_made_again(execute, decided, tmp_path, content):
+    shutil.copytree(decided, tmp_path / "run")
     (tmp_path / "run/federate/engine.json").write_text(content)
     assert "in batches" in execute("run", "auto", ALIKE, "federate.rounds=3")
     assert json.loads((tmp_path / "run/federate/engine.json").read_text())["batched"]
 
 
+@pytest.mark.slow
 def test_local_models_that_are_measured_come_one_by_one(execute):
     measured = execute("measured", "auto", ALIKE, "federate.heterogeneity=true")
     assert "one by one: local models are measured as well" in measured

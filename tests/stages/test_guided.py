@@ -48,6 +48,7 @@ def own_classes(run, seed):
     return run.label_counts(seed) > 0
 
 
+@pytest.mark.slow
 def test_alike_content_is_generated_once(run):
     kinds = run.guided_kinds()
     assert sorted(kind.guidance for kind in kinds) == ["mixed", "real"]
@@ -155,6 +156,7 @@ def test_what_is_missing_is_made_again_byte_for_byte(run, tmp_path):
     assert status["guided"] == "done"
 
 
+@pytest.mark.slow
 def test_without_guidance_there_is_no_such_stage(tmp_path):
     settings = config.parse(CONFIG, ["methods={a: {algorithm: fedavg, data: mixed}}", "seeds=[0]"])
     summary = pipeline.execute(settings, tmp_path / "run")

@@ -698,6 +698,7 @@ FAST = (
 )
 
 
+@pytest.mark.slow
 def test_a_second_run_sees_an_image_that_changed(parse, tmp_path, monkeypatch):
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
     draw(tmp_path / "own", 0)
@@ -714,6 +715,7 @@ def test_a_second_run_sees_an_image_that_changed(parse, tmp_path, monkeypatch):
     assert ran(settings, tmp_path / "run") == set()
 
 
+@pytest.mark.slow
 def test_a_second_run_sees_a_public_image_that_changed(parse, tmp_path, monkeypatch):
     """What does not read it is not run again: neither prompts nor generated samples."""
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
@@ -746,6 +748,7 @@ def written(folder):
     return {path: (path.stat().st_mtime_ns, sha256(path)) for path in files if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_photo_more_generates_and_pretrains_nothing_again(parse, tmp_path, monkeypatch):
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
     draw(tmp_path / "own", 0)
@@ -776,6 +779,7 @@ def test_a_photo_more_generates_and_pretrains_nothing_again(parse, tmp_path, mon
     assert ran(moved, tmp_path / "run") == EVERYTHING - NO_GUIDED
 
 
+@pytest.mark.slow
 def test_a_second_run_sees_a_text_that_changed(parse, tmp_path, monkeypatch):
     monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
     for folder, word in (("own", "private"), ("made", "generated")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -43,6 +44,7 @@ def done(tmp_path_factory):
     return folder, pipeline.execute(settings(), folder)
 
 
+@pytest.mark.slow
 def test_nothing_is_generated(done):
     folder, summary = done
     assert list(summary["stages"]) == ["labels", "audit", "federate", "report"]
@@ -64,6 +66,7 @@ def test_nothing_is_generated(done):
     assert json.loads((folder / "summary.json").read_text()) == summary
 
 
+@pytest.mark.slow
 def test_the_page_speaks_of_no_generator(done):
     folder, _ = done
     page = (folder / "report" / "index.html").read_text()
@@ -75,6 +78,7 @@ def test_the_page_speaks_of_no_generator(done):
     assert "Test accuracy of local models before they are averaged" in shown, "measured without one, too"
 
 
+@pytest.mark.slow
 def test_methods_do_what_they_do_beside_a_generator(done, tmp_path):
     _, summary = done
     beside = pipeline.execute(settings("{kind: image, steps: 2}"), tmp_path / "run")
@@ -115,7 +119,7 @@ def test_another_config_is_not_up_to_date(change):
 
 @pytest.mark.slow
 def test_another_model_in_the_same_folder_is_trained(done, tmp_path):
-    pipeline.execute(settings(), tmp_path / "run")
+    shutil.copytree(done[0], tmp_path / "run")
     changed = pipeline.execute(settings("none", "model=mlp"), tmp_path / "run", update=True)
     assert not changed["stages"]["federate"]["skipped"]
     alone = pipeline.execute(settings("none", "model=mlp"), tmp_path / "alone", others=[done[0]])

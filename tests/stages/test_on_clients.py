@@ -60,6 +60,7 @@ def final(run, *place):
     return from_state_dict(tensors, like=run.task.init(Key(0)))
 
 
+@pytest.mark.slow
 def test_the_global_model_is_tested_on_what_clients_held_back(done):
     run, summary = done
     for name, place in (
@@ -132,6 +133,7 @@ def test_an_interrupted_run_ends_the_same_and_a_finished_one_is_left_alone(done,
     assert {row.state for row in pipeline.run_status(tmp_path / "run")} == {"done"}
 
 
+@pytest.mark.slow
 def test_another_share_does_not_ask_for_other_generated_data(done, content, tmp_path):
     run, _ = done
     shutil.copytree(run.folder, tmp_path / "run")

@@ -133,6 +133,7 @@ def test_a_head_of_as_many_classes_is_kept(parse, tmp_path, caplog):
     assert caplog.messages == [f"pretrain.init: the weights of {tmp_path / 'existing.pth'}"]
 
 
+@pytest.mark.slow
 def test_methods_and_pretraining_start_from_it(parse, tmp_path, weights_file):
     settings = parse(f"pretrain.init={weights_file}")
     summary = pipeline.execute(settings, tmp_path / "run")
@@ -311,6 +312,7 @@ def test_clients_change_what_the_config_says(parse, tmp_path, data, private, gen
     assert [part.augment for part in held.parts] == [None]
 
 
+@pytest.mark.slow
 def test_augmentation_changes_what_is_learned_and_a_run_can_be_repeated(parse, tmp_path):
     def accuracies(name, *overrides):
         settings = parse("methods={a: {algorithm: fedavg, data: mixed}}", "seeds=[0]", *overrides)
@@ -365,6 +367,7 @@ def test_a_seed_more_or_less_leaves_the_others_as_they_are(parse, tmp_path):
     assert {place for place in last if last[place] == first[place]} == {"federate/scratch/seed-0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["prompts.per_label=4", "seeds=[3]"])
 def test_what_is_generated_anew_is_learnt_anew(parse, tmp_path, change):
     """The first seed is that of prompts and generator, too."""

@@ -70,6 +70,7 @@ def test_public_data_is_disjoint_from_the_clients(setting):
     assert not held & {x.numpy().tobytes() for x in public.x}
 
 
+@pytest.mark.slow
 def test_only_what_is_needed_runs_and_is_reported(done):
     folder, summary = done
     assert list(summary["stages"]) == ["labels", "audit", "pretrain", "federate", "report"]
@@ -209,6 +210,7 @@ methods:
     )
 
 
+@pytest.mark.slow
 def test_one_config_compares_public_with_generated_data(folders, caplog):
     """As Table 2 of GPT-FL does."""
     with caplog.at_level(logging.INFO):

@@ -39,6 +39,7 @@ def data(tmp_path, monkeypatch):
     (tmp_path / "data" / "train.jsonl").write_text("".join(lines))
 
 
+@pytest.mark.slow
 def test_a_chat_model_classifies_the_test_set_with_examples_of_one_client(tmp_path, chat_server, data):
     """The test set is set apart from the training file, so its rows are not those of the training set."""
     shown = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -10,6 +11,7 @@ from genfl.report import text
 from genfl.report.style import COLOURS, MARKERS
 
 
+@cache
 def page_template(name: str) -> jinja2.Template:
     """Return a template of this folder, with the filters and the colours that pages share."""
     environment = jinja2.Environment(

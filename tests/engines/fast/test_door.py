@@ -329,6 +329,7 @@ def switched_off():
     return run_script(RUN.format(before=""), GENFL_FAST="0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hide", "name"),
     [

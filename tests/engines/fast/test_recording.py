@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.methods import few_steps
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -57,7 +58,8 @@ def method(name, precision="fp32", build=model):
         "client_tasks": {str(w): classification(partial(MLP, SHAPE, CLASSES, w), SHAPE) for w in (4, 6)},
     }
     task = classification(build, SHAPE, precision)
-    return task, ALGORITHMS[name].build(task, LocalSGD(0.1, momentum=0.9, weight_decay=0.01), resources)
+    local = LocalSGD(0.1, momentum=0.9, weight_decay=0.01)
+    return task, ALGORITHMS[name].build(task, local, resources, **few_steps(name))
 
 
 def play(task, algorithm, clients, run, rounds=4):
@@ -72,6 +74,7 @@ def assert_same(a, b):
         assert torch.equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"), [*((name, "fp32") for name in ALGORITHMS), ("fedgen", "bf16")]
 )

@@ -44,7 +44,10 @@ OPERATIONS = (
 """Names below ``torch.ops.aten``, with the overload where only that one is used."""
 
 INTERNALS = (
+    "torch._guards.TracingContext",
+    "torch._guards.tracing",
     "torch._ops.OpOverload",
+    "torch._subclasses.fake_tensor.FakeTensorMode",
     "torch.fx.experimental.proxy_tensor.make_fx",
     "torch.native_group_norm",
     "torch.overrides.TorchFunctionMode",

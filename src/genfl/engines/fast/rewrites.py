@@ -47,10 +47,14 @@ def graph_of(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> Cal
     Raises:
         Exception: What the function does cannot be recorded.
     """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    # Two inputs may be one tensor now and different ones later, and tracing tells tensors by their identity.
-    module = make_fx(function)(*(tensor.detach() for tensor in tensors))
+    # Tracing notes shapes on fake tensors. Of its own, it sets up a mode for these at every operation.
+    with tracing(TracingContext(FakeTensorMode())):
+        # Two inputs may be one tensor now and different ones later; tracing tells tensors by their identity.
+        module = make_fx(function)(*(tensor.detach() for tensor in tensors))
     graph = module.graph
     for node in list(graph.nodes):
         if node.target is _aten.detach.default or _does_nothing(node):
