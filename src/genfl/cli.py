@@ -82,6 +82,14 @@ class Catalogue(StrEnum):
     models = "models"
 
 
+class ContentKind(StrEnum):
+    """The kinds of data that `genfl init` knows."""
+
+    images = "images"
+    sounds = "sounds"
+    texts = "texts"
+
+
 class Document(StrEnum):
     """The documents with a JSON schema."""
 
@@ -305,6 +313,51 @@ def cache_command(
         for entry in entries
     ]
     _print_table(("folder", "MB", "examples", "classes"), rows)
+
+
+@app.command("init", cls=_Command)
+def init_command(
+    kind: Annotated[ContentKind, typer.Argument(help="The kind of your data.")] = ContentKind.images,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write. Default: KIND.yaml.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented config for your own data, which runs once its data.path is set."""
+    from genfl import starters
+
+    path = starters.new_config(kind.value, out or Path(f"{kind.value}.yaml"))
+    if as_json:
+        _print_json({"config": str(path)})
+    else:
+        typer.echo(f"{path}: set data.path, then genfl run {path}")
+
+
+@app.command("examples", cls=_Command)
+def examples_command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The example to copy. Default: list all.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to copy to.")] = Path("examples"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the example configs, or copy one."""
+    from genfl import starters
+
+    if name is not None:
+        path = starters.copy_example(name, out)
+        if as_json:
+            _print_json({"config": str(path)})
+        else:
+            typer.echo(f"{path}: its first lines say how to run it")
+        return
+    names = starters.example_names()
+    if as_json:
+        _print_json([{"name": example, "summary": summary} for example, summary in names.items()])
+    else:
+        _print_table(("name", "summary"), list(names.items()))
 
 
 def _run_status(folder: Path) -> list[StageStatus]:
