@@ -164,7 +164,10 @@ def test_wheel_holds_the_examples(tmp_path):
         "from pathlib import Path\n"
         f"s.copy_example('paper/gptfl_table4', Path({str(tmp_path)!r}))\n"
         f"s.new_config('sounds', Path({str(tmp_path / 'sounds.yaml')!r}))\n"
+        "from genfl.deployment import export\n"
+        f"Path({str(tmp_path / 'm')!r}).mkdir()\n"
+        f"export._write_loader('cnn', Path({str(tmp_path / 'm')!r}))\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
-    for name in ("paper/gptfl_table4.yaml", "sounds.yaml"):
+    for name in ("paper/gptfl_table4.yaml", "sounds.yaml", "m/load.py", "m/architecture/layers.py"):
         assert (tmp_path / name).is_file()

@@ -360,6 +360,44 @@ def examples_command(
         _print_table(("name", "summary"), list(names.items()))
 
 
+@app.command("export", cls=_Command)
+def export_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write, outside of the run.")],
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="A method of the run. Default: the best federated one."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="A seed of the run. Default: the first.")] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write model.onnx, too, and check it against PyTorch.")
+    ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            "--push-to-hub",
+            metavar="OWNER/NAME",
+            help="Upload the folder to this Hugging Face repository. A new one is private.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Export a trained model: weights, a loader that needs torch and safetensors alone, and a model card."""
+    from genfl.deployment.export import export_model
+
+    exported = export_model(run, to, method=method, seed=seed, onnx=onnx, push_to_hub=push_to_hub)
+    if as_json:
+        _print_json({**exported._asdict(), "folder": str(exported.folder)})
+        return
+    _print_table(("file", "bytes"), [(name, f"{size:,}") for name, size in exported.files.items()])
+    typer.echo(f"\n{exported.method}, seed {exported.seed}: {exported.folder}")
+    if exported.onnx_difference is not None:
+        typer.echo(f"model.onnx: logits differ from those of PyTorch by {exported.onnx_difference:.1g}")
+    if exported.repository is not None:
+        typer.echo(f"Uploaded: {exported.repository}")
+
+
 def _run_status(folder: Path) -> list[StageStatus]:
     """Return the status of a run. The pipeline, which imports torch, is asked for unfinished runs alone."""
     from genfl.experiment.records import finished_status
