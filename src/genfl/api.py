@@ -30,7 +30,7 @@ from genfl.engines.auto import EXACT, ROUNDING, check_engine
 from genfl.engines.auto import engine as open_engine
 from genfl.engines.device import exact
 from genfl.engines.fast import fast_status
-from genfl.errors import InputError, cause, suggest
+from genfl.errors import GenflError, InputError, cause, suggest
 from genfl.federated import Array, FederatedDataset, check_inputs, check_labels
 from genfl.generation import Encode, GeneratedSamples
 from genfl.identity import value_digest
@@ -58,6 +58,8 @@ from genfl.storage import load_tensors
 
 if TYPE_CHECKING:
     import pandas
+
+    from genfl.deployment.export import Exported
 
 ModelLike = str | nn.Module | Callable[..., nn.Module]
 """A model's name, a module, or a function that returns one."""
@@ -709,6 +711,40 @@ class Result:
             ) from error
         return model
 
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        method: str | None = None,
+        seed: int | None = None,
+        onnx: bool = False,
+        push_to_hub: str | None = None,
+    ) -> Exported:
+        """Export a trained model to a folder that torch and safetensors alone can load.
+
+        The folder gets the weights, ``model.json``, ``load.py`` with the source of the model, and a model
+        card. An earlier export in it is replaced.
+
+        Args:
+            folder: The folder to write, outside of the run.
+            method: The method that trained the model; by default the federated one with the best mean
+                accuracy.
+            seed: One of the config's seeds; by default the first.
+            onnx: Whether to write ``model.onnx``, too, and to check it against PyTorch.
+            push_to_hub: The Hugging Face repository to upload the folder to, ``owner/name``. A new one is
+                private.
+
+        Raises:
+            InputError: There is no such model, the folder holds other files, or the Hub refuses the upload.
+            GenflError: The ONNX file fails its check. Nothing is written then.
+        """
+        from genfl.deployment.export import export_model
+
+        with _naming_arguments():
+            return export_model(
+                self.folder, Path(folder), method=method, seed=seed, onnx=onnx, push_to_hub=push_to_hub
+            )
+
     def __repr__(self) -> str:
         methods = len(self.summary.methods.keys() - {SYNTHETIC_ONLY})
         return f"Result({self.summary.name!r}, {methods} methods, in {str(self.folder)!r})"
@@ -736,6 +772,11 @@ _ARGUMENTS = {
     "--update": "update=True",
     "--fresh": "fresh=True",
     "--baseline": "baseline",
+    "--to": "folder",
+    "--method": "method",
+    "--seed": "seed",
+    "--onnx": "onnx",
+    "--push-to-hub": "push_to_hub",
 }
 """The arguments of Python, by the options of the command line."""
 
@@ -745,9 +786,9 @@ def _naming_arguments() -> Iterator[None]:
     """Name Python's arguments in messages, where the pipeline names options of the command line."""
     try:
         yield
-    except InputError as error:
-        text = re.sub(r"(?<!\S)--\w+", lambda option: _ARGUMENTS.get(option[0], option[0]), str(error))
-        raise InputError(text) from error
+    except GenflError as error:
+        text = re.sub(r"(?<!\S)--[\w-]+", lambda option: _ARGUMENTS.get(option[0], option[0]), str(error))
+        raise type(error)(text) from error
 
 
 def parse_config(config: ConfigLike, overrides: Mapping[str, Any] | None = None) -> Config:

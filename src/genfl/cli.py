@@ -82,6 +82,14 @@ class Catalogue(StrEnum):
     models = "models"
 
 
+class ContentKind(StrEnum):
+    """The kinds of data that `genfl init` knows."""
+
+    images = "images"
+    sounds = "sounds"
+    texts = "texts"
+
+
 class Document(StrEnum):
     """The documents with a JSON schema."""
 
@@ -389,6 +397,89 @@ def cache_command(
         for entry in entries
     ]
     _print_table(("folder", "MB", "examples", "classes"), rows)
+
+
+@app.command("init", cls=_Command)
+def init_command(
+    kind: Annotated[ContentKind, typer.Argument(help="The kind of your data.")] = ContentKind.images,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write. Default: KIND.yaml.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented config for your own data, which runs once its data.path is set."""
+    from genfl import starters
+
+    path = starters.new_config(kind.value, out or Path(f"{kind.value}.yaml"))
+    if as_json:
+        _print_json({"config": str(path)})
+    else:
+        typer.echo(f"{path}: set data.path, then genfl run {path}")
+
+
+@app.command("examples", cls=_Command)
+def examples_command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The example to copy. Default: list all.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to copy to.")] = Path("examples"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the example configs, or copy one."""
+    from genfl import starters
+
+    if name is not None:
+        path = starters.copy_example(name, out)
+        if as_json:
+            _print_json({"config": str(path)})
+        else:
+            typer.echo(f"{path}: its first lines say how to run it")
+        return
+    names = starters.example_names()
+    if as_json:
+        _print_json([{"name": example, "summary": summary} for example, summary in names.items()])
+    else:
+        _print_table(("name", "summary"), list(names.items()))
+
+
+@app.command("export", cls=_Command)
+def export_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write, outside of the run.")],
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="A method of the run. Default: the best federated one."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="A seed of the run. Default: the first.")] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write model.onnx, too, and check it against PyTorch.")
+    ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            "--push-to-hub",
+            metavar="OWNER/NAME",
+            help="Upload the folder to this Hugging Face repository. A new one is private.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Export a trained model: weights, a loader that needs torch and safetensors alone, and a model card."""
+    from genfl.deployment.export import export_model
+
+    exported = export_model(run, to, method=method, seed=seed, onnx=onnx, push_to_hub=push_to_hub)
+    if as_json:
+        _print_json({**exported._asdict(), "folder": str(exported.folder)})
+        return
+    _print_table(("file", "bytes"), [(name, f"{size:,}") for name, size in exported.files.items()])
+    typer.echo(f"\n{exported.method}, seed {exported.seed}: {exported.folder}")
+    if exported.onnx_difference is not None:
+        typer.echo(f"model.onnx: logits differ from those of PyTorch by {exported.onnx_difference:.1g}")
+    if exported.repository is not None:
+        typer.echo(f"Uploaded: {exported.repository}")
 
 
 def _run_status(folder: Path) -> list[StageStatus]:

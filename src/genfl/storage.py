@@ -57,6 +57,43 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder to fill, and put it in the place of `path` if the block ends without an error.
+
+    Until then, `path` stays as it was. The new folder lies beside it, and takes its place by a rename. A
+    process that is killed between two renames leaves the old folder beside it; the next call restores that.
+
+    Args:
+        path: The folder to write or replace. It may be absent; nothing in it is kept.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (path.with_name(f".{path.name}.genfl-{part}") for part in ("new", "old"))
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for leftover in (new, old):
+        remove(leftover, path.parent)
+    new.mkdir()
+    try:
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as content:
+                    os.fsync(content.fileno())
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        remove(new, path.parent)
+    remove(old, path.parent)
+
+
 def remove(path: Path, within: Path) -> None:
     """Delete a file, or a folder with all that it holds. Of a link, only the link itself is deleted.
 

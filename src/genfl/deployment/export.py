@@ -1,0 +1,291 @@
+"""Trained models as folders that other programs load: weights, description, loader, model card, ONNX."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from genfl import config as configs
+from genfl.deployment.description import (
+    DESCRIPTION_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    ModelDescription,
+)
+from genfl.deployment.model_page import model_card
+from genfl.deployment.onnx import require_onnx, write_onnx
+from genfl.errors import GenflError, InputError, first_line, on_one_line, suggest
+from genfl.experiment.records import RUN_CONFIG, SUMMARY_FILE, SWEEP_MARKER
+from genfl.models import MODELS, Classifier
+from genfl.results.names import SYNTHETIC_ONLY
+from genfl.results.schema import Summary
+from genfl.storage import load_tensors, read_json, replacing_folder, sha256, write_json, write_text
+
+EXPORT_MARKER = ".genfl-export"
+"""The file that marks an exported folder. It holds the SHA-256 of every other file."""
+
+LOADER_FILE = "load.py"
+ARCHITECTURE = "architecture"
+ONNX_FILE = "model.onnx"
+"""Names in an exported folder: the loader, the package of the model's source, and the ONNX file."""
+
+_MODELS = "genfl.models"
+_IMPORT = re.compile(rf"^from {re.escape(_MODELS)}\.(\w+) import", re.MULTILINE)
+
+
+class Exported(NamedTuple):
+    """An exported model.
+
+    Attributes:
+        folder: The folder.
+        method: The method that trained the model.
+        seed: Its seed.
+        files: The size in bytes of each file, by its path in the folder.
+        onnx_difference: The difference between the logits of onnxruntime and PyTorch; None without ONNX.
+        repository: The address of the repository that it was pushed to; None if it was not.
+    """
+
+    folder: Path
+    method: str
+    seed: int
+    files: dict[str, int]
+    onnx_difference: float | None
+    repository: str | None
+
+
+def export_model(
+    run: Path,
+    folder: Path,
+    *,
+    method: str | None = None,
+    seed: int | None = None,
+    onnx: bool = False,
+    push_to_hub: str | None = None,
+) -> Exported:
+    """Export a trained model of a run to a folder that torch and safetensors alone can load.
+
+    The folder is written as a whole or not at all. An earlier export in it is replaced.
+
+    Args:
+        run: The folder of a finished run.
+        folder: The folder to write, outside of the run. It is absent, empty, or holds an earlier export.
+        method: The method that trained the model; by default the federated one with the best mean accuracy.
+        seed: One of the run's seeds; by default the first.
+        onnx: Whether to write ``model.onnx``, too, and to check it against PyTorch.
+        push_to_hub: The Hugging Face repository to upload the folder to, ``owner/name``. A new one is
+            private.
+
+    Raises:
+        InputError: The run is not finished, it has no such model, the folder holds other files, or the Hub
+            refuses the upload. The folder is then complete on this machine.
+        GenflError: The ONNX file fails its check. Nothing is written then.
+    """
+    settings, summary = _finished(run)
+    source = _model_folder(run, summary, method, seed)
+    description = ModelDescription.read(source / DESCRIPTION_FILE)
+    if onnx:
+        require_onnx()
+    if description.model.own and not onnx:
+        raise InputError(
+            f"--method: {description.method} trained {description.model.name}, a model of your own, for which"
+            " no loader can be written; add --onnx, which needs none"
+        )
+    _check_target(folder, run)
+    difference = None
+    with replacing_folder(folder) as new:
+        shutil.copyfile(source / WEIGHTS_FILE, new / WEIGHTS_FILE)
+        if sha256(new / WEIGHTS_FILE) != description.weights_sha256:
+            raise GenflError(
+                f"{source / WEIGHTS_FILE} is not the file that {DESCRIPTION_FILE} describes; run the config"
+                " again, which repairs it"
+            )
+        shutil.copyfile(source / DESCRIPTION_FILE, new / DESCRIPTION_FILE)
+        if (source / TOKENIZER_FILE).is_file():
+            shutil.copyfile(source / TOKENIZER_FILE, new / TOKENIZER_FILE)
+        if not description.model.own:
+            _write_loader(description.model.name, new)
+        if onnx:
+            difference = write_onnx(_module(description, new / WEIGHTS_FILE), description, new / ONNX_FILE)
+        write_text(new / "README.md", model_card(description, settings, summary, onnx=difference))
+        files = {path.relative_to(new).as_posix(): path for path in sorted(new.rglob("*")) if path.is_file()}
+        sizes = {name: path.stat().st_size for name, path in files.items()}
+        write_json(new / EXPORT_MARKER, {name: sha256(path) for name, path in files.items()})
+    address = upload(folder, push_to_hub) if push_to_hub else None
+    return Exported(folder, description.method, description.seed, sizes, difference, address)
+
+
+def _module(description: ModelDescription, weights: Path) -> Classifier:
+    """Return a model with its weights, in evaluation mode.
+
+    Raises:
+        InputError: Its code is not registered, or it has other parameters.
+    """
+    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
+        model = description.build()
+    counts = {name: value for name, value in model.state_dict().items() if not value.is_floating_point()}
+    try:
+        model.load_state_dict(counts | load_tensors(weights)[0])
+    except RuntimeError as error:
+        raise InputError(
+            f"model: {description.model.name} does not have the parameters of the run ({first_line(error)});"
+            " register the model that the run trained"
+        ) from error
+    return model.eval()
+
+
+def _finished(run: Path) -> tuple[dict[str, Any], Summary]:
+    """Return the resolved config of a finished run as plain values, and its summary.
+
+    So a run can be exported where its config has names that are not registered.
+
+    Raises:
+        InputError: The folder holds no finished run.
+    """
+    name = on_one_line(run, 200)
+    if (run / SWEEP_MARKER).exists():
+        raise InputError(f"RUN: {name} is the folder of a sweep; name one of the runs in it")
+    if not (run / RUN_CONFIG).is_file():
+        raise InputError(f"RUN: {name} is no folder of a run, as it has no {RUN_CONFIG}; name another")
+    if not (run / SUMMARY_FILE).is_file():
+        raise InputError(
+            f"RUN: {name} is not finished, as it has no {SUMMARY_FILE}; resume it with genfl run"
+            f" {run / RUN_CONFIG} --out {run}"
+        )
+    return configs.read(run / RUN_CONFIG), Summary.read(run / SUMMARY_FILE)
+
+
+def _model_folder(run: Path, summary: Summary, method: str | None, seed: int | None) -> Path:
+    """Return the folder of a model in a run.
+
+    Raises:
+        InputError: There is no such method or seed, or it trains no global model.
+    """
+    seed = summary.seeds[0] if seed is None else seed
+    if seed not in summary.seeds:
+        raise InputError(f"--seed: there is no {seed}; known: {', '.join(map(str, summary.seeds))}")
+    folders = {name: run / "federate" / name / f"seed-{seed}" for name in summary.methods}
+    trained = [name for name, folder in folders.items() if (folder / WEIGHTS_FILE).is_file()]
+    if method is None:
+        federated = [name for name in trained if name in summary.federated and name != SYNTHETIC_ONLY]
+        candidates = federated or trained or list(folders)
+        method = max(candidates, key=lambda name: summary.methods[name].accuracy.mean)
+    if method not in folders:
+        raise InputError(f"--method: there is no {on_one_line(method)!r}; {suggest(method, list(folders))}")
+    if method not in trained:
+        names = ", ".join(trained) or "those of another run"
+        raise InputError(f"--method: {method} has no global model; name one of {names}")
+    return folders[method]
+
+
+def _check_target(folder: Path, run: Path) -> None:
+    """Check that a folder may be written: it is absent, empty, or an export that nobody changed.
+
+    Raises:
+        InputError: It is inside the run, or the run is inside of it, or it holds other files.
+    """
+    target, source = folder.resolve(), run.resolve()
+    if target.is_relative_to(source) or source.is_relative_to(target):
+        raise InputError(f"--to: {folder} and the run's folder contain one another; name another folder")
+    if Path.cwd().is_relative_to(target):
+        raise InputError(f"--to: {folder} holds the current folder, which is replaced; name another folder")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"--to: {folder} is a file; name a folder")
+    names = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    if not names:
+        return
+    marker = folder / EXPORT_MARKER
+    checksums: dict[str, str] = read_json(marker) if marker.is_file() else {}
+    for name in sorted(names - {EXPORT_MARKER}):
+        if name not in checksums:
+            raise InputError(
+                f"--to: {folder} holds {on_one_line(name)}, which genfl did not export; name another folder"
+            )
+        if sha256(folder / name) != checksums[name]:
+            raise InputError(
+                f"--to: {folder / name} was changed since its export; move it, or name another folder"
+            )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder, without the bytecode that Python writes beside modules."""
+    for path in folder.rglob("*"):
+        if (path.is_symlink() or not path.is_dir()) and path.parent.name != "__pycache__":
+            yield path
+
+
+def _write_loader(model: str, folder: Path) -> None:
+    """Write ``load.py``, and the source of a built-in model as a package that imports torch alone.
+
+    The source is copied as it is. Only its imports of genfl become relative.
+
+    Args:
+        model: Its name in `MODELS`.
+        folder: The folder to write to.
+    """
+    here = Path(__file__).parent
+    package = folder / ARCHITECTURE
+    package.mkdir()
+    shutil.copyfile(here / "_load.py", folder / LOADER_FILE)
+    shutil.copyfile(here / "_ranges.py", package / "ranges.py")
+    build = MODELS[model].build
+    source = Path(inspect.getfile(Classifier)).parent
+    top = build.__module__.removeprefix(f"{_MODELS}.")
+    waiting, written = {top}, set[str]()
+    while waiting:
+        module = waiting.pop()
+        written.add(module)
+        text = (source / f"{module}.py").read_text(encoding="utf-8")
+        waiting |= set(_IMPORT.findall(text)) - written
+        text = _IMPORT.sub(r"from .\1 import", text).replace(
+            "from annotated_types import", "from .ranges import"
+        )
+        write_text(package / f"{module}.py", text)
+    write_text(
+        package / "__init__.py",
+        f'"""The architecture of the model, from genfl (Apache-2.0)."""\n\nfrom .{top} import'
+        f' {build.__qualname__} as build\n\n__all__ = ["build"]\n',
+    )
+
+
+def upload(folder: Path, repository: str) -> str:
+    """Upload an exported folder to a repository of the Hugging Face Hub.
+
+    The repository is created if it does not exist. A new one is private.
+
+    Args:
+        folder: The folder.
+        repository: The repository, ``owner/name``.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        InputError: The Hub refuses it, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    from genfl.hub import hub_reason
+
+    try:
+        api = HfApi(library_name="genfl")
+        address: Any = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=address.repo_id,
+            folder_path=folder,
+            ignore_patterns=[EXPORT_MARKER, "**/__pycache__/*", "__pycache__/*"],
+            commit_message="Upload a model that genfl exported",
+        )
+    except Exception as error:  # the client and the libraries below it raise many types
+        raise InputError(
+            f"--push-to-hub: {on_one_line(repository)} was not uploaded ({hub_reason(error)}); {folder} is"
+            " complete, so repeat the command"
+        ) from error
+    return str(address)
