@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -340,6 +341,7 @@ def _bring_up_to_date(step: Step, run: Run) -> bool:
             "seconds": round(seconds, 3),
             "cost": {**cost, "inference": result.pop(INFERENCE, None)},
             "environment": environment(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "result": result,
             "files": files,
         },

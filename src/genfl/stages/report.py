@@ -27,6 +27,7 @@ class ReportInputs:
 def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
     # Plotting is slow to import, and only this stage needs it.
     from genfl.report import page, tables
+    from genfl.report.charts import svg_file
     from genfl.results.evidence import collect
     from genfl.results.summarise import summarise
 
@@ -35,14 +36,20 @@ def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
     write_text(work.folder / "methods.csv", tables.methods_csv(summary))
     write_text(work.folder / "methods.tex", tables.methods_tex(summary))
     write_text(work.folder / "recall.csv", tables.recall_csv(summary))
-    write_text(work.folder / "index.html", page.render(collect(run, work.context), summary))
+    write_text(work.folder / "per_seed.csv", tables.per_seed_csv(summary))
+    traces = run.result("federate")["methods"]
+    write_text(work.folder / "learning_curves.csv", tables.learning_csv(summary, traces))
+    drawn = page.draw_page(collect(run, work.context), summary)
+    for chart in drawn.charts:
+        write_text(work.folder / page.FIGURES / f"{chart.name}.svg", svg_file(chart))
+    write_text(work.folder / "index.html", drawn.html)
     return {}
 
 
 STAGE = Stage(
     "report",
     "report",
-    8,
+    9,
     ("labels", "prompts", "generate", "guided", AUDIT, VOCABULARY, "pretrain", "federate"),
     lambda config, context: ReportInputs(
         config, context.data_notes(config.data) + context.public_notes(config)
