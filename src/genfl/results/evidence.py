@@ -30,7 +30,7 @@ class Evidence:
 
     Attributes:
         config: The resolved config.
-        config_text: The same as YAML.
+        config_text: The same as YAML, without trackers, which change no result.
         generator: What the data card says of the generator: a value for each name; empty without one.
         modality: What an example is: image, audio or text.
         usual_metric: The metric that is usually reported for the data set: ``accuracy`` or ``macro_f1``.
@@ -84,7 +84,7 @@ def collect(run: Run, context: RunContext) -> Evidence:
         public = context.public(config.public, config.data, distinct=config.audit.drops).x
     return Evidence(
         config=config,
-        config_text=configs.dump(config),
+        config_text=configs.dump(config, without=("track",)),
         generator=_generator_facts(config),
         modality=data.modality,
         usual_metric=entry.metric,

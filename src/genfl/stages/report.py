@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from genfl.config import Config
 from genfl.experiment.folder import AUDIT, VOCABULARY, Run
-from genfl.stages.base import Stage, StageRun
+from genfl.stages.base import Stage, StageRun, Without
 from genfl.storage import write_text
 
 
@@ -16,11 +16,11 @@ class ReportInputs:
     """The inputs of the report, besides the outputs of all other stages.
 
     Attributes:
-        config: The whole config.
+        config: The whole config, but for its trackers.
         data_notes: What a user should know of the reading of the private and public data.
     """
 
-    config: Config
+    config: Annotated[Config, Without({"track"})]
     data_notes: tuple[str, ...]
 
 
