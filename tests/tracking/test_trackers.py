@@ -178,7 +178,7 @@ def test_mlflow_has_each_figure_once_and_no_path(text, server, tmp_path):
 def test_a_server_killed_in_the_middle_loses_nothing(text, server, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(background, "CLOSE_SECONDS", 3.0)
-    settings = ("seeds=[0]", "federate.rounds=300", "federate.evaluate_every=1")
+    settings = ("seeds=[0]", "federate.rounds=60", "federate.evaluate_every=1")
     plain = pipeline.execute(config.parse(text, settings), tmp_path / "plain")
     tracked = config.parse(text, (*settings, f"track.mlflow={{uri: '{server.url}'}}"))
 

@@ -22,7 +22,10 @@ RETRY_SECONDS = 10.0
 """Time between two attempts to send what could not be sent."""
 
 CLOSE_SECONDS = 10.0
-"""How long the end of a run waits for a tracker."""
+"""How long the end of a run waits for a tracker that has failed before."""
+
+CATCH_UP_SECONDS = 60.0
+"""How long the end of a run waits for a tracker that works, as it may have much to catch up on."""
 
 REMEDY = "the run goes on, and metrics.jsonl has all figures; the same command sends what is missing"
 
@@ -71,13 +74,14 @@ class BackgroundTracker:
         self._put(lambda: self._tracker.stage(name, state, seconds))
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Send what waits, but wait no longer than `CLOSE_SECONDS`."""
+        """Send what waits, but wait no longer than `CLOSE_SECONDS` or `CATCH_UP_SECONDS`."""
         self._put(lambda: self._tracker.finish(summary))
         self._put(None)
         self._ended.set()
-        self._thread.join(CLOSE_SECONDS)
+        limit = CLOSE_SECONDS if self._warned else CATCH_UP_SECONDS
+        self._thread.join(limit)
         if self._thread.is_alive():
-            self._warn(f"it did not answer within {CLOSE_SECONDS:g} s")
+            self._warn(f"it was not done within {limit:g} s")
         self._tracker.close()
 
     def _put(self, call: Callable[[], None] | None) -> None:
