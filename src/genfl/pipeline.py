@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import filelock
 import genfl
 from genfl import config as configs
 from genfl.config import Config
+from genfl.config.tracking import Track
 from genfl.errors import GenflError, InputError
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import ANSWERS, Run, Shard, shard_folders
@@ -43,6 +45,13 @@ from genfl.storage import (
     sha256,
     write_text,
 )
+from genfl.tracking.background import BackgroundTracker
+from genfl.tracking.events import Events
+from genfl.tracking.metrics_file import METRICS_FILE, MetricsFile
+from genfl.tracking.mlflow import MLFLOW_STATE
+from genfl.tracking.opening import check_trackers, open_trackers
+from genfl.tracking.series import STAGE_OF
+from genfl.tracking.tensorboard import TENSORBOARD
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +67,8 @@ STAGES: tuple[Stage[Any], ...] = (
     report.STAGE,
 )
 LOCK = ".lock"
+_TRACKED = (METRICS_FILE, TENSORBOARD, MLFLOW_STATE)
+"""What a run writes for those who watch it."""
 
 
 def execute(
@@ -123,6 +134,7 @@ def checked(config: Config, context: RunContext) -> Config:
     Raises:
         InputError: A stage cannot work with the config.
     """
+    check_trackers(config.track)
     config = context.resolve(config)
     for stage in STAGES:
         if stage.wanted(config):
@@ -185,7 +197,7 @@ def explaining_full_disk(folder: Path) -> Iterator[None]:
 
 def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
     """Prepare a folder for a run of this config; see `execute`. The caller holds the lock."""
-    refuse_links(folder, _subfolders())
+    refuse_links(folder, [*_subfolders(), *_TRACKED])
     existing = folder / RUN_CONFIG
     if fresh:
         _delete_run(folder)
@@ -194,7 +206,10 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
             old = configs.read(existing)
         except InputError as error:
             raise InputError(f"--out: {existing} is damaged ({error}); use --fresh to start over") from None
-        changes = configs.differences(old, configs.plain(configs.dump(config)))
+        new = configs.plain(configs.dump(config, without=("track",)))  # trackers change no result
+        if isinstance(old, dict):
+            old.pop("track", None)
+        changes = configs.differences(old, new)
         if changes and not update:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             raise InputError(
@@ -219,7 +234,7 @@ def _refuse_foreign(folder: Path, what: str, marker: str) -> None:
 
 def _delete_run(folder: Path) -> None:
     """Delete the files of a run, and nothing else. The marker stays, in case the process is killed."""
-    for name in (*_subfolders(), SUMMARY_FILE, RUN_CONFIG):
+    for name in (*_subfolders(), *_TRACKED, SUMMARY_FILE, RUN_CONFIG):
         remove(folder / name, folder)
 
 
@@ -229,16 +244,46 @@ def _subfolders() -> list[str]:
 
 
 def _execute(run: Run, context: RunContext, until: str) -> dict[str, Any] | None:
+    events = Events(MetricsFile(run.folder / METRICS_FILE), _trackers(run, context))
+    summary = None
+    try:
+        summary = _execute_stages(run, context, until, events)
+    finally:
+        events.finish(summary)
+    return summary
+
+
+def _trackers(run: Run, context: RunContext) -> list[BackgroundTracker]:
+    """Open the trackers of a run. A shard has none: it trains nothing."""
+    if run.config.track == Track() or run.shard:
+        return []
+    identity = next(digest for stage, _, digest in digests(run.config, context) if stage is federate.STAGE)
+    return open_trackers(run.config, run.folder, identity)
+
+
+def _execute_stages(run: Run, context: RunContext, until: str, events: Events) -> dict[str, Any] | None:
     skipped: dict[str, bool] = {}
+    for kind, name in STAGE_OF.items():
+        if not any(stage.name == name and stage.wanted(run.config) for stage in STAGES):
+            events.keep(kind, ())
     last = [stage.name for stage in STAGES].index(until)
     for step in steps(run, context):
         if step.stage in STAGES[: last + 1]:
-            skipped[step.stage.name] = _bring_up_to_date(step, run)
+            skipped[step.stage.name] = _bring_up_to_date(step, run, events)
+            _settle(step.stage, run, events)
     if STAGES[last] is not STAGES[-1]:
         return None
     summary = summarise(run, context, skipped)
     summary.write(run.folder / SUMMARY_FILE)
     return summary.to_dict()
+
+
+def _settle(stage: Stage[Any], run: Run, events: Events) -> None:
+    """Tell the figures in the result of a stage that trains, also if it was skipped or taken over."""
+    record = read_record(run.record(stage.name)) if stage.figures else None
+    if stage.figures and record and record["done"]:
+        kind = next(kind for kind, name in STAGE_OF.items() if name == stage.name)
+        events.settle(kind, stage.figures(record["result"]))
 
 
 class Step(NamedTuple):
@@ -289,7 +334,7 @@ def _digests(config: Config, context: RunContext) -> Iterator[tuple[Stage[Any], 
         yield stage, inputs, digest, output
 
 
-def _bring_up_to_date(step: Step, run: Run) -> bool:
+def _bring_up_to_date(step: Step, run: Run, events: Events) -> bool:
     """Run a stage unless its output is up to date and intact. Return whether it was skipped."""
     stage, digest = step.stage, step.work.digest
     record, folder = run.record(stage.name), step.work.folder
@@ -315,11 +360,12 @@ def _bring_up_to_date(step: Step, run: Run) -> bool:
     about = {"stage": stage.name, "digest": digest, "output": step.work.output}
     write_record(record, {**about, "done": False, **({"cost": earlier} if earlier else {})})
     log.info("%s: running", stage.name)
+    events.stage(stage.name, "started")
     began = time.perf_counter()
     with metered(Meter(earlier, lambda cost: _save_cost(record, about, cost))) as meter:
         if unknown:
             meter.miss()
-        result = stage.run(step.inputs, step.work)
+        result = stage.run(step.inputs, step.work._replace(events=events))
     seconds, cost = time.perf_counter() - began, meter.cost()
     if result is None:
         _save_cost(record, about, cost)
@@ -339,11 +385,13 @@ def _bring_up_to_date(step: Step, run: Run) -> bool:
             "seconds": round(seconds, 3),
             "cost": {**cost, "inference": result.pop(INFERENCE, None)},
             "environment": environment(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "result": result,
             "files": files,
         },
     )
     log.info("%s: done in %.1f s", stage.name, seconds)
+    events.stage(stage.name, "finished", seconds)
     return False
 
 

@@ -76,6 +76,7 @@ def federate(
     measures: dict[str, Measure] | None = None,
     device: torch.device = CPU,
     on_round: Callable[[int], None] = lambda rounds: None,
+    on_history: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None] = lambda rows, evaluations: None,
 ) -> Trace:
     """Run a federation, or resume one that was interrupted.
 
@@ -94,6 +95,8 @@ def federate(
         measures: The measures of each round, by name.
         device: Where clients compute; the server computes on the CPU.
         on_round: Called with the number of rounds just finished: 1 after each round, more when resuming.
+        on_history: Called with all rounds and all evaluations so far, as in a `Trace`: before the first
+            round, and after each one, before its checkpoint.
 
     Returns:
         The final model, the evaluations and a row for each round.
@@ -125,6 +128,7 @@ def federate(
         rounds = []
         evaluations = [{"round": 0, **evaluate(state["weights"])}]
 
+    on_history(rounds, evaluations)
     for number in range(len(rounds) + 1, schedule.rounds + 1):
         message = algorithm.send(state)
         plans, streams = key.fold("plan", number), key.fold("client", number)
@@ -165,6 +169,7 @@ def federate(
         last = number == schedule.rounds
         if last or number % schedule.evaluate_every == 0:
             evaluations.append({"round": number, **evaluate(state["weights"])})
+        on_history(rounds, evaluations)
         if checkpoint and (last or number % schedule.checkpoint_every == 0):
             history = {"evaluations": evaluations, "rounds": rounds}
             meta = {"digest": checkpoint_digest, "memories": memories.flush(), **history}

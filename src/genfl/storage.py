@@ -366,15 +366,15 @@ def take_checkpoint(path: Path, digest: str, others: Iterable[Path]) -> bool:
     Returns:
         Whether a checkpoint was linked.
     """
-    if _digest_in(path) == digest:
+    if checkpoint_digest(path) == digest:
         return False
-    source = next((other for other in others if _digest_in(other) == digest), None)
+    source = next((other for other in others if checkpoint_digest(other) == digest), None)
     if source is not None:
         link(source, path)
     return source is not None
 
 
-def _digest_in(path: Path) -> str | None:
+def checkpoint_digest(path: Path) -> str | None:
     """Return the digest in a checkpoint; None if the file is missing or cannot be read."""
     try:
         return str(load_part(path, ())[1].get("digest", ""))

@@ -5,6 +5,7 @@ import html
 import io
 import json
 import re
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.natural_order import in_natural_order
 from genfl.report import page, pictures, plots, style, tables, text
+from genfl.report.charts import KEY_HEIGHT, svg_file
 from genfl.results.evidence import collect
 from genfl.results.schema import CurvePoint, StageTime
 from genfl.results.summarise import environment, summarise
@@ -177,8 +179,9 @@ def test_it_needs_nothing_from_outside(source):
     reader = Reader(source)
     links = reader.values("src", "href", "xlink:href", "srcset", "data", "poster", "action")
     assert len([link for link in links if link.startswith("data:image/")]) > 20
-    others = {link for link in links if not link.startswith(("#", "data:"))}
-    assert others == {"methods.csv", "methods.tex", "recall.csv"}  # links to follow, beside the page
+    others = {link for link in links if not link.startswith(("#", "data:", "figures/"))}
+    tables = {"methods.csv", "methods.tex", "recall.csv", "per_seed.csv", "learning_curves.csv"}
+    assert others == tables  # links to follow, beside the page
     assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?(.)", source))
     assert "@import" not in source
     assert not {"script", "iframe", "object", "embed"} & set(reader.tags)
@@ -607,3 +610,74 @@ def test_a_curve_against_bytes_begins_after_the_setup(summary, monkeypatch):
     curve = drawn["learning-bytes"]["fedavg"]
     assert curve[0].x == 5.0
     assert curve[-1].x == pytest.approx(5.0 + sends.bytes_per_round * sends.curve[-1].x / 1e6)
+
+
+# --- files beside the page
+
+
+def test_learning_curves_are_a_row_an_evaluation(run, source):
+    text = (run.folder / "report" / "learning_curves.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == 2 * (1 + 3 * 7)  # seeds; the generated data alone, and three methods over six rounds
+    of = {(row["method"], row["seed"], row["round"]): row for row in rows}
+    third = of[NASTY, "1", "3"]
+    assert float(third["accuracy"]) == pytest.approx(0.4 + 0.55 * 3 / 6)
+    assert (third["loss"], third["macro_f1"], third["calibration_error"]) == ("1.0", "0.5", "0.125")
+    assert (third["uplink_bytes_so_far"], third["downlink_bytes_so_far"]) == ("3000", "3000")
+    assert int(third["bytes_so_far"]) == 5 * 11840 + 6000  # it needs the labels: with their discovery
+    assert int(of["fedavg", "0", "6"]["bytes_so_far"]) == 6 * 2000
+    assert of["synthetic_only", "0", "0"]["bytes_so_far"] == "0"
+
+
+def test_figures_of_each_seed_average_to_the_summary(run, source, summary):
+    text = (run.folder / "report" / "per_seed.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        (name, seed) for name in ("synthetic_only", "fedavg", "gptfl", NASTY) for seed in ("0", "1")
+    ]
+    for name, method in summary.methods.items():
+        of_method = [float(row["accuracy"]) for row in rows if row["method"] == name]
+        assert sum(of_method) / 2 == pytest.approx(method.accuracy.mean)
+    assert [row["rounds_to_target"] for row in rows] == ["", "", "6", "6", "6", "6", "6", "6"]
+    assert [row["delta"] == "" for row in rows] == [True, True, True, True, False, False, False, False]
+
+
+def test_each_figure_is_a_file_that_stands_alone(run, source):
+    folder = run.folder / "report" / page.FIGURES
+    linked = {value for value in Reader(source).values("href") if value.startswith(f"{page.FIGURES}/")}
+    assert linked == {f"{page.FIGURES}/{file.name}" for file in folder.iterdir()}
+    assert len(linked) == len(re.findall(r'<figure class="chart', source)) == 6
+    for file in folder.iterdir():
+        text = file.read_text(encoding="utf-8")
+        root = ET.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in text
+        names = [element.get("id") for element in root.iter() if element.get("id")]
+        uses = [value[1:] for value in re.findall(r'xlink:href="(#[^"]*)"', text)]
+        assert len(names) == len(set(names))
+        assert set(uses) <= set(names)
+        assert not re.search(r'(?<!xlink:)href="', text)
+        assert set(re.findall(r'(?:xlink:href|src)="([^#"]{1,10})', text)) <= {"data:image"}
+    chart = ET.fromstring((folder / "learning-rounds.svg").read_text(encoding="utf-8"))
+    texts = [element.text for element in chart.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[-5:] == ["fedavg", "gptfl", NASTY, "synthetic_only", "target, 90 %"], "its own legend"
+
+
+def test_a_wide_legend_takes_more_lines():
+    names = [f"a method with a long name, number {n}" for n in range(4)]
+    chart = plots.plot_over_rounds(dict.fromkeys(names, CURVE), style.looks(names, names), "x", "many")
+    root = ET.fromstring(svg_file(chart))
+    assert float(root.get("height")) == plots.HEIGHT + 4 * KEY_HEIGHT
+    plain = plots.plot_label_counts(torch.ones(2, 1).numpy(), ["a"])
+    assert float(ET.fromstring(svg_file(plain)).get("height")) == plain.size[1]
+
+
+def test_the_page_says_when_and_how_it_was_made(tmp_path):
+    run = make(tmp_path)
+    record = json.loads(run.record("federate").read_text())
+    write_json(run.record("federate"), {**record, "finished": "2026-11-30T05:40:27+00:00", "digest": "abc"})
+    text = " ".join(Reader(written(run)).text)
+    assert "2026-11-30 05:40 UTC" in text
+    assert "genfl run RUN/config.yaml --out AGAIN" in text
+    for name in ("genfl", "torch", "python"):
+        assert environment()[name] in text

@@ -490,6 +490,11 @@ ROWS = [
     Row("audit.overlap", "audit.overlap=drop", {"audit", *TRAIN}),
     Row("audit.overlap", "audit.overlap=drop", {"audit", *WORDS}, "words"),
     Row("report.compare", "report.compare=[plain, mixed]", REPORT),
+    # --- trackers: who watches a run changes nothing of it
+    Row("track.tensorboard", "track.tensorboard=true", set()),
+    Row("track.mlflow", "track.mlflow={uri: 'http://127.0.0.1:9'}", set()),
+    Row("track.mlflow.uri", "track.mlflow.uri='http://127.0.0.1:9'", set()),
+    Row("track.mlflow.experiment", "track.mlflow.experiment=mine", set()),
 ]
 
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,9 +271,14 @@ def _plain_copy(value: Any, field: tuple[Any, ...]) -> Any:
     return value
 
 
-def dump(config: Config) -> str:
-    """Return a config as YAML, with all defaults."""
-    content = config.model_dump(mode="json")
+def dump(config: Config, without: Collection[str] = ()) -> str:
+    """Return a config as YAML, with all defaults.
+
+    Args:
+        config: The config.
+        without: Sections to leave out.
+    """
+    content = config.model_dump(mode="json", exclude=set(without))
     return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 

@@ -22,6 +22,7 @@ from genfl.config.generation import (
 from genfl.config.methods import Content, Method
 from genfl.config.names import RESERVED_METHODS
 from genfl.config.section import Device, FolderName, OrName, OrOne, Section
+from genfl.config.tracking import Track
 from genfl.config.training import Federation, Model, Pretraining
 from genfl.data.budget import ORDERS
 from genfl.data.texts import GENERATED_TOKENIZER, HASHED_TOKENIZER
@@ -108,6 +109,7 @@ class Config(Section):
         None, description="Public data, for methods with source public. If not set, there is none."
     )
     audit: Audit = Field(Audit(), description="The search for near-duplicates of test examples.")
+    track: Track = Field(Track(), description="Trackers: TensorBoard and MLflow. They change no result.")
 
     @property
     def device_type(self) -> str:
@@ -170,6 +172,8 @@ class Config(Section):
 
     def _problems(self) -> Iterator[str]:
         """Yield what is wrong with sections, alone and together: field and fix."""
+        if self.track.mlflow and (problem := self.track.mlflow.problem()):
+            yield f"track.mlflow.{problem}"
         clients, cohort = self.data.partition.known, self.federate.clients_per_round
         if clients is not None and cohort > clients:
             yield (

@@ -105,6 +105,7 @@ def train_with_holdout(
     prepare: Callable[[Tensor], Tensor] = lambda x: x,
     device: torch.device = CPU,
     on_epoch: Callable[[int], None] = lambda epochs: None,
+    on_history: Callable[[list[dict[str, Any]]], None] = lambda history: None,
 ) -> Pretrained:
     """Train a model with AdamW or SGD, and return the one with the smallest loss on held-back synthetic data.
 
@@ -125,6 +126,7 @@ def train_with_holdout(
         prepare: Turns rows of `x` into model inputs; see `genfl.data.sources.DataSet`.
         device: The device that computes. Arguments and results are on the CPU.
         on_epoch: Called with the number of epochs just finished.
+        on_history: Called with the figures of all epochs so far: before the first epoch, and after each one.
 
     Raises:
         InputError: The loss became NaN or infinite.
@@ -149,6 +151,7 @@ def train_with_holdout(
     optimizer = _optimizer(recipe, trees.leaves(params))
     _restore(optimizer, start["optimizer"])
 
+    on_history(history)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         if epoch - 1 - best_epoch >= recipe.patience:
             break
@@ -186,6 +189,7 @@ def train_with_holdout(
                 "held_back_accuracy": scores["accuracy"],
             }
         )
+        on_history(history)
         if checkpoint:
             tree = {"now": {"weights": now, "optimizer": _tensors(optimizer)}, "best": best}
             meta = {"digest": checkpoint_digest, "best_epoch": best_epoch, "history": history}

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from genfl.config import Config, Content
 from genfl.report import pictures, plots, text
+from genfl.report.charts import Chart, charts_in
 from genfl.report.style import MOST_DRAWN, REST, Look, looks
 from genfl.report.templates import page_template
 from genfl.results.evidence import Evidence
@@ -25,6 +26,9 @@ MOST_MAPS = 6
 
 MOST_SEEDS = 5
 """Seeds whose similarities are drawn, at most."""
+
+FIGURES = "figures"
+"""The folder beside the page with a file for each chart. The template links to it."""
 
 EXTRACTORS = {
     "projection": "a fixed random projection of the inputs",
@@ -78,14 +82,27 @@ class SimilarityMaps(NamedTuple):
     mean_l2: str
 
 
-def render(evidence: Evidence, summary: Summary) -> str:
-    """Return the page as HTML.
+class Page(NamedTuple):
+    """A page as HTML, and the charts on it, which are files of their own, too."""
+
+    html: str
+    charts: list[Chart]
+
+
+def draw_page(evidence: Evidence, summary: Summary) -> Page:
+    """Return the page and its charts.
 
     Args:
         evidence: What the page shows besides figures.
         summary: The figures of the run.
     """
-    return page_template("template.html.j2").render(_context(evidence, summary))
+    context = _context(evidence, summary)
+    return Page(page_template("template.html.j2").render(context), list(charts_in(context)))
+
+
+def render(evidence: Evidence, summary: Summary) -> str:
+    """Return the page as HTML; see `draw_page`."""
+    return draw_page(evidence, summary).html
 
 
 def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
@@ -102,6 +119,7 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "data_notes": evidence.data_notes,
         "summary": summary,
         "environment": summary.environment.to_dict(),
+        "origin": evidence.origin,
         "verdict": _nonbreaking(text.verdict(summary)),
         "target": _nonbreaking(text.target_percent(summary)),
         "tiles": _tiles(summary),

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from genfl.report.charts import LETTER, Chart, LegendKey
 from genfl.report.style import ACCENT, COLOURS, INK, LINE, MUTED, REST, SYNTHETIC, Look
 from genfl.report.text import count
 from genfl.results.names import SYNTHETIC_ONLY
@@ -24,9 +24,6 @@ from genfl.results.schema import Figure as Score
 
 WIDTH, HEIGHT = 400, 250
 """Size of a chart, in units of about one pixel of a phone's screen."""
-
-LETTER = 6.5
-"""About the width of a letter in a chart, in the same units."""
 
 SMOOTHING = 5
 """The number of rounds over which gradient diversity is averaged in a chart."""
@@ -64,7 +61,7 @@ def plot_learning(
     alone: float | None,
     x: str,
     name: str,
-) -> Markup:
+) -> Chart:
     """Draw accuracy against rounds, or against bytes.
 
     Args:
@@ -92,8 +89,11 @@ def plot_learning(
         axes.set_ylabel("accuracy")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
-    who = _names(curves, looks)
-    return _draw(name, f"Line chart of test accuracy against {x} for {who}; figures are in the table.", paint)
+    alt = f"Line chart of test accuracy against {x} for {_names(curves, looks)}; figures are in the table."
+    lines = [LegendKey(f"target, {100 * target:g} %", INK, dashes="5 3")]
+    if alone is not None:
+        lines.insert(0, LegendKey(SYNTHETIC_ONLY, looks[SYNTHETIC_ONLY].colour, dashes="1 1.6"))
+    return _draw(name, alt, paint, keys=[*_keys(curves, looks), *lines])
 
 
 def smoothed(curve: Curve, window: int = SMOOTHING) -> list[CurvePoint]:
@@ -114,7 +114,7 @@ def smoothed(curve: Curve, window: int = SMOOTHING) -> list[CurvePoint]:
     ]
 
 
-def plot_diversity(raw: Mapping[str, Curve], looks: Mapping[str, Look], cohort: int) -> Markup:
+def plot_diversity(raw: Mapping[str, Curve], looks: Mapping[str, Look], cohort: int) -> Chart:
     """Draw gradient diversity against rounds, with its lower bound and its value for orthogonal changes.
 
     The lines are moving averages, as in GPT-FL's Figure 6; the values themselves are pale behind them.
@@ -139,8 +139,9 @@ def plot_diversity(raw: Mapping[str, Curve], looks: Mapping[str, Look], cohort: 
         axes.set_xlabel("round")
         axes.set_ylabel("gradient diversity")
 
-    who = _names(curves, looks)
-    return _draw("diversity", f"Line chart of gradient diversity per round for {who}.", paint)
+    alt = f"Line chart of gradient diversity per round for {_names(curves, looks)}."
+    bounds = LegendKey(f"1 and the least possible value, 1/{cohort}", MUTED, dashes="5 3")
+    return _draw("diversity", alt, paint, keys=[*_keys(curves, looks), bounds])
 
 
 def plot_pretraining(
@@ -149,7 +150,7 @@ def plot_pretraining(
     label: str,
     *,
     percent: bool,
-) -> Markup:
+) -> Chart:
     """Draw a figure of each seed's pre-training against epochs, and mark the chosen epoch.
 
     Args:
@@ -178,7 +179,7 @@ def plot_pretraining(
     return _draw(figure, f"Line chart of {label} against epochs; the chosen epoch is {chosen}.", paint)
 
 
-def plot_label_counts(counts: np.ndarray, labels: Sequence[str]) -> Markup:
+def plot_label_counts(counts: np.ndarray, labels: Sequence[str]) -> Chart:
     """Draw how many samples of each label each client holds.
 
     Args:
@@ -200,7 +201,7 @@ def plot_label_counts(counts: np.ndarray, labels: Sequence[str]) -> Markup:
     return _draw("label-counts", alt, paint, (720, height))
 
 
-def plot_recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[str]) -> Markup:
+def plot_recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[str]) -> Chart:
     """Draw the recall of each class for each method.
 
     Args:
@@ -223,7 +224,7 @@ def plot_recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[
     return _draw("recall", alt, paint, (round(min(max(width, 320), 720)), height))
 
 
-def plot_similarity(pairs: Sequence[Sequence[float]], least: float, name: str, who: str) -> Markup:
+def plot_similarity(pairs: Sequence[Sequence[float]], least: float, name: str, who: str) -> Chart:
     """Draw how similar the mean features of clients are.
 
     Args:
@@ -238,7 +239,7 @@ def plot_similarity(pairs: Sequence[Sequence[float]], least: float, name: str, w
     return _plot_pairs(shares, texts, "cosine similarity", name, who)
 
 
-def plot_distance(pairs: Sequence[Sequence[float]], most: float, name: str, who: str) -> Markup:
+def plot_distance(pairs: Sequence[Sequence[float]], most: float, name: str, who: str) -> Chart:
     """Draw how far the mean features of clients are apart.
 
     Args:
@@ -254,7 +255,7 @@ def plot_distance(pairs: Sequence[Sequence[float]], most: float, name: str, who:
 
 def _plot_pairs(
     shares: np.ndarray, texts: Sequence[Sequence[str]], figure: str, name: str, who: str
-) -> Markup:
+) -> Chart:
     """Draw a figure of each pair of clients, darker for larger shares."""
     clients = len(shares)
 
@@ -268,7 +269,7 @@ def _plot_pairs(
     return _draw(name, alt, paint, (WIDTH, 320))
 
 
-def plot_over_rounds(curves: Mapping[str, Curve], looks: Mapping[str, Look], label: str, name: str) -> Markup:
+def plot_over_rounds(curves: Mapping[str, Curve], looks: Mapping[str, Look], label: str, name: str) -> Chart:
     """Draw a figure of each method against rounds, from zero.
 
     Args:
@@ -285,7 +286,8 @@ def plot_over_rounds(curves: Mapping[str, Curve], looks: Mapping[str, Look], lab
         axes.set_xlabel("round")
         axes.set_ylabel(label)
 
-    return _draw(name, f"Line chart of {label} per round for {_names(curves, looks)}.", paint)
+    alt = f"Line chart of {label} per round for {_names(curves, looks)}."
+    return _draw(name, alt, paint, keys=_keys(curves, looks))
 
 
 def plot_setting(
@@ -294,7 +296,7 @@ def plot_setting(
     looks: Mapping[str, Look],
     field: str,
     name: str,
-) -> Markup:
+) -> Chart:
     """Draw the accuracy of methods against the values of a setting.
 
     Numbers have an axis of numbers, which is logarithmic if they span more than a factor of 20. Other values
@@ -338,11 +340,11 @@ def plot_setting(
         axes.set_ylabel("accuracy")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
-    who = _names(curves, looks)
-    return _draw(name, f"Line chart of accuracy against {field} for {who}; figures are in the table.", paint)
+    alt = f"Line chart of accuracy against {field} for {_names(curves, looks)}; figures are in the table."
+    return _draw(name, alt, paint, keys=_keys(curves, looks))
 
 
-def plot_client_accuracy(curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> Markup:
+def plot_client_accuracy(curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> Chart:
     """Draw the clients' accuracies in ascending order; x is the share of the clients."""
 
     def paint(axes: Axes) -> None:
@@ -358,7 +360,7 @@ def plot_client_accuracy(curves: Mapping[str, Curve], looks: Mapping[str, Look])
 
     who = _names(curves, looks)
     alt = f"Line chart of the clients' accuracies in ascending order for {who}; figures are in the table."
-    return _draw("client-accuracy", alt, paint)
+    return _draw("client-accuracy", alt, paint, keys=_keys(curves, looks))
 
 
 def _heat_map(axes: Axes, shares: np.ndarray, texts: Sequence[Sequence[str]], labels: Sequence[str]) -> None:
@@ -410,9 +412,21 @@ def _names(curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> str:
     return ", ".join(drawn) + (f" and, in grey, {count(others, 'other')}" if others else "")
 
 
+def _keys(curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> list[LegendKey]:
+    """Return the legend of the methods of a chart."""
+    drawn = [
+        LegendKey(name, looks[name].colour, looks[name].marker) for name in curves if looks[name] is not REST
+    ]
+    return [*drawn, *([LegendKey("the others", REST.colour)] if len(drawn) < len(curves) else [])]
+
+
 def _draw(
-    name: str, alt: str, paint: Callable[[Axes], None], size: tuple[int, int] = (WIDTH, HEIGHT)
-) -> Markup:
+    name: str,
+    alt: str,
+    paint: Callable[[Axes], None],
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    keys: Sequence[LegendKey] = (),
+) -> Chart:
     file = io.BytesIO()
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings():
         # The browser draws the text with its own fonts, so glyphs that are missing here do not matter.
@@ -423,10 +437,10 @@ def _draw(
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
         paint(axes)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(file.getvalue(), name, alt, size)
+    return Chart.of(_inline(file.getvalue(), name, alt, size), name, alt, size, keys)
 
 
-def _inline(svg: bytes, name: str, alt: str, size: tuple[int, int]) -> Markup:
+def _inline(svg: bytes, name: str, alt: str, size: tuple[int, int]) -> str:
     """Make an SVG file part of a page, with identifiers that no other chart of the page has."""
     root = ET.fromstring(svg)
     for parent in list(root.iter()):
@@ -445,7 +459,7 @@ def _inline(svg: bytes, name: str, alt: str, size: tuple[int, int]) -> Markup:
     root.set("style", f"--width: {size[0]}px")
     root.set("role", "img")
     root.set("aria-label", alt)
-    return Markup(ET.tostring(root, encoding="unicode"))  # our own drawing, escaped by the serialiser
+    return ET.tostring(root, encoding="unicode")  # escaped by the serialiser
 
 
 def _adapt(key: str, value: str, name: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from genfl.report.text import (
     accuracy_rule,
@@ -90,6 +91,70 @@ def recall_csv(summary: Summary) -> str:
     return file.getvalue()
 
 
+def learning_csv(summary: Summary, traces: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a row for each evaluated round of each method and seed, unrounded.
+
+    Bytes and refused uploads are those of all rounds so far. The total has the bytes of the setup, too; it is
+    0 for references, which send nothing.
+
+    Args:
+        summary: The figures of the run.
+        traces: The evaluations and rounds of each method and seed, as in the record of the federation.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    scores = ("accuracy", "macro_f1", "loss", "calibration_error")
+    sums = ("uplink_bytes", "downlink_bytes", "refused")
+    writer.writerow(
+        ("method", "seed", "round", *scores, *(f"{name}_so_far" for name in sums), "bytes_so_far")
+    )
+    for name, method in summary.methods.items():
+        setup = 0 if method.reference else method.setup_bytes
+        for seed in summary.seeds:
+            trace = traces[name][str(seed)]
+            totals = [(0, 0, 0)]
+            for row in trace["rounds"]:
+                totals.append(tuple(total + row[what] for total, what in zip(totals[-1], sums, strict=True)))
+            for evaluation in trace["evaluations"]:
+                so_far = totals[evaluation["round"]]
+                figures = (evaluation.get(score) for score in scores)
+                writer.writerow((name, seed, evaluation["round"], *figures, *so_far, setup + sum(so_far[:2])))
+    return file.getvalue()
+
+
+def per_seed_csv(summary: Summary) -> str:
+    """Return a row for each method and seed, unrounded; a cell is empty if there is no such figure."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        (
+            *("method", "reference", "seed", "accuracy", "macro_f1", "calibration_error", "delta"),
+            *("target_accuracy", "rounds_to_target", "client_accuracy", "worst_client_accuracy"),
+            *(f"rounds_to_{target:g}" for target in summary.targets[1:]),
+        )
+    )
+    for name, method in summary.methods.items():
+        tested = method.clients
+        for number, seed in enumerate(summary.seeds):
+            writer.writerow(
+                (
+                    name,
+                    reference_note(method),
+                    seed,
+                    method.accuracy.per_seed[number],
+                    method.macro_f1.per_seed[number],
+                    _of_seed(method.calibration_error, number),
+                    _of_seed(method.delta, number),
+                    summary.target_accuracy,
+                    method.rounds_to_target_per_seed[number],
+                    _of_seed(tested.accuracy if tested else None, number),
+                    _of_seed(tested.worst if tested else None, number),
+                    *(target.rounds_per_seed[number] for target in method.targets[1:]),
+                )
+            )
+    return file.getvalue()
+
+
 def methods_tex(summary: Summary) -> str:
     """Return a LaTeX table, which needs the package booktabs."""
     goal = latex(target_percent(summary))
@@ -139,6 +204,10 @@ def latex(text: str) -> str:
 
 def _mean_and_std(figure: Figure | None) -> tuple[float | None, float | None]:
     return (figure.mean, figure.std) if figure else (None, None)
+
+
+def _of_seed(figure: Figure | None, number: int) -> float | None:
+    return figure.per_seed[number] if figure else None
 
 
 def _tex_row(name: str, method: MethodResult, tested: bool) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from genfl.experiment.folder import AUDIT, PAIRS, Run
 from genfl.generators.registry import GENERATORS
 from genfl.natural_order import in_natural_order
 from genfl.results.examples import LabelExamples, OverlapExamples, choose_examples, choose_overlaps
-from genfl.results.schema import PretrainResult
+from genfl.results.schema import PretrainResult, StageRecord
 from genfl.storage import read_json
 
 
@@ -29,7 +30,7 @@ class Evidence:
 
     Attributes:
         config: The resolved config.
-        config_text: The same as YAML.
+        config_text: The same as YAML, without trackers, which change no result.
         generator: What the data card says of the generator: a value for each name; empty without one.
         modality: What an example is: image, audio or text.
         usual_metric: The metric that is usually reported for the data set: ``accuracy`` or ``macro_f1``.
@@ -42,6 +43,7 @@ class Evidence:
         hidden: How many generated samples must not be shown, because they are near-duplicates of real ones.
         overlaps: Near-duplicates of each comparison that has some; None if they must not be shown.
         overlap_rule: What makes two inputs near-duplicates in the audit, in words.
+        origin: When and how the figures were made: a value for each name.
     """
 
     config: Config
@@ -58,6 +60,7 @@ class Evidence:
     hidden: int
     overlaps: list[OverlapExamples] | None
     overlap_rule: str
+    origin: Mapping[str, str]
 
 
 def collect(run: Run, context: RunContext) -> Evidence:
@@ -81,7 +84,7 @@ def collect(run: Run, context: RunContext) -> Evidence:
         public = context.public(config.public, config.data, distinct=config.audit.drops).x
     return Evidence(
         config=config,
-        config_text=configs.dump(config),
+        config_text=configs.dump(config, without=("track",)),
         generator=_generator_facts(config),
         modality=data.modality,
         usual_metric=entry.metric,
@@ -96,7 +99,17 @@ def collect(run: Run, context: RunContext) -> Evidence:
         hidden=len(copies),
         overlaps=choose_overlaps(data, folder, pairs, public) if show_real else None,
         overlap_rule=overlap.means(data.modality),
+        origin=_origin(run),
     )
+
+
+def _origin(run: Run) -> dict[str, str]:
+    """Return when the federation of a run ended, and of what. Records of earlier versions have no date."""
+    record = StageRecord.read(run.record("federate"))
+    date = {}
+    if record.finished:
+        date = {"date": f"{datetime.fromisoformat(record.finished):%Y-%m-%d %H:%M} UTC, end of training"}
+    return {**date, "digest of all inputs": record.digest or "unknown"}
 
 
 def _pairs(run: Run) -> dict[str, Any]:

@@ -654,6 +654,9 @@ class StageRecord(ResultModel):
         None, description="What the stage cost, over all starts; of an unfinished stage, so far."
     )
     environment: Environment | None = Field(None, description="What the stage ran on.")
+    finished: str | None = Field(
+        None, description="Date and time of its end (ISO 8601, UTC); null if an earlier version ran it."
+    )
     result: dict[str, Any] = Field({}, description="What the stage returned, as plain values.")
     files: dict[str, str] = Field(
         {}, description="SHA-256 of each file that the stage wrote, by its path below the stage's folder."

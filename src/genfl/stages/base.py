@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, TypeVar, get_type_hints
@@ -15,6 +15,8 @@ from genfl.data.public import PublicData
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import ANSWERS, Run, Shard
 from genfl.storage import digest, take_checkpoint
+from genfl.tracking.events import Events
+from genfl.tracking.series import Row, Series
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -209,6 +211,7 @@ class StageRun(NamedTuple):
         shards: The folders of this stage in the runs that generated shards for it.
         others: The folders of this stage in other runs.
         output: The digest of the part of its output that other stages read.
+        events: What tells its figures while it works.
     """
 
     context: RunContext
@@ -220,6 +223,7 @@ class StageRun(NamedTuple):
     shards: tuple[Path, ...] = ()
     others: tuple[Path, ...] = ()
     output: str = ""
+    events: Events = Events()
 
     def take_checkpoint(self, path: Path, digest: str) -> None:
         """Link a checkpoint in the stage's folder from another run that has done the same work.
@@ -256,6 +260,8 @@ class Stage(Generic[In]):
         gives: ``(inputs, context) -> values``: what decides the part of its output that later stages read,
             besides the outputs that it reads itself. None for all of its inputs.
         unread: ``(config) -> names``: the stages of `upstream` that it does not read with this config.
+        figures: ``(result) -> rows``: the figures of each training in its result, for ``metrics.jsonl``. None
+            for a stage that trains nothing.
     """
 
     name: str
@@ -270,6 +276,7 @@ class Stage(Generic[In]):
     wanted: Callable[[Config], bool] = lambda config: True
     gives: Callable[[In, RunContext], Any] | None = None
     unread: Callable[[Config], Collection[str]] = lambda config: ()
+    figures: Callable[[Mapping[str, Any]], dict[Series, Sequence[Row]]] | None = None
 
     def reads(self, config: Config) -> list[str]:
         """Return the stages whose outputs it reads with a config, if the config needs these stages."""

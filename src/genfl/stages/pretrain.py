@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,7 +44,9 @@ from genfl.stages.base import (
     digest_of,
 )
 from genfl.stages.vocabulary import readable
-from genfl.storage import load_tensors, remove, save_tensors
+from genfl.storage import checkpoint_digest, load_tensors, remove, save_tensors
+from genfl.tracking.events import Follower
+from genfl.tracking.series import Row, Series
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +186,7 @@ def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
     device = torch.device(inputs.model.device)
     results: dict[str, dict[str, Any]] = {source: {} for source in inputs.sources}
     _discard(work.folder, inputs)
+    work.events.keep("epoch", _up_to_date(inputs, work))
     epochs = inputs.recipe.epochs * len(inputs.seeds) * len(inputs.sources)
     with progress.bar("pretrain", epochs, "epochs") as advance, exact(device):
         for source in inputs.sources:
@@ -209,10 +213,32 @@ def _run(inputs: PretrainInputs, work: StageRun) -> dict[str, Any]:
                     prepare=data.prepare,
                     device=device,
                     on_epoch=advance,
+                    on_history=Follower(work.events, Series("epoch", source, seed)),
                 )
                 save_tensors(folder / "model.safetensors", task.state_dict(trained.weights))
                 results[source][str(seed)] = {"best_epoch": trained.epoch, "history": trained.history}
     return {"seeds": results.get("generated", {}), "public": results.get("public", {})}
+
+
+def _up_to_date(inputs: PretrainInputs, work: StageRun) -> list[Series]:
+    """Return the trainings with a checkpoint of the current inputs."""
+    return [
+        Series("epoch", source, seed)
+        for source in inputs.sources
+        for seed in inputs.seeds
+        if checkpoint_digest(seed_folder(work.folder, seed, source) / "checkpoint.safetensors")
+        == seed_digest(inputs, work.upstream, seed, source)
+    ]
+
+
+def _figures(result: Mapping[str, Any]) -> dict[Series, Sequence[Row]]:
+    """Return the epochs of each training, from the stage's result."""
+    models = {"generated": result["seeds"], "public": result.get("public", {})}
+    return {
+        Series("epoch", source, int(seed)): model["history"]
+        for source, seeds in models.items()
+        for seed, model in seeds.items()
+    }
 
 
 def _discard(folder: Path, inputs: PretrainInputs) -> None:
@@ -283,4 +309,5 @@ STAGE = Stage(
     keeps=True,
     wanted=lambda config: config.generates or config.pretrains_on_public,
     unread=unread,
+    figures=_figures,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from genfl.stages.federate.inputs import FEDERATE, FOLDER, VERSION, FederateInpu
 from genfl.stages.federate.setting import Setting
 from genfl.stages.federate.trial import CHECKPOINT, Trial, trained_trials
 from genfl.stages.federate.zero_shot import classify_test_set
-from genfl.storage import load_tensors, remove
+from genfl.storage import checkpoint_digest, load_tensors, remove
+from genfl.tracking.events import rows_of
+from genfl.tracking.series import Row, Series
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +38,33 @@ def _run(inputs: FederateInputs, work: StageRun) -> dict[str, Any]:
         if inputs.generator is not None:
             results[SYNTHETIC_ONLY] = {str(seed): _untrained(setting, seed) for seed in inputs.seeds}
         choice.decide(setting)
+        tested = _figures({"methods": results})
+        work.events.keep("round", [*tested, *_up_to_date(inputs, work, choice)])
+        for series, rows in tested.items():
+            work.events.history(series, rows)
         for trial in trained_trials(inputs):
             results[trial.name][str(trial.seed)] = trial.run(setting, choice, advance)
     return {"methods": results, INFERENCE: setting.inference_cost()}
+
+
+def _up_to_date(inputs: FederateInputs, work: StageRun, choice: EngineChoice) -> list[Series]:
+    """Return the trials with checkpoints of the current inputs."""
+    current = []
+    for trial in trained_trials(inputs):
+        digest = trial_digest(inputs, work.upstream, trial.method, trial.seed, choice.batched(trial.method))
+        folders = trial.folders(work.folder, inputs.partition.clients)
+        if all(checkpoint_digest(folder / CHECKPOINT) == digest for folder in folders):
+            current.append(trial.series)
+    return current
+
+
+def _figures(result: Mapping[str, Any]) -> dict[Series, Sequence[Row]]:
+    """Return the rounds of each trial, from the stage's result."""
+    return {
+        Series("round", name, int(seed)): rows_of(trace)
+        for name, traces in result["methods"].items()
+        for seed, trace in traces.items()
+    }
 
 
 def _untrained(setting: Setting, seed: int) -> dict[str, Any]:
@@ -97,4 +124,5 @@ STAGE = Stage(
     check,
     keeps=True,
     unread=unread,
+    figures=_figures,
 )

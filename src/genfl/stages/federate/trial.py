@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from genfl.stages.federate.inputs import FederateInputs, trial_digest
 from genfl.stages.federate.methods import build_algorithm, schedule
 from genfl.stages.federate.setting import Setting
 from genfl.storage import save_tensors, write_json
+from genfl.tracking.events import Follower, rows_of
+from genfl.tracking.series import Row, Series
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -39,6 +42,11 @@ class Trial:
     name: str
     method: Method
     seed: int
+
+    @property
+    def series(self) -> Series:
+        """What its rounds are called in ``metrics.jsonl``."""
+        return Series("round", self.name, self.seed)
 
     def folders(self, folder: Path, clients: int) -> list[Path]:
         """Return the folders of the trial's federations: one, or one for each client that trains alone.
@@ -84,6 +92,8 @@ class Trial:
                 self._train(setting, choice, algorithm, federation, folder, advance)
                 for folder, federation in zip(folders, self.federations(setting, clients), strict=True)
             ]
+            if self.method.reference == LOCAL:  # the means over its clients are known at the end
+                setting.work.events.history(self.series, rows_of(mean(traces)))
         except (InputError, OSError, MemoryError):
             raise
         except Exception as error:  # a method of the user's own can raise anything
@@ -94,6 +104,21 @@ class Trial:
             "content": clients.count(GENERATED),
             "similarity": setting.similarity(self.method, clients, self.seed),
         }
+
+    def _tell(self, setting: Setting) -> Callable[[list[dict[str, Any]], list[dict[str, Any]]], None]:
+        """Return what tells the rounds of a federation while it works; see `genfl.simulation.federate`."""
+        if self.method.reference == LOCAL:
+            return lambda rounds, evaluations: None
+        rows: list[Row] = []
+        follower = Follower(setting.work.events, self.series)
+
+        def tell(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
+            first = len(rows) - 1 if rows else 0  # the first row is that of round 0
+            new = Trace({}, [row for row in evaluations if row["round"] > first or not rows], rounds[first:])
+            rows.extend(rows_of(mean([new]) if self.method.reference else _plain(new)))
+            follower(rows)
+
+        return tell
 
     def _train(
         self,
@@ -127,6 +152,7 @@ class Trial:
                 measures=setting.measures if measured else {},
                 device=setting.device,
                 on_round=advance,
+                on_history=self._tell(setting),
             )
         save_tensors(folder / "model.safetensors", setting.task.state_dict(trace.weights))
         write_json(folder / "trace.json", _plain(trace))

@@ -1,0 +1,50 @@
+"""The section of trackers: other programs that show a run's figures while it works."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from genfl.config.section import Section
+
+
+class MlflowServer(Section):
+    """A server of MLflow, or a database."""
+
+    uri: str | None = Field(
+        None,
+        min_length=1,
+        description="The address, as in http://127.0.0.1:5000 or sqlite:////data/mlflow.db. If not set, the"
+        " environment variable MLFLOW_TRACKING_URI. Keys and passwords belong in MLflow's variables.",
+    )
+    experiment: str | None = Field(
+        None,
+        min_length=1,
+        description="The name of the experiment. It is created if absent. If not set, the environment"
+        " variable MLFLOW_EXPERIMENT_NAME, or else genfl.",
+    )
+
+    def problem(self) -> str | None:
+        """Return what is wrong with it: field and fix. None if it can be used."""
+        try:
+            secret = urlsplit(self.uri or "").password
+        except ValueError as error:
+            return f"uri: {self.uri!r} is no address ({error}); write it as in http://127.0.0.1:5000"
+        if secret:
+            return (
+                "uri: it holds a password, which would be written to config.yaml; leave it out, and set"
+                " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+            )
+        return None
+
+
+class Track(Section):
+    """Trackers. They get figures and names of methods, and no data. Without this section, nothing is sent."""
+
+    tensorboard: bool = Field(
+        False, description="Whether to write files for TensorBoard to tensorboard/ in the run's folder."
+    )
+    mlflow: MlflowServer | None = Field(
+        None, description="Where MLflow gets the figures. If not set, nowhere."
+    )
