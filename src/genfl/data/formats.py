@@ -113,15 +113,66 @@ class PixelFormat:
         assert self.size is not None
         return image_pixels(content, self.size, self.channels)
 
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the mean and the standard deviation of each channel."""
+        mean, std = (_per_channel(values, self.channels) for values in (self.mean, self.std))
+        return tuple(mean), tuple(std)
+
     def prepare(self, x: Tensor) -> Tensor:
         """Return normalised images."""
-        mean, std = (_per_channel(values, self.channels).to(x.device) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in self.normalisation())
         return (x.to(torch.get_default_dtype()) / 255 - mean) / std
 
 
-def _per_channel(values: Sequence[float], channels: int) -> Tensor:
-    values = values if len(values) == channels else [fmean(values)] * channels
-    return torch.tensor(values)[:, None, None]
+@dataclass(frozen=True)
+class GreyFormat:
+    """Grey images as float32 [1, height, width] in [0, 1], averaged over blocks of pixels.
+
+    Attributes:
+        size: Height and width in pixels.
+    """
+
+    modality: ClassVar[Modality] = "image"
+    options: ClassVar[tuple[str, ...]] = ()
+
+    size: tuple[int, int]
+
+    def missing(self) -> str | None:
+        """Return None: there are no options."""
+        return None
+
+    def shape(self) -> tuple[int, ...]:
+        """Return 1, height and width."""
+        return (1, *self.size)
+
+    def dtype(self) -> np.dtype[Any]:
+        """Return float32."""
+        return np.dtype(np.float32)
+
+    def identity(self) -> list[Any]:
+        """Return the size, and what distinguishes the arrays from those of `PixelFormat`."""
+        return ["grey", self.size]
+
+    def vocabulary(self) -> int:
+        """Return 0: pixels are not tokens."""
+        return 0
+
+    def input_range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the values of black and of white."""
+        return (0.0,), (1.0,)
+
+    def encode(self, content: Image.Image) -> np.ndarray:
+        """Return the brightness of an image's blocks."""
+        small = content.convert("L").resize(self.size[::-1], Image.Resampling.BOX)
+        return (np.asarray(small, dtype=np.float32) / 255)[None]
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return the images unchanged."""
+        return x
+
+
+def _per_channel(values: Sequence[float], channels: int) -> Sequence[float]:
+    return values if len(values) == channels else [fmean(values)] * channels
 
 
 def image_pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:

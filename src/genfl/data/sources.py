@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genfl.data.decode import DatasetSpec, DrawnTest, Split, load_folder, read_originals
 from genfl.data.folders import dataset_folder, fetch_from_hub
+from genfl.data.formats import GreyFormat, InputFormat
 from genfl.data.levels import OWNER_LEVELS, parse_levels
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import DIGIT_NAMES, RECIPES, DatasetRecipe, Metric, in_words
@@ -75,6 +76,7 @@ class DataSet(NamedTuple):
         test_originals: The same as `originals`, for examples of the test set.
         input_range: The smallest and the largest value that `prepare` returns, for each channel; None if they
             are not known.
+        format: The format of which `encode` and `prepare` are; None for data whose code alone knows it.
     """
 
     train: LabelledExamples
@@ -91,6 +93,7 @@ class DataSet(NamedTuple):
     format_digest: str = ""
     test_originals: Callable[[Sequence[int]], Sequence[Any]] = _no_originals
     input_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    format: InputFormat | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,6 +132,10 @@ class DataEntry(NamedTuple):
         return cls(load, recipe.format.modality, recipe.summary, recipe, recipe.metric, recipe.public)
 
 
+DIGITS_FORMAT = GreyFormat((8, 8))
+"""The input format of `digits`."""
+
+
 def digits() -> DataSet:
     """Load the UCI handwritten digits of scikit-learn: 1,797 grey images of 8×8 by 43 people.
 
@@ -152,22 +159,19 @@ def digits() -> DataSet:
         training,
         examples(test),
         "image",
-        grey_image(8, 8),
+        grey_image(*DIGITS_FORMAT.size),
         to_image,
         originals=lambda rows: [to_image(training.x[row]) for row in rows],
         label_order=DIGIT_NAMES,
-        input_range=((0.0,), (1.0,)),
+        input_range=DIGITS_FORMAT.input_range(),
+        format=DIGITS_FORMAT,
     )
 
 
 def grey_image(height: int, width: int) -> Callable[[Image.Image], Tensor]:
-    """Return an encoder of images as float32 [1, height, width] in [0, 1], averaged over blocks of pixels."""
-
-    def encode(image: Image.Image) -> Tensor:
-        small = image.convert("L").resize((width, height), Image.Resampling.BOX)
-        return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255)[None]
-
-    return encode
+    """Return an encoder of images in the format `GreyFormat`."""
+    encoding = GreyFormat((height, width))
+    return lambda image: torch.from_numpy(encoding.encode(image))
 
 
 def to_image(x: Tensor) -> Image.Image:
@@ -285,6 +289,7 @@ def read_dataset(
         digest(encoding.identity()),
         test_originals=test_originals,
         input_range=encoding.input_range(),
+        format=encoding,
     )
 
 
