@@ -58,7 +58,8 @@ from genfl.simulation import Trace, federate
 if TYPE_CHECKING:
     import pandas
 
-    from genfl.deployment.trained import TrainedModel
+    from genfl.deployment.evaluation import Evaluation
+    from genfl.deployment.trained import RunModel
 
 ModelLike = str | nn.Module | Callable[..., nn.Module]
 """A model's name, a module, or a function that returns one."""
@@ -457,9 +458,9 @@ def _initial_weights(
 
 def _inner(module: nn.Module) -> nn.Module:
     """Return the model that a run trained, without what reads its inputs; other modules unchanged."""
-    from genfl.deployment.trained import TrainedModel
+    from genfl.deployment.trained import RunModel
 
-    return module.inner if isinstance(module, TrainedModel) else module
+    return module.inner if isinstance(module, RunModel) else module
 
 
 def _unfrozen(learned: Task, tensors: Mapping[str, Tensor], like: Weights) -> Weights:
@@ -672,7 +673,7 @@ class Result:
         }
         return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method").astype(float)
 
-    def model(self, method: str, seed: int | None = None) -> TrainedModel:
+    def model(self, method: str, seed: int | None = None) -> RunModel:
         """Return a method's final global model as a module in evaluation mode, which also predicts files.
 
         It needs the run's folder alone, not the private data. A model or data set of the user's own must be
@@ -692,7 +693,7 @@ class Result:
                 the run, or its model is not registered in this process.
         """
         from genfl.deployment.description import WEIGHTS_FILE
-        from genfl.deployment.trained import TrainedModel
+        from genfl.deployment.trained import RunModel
 
         names, seeds = list(self.summary.methods), self.summary.seeds
         if method not in names:
@@ -705,7 +706,65 @@ class Result:
             raise InputError(
                 f"method: {method} has no global model, as {folder / WEIGHTS_FILE} is absent; name another"
             )
-        return TrainedModel.load(folder)
+        return RunModel.load(folder)
+
+    def evaluate(
+        self,
+        path: str | Path,
+        *,
+        method: str | None = None,
+        seed: int | None = None,
+        split: str | None = None,
+        label: str | None = None,
+        input: str | None = None,
+        out: str | Path | None = None,
+        progress: bool = False,
+    ) -> Evaluation:
+        """Test a method's models on other labelled data. Nothing is written into the run.
+
+        The data is read with the options of the run's own data, such as columns, words and client ids.
+
+        Example:
+            >>> import genfl
+            >>> result = genfl.load_run("runs/demo")  # doctest: +SKIP
+            >>> result.evaluate("held-out", method="gptfl").accuracy.mean  # doctest: +SKIP
+
+        Args:
+            path: A folder as ``data.path`` takes it, or ``hf://datasets/owner/name``. It may hold a single
+                split, or only class folders.
+            method: The method; by default the federated one with the best mean accuracy in the run.
+            seed: The seed; by default all of them.
+            split: The split; by default the test set, or else the validation set, or else the only split.
+            label: The column of the classes; by default that of the run's data.
+            input: The column of the inputs; by default that of the run's data.
+            out: A folder for ``evaluation.json``, ``evaluation.csv``, ``confusion.csv`` and ``index.html``.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            InputError: There is no such method or seed, the data cannot be read, or the model knows none of
+                its labels.
+        """
+        from genfl.deployment.evaluation import Evaluation
+        from genfl.deployment.labelled import DataColumns, LabelledFolder
+
+        name = self.best_method if method is None else method
+        models = [self.model(name, each) for each in ([seed] if seed is not None else self.summary.seeds)]
+        modality = models[0].description.modality
+        columns = DataColumns.of_run(self.folder, modality)
+        columns = columns._replace(label=label or columns.label, input=input or columns.input)
+        data = LabelledFolder(str(path), modality, columns, split)
+        with _progress(progress):
+            evaluation = Evaluation.of(models, data, run=self.summary.name, chosen=method is None)
+        if out is not None:
+            evaluation.write(Path(out))
+        return evaluation
+
+    @property
+    def best_method(self) -> str:
+        """The federated method of the best mean accuracy; without a federated one, the best of all."""
+        federated = {name: m for name, m in self.summary.federated.items() if name != SYNTHETIC_ONLY}
+        methods = federated or self.summary.methods
+        return max(methods, key=lambda name: methods[name].accuracy.mean)
 
     def __repr__(self) -> str:
         methods = len(self.summary.methods.keys() - {SYNTHETIC_ONLY})

@@ -17,7 +17,7 @@ import genfl
 from genfl import pipeline
 from genfl.data.sources import DATASETS
 from genfl.deployment.description import ModelDescription
-from genfl.deployment.trained import TrainedModel
+from genfl.deployment.trained import RunModel
 from genfl.errors import InputError
 from genfl.models import MODELS
 from genfl.stages.federate.stage import STAGE
@@ -116,10 +116,10 @@ def test_damaged_files_are_named(run, tmp_path):
     weights = tmp_path / "copy" / "model.safetensors"
     shutil.copy2(run.folder / "federate" / "fedavg" / "seed-1" / "model.safetensors", weights)
     with pytest.raises(InputError, match=r"is not the file that model.json describes"):
-        TrainedModel.load(tmp_path / "copy")
+        RunModel.load(tmp_path / "copy")
     (tmp_path / "copy" / "model.json").unlink()
     with pytest.raises(InputError, match="run the config again, which writes it without training"):
-        TrainedModel.load(tmp_path / "copy")
+        RunModel.load(tmp_path / "copy")
 
 
 def test_an_older_run_gets_descriptions_without_training(tmp_path, monkeypatch):

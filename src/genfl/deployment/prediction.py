@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,16 +13,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from genfl import progress
 from genfl.data.folders import BATCH_ROWS, has_column, joined_cells, joined_columns
 from genfl.data.layout import Layout, printable
 from genfl.data.media import MEDIA, Modality
 from genfl.data.recipes import RECIPES, DatasetRecipe
 from genfl.data.tables import TABLE_SUFFIXES, Table, TableError, open_table, table_suffix
+from genfl.deployment.tables import write_csv
 from genfl.errors import InputError, on_one_line
 from genfl.results.schema import ResultModel
+from genfl.storage import replacing
 
 if TYPE_CHECKING:
-    from genfl.deployment.trained import TrainedModel
+    from genfl.deployment.trained import RunModel
 
 GENERIC: dict[Modality, DatasetRecipe] = {
     "image": RECIPES["images"],
@@ -69,7 +73,7 @@ class Inputs(NamedTuple):
 
 
 def predictions(
-    model: TrainedModel, items: Iterable[tuple[str, Any] | Unreadable], top: int
+    model: RunModel, items: Iterable[tuple[str, Any] | Unreadable], top: int
 ) -> Iterator[Prediction | Unreadable]:
     """Yield the prediction of each input, in order.
 
@@ -105,7 +109,76 @@ def predictions(
                     yield Prediction(input=item[0], labels=labels, probabilities=probabilities)
 
 
-def _likeliest(model: TrainedModel, stored: Tensor, top: int) -> list[tuple[list[str], list[float]]]:
+def readable_predictions(
+    model: RunModel, inputs: Inputs, top: int, failed: list[Unreadable]
+) -> Iterator[Prediction]:
+    """Yield the prediction of each input that can be read, with a progress bar.
+
+    Args:
+        model: The model.
+        inputs: The inputs.
+        top: The number of classes of each prediction, at most.
+        failed: Gets the inputs that cannot be read.
+
+    Raises:
+        InputError: None of the inputs can be read.
+    """
+    read = 0
+    with progress.bar("predict", inputs.total, MEDIA[model.description.modality].what) as advance:
+        for prediction in predictions(model, inputs.items, top):
+            advance(1)
+            if isinstance(prediction, Unreadable):
+                failed.append(prediction)
+            else:
+                read += 1
+                yield prediction
+    if not read:
+        example = f" (such as {failed[0].input}: {failed[0].reason})" if failed else ""
+        raise InputError(f"files: none of the {len(failed)} inputs can be read{example}; name others")
+
+
+def write_predictions(path: Path, rows: Iterable[Prediction], top: int) -> None:
+    """Write predictions as CSV or JSON, one after the other.
+
+    Args:
+        path: The file, replaced if it exists. It ends in .csv or .json.
+        rows: The predictions.
+        top: The number of classes of each prediction, at most.
+
+    Raises:
+        InputError: The name has another ending.
+    """
+    match path.suffix.lower():
+        case ".csv":
+            write_csv(path, prediction_columns(top), map(prediction_cells, rows))
+        case ".json":
+            with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json_lines(rows))
+        case _:
+            raise InputError(f"out: {path} does not end in .csv or .json; rename it")
+
+
+def prediction_columns(top: int) -> list[str]:
+    """Return the names of the columns of a table of predictions."""
+    return ["input", *(f"{name}_{n}" for n in range(1, top + 1) for name in ("label", "probability"))]
+
+
+def prediction_cells(row: Prediction) -> list[Any]:
+    """Return the cells of a prediction, in the order of `prediction_columns`."""
+    pairs = zip(row.labels, row.probabilities, strict=True)
+    return [row.input, *itertools.chain.from_iterable(pairs)]
+
+
+def json_lines(rows: Iterable[Prediction]) -> Iterator[str]:
+    """Yield a JSON list of predictions, a line for each."""
+    mark = "["
+    for row in rows:
+        yield f"{mark}\n{json.dumps(row.to_dict(), ensure_ascii=False)}"
+        mark = ","
+    yield "\n]\n"
+
+
+def _likeliest(model: RunModel, stored: Tensor, top: int) -> list[tuple[list[str], list[float]]]:
     names = model.label_names
     values, classes = model.logits(stored).softmax(1).topk(min(top, len(names)), 1)
     if not values.isfinite().all():

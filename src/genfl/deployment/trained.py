@@ -40,7 +40,7 @@ class InputCode(NamedTuple):
     prepare: Callable[[Tensor], Tensor]
 
 
-class TrainedModel(Classifier):
+class RunModel(Classifier):
     """A trained model of a run.
 
     As a module, it maps prepared inputs [n, ...] to logits [n, classes]. Its state dict is that of the inner
@@ -66,7 +66,7 @@ class TrainedModel(Classifier):
         self.training = False
 
     @classmethod
-    def load(cls, folder: str | Path) -> TrainedModel:
+    def load(cls, folder: str | Path) -> RunModel:
         """Return the model in a folder with ``model.safetensors`` and ``model.json``.
 
         Args:

@@ -222,6 +222,30 @@ def plot_recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[
     return _draw("recall", alt, paint, (round(min(max(width, 320), 720)), height))
 
 
+def plot_confusion(confusion: Sequence[Sequence[float]], labels: Sequence[str]) -> Markup:
+    """Draw how many examples of each class are predicted to be of each class.
+
+    Args:
+        confusion: Numbers of examples by class and predicted class, [classes, classes].
+        labels: The names of the classes.
+    """
+    counts = np.array(confusion, dtype=float)
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    texts = [[f"{count:.4g}" if count else "" for count in row] for row in counts.tolist()]
+    names = [_short(label) for label in labels]
+    step = -(-len(names) // 40)
+
+    def paint(axes: Axes) -> None:
+        _heat_map(axes, shares, texts, labels)
+        axes.set_xticks(range(0, len(names), step), names[::step], rotation=90)
+        axes.set_xlabel("prediction")
+
+    margin = round(LETTER * max(map(len, names)))
+    width, height = (min(most, margin + size * min(len(names), 40)) for most, size in ((720, 44), (720, 18)))
+    alt = f"Confusion matrix of {len(names)} classes; figures are in confusion.csv."
+    return _draw("confusion", alt, paint, (max(width, 320), max(height + 30, 200)))
+
+
 def plot_similarity(pairs: Sequence[Sequence[float]], least: float, name: str, who: str) -> Markup:
     """Draw how similar the mean features of clients are.
 
