@@ -231,7 +231,7 @@ def plot_confusion(confusion: Sequence[Sequence[float]], labels: Sequence[str]) 
     """
     counts = np.array(confusion, dtype=float)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
-    texts = [[f"{count:.4g}" if count else "" for count in row] for row in counts.tolist()]
+    texts = [[f"{count:.1f}".removesuffix(".0") if count else "" for count in row] for row in counts]
     names = [_short(label) for label in labels]
     step = -(-len(names) // 40)
 
