@@ -4,7 +4,15 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import genfl
+from genfl.data.sources import DATASETS, to_image
+from genfl.models import MODELS
 
 
 @pytest.mark.slow
@@ -33,3 +41,32 @@ def test_the_demo_keeps_its_promises(tmp_path):
         curve = [mean for _, mean, _ in methods[name]["curve"]]
         assert len(curve) == 21
         assert methods[name]["accuracy"]["mean"] == pytest.approx(sum(curve[-5:]) / 5)
+    check_models(out, tmp_path / "held-out")
+
+
+def check_models(out, folder):
+    """The models of the demo, on the test set as files: the figures are those of a plain loop."""
+    test = DATASETS["digits"].load().test
+    for number, (x, label) in enumerate(zip(test.x, test.labels, strict=True)):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        to_image(x).save(folder / label / f"{number}.png")
+    result = genfl.load_run(out)
+    files = sorted(folder.glob("*/*.png"))
+    y = np.array([result.label_names.index(path.parent.name) for path in files])
+    pixels = np.stack([np.asarray(Image.open(path)) for path in files])[:, None] / 255
+    evaluation = result.evaluate(folder)
+    assert evaluation.method == "gptfl" and evaluation.examples == 360
+    for seed in evaluation.seeds:
+        plain = MODELS[result.config.model.name].build((1, 8, 8), 10, **result.config.model.options())
+        plain.load_state_dict(
+            load_file(out / "federate" / "gptfl" / f"seed-{seed.seed}" / "model.safetensors")
+        )
+        with torch.no_grad():
+            predicted = plain.eval()(torch.tensor(pixels, dtype=torch.float32)).argmax(1).numpy()
+        assert seed.accuracy == pytest.approx((predicted == y).mean(), abs=1e-4)
+    assert evaluation.accuracy.mean >= 0.96
+    alone = result.summary.methods["synthetic_only"].accuracy.mean
+    assert result.evaluate(folder, method="synthetic_only").accuracy.mean == pytest.approx(alone, abs=0.01)
+    predictions = result.model("gptfl", seed=0).predict(files[:20], top=2)
+    hits = np.mean([p.label == path.parent.name for p, path in zip(predictions, files[:20], strict=True)])
+    assert hits >= 0.8

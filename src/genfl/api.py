@@ -30,7 +30,8 @@ from genfl.engines.auto import EXACT, ROUNDING, check_engine
 from genfl.engines.auto import engine as open_engine
 from genfl.engines.device import exact
 from genfl.engines.fast import fast_status
-from genfl.errors import GenflError, InputError, cause, suggest
+from genfl.errors import GenflError, InputError, cause, on_one_line, suggest
+from genfl.experiment.records import RUN_CONFIG, SUMMARY_FILE
 from genfl.federated import Array, FederatedDataset, check_inputs, check_labels
 from genfl.generation import Encode, GeneratedSamples
 from genfl.identity import value_digest
@@ -54,12 +55,13 @@ from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import Summary
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
-from genfl.storage import load_tensors
 
 if TYPE_CHECKING:
     import pandas
 
+    from genfl.deployment.evaluation import Evaluation
     from genfl.deployment.export import Exported
+    from genfl.deployment.trained import RunModel
 
 ModelLike = str | nn.Module | Callable[..., nn.Module]
 """A model's name, a module, or a function that returns one."""
@@ -126,7 +128,7 @@ def _builder(
             raise InputError(f"model: there is no {model!r}; {suggest(model, list(MODELS))}")
         return partial(MODELS[model].build, shape, classes, **options)
     if isinstance(model, nn.Module):
-        original = copy.deepcopy(model)
+        original = copy.deepcopy(_inner(model))
         return lambda: copy.deepcopy(original)
     if not callable(model):
         raise InputError(f"model: {model!r} is no name, module or function that returns one")
@@ -424,7 +426,7 @@ def _initial_weights(
     elif isinstance(start, nn.Module):
         known = getattr(start, "label_names", None)
         names = list(known) if isinstance(known, list | tuple) else None
-        model = as_classifier(start)
+        model = as_classifier(_inner(start))
         named = [*model.named_parameters(), *model.named_buffers()]
         flat = {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
         if flat.keys() != learned.state_dict(drawn).keys():
@@ -454,6 +456,13 @@ def _initial_weights(
                     f" {tuple(tensor.shape)}; give weights of the task's model"
                 )
     return {part: {name: weights[part][name] for name in tensors} for part, tensors in drawn.items()}
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    """Return the model that a run trained, without what reads its inputs; other modules unchanged."""
+    from genfl.deployment.trained import RunModel
+
+    return module.inner if isinstance(module, RunModel) else module
 
 
 def _unfrozen(learned: Task, tensors: Mapping[str, Tensor], like: Weights) -> Weights:
@@ -646,14 +655,7 @@ class Result:
     @property
     def label_names(self) -> list[str]:
         """The names of the classes, in the order in which models number them."""
-        labels: list[str] = self._run.labels
-        return labels
-
-    @cached_property
-    def _run(self) -> Any:
-        from genfl.experiment.folder import Run
-
-        return Run(self.config, self.folder)
+        return list(self.summary.labels.found)
 
     def table(self) -> pandas.DataFrame:
         """Return a row for each method: accuracy (mean and std over seeds), rounds and MB to the target.
@@ -673,43 +675,98 @@ class Result:
         }
         return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method").astype(float)
 
-    def model(self, method: str, seed: int | None = None) -> Classifier:
-        """Return a method's final global model as a module in evaluation mode, with its ``label_names``.
+    def model(self, method: str, seed: int | None = None) -> RunModel:
+        """Return a method's final global model as a module in evaluation mode, which also predicts files.
+
+        It needs the run's folder alone, not the private data. A model or data set of the user's own must be
+        registered, because its code is no part of the run.
+
+        Example:
+            >>> import genfl
+            >>> result = genfl.load_run("runs/demo")  # doctest: +SKIP
+            >>> result.model("gptfl", seed=0).predict(["seven.png"], top=3)  # doctest: +SKIP
 
         Args:
-            method: Its name in the config.
-            seed: One of the config's seeds; by default the first.
+            method: Its name in the config, or ``synthetic_only`` for the pre-trained model.
+            seed: One of the run's seeds; by default the first.
 
         Raises:
-            InputError: There is no such method or seed, it trains no global model, or the config names things
-                that are not registered in this process.
+            InputError: There is no such method or seed, it trains no global model, an earlier version wrote
+                the run, or its model is not registered in this process.
         """
-        from genfl.experiment.context import RunContext
-        from genfl.stages.base import Upstream
-        from genfl.stages.vocabulary import STAGE, readable
+        from genfl.deployment.description import WEIGHTS_FILE
+        from genfl.deployment.trained import RunModel
 
-        if method not in self.config.methods:
-            raise InputError(f"method: there is no {method!r}; {suggest(method, list(self.config.methods))}")
-        seed = self.config.seeds[0] if seed is None else seed
-        if seed not in self.config.seeds:
-            raise InputError(f"seed: there is no {seed}; known: {', '.join(map(str, self.config.seeds))}")
-        file = self.folder / "federate" / method / f"seed-{seed}" / "model.safetensors"
-        if not file.exists():
-            raise InputError(f"method: {method} has no global model, as {file} is absent; name another")
-        data = readable(self.config.data, Upstream(self._run, {STAGE.name: STAGE.folder}))
-        classes, precision = len(self.label_names), self.config.precision
-        learned = RunContext().classify(data, self.config.model, classes, precision)
-        tensors, _ = load_tensors(file)
-        try:
-            weights = from_state_dict(tensors, like=learned.init(Key(seed).fold("model")))
-            model = _predictor(learned, weights, self.label_names)
-            model.load_state_dict(tensors, strict=False)  # frozen parameters too, as they were in the run
-        except (KeyError, RuntimeError) as error:
+        names, seeds = list(self.summary.methods), self.summary.seeds
+        if method not in names:
+            raise InputError(f"method: there is no {on_one_line(method)!r}; {suggest(method, names)}")
+        seed = seeds[0] if seed is None else seed
+        if seed not in seeds:
+            raise InputError(f"seed: there is no {seed}; known: {', '.join(map(str, seeds))}")
+        folder = self.folder / "federate" / method / f"seed-{seed}"
+        if not (folder / WEIGHTS_FILE).exists() and method != SYNTHETIC_ONLY:
             raise InputError(
-                f"method: {file} does not fit the model {self.config.model.name} ({cause(error)}); register"
-                " the model that the run trained"
-            ) from error
-        return model
+                f"method: {method} has no global model, as {folder / WEIGHTS_FILE} is absent; name another"
+            )
+        return RunModel.load(folder)
+
+    def evaluate(
+        self,
+        path: str | Path,
+        *,
+        method: str | None = None,
+        seed: int | None = None,
+        split: str | None = None,
+        label: str | None = None,
+        input: str | None = None,
+        out: str | Path | None = None,
+        progress: bool = False,
+    ) -> Evaluation:
+        """Test a method's models on other labelled data. Nothing is written into the run.
+
+        The data is read with the options of the run's own data, such as columns, words and client ids.
+
+        Example:
+            >>> import genfl
+            >>> result = genfl.load_run("runs/demo")  # doctest: +SKIP
+            >>> result.evaluate("held-out", method="gptfl").accuracy.mean  # doctest: +SKIP
+
+        Args:
+            path: A folder as ``data.path`` takes it, or ``hf://datasets/owner/name``. It may hold a single
+                split, or only class folders.
+            method: The method; by default the federated one with the best mean accuracy in the run.
+            seed: The seed; by default all of them.
+            split: The split; by default the test set, or else the validation set, or else the only split.
+            label: The column of the classes; by default that of the run's data.
+            input: The column of the inputs; by default that of the run's data.
+            out: A folder for ``evaluation.json``, ``evaluation.csv``, ``confusion.csv`` and ``index.html``.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            InputError: There is no such method or seed, the data cannot be read, or the model knows none of
+                its labels.
+        """
+        from genfl.deployment.evaluation import Evaluation
+        from genfl.deployment.labelled import DataColumns, LabelledFolder
+
+        name = self.best_method if method is None else method
+        models = [self.model(name, each) for each in ([seed] if seed is not None else self.summary.seeds)]
+        modality = models[0].description.modality
+        columns = DataColumns.of_run(self.folder, modality)
+        columns = columns._replace(label=label or columns.label, input=input or columns.input)
+        data = LabelledFolder(str(path), modality, columns, split)
+        with _progress(progress):
+            evaluation = Evaluation.of(models, data, run=self.summary.name, chosen=method is None)
+        if out is not None:
+            evaluation.write(Path(out))
+        return evaluation
+
+    @property
+    def best_method(self) -> str:
+        """The federated method of the best mean accuracy; without a federated one, the best of all."""
+        federated = {name: m for name, m in self.summary.federated.items() if name != SYNTHETIC_ONLY}
+        methods = federated or self.summary.methods
+        return max(methods, key=lambda name: methods[name].accuracy.mean)
 
     def export(
         self,
@@ -898,9 +955,15 @@ def load_run(folder: str | Path) -> Result:
     Raises:
         InputError: The folder holds no finished run.
     """
-    for name in ("config.yaml", "summary.json"):
-        if not (Path(folder) / name).is_file():
-            raise InputError(f"folder: {folder} holds no finished run, as {name} is absent; name another")
+    if not (Path(folder) / RUN_CONFIG).is_file():
+        raise InputError(
+            f"folder: {folder} holds no finished run, as {RUN_CONFIG} is absent; name the folder of a run"
+        )
+    if not (Path(folder) / SUMMARY_FILE).is_file():
+        raise InputError(
+            f"folder: {folder} holds no finished run, as {SUMMARY_FILE} is absent; finish it first:"
+            f" genfl run {folder}/{RUN_CONFIG} --out {folder}"
+        )
     return Result(folder)
 
 

@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ from typer.core import TyperCommand
 import genfl
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from genfl.config import Config
     from genfl.experiment.records import StageStatus
 
@@ -332,6 +335,126 @@ def compare_command(
     typer.echo(f"\nPage: {page}" if page else "\nFor a page with curves and settings, add --out DIR.")
 
 
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
+MethodName = Annotated[
+    str | None,
+    typer.Option("--method", help="Method of the run. Default: the best federated one by mean accuracy."),
+]
+
+
+@app.command("evaluate", cls=_Command)
+def evaluate_command(
+    run: RunFolder,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", help="Folder of labelled data: a data set, a single split, or only class folders."
+        ),
+    ],
+    method: MethodName = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the model. Default: all seeds.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="Split of the data. Default: test, or validation, or the only one."),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Column of the classes. Default: as in the run.")
+    ] = None,
+    input: Annotated[
+        str | None, typer.Option("--input", help="Column of the inputs. Default: as in the run.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for evaluation.json, tables as CSV and a page. Default: none."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Test the models of a run on other labelled data.
+
+    The data is read with the options of the run's own data. Nothing is written into the run.
+    """
+    from genfl.api import load_run
+    from genfl.deployment.overview import evaluation_tables
+
+    _configure_logging()
+    with _naming_options():
+        evaluation = load_run(run).evaluate(
+            data,
+            method=method,
+            seed=seed,
+            split=split,
+            label=label,
+            input=input,
+            out=out,
+            progress=not as_json,
+        )
+    if as_json:
+        _print_json(evaluation.to_dict())
+        return
+    notes, tables = evaluation_tables(evaluation)
+    typer.echo("\n".join(notes))
+    for head, rows in tables:
+        typer.echo()
+        _print_table(head, rows)
+    if out is not None:
+        typer.echo(f"\nPage: {out / 'index.html'}")
+
+
+@app.command("predict", cls=_Command)
+def predict_command(
+    run: RunFolder,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES...", help="Files, tables of texts, or folders of them.")
+    ],
+    method: MethodName = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of the model. Default: the run's first.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Classes of each prediction.")] = 3,
+    input: Annotated[
+        str | None, typer.Option("--input", help="Column of the inputs in tables. Default: as in the run.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File for all predictions: FILE.csv or FILE.json.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Predict the classes of files with a model of a run.
+
+    Files that cannot be read are named at the end. The exit code is 2 only if none can be read.
+    """
+    from genfl import progress
+    from genfl.api import load_run
+    from genfl.deployment import overview, prediction
+    from genfl.deployment.labelled import DataColumns
+
+    _configure_logging()
+    progress.enabled.set(not as_json)
+    with _naming_options():
+        result = load_run(run)
+        model = result.model(method or result.best_method, seed)
+        modality = model.description.modality
+        names = (input,) if input else DataColumns.of_run(run, modality).inputs
+        inputs = prediction.find_inputs(files, modality, names, exact=input is not None)
+        failed: list[prediction.Unreadable] = []
+        rows = prediction.readable_predictions(model, inputs, top, failed)
+        if out is not None:
+            prediction.write_predictions(out, rows, min(top, len(model.label_names)))
+            typer.echo(f"Predictions: {out}", err=as_json)
+        elif as_json:
+            for line in prediction.json_lines(rows):
+                typer.echo(line, nl=False)
+        else:
+            head, cells, more = overview.prediction_table(rows, min(top, len(model.label_names)))
+            _print_table(head, cells)
+            if more:
+                typer.echo(f"{more:,} more; --out FILE.csv writes all of them")
+    for line in overview.unreadable_lines(failed):
+        typer.echo(line, err=True)
+
+
 @app.command("list", cls=_Command)
 def list_command(
     what: Annotated[Catalogue, typer.Argument(help="The catalogue to list.")],
@@ -446,12 +569,9 @@ def examples_command(
 
 @app.command("export", cls=_Command)
 def export_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    run: RunFolder,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write, outside of the run.")],
-    method: Annotated[
-        str | None,
-        typer.Option("--method", help="A method of the run. Default: the best federated one."),
-    ] = None,
+    method: MethodName = None,
     seed: Annotated[int | None, typer.Option("--seed", help="A seed of the run. Default: the first.")] = None,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write model.onnx, too, and check it against PyTorch.")
@@ -523,6 +643,23 @@ def _execute(
         typer.echo(f"\nReport: {folder / 'report' / 'index.html'}")
     else:
         typer.echo(f"Done up to {until.value}: {part.folder(folder) if part else folder}")
+
+
+@contextlib.contextmanager
+def _naming_options() -> Iterator[None]:
+    """Name the options of the command line in messages, where the library names Python's arguments."""
+    from genfl.errors import InputError
+
+    options = {"folder": "RUN", "files": "FILES", "path": "--data"}
+    try:
+        yield
+    except InputError as error:
+        text = re.sub(
+            r"^(folder|files|path|method|seed|split|label|input|out)(?=:)",
+            lambda name: options.get(name[0], f"--{name[0]}"),
+            str(error),
+        )
+        raise InputError(text) from error
 
 
 def _configure_logging() -> None:

@@ -101,6 +101,11 @@ class TokenFormat:
         x[: len(ids)] = 1 + np.array(ids, np.int32)
         return x
 
+    def tokenizer_json(self) -> str:
+        """Return the tokenizer as the text of a tokenizer.json, as this instance read it."""
+        content: str = self._tokenizer.to_str()
+        return content
+
     def prepare(self, x: Tensor) -> Tensor:
         """Return the ids as floats, because all other code treats inputs as floats."""
         return x.to(torch.get_default_dtype())

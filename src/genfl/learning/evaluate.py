@@ -39,9 +39,18 @@ def evaluate(task: Task, weights: Weights, x: Tensor, y: Tensor) -> Scores:
         x: Inputs [n, ...].
         y: True class indices [n], on the CPU.
     """
+    return scores_of(task.predict(weights, x).cpu(), y)
+
+
+def scores_of(scores: Tensor, y: Tensor) -> Scores:
+    """Return the scores of a classifier from its outputs.
+
+    Args:
+        scores: The logits [n, classes].
+        y: True class indices [n].
+    """
     from sklearn.metrics import f1_score  # slow to import, and not every command evaluates
 
-    scores = task.predict(weights, x).cpu()
     predicted = scores.argmax(1)
     return {
         "accuracy": float((predicted == y).double().mean()),

@@ -318,7 +318,7 @@ def _charts(
         return []
     goal = comparison.target
     curves = {name: method.curve for name, method in methods.items()}
-    charts = [plots.plot_learning(curves, look, goal, None, "round", "rounds")]
+    charts: list[Markup] = [plots.plot_learning(curves, look, goal, None, "round", "rounds")]
     sending = {name: method for name, method in methods.items() if method.bytes_per_round}
     sizes = [method.bytes_per_round for method in sending.values()]
     if sizes and (max(sizes) > 1.01 * min(sizes) or len({m.setup_bytes for m in sending.values()}) > 1):

@@ -90,7 +90,7 @@ def plot_learning(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
     alt = f"Line chart of test accuracy against {x} for {_names(curves, looks)}; figures are in the table."
-    lines = [LegendKey(f"target, {100 * target:g} %", INK, dashes="5 3")]
+    lines = [LegendKey(f"target, {100 * target:g} %", INK, dashes="5 3")] if target is not None else []
     if alone is not None:
         lines.insert(0, LegendKey(SYNTHETIC_ONLY, looks[SYNTHETIC_ONLY].colour, dashes="1 1.6"))
     return _draw(name, alt, paint, keys=[*_keys(curves, looks), *lines])
@@ -222,6 +222,30 @@ def plot_recall(methods: Mapping[str, Sequence[float | None]], labels: Sequence[
     height = min(600, 60 + 16 * min(len(labels), 40)) + (110 if upright else 0)
     alt = f"Heat map of the recall, in per cent, of {len(labels)} labels by {len(names)} methods."
     return _draw("recall", alt, paint, (round(min(max(width, 320), 720)), height))
+
+
+def plot_confusion(confusion: Sequence[Sequence[float]], labels: Sequence[str]) -> Chart:
+    """Draw how many examples of each class are predicted to be of each class.
+
+    Args:
+        confusion: Numbers of examples by class and predicted class, [classes, classes].
+        labels: The names of the classes.
+    """
+    counts = np.array(confusion, dtype=float)
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    texts = [[f"{count:.1f}".removesuffix(".0") if count else "" for count in row] for row in counts]
+    names = [_short(label) for label in labels]
+    step = -(-len(names) // 40)
+
+    def paint(axes: Axes) -> None:
+        _heat_map(axes, shares, texts, labels)
+        axes.set_xticks(range(0, len(names), step), names[::step], rotation=90)
+        axes.set_xlabel("prediction")
+
+    margin = round(LETTER * max(map(len, names)))
+    width, height = (min(most, margin + size * min(len(names), 40)) for most, size in ((720, 44), (720, 18)))
+    alt = f"Confusion matrix of {len(names)} classes; figures are in confusion.csv."
+    return _draw("confusion", alt, paint, (max(width, 320), max(height + 30, 200)))
 
 
 def plot_similarity(pairs: Sequence[Sequence[float]], least: float, name: str, who: str) -> Chart:

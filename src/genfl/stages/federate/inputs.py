@@ -24,8 +24,11 @@ from genfl.stages.generate import GeneratorInputs
 from genfl.stages.guided import GuidedInputs, guided_inputs, kind_digest
 from genfl.stages.pretrain import ModelInputs, PretrainInputs, pretrain_inputs, seed_digest
 
-FEDERATE, FOLDER, VERSION = "federate", "federate", 4
-"""The stage's name, its folder, and the version of its trials."""
+FEDERATE, FOLDER, VERSION = "federate", "federate", 5
+"""The stage's name, its folder, and the version of its files."""
+
+TRIALS_VERSION = 4
+"""The version of what trials compute. If the stage's version is raised alone, no trial trains again."""
 
 BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor"}
 """The settings of a federation that do not count by themselves.
@@ -186,7 +189,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
             shots = getattr(method.algorithm[0], "shots", 0)
             sentences = [inputs.partition] if shots else []  # examples are those of a client
         zero_shot = ZeroShotInputs(upstream.labels, inputs.data, sentences, inputs.generator, method, seed)
-        return digest_of(FEDERATE, VERSION, zero_shot, stages)
+        return digest_of(FEDERATE, TRIALS_VERSION, zero_shot, stages)
     if method.reads_generated:
         stages |= generated_digests(upstream)
     if method.source == "public" and method.reads_auxiliary:
@@ -217,7 +220,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         [inputs.model.code, inputs.client_code if differ else {}, method.code],
         seed,
     )
-    return digest_of(FEDERATE, VERSION, trial_inputs, stages)
+    return digest_of(FEDERATE, TRIALS_VERSION, trial_inputs, stages)
 
 
 def _fast(federation: Federation) -> bool:

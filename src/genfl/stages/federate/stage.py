@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genfl import progress
+from genfl.deployment.description import WEIGHTS_FILE
 from genfl.engines.device import exact
 from genfl.experiment.folder import AUDIT, VOCABULARY
 from genfl.references import GENERATOR
@@ -17,10 +18,12 @@ from genfl.stages.base import Stage, StageRun
 from genfl.stages.federate.checks import check
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.inputs import FEDERATE, FOLDER, VERSION, FederateInputs, trial_digest
+from genfl.stages.federate.model_files import describe_model
 from genfl.stages.federate.setting import Setting
 from genfl.stages.federate.trial import CHECKPOINT, Trial, trained_trials
 from genfl.stages.federate.zero_shot import classify_test_set
-from genfl.storage import checkpoint_digest, load_tensors, remove
+from genfl.stages.pretrain import seed_digest, seed_folder
+from genfl.storage import checkpoint_digest, link, load_tensors, remove
 from genfl.tracking.events import rows_of
 from genfl.tracking.series import Row, Series
 
@@ -68,13 +71,23 @@ def _figures(result: Mapping[str, Any]) -> dict[Series, Sequence[Row]]:
 
 
 def _untrained(setting: Setting, seed: int) -> dict[str, Any]:
-    """Return the figures of the pre-trained model before any round."""
-    weights = setting.pretrained(seed)
+    """Return the figures of the pre-trained model before any round, and keep it like a method's model."""
+    weights, work, pretraining = setting.pretrained(seed), setting.work, setting.inputs.pretrained
+    assert pretraining is not None
+    evaluations = [{"round": 0, **setting.score(weights)}]
+    folder = _untrained_folder(work.folder, seed)
+    link(seed_folder(work.upstream.folder("pretrain"), seed) / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+    digest = seed_digest(pretraining, work.upstream, seed)
+    describe_model(setting, folder, SYNTHETIC_ONLY, seed, digest, evaluations, rounds=0)
     return {
-        "evaluations": [{"round": 0, **setting.score(weights)}],
+        "evaluations": evaluations,
         "rounds": [],
         "clients": setting.test_on_clients([weights], seed),
     }
+
+
+def _untrained_folder(folder: Path, seed: int) -> Path:
+    return folder / SYNTHETIC_ONLY / f"seed-{seed}"
 
 
 def _rounds(inputs: FederateInputs) -> int:
@@ -92,6 +105,8 @@ def _discard(inputs: FederateInputs, work: StageRun) -> None:
         for seed in inputs.seeds
         for folder in Trial(name, method, seed).folders(work.folder, inputs.partition.clients)
     }
+    if inputs.generator is not None:
+        current |= {_untrained_folder(work.folder, seed) for seed in inputs.seeds}
     for old in work.folder.glob("*/seed-*"):
         if old not in current:
             log.info("federate: deleted %s, %s, not in the config any more", old.parent.name, old.name)

@@ -11,6 +11,7 @@ from genfl.algorithms import Algorithm
 from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Method
 from genfl.data.clients import GENERATED, ClientData
+from genfl.deployment.description import WEIGHTS_FILE
 from genfl.engines.auto import engine
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
@@ -21,6 +22,7 @@ from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs, trial_digest
 from genfl.stages.federate.methods import build_algorithm, schedule
+from genfl.stages.federate.model_files import describe_model
 from genfl.stages.federate.setting import Setting
 from genfl.storage import save_tensors, write_json
 from genfl.tracking.events import Follower, rows_of
@@ -87,10 +89,15 @@ class Trial:
         )
         clients = training_data(setting, self.name, self.method, self.seed)
         folders = self.folders(setting.work.folder, setting.inputs.partition.clients)
+        alone = self.method.reference == LOCAL
         try:
             traces = [
-                self._train(setting, choice, algorithm, federation, folder, advance)
-                for folder, federation in zip(folders, self.federations(setting, clients), strict=True)
+                self._train(
+                    setting, choice, algorithm, federation, folder, advance, number if alone else None
+                )
+                for number, (folder, federation) in enumerate(
+                    zip(folders, self.federations(setting, clients), strict=True)
+                )
             ]
             if self.method.reference == LOCAL:  # the means over its clients are known at the end
                 setting.work.events.history(self.series, rows_of(mean(traces)))
@@ -128,6 +135,7 @@ class Trial:
         federation: FederationPlan,
         folder: Path,
         advance: Any,
+        client: int | None,
     ) -> Trace:
         inputs, (clients, plan, key) = setting.inputs, federation
         start: Weights = setting.start(self.method, self.seed)
@@ -154,7 +162,9 @@ class Trial:
                 on_round=advance,
                 on_history=self._tell(setting),
             )
-        save_tensors(folder / "model.safetensors", setting.task.state_dict(trace.weights))
+        save_tensors(folder / WEIGHTS_FILE, setting.task.state_dict(trace.weights))
+        evaluations, rounds = trace.evaluations, len(trace.rounds)
+        describe_model(setting, folder, self.name, self.seed, digest, evaluations, rounds, client)
         write_json(folder / "trace.json", _plain(trace))
         return trace
 

@@ -1,0 +1,100 @@
+"""The commands `genfl evaluate` and `genfl predict`."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from support.small_runs import image_folder, image_run
+from typer.testing import CliRunner
+
+from genfl.cli import app
+from genfl.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on images, and a held-out folder beside it."""
+    folder = tmp_path_factory.mktemp("commands")
+    image_folder(folder / "held", 4, seed=3)
+    return image_run(image_folder(folder / "private", 12), folder / "run")
+
+
+@pytest.fixture(autouse=True)
+def own_log():
+    """Take back the handlers that commands give the library's log."""
+    log = logging.getLogger("genfl")
+    handlers, level = log.handlers, log.level
+    yield
+    log.handlers, log.level = handlers, level
+
+
+def genfl(*args, error=False):
+    """Run the command in this process; return its standard output and error, or the message it ends with."""
+    invoke = partial(CliRunner().invoke, app, [*map(str, args)])
+    done = contextvars.copy_context().run(invoke)
+    if error:
+        assert isinstance(done.exception, InputError), done.output
+        return str(done.exception)
+    assert done.exit_code == 0, done.output
+    return done.stdout, done.stderr
+
+
+def test_evaluate_prints_tables_and_json(run, tmp_path):
+    held_out = run.folder.parent / "held"
+    expected = run.evaluate(held_out)
+    text, _ = genfl("evaluate", run.folder, "--data", held_out, "--out", tmp_path / "out")
+    assert "Method: fedavg, the federated method of the best mean accuracy in the run" in text
+    assert f"{100 * expected.accuracy.mean:.1f}" in text
+    assert (tmp_path / "out" / "index.html").is_file()
+    text, _ = genfl("evaluate", run.folder, "--data", held_out, "--method", "fedavg", "--json")
+    assert json.loads(text) == {**expected.to_dict(), "chosen": False}
+
+
+def test_predict_prints_a_table_and_names_what_is_unreadable(run, tmp_path):
+    held_out = run.folder.parent / "held"
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    out = tmp_path / "out.csv"
+    text, errors = genfl("predict", run.folder, held_out, tmp_path / "broken.png", "--out", out)
+    assert out.read_text().count("\n") == 13
+    assert str(out) in text
+    named = [line for line in errors.splitlines() if line.startswith("not read: ")]
+    assert len(named) == 1
+    assert "broken.png" in named[0]
+    assert errors.splitlines()[-1] == "1 input could not be read"
+    text, _ = genfl("predict", run.folder, held_out / "dark", "--top", "1", "--json")
+    assert [len(row["labels"]) for row in json.loads(text)] == [1] * 4
+    text, _ = genfl("predict", run.folder, held_out / "dark", "--top", "2")
+    assert text.splitlines()[0].split() == ["input", "label_1", "probability_1", "label_2", "probability_2"]
+    assert len(text.splitlines()) == 5
+
+
+def test_mistakes_name_options_on_one_line(run, tmp_path):
+    held_out = run.folder.parent / "held"
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
+    for args, start in (
+        (("evaluate", run.folder, "--data", held_out, "--method", "x"), "--method: there is no 'x'"),
+        (("evaluate", run.folder, "--data", tmp_path / "empty"), "--data: no Parquet files"),
+        (("evaluate", tmp_path, "--data", held_out), "RUN: "),
+        (("predict", run.folder, tmp_path / "broken.png"), "FILES: none of the 1 inputs can be read"),
+        (("predict", run.folder, held_out, "--out", tmp_path / "x.txt"), "--out: "),
+    ):
+        message = genfl(*args, error=True)
+        assert message.startswith(start)
+        assert len(message.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_exit_code_2_only_if_nothing_can_be_read(run, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    codes = []
+    for files in ([tmp_path / "broken.png"], [tmp_path / "broken.png", run.folder.parent / "held"]):
+        command = [sys.executable, "-m", "genfl", "predict", run.folder, *files]
+        codes.append(subprocess.run(command, capture_output=True, check=False).returncode)
+    assert codes == [2, 0]
