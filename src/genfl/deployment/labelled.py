@@ -26,7 +26,7 @@ from genfl.deployment.prediction import GENERIC, content_of, reason
 from genfl.errors import InputError, on_one_line
 from genfl.experiment.records import RUN_CONFIG
 
-MOST_NAMED = 20
+MOST_UNREADABLE = 20
 """The largest number of unreadable examples that are named."""
 
 
@@ -107,7 +107,7 @@ class LabelledFolder:
         path: The folder.
         split: The name of the split.
         total: The number of examples; an estimate if tables do not tell it.
-        unreadable: The examples that could not be read, at most `MOST_NAMED` of them.
+        unreadable: The examples that could not be read, at most `MOST_UNREADABLE` of them.
         left_out: The number of examples that could not be read, and of those without a label.
         client_column: The column of clients or domains; None without one.
         group_column: The column of groups; None without one.
@@ -177,7 +177,7 @@ class LabelledFolder:
                     row += 1
                     if isinstance(x, str):
                         self.left_out["unreadable"] += 1
-                        if len(self.unreadable) < MOST_NAMED:
+                        if len(self.unreadable) < MOST_UNREADABLE:
                             name = self._folder.file_of(cell) or f"row {row} of {self.split}"
                             self.unreadable.append(f"{name}: {x}")
                     elif label is None:

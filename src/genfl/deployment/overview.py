@@ -13,10 +13,10 @@ from genfl.results.schema import Figure
 MOST_SHOWN = 1000
 """The largest number of lines that the command line prints of one kind."""
 
-Row = tuple[str, ...]
+TableRow = tuple[str, ...]
 
 
-def evaluation_tables(evaluation: Evaluation) -> tuple[list[str], list[tuple[Row, list[Row]]]]:
+def evaluation_tables(evaluation: Evaluation) -> tuple[list[str], list[tuple[TableRow, list[TableRow]]]]:
     """Return notes on an evaluation, and its tables, each with its head."""
     choice = ", the federated method of the best mean accuracy in the run" if evaluation.chosen else ""
     data = on_one_line(evaluation.data, 200)
@@ -39,12 +39,12 @@ def evaluation_tables(evaluation: Evaluation) -> tuple[list[str], list[tuple[Row
         notes += [f"  {on_one_line(name, 200)}" for name in evaluation.unreadable_names]
     scores = ("accuracy", "macro F1", "calibration error")
     figures = (evaluation.accuracy, evaluation.macro_f1, evaluation.calibration_error)
-    rows: list[Row] = [(evaluation.method, *map(_percent, figures))]
+    rows: list[TableRow] = [(evaluation.method, *map(_percent, figures))]
     if len(evaluation.seeds) > 1:
         for number, seed in enumerate(evaluation.seeds):
             of_seed = ("–" if f is None else f"{100 * f.per_seed[number]:.1f}" for f in figures)
             rows.append((f"seed {seed.seed}", *of_seed))
-    tables: list[tuple[Row, list[Row]]] = [
+    tables: list[tuple[TableRow, list[TableRow]]] = [
         (("in %", *scores), rows),
         (
             ("class", "examples", "recall %", "precision %"),
@@ -53,15 +53,15 @@ def evaluation_tables(evaluation: Evaluation) -> tuple[list[str], list[tuple[Row
     ]
     for groups in (evaluation.groups, evaluation.clients):
         if groups is not None:
-            worst: list[Row] = [(g.name, str(g.examples), _share(g.accuracy)) for g in groups.listed[:5]]
-            head: Row = (f"{groups.column}: worst of {groups.count}", "examples", "accuracy %")
+            worst: list[TableRow] = [(g.name, str(g.examples), _share(g.accuracy)) for g in groups.listed[:5]]
+            head: TableRow = (f"{groups.column}: worst of {groups.count}", "examples", "accuracy %")
             tables.append((head, worst))
     return notes, tables
 
 
-def prediction_table(rows: Iterable[Prediction], top: int) -> tuple[Row, list[Row], int]:
+def prediction_table(rows: Iterable[Prediction], top: int) -> tuple[TableRow, list[TableRow], int]:
     """Return the head and the first rows of a table of predictions, and the number of further rows."""
-    shown: list[Row] = []
+    shown: list[TableRow] = []
     more = 0
     for row in rows:
         if len(shown) == MOST_SHOWN:

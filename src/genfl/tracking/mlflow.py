@@ -19,7 +19,7 @@ MLFLOW_STATE = "mlflow.json"
 MOST_PENDING = 100_000
 """Metrics that wait for a server; the oldest of more are dropped, and sent when the run is started again."""
 
-BATCH, PARAMETERS = 1000, 100
+SENT_AT_ONCE, PARAMETERS = 1000, 100
 """The most metrics and parameters in a request, as MLflow allows."""
 
 LONGEST = 500
@@ -137,7 +137,7 @@ class MlflowRun:
             history = self._client.get_metric_history(run, key) if self._continued else []
             self._known[key] = {metric.step: metric.value for metric in history}
         while self._pending:
-            batch = self._pending[:BATCH]
+            batch = self._pending[:SENT_AT_ONCE]
             new = [value for value in batch if self._known[value.key].get(value.step) != value.value]
             if new:
                 metrics = [Metric(value.key, value.value, value.time, value.step) for value in new]
