@@ -8,7 +8,7 @@ from typing import Any
 from genfl.report import plots
 from genfl.report.templates import page_template
 
-MOST_GROUPS = 30
+SHOWN_GROUPS = 30
 """The largest number of groups that the page lists."""
 
 
@@ -29,5 +29,5 @@ def render_evaluation(content: Mapping[str, Any]) -> str:
         **content,
         chart=plots.plot_confusion(confusion, names),
         partitions=[part for part in (content["groups"], content["clients"]) if part],
-        most=MOST_GROUPS,
+        most=SHOWN_GROUPS,
     )
