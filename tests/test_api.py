@@ -1158,7 +1158,7 @@ def test_a_run_is_loaded_again_with_table_and_models(tmp_path):
     ):
         with pytest.raises(InputError, match=line):
             result.model(*arguments)
-    with pytest.raises(InputError, match="holds no finished run"):
+    with pytest.raises(InputError, match="holds no run"):
         genfl.load_run(tmp_path)
 
 

@@ -84,9 +84,9 @@ def test_page_and_tables_are_written_and_links_survive_a_move(runs, tmp_path):
     [
         (["slow"], None, "slow: one run, and there is nothing to compare it with; name two runs or more"),
         (["slow", "slow"], None, "slow: it is named twice"),
-        (["slow", "begun"], None, "begun: the run is not finished, as there is no summary.json in it"),
-        (["slow", "."], None, ": it holds no run, as there is no config.yaml in it"),
-        (["slow", "absent"], None, "absent: it holds no run"),
+        (["slow", "begun"], None, "begun is not finished, as it has no summary.json; resume it with"),
+        (["slow", "."], None, " holds no run, as it has no config.yaml; name the folder"),
+        (["slow", "absent"], None, "absent holds no run"),
         (["slow", "fast"], "fedavgm", "baseline: there is no 'fedavgm'; did you mean 'fedavg'?"),
         ([], None, "no folder: no finished run, and there is nothing to compare it with"),
     ],

@@ -30,8 +30,8 @@ from genfl.engines.auto import EXACT, ROUNDING, check_engine
 from genfl.engines.auto import engine as open_engine
 from genfl.engines.device import exact
 from genfl.engines.fast import fast_status
-from genfl.errors import GenflError, InputError, cause, on_one_line, suggest
-from genfl.experiment.records import RUN_CONFIG, SUMMARY_FILE
+from genfl.errors import GenflError, InputError, cause, suggest
+from genfl.experiment.records import check_finished
 from genfl.federated import Array, FederatedDataset, check_inputs, check_labels
 from genfl.generation import Encode, GeneratedSamples
 from genfl.identity import value_digest
@@ -694,21 +694,10 @@ class Result:
             InputError: There is no such method or seed, it trains no global model, an earlier version wrote
                 the run, or its model is not registered in this process.
         """
-        from genfl.deployment.description import WEIGHTS_FILE
+        from genfl.deployment.runs import trained_folder
         from genfl.deployment.trained import RunModel
 
-        names, seeds = list(self.summary.methods), self.summary.seeds
-        if method not in names:
-            raise InputError(f"method: there is no {on_one_line(method)!r}; {suggest(method, names)}")
-        seed = seeds[0] if seed is None else seed
-        if seed not in seeds:
-            raise InputError(f"seed: there is no {seed}; known: {', '.join(map(str, seeds))}")
-        folder = self.folder / "federate" / method / f"seed-{seed}"
-        if not (folder / WEIGHTS_FILE).exists() and method != SYNTHETIC_ONLY:
-            raise InputError(
-                f"method: {method} has no global model, as {folder / WEIGHTS_FILE} is absent; name another"
-            )
-        return RunModel.load(folder)
+        return RunModel.load(trained_folder(self.folder, self.summary, method, seed))
 
     def evaluate(
         self,
@@ -763,10 +752,10 @@ class Result:
 
     @property
     def best_method(self) -> str:
-        """The federated method of the best mean accuracy; without a federated one, the best of all."""
-        federated = {name: m for name, m in self.summary.federated.items() if name != SYNTHETIC_ONLY}
-        methods = federated or self.summary.methods
-        return max(methods, key=lambda name: methods[name].accuracy.mean)
+        """The federated method of the best mean accuracy among those with a global model."""
+        from genfl.deployment.runs import best_trained
+
+        return best_trained(self.folder, self.summary)
 
     def export(
         self,
@@ -955,15 +944,7 @@ def load_run(folder: str | Path) -> Result:
     Raises:
         InputError: The folder holds no finished run.
     """
-    if not (Path(folder) / RUN_CONFIG).is_file():
-        raise InputError(
-            f"folder: {folder} holds no finished run, as {RUN_CONFIG} is absent; name the folder of a run"
-        )
-    if not (Path(folder) / SUMMARY_FILE).is_file():
-        raise InputError(
-            f"folder: {folder} holds no finished run, as {SUMMARY_FILE} is absent; finish it first:"
-            f" genfl run {folder}/{RUN_CONFIG} --out {folder}"
-        )
+    check_finished(Path(folder), "folder")
     return Result(folder)
 
 

@@ -320,7 +320,8 @@ def compare_command(
     """
     from genfl.comparison import compare_folders, write_comparison
 
-    comparison = compare_folders(runs, baseline)
+    with _naming_options():
+        comparison = compare_folders(runs, baseline)
     page = write_comparison(comparison, out) if out else None
     if as_json:
         _print_json(comparison.to_dict())
@@ -590,7 +591,8 @@ def export_command(
     """Export a trained model: weights, a loader that needs torch and safetensors alone, and a model card."""
     from genfl.deployment.export import export_model
 
-    exported = export_model(run, to, method=method, seed=seed, onnx=onnx, push_to_hub=push_to_hub)
+    with _naming_options():
+        exported = export_model(run, to, method=method, seed=seed, onnx=onnx, push_to_hub=push_to_hub)
     if as_json:
         _print_json({**exported._asdict(), "folder": str(exported.folder)})
         return
@@ -650,12 +652,12 @@ def _naming_options() -> Iterator[None]:
     """Name the options of the command line in messages, where the library names Python's arguments."""
     from genfl.errors import InputError
 
-    options = {"folder": "RUN", "files": "FILES", "path": "--data"}
+    options = {"folder": "RUN", "runs": "RUN", "files": "FILES", "path": "--data"}
     try:
         yield
     except InputError as error:
         text = re.sub(
-            r"^(folder|files|path|method|seed|split|label|input|out)(?=:)",
+            r"^(folder|runs|files|path|method|seed|split|label|input|out)(?=:)",
             lambda name: options.get(name[0], f"--{name[0]}"),
             str(error),
         )

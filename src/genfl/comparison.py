@@ -10,7 +10,7 @@ from pathlib import Path
 from genfl import config as configs
 from genfl import pipeline
 from genfl.errors import GenflError, InputError, cause
-from genfl.experiment.records import RUN_CONFIG, RUN_MARKER, SUMMARY_FILE, SWEEP_MARKER
+from genfl.experiment.records import RUN_CONFIG, RUN_MARKER, SUMMARY_FILE, SWEEP_MARKER, check_finished
 from genfl.natural_order import in_natural_order
 from genfl.results.comparison import ComparedRun, Comparison, compare_runs
 from genfl.results.schema import Summary
@@ -70,16 +70,7 @@ def read_run(folder: Path, name: str) -> ComparedRun:
     Raises:
         InputError: The folder holds no finished run.
     """
-    if not (folder / RUN_CONFIG).is_file():
-        raise InputError(
-            f"{folder}: it holds no run, as there is no {RUN_CONFIG} in it; name the folder of a run or of a"
-            " sweep"
-        )
-    if not (folder / SUMMARY_FILE).is_file():
-        raise InputError(
-            f"{folder}: the run is not finished, as there is no {SUMMARY_FILE} in it; run the same command"
-            " again (genfl status shows how far it is)"
-        )
+    check_finished(folder, "runs")
     try:
         summary = Summary.read(folder / SUMMARY_FILE)
     except InputError:

@@ -241,8 +241,10 @@ def test_data_that_cannot_be_used_is_one_line(images, tmp_path):
 
 def test_a_folder_that_is_no_finished_run(images, tmp_path):
     run, _ = images
-    with pytest.raises(InputError, match=r"config\.yaml is absent; name the folder of a run"):
+    with pytest.raises(InputError, match=r"^folder: .* holds no run, as it has no config\.yaml; name"):
         genfl.load_run(tmp_path)
     shutil.copy(run.folder / "config.yaml", tmp_path)
-    with pytest.raises(InputError, match=r"summary\.json is absent; finish it first: genfl run"):
+    with pytest.raises(
+        InputError, match=r"is not finished, as it has no summary\.json; resume it with genfl"
+    ):
         genfl.load_run(tmp_path)

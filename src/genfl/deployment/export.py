@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from genfl import config as configs
 from genfl.deployment.description import (
     DESCRIPTION_FILE,
@@ -20,12 +18,13 @@ from genfl.deployment.description import (
 )
 from genfl.deployment.model_page import model_card
 from genfl.deployment.onnx import require_onnx, write_onnx
-from genfl.errors import GenflError, InputError, first_line, on_one_line, suggest
-from genfl.experiment.records import RUN_CONFIG, SUMMARY_FILE, SWEEP_MARKER
+from genfl.deployment.runs import trained_folder
+from genfl.deployment.trained import RunModel
+from genfl.errors import GenflError, InputError, on_one_line
+from genfl.experiment.records import RUN_CONFIG, SUMMARY_FILE, check_finished
 from genfl.models import MODELS, Classifier
-from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import Summary
-from genfl.storage import load_tensors, read_json, replacing_folder, sha256, write_json, write_text
+from genfl.storage import read_json, replacing_folder, sha256, write_json, write_text
 
 EXPORT_MARKER = ".genfl-export"
 """The file that marks an exported folder. It holds the SHA-256 of every other file."""
@@ -86,14 +85,15 @@ def export_model(
             refuses the upload. The folder is then complete on this machine.
         GenflError: The ONNX file fails its check. Nothing is written then.
     """
-    settings, summary = _finished(run)
-    source = _model_folder(run, summary, method, seed)
+    check_finished(run, "RUN")
+    settings, summary = configs.read(run / RUN_CONFIG), Summary.read(run / SUMMARY_FILE)
+    source = trained_folder(run, summary, method, seed)
     description = ModelDescription.read(source / DESCRIPTION_FILE)
     if onnx:
         require_onnx()
     if description.model.own and not onnx:
         raise InputError(
-            f"--method: {description.method} trained {description.model.name}, a model of your own, for which"
+            f"method: {description.method} trained {description.model.name}, a model of your own, for which"
             " no loader can be written; add --onnx, which needs none"
         )
     _check_target(folder, run)
@@ -111,76 +111,13 @@ def export_model(
         if not description.model.own:
             _write_loader(description.model.name, new)
         if onnx:
-            difference = write_onnx(_module(description, new / WEIGHTS_FILE), description, new / ONNX_FILE)
+            difference = write_onnx(RunModel.load(source).inner, description, new / ONNX_FILE)
         write_text(new / "README.md", model_card(description, settings, summary, onnx=difference))
         files = {path.relative_to(new).as_posix(): path for path in sorted(new.rglob("*")) if path.is_file()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
         write_json(new / EXPORT_MARKER, {name: sha256(path) for name, path in files.items()})
     address = upload(folder, push_to_hub) if push_to_hub else None
     return Exported(folder, description.method, description.seed, sizes, difference, address)
-
-
-def _module(description: ModelDescription, weights: Path) -> Classifier:
-    """Return a model with its weights, in evaluation mode.
-
-    Raises:
-        InputError: Its code is not registered, or it has other parameters.
-    """
-    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
-        model = description.build()
-    counts = {name: value for name, value in model.state_dict().items() if not value.is_floating_point()}
-    try:
-        model.load_state_dict(counts | load_tensors(weights)[0])
-    except RuntimeError as error:
-        raise InputError(
-            f"model: {description.model.name} does not have the parameters of the run ({first_line(error)});"
-            " register the model that the run trained"
-        ) from error
-    return model.eval()
-
-
-def _finished(run: Path) -> tuple[dict[str, Any], Summary]:
-    """Return the resolved config of a finished run as plain values, and its summary.
-
-    So a run can be exported where its config has names that are not registered.
-
-    Raises:
-        InputError: The folder holds no finished run.
-    """
-    name = on_one_line(run, 200)
-    if (run / SWEEP_MARKER).exists():
-        raise InputError(f"RUN: {name} is the folder of a sweep; name one of the runs in it")
-    if not (run / RUN_CONFIG).is_file():
-        raise InputError(f"RUN: {name} is no folder of a run, as it has no {RUN_CONFIG}; name another")
-    if not (run / SUMMARY_FILE).is_file():
-        raise InputError(
-            f"RUN: {name} is not finished, as it has no {SUMMARY_FILE}; resume it with genfl run"
-            f" {run / RUN_CONFIG} --out {run}"
-        )
-    return configs.read(run / RUN_CONFIG), Summary.read(run / SUMMARY_FILE)
-
-
-def _model_folder(run: Path, summary: Summary, method: str | None, seed: int | None) -> Path:
-    """Return the folder of a model in a run.
-
-    Raises:
-        InputError: There is no such method or seed, or it trains no global model.
-    """
-    seed = summary.seeds[0] if seed is None else seed
-    if seed not in summary.seeds:
-        raise InputError(f"--seed: there is no {seed}; known: {', '.join(map(str, summary.seeds))}")
-    folders = {name: run / "federate" / name / f"seed-{seed}" for name in summary.methods}
-    trained = [name for name, folder in folders.items() if (folder / WEIGHTS_FILE).is_file()]
-    if method is None:
-        federated = [name for name in trained if name in summary.federated and name != SYNTHETIC_ONLY]
-        candidates = federated or trained or list(folders)
-        method = max(candidates, key=lambda name: summary.methods[name].accuracy.mean)
-    if method not in folders:
-        raise InputError(f"--method: there is no {on_one_line(method)!r}; {suggest(method, list(folders))}")
-    if method not in trained:
-        names = ", ".join(trained) or "those of another run"
-        raise InputError(f"--method: {method} has no global model; name one of {names}")
-    return folders[method]
 
 
 def _check_target(folder: Path, run: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genfl.errors import GenflError
+from genfl.errors import GenflError, InputError, on_one_line
 from genfl.storage import digest, is_below, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,28 @@ class StageStatus(NamedTuple):
     state: str
     seconds: float | None
     progress: str
+
+
+def check_finished(folder: Path, field: str) -> None:
+    """Check that a folder holds a finished run.
+
+    Args:
+        folder: The folder.
+        field: The argument that names it, for messages.
+
+    Raises:
+        InputError: It is the folder of a sweep, holds no run, or one that is not finished.
+    """
+    name = on_one_line(folder, 200)
+    if (folder / SWEEP_MARKER).exists():
+        raise InputError(f"{field}: {name} is the folder of a sweep; name one of the runs in it")
+    if not (folder / RUN_CONFIG).is_file():
+        raise InputError(f"{field}: {name} holds no run, as it has no {RUN_CONFIG}; name the folder of a run")
+    if not (folder / SUMMARY_FILE).is_file():
+        raise InputError(
+            f"{field}: the run in {name} is not finished, as it has no {SUMMARY_FILE}; resume it with genfl"
+            f" run {folder / RUN_CONFIG} --out {folder}"
+        )
 
 
 def record_file(folder: Path, stage: str) -> Path:
