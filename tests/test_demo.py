@@ -1,6 +1,8 @@
 """The main job, end to end: what `make demo` promises."""
 
+import itertools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -42,6 +44,9 @@ def test_the_demo_keeps_its_promises(tmp_path):
         assert len(curve) == 21
         assert methods[name]["accuracy"]["mean"] == pytest.approx(sum(curve[-5:]) / 5)
     check_models(out, tmp_path / "held-out")
+    check_metrics(out)
+    check_export(out, tmp_path)
+    check_comparison(out, tmp_path)
 
 
 def check_models(out, folder):
@@ -70,3 +75,52 @@ def check_models(out, folder):
     predictions = result.model("gptfl", seed=0).predict(files[:20], top=2)
     hits = np.mean([p.label == path.parent.name for p, path in zip(predictions, files[:20], strict=True)])
     assert hits >= 0.8
+
+
+def check_metrics(out):
+    """Every round is in the file once."""
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    rounds = [(row["method"], row["seed"], row["round"]) for row in lines if row["event"] == "round"]
+    trained = set(itertools.product(("fedavg", "gptfl"), (0, 1, 2), range(101)))
+    alone = {("synthetic_only", seed, 0) for seed in (0, 1, 2)}
+    assert len(rounds) == len(set(rounds))
+    assert set(rounds) == trained | alone
+
+
+def check_export(out, tmp_path):
+    """The exported loader gives the logits of the run's model in a process without genfl."""
+    result = genfl.load_run(out)
+    exported = result.export(tmp_path / "exported", method="gptfl", seed=1, onnx=True)
+    assert exported.onnx_difference < 1e-5
+    x = DATASETS["digits"].load().test.x
+    torch.save(x, tmp_path / "x.pt")
+    script = (
+        "import sys, torch; from load import load; model, about = load();"
+        " logits = model(torch.load(sys.argv[1])); torch.save(logits.detach(), sys.argv[2]);"
+        " assert about['method'] == 'gptfl' and 'genfl' not in sys.modules"
+    )
+    files = [str(tmp_path / "x.pt"), str(tmp_path / "logits.pt")]
+    subprocess.run([sys.executable, "-c", script, *files], check=True, cwd=exported.folder)
+    with torch.no_grad():
+        expected = result.model("gptfl", seed=1)(x)
+    assert (torch.load(tmp_path / "logits.pt") - expected).abs().max() < 1e-6
+
+
+def check_comparison(out, tmp_path):
+    """The demo does not differ from itself; both are listed."""
+    runs = tmp_path / "runs"
+    for name in ("first", "second"):
+        shutil.copytree(out, runs / name)
+    comparison = genfl.compare([runs / "first", runs / "second"], out=tmp_path / "page")
+    differences = [row.difference for row in comparison.rows if row.run == "second"]
+    assert len(differences) == 3
+    assert not any(difference.clear or difference.points for difference in differences)
+    assert "gptfl" in (tmp_path / "page" / "index.html").read_text()
+    listed = subprocess.run(
+        [sys.executable, "-m", "genfl", "runs", str(runs), "--json"], check=True, capture_output=True
+    )
+    entries = json.loads(listed.stdout)
+    assert [(entry["path"], entry["best"]["method"]) for entry in entries] == [
+        ("first", "gptfl"),
+        ("second", "gptfl"),
+    ]
