@@ -105,8 +105,7 @@ def render_comparison(comparison: Comparison, folder: Path) -> str:
     shown = dict(list(curves.items())[:MOST_CURVES])
     links = {run.run: page_link(run.folder, folder) for run in comparison.runs}
     return page_template("comparison.html.j2").render(
-        title=f"{' and '.join(run.run for run in comparison.runs[:2])}: a comparison of"
-        f" {text.count(len(comparison.runs), 'run')}",
+        title=_title([run.run for run in comparison.runs]),
         headline=headline(comparison),
         warnings=comparison.warnings,
         looks=look,
@@ -331,6 +330,12 @@ def _charts(
         }
         charts.append(plots.plot_learning(scaled, look, goal, None, "MB sent and received", "bytes"))
     return charts
+
+
+def _title(runs: Sequence[str]) -> str:
+    if len(runs) == 2:
+        return f"{runs[0]} and {runs[1]}: a comparison"
+    return f"{runs[0]} and {len(runs) - 1} other runs: a comparison"
 
 
 def printed_table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
