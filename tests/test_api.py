@@ -1162,6 +1162,20 @@ def test_a_run_is_loaded_again_with_table_and_models(tmp_path):
         genfl.load_run(tmp_path)
 
 
+def test_a_run_of_an_earlier_version_goes_on_with_new_fields_at_their_defaults(tmp_path):
+    content = {**BASE, "methods": {"fedavg": {"algorithm": "fedavg"}}}
+    genfl.run(content, out=tmp_path)
+    file = tmp_path / "config.yaml"
+    old = yaml.safe_load(file.read_text())
+    del old["labels"]["min_holders"], old["labels"]["bins"], old["track"]
+    file.write_text(yaml.safe_dump(old))
+    genfl.run(content, out=tmp_path)
+    assert yaml.safe_load(file.read_text())["labels"]["min_holders"] == 1
+    file.write_text(yaml.safe_dump(old))
+    with pytest.raises(InputError, match=r"another config \(labels.min_holders: was 1, is now 2\)"):
+        genfl.run(content, {"labels.min_holders": 2}, out=tmp_path)
+
+
 def test_a_sweep_returns_a_table(tmp_path):
     content = {**BASE, "methods": {"fedavg": {"algorithm": "fedavg"}}, "grid": {"federate.rounds": [1, 2]}}
     table = genfl.sweep(content, out=tmp_path / "sweep")

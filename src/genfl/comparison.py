@@ -77,7 +77,7 @@ def read_run(folder: Path, name: str) -> ComparedRun:
         raise
     except GenflError as error:
         raise InputError(f"{folder}: {cause(error)}") from error
-    return ComparedRun(name, folder, summary, configs.read(folder / RUN_CONFIG))
+    return ComparedRun(name, folder, summary, configs.with_defaults(configs.settings_of(folder / RUN_CONFIG)))
 
 
 def sweep_runs(folder: Path) -> tuple[list[Path], list[Path]]:

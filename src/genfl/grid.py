@@ -188,7 +188,14 @@ def _sweep(
         )
         assert summary is not None
         figures = Summary.parse(summary)
-        runs.append(ComparedRun(point.name, run_folder, figures, configs.read(run_folder / RUN_CONFIG)))
+        runs.append(
+            ComparedRun(
+                point.name,
+                run_folder,
+                figures,
+                configs.settings_of(run_folder / RUN_CONFIG),
+            )
+        )
         results.append(PointResult(settings=point.settings, run=point.name, methods=figures.methods))
         write_json(folder / SWEEP_SUMMARY, [result.to_dict() for result in results])
         write_text(folder / TABLE, table(results))

@@ -203,13 +203,12 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
         _delete_run(folder)
     elif existing.exists():
         try:
-            old = configs.read(existing)
+            old = configs.settings_of(existing)
         except InputError as error:
             raise InputError(f"--out: {existing} is damaged ({error}); use --fresh to start over") from None
-        new = configs.plain(configs.dump(config, without=("track",)))  # trackers change no result
-        if isinstance(old, dict):
-            old.pop("track", None)
-        changes = configs.differences(old, new)
+        new = configs.plain(configs.dump(config, without=("track",)))
+        # the fields of an earlier version have their defaults
+        changes = configs.differences(old, new) and configs.differences(configs.with_defaults(old), new)
         if changes and not update:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             raise InputError(

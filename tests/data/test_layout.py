@@ -322,6 +322,13 @@ def test_labels_in_words_have_no_outer_blanks(tmp_path, name, word):
     assert word in images(tmp_path).train.labels
 
 
+def test_labels_hold_no_control_characters(tmp_path):
+    rows = [{"text": f"t{n}", "label": ["ok", "bell\x07"][n % 2]} for n in range(10)]
+    rejected(
+        lambda: texts(tables(tmp_path / "d", "jsonl", train=rows)), "data.label: ", r"'bell\x07'", "rename it"
+    )
+
+
 def test_classes_have_their_natural_order():
     assert in_natural_order(["10", "2", "a10", "a9", "1"]) == ["1", "2", "10", "a9", "a10"]
 

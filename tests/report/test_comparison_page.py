@@ -63,6 +63,30 @@ def test_page_says_what_differs(source):
     assert cells[3][2].startswith("no clear difference")
 
 
+def test_headline_names_what_holds_for_all_lines_together():
+    base = [0.90, 0.92, 0.91, 0.90]
+    planted = {"far": [0.70, 0.72, 0.71, 0.70], "near": [0.93, 0.932, 0.945, 0.91], "same": base[::-1]}
+    runs = [run("base", Path("runs"), fedavg=base)]
+    runs += [run(name, Path("runs"), fedavg=values) for name, values in planted.items()]
+    comparison = compare_runs(runs)
+    assert [row.finding for row in comparison.rows] == [
+        "baseline",
+        "lower",
+        "higher",
+        "no clear difference",
+    ]
+    assert [row.holds for row in comparison.rows] == [False, True, False, False], "p is 0.041 of the third"
+    assert headline(comparison) == (
+        "1 of 3 comparisons differs clearly: far:fedavg is 20.0 points lower than base:fedavg."
+        " 1 more only by itself."
+    )
+    alone = compare_runs([runs[0], runs[2], runs[3]])
+    assert headline(alone) == (
+        "No clear difference over the seeds, in 2 comparisons with the method of the same name in base."
+        " 1 more only by itself."
+    )
+
+
 def test_page_needs_nothing_from_outside(source):
     reader = Reader(source)
     links = set(reader.values("src", "href", "xlink:href"))

@@ -37,11 +37,14 @@ def test_other_seeds_are_judged_by_the_t_test_of_welch():
         assert (gain.low, gain.high) == pytest.approx((100 * interval.low, 100 * interval.high))
 
 
-def test_only_shared_seeds_are_paired():
-    a, b = over((0, 1, 2), [0.5, 0.6, 0.7]), over((1, 2, 3, 4), [0.5, 0.65, 0.1, 0.1])
+def test_seeds_are_paired_if_one_method_has_all_of_the_others():
+    a, b = over((1, 2), [0.6, 0.7]), over((1, 2, 3, 4), [0.5, 0.65, 0.1, 0.1])
     gain = difference(a, b, PLENTY, paired=True)
     assert gain.pairs == 2
     assert gain.points == pytest.approx(100 * ((0.6 - 0.5) + (0.7 - 0.65)) / 2)
+    other = difference({**a, 0: 0.5}, b, PLENTY, paired=True)
+    assert (other.test, other.pairs) == ("welch", None), "each has seeds that the other lacks"
+    assert other.points == pytest.approx(100 * (0.6 - 0.3375))
 
 
 @pytest.mark.parametrize("others", [[0.5], [0.5, 0.6]])

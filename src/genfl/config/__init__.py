@@ -19,7 +19,9 @@ from genfl.config.reading import (
     plain_without_inherited,
     put,
     read,
+    settings_of,
     validate,
+    with_defaults,
 )
 from genfl.config.schema import Config, json_schema
 from genfl.config.section import Section
@@ -51,5 +53,7 @@ __all__ = [
     "plain_without_inherited",
     "put",
     "read",
+    "settings_of",
     "validate",
+    "with_defaults",
 ]

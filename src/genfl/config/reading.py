@@ -175,6 +175,34 @@ def validate(content: Mapping[str, Any]) -> Config:
         raise InputError(explain(error)) from error
 
 
+def settings_of(path: Path) -> dict[str, Any]:
+    """Return the config of a run as plain values, without trackers, which change no result.
+
+    Args:
+        path: The file of a resolved config.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    content = read(path)
+    content.pop("track", None)
+    return content
+
+
+def with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the defaults of fields that an earlier version did not have.
+
+    A config with names that are not registered in this process is returned as it is.
+
+    Args:
+        content: A resolved config as plain values.
+    """
+    try:
+        return dict(plain(dump(validate(content), without=("track",))))
+    except InputError:
+        return dict(content)
+
+
 def folder_name(name: Any) -> str:
     """Return the name of a run.
 

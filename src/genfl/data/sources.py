@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -261,6 +262,9 @@ def read_dataset(
     if len(set(words)) < len(words):
         twice = next(word for word in words if words.count(word) > 1)
         raise InputError(f"data.label: two classes are both called {twice!r}; rename one of them")
+    for word in words:
+        if any(unicodedata.category(letter) == "Cc" for letter in word):
+            raise InputError(f"data.label: class {word!r} holds a control character; rename it")
 
     def examples(split: Split) -> LabelledExamples:
         labels = [words[number] for number in split.labels]

@@ -174,22 +174,19 @@ def headline(comparison: Comparison) -> str:
             return "With one seed, there is no statement on differences: run more seeds."
         return "No two methods can be compared."
     clear = [(row, row.difference) for row in compared if row.difference and row.difference.clear]
-    if not clear:
-        return (
-            f"No clear difference over the seeds, in {text.count(len(compared), 'comparison')} with"
-            f" {comparison.against}."
-        )
-    ranked = sorted(clear, key=lambda pair: (not pair[0].holds, -abs(pair[1].points)))
+    holding = [(row, gain) for row, gain in clear if row.holds]
+    count, single = text.count(len(compared), "comparison"), len(clear) - len(holding)
+    alone = f" {single} more only by {'itself' if single == 1 else 'themselves'}." if single else ""
+    if not holding:
+        return f"No clear difference over the seeds, in {count} with {comparison.against}.{alone}"
+    ranked = sorted(holding, key=lambda pair: -abs(pair[1].points))
     named = [
         f"{row.name} is {abs(gain.points):.1f} points {gain.finding} than {row.against}"
         for row, gain in ranked[:MOST_NAMED]
     ]
-    more = f", and {len(clear) - len(named)} more" if len(clear) > len(named) else ""
-    differ = "differs" if len(clear) == 1 else "differ"
-    return (
-        f"{len(clear)} of {text.count(len(compared), 'comparison')} {differ} clearly:"
-        f" {'; '.join(named)}{more}."
-    )
+    more = f", and {len(holding) - len(named)} more" if len(holding) > len(named) else ""
+    differ = "differs" if len(holding) == 1 else "differ"
+    return f"{len(holding)} of {count} {differ} clearly: {'; '.join(named)}{more}.{alone}"
 
 
 def statements(comparison: Comparison) -> list[str]:
@@ -219,7 +216,7 @@ def explanations(comparison: Comparison) -> list[str]:
     if "paired" in tests:
         notes.append(
             "Where it says paired, a seed has the same split in both runs, and Student’s t is taken over the"
-            " differences of the seeds."
+            " differences of the seeds. One run has all seeds of the other."
         )
     if "welch" in tests:
         notes.append("Where it says Welch, seeds or splits differ, and Welch’s t is taken over two samples.")
@@ -240,8 +237,14 @@ def columns(comparison: Comparison) -> tuple[str, ...]:
     )
 
 
-def cells(comparison: Comparison, row: ComparedMethod) -> tuple[str, ...]:
-    """Return the cells of a row of the table of methods, as text."""
+def cells(comparison: Comparison, row: ComparedMethod, *, terminal: bool = False) -> tuple[str, ...]:
+    """Return the cells of a row of the table of methods, as text.
+
+    Args:
+        comparison: The comparison.
+        row: The method.
+        terminal: Whether the statement names its test; a page has a line of its own for it.
+    """
     gain, interval = row.difference, NO_FIGURE
     if gain and gain.low is not None and gain.high is not None:
         interval = f"{_signed(gain.low)} to {_signed(gain.high)}"
@@ -254,7 +257,9 @@ def cells(comparison: Comparison, row: ComparedMethod) -> tuple[str, ...]:
         str(len(row.seeds)),
         NO_FIGURE if gain is None else _signed(gain.points),
         interval,
-        row.finding + (" *" if row.holds else ""),
+        row.finding
+        + (" *" if row.holds else "")
+        + (f" ({test})" if (test := tested(row)) and terminal else ""),
         rounds + goal,
         NO_FIGURE if row.reference else sent,
         NO_FIGURE if row.reference else text.megabytes(row.total_bytes),
@@ -345,7 +350,7 @@ def printed_table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[s
     for row in comparison.rows:
         first = row.run != run
         cost = text.NOT_MEASURED if row.seconds is None else text.duration(row.seconds)
-        rows.append((row.run if first else "", *cells(comparison, row), cost if first else ""))
+        rows.append((row.run if first else "", *cells(comparison, row, terminal=True), cost if first else ""))
         run = row.run
     return ("run", *columns(comparison), "time of the run"), rows
 

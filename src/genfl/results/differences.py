@@ -72,11 +72,12 @@ def difference(
         values: The accuracy of each seed, in [0, 1].
         others: The same for the other method. At least one each.
         examples: The number of test examples.
-        paired: Whether a seed has the same split and initial model in both. If at least two seeds are shared,
-            only these are compared, seed by seed. Else the samples count as independent.
+        paired: Whether a seed has the same split and initial model in both. If one method has all seeds of
+            the other, and these are two or more, they are compared seed by seed. Else the samples count as
+            independent: a few shared seeds would waste the rest.
     """
     shared = [seed for seed in values if seed in others]
-    if paired and len(shared) > 1:
+    if paired and len(shared) > 1 and len(shared) == min(len(values), len(others)):
         gains = [100 * (values[seed] - others[seed]) for seed in shared]
         error, freedom = stdev(gains) / len(gains) ** 0.5, len(gains) - 1.0
         return _judged(fmean(gains), error, freedom, examples, len(shared))
