@@ -121,6 +121,7 @@ def test_models_are_loaded_without_code_of_their_own():
         if isinstance(node, ast.Call)
     ]
     loading = [call for call in calls if ast.unparse(call.func).endswith((".from_pretrained", "loader"))]
+    loading = [call for call in loading if ast.unparse(call.func) != "_write_loader"]
     loading = [call for call in loading if call.args]
     assert len(loading) >= 3
     for call in loading:

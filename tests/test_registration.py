@@ -264,7 +264,7 @@ def wider_body(shape, classes, width: int = 4):
 def test_a_run_saves_frozen_parameters_and_leaves_them(tmp_path):
     genfl.register.model("frozen")(frozen_body)
     config = genfl.parse_config({**BASE, "seeds": [0, 1], "model": "frozen"})
-    pipeline.execute(config, tmp_path / "run", until="federate")
+    pipeline.execute(config, tmp_path / "run")
     files = [tmp_path / "run" / "federate" / "a" / f"seed-{seed}" / "model.safetensors" for seed in (0, 1)]
     saved = [load_file(file) for file in files]
     assert list(saved[0]) == ["body.1.bias", "body.1.weight", "classifier.bias", "classifier.weight"]
@@ -278,12 +278,10 @@ def test_a_run_of_unregistered_names_says_what_to_import(tmp_path):
     """As in a new process: the figures are there, the model needs its builder."""
     genfl.register.model("frozen")(frozen_body)
     config = genfl.parse_config({**BASE, "model": "frozen"})
-    pipeline.execute(config, tmp_path / "run", until="federate")
+    pipeline.execute(config, tmp_path / "run")
     MODELS.restore({})
     result = genfl.Result(tmp_path / "run")
-    line = (
-        r"folder: the config of .*run has names .* \(model.name: there is no 'frozen'.*import the module that"
-    )
+    line = r"model: frozen is a model of your own, whose code is not at hand; import the module that"
     with pytest.raises(InputError, match=line):
         result.model("a")
     genfl.register.model("frozen")(wider_body)

@@ -50,7 +50,7 @@ def files(folder):
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and path.suffix in (".jsonl", ".parquet", ".safetensors"):
+        if name != "metrics.jsonl" and path.suffix in (".jsonl", ".parquet", ".safetensors"):
             found[name] = path.read_bytes()
     return found
 

@@ -22,8 +22,8 @@ from genfl.stages.federate.model_files import describe_model
 from genfl.stages.federate.setting import Setting
 from genfl.stages.federate.trial import CHECKPOINT, Trial, trained_trials
 from genfl.stages.federate.zero_shot import classify_test_set
-from genfl.stages.pretrain import seed_digest, seed_folder
-from genfl.storage import checkpoint_digest, link, load_tensors, remove
+from genfl.stages.pretrain import seed_digest
+from genfl.storage import checkpoint_digest, load_tensors, remove, save_tensors
 from genfl.tracking.events import rows_of
 from genfl.tracking.series import Row, Series
 
@@ -76,7 +76,7 @@ def _untrained(setting: Setting, seed: int) -> dict[str, Any]:
     assert pretraining is not None
     evaluations = [{"round": 0, **setting.score(weights)}]
     folder = _untrained_folder(work.folder, seed)
-    link(seed_folder(work.upstream.folder("pretrain"), seed) / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+    save_tensors(folder / WEIGHTS_FILE, setting.task.state_dict(weights))
     digest = seed_digest(pretraining, work.upstream, seed)
     describe_model(setting, folder, SYNTHETIC_ONLY, seed, digest, evaluations, rounds=0)
     return {
