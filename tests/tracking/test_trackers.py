@@ -16,6 +16,7 @@ from genfl.config.tracking import Track
 from genfl.errors import InputError
 from genfl.tracking import background
 from genfl.tracking.background import BackgroundTracker
+from genfl.tracking.mlflow import MlflowRun
 from genfl.tracking.opening import check_trackers, told_of
 from genfl.tracking.series import Series
 
@@ -172,6 +173,17 @@ def test_mlflow_has_each_figure_once_and_no_path(text, server, tmp_path):
     pipeline.execute(more, folder, update=True)
     assert len(server.runs()) == 2, "other figures are another run"
     assert trained(server, server.runs()[1]) == wanted(folder)
+
+
+@pytest.mark.slow
+def test_a_row_that_waits_twice_is_sent_once(server, tmp_path):
+    run = MlflowRun(tmp_path, server.url, "mine", "told", {}, "same")
+    run.row(ONE, {"round": 1, "loss": 0.5})
+    run.history(ONE, [{"round": 1, "loss": 0.5}, {"round": 2, "loss": 0.25}])
+    run.flush()
+    run.close()
+    (stored,) = server.runs()
+    assert server.metrics(stored) == {("plain/seed-0/loss", 1): 0.5, ("plain/seed-0/loss", 2): 0.25}
 
 
 @pytest.mark.slow

@@ -138,7 +138,8 @@ class MlflowRun:
             self._known[key] = {metric.step: metric.value for metric in history}
         while self._pending:
             batch = self._pending[:SENT_AT_ONCE]
-            new = [value for value in batch if self._known[value.key].get(value.step) != value.value]
+            latest = {(value.key, value.step): value for value in batch}.values()  # a row may wait twice
+            new = [value for value in latest if self._known[value.key].get(value.step) != value.value]
             if new:
                 metrics = [Metric(value.key, value.value, value.time, value.step) for value in new]
                 self._client.log_batch(run, metrics=metrics)
