@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from genfl.config.tracking import Track
 from genfl.errors import InputError
 from genfl.tracking import background
 from genfl.tracking.background import BackgroundTracker
+from genfl.tracking.metrics_file import METRICS_FILE, read_events
 from genfl.tracking.mlflow import MlflowRun
 from genfl.tracking.opening import check_trackers, told_of
 from genfl.tracking.series import Series
@@ -259,6 +261,44 @@ def test_a_tracker_that_raises_warns_once_and_gets_the_rest(caplog):
     tracker.finish(None)
     assert rows == [0, 1, 2, 3, 4]
     assert caplog.text.count("track.broken: RuntimeError: no room; the run goes on") == 1
+
+
+def test_a_tracker_that_never_connects_holds_up_neither_start_nor_end(monkeypatch, caplog):
+    monkeypatch.setattr(background, "CLOSE_SECONDS", 0.2)
+    released = threading.Event()
+
+    class Connecting:
+        def flush(self):
+            released.wait(30)
+
+        finish = stage = history = keep = row = close = lambda *about: None
+
+    began = time.monotonic()
+    tracker = BackgroundTracker("track.connecting", Connecting())
+    tracker.row(ONE, {"round": 1})
+    tracker.finish(None)
+    assert time.monotonic() - began < 5
+    assert caplog.text.count("track.connecting: it was not done within 0.2 s") == 1
+    released.set()
+
+
+@pytest.mark.slow
+def test_a_database_that_cannot_be_opened_does_not_delay_a_run(text, tmp_path):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    settings, folder = tmp_path / "c.yaml", tmp_path / "run"
+    settings.write_text(text)
+    (tmp_path / "database").mkdir()  # MLflow tries ten times to open it as a file, and waits longer each time
+    values = ("seeds=[0]", "federate.rounds=2", f"track.mlflow.uri='sqlite:///{tmp_path / 'database'}'")
+    command = [sys.executable, "-m", "genfl", "run", str(settings), *values, "--out", str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    events = read_events(folder / METRICS_FILE)
+    first, last = (datetime.fromisoformat(events[n]["time"]) for n in (0, -1))
+    lock = datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime, UTC)
+    assert (first - lock).total_seconds() < 15, "training did not wait"
+    assert (last - first).total_seconds() < 60
+    assert done.stderr.count("track.mlflow: it was not done within 10 s; the run goes on") == 1
+    assert "retried" not in done.stderr + done.stdout
 
 
 @pytest.mark.slow

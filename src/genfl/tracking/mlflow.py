@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +30,7 @@ BOUNDS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # genfl tries again by itself
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # which is for results
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing is sent but to the server
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # genfl says by itself what fails, and once
 }
 """Settings of MLflow while a run works, unless the environment has others."""
 
@@ -53,6 +54,8 @@ class Value(NamedTuple):
 class MlflowRun:
     """Sends figures to MLflow. What MLflow has is asked for first, so nothing is sent twice.
 
+    The first `flush` connects, and each later one if that failed. It can take minutes with a database.
+
     Args:
         folder: The run's folder.
         uri: The address of a server or a database; see `genfl.config.tracking.MlflowServer`.
@@ -73,14 +76,18 @@ class MlflowRun:
     ) -> None:
         self._set = [variable for variable in BOUNDS if variable not in os.environ]
         os.environ.update({variable: BOUNDS[variable] for variable in self._set})
-        from mlflow.entities import Param
-        from mlflow.tracking import MlflowClient
+        try:  # libraries are imported here, because threads that import and forks do not mix
+            from mlflow.entities import Param
+            from mlflow.store.db.db_types import DATABASE_ENGINES
+            from mlflow.tracking import MlflowClient
 
-        try:
-            self._client = MlflowClient(tracking_uri=uri)
+            if uri.split(":")[0].split("+")[0] in DATABASE_ENGINES:
+                import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
         except Exception:
             self.close()
             raise
+        self._connect: Callable[[], Any] = lambda: MlflowClient(tracking_uri=uri)
+        self._client: Any = None
         self._file, self._experiment, self._name = folder / MLFLOW_STATE, experiment, name
         self._parameters = [Param(_key(key), value[:LONGEST]) for key, value in parameters.items()]
         whole = digest([identity, dict(parameters)])  # parameters of a run of MLflow cannot change
@@ -129,6 +136,7 @@ class MlflowRun:
         """
         from mlflow.entities import Metric
 
+        self._client = self._client or self._connect()
         run = self._run = self._run or self._begin()
         while self._parameters:
             self._client.log_batch(run, params=self._parameters[:PARAMETERS])
