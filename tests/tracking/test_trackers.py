@@ -318,8 +318,57 @@ def test_what_is_missing_is_said_before_any_work(monkeypatch, text):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"track\.tensorboard: .* pip install 'genfl\[track\]'"):
         check_trackers(Track(tensorboard=True))
-    with pytest.raises(InputError, match=r"track\.mlflow\.uri: it holds a password"):
-        config.parse(text, ["track.mlflow={uri: 'http://me:secret@127.0.0.1'}"])
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:s3cret@127.0.0.1",
+        "http://s3cret@127.0.0.1",
+        "http://127.0.0.1/?token=s3cret",
+        "http://me:s3cret@[::1",
+        "postgresql://me:a/s3cret?@127.0.0.1/db",
+        "me:s3cret@127.0.0.1",
+    ],
+)
+def test_a_secret_in_the_address_is_refused_and_not_repeated(text, uri, caplog):
+    with pytest.raises(InputError, match=r"track\.mlflow\.uri: it holds a user name, a pass") as refused:
+        config.parse(text, [f"track.mlflow={{uri: '{uri}'}}"])
+    assert len(str(refused.value).splitlines()) == 1
+    assert "s3cret" not in str(refused.value)
+
+    class Broken:
+        def flush(self):
+            raise RuntimeError(f"{'x' * 140} cannot reach '{uri}' (by {uri})")
+
+        finish = stage = history = keep = row = close = lambda *about: None
+
+    BackgroundTracker("track.broken", Broken()).finish(None)
+    assert "cannot reach" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "sqlite:////data/me@home/m.db", "databricks://me"])
+def test_an_address_without_secrets_is_taken(text, uri):
+    assert config.parse(text, [f"track.mlflow={{uri: '{uri}'}}"]).track.mlflow.uri == uri
+
+
+@pytest.mark.slow
+def test_the_runs_folder_has_no_secret_of_the_address(server, tmp_path):
+    def start():
+        uri = server.url.replace("//", "//me:s3cret@")
+        run = MlflowRun(tmp_path, uri, "mine", "told", {}, "same")
+        run.flush()
+        run.close()
+
+    start()
+    stored = tmp_path / "mlflow.json"
+    assert "s3cret" not in stored.read_text()
+    assert json.loads(stored.read_text())["uri"] == server.url
+    stored.write_text(stored.read_text().replace("//", "//me:s3cret@"))  # as older versions wrote it
+    start()
+    assert len(server.runs()) == 1, "the run is continued"
+    assert "s3cret" not in stored.read_text()
 
 
 def test_trackers_are_told_no_path(text):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from genfl.errors import first_line
+from genfl.errors import first_line, without_secrets
 from genfl.tracking.events import Tracker
 from genfl.tracking.series import Kind, Row, Series
 
@@ -119,7 +119,7 @@ class BackgroundTracker:
         try:
             call()
         except Exception as error:  # a tracker can raise anything
-            self._warn(f"{type(error).__name__}: {first_line(error)}")
+            self._warn(f"{type(error).__name__}: {first_line(error, without_secrets)}")
             return False
         return True
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from genfl.errors import without_secrets
 from genfl.storage import digest, write_json
 from genfl.tracking.series import Kind, Row, Series
 
@@ -91,7 +92,7 @@ class MlflowRun:
         self._file, self._experiment, self._name = folder / MLFLOW_STATE, experiment, name
         self._parameters = [Param(_key(key), value[:LONGEST]) for key, value in parameters.items()]
         whole = digest([identity, dict(parameters)])  # parameters of a run of MLflow cannot change
-        self._about = {"uri": uri, "experiment": experiment, "digest": whole}
+        self._about = {"uri": without_secrets(uri), "experiment": experiment, "digest": whole}
         self._run: str | None = None
         self._status: str | None = None
         self._continued = False
@@ -169,6 +170,7 @@ class MlflowRun:
         if stored and self._exists(stored):
             self._continued = True
             self._client.update_run(stored, status="RUNNING")
+            write_json(self._file, {**self._about, "run_id": stored})
             return stored
         experiment = self._client.get_experiment_by_name(self._experiment)
         number = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
@@ -180,6 +182,7 @@ class MlflowRun:
         """Return the run of an earlier start of the same figures; None if there is none."""
         try:
             stored = json.loads(self._file.read_text("utf-8"))
+            stored["uri"] = without_secrets(stored["uri"])  # older versions kept all of it
             return str(stored["run_id"]) if {**stored, **self._about} == stored else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
