@@ -239,7 +239,7 @@ def test_a_slow_tracker_does_not_slow_a_run(monkeypatch, caplog):
     tracker = BackgroundTracker("track.stuck", Stuck())
     for number in range(1000):
         tracker.row(ONE, {"round": number})
-    tracker.finish(None)
+    tracker.finish(None, "finished")
     assert time.monotonic() - began < 5
     assert caplog.text.count("track.stuck") == 1
     released.set()
@@ -258,7 +258,7 @@ def test_a_tracker_that_raises_warns_once_and_gets_the_rest(caplog):
     tracker = BackgroundTracker("track.broken", Broken())
     for number in range(5):
         tracker.row(ONE, {"round": number})
-    tracker.finish(None)
+    tracker.finish(None, "finished")
     assert rows == [0, 1, 2, 3, 4]
     assert caplog.text.count("track.broken: RuntimeError: no room; the run goes on") == 1
 
@@ -276,7 +276,7 @@ def test_a_tracker_that_never_connects_holds_up_neither_start_nor_end(monkeypatc
     began = time.monotonic()
     tracker = BackgroundTracker("track.connecting", Connecting())
     tracker.row(ONE, {"round": 1})
-    tracker.finish(None)
+    tracker.finish(None, "finished")
     assert time.monotonic() - began < 5
     assert caplog.text.count("track.connecting: it was not done within 0.2 s") == 1
     released.set()
@@ -343,7 +343,7 @@ def test_a_secret_in_the_address_is_refused_and_not_repeated(text, uri, caplog):
 
         finish = stage = history = keep = row = close = lambda *about: None
 
-    BackgroundTracker("track.broken", Broken()).finish(None)
+    BackgroundTracker("track.broken", Broken()).finish(None, "finished")
     assert "cannot reach" in caplog.text
     assert "s3cret" not in caplog.text
 
@@ -351,6 +351,32 @@ def test_a_secret_in_the_address_is_refused_and_not_repeated(text, uri, caplog):
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "sqlite:////data/me@home/m.db", "databricks://me"])
 def test_an_address_without_secrets_is_taken(text, uri):
     assert config.parse(text, [f"track.mlflow={{uri: '{uri}'}}"]).track.mlflow.uri == uri
+
+
+@pytest.mark.slow
+def test_mlflow_shows_how_a_run_ended(text, server, tmp_path, monkeypatch):
+    settings = ("seeds=[0]", "federate.rounds=2", f"track.mlflow={{uri: '{server.url}'}}")
+    tracked, folder, stop = config.parse(text, settings), tmp_path / "run", RuntimeError("no more")
+
+    def status(**options):
+        pipeline.execute(tracked, folder, **options)
+        (run,) = server.runs()
+        return run["info"]["status"]
+
+    def stopped(error):
+        def settle(*about, **more):
+            raise error
+
+        with monkeypatch.context() as patched, pytest.raises(type(error)):
+            patched.setattr(pipeline, "_settle", settle)
+            status()
+        (run,) = server.runs()
+        return run["info"]["status"]
+
+    assert status(until="generate") == "FINISHED"
+    assert stopped(stop) == "FAILED"
+    assert stopped(KeyboardInterrupt()) == "KILLED"
+    assert status() == "FINISHED"
 
 
 @pytest.mark.slow

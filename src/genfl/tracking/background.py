@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from genfl.errors import first_line, without_secrets
 from genfl.tracking.events import Tracker
-from genfl.tracking.series import Kind, Row, Series
+from genfl.tracking.series import Ending, Kind, Row, Series
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ class BackgroundTracker:
         """See `genfl.tracking.events.Tracker.stage`."""
         self._put(lambda: self._tracker.stage(name, state, seconds))
 
-    def finish(self, summary: Mapping[str, Any] | None) -> None:
+    def finish(self, summary: Mapping[str, Any] | None, ending: Ending) -> None:
         """Send what waits, but wait no longer than `CLOSE_SECONDS` or `CATCH_UP_SECONDS`."""
-        self._put(lambda: self._tracker.finish(summary))
+        self._put(lambda: self._tracker.finish(summary, ending))
         self._put(None)
         self._ended.set()
         limit = CLOSE_SECONDS

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from genfl.errors import without_secrets
 from genfl.storage import digest, write_json
-from genfl.tracking.series import Kind, Row, Series
+from genfl.tracking.series import Ending, Kind, Row, Series
 
 MLFLOW_STATE = "mlflow.json"
 """The file in a run's folder that names its run of MLflow."""
@@ -118,7 +118,7 @@ class MlflowRun:
         """Queue the time of a stage; see `genfl.tracking.events.Tracker.stage`."""
         self._queue(f"stage/{name}/seconds", seconds, 0)
 
-    def finish(self, summary: Mapping[str, Any] | None) -> None:
+    def finish(self, summary: Mapping[str, Any] | None, ending: Ending) -> None:
         """Queue the figures over the seeds, and the end; see `genfl.tracking.events.Tracker.finish`."""
         for name, method in (summary["methods"] if summary else {}).items():
             for figure in ("accuracy", "macro_f1", "calibration_error"):
@@ -127,7 +127,7 @@ class MlflowRun:
                     self._queue(f"{_key(name)}/{figure}_std", values["std"], 0)
             for figure in ("rounds_to_target", "bytes_to_target", "total_bytes"):
                 self._queue(f"{_key(name)}/{figure}", method[figure], 0)
-        self._status = "FINISHED" if summary else "KILLED"
+        self._status = ending.upper()
 
     def flush(self) -> None:
         """Send what waits. After a failure, it still waits.
