@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 LONGEST_REASON = 300
@@ -67,9 +69,33 @@ def suggest(name: str, known: list[str]) -> str:
     return f"known: {', '.join(known)}" if known else "there are no keys to set here"
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, shortened; the name of its type if it is empty."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def without_secrets(text: str) -> str:
+    """Return a text without the user names, passwords and queries of the addresses in it.
+
+    Args:
+        text: The text, or a single address.
+    """
+    return re.sub(r"\S*[@?]\S*", lambda word: _bare(word[0]), text)
+
+
+def _bare(address: str) -> str:
+    before, mark, rest = address.partition("://") if "://" in address else ("", "", address)
+    rest, _, query = rest.partition("?")
+    if "@" in query:  # this may be the end of a password with a question mark
+        rest = ""
+    elif not rest.startswith("/"):
+        rest = rest.rpartition("@")[2]
+    return before + mark + rest
+
+
+def first_line(error: BaseException, clean: Callable[[str], str] = str) -> str:
+    """Return the first line of an error's message, shortened; the name of its type if it is empty.
+
+    Args:
+        error: The error.
+        clean: What the message goes through before it is shortened.
+    """
+    line = (clean(str(error)).strip().splitlines() or [type(error).__name__])[0]
     return shorten(line, LONGEST_REASON)
 
 

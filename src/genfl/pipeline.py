@@ -50,7 +50,7 @@ from genfl.tracking.events import Events
 from genfl.tracking.metrics_file import METRICS_FILE, MetricsFile
 from genfl.tracking.mlflow import MLFLOW_STATE
 from genfl.tracking.opening import check_trackers, open_trackers
-from genfl.tracking.series import STAGE_OF
+from genfl.tracking.series import STAGE_OF, Ending
 from genfl.tracking.tensorboard import TENSORBOARD
 
 log = logging.getLogger(__name__)
@@ -244,11 +244,16 @@ def _subfolders() -> list[str]:
 
 def _execute(run: Run, context: RunContext, until: str) -> dict[str, Any] | None:
     events = Events(MetricsFile(run.folder / METRICS_FILE), _trackers(run, context))
-    summary = None
+    summary: dict[str, Any] | None = None
+    ending: Ending = "killed"
     try:
         summary = _execute_stages(run, context, until, events)
+        ending = "finished"
+    except Exception:
+        ending = "failed"
+        raise
     finally:
-        events.finish(summary)
+        events.finish(summary, ending)
     return summary
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from genfl.config.tracking import Track
 from genfl.errors import InputError
 from genfl.tracking import background
 from genfl.tracking.background import BackgroundTracker
+from genfl.tracking.metrics_file import METRICS_FILE, read_events
+from genfl.tracking.mlflow import MlflowRun
 from genfl.tracking.opening import check_trackers, told_of
 from genfl.tracking.series import Series
 
@@ -175,6 +178,17 @@ def test_mlflow_has_each_figure_once_and_no_path(text, server, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_row_that_waits_twice_is_sent_once(server, tmp_path):
+    run = MlflowRun(tmp_path, server.url, "mine", "told", {}, "same")
+    run.row(ONE, {"round": 1, "loss": 0.5})
+    run.history(ONE, [{"round": 1, "loss": 0.5}, {"round": 2, "loss": 0.25}])
+    run.flush()
+    run.close()
+    (stored,) = server.runs()
+    assert server.metrics(stored) == {("plain/seed-0/loss", 1): 0.5, ("plain/seed-0/loss", 2): 0.25}
+
+
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_loses_nothing(text, server, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(background, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(background, "CLOSE_SECONDS", 3.0)
@@ -225,7 +239,7 @@ def test_a_slow_tracker_does_not_slow_a_run(monkeypatch, caplog):
     tracker = BackgroundTracker("track.stuck", Stuck())
     for number in range(1000):
         tracker.row(ONE, {"round": number})
-    tracker.finish(None)
+    tracker.finish(None, "finished")
     assert time.monotonic() - began < 5
     assert caplog.text.count("track.stuck") == 1
     released.set()
@@ -244,9 +258,47 @@ def test_a_tracker_that_raises_warns_once_and_gets_the_rest(caplog):
     tracker = BackgroundTracker("track.broken", Broken())
     for number in range(5):
         tracker.row(ONE, {"round": number})
-    tracker.finish(None)
+    tracker.finish(None, "finished")
     assert rows == [0, 1, 2, 3, 4]
     assert caplog.text.count("track.broken: RuntimeError: no room; the run goes on") == 1
+
+
+def test_a_tracker_that_never_connects_holds_up_neither_start_nor_end(monkeypatch, caplog):
+    monkeypatch.setattr(background, "CLOSE_SECONDS", 0.2)
+    released = threading.Event()
+
+    class Connecting:
+        def flush(self):
+            released.wait(30)
+
+        finish = stage = history = keep = row = close = lambda *about: None
+
+    began = time.monotonic()
+    tracker = BackgroundTracker("track.connecting", Connecting())
+    tracker.row(ONE, {"round": 1})
+    tracker.finish(None, "finished")
+    assert time.monotonic() - began < 5
+    assert caplog.text.count("track.connecting: it was not done within 0.2 s") == 1
+    released.set()
+
+
+@pytest.mark.slow
+def test_a_database_that_cannot_be_opened_does_not_delay_a_run(text, tmp_path):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    settings, folder = tmp_path / "c.yaml", tmp_path / "run"
+    settings.write_text(text)
+    (tmp_path / "database").mkdir()  # MLflow tries ten times to open it as a file, and waits longer each time
+    values = ("seeds=[0]", "federate.rounds=2", f"track.mlflow.uri='sqlite:///{tmp_path / 'database'}'")
+    command = [sys.executable, "-m", "genfl", "run", str(settings), *values, "--out", str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    events = read_events(folder / METRICS_FILE)
+    first, last = (datetime.fromisoformat(events[n]["time"]) for n in (0, -1))
+    lock = datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime, UTC)
+    assert (first - lock).total_seconds() < 15, "training did not wait"
+    assert (last - first).total_seconds() < 60
+    assert done.stderr.count("track.mlflow: it was not done within 10 s; the run goes on") == 1
+    assert "retried" not in done.stderr + done.stdout
 
 
 @pytest.mark.slow
@@ -266,8 +318,83 @@ def test_what_is_missing_is_said_before_any_work(monkeypatch, text):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"track\.tensorboard: .* pip install 'genfl\[track\]'"):
         check_trackers(Track(tensorboard=True))
-    with pytest.raises(InputError, match=r"track\.mlflow\.uri: it holds a password"):
-        config.parse(text, ["track.mlflow={uri: 'http://me:secret@127.0.0.1'}"])
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:s3cret@127.0.0.1",
+        "http://s3cret@127.0.0.1",
+        "http://127.0.0.1/?token=s3cret",
+        "http://me:s3cret@[::1",
+        "postgresql://me:a/s3cret?@127.0.0.1/db",
+        "me:s3cret@127.0.0.1",
+    ],
+)
+def test_a_secret_in_the_address_is_refused_and_not_repeated(text, uri, caplog):
+    with pytest.raises(InputError, match=r"track\.mlflow\.uri: it holds a user name, a pass") as refused:
+        config.parse(text, [f"track.mlflow={{uri: '{uri}'}}"])
+    assert len(str(refused.value).splitlines()) == 1
+    assert "s3cret" not in str(refused.value)
+
+    class Broken:
+        def flush(self):
+            raise RuntimeError(f"{'x' * 140} cannot reach '{uri}' (by {uri})")
+
+        finish = stage = history = keep = row = close = lambda *about: None
+
+    BackgroundTracker("track.broken", Broken()).finish(None, "finished")
+    assert "cannot reach" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "sqlite:////data/me@home/m.db", "databricks://me"])
+def test_an_address_without_secrets_is_taken(text, uri):
+    assert config.parse(text, [f"track.mlflow={{uri: '{uri}'}}"]).track.mlflow.uri == uri
+
+
+@pytest.mark.slow
+def test_mlflow_shows_how_a_run_ended(text, server, tmp_path, monkeypatch):
+    settings = ("seeds=[0]", "federate.rounds=2", f"track.mlflow={{uri: '{server.url}'}}")
+    tracked, folder, stop = config.parse(text, settings), tmp_path / "run", RuntimeError("no more")
+
+    def status(**options):
+        pipeline.execute(tracked, folder, **options)
+        (run,) = server.runs()
+        return run["info"]["status"]
+
+    def stopped(error):
+        def settle(*about, **more):
+            raise error
+
+        with monkeypatch.context() as patched, pytest.raises(type(error)):
+            patched.setattr(pipeline, "_settle", settle)
+            status()
+        (run,) = server.runs()
+        return run["info"]["status"]
+
+    assert status(until="generate") == "FINISHED"
+    assert stopped(stop) == "FAILED"
+    assert stopped(KeyboardInterrupt()) == "KILLED"
+    assert status() == "FINISHED"
+
+
+@pytest.mark.slow
+def test_the_runs_folder_has_no_secret_of_the_address(server, tmp_path):
+    def start():
+        uri = server.url.replace("//", "//me:s3cret@")
+        run = MlflowRun(tmp_path, uri, "mine", "told", {}, "same")
+        run.flush()
+        run.close()
+
+    start()
+    stored = tmp_path / "mlflow.json"
+    assert "s3cret" not in stored.read_text()
+    assert json.loads(stored.read_text())["uri"] == server.url
+    stored.write_text(stored.read_text().replace("//", "//me:s3cret@"))  # as older versions wrote it
+    start()
+    assert len(server.runs()) == 1, "the run is continued"
+    assert "s3cret" not in stored.read_text()
 
 
 def test_trackers_are_told_no_path(text):

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from genfl.config.section import Section
+from genfl.errors import without_secrets
 
 
 class MlflowServer(Section):
@@ -27,15 +28,17 @@ class MlflowServer(Section):
 
     def problem(self) -> str | None:
         """Return what is wrong with it: field and fix. None if it can be used."""
-        try:
-            secret = urlsplit(self.uri or "").password
-        except ValueError as error:
-            return f"uri: {self.uri!r} is no address ({error}); write it as in http://127.0.0.1:5000"
-        if secret:
+        uri = self.uri or ""
+        if without_secrets(uri) != uri:
             return (
-                "uri: it holds a password, which would be written to config.yaml; leave it out, and set"
-                " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+                "uri: it holds a user name, a password or a query, which would be written to config.yaml;"
+                " leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole"
+                " address as MLFLOW_TRACKING_URI, in the environment"
             )
+        try:
+            urlsplit(uri)
+        except ValueError as error:
+            return f"uri: {uri!r} is no address ({error}); write it as in http://127.0.0.1:5000"
         return None
 
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from genfl.errors import first_line
+from genfl.errors import first_line, without_secrets
 from genfl.tracking.events import Tracker
-from genfl.tracking.series import Kind, Row, Series
+from genfl.tracking.series import Ending, Kind, Row, Series
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ RETRY_SECONDS = 10.0
 """Time between two attempts to send what could not be sent."""
 
 CLOSE_SECONDS = 10.0
-"""How long the end of a run waits for a tracker that has failed before."""
+"""How long the end of a run waits for a tracker that has failed before, or has never worked."""
 
 CATCH_UP_SECONDS = 60.0
 """How long the end of a run waits for a tracker that works, as it may have much to catch up on."""
@@ -34,7 +34,7 @@ class Sink(Tracker, Protocol):
     """A tracker that may hold back what it is told, and may raise anything."""
 
     def flush(self) -> None:
-        """Send what waits. After a failure it still waits, and this is called again."""
+        """Connect first, then send what waits. After a failure it still waits, and this is called again."""
 
     def close(self) -> None:
         """Give up what is left. This is called at the end, on the thread of the run."""
@@ -49,7 +49,7 @@ class BackgroundTracker:
     """
 
     def __init__(self, field: str, tracker: Sink) -> None:
-        self._field, self._tracker, self._warned = field, tracker, False
+        self._field, self._tracker, self._warned, self._works = field, tracker, False, False
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(MOST_WAITING)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name=field, daemon=True)
@@ -73,13 +73,16 @@ class BackgroundTracker:
         """See `genfl.tracking.events.Tracker.stage`."""
         self._put(lambda: self._tracker.stage(name, state, seconds))
 
-    def finish(self, summary: Mapping[str, Any] | None) -> None:
+    def finish(self, summary: Mapping[str, Any] | None, ending: Ending) -> None:
         """Send what waits, but wait no longer than `CLOSE_SECONDS` or `CATCH_UP_SECONDS`."""
-        self._put(lambda: self._tracker.finish(summary))
+        self._put(lambda: self._tracker.finish(summary, ending))
         self._put(None)
         self._ended.set()
-        limit = CLOSE_SECONDS if self._warned else CATCH_UP_SECONDS
+        limit = CLOSE_SECONDS
         self._thread.join(limit)
+        if self._works and not self._warned:
+            limit = CATCH_UP_SECONDS
+            self._thread.join(limit - CLOSE_SECONDS)
         if self._thread.is_alive():
             self._warn(f"it was not done within {limit:g} s")
         self._tracker.close()
@@ -91,8 +94,8 @@ class BackgroundTracker:
             self._warn(f"{MOST_WAITING} figures wait for it, and more are dropped")
 
     def _work(self) -> None:
-        """Make the calls in order, and flush whenever none waits; after a failure, only now and then."""
-        next_flush, working = 0.0, True
+        """Connect, make the calls in order, and flush when none waits; after a failure, only now and then."""
+        next_flush, working = self._flush(), True
         while working:
             try:
                 call = self._calls.get(timeout=RETRY_SECONDS)
@@ -103,14 +106,20 @@ class BackgroundTracker:
                 if call is not None:
                     self._try(call)
             if not working or (self._calls.empty() and time.monotonic() >= next_flush):
-                sent = self._try(self._tracker.flush)
-                next_flush = 0.0 if sent else time.monotonic() + RETRY_SECONDS
+                next_flush = self._flush()
+
+    def _flush(self) -> float:
+        """Flush, and return the earliest time of the next flush."""
+        if not self._try(self._tracker.flush):
+            return time.monotonic() + RETRY_SECONDS
+        self._works = True
+        return 0.0
 
     def _try(self, call: Callable[[], None]) -> bool:
         try:
             call()
         except Exception as error:  # a tracker can raise anything
-            self._warn(f"{type(error).__name__}: {first_line(error)}")
+            self._warn(f"{type(error).__name__}: {first_line(error, without_secrets)}")
             return False
         return True
 

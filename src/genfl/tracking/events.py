@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from genfl.tracking.metrics_file import MetricsFile
-from genfl.tracking.series import Kind, Row, Series
+from genfl.tracking.series import Ending, Kind, Row, Series
 
 
 class Tracker(Protocol):
@@ -45,11 +45,12 @@ class Tracker(Protocol):
             seconds: How long it took; None at its start.
         """
 
-    def finish(self, summary: Mapping[str, Any] | None) -> None:
+    def finish(self, summary: Mapping[str, Any] | None, ending: Ending) -> None:
         """Take the end of the run.
 
         Args:
             summary: The content of ``summary.json``; None if the run did not get so far.
+            ending: How it ends. A run that ends before the report, as asked, is finished, too.
         """
 
 
@@ -84,10 +85,10 @@ class Events:
         for taker in self._takers:
             taker.stage(name, state, seconds)
 
-    def finish(self, summary: Mapping[str, Any] | None) -> None:
+    def finish(self, summary: Mapping[str, Any] | None, ending: Ending) -> None:
         """Tell the end of the run; see `Tracker.finish`."""
         for taker in self._takers:
-            taker.finish(summary)
+            taker.finish(summary, ending)
 
     def settle(self, kind: Kind, series: Mapping[Series, Sequence[Row]]) -> None:
         """Tell all series of a finished stage, whether it ran, was skipped, or was taken over.

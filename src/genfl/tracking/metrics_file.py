@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genfl.storage import write_bytes
-from genfl.tracking.series import Kind, Row, Series
+from genfl.tracking.series import Ending, Kind, Row, Series
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class MetricsFile:
         took = {} if seconds is None else {"seconds": round(seconds, 3)}
         self._append(_line(_text({"event": "stage", "stage": name, "state": state, **took})))
 
-    def finish(self, summary: Mapping[str, Any] | None) -> None:
+    def finish(self, summary: Mapping[str, Any] | None, ending: Ending) -> None:
         """Do nothing: every line is on its way to the disk."""
 
     def _open(self) -> None:

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from genfl.errors import without_secrets
 from genfl.storage import digest, write_json
-from genfl.tracking.series import Kind, Row, Series
+from genfl.tracking.series import Ending, Kind, Row, Series
 
 MLFLOW_STATE = "mlflow.json"
 """The file in a run's folder that names its run of MLflow."""
@@ -30,6 +31,7 @@ BOUNDS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # genfl tries again by itself
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # which is for results
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing is sent but to the server
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # genfl says by itself what fails, and once
 }
 """Settings of MLflow while a run works, unless the environment has others."""
 
@@ -53,6 +55,8 @@ class Value(NamedTuple):
 class MlflowRun:
     """Sends figures to MLflow. What MLflow has is asked for first, so nothing is sent twice.
 
+    The first `flush` connects, and each later one if that failed. It can take minutes with a database.
+
     Args:
         folder: The run's folder.
         uri: The address of a server or a database; see `genfl.config.tracking.MlflowServer`.
@@ -73,18 +77,22 @@ class MlflowRun:
     ) -> None:
         self._set = [variable for variable in BOUNDS if variable not in os.environ]
         os.environ.update({variable: BOUNDS[variable] for variable in self._set})
-        from mlflow.entities import Param
-        from mlflow.tracking import MlflowClient
+        try:  # libraries are imported here, because threads that import and forks do not mix
+            from mlflow.entities import Param
+            from mlflow.store.db.db_types import DATABASE_ENGINES
+            from mlflow.tracking import MlflowClient
 
-        try:
-            self._client = MlflowClient(tracking_uri=uri)
+            if uri.split(":")[0].split("+")[0] in DATABASE_ENGINES:
+                import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
         except Exception:
             self.close()
             raise
+        self._connect: Callable[[], Any] = lambda: MlflowClient(tracking_uri=uri)
+        self._client: Any = None
         self._file, self._experiment, self._name = folder / MLFLOW_STATE, experiment, name
         self._parameters = [Param(_key(key), value[:LONGEST]) for key, value in parameters.items()]
         whole = digest([identity, dict(parameters)])  # parameters of a run of MLflow cannot change
-        self._about = {"uri": uri, "experiment": experiment, "digest": whole}
+        self._about = {"uri": without_secrets(uri), "experiment": experiment, "digest": whole}
         self._run: str | None = None
         self._status: str | None = None
         self._continued = False
@@ -110,7 +118,7 @@ class MlflowRun:
         """Queue the time of a stage; see `genfl.tracking.events.Tracker.stage`."""
         self._queue(f"stage/{name}/seconds", seconds, 0)
 
-    def finish(self, summary: Mapping[str, Any] | None) -> None:
+    def finish(self, summary: Mapping[str, Any] | None, ending: Ending) -> None:
         """Queue the figures over the seeds, and the end; see `genfl.tracking.events.Tracker.finish`."""
         for name, method in (summary["methods"] if summary else {}).items():
             for figure in ("accuracy", "macro_f1", "calibration_error"):
@@ -119,7 +127,7 @@ class MlflowRun:
                     self._queue(f"{_key(name)}/{figure}_std", values["std"], 0)
             for figure in ("rounds_to_target", "bytes_to_target", "total_bytes"):
                 self._queue(f"{_key(name)}/{figure}", method[figure], 0)
-        self._status = "FINISHED" if summary else "KILLED"
+        self._status = ending.upper()
 
     def flush(self) -> None:
         """Send what waits. After a failure, it still waits.
@@ -129,6 +137,7 @@ class MlflowRun:
         """
         from mlflow.entities import Metric
 
+        self._client = self._client or self._connect()
         run = self._run = self._run or self._begin()
         while self._parameters:
             self._client.log_batch(run, params=self._parameters[:PARAMETERS])
@@ -138,7 +147,8 @@ class MlflowRun:
             self._known[key] = {metric.step: metric.value for metric in history}
         while self._pending:
             batch = self._pending[:SENT_AT_ONCE]
-            new = [value for value in batch if self._known[value.key].get(value.step) != value.value]
+            latest = {(value.key, value.step): value for value in batch}.values()  # a row may wait twice
+            new = [value for value in latest if self._known[value.key].get(value.step) != value.value]
             if new:
                 metrics = [Metric(value.key, value.value, value.time, value.step) for value in new]
                 self._client.log_batch(run, metrics=metrics)
@@ -160,6 +170,7 @@ class MlflowRun:
         if stored and self._exists(stored):
             self._continued = True
             self._client.update_run(stored, status="RUNNING")
+            write_json(self._file, {**self._about, "run_id": stored})
             return stored
         experiment = self._client.get_experiment_by_name(self._experiment)
         number = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
@@ -171,6 +182,7 @@ class MlflowRun:
         """Return the run of an earlier start of the same figures; None if there is none."""
         try:
             stored = json.loads(self._file.read_text("utf-8"))
+            stored["uri"] = without_secrets(stored["uri"])  # older versions kept all of it
             return str(stored["run_id"]) if {**stored, **self._about} == stored else None
         except (OSError, ValueError, LookupError, TypeError):
             return None

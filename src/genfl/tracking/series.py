@@ -10,6 +10,9 @@ Row = Mapping[str, Any]
 
 Kind = Literal["round", "epoch"]
 
+Ending = Literal["finished", "failed", "killed"]
+"""How a run ends: it did what was asked, an error stopped it, or somebody did."""
+
 NAMED_BY: dict[Kind, str] = {"round": "method", "epoch": "source"}
 """What the name of a series stands for."""
 

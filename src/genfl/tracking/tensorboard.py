@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genfl.storage import digest, remove, write_json
-from genfl.tracking.series import Kind, Row, Series
+from genfl.tracking.series import Ending, Kind, Row, Series
 
 TENSORBOARD = "tensorboard"
 """The folder in a run's folder."""
@@ -70,7 +70,7 @@ class TensorBoardFiles:
     def stage(self, name: str, state: Literal["started", "finished"], seconds: float | None) -> None:
         """Do nothing: a stage has no curve."""
 
-    def finish(self, summary: Mapping[str, Any] | None) -> None:
+    def finish(self, summary: Mapping[str, Any] | None, ending: Ending) -> None:
         """Close the files, and say what they hold; see `genfl.tracking.events.Tracker.finish`."""
         self._close()
         write_json(self._folder / _WRITTEN, self._stored | self._rows)
