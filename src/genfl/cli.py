@@ -434,6 +434,8 @@ def predict_command(
     _configure_logging()
     progress.enabled.set(not as_json)
     with _naming_options():
+        if out is not None:
+            prediction.check_out(out, files)
         result = load_run(run)
         model = result.model(method or result.best_method, seed)
         modality = model.description.modality

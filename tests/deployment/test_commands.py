@@ -90,6 +90,55 @@ def test_mistakes_name_options_on_one_line(run, tmp_path):
         assert len(message.splitlines()) == 1
 
 
+def test_predict_overwrites_no_input_and_no_file_of_a_run(run, tmp_path):
+    folder = image_folder(tmp_path / "some", 1)
+    inside = folder / "dark" / "old.csv"
+    inside.write_text("mine")
+    table = tmp_path / "new.csv"
+    table.write_text("image\nx\n")
+    (tmp_path / "link.csv").symlink_to(table)
+    summary = (run.folder / "summary.json").read_bytes()
+    for files, out, reason in (
+        ([folder, table], table, "is an input"),
+        ([table], tmp_path / "some" / ".." / "new.csv", "is an input"),
+        ([table], tmp_path / "link.csv", "is an input"),
+        ([tmp_path / "link.csv"], table, "is an input"),
+        ([tmp_path / "link.csv"], tmp_path / "link.csv", "is an input"),
+        ([folder], inside, "is a file in the input"),
+        ([folder], run.folder / "summary.json", "is in the folder of a run"),
+        ([folder], run.folder / "federate" / "new.csv", "is in the folder of a run"),
+    ):
+        message = genfl("predict", tmp_path, *files, "--out", out, error=True)  # before the run is read
+        assert message.startswith("--out: ")
+        assert f" {reason}" in message
+        assert len(message.splitlines()) == 1
+    assert inside.read_text() == "mine"
+    assert table.read_text() == "image\nx\n"
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (run.folder / "summary.json").read_bytes() == summary
+    genfl("predict", run.folder, folder, "--out", folder / "new.csv")  # a new file hurts nothing
+    assert (folder / "new.csv").is_file()
+
+
+def test_targets_that_cannot_be_written_are_one_line(run, tmp_path):
+    """Each is named before any work: the folder of the run is none."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.csv").mkdir()
+    below, long = tmp_path / "file" / "x.csv", tmp_path / f"{'x' * 300}.csv"
+    for args, reason in (
+        (("predict", tmp_path, tmp_path, "--out", below), "cannot be written (Not a directory)"),
+        (("predict", tmp_path, tmp_path, "--out", tmp_path / "folder.csv"), "is a folder; name a file"),
+        (("predict", tmp_path, tmp_path, "--out", long), "cannot be written (File name too long)"),
+        (("init", "--out", below), "cannot be written ("),
+        (("init", "--out", long), "cannot be written ("),
+    ):
+        message = genfl(*args, error=True)
+        assert message.startswith("--out: ")
+        assert reason in message
+        assert len(message.splitlines()) == 1
+    assert (tmp_path / "file").read_bytes() == b""
+
+
 @pytest.mark.slow
 def test_exit_code_2_only_if_nothing_can_be_read(run, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
