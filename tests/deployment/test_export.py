@@ -3,6 +3,7 @@
 import base64
 import functools
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -513,8 +514,6 @@ def test_mistakes_are_one_line(run, tmp_path, capsys, monkeypatch):
 
 
 def test_damaged_weights_are_not_exported(run, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run.folder, copy)
     file = copy / "federate" / "fedavg" / "seed-0" / "model.safetensors"
@@ -522,6 +521,115 @@ def test_damaged_weights_are_not_exported(run, tmp_path):
     with pytest.raises(GenflError, match=r"is not the file that model\.json describes"):
         genfl.load_run(copy).export(tmp_path / "m", method="fedavg")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.fixture
+def foreign(run, tmp_path):
+    """A copy of the run, which a stranger may have changed, and a folder beside it."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    (tmp_path / "beside").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "tokenizer.json", "."])
+def test_links_out_of_the_run_are_not_followed(foreign, tmp_path, name):
+    trial = foreign / "federate" / "fedavg" / "seed-0"
+    path = trial / name
+    target = tmp_path / "beside" / "secret"
+    if path.exists():
+        path.rename(target)
+    else:
+        target.write_text("secret")
+    path.symlink_to(target)
+    result = genfl.load_run(foreign)
+    for use in (lambda: result.export(tmp_path / "m", method="fedavg"), lambda: result.model("fedavg")):
+        with pytest.raises(InputError, match=r"^method: \S+ leads out of the run's folder; replace"):
+            use()
+    assert not (tmp_path / "m").exists()
+    assert result.export(tmp_path / "m", method="fedavg", seed=1).seed == 1
+
+
+def test_a_run_behind_a_link_is_exported(foreign, tmp_path):
+    (tmp_path / "link").symlink_to(foreign)
+    inside = foreign / "federate" / "fedavg" / "seed-0" / "model.json"
+    inside.rename(inside.with_name("copy.json"))
+    inside.symlink_to("copy.json")  # it does not lead out
+    (inside.parent / "tokenizer.json").write_text("unused")
+    assert genfl.load_run(tmp_path / "link").export(tmp_path / "m", method="fedavg").files.keys() == NAMES
+
+
+def test_names_of_methods_do_not_lead_out_of_the_run(foreign, tmp_path):
+    shutil.copytree(foreign / "federate" / "fedavg" / "seed-0", tmp_path / "beside" / "seed-0")
+    file = foreign / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["methods"]["../../beside"] = summary["methods"].pop("fedavg")
+    file.write_text(json.dumps(summary))
+    result = genfl.load_run(foreign)
+    for use in (lambda name: result.export(tmp_path / "m", method=name), result.model):
+        with pytest.raises(InputError, match=r"^method: .* leads out of the run's folder"):
+            use("../../beside")
+
+
+def changed(file, change):
+    """Change the content of a JSON or YAML file."""
+    content = yaml.safe_load(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def five_names(content):
+    content["label_names"] = content["label_names"][:5]
+
+
+def few_recalls(content):
+    content["figures"]["recall"] = [0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model.json", lambda m: m["model"].update(name="mlpp"), "model: there is no 'mlpp'; did you mean"),
+        ("model.json", lambda m: m["model"]["options"].update(width="wide"), "model: mlp does not take"),
+        ("model.json", lambda m: m["model"]["options"].update(width=9), "method: .* does not fit the model"),
+        ("model.json", lambda m: m.update(method="prox"), "method: .* is that of prox, seed 0; restore"),
+        ("model.json", lambda m: m.update(method="absent"), "method: .* is that of absent, seed 0; restore"),
+        ("model.json", lambda m: m.update(seed=1), "method: .* is that of fedavg, seed 1; restore"),
+        ("model.json", five_names, "method: .* does not fit the model"),
+        ("model.json", few_recalls, "RUN: no model card can be written"),
+        ("config.yaml", lambda c: c.pop("data"), r"RUN: no model card can be written .*KeyError: 'data'"),
+        ("config.yaml", lambda c: c.update(federate=3), "RUN: no model card can be written"),
+    ],
+)
+def test_files_that_do_not_fit_are_one_line(foreign, tmp_path, name, change, message):
+    trial = foreign / "federate" / "fedavg" / "seed-0"
+    changed((trial if name == "model.json" else foreign) / name, change)
+    with pytest.raises(InputError, match=f"^{message}") as error:
+        genfl.load_run(foreign).export(tmp_path / "m", method="fedavg")
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside", "run"]
+
+
+def test_a_loader_of_another_architecture_is_not_exported(run, tmp_path, monkeypatch):
+    """The code in this process and that on disk, which is copied, are no longer the same."""
+    from genfl.models.cnn import MLP
+
+    run.export(tmp_path / "m", method="fedavg")
+    before, modules = files(tmp_path / "m"), set(sys.modules)
+    features = MLP.features
+    monkeypatch.setattr(MLP, "features", lambda self, x: features(self, x) + 1e-3)
+    with pytest.raises(InputError, match=r"^method: the loader of mlp does not give the logits of the model"):
+        run.export(tmp_path / "m", method="fedavg")
+    assert files(tmp_path / "m") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert set(sys.modules) == modules
+
+
+@pytest.mark.parametrize("to", ["file", "file/below"])
+def test_targets_that_cannot_be_written_are_named(run, tmp_path, to):
+    (tmp_path / "file").touch()
+    reason = r"(is a file; name a folder|cannot be written \(Not a directory\))"
+    with pytest.raises(InputError, match=rf"^folder: \S+ {reason}"):
+        run.export(tmp_path / to, method="fedavg")
 
 
 class Own(nn.Module):

@@ -14,7 +14,7 @@ from genfl.data.formats import GreyFormat, InputFormat, PixelFormat
 from genfl.data.media import Modality
 from genfl.data.sounds import LogMelFormat
 from genfl.data.texts import HASH_BUCKETS, HASHED_TOKENIZER, TokenFormat
-from genfl.errors import InputError
+from genfl.errors import InputError, first_line, on_one_line, suggest
 from genfl.learning.task import Precision
 from genfl.models import MODELS, Classifier
 from genfl.results.schema import ResultModel
@@ -181,6 +181,8 @@ class ModelDescription(ResultModel):
             InputError: The model is not registered in this process, or its code changed.
         """
         name = self.model.name
+        if name not in MODELS and not self.model.own:
+            raise InputError(f"model: there is no {on_one_line(name)!r}; {suggest(name, list(MODELS))}")
         if name not in MODELS:
             raise InputError(
                 f"model: {name} is a model of your own, whose code is not at hand; import the module that"
@@ -188,9 +190,11 @@ class ModelDescription(ResultModel):
             )
         try:
             return MODELS[name].build(tuple(self.shape), len(self.label_names), **self.model.options)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of options that are not its own, a model can raise anything
+            options = on_one_line(self.model.options, 200)
             raise InputError(
-                f"model: {name} does not take {self.model.options} ({error}); use the version that trained it"
+                f"model: {name} does not take {options} ({first_line(error)}); use the version that trained"
+                " it"
             ) from error
 
 
