@@ -408,6 +408,28 @@ def test_model_card_is_one_of_the_hub(run, tmp_path):
     assert yaml.safe_load(card.content.split("---")[1])["metrics"] == ["accuracy", "f1"]
 
 
+def test_model_card_says_how_it_was_trained(run):
+    """Only federated methods are called so."""
+    settings = config.read(run.folder / "config.yaml")
+    described = ModelDescription.read(run.folder / "federate" / "fedavg" / "seed-0" / "model.json")
+    result = run.summary.methods["fedavg"]
+    one_place, generated = "trained on all private data in one place", "trained on generated data alone"
+    for name, changes, phrase in (
+        ("fedavg", {}, "after 2 rounds of federated learning"),
+        ("centralised", {"reference": True}, one_place),
+        ("upper_bound", {"reference": True}, one_place),
+        ("synthetic_only", {"algorithm": None, "data": None, "source": "generated"}, generated),
+    ):
+        description = described.model_copy(update={"method": name})
+        methods = {name: result.model_copy(update=changes)}
+        text = model_card(description, settings, run.summary.model_copy(update={"methods": methods}))
+        introduction = text.split("# ", 1)[1].split("## ")[0]
+        assert phrase in introduction
+        federated = name == "fedavg"
+        assert ("rounds of federated learning" in introduction) == federated
+        assert ("- federated-learning\n" in text) == federated
+
+
 def test_model_card_names_generator_and_data_but_no_path(run):
     from huggingface_hub import ModelCard
 
