@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, get_type_hints
 
@@ -444,6 +445,8 @@ def predict_command(
         failed: list[prediction.Unreadable] = []
         rows = prediction.readable_predictions(model, inputs, top, failed)
         if out is not None:
+            if as_json:
+                rows = prediction.printing(rows, partial(typer.echo, nl=False))
             prediction.write_predictions(out, rows, min(top, len(model.label_names)))
             typer.echo(f"Predictions: {out}", err=as_json)
         elif as_json:

@@ -69,6 +69,12 @@ def test_predict_prints_a_table_and_names_what_is_unreadable(run, tmp_path):
     assert errors.splitlines()[-1] == "1 input could not be read"
     text, _ = genfl("predict", run.folder, held_out / "dark", "--top", "1", "--json")
     assert [len(row["labels"]) for row in json.loads(text)] == [1] * 4
+    for name in ("rows.csv", "rows.json"):
+        both, _ = genfl(
+            "predict", run.folder, held_out / "dark", "--top", "1", "--json", "--out", tmp_path / name
+        )
+        assert json.loads(both) == json.loads(text)
+    assert (tmp_path / "rows.json").read_text() == both
     text, _ = genfl("predict", run.folder, held_out / "dark", "--top", "2")
     assert text.splitlines()[0].split() == ["input", "label_1", "probability_1", "label_2", "probability_2"]
     assert len(text.splitlines()) == 5

@@ -80,6 +80,19 @@ def test_predict_reads_files_and_contents(run, tmp_path):
     assert sum(model.predict(paths, top=9)[0].probabilities) == pytest.approx(1, abs=1e-5)
 
 
+def test_predict_takes_a_single_input(run, tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(path)
+    model = run.model("fedavg")
+    (expected,) = model.predict([path])
+    for single in (str(path), path, path.read_bytes(), Image.open(path)):
+        (prediction,) = model.predict(single)
+        assert prediction.probabilities == expected.probabilities
+    for top in (0, -1, 1.5, True):
+        with pytest.raises(InputError, match=rf"^top: {top} is no whole number from 1; give one$"):
+            model.predict(path, top=top)
+
+
 def test_predict_names_what_cannot_be_read(run, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"^files: .*broken.png cannot be read \(.*\); leave it out"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -204,11 +204,34 @@ def prediction_cells(row: Prediction) -> list[Any]:
 
 def json_lines(rows: Iterable[Prediction]) -> Iterator[str]:
     """Yield a JSON list of predictions, a line for each."""
-    mark = "["
-    for row in rows:
-        yield f"{mark}\n{json.dumps(row.to_dict(), ensure_ascii=False)}"
-        mark = ","
-    yield "\n]\n"
+    for mark, row in _marked(rows):
+        yield _json_line(mark, row)
+    yield _JSON_END
+
+
+def printing(rows: Iterable[Prediction], put: Callable[[str], object]) -> Iterator[Prediction]:
+    """Yield predictions, and print their JSON list meanwhile.
+
+    Args:
+        rows: The predictions.
+        put: Prints a part of the list, which ends its lines itself.
+    """
+    for mark, row in _marked(rows):
+        put(_json_line(mark, row))
+        yield row
+    put(_JSON_END)
+
+
+_JSON_END = "\n]\n"
+
+
+def _marked(rows: Iterable[Prediction]) -> Iterator[tuple[str, Prediction]]:
+    """Yield each prediction with what comes before it in a JSON list."""
+    return zip(itertools.chain("[", itertools.repeat(",")), rows, strict=False)
+
+
+def _json_line(mark: str, row: Prediction) -> str:
+    return f"{mark}\n{json.dumps(row.to_dict(), ensure_ascii=False)}"
 
 
 def _likeliest(model: RunModel, stored: Tensor, top: int) -> list[tuple[list[str], list[float]]]:

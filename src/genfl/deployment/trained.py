@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genfl.data.media import Clip
 from genfl.data.sources import DATASETS
 from genfl.deployment.description import (
     DESCRIPTION_FILE,
@@ -23,6 +24,7 @@ from genfl.deployment.description import (
 from genfl.deployment.prediction import Prediction, predictions
 from genfl.errors import InputError, cause
 from genfl.models import Classifier
+from genfl.options import whole_number
 from genfl.storage import load_tensors, sha256
 
 BATCH = 512
@@ -83,7 +85,7 @@ class RunModel(Classifier):
         self.description = description
         self.folder = folder
         self.training = False
-        self.register_load_state_dict_pre_hook(_to_inner)
+        self.register_load_state_dict_pre_hook(_to_inner)  # type: ignore[no-untyped-call]
 
     @classmethod
     def load(cls, folder: str | Path) -> RunModel:
@@ -170,17 +172,21 @@ class RunModel(Classifier):
             parts = [self(self.inputs.prepare(part.to(device))).cpu() for part in stored.split(BATCH)]
         return torch.cat(parts)
 
-    def predict(self, files: Iterable[Any], top: int = 3) -> list[Prediction]:
+    def predict(self, files: Any, top: int = 3) -> list[Prediction]:
         """Return the likeliest classes of each file or content, in order.
 
         Args:
             files: Paths of files, or contents: PIL images, `genfl.data.media.Clip` of sounds, texts. For a
-                model of texts, a str is a text and a `Path` is a file. For other models, both are files.
-            top: The number of classes of each prediction, at most.
+                model of texts, a str is a text and a `Path` is a file. For other models, both are files. A
+                single path or content stands for a list of it.
+            top: The number of classes of each prediction, at most, from 1.
 
         Raises:
-            InputError: A file or content cannot be read; the message names it.
+            InputError: A file or content cannot be read; the message names it. Or `top` is no such number.
         """
+        top = whole_number("top", top)
+        if isinstance(files, str | Path | bytes | Clip | Mapping) or not isinstance(files, Iterable):
+            files = [files]
         by_path = self.description.modality != "text"
         contents = [Path(item) if by_path and isinstance(item, str) else item for item in files]
         items = [
