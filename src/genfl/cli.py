@@ -699,7 +699,7 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     for row in rows:
         grid.add_row(*row)
     width = None if sys.stdout.isatty() else 10_000  # in a file or a pipe, rows are not wrapped
-    Console(width=width).print(grid)
+    Console(width=width, markup=False, emoji=False).print(grid)  # names are shown as they are
 
 
 def _cell(value: Any) -> str:

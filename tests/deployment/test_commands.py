@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -143,6 +144,29 @@ def test_targets_that_cannot_be_written_are_one_line(run, tmp_path):
         assert reason in message
         assert len(message.splitlines()) == 1
     assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_names_of_classes_do_nothing_to_the_terminal(run, tmp_path):
+    """A model of others may name its classes as it likes."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    file = tmp_path / "run" / "federate" / "fedavg" / "seed-0" / "model.json"
+    content = json.loads(file.read_text())
+    assert content["label_names"] == ["dark", "light", "middle"]
+    content["label_names"] = ["\x1b]0;title\x07dark", "[bold]light", "line\nbreak"]
+    file.write_text(json.dumps(content))
+    held_out = image_folder(tmp_path / "held", 1)
+    (held_out / "middle").rename(held_out / "[bold]light")
+    predicted, _ = genfl("predict", tmp_path / "run", held_out)
+    evaluated, _ = genfl("evaluate", tmp_path / "run", "--data", held_out)
+    for text in (predicted, evaluated):
+        assert text.replace("\n", "").isprintable()
+        assert r"\x1b]0;title\x07dark" in text
+        assert "[bold]light" in text
+        assert r"line\nbreak" in text
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary["methods"]["\x1b[31mred"] = summary["methods"]["fedavg"]
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    assert genfl("predict", tmp_path / "run", held_out, "--method", "zzz", error=True).isprintable()
 
 
 @pytest.mark.slow

@@ -30,12 +30,13 @@ def trained_folder(run: Path, summary: Summary, method: str | None = None, seed:
     method = best_trained(run, summary) if method is None else method
     names = list(summary.methods)
     if method not in names:
-        raise InputError(f"method: there is no {on_one_line(method)!r}; {suggest(method, names)}")
+        known = [on_one_line(name) for name in names]
+        raise InputError(f"method: there is no {on_one_line(method)!r}; {suggest(method, known)}")
     folder = run / "federate" / method / f"seed-{seed}"
     _check_inside(run, folder)
     # of the pre-trained model, the description says what an earlier version lacks
     if not (folder / WEIGHTS_FILE).is_file() and method != SYNTHETIC_ONLY:
-        others = ", ".join(trained_methods(run, summary)) or "those of another run"
+        others = ", ".join(map(on_one_line, trained_methods(run, summary))) or "those of another run"
         raise InputError(f"method: {on_one_line(method)} has no global model; name one of {others}")
     return folder
 
