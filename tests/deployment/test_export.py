@@ -715,6 +715,19 @@ class Hub(BaseHTTPRequestHandler):
     created: list[dict]
     status = 200
 
+    def do_GET(self):
+        kept = type(self)
+        if self.status != 200 or self.headers["Authorization"] != "Bearer hf_test":
+            self.answer({"error": "no"}, self.status if self.status != 200 else 401)
+        elif self.path.startswith("/api/models/me/digits/tree/main?"):
+            entries = [
+                {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+                for name, content in kept.commits.items()
+            ]
+            self.answer(entries)
+        else:
+            self.answer({"error": self.path}, 404)
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         kept = type(self)
@@ -733,6 +746,8 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     kept.commits[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del kept.commits[line["value"]["path"]]
             url = f"http://{self.headers['Host']}/me/digits/commit/1"
             self.answer({"commitUrl": url, "commitOid": "1", "pullRequestUrl": None})
         else:
@@ -781,6 +796,16 @@ def test_upload_holds_all_but_the_marker(run, hub, tmp_path):
     assert hub.commits.keys() == NAMES
     (wish,) = hub.created
     assert wish.get("visibility") == "private" or wish["private"] is True
+
+
+def test_upload_deletes_what_an_earlier_export_had(run, hub, tmp_path):
+    earlier = ("model.onnx", "tokenizer.json", "architecture/resnet.py", "README.md")
+    others = ("notes.md", ".gitattributes", "data/model.onnx", "architecture/weights.bin")
+    hub.commits.update(dict.fromkeys((*earlier, *others), b"old"))
+    run.export(tmp_path / "m", method="fedavg", push_to_hub="me/digits")
+    assert hub.commits.keys() == NAMES | {*others}
+    assert {hub.commits[name] for name in others} == {b"old"}
+    assert hub.commits["README.md"] == (tmp_path / "m" / "README.md").read_bytes()
 
 
 def test_rejected_upload_is_one_line(run, hub, tmp_path, monkeypatch):

@@ -48,6 +48,17 @@ ARCHITECTURE = "architecture"
 ONNX_FILE = "model.onnx"
 """Names in an exported folder: the loader, the package of the model's source, and the ONNX file."""
 
+EXPORTED_FILES = (
+    WEIGHTS_FILE,
+    DESCRIPTION_FILE,
+    TOKENIZER_FILE,
+    LOADER_FILE,
+    ONNX_FILE,
+    "README.md",
+    f"{ARCHITECTURE}/*.py",
+)
+"""The files that an export may have, as patterns."""
+
 _MODELS = "genfl.models"
 _IMPORT = re.compile(rf"^from {re.escape(_MODELS)}\.(\w+) import", re.MULTILINE)
 
@@ -299,7 +310,8 @@ def _write_loader(model: str, folder: Path) -> None:
 def upload(folder: Path, repository: str) -> str:
     """Upload an exported folder to a repository of the Hugging Face Hub.
 
-    The repository is created if it does not exist. A new one is private.
+    The repository is created if it does not exist. A new one is private. Files of an earlier export that this
+    one lacks are deleted. Other files stay.
 
     Args:
         folder: The folder.
@@ -322,6 +334,7 @@ def upload(folder: Path, repository: str) -> str:
             repo_id=address.repo_id,
             folder_path=folder,
             ignore_patterns=[EXPORT_MARKER, "**/__pycache__/*", "__pycache__/*"],
+            delete_patterns=list(EXPORTED_FILES),  # those of an earlier export; others stay
             commit_message="Upload a model that genfl exported",
         )
     except Exception as error:  # the client and the libraries below it raise many types
