@@ -728,16 +728,21 @@ class Result:
             split: The split; by default the test set, or else the validation set, or else the only split.
             label: The column of the classes; by default that of the run's data.
             input: The column of the inputs; by default that of the run's data.
-            out: A folder for ``evaluation.json``, ``evaluation.csv``, ``confusion.csv`` and ``index.html``.
+            out: A folder for ``evaluation.json``, ``evaluation.csv``, ``confusion.csv`` and ``index.html``:
+                a new or empty one, or that of an earlier evaluation, outside of the folders of runs.
             progress: Whether to show a progress bar.
 
         Raises:
-            InputError: There is no such method or seed, the data cannot be read, or the model knows none of
-                its labels.
+            InputError: There is no such method or seed, the data cannot be read, the model knows none of its
+                labels, or the folder holds something else.
         """
-        from genfl.deployment.evaluation import Evaluation
+        from genfl.deployment.evaluation import EVALUATION_FILES, EVALUATION_MARKER, Evaluation
         from genfl.deployment.labelled import DataColumns, LabelledFolder
+        from genfl.output import check_output, writing_output
 
+        if out is not None:
+            with _naming_arguments():
+                check_output(Path(out), "evaluation", EVALUATION_MARKER, EVALUATION_FILES)
         name = self.best_method if method is None else method
         models = [self.model(name, each) for each in ([seed] if seed is not None else self.summary.seeds)]
         modality = models[0].description.modality
@@ -747,7 +752,11 @@ class Result:
         with _progress(progress):
             evaluation = Evaluation.of(models, data, run=self.summary.name, chosen=method is None)
         if out is not None:
-            evaluation.write(Path(out))
+            with (
+                _naming_arguments(),
+                writing_output(Path(out), "evaluation", EVALUATION_MARKER, EVALUATION_FILES),
+            ):
+                evaluation.write(Path(out))
         return evaluation
 
     @property

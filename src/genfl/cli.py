@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, get_type_hints
 
@@ -434,6 +435,8 @@ def predict_command(
     _configure_logging()
     progress.enabled.set(not as_json)
     with _naming_options():
+        if out is not None:
+            prediction.check_out(out, files)
         result = load_run(run)
         model = result.model(method or result.best_method, seed)
         modality = model.description.modality
@@ -442,6 +445,8 @@ def predict_command(
         failed: list[prediction.Unreadable] = []
         rows = prediction.readable_predictions(model, inputs, top, failed)
         if out is not None:
+            if as_json:
+                rows = prediction.printing(rows, partial(typer.echo, nl=False))
             prediction.write_predictions(out, rows, min(top, len(model.label_names)))
             typer.echo(f"Predictions: {out}", err=as_json)
         elif as_json:
@@ -694,7 +699,7 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     for row in rows:
         grid.add_row(*row)
     width = None if sys.stdout.isatty() else 10_000  # in a file or a pipe, rows are not wrapped
-    Console(width=width).print(grid)
+    Console(width=width, markup=False, emoji=False).print(grid)  # names are shown as they are
 
 
 def _cell(value: Any) -> str:

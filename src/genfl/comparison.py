@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from genfl import config as configs
-from genfl import pipeline
 from genfl.errors import GenflError, InputError, cause
-from genfl.experiment.records import RUN_CONFIG, RUN_MARKER, SUMMARY_FILE, SWEEP_MARKER, check_finished
+from genfl.experiment.records import RUN_CONFIG, SUMMARY_FILE, SWEEP_MARKER, check_finished
 from genfl.natural_order import in_natural_order
+from genfl.output import writing_output
 from genfl.results.comparison import ComparedRun, Comparison, compare_runs
 from genfl.results.schema import Summary
 from genfl.results.sweep import SWEEP_SUMMARY
-from genfl.storage import refuse_links, write_text
+from genfl.storage import write_text
 
 COMPARISON_MARKER = ".genfl-comparison"
 """The file that marks the folder of a comparison."""
@@ -125,13 +125,8 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
     """
     from genfl.report.comparison_page import comparison_csv, comparison_tex, render_comparison
 
-    if any((above / RUN_MARKER).exists() for above in out.resolve().parents):
-        raise InputError(f"--out: {out} is in the folder of a run; name another folder")
-    with (
-        pipeline.explaining_full_disk(out),
-        pipeline.holding(out, "comparison", COMPARISON_MARKER),
-    ):
-        refuse_links(out, [COMPARISON_PAGE, COMPARISON_CSV, COMPARISON_TEX])
+    names = [COMPARISON_PAGE, COMPARISON_CSV, COMPARISON_TEX]
+    with writing_output(out, "comparison", COMPARISON_MARKER, names):
         write_text(out / COMPARISON_CSV, comparison_csv(comparison))
         write_text(out / COMPARISON_TEX, comparison_tex(comparison))
         write_text(out / COMPARISON_PAGE, render_comparison(comparison, out))

@@ -156,7 +156,7 @@ def holding(folder: Path, what: str, marker: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         try:
-            _refuse_foreign(folder, what, marker)
+            refuse_foreign(folder, what, marker)
             refuse_links(folder, [LOCK])
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder / LOCK))
@@ -220,8 +220,17 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
     write_text(folder / RUN_CONFIG, configs.dump(config))
 
 
-def _refuse_foreign(folder: Path, what: str, marker: str) -> None:
-    """Check that a folder is empty or holds a run or sweep. Even --fresh deletes nothing else."""
+def refuse_foreign(folder: Path, what: str, marker: str) -> None:
+    """Check that a folder is empty or of a kind. Even --fresh deletes nothing else.
+
+    Args:
+        folder: The folder. It may be absent.
+        what: The kind, as in `holding`.
+        marker: The name of the file that marks this kind.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out: {folder} is a file; name a folder")
     if folder.exists() and not (folder / marker).exists():

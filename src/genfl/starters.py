@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from genfl.errors import InputError, on_one_line, suggest
-from genfl.storage import write_text
+from genfl.storage import explaining_target, write_text
 
 _SUFFIX = ".yaml"
 
@@ -52,16 +52,17 @@ def new_config(kind: str, path: Path) -> Path:
         path: The file to write.
 
     Raises:
-        InputError: The file exists.
+        InputError: The file exists, or cannot be written.
     """
     text = (files("genfl.configs") / f"{kind}{_SUFFIX}").read_text(encoding="utf-8")
     return _write_new(path, text)
 
 
 def _write_new(path: Path, text: str) -> Path:
-    if path.exists() or path.is_symlink():
-        raise InputError(f"--out: {path} exists, and is not overwritten; name another, or delete it")
-    write_text(path, text)
+    with explaining_target(path, "--out"):
+        if path.exists() or path.is_symlink():
+            raise InputError(f"--out: {path} exists, and is not overwritten; name another, or delete it")
+        write_text(path, text)
     return path
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from genfl.errors import GenflError, InputError
+from genfl.errors import GenflError, InputError, on_one_line
 
 if TYPE_CHECKING:  # importing torch takes seconds, and most files hold no tensors
     from torch import Tensor
@@ -135,6 +135,49 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
                     f"--out: {path} is a link, and genfl writes nothing outside of {folder}; replace the link"
                     " by a copy of what it points to, or delete it"
                 )
+
+
+def check_target(path: Path, option: str, *, folder: bool = False) -> None:
+    """Check that a file or a folder can be written, before the work whose results it gets.
+
+    Args:
+        path: The file or folder. It may be absent, and so may the folders above it.
+        option: What a message calls it, such as ``--out``.
+        folder: Whether it is a folder.
+
+    Raises:
+        InputError: It is of the other kind, or lies in a file, or in a folder that this user cannot write to.
+    """
+    with explaining_target(path, option):
+        if path.exists() and path.is_dir() != folder:
+            other, kind = ("file", "folder") if folder else ("folder", "file")
+            raise InputError(f"{option}: {on_one_line(path, 200)} is a {other}; name a {kind}")
+        start = path.absolute()
+        above = next(each for each in ((start,) if folder else ()) + tuple(start.parents) if each.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
+
+
+@contextlib.contextmanager
+def explaining_target(path: Path, option: str) -> Iterator[None]:
+    """Name the option of a file or folder that cannot be written, if the block fails for that.
+
+    Args:
+        path: The file or folder.
+        option: What a message calls it, such as ``--out``.
+
+    Raises:
+        InputError: The operating system refuses it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full_disk(error) or error.filename is None:
+            raise
+        name = on_one_line(path, 200)
+        raise InputError(f"{option}: {name} cannot be written ({error.strerror}); name another") from error
 
 
 def is_below(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -69,6 +70,12 @@ def test_predict_prints_a_table_and_names_what_is_unreadable(run, tmp_path):
     assert errors.splitlines()[-1] == "1 input could not be read"
     text, _ = genfl("predict", run.folder, held_out / "dark", "--top", "1", "--json")
     assert [len(row["labels"]) for row in json.loads(text)] == [1] * 4
+    for name in ("rows.csv", "rows.json"):
+        both, _ = genfl(
+            "predict", run.folder, held_out / "dark", "--top", "1", "--json", "--out", tmp_path / name
+        )
+        assert json.loads(both) == json.loads(text)
+    assert (tmp_path / "rows.json").read_text() == both
     text, _ = genfl("predict", run.folder, held_out / "dark", "--top", "2")
     assert text.splitlines()[0].split() == ["input", "label_1", "probability_1", "label_2", "probability_2"]
     assert len(text.splitlines()) == 5
@@ -88,6 +95,78 @@ def test_mistakes_name_options_on_one_line(run, tmp_path):
         message = genfl(*args, error=True)
         assert message.startswith(start)
         assert len(message.splitlines()) == 1
+
+
+def test_predict_overwrites_no_input_and_no_file_of_a_run(run, tmp_path):
+    folder = image_folder(tmp_path / "some", 1)
+    inside = folder / "dark" / "old.csv"
+    inside.write_text("mine")
+    table = tmp_path / "new.csv"
+    table.write_text("image\nx\n")
+    (tmp_path / "link.csv").symlink_to(table)
+    summary = (run.folder / "summary.json").read_bytes()
+    for files, out, reason in (
+        ([folder, table], table, "is an input"),
+        ([table], tmp_path / "some" / ".." / "new.csv", "is an input"),
+        ([table], tmp_path / "link.csv", "is an input"),
+        ([tmp_path / "link.csv"], table, "is an input"),
+        ([tmp_path / "link.csv"], tmp_path / "link.csv", "is an input"),
+        ([folder], inside, "is a file in the input"),
+        ([folder], run.folder / "summary.json", "is in the folder of a run"),
+        ([folder], run.folder / "federate" / "new.csv", "is in the folder of a run"),
+    ):
+        message = genfl("predict", tmp_path, *files, "--out", out, error=True)  # before the run is read
+        assert message.startswith("--out: ")
+        assert f" {reason}" in message
+        assert len(message.splitlines()) == 1
+    assert inside.read_text() == "mine"
+    assert table.read_text() == "image\nx\n"
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (run.folder / "summary.json").read_bytes() == summary
+    genfl("predict", run.folder, folder, "--out", folder / "new.csv")  # a new file hurts nothing
+    assert (folder / "new.csv").is_file()
+
+
+def test_targets_that_cannot_be_written_are_one_line(run, tmp_path):
+    """Each is named before any work: the folder of the run is none."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.csv").mkdir()
+    below, long = tmp_path / "file" / "x.csv", tmp_path / f"{'x' * 300}.csv"
+    for args, reason in (
+        (("predict", tmp_path, tmp_path, "--out", below), "cannot be written (Not a directory)"),
+        (("predict", tmp_path, tmp_path, "--out", tmp_path / "folder.csv"), "is a folder; name a file"),
+        (("predict", tmp_path, tmp_path, "--out", long), "cannot be written (File name too long)"),
+        (("init", "--out", below), "cannot be written ("),
+        (("init", "--out", long), "cannot be written ("),
+    ):
+        message = genfl(*args, error=True)
+        assert message.startswith("--out: ")
+        assert reason in message
+        assert len(message.splitlines()) == 1
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_names_of_classes_do_nothing_to_the_terminal(run, tmp_path):
+    """A model of others may name its classes as it likes."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    file = tmp_path / "run" / "federate" / "fedavg" / "seed-0" / "model.json"
+    content = json.loads(file.read_text())
+    assert content["label_names"] == ["dark", "light", "middle"]
+    content["label_names"] = ["\x1b]0;title\x07dark", "[bold]light", "line\nbreak"]
+    file.write_text(json.dumps(content))
+    held_out = image_folder(tmp_path / "held", 1)
+    (held_out / "middle").rename(held_out / "[bold]light")
+    predicted, _ = genfl("predict", tmp_path / "run", held_out)
+    evaluated, _ = genfl("evaluate", tmp_path / "run", "--data", held_out)
+    for text in (predicted, evaluated):
+        assert text.replace("\n", "").isprintable()
+        assert r"\x1b]0;title\x07dark" in text
+        assert "[bold]light" in text
+        assert r"line\nbreak" in text
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary["methods"]["\x1b[31mred"] = summary["methods"]["fedavg"]
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    assert genfl("predict", tmp_path / "run", held_out, "--method", "zzz", error=True).isprintable()
 
 
 @pytest.mark.slow

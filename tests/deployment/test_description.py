@@ -112,6 +112,25 @@ def test_description_builds_the_model():
     assert {*model.state_dict()} == {*MODELS["cnn"].build((1, 8, 8), 3, width=8).state_dict()}
 
 
+@pytest.mark.parametrize(
+    ("part", "name"), [(None, "method"), ("model", "name"), ("model", "x\x1b"), ("input", "data")]
+)
+def test_names_in_the_file_hold_no_control_characters(tmp_path, part, name):
+    """They reach folders and terminals."""
+    content = describe(input=OwnInput(data="mine")).to_dict()
+    (content[part] if part else content)[name] = "red \x1b[31m"
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"model\.json: [\w.]+") as error:
+        ModelDescription.read(tmp_path / "model.json")
+    assert str(error.value).isprintable()
+
+
+def test_method_in_the_file_is_the_name_of_a_folder(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({**describe().to_dict(), "method": "../x"}))
+    with pytest.raises(InputError, match=r"model\.json: method: "):
+        ModelDescription.read(tmp_path / "model.json")
+
+
 def test_description_without_the_users_code():
     mine = Architecture(name="mine", options={}, own=True)
     with pytest.raises(InputError, match=r"^model: mine is a model of your own.*import the module"):

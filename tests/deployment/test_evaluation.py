@@ -190,13 +190,43 @@ def test_groups_of_the_data(tmp_path):
     assert total / held_out.examples == pytest.approx(held_out.accuracy.mean)
 
 
+def test_evaluation_overwrites_nothing_else(images, tmp_path):
+    run, held_out = images
+    page = (run.folder / "report" / "index.html").read_bytes()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.html").write_text("mine")
+    (tmp_path / "file").touch()
+    run.evaluate(held_out, method="fedavg", seed=0, out=tmp_path / "linked")
+    (tmp_path / "linked" / "evaluation.csv").unlink()
+    (tmp_path / "linked" / "evaluation.csv").symlink_to(tmp_path / "mine" / "index.html")
+    for out, reason in (
+        (run.folder, "is not empty and holds no evaluation"),
+        (run.folder / "report", "is in the folder of a run"),
+        (run.folder / "new", "is in the folder of a run"),
+        (tmp_path / "mine", "is not empty and holds no evaluation"),
+        (tmp_path / "file", "is a file; name a folder"),
+        (tmp_path / "file" / "below", r"cannot be written \(Not a directory\)"),
+        (tmp_path / "linked", "is a link"),
+    ):
+        with pytest.raises(InputError, match=rf"^out: \S+ {reason}") as error:
+            run.evaluate(tmp_path / "absent", out=out)  # before the data is read
+        assert "\n" not in str(error.value)
+    assert (run.folder / "report" / "index.html").read_bytes() == page
+    assert (tmp_path / "mine" / "index.html").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):  # a second evaluation replaces the first
+        run.evaluate(held_out, method="fedavg", seed=0, out=tmp_path / "empty")
+    assert (tmp_path / "empty" / "index.html").is_file()
+
+
 def test_evaluation_writes_files_where_it_is_asked_to(images, tmp_path):
     run, held_out = images
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
     evaluation = run.evaluate(held_out, out=tmp_path / "out")
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"evaluation.json", "evaluation.csv", "confusion.csv", "index.html"}
+    results = {"evaluation.json", "evaluation.csv", "confusion.csv", "index.html"}
+    assert names == results | {".genfl-evaluation", ".lock"}
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert type(evaluation).model_validate(content) == evaluation
     with (tmp_path / "out" / "confusion.csv").open(newline="") as file:

@@ -3,6 +3,7 @@
 import base64
 import functools
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -407,6 +408,28 @@ def test_model_card_is_one_of_the_hub(run, tmp_path):
     assert yaml.safe_load(card.content.split("---")[1])["metrics"] == ["accuracy", "f1"]
 
 
+def test_model_card_says_how_it_was_trained(run):
+    """Only federated methods are called so."""
+    settings = config.read(run.folder / "config.yaml")
+    described = ModelDescription.read(run.folder / "federate" / "fedavg" / "seed-0" / "model.json")
+    result = run.summary.methods["fedavg"]
+    one_place, generated = "trained on all private data in one place", "trained on generated data alone"
+    for name, changes, phrase in (
+        ("fedavg", {}, "after 2 rounds of federated learning"),
+        ("centralised", {"reference": True}, one_place),
+        ("upper_bound", {"reference": True}, one_place),
+        ("synthetic_only", {"algorithm": None, "data": None, "source": "generated"}, generated),
+    ):
+        description = described.model_copy(update={"method": name})
+        methods = {name: result.model_copy(update=changes)}
+        text = model_card(description, settings, run.summary.model_copy(update={"methods": methods}))
+        introduction = text.split("# ", 1)[1].split("## ")[0]
+        assert phrase in introduction
+        federated = name == "fedavg"
+        assert ("rounds of federated learning" in introduction) == federated
+        assert ("- federated-learning\n" in text) == federated
+
+
 def test_model_card_names_generator_and_data_but_no_path(run):
     from huggingface_hub import ModelCard
 
@@ -513,8 +536,6 @@ def test_mistakes_are_one_line(run, tmp_path, capsys, monkeypatch):
 
 
 def test_damaged_weights_are_not_exported(run, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run.folder, copy)
     file = copy / "federate" / "fedavg" / "seed-0" / "model.safetensors"
@@ -522,6 +543,115 @@ def test_damaged_weights_are_not_exported(run, tmp_path):
     with pytest.raises(GenflError, match=r"is not the file that model\.json describes"):
         genfl.load_run(copy).export(tmp_path / "m", method="fedavg")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.fixture
+def foreign(run, tmp_path):
+    """A copy of the run, which a stranger may have changed, and a folder beside it."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    (tmp_path / "beside").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "tokenizer.json", "."])
+def test_links_out_of_the_run_are_not_followed(foreign, tmp_path, name):
+    trial = foreign / "federate" / "fedavg" / "seed-0"
+    path = trial / name
+    target = tmp_path / "beside" / "secret"
+    if path.exists():
+        path.rename(target)
+    else:
+        target.write_text("secret")
+    path.symlink_to(target)
+    result = genfl.load_run(foreign)
+    for use in (lambda: result.export(tmp_path / "m", method="fedavg"), lambda: result.model("fedavg")):
+        with pytest.raises(InputError, match=r"^method: \S+ leads out of the run's folder; replace"):
+            use()
+    assert not (tmp_path / "m").exists()
+    assert result.export(tmp_path / "m", method="fedavg", seed=1).seed == 1
+
+
+def test_a_run_behind_a_link_is_exported(foreign, tmp_path):
+    (tmp_path / "link").symlink_to(foreign)
+    inside = foreign / "federate" / "fedavg" / "seed-0" / "model.json"
+    inside.rename(inside.with_name("copy.json"))
+    inside.symlink_to("copy.json")  # it does not lead out
+    (inside.parent / "tokenizer.json").write_text("unused")
+    assert genfl.load_run(tmp_path / "link").export(tmp_path / "m", method="fedavg").files.keys() == NAMES
+
+
+def test_names_of_methods_do_not_lead_out_of_the_run(foreign, tmp_path):
+    shutil.copytree(foreign / "federate" / "fedavg" / "seed-0", tmp_path / "beside" / "seed-0")
+    file = foreign / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["methods"]["../../beside"] = summary["methods"].pop("fedavg")
+    file.write_text(json.dumps(summary))
+    result = genfl.load_run(foreign)
+    for use in (lambda name: result.export(tmp_path / "m", method=name), result.model):
+        with pytest.raises(InputError, match=r"^method: .* leads out of the run's folder"):
+            use("../../beside")
+
+
+def changed(file, change):
+    """Change the content of a JSON or YAML file."""
+    content = yaml.safe_load(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def five_names(content):
+    content["label_names"] = content["label_names"][:5]
+
+
+def few_recalls(content):
+    content["figures"]["recall"] = [0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model.json", lambda m: m["model"].update(name="mlpp"), "model: there is no 'mlpp'; did you mean"),
+        ("model.json", lambda m: m["model"]["options"].update(width="wide"), "model: mlp does not take"),
+        ("model.json", lambda m: m["model"]["options"].update(width=9), "method: .* does not fit the model"),
+        ("model.json", lambda m: m.update(method="prox"), "method: .* is that of prox, seed 0; restore"),
+        ("model.json", lambda m: m.update(method="absent"), "method: .* is that of absent, seed 0; restore"),
+        ("model.json", lambda m: m.update(seed=1), "method: .* is that of fedavg, seed 1; restore"),
+        ("model.json", five_names, "method: .* does not fit the model"),
+        ("model.json", few_recalls, "RUN: no model card can be written"),
+        ("config.yaml", lambda c: c.pop("data"), r"RUN: no model card can be written .*KeyError: 'data'"),
+        ("config.yaml", lambda c: c.update(federate=3), "RUN: no model card can be written"),
+    ],
+)
+def test_files_that_do_not_fit_are_one_line(foreign, tmp_path, name, change, message):
+    trial = foreign / "federate" / "fedavg" / "seed-0"
+    changed((trial if name == "model.json" else foreign) / name, change)
+    with pytest.raises(InputError, match=f"^{message}") as error:
+        genfl.load_run(foreign).export(tmp_path / "m", method="fedavg")
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside", "run"]
+
+
+def test_a_loader_of_another_architecture_is_not_exported(run, tmp_path, monkeypatch):
+    """The code in this process and that on disk, which is copied, are no longer the same."""
+    from genfl.models.cnn import MLP
+
+    run.export(tmp_path / "m", method="fedavg")
+    before, modules = files(tmp_path / "m"), set(sys.modules)
+    features = MLP.features
+    monkeypatch.setattr(MLP, "features", lambda self, x: features(self, x) + 1e-3)
+    with pytest.raises(InputError, match=r"^method: the loader of mlp does not give the logits of the model"):
+        run.export(tmp_path / "m", method="fedavg")
+    assert files(tmp_path / "m") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert set(sys.modules) == modules
+
+
+@pytest.mark.parametrize("to", ["file", "file/below"])
+def test_targets_that_cannot_be_written_are_named(run, tmp_path, to):
+    (tmp_path / "file").touch()
+    reason = r"(is a file; name a folder|cannot be written \(Not a directory\))"
+    with pytest.raises(InputError, match=rf"^folder: \S+ {reason}"):
+        run.export(tmp_path / to, method="fedavg")
 
 
 class Own(nn.Module):
@@ -585,6 +715,19 @@ class Hub(BaseHTTPRequestHandler):
     created: list[dict]
     status = 200
 
+    def do_GET(self):
+        kept = type(self)
+        if self.status != 200 or self.headers["Authorization"] != "Bearer hf_test":
+            self.answer({"error": "no"}, self.status if self.status != 200 else 401)
+        elif self.path.startswith("/api/models/me/digits/tree/main?"):
+            entries = [
+                {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+                for name, content in kept.commits.items()
+            ]
+            self.answer(entries)
+        else:
+            self.answer({"error": self.path}, 404)
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         kept = type(self)
@@ -603,6 +746,8 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     kept.commits[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del kept.commits[line["value"]["path"]]
             url = f"http://{self.headers['Host']}/me/digits/commit/1"
             self.answer({"commitUrl": url, "commitOid": "1", "pullRequestUrl": None})
         else:
@@ -651,6 +796,16 @@ def test_upload_holds_all_but_the_marker(run, hub, tmp_path):
     assert hub.commits.keys() == NAMES
     (wish,) = hub.created
     assert wish.get("visibility") == "private" or wish["private"] is True
+
+
+def test_upload_deletes_what_an_earlier_export_had(run, hub, tmp_path):
+    earlier = ("model.onnx", "tokenizer.json", "architecture/resnet.py", "README.md")
+    others = ("notes.md", ".gitattributes", "data/model.onnx", "architecture/weights.bin")
+    hub.commits.update(dict.fromkeys((*earlier, *others), b"old"))
+    run.export(tmp_path / "m", method="fedavg", push_to_hub="me/digits")
+    assert hub.commits.keys() == NAMES | {*others}
+    assert {hub.commits[name] for name in others} == {b"old"}
+    assert hub.commits["README.md"] == (tmp_path / "m" / "README.md").read_bytes()
 
 
 def test_rejected_upload_is_one_line(run, hub, tmp_path, monkeypatch):

@@ -80,6 +80,19 @@ def test_predict_reads_files_and_contents(run, tmp_path):
     assert sum(model.predict(paths, top=9)[0].probabilities) == pytest.approx(1, abs=1e-5)
 
 
+def test_predict_takes_a_single_input(run, tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(path)
+    model = run.model("fedavg")
+    (expected,) = model.predict([path])
+    for single in (str(path), path, path.read_bytes(), Image.open(path)):
+        (prediction,) = model.predict(single)
+        assert prediction.probabilities == expected.probabilities
+    for top in (0, -1, 1.5, True):
+        with pytest.raises(InputError, match=rf"^top: {top} is no whole number from 1; give one$"):
+            model.predict(path, top=top)
+
+
 def test_predict_names_what_cannot_be_read(run, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"^files: .*broken.png cannot be read \(.*\); leave it out"):
@@ -100,6 +113,38 @@ def test_a_simulation_starts_from_a_model(run):
         genfl.fedavg(genfl.task(model, data), genfl.LocalSGD(0.1)), data, rounds=1, batch_size=5
     )
     assert of_module.accuracy == result.accuracy
+
+
+def test_model_is_part_of_another_module(run):
+    model, other = run.model("fedavg", seed=0), run.model("fedavg", seed=1)
+    x = torch.rand(4, 3, 8, 8)
+    names = list(model.state_dict())
+    for again in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        whole = nn.Sequential(nn.Identity(), nn.Sequential(again, nn.Softmax(1)))
+        state = {name: value.clone() for name, value in whole.state_dict().items()}
+        assert list(state) == [f"1.0.{name}" for name in names]
+        again.load_state_dict(other.state_dict())
+        assert torch.equal(whole(x), other(x).softmax(1))
+        assert whole.load_state_dict(state).missing_keys == []
+        assert torch.equal(whole(x), run.model("fedavg", seed=0)(x).softmax(1))
+        for wrong in ({**state, "1.0.extra": x}, {**state, names[0]: x}, dict(list(state.items())[1:])):
+            with pytest.raises(RuntimeError):
+                whole.load_state_dict(wrong)
+        again.load_state_dict(model.state_dict())
+
+
+def test_predict_is_in_evaluation_mode(run):
+    model = run.model("fedavg")
+    layers = model.inner.classifier
+    model.inner.classifier = nn.Sequential(nn.BatchNorm1d(8), layers)
+    images = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 90, 255)]
+    expected = model.eval().predict(images)
+    model.train()
+    model.inner.classifier[1].eval()
+    assert model.predict(images) == expected
+    modes = [model.training, model.inner.training, *(part.training for part in model.inner.classifier)]
+    assert modes == [True, True, True, False]
+    assert model.inner.classifier[0].num_batches_tracked == 0
 
 
 def test_model_is_copied_and_pickled(run):

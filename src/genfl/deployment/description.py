@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError
 
 import genfl
+from genfl.config.section import FolderName
 from genfl.data import sounds
 from genfl.data.formats import GreyFormat, InputFormat, PixelFormat
 from genfl.data.media import Modality
 from genfl.data.sounds import LogMelFormat
 from genfl.data.texts import HASH_BUCKETS, HASHED_TOKENIZER, TokenFormat
-from genfl.errors import InputError
+from genfl.errors import InputError, first_line, on_one_line, suggest
 from genfl.learning.task import Precision
 from genfl.models import MODELS, Classifier
 from genfl.results.schema import ResultModel
@@ -31,6 +32,10 @@ TOKENIZER_FILE = "tokenizer.json"
 
 DESCRIPTION_VERSION: Literal[1] = 1
 """The version of ``model.json``. It is raised whenever a field is added, removed or changes its meaning."""
+
+
+_Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""A name without control characters."""
 
 
 class PixelInput(ResultModel):
@@ -84,7 +89,7 @@ class OwnInput(ResultModel):
     """Inputs of a data set of the user's own, whose code prepares them."""
 
     kind: Literal["own"] = Field("own", description="Inputs that the data set's own code prepares.")
-    data: str = Field(description="Name that the data set is registered by.")
+    data: _Name = Field(description="Name that the data set is registered by.")
 
 
 InputDescription = Annotated[
@@ -96,7 +101,7 @@ InputDescription = Annotated[
 class Architecture(ResultModel):
     """A model's architecture: a name, and all of its options."""
 
-    name: str = Field(description="Name of the model, as in `genfl list models`.")
+    name: _Name = Field(description="Name of the model, as in `genfl list models`.")
     options: dict[str, Any] = Field(description="All options of the builder, defaults included.")
     own: bool = Field(description="Whether it is a model of the user's own, whose code must be registered.")
 
@@ -121,7 +126,7 @@ class ModelDescription(ResultModel):
 
     format: Literal[1] = Field(DESCRIPTION_VERSION, description="Version of this file.")
     genfl: str = Field(genfl.__version__, description="Version of genfl that wrote it.")
-    method: str = Field(description="Method that trained the model, as the config calls it.")
+    method: FolderName = Field(description="Method that trained the model, as the config calls it.")
     seed: int = Field(description="Seed that it was trained with.")
     client: int | None = Field(
         None, description="Client that trained it alone; null for a model of all clients."
@@ -163,7 +168,7 @@ class ModelDescription(ResultModel):
             return cls.model_validate(content)
         except ValidationError as error:
             problem = error.errors()[0]
-            field = ".".join(map(str, problem["loc"]))
+            field = on_one_line(".".join(map(str, problem["loc"])))
             raise InputError(f"{path}: {field}: {problem['msg']}; restore the file") from error
 
     def write(self, path: Path) -> None:
@@ -181,6 +186,8 @@ class ModelDescription(ResultModel):
             InputError: The model is not registered in this process, or its code changed.
         """
         name = self.model.name
+        if name not in MODELS and not self.model.own:
+            raise InputError(f"model: there is no {on_one_line(name)!r}; {suggest(name, list(MODELS))}")
         if name not in MODELS:
             raise InputError(
                 f"model: {name} is a model of your own, whose code is not at hand; import the module that"
@@ -188,9 +195,11 @@ class ModelDescription(ResultModel):
             )
         try:
             return MODELS[name].build(tuple(self.shape), len(self.label_names), **self.model.options)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of options that are not its own, a model can raise anything
+            options = on_one_line(self.model.options, 200)
             raise InputError(
-                f"model: {name} does not take {self.model.options} ({error}); use the version that trained it"
+                f"model: {name} does not take {options} ({first_line(error)}); use the version that trained"
+                " it"
             ) from error
 
 

@@ -25,6 +25,12 @@ from genfl.storage import write_json, write_text
 EVALUATION_FILE = "evaluation.json"
 """The name of the file of an evaluation."""
 
+EVALUATION_MARKER = ".genfl-evaluation"
+"""The file that marks the folder of an evaluation."""
+
+EVALUATION_FILES = (EVALUATION_FILE, "evaluation.csv", "confusion.csv", "index.html")
+"""The files of an evaluation."""
+
 MOST_GROUPS = 100
 """The largest number of groups that an evaluation lists, the worst first."""
 
@@ -128,7 +134,7 @@ class Evaluation(ResultModel):
         """Write ``evaluation.json`` and the tables ``evaluation.csv`` and ``confusion.csv``, and the page.
 
         Args:
-            folder: The folder, made if it is absent.
+            folder: The folder, made if it is absent. The caller checks that it may be written to.
         """
         from genfl.report.evaluation_page import render_evaluation
 

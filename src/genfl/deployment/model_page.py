@@ -19,6 +19,7 @@ from genfl.deployment.description import (
 )
 from genfl.generators.licences import UNKNOWN_LICENCE
 from genfl.generators.registry import GENERATORS, LICENCE
+from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import AlgorithmPart, Figure, MethodResult, Summary
 
 _HUB = "hf://datasets/"
@@ -64,7 +65,7 @@ def model_card(
     sections = [
         f"---\n{_metadata(description, settings, method)}\n---",
         f"# {description.method}: {description.model.name} for {settings['data']['name']}",
-        f"{_introduction(description)}",
+        f"{_introduction(description, method)}",
         f"## Use\n\n{_use(description, onnx)}",
         f"## Inputs\n\n{_inputs(description.input)}",
         f"## Classes\n\n{_classes(description.label_names)}",
@@ -106,7 +107,7 @@ def _metadata(description: ModelDescription, settings: Mapping[str, Any], method
         pipeline_tag=task,
         tags=[
             "genfl",
-            "federated-learning",
+            *([] if method.reference or description.method == SYNTHETIC_ONLY else ["federated-learning"]),
             "safetensors",
             *(["synthetic-data"] if method.uses_generator else []),
         ],
@@ -114,15 +115,18 @@ def _metadata(description: ModelDescription, settings: Mapping[str, Any], method
     return str(card.to_yaml())
 
 
-def _introduction(description: ModelDescription) -> str:
+def _introduction(description: ModelDescription, method: MethodResult) -> str:
     classes, content = len(description.label_names), _CONTENT[description.modality]
-    trained = (
-        f"{description.rounds} rounds of federated learning"
-        if description.rounds
-        else "training at the server alone, without any client"
-    )
+    if description.method == SYNTHETIC_ONLY:
+        trained = f"trained on {method.source or 'generated'} data alone, without any client"
+    elif method.reference:
+        trained = "trained on all private data in one place, which is not federated learning"
+    elif description.rounds:
+        trained = f"after {description.rounds} rounds of federated learning"
+    else:
+        trained = "after training at the server alone, without any client"
     return (
-        f"A classifier of {content} with {classes} classes: `{description.model.name}` after {trained}."
+        f"A classifier of {content} with {classes} classes: `{description.model.name}` {trained}."
         f" [genfl](https://pypi.org/project/genfl/) {description.genfl} trained it, with seed"
         f" {description.seed}."
     )

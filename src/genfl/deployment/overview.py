@@ -13,16 +13,20 @@ from genfl.results.schema import Figure
 MOST_SHOWN = 1000
 """The largest number of lines that the command line prints of one kind."""
 
+LONGEST_NAME_SHOWN = 200
+"""The most characters that the command line prints of a name."""
+
 TableRow = tuple[str, ...]
 
 
 def evaluation_tables(evaluation: Evaluation) -> tuple[list[str], list[tuple[TableRow, list[TableRow]]]]:
     """Return notes on an evaluation, and its tables, each with its head."""
     choice = ", the federated method of the best mean accuracy in the run" if evaluation.chosen else ""
-    data = on_one_line(evaluation.data, 200)
+    data, split = on_one_line(evaluation.data, 200), on_one_line(evaluation.split)
+    method = _name(evaluation.method)
     notes = [
-        f"Method: {evaluation.method}{choice}",
-        f"Data: {count(evaluation.examples, 'example')} of the split {evaluation.split} of {data}",
+        f"Method: {method}{choice}",
+        f"Data: {count(evaluation.examples, 'example')} of the split {split} of {data}",
     ]
     if evaluation.unknown_labels:
         names = [f"{on_one_line(name)} ({n})" for name, n in evaluation.unknown_labels.items()]
@@ -39,7 +43,7 @@ def evaluation_tables(evaluation: Evaluation) -> tuple[list[str], list[tuple[Tab
         notes += [f"  {on_one_line(name, 200)}" for name in evaluation.unreadable_names]
     scores = ("accuracy", "macro F1", "calibration error")
     figures = (evaluation.accuracy, evaluation.macro_f1, evaluation.calibration_error)
-    rows: list[TableRow] = [(evaluation.method, *map(_percent, figures))]
+    rows: list[TableRow] = [(method, *map(_percent, figures))]
     if len(evaluation.seeds) > 1:
         for number, seed in enumerate(evaluation.seeds):
             of_seed = ("–" if f is None else f"{100 * f.per_seed[number]:.1f}" for f in figures)
@@ -48,13 +52,18 @@ def evaluation_tables(evaluation: Evaluation) -> tuple[list[str], list[tuple[Tab
         (("in %", *scores), rows),
         (
             ("class", "examples", "recall %", "precision %"),
-            [(c.label, str(c.examples), _share(c.recall), _share(c.precision)) for c in evaluation.classes],
+            [
+                (_name(c.label), str(c.examples), _share(c.recall), _share(c.precision))
+                for c in evaluation.classes
+            ],
         ),
     ]
     for groups in (evaluation.groups, evaluation.clients):
         if groups is not None:
-            worst: list[TableRow] = [(g.name, str(g.examples), _share(g.accuracy)) for g in groups.listed[:5]]
-            head: TableRow = (f"{groups.column}: worst of {groups.count}", "examples", "accuracy %")
+            worst: list[TableRow] = [
+                (_name(g.name), str(g.examples), _share(g.accuracy)) for g in groups.listed[:5]
+            ]
+            head: TableRow = (f"{_name(groups.column)}: worst of {groups.count}", "examples", "accuracy %")
             tables.append((head, worst))
     return notes, tables
 
@@ -68,7 +77,7 @@ def prediction_table(rows: Iterable[Prediction], top: int) -> tuple[TableRow, li
             more += 1
             continue
         pairs = zip(row.labels, row.probabilities, strict=True)
-        shown.append((row.input, *(cell for name, share in pairs for cell in (name, f"{share:.3f}"))))
+        shown.append((row.input, *(cell for name, share in pairs for cell in (_name(name), f"{share:.3f}"))))
     return tuple(prediction_columns(top)), shown, more
 
 
@@ -78,6 +87,11 @@ def unreadable_lines(failed: Sequence[Unreadable]) -> list[str]:
     if len(failed) > MOST_SHOWN:
         lines.append(f"not read: {len(failed) - MOST_SHOWN:,} more")
     return [*lines, f"{count(len(failed), 'input')} could not be read"] if failed else []
+
+
+def _name(text: str) -> str:
+    """Return a name of a class, group or method without what a terminal would obey."""
+    return on_one_line(text, LONGEST_NAME_SHOWN)
 
 
 def _percent(figure: Figure | None) -> str:

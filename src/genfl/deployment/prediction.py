@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,8 +21,9 @@ from genfl.data.recipes import RECIPES, DatasetRecipe
 from genfl.data.tables import TABLE_SUFFIXES, Table, TableError, open_table, table_suffix
 from genfl.deployment.tables import write_csv
 from genfl.errors import InputError, on_one_line
+from genfl.experiment.records import RUN_MARKER
 from genfl.results.schema import ResultModel
-from genfl.storage import replacing
+from genfl.storage import check_target, explaining_target, replacing
 
 if TYPE_CHECKING:
     from genfl.deployment.trained import RunModel
@@ -70,6 +71,39 @@ class Inputs(NamedTuple):
 
     total: int
     items: Iterator[tuple[str, Any] | Unreadable]
+
+
+def check_out(out: Path, paths: Sequence[Path]) -> None:
+    """Check that predictions can be written to a file, and that it is none of their inputs.
+
+    Args:
+        out: The file.
+        paths: The files and folders that are read.
+
+    Raises:
+        InputError: It is an input, or a file in a folder that is read or in the folder of a run, it has
+            another ending than .csv or .json, or it cannot be written.
+    """
+    _check_ending(out)
+    check_target(out, "out")
+    name = on_one_line(out, 200)
+    targets = (out.resolve(), out.parent.resolve() / out.name)  # a link, and what it leads to
+    for path in paths:
+        source = path.resolve()
+        if source in targets or (out.exists() and path.is_file() and out.samefile(path)):
+            raise InputError(f"out: {name} is an input, which would be overwritten; name another file")
+        if out.exists() and any(target.is_relative_to(source) for target in targets):
+            raise InputError(
+                f"out: {name} is a file in the input {on_one_line(path, 200)}, which would be overwritten;"
+                " name another file"
+            )
+    if any((above / RUN_MARKER).exists() for target in targets for above in target.parents):
+        raise InputError(f"out: {name} is in the folder of a run; name another file")
+
+
+def _check_ending(out: Path) -> None:
+    if out.suffix.lower() not in (".csv", ".json"):
+        raise InputError(f"out: {on_one_line(out, 200)} does not end in .csv or .json; rename it")
 
 
 def predictions(
@@ -146,16 +180,15 @@ def write_predictions(path: Path, rows: Iterable[Prediction], top: int) -> None:
         top: The number of classes of each prediction, at most.
 
     Raises:
-        InputError: The name has another ending.
+        InputError: The name has another ending, or the file cannot be written.
     """
-    match path.suffix.lower():
-        case ".csv":
+    _check_ending(path)
+    with explaining_target(path, "out"):
+        if path.suffix.lower() == ".csv":
             write_csv(path, prediction_columns(top), map(prediction_cells, rows))
-        case ".json":
+        else:
             with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
                 file.writelines(json_lines(rows))
-        case _:
-            raise InputError(f"out: {path} does not end in .csv or .json; rename it")
 
 
 def prediction_columns(top: int) -> list[str]:
@@ -171,11 +204,34 @@ def prediction_cells(row: Prediction) -> list[Any]:
 
 def json_lines(rows: Iterable[Prediction]) -> Iterator[str]:
     """Yield a JSON list of predictions, a line for each."""
-    mark = "["
-    for row in rows:
-        yield f"{mark}\n{json.dumps(row.to_dict(), ensure_ascii=False)}"
-        mark = ","
-    yield "\n]\n"
+    for mark, row in _marked(rows):
+        yield _json_line(mark, row)
+    yield _JSON_END
+
+
+def printing(rows: Iterable[Prediction], put: Callable[[str], object]) -> Iterator[Prediction]:
+    """Yield predictions, and print their JSON list meanwhile.
+
+    Args:
+        rows: The predictions.
+        put: Prints a part of the list, which ends its lines itself.
+    """
+    for mark, row in _marked(rows):
+        put(_json_line(mark, row))
+        yield row
+    put(_JSON_END)
+
+
+_JSON_END = "\n]\n"
+
+
+def _marked(rows: Iterable[Prediction]) -> Iterator[tuple[str, Prediction]]:
+    """Yield each prediction with what comes before it in a JSON list."""
+    return zip(itertools.chain("[", itertools.repeat(",")), rows, strict=False)
+
+
+def _json_line(mark: str, row: Prediction) -> str:
+    return f"{mark}\n{json.dumps(row.to_dict(), ensure_ascii=False)}"
 
 
 def _likeliest(model: RunModel, stored: Tensor, top: int) -> list[tuple[list[str], list[float]]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from genfl.data.media import Clip
 from genfl.data.sources import DATASETS
 from genfl.deployment.description import (
     DESCRIPTION_FILE,
@@ -22,10 +24,29 @@ from genfl.deployment.description import (
 from genfl.deployment.prediction import Prediction, predictions
 from genfl.errors import InputError, cause
 from genfl.models import Classifier
+from genfl.options import whole_number
 from genfl.storage import load_tensors, sha256
 
 BATCH = 512
 """The number of inputs of a forward pass, as in the tests of a run."""
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Set a model and its parts to evaluation mode in the block."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _to_inner(_: nn.Module, state_dict: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Rename the entries of a state dict from a `RunModel` in another module to those of its inner model."""
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        state_dict[f"{prefix}inner.{name.removeprefix(prefix)}"] = state_dict.pop(name)
 
 
 class InputCode(NamedTuple):
@@ -44,7 +65,7 @@ class RunModel(Classifier):
     """A trained model of a run.
 
     As a module, it maps prepared inputs [n, ...] to logits [n, classes]. Its state dict is that of the inner
-    model.
+    model, also as a part of another module.
 
     Example:
         >>> import genfl
@@ -64,6 +85,7 @@ class RunModel(Classifier):
         self.description = description
         self.folder = folder
         self.training = False
+        self.register_load_state_dict_pre_hook(_to_inner)  # type: ignore[no-untyped-call]
 
     @classmethod
     def load(cls, folder: str | Path) -> RunModel:
@@ -141,23 +163,30 @@ class RunModel(Classifier):
         return logits.float()
 
     def logits(self, stored: Tensor) -> Tensor:
-        """Return the logits [n, classes] of encoded inputs [n, ...], without gradients, on the CPU."""
+        """Return the logits [n, classes] of encoded inputs [n, ...] on the CPU.
+
+        They have no gradients, and are those of evaluation mode, whatever the mode of the module.
+        """
         device = next(self.parameters()).device
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(self):
             parts = [self(self.inputs.prepare(part.to(device))).cpu() for part in stored.split(BATCH)]
         return torch.cat(parts)
 
-    def predict(self, files: Iterable[Any], top: int = 3) -> list[Prediction]:
+    def predict(self, files: Any, top: int = 3) -> list[Prediction]:
         """Return the likeliest classes of each file or content, in order.
 
         Args:
             files: Paths of files, or contents: PIL images, `genfl.data.media.Clip` of sounds, texts. For a
-                model of texts, a str is a text and a `Path` is a file. For other models, both are files.
-            top: The number of classes of each prediction, at most.
+                model of texts, a str is a text and a `Path` is a file. For other models, both are files. A
+                single path or content stands for a list of it.
+            top: The number of classes of each prediction, at most, from 1.
 
         Raises:
-            InputError: A file or content cannot be read; the message names it.
+            InputError: A file or content cannot be read; the message names it. Or `top` is no such number.
         """
+        top = whole_number("top", top)
+        if isinstance(files, str | Path | bytes | Clip | Mapping) or not isinstance(files, Iterable):
+            files = [files]
         by_path = self.description.modality != "text"
         contents = [Path(item) if by_path and isinstance(item, str) else item for item in files]
         items = [
