@@ -8,21 +8,14 @@ import sys
 from urllib.parse import unquote
 
 import pytest
+from support.small_runs import SMALL_RUN
 
 import genfl
 from genfl import config, pipeline
 from genfl.comparison import compare_folders, sweep_runs, write_comparison
 from genfl.errors import InputError
 
-CONTENT = {
-    "name": "small",
-    "seeds": [0, 1],
-    "data": {"name": "digits", "partition": {"clients": 4, "alpha": 1.0}},
-    "generator": "none",
-    "model": "mlp",
-    "federate": {"rounds": 1, "clients_per_round": 2, "local": {"steps": 1}, "engine": "sequential"},
-    "methods": {"fedavg": {"algorithm": "fedavg"}, "prox": {"algorithm": "fedprox"}},
-}
+CONTENT = {**SMALL_RUN, "methods": {"fedavg": {"algorithm": "fedavg"}, "prox": {"algorithm": "fedprox"}}}
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,14 @@ import sys
 import time
 
 import pytest
+from support.small_runs import SMALL_RUN
 
 from genfl import config, pipeline
 from genfl.errors import InputError
 from genfl.experiment import records
 from genfl.experiment.listing import list_runs, record_is_done
 
-CONTENT = {
-    "name": "small",
-    "seeds": [0, 1],
-    "data": {"name": "digits", "partition": {"clients": 4, "alpha": 1.0}},
-    "generator": "none",
-    "model": "mlp",
-    "federate": {"rounds": 1, "clients_per_round": 2, "local": {"steps": 1}, "engine": "sequential"},
-    "methods": {"fedavg": {"algorithm": "fedavg"}, "alone": {"algorithm": "local"}},
-}
+CONTENT = {**SMALL_RUN, "methods": {"fedavg": {"algorithm": "fedavg"}, "alone": {"algorithm": "local"}}}
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,17 @@ SHADES = {"dark": 50, "middle": 128, "light": 205}
 """The mean grey of the images of each class."""
 
 
+SMALL_RUN: dict[str, Any] = {
+    "name": "small",
+    "seeds": [0, 1],
+    "data": {"name": "digits", "partition": {"clients": 4, "alpha": 1.0}},
+    "generator": "none",
+    "model": "mlp",
+    "federate": {"rounds": 1, "clients_per_round": 2, "local": {"steps": 1}, "engine": "sequential"},
+}
+"""A config of a second, but for its methods."""
+
+
 def image_folder(folder: Path, each: int, seed: int = 0, clients: int = 0) -> Path:
     """Write noisy images, a folder for each class, or for each client and class, and return the folder."""
     rng = np.random.default_rng(seed)

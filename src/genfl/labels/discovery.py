@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import torch
 
-from genfl.algorithms.base import ClientProgram
+from genfl.algorithms.base import ClientProgram, statistics
 from genfl.engines.protocol import ClientTask, DataView, Engine, InfoOnly
 from genfl.errors import GenflError, InputError
 from genfl.labels.bins import HolderBins
 from genfl.labels.iblt import IBLT, CorruptTable, TableTooSmall
 from genfl.rng import Key
-from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +42,7 @@ def label_table(table: IBLT) -> ClientProgram:
 
     Its client info is ``{"label_names": names}``. Its one upload, ``table`` (uint32), is only ever summed.
     """
-
-    def finish(carry: Tree) -> tuple[Tree, Tree]:
-        return {"table": torch.from_numpy(table.encode(carry))}, {}
-
-    return ClientProgram(
-        start=lambda message, memory, client_info, key: client_info["label_names"],
-        step=lambda carry, batch, key: carry,
-        finish=finish,
-        reductions={"table": "sum"},
-    )
+    return statistics({"table": lambda info: torch.from_numpy(table.encode(info["label_names"]))})
 
 
 def bin_marks(bins: HolderBins) -> ClientProgram:
@@ -60,16 +50,7 @@ def bin_marks(bins: HolderBins) -> ClientProgram:
 
     Its client info is ``{"label_names": names}``. Its one upload, ``marks`` (uint32), is only ever summed.
     """
-
-    def finish(carry: Tree) -> tuple[Tree, Tree]:
-        return {"marks": torch.from_numpy(bins.mark(carry))}, {}
-
-    return ClientProgram(
-        start=lambda message, memory, client_info, key: client_info["label_names"],
-        step=lambda carry, batch, key: carry,
-        finish=finish,
-        reductions={"marks": "sum"},
-    )
+    return statistics({"marks": lambda info: torch.from_numpy(bins.mark(info["label_names"]))})
 
 
 def discover(
