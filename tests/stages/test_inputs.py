@@ -495,6 +495,21 @@ ROWS = [
     Row("track.mlflow", "track.mlflow={uri: 'http://127.0.0.1:9'}", set()),
     Row("track.mlflow.uri", "track.mlflow.uri='http://127.0.0.1:9'", set()),
     Row("track.mlflow.experiment", "track.mlflow.experiment=mine", set()),
+    # --- differential privacy: it changes training, and nothing before
+    Row("privacy", "privacy={unit: user, epsilon: 8}", FEDERATE),
+    *(
+        Row(f"privacy.{field}", f"privacy={{unit: sample, epsilon: 8, {setting}}}", FEDERATE)
+        for field, setting in {
+            "delta": "delta: 1.0e-6",
+            "max_grad_norm": "max_grad_norm: 2.0",
+            "generated": "generated: protected",
+            "accountant": "accountant: rdp",
+        }.items()
+    ),
+    Row("privacy.unit", "privacy={unit: sample, epsilon: 8}", FEDERATE),
+    Row("privacy.epsilon", "privacy={unit: sample, epsilon: 9}", FEDERATE),
+    Row("privacy.noise_multiplier", "privacy={unit: sample, noise_multiplier: 2.0}", FEDERATE),
+    Row("privacy.max_update_norm", "privacy={unit: user, epsilon: 8, max_update_norm: 2.0}", FEDERATE),
 ]
 
 

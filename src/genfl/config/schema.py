@@ -21,6 +21,7 @@ from genfl.config.generation import (
 )
 from genfl.config.methods import Content, Method
 from genfl.config.names import RESERVED_METHODS
+from genfl.config.privacy import Privacy
 from genfl.config.section import Device, FolderName, OrName, OrOne, Section
 from genfl.config.tracking import Track
 from genfl.config.training import Federation, Model, Pretraining
@@ -110,6 +111,9 @@ class Config(Section):
     )
     audit: Audit = Field(Audit(), description="The search for near-duplicates of test examples.")
     track: Track = Field(Track(), description="Trackers: TensorBoard and MLflow. They change no result.")
+    privacy: Privacy | None = Field(
+        None, description="Differential privacy of training. If not set, there is none."
+    )
 
     @property
     def device_type(self) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from genfl.analysis.extractors import ExtractorChoice, choose_extractor
 from genfl.config import Config, Method, Model, Partition
 from genfl.config.generation import Prompts
+from genfl.config.privacy import Privacy
 from genfl.config.training import Federation
 from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.engines.auto import EXACT, ROUNDING
@@ -97,6 +98,7 @@ class FederateInputs:
         public: The public data; None if there is none.
         extractor: What clients' data are compared by; None if they are not.
         labels: The label names that discovery finds, for checks before it runs.
+        privacy: Differential privacy; None without it.
     """
 
     data: DataInputs
@@ -116,6 +118,7 @@ class FederateInputs:
     public: Annotated[PublicInputs | None, IF_SET]
     extractor: Annotated[ExtractorInputs | None, IF_SET]
     labels: Annotated[list[str], IGNORED]
+    privacy: Annotated[Privacy | None, IF_SET]
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> FederateInputs:
@@ -139,6 +142,7 @@ class FederateInputs:
             PublicInputs.of(config, context),
             ExtractorInputs.of(config, context),
             context.discovered(config),
+            config.privacy,
         )
 
 
@@ -158,6 +162,7 @@ class TrialInputs:
     method: Method
     code: list[dict[str, str]]
     seed: int
+    privacy: Annotated[Privacy | None, IF_SET]
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,7 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         method,
         [inputs.model.code, inputs.client_code if differ else {}, method.code],
         seed,
+        None if method.reference else inputs.privacy,
     )
     return digest_of(FEDERATE, TRIALS_VERSION, trial_inputs, stages)
 

@@ -1,0 +1,82 @@
+"""The section of differential privacy: what is protected, and how strongly."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from genfl.config.section import Section
+
+PrivacyUnit = Literal["sample", "user"]
+"""What differential privacy hides: one private sample of a client, or all of a client's data."""
+
+AccountantName = Literal["pld", "rdp"]
+"""How the privacy losses of many steps are added up."""
+
+
+class Privacy(Section):
+    """Differential privacy of training. One of epsilon and noise_multiplier gives the other."""
+
+    unit: PrivacyUnit = Field(
+        description="What is protected. sample: each private sample, by noise that its client adds to every"
+        " step (DP-SGD). user: all data of a client, by noise on the sum of a round's uploads (DP-FedAvg)."
+    )
+    epsilon: float | None = Field(
+        None,
+        gt=0,
+        description="The bound on the privacy loss at the end of training. It gives the noise. Set it or"
+        " noise_multiplier.",
+    )
+    noise_multiplier: float | None = Field(
+        None,
+        ge=0,
+        description="Standard deviation of the noise, divided by the clipping norm. It gives epsilon. Set it"
+        " or epsilon.",
+    )
+    delta: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="The probability with which the bound may fail. If not set, 1/n^1.1, where n is the"
+        " number of private samples (unit sample) or clients (unit user).",
+    )
+    max_grad_norm: float | None = Field(
+        None,
+        gt=0,
+        description="Unit sample: the largest norm of the gradient of a sample; larger ones are scaled down."
+        " If not set, 1.",
+    )
+    max_update_norm: float | None = Field(
+        None,
+        gt=0,
+        description="Unit user: the largest norm of a client's whole upload; larger ones are scaled down. If"
+        " not set, 1.",
+    )
+    generated: Literal["free", "protected"] = Field(
+        "free",
+        description="Unit sample: how generated samples at clients are treated. free: prompts alone made"
+        " them, so their gradients are neither clipped nor noised and cost no epsilon. protected: like private"
+        " samples.",
+    )
+    accountant: AccountantName = Field(
+        "pld",
+        description="How privacy losses are added up. pld: privacy loss distributions, which are tight. rdp:"
+        " Rényi differential privacy, which is faster and gives a larger epsilon.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("set epsilon or noise_multiplier: one of them gives the other")
+        for unit, field in (("user", "max_grad_norm"), ("sample", "max_update_norm")):
+            if self.unit == unit and getattr(self, field) is not None:
+                other = {"user": "max_update_norm", "sample": "max_grad_norm"}[unit]
+                raise ValueError(f"{field} does not apply to unit {unit}; set {other}")
+        return self
+
+    @property
+    def norm(self) -> float:
+        """The clipping norm: the largest norm of what one unit contributes to a sum."""
+        norm = self.max_grad_norm if self.unit == "sample" else self.max_update_norm
+        return 1.0 if norm is None else norm

@@ -1,0 +1,1 @@
+"""Differential privacy: accounting, and noise at clients or on sums."""
