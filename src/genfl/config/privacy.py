@@ -56,8 +56,8 @@ class Privacy(Section):
     generated: Literal["free", "protected"] = Field(
         "free",
         description="Unit sample: how generated samples at clients are treated. free: prompts alone made"
-        " them, so their gradients are neither clipped nor noised and cost no epsilon. protected: like private"
-        " samples.",
+        " them, so their gradients are neither clipped nor noised and cost no epsilon. protected: like"
+        " private samples.",
     )
     accountant: AccountantName = Field(
         "pld",

@@ -7,6 +7,7 @@ one unit more (add-or-remove).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -123,13 +124,12 @@ def _event(release: NoisedSums) -> Any:
 
 def _accountant(name: AccountantName) -> Callable[[], Any]:
     try:
-        import absl.logging
         from dp_accounting import pld, rdp
     except ImportError as error:
         raise InputError(
             "privacy: differential privacy needs dp-accounting; install it with pip install 'genfl[dp]'"
         ) from error
-    absl.logging.set_verbosity(absl.logging.ERROR)  # it warns of orders that it leaves out, which is safe
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # it tells of orders left out, which is safe
     accountants: dict[str, Callable[[], Any]] = {"pld": pld.PLDAccountant, "rdp": rdp.RdpAccountant}
     return accountants[name]
 
