@@ -30,7 +30,7 @@ NORM_RATE = 0.2
 COUNT_NOISE = 1 / 20
 """Standard deviation of the noise on the count of an adaptive norm, per client of a cohort, as in the paper."""
 
-MARGIN = 2**-20
+ROUNDING_MARGIN = 2**-20
 """The part of the norm that is kept free for rounding, so that no clipped upload exceeds the norm."""
 
 CLIP_NORM, WITHIN = "clip_norm", "within_norm"
@@ -253,7 +253,7 @@ def clip_upload(upload: Tree, norm: float | Tensor) -> tuple[Tree, Tensor]:
     """
     size = trees.square_norm(trees.map(Tensor.double, upload)).sqrt()
     within = size <= norm
-    factor = torch.where(within, torch.ones_like(size), (1 - MARGIN) * norm / size)
+    factor = torch.where(within, torch.ones_like(size), (1 - ROUNDING_MARGIN) * norm / size)
     return trees.map(lambda leaf: leaf * factor.to(leaf.dtype), upload), within
 
 
