@@ -15,6 +15,7 @@ from genfl import trees
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.base import run_once
 from genfl.algorithms.fedavg import fedavg
+from genfl.config.privacy import Privacy
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
 from genfl.engines.auto import engine
@@ -37,6 +38,7 @@ from genfl.privacy.dp.user import (
 )
 from genfl.rng import Key
 from genfl.simulation import federate
+from genfl.stages.federate.protection import protect_users
 
 from ..engines.helpers import SpyEngine
 
@@ -372,20 +374,26 @@ def test_fixed_cohorts_are_as_before():
     ]
 
 
-def test_release_counts_what_cohorts_hide():
-    noise = UserNoise(1.3, 1.0, 3)
-    poisson = Schedule(30, 3, 4, cohorts="poisson")
-    assert noise.release(poisson, 12, Key(4), 30) == (1.3, 0.25, 30)
-    fixed = Schedule(30, 3, 4)
+def test_releases_count_what_cohorts_hide():
+    def protection(cohorts, clients=12, size=3):
+        privacy = Privacy(unit="user", noise_multiplier=1.3, cohorts=cohorts)
+        return protect_users(privacy, clients, Schedule(30, size, 4), Key(4))
+
+    plan, poisson = protection(None)
+    assert plan.cohorts == "poisson"
+    assert poisson.releases(7) == ((1.3, 0.25, 7),)
+    assert poisson.neighbours == "add or remove"
+    plan, fixed = protection("fixed")
+    assert plan.cohorts == "fixed"
+    assert fixed.neighbours == "zero out"
     for rounds in (0, 1, 11, 30):
         times = [0] * 12
         for number in range(1, rounds + 1):
-            for client in fixed.cohort(12, Key(4), number):
+            for client in plan.cohort(12, Key(4), number):
                 times[client] += 1
-        assert noise.release(fixed, 12, Key(4), rounds) == (1.3, 1.0, max(times))
-    everyone = UserNoise(1.3, 1.0, 12)
-    for cohorts in ("poisson", "fixed"):
-        assert everyone.release(Schedule(30, 12, 4, cohorts=cohorts), 12, Key(4), 30) == (1.3, 1.0, 30)
+        assert fixed.releases(rounds) == ((1.3, 1.0, max(times)),)
+    for cohorts in ("poisson", "fixed"):  # with everyone in each round, they are the same
+        assert protection(cohorts, size=12)[1].releases(30) == ((1.3, 1.0, 30),)
 
 
 @pytest.mark.parametrize("kind", ["sequential", "parallel", "vectorized"])

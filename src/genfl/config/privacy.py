@@ -55,9 +55,9 @@ class Privacy(Section):
     )
     cohorts: Literal["poisson", "fixed"] | None = Field(
         None,
-        description="Unit user: how the clients of a round are drawn. poisson: each client takes part with the"
-        " same probability, independently, so cohorts differ in size and the draw adds to the privacy. fixed:"
-        " cohorts of one size, whose draw adds nothing. If not set, poisson.",
+        description="Unit user: how the clients of a round are drawn. poisson: each client takes part with"
+        " the same probability, independently. Cohorts differ in size, and the draw adds to the privacy."
+        " fixed: cohorts of one size, whose draw adds nothing. If not set, poisson.",
     )
     target_quantile: float | None = Field(
         None,
@@ -69,8 +69,8 @@ class Privacy(Section):
     generated: Literal["free", "protected"] = Field(
         "free",
         description="Unit sample: how generated samples at clients are treated. free: prompts alone made"
-        " them, so their gradients are neither clipped nor noised and cost no epsilon. protected: like private"
-        " samples.",
+        " them, so their gradients are neither clipped nor noised and cost no epsilon. protected: like"
+        " private samples.",
     )
     accountant: AccountantName = Field(
         "pld",

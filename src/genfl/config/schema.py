@@ -169,6 +169,7 @@ class Config(Section):
             *self._problems_of_methods(),
             *self._problems_of_public(),
             *self._problems_without_generator(),
+            *self._problems_of_privacy(),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -289,6 +290,30 @@ class Config(Section):
                 f"data.tokenizer: {GENERATED_TOKENIZER} takes its words from generated texts, but generator"
                 f" is none; use {HASHED_TOKENIZER}, or name a generator"
             )
+
+    def _problems_of_privacy(self) -> Iterator[str]:
+        """Yield what differential privacy does not go together with: field and fix."""
+        if self.privacy is None or self.privacy.unit != "sample":
+            return
+        if self.precision != "fp32":
+            yield "precision: bf16 has no gradients of single samples, which privacy needs; use fp32"
+        for name, method in self.methods.items():
+            if method.reference is not None:
+                continue
+            if ORDERS.get(method.data):
+                yield (
+                    f"methods.{name}.data: {method.data} trains on one kind of samples after the other, and"
+                    " privacy draws from all samples at once; use mixed"
+                )
+            if method.content and method.content.guidance != "prompt" and self.privacy.generated == "free":
+                yield (
+                    f"methods.{name}.content.guidance: {method.content.guidance} derives samples from private"
+                    " ones, so they are not free; set privacy.generated to protected, or guidance to prompt"
+                )
+            if method.content and method.content.filter:
+                yield (
+                    f"methods.{name}.content.filter: privacy draws from all samples of a client; leave it out"
+                )
 
 
 def json_schema() -> dict[str, Any]:

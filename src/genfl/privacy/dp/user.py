@@ -17,10 +17,8 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.algorithms.base import Algorithm, ClientInfo, ClientProgram, head_count, run_once, statistics
-from genfl.data.plans import Schedule
 from genfl.errors import InputError
 from genfl.learning.task import Batch, Task, Weights
-from genfl.privacy.dp.accounting import NoisedSums
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
@@ -28,7 +26,7 @@ NORM_RATE = 0.2
 """The learning rate η of an adaptive norm, as in the paper."""
 
 COUNT_NOISE = 1 / 20
-"""Standard deviation of the noise on the count of an adaptive norm, per client of a cohort, as in the paper."""
+"""Standard deviation of the noise on the count of an adaptive norm, divided by the cohort; the paper's."""
 
 ROUNDING_MARGIN = 2**-20
 """The part of the norm that is kept free for rounding, so that no clipped upload exceeds the norm."""
@@ -110,24 +108,6 @@ class UserNoise:
         assert self.target_quantile is not None
         share = count / self.cohort + 0.5
         return norm * torch.exp(-NORM_RATE * (share - self.target_quantile))
-
-    def release(self, schedule: Schedule, clients: int, key: Key, rounds: int) -> NoisedSums:
-        """Return what some rounds release of a client's data.
-
-        Poisson cohorts hide who takes part. So each round counts with the probability of taking part, for
-        neighbours by adding or removing a client. Fixed cohorts hide nothing: the rounds count in which a
-        client takes part, for the client with the most of them. Neighbours then differ in the uploads of one
-        client, which are zeros in one of them: no other client takes part in its stead.
-
-        Args:
-            schedule: Rounds and cohorts.
-            clients: The number of clients.
-            key: The random stream of the federation.
-            rounds: Rounds that were taken, from the first one.
-        """
-        if schedule.cohorts == "poisson":
-            return NoisedSums(self.noise_multiplier, schedule.clients_per_round / clients, rounds)
-        return NoisedSums(self.noise_multiplier, 1.0, schedule.most_rounds(clients, key, rounds))
 
 
 def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "algorithm") -> Algorithm:
