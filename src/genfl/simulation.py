@@ -51,8 +51,8 @@ class Trace(NamedTuple):
         weights: The final global model.
         evaluations: One dict an evaluation, the first of round 0: ``round``, and what `evaluate` returned.
         rounds: One dict a round: ``round``, from 1; ``uplink_bytes`` and ``downlink_bytes`` of the whole
-            cohort; ``refused``, how many uploads were not counted; each measure's value, None if no upload
-            counted; and what the algorithm observes.
+            cohort; ``refused``, how many uploads were not counted; ``clients``, the size of a Poisson cohort;
+            each measure's value, None if no upload counted; and what the algorithm observes.
     """
 
     weights: Weights
@@ -164,6 +164,7 @@ def federate(
                 "uplink_bytes": sum(result.uplink_bytes[name] for name in algorithm.client.reductions),
                 "downlink_bytes": _bytes_of(client_task.message for client_task in client_tasks),
                 "refused": len(result.refused),
+                **({"clients": len(client_tasks)} if schedule.cohorts == "poisson" else {}),
                 "samples": sum(
                     schedule.batches(plans).samples(clients.part_sizes(task.client)) for task in client_tasks
                 ),
