@@ -64,7 +64,8 @@ def by_vmap(params: Tree, buffers: Tree, batch: Batch, context: Context, penalty
     def gradient(sample: Batch) -> Tree:
         return torch.func.grad(_objective_of_one(buffers, sample, context, penalty))(params)
 
-    gradients: Tree = torch.vmap(gradient)(batch)
+    # What a penalty draws is the same for all samples of a batch.
+    gradients: Tree = torch.vmap(gradient, randomness="same")(batch)
     return gradients
 
 
