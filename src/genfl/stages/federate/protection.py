@@ -147,7 +147,7 @@ def protect_users(privacy: Privacy, clients: int, plan: Schedule, key: Key) -> t
     """
     plan = dataclasses.replace(plan, cohorts=privacy.cohorts or "poisson")
     poisson = plan.cohorts == "poisson"
-    rate = min(1.0, plan.clients_per_round / clients) if poisson else 1.0
+    rate = plan.clients_per_round / clients if poisson else 1.0
     participations = tuple(range(1, plan.rounds + 1)) if poisson else _participations(clients, plan, key)
     delta = privacy.delta or default_delta(clients)
     protection = Protection(
