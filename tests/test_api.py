@@ -1219,6 +1219,7 @@ def test_the_quickstart_runs_and_its_outputs_are_stored(tmp_path):
         "data.partition",
         "data.budget",
         "learning.local",
+        "privacy.attacks.canaries",
         "privacy.attacks.leakage",
     ],
 )
