@@ -190,7 +190,7 @@ def label_of_gradient(task: Task, gradient: Tree) -> Tensor:
         task: What the model classifies. Its head must be linear.
         gradient: The gradient of the parameters, or a positive multiple of it.
     """
-    z = torch.zeros(1, task.shapes().features, dtype=trees.leaves(gradient)[0].dtype)
+    z = trees.leaves(gradient)[0].new_zeros(1, task.shapes().features)
     variables = trees.map(lambda leaf: torch.ones_like(leaf, requires_grad=True), gradient)
     logits = task.head(variables, z)  # at z = 0, where the weight has a gradient of zeros, but has one
     used = torch.autograd.grad(logits.sum(), trees.leaves(variables), allow_unused=True)
@@ -276,9 +276,9 @@ def _total_variation(x: Tensor) -> Tensor:
 
 
 def _normal(key: Key, shape: tuple[int, ...], like: Tree) -> Tensor:
-    """Return a start of a search: N(0, 1), in the dtype of the upload."""
-    dtype = trees.leaves(like)[0].dtype
-    return torch.randn(shape, generator=key.torch(), dtype=dtype).requires_grad_()
+    """Return a start of a search: N(0, 1), in the dtype and on the device of the upload."""
+    leaf = trees.leaves(like)[0]
+    return torch.randn(shape, generator=key.torch(), dtype=leaf.dtype).to(leaf.device).requires_grad_()
 
 
 def _match(respond: Callable[[], Tree], observed: Tree, variables: Iterable[Tensor], steps: int) -> float:
