@@ -2,6 +2,8 @@
 
 import functools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +75,8 @@ def test_dlg_recovers_a_digit_and_its_label(smooth, real, row):
     result = dlg(task, client, client(x, y), Key(row))
     assert psnr(result.x[0], x[0]) >= 25
     assert result.y.argmax(1).tolist() == y.tolist()
+    assert result.y.max() > 0.9
+    assert float(result.y.sum()) == pytest.approx(1)  # probabilities
 
 
 def test_dlg_recovers_both_digits_of_a_batch(smooth, real):
@@ -273,3 +277,12 @@ def test_wrong_input_of_attacks_is_refused(smooth, real):
     texts = classification(lambda: LSTM((5,), 2), (5,))
     with pytest.raises(MissingPart, match="inputs that gradients reach"):
         dlg(texts, client, observed, Key(0))
+
+
+def test_examples_of_the_page_print_what_it_says(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "leakage.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```\n\nIt prints `(.*?)`", page, re.DOTALL)
+    assert len(blocks) == 2
+    for code, printed in blocks:
+        exec(compile(code, "leakage.md", "exec"), {})
+        assert capsys.readouterr().out.strip() == printed
