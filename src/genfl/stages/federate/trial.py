@@ -91,19 +91,19 @@ class Trial:
         unlabelled = dict.fromkeys(wanted, setting.unlabelled(self.method.source)) if wanted else {}
         clients = training_data(setting, self.name, self.method, self.seed)
         federations, protection = self.federations(setting, clients), None
+        local = local_training(setting.inputs.federation)
+        # Of everything that the trial depends on: no two trials share their noise.
+        stream = trial_digest(setting.inputs, setting.work.upstream, self.method, self.seed, batched=False)
         if setting.inputs.privacy and self.method.reference is None:  # references are not federated
             federation, protection = protect(setting.inputs.privacy, federations[0])
             federations = [federation]
             log.info("%s, seed %d: %s", self.name, self.seed, protection or "no private samples to protect")
-        local = protected(local_training(setting.inputs.federation), setting.task, protection)
+        if protection:
+            local = protected(local, setting.task, protection, stream)
         algorithm = build_algorithm(
             setting.inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
         )
         if protection and protection.unit == "user":
-            # Of everything that the trial depends on: no two trials share their noise.
-            stream = trial_digest(
-                setting.inputs, setting.work.upstream, self.method, self.seed, batched=False
-            )
             algorithm = user_level(algorithm, setting.task, user_noise(protection, stream), self.name)
         folders = self.folders(setting.work.folder, setting.inputs.partition.clients)
         alone = self.method.reference == LOCAL
