@@ -93,6 +93,7 @@ class Protection:
             "epsilon": None if epsilon == float("inf") else epsilon,
             "accountant": self.accountant,
             "neighbours": self.neighbours,
+            **({"target_quantile": self.target_quantile} if self.target_quantile is not None else {}),
         }
 
 

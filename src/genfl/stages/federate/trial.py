@@ -16,7 +16,7 @@ from genfl.deployment.description import WEIGHTS_FILE
 from genfl.engines.auto import engine
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
-from genfl.privacy.dp.user import user_level
+from genfl.privacy.dp.user import exact_census, user_level
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
@@ -103,8 +103,10 @@ class Trial:
         algorithm = build_algorithm(
             setting.inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
         )
+        exact: dict[str, Any] = {}
         if protection and protection.unit == "user":
             algorithm = user_level(algorithm, setting.task, user_noise(protection, stream), self.name)
+            exact = {"exact_census": exact_census(algorithm)}
         folders = self.folders(setting.work.folder, setting.inputs.partition.clients)
         alone = self.method.reference == LOCAL
         try:
@@ -125,7 +127,7 @@ class Trial:
             "clients": setting.test_on_clients([trace.weights for trace in traces], self.seed),
             "content": clients.count(GENERATED),
             "similarity": setting.similarity(self.method, clients, self.seed),
-            **({"privacy": protection.figures(len(traces[0].rounds))} if protection else {}),
+            **({"privacy": protection.figures(len(traces[0].rounds)) | exact} if protection else {}),
         }
 
     def _tell(self, setting: Setting) -> Callable[[list[dict[str, Any]], list[dict[str, Any]]], None]:
