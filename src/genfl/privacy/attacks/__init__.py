@@ -1,0 +1,1 @@
+"""Attacks: what somebody can learn about private examples from the models that a run produced."""
