@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binomtest, norm, rankdata
 
-from genfl.privacy.attacks.scores import Values
+from genfl.privacy.attacks.scores import FloatArray
 from genfl.rng import Key
 
-CONFIDENCE = 0.95
+LEVEL = 0.95
 """The confidence of all intervals."""
 
 SMALL_RATES = (0.001, 0.01)
@@ -68,7 +68,7 @@ class AttackFigures(NamedTuple):
     rates: tuple[RateAt, ...]
 
 
-def attack_figures(members: Values, others: Values, key: Key) -> AttackFigures:
+def attack_figures(members: FloatArray, others: FloatArray, key: Key) -> AttackFigures:
     """Return the figures of an attack.
 
     Args:
@@ -89,7 +89,7 @@ def attack_figures(members: Values, others: Values, key: Key) -> AttackFigures:
     )
 
 
-def roc(members: Values, others: Values) -> tuple[Values, Values]:
+def roc(members: FloatArray, others: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return the ROC curve: ascending false positive rates, and true positive rates, both from 0 to 1.
 
     Args:
@@ -104,7 +104,7 @@ def roc(members: Values, others: Values) -> tuple[Values, Values]:
     return rates[0], rates[1]
 
 
-def delong(members: Values, others: Values) -> tuple[float, Interval]:
+def delong(members: FloatArray, others: FloatArray) -> tuple[float, Interval]:
     """Return the area under the ROC curve and its interval, cut to [0, 1]. Ties count one half.
 
     The interval has no width if the scores separate the two groups completely.
@@ -120,11 +120,11 @@ def delong(members: Values, others: Values) -> tuple[float, Interval]:
     beaten = (ranks[:m] - rankdata(members)) / n  # of each member: the share of non-members below it
     beating = 1 - (ranks[m:] - rankdata(others)) / m  # of each non-member: the share of members above it
     auc = float(beaten.mean())
-    margin = norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt(beaten.var(ddof=1) / m + beating.var(ddof=1) / n)
+    margin = norm.ppf((1 + LEVEL) / 2) * math.sqrt(beaten.var(ddof=1) / m + beating.var(ddof=1) / n)
     return auc, Interval(max(0.0, auc - margin), min(1.0, auc + margin))
 
 
-def best_accuracy(members: Values, others: Values) -> float:
+def best_accuracy(members: FloatArray, others: FloatArray) -> float:
     """Return the largest balanced accuracy, ``max (TPR + 1 − FPR) / 2``, over all thresholds.
 
     An attacker who does not know who is a member cannot choose this threshold, so it is an upper bound, and
@@ -138,7 +138,7 @@ def best_accuracy(members: Values, others: Values) -> float:
     return float((tpr + 1 - fpr).max() / 2)
 
 
-def fit_threshold(members: Values, others: Values) -> float:
+def fit_threshold(members: FloatArray, others: FloatArray) -> float:
     """Return the threshold of the largest balanced accuracy: scores from there on are called members.
 
     It lies in the middle between two scores.
@@ -155,7 +155,7 @@ def fit_threshold(members: Values, others: Values) -> float:
     return float(steps[called - 1 : called + 1].mean())
 
 
-def held_out_accuracy(members: Values, others: Values, key: Key) -> tuple[float, Interval]:
+def held_out_accuracy(members: FloatArray, others: FloatArray, key: Key) -> tuple[float, Interval]:
     """Return the balanced accuracy of a threshold on examples that did not fit it, and its interval.
 
     The attacker knows the membership of one random half of the examples, fits a threshold, and classifies
@@ -175,12 +175,12 @@ def held_out_accuracy(members: Values, others: Values, key: Key) -> tuple[float,
         hits += (halves[0][unknown] >= threshold).sum(), (halves[1][unknown] < threshold).sum()
     sizes = np.array([len(members), len(others)])
     shares = (hits + 1) / (sizes + 2)  # so that an accuracy of 1 has an interval, too
-    margin = norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt((shares * (1 - shares) / sizes).sum()) / 2
+    margin = norm.ppf((1 + LEVEL) / 2) * math.sqrt((shares * (1 - shares) / sizes).sum()) / 2
     accuracy = float((hits / sizes).mean())
     return accuracy, Interval(max(0.0, accuracy - margin), min(1.0, accuracy + margin))
 
 
-def rate_at(members: Values, others: Values, fpr: float) -> RateAt:
+def rate_at(members: FloatArray, others: FloatArray, fpr: float) -> RateAt:
     """Return the true positive rate at a false positive rate.
 
     Args:
@@ -202,11 +202,11 @@ def rate_at(members: Values, others: Values, fpr: float) -> RateAt:
 
 def proportion_interval(hits: int, trials: int) -> Interval:
     """Return the Clopper-Pearson interval of a share."""
-    low, high = binomtest(hits, trials).proportion_ci(CONFIDENCE, method="exact")
+    low, high = binomtest(hits, trials).proportion_ci(LEVEL, method="exact")
     return Interval(float(low), float(high))
 
 
-def thinned(fpr: Values, tpr: Values, points: int = 200) -> list[tuple[float, float]]:
+def thinned(fpr: FloatArray, tpr: FloatArray, points: int = 200) -> list[tuple[float, float]]:
     """Return some points of a ROC curve for a chart with logarithmic axes: the highest at each rate.
 
     Args:

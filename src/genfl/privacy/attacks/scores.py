@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from genfl.errors import InputError
 
-Values = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 """A number for each example, or for each model and example."""
 
 Membership = NDArray[np.bool_]
@@ -26,7 +26,7 @@ SMALLEST_DEVIATION = 1e-6
 """The least standard deviation of a fitted Gaussian, so that equal confidences give finite scores."""
 
 
-def confidence(logits: NDArray[np.floating], y: NDArray[np.integer]) -> Values:
+def confidence(logits: NDArray[np.floating], y: NDArray[np.integer]) -> FloatArray:
     """Return the logit-scaled confidence of a model in the class of each example.
 
     ``φ(p) = log(p / (1 − p))`` is computed from logits as ``z_y − log Σ_{c ≠ y} exp(z_c)``, which keeps its
@@ -51,17 +51,17 @@ def confidence(logits: NDArray[np.floating], y: NDArray[np.integer]) -> Values:
     rows = np.arange(len(z))
     others = z.copy()
     others[rows, y] = -np.inf
-    scores: Values = z[rows, y] - logsumexp(others, axis=1)
+    scores: FloatArray = z[rows, y] - logsumexp(others, axis=1)
     return scores
 
 
-def loss(phi: Values) -> Values:
+def loss(phi: FloatArray) -> FloatArray:
     """Return the cross-entropy of each example, in nats, from its confidence."""
-    losses: Values = np.logaddexp(0.0, -phi)
+    losses: FloatArray = np.logaddexp(0.0, -phi)
     return losses
 
 
-def loss_score(phi: Values) -> Values:
+def loss_score(phi: FloatArray) -> FloatArray:
     """Return the scores of the loss attack: the smaller the loss, the likelier a member.
 
     FedGC's attack classifies examples by their loss. A classifier of one number is a threshold, which
@@ -80,8 +80,8 @@ def loss_score(phi: Values) -> Values:
 
 
 def lira_online(
-    observed: Values, shadows: Values, member: Membership, fixed_variance: bool | None = None
-) -> Values:
+    observed: FloatArray, shadows: FloatArray, member: Membership, fixed_variance: bool | None = None
+) -> FloatArray:
     """Return the logarithm of LiRA's likelihood ratio.
 
     ``Λ = N(φ; μ_in, σ²_in) / N(φ; μ_out, σ²_out)``. For each example, one Gaussian is fitted to its
@@ -105,13 +105,13 @@ def lira_online(
     """
     fixed = len(shadows) < FIXED_BELOW if fixed_variance is None else fixed_variance
     inside, outside = (_gaussian(shadows, chosen, fixed) for chosen in (member, ~member))
-    ratio: Values = norm.logpdf(observed, *inside) - norm.logpdf(observed, *outside)
+    ratio: FloatArray = norm.logpdf(observed, *inside) - norm.logpdf(observed, *outside)
     return ratio
 
 
 def lira_offline(
-    observed: Values, shadows: Values, member: Membership, fixed_variance: bool | None = None
-) -> Values:
+    observed: FloatArray, shadows: FloatArray, member: Membership, fixed_variance: bool | None = None
+) -> FloatArray:
     """Return the score of LiRA's one-sided test, which reads only shadow models that never saw the example.
 
     The paper's score is ``Λ = 1 − Pr[Z > φ]`` with ``Z ~ N(μ_out, σ²_out)``. This function returns
@@ -138,13 +138,13 @@ def lira_offline(
 
 
 def rmia(
-    observed: Values,
-    shadows: Values,
+    observed: FloatArray,
+    shadows: FloatArray,
     member: Membership,
     population: Membership,
     a: float = 0.3,
     gamma: float = 1.0,
-) -> Values:
+) -> FloatArray:
     """Return the scores of RMIA: the share of population samples that an example's likelihood ratio beats.
 
     ``LR(x, z) = [Pr(x|θ) / Pr(x)] / [Pr(z|θ) / Pr(z)]``, and the score of x is ``Pr_z[LR(x, z) ≥ γ]``. Pr is
@@ -180,11 +180,11 @@ def rmia(
     out = (expit(shadows) * ~member).sum(0) / counts
     ratio = expit(observed) / (0.5 * ((1 + a) * out + (1 - a)))
     beaten = np.searchsorted(np.sort(ratio[population]), ratio / gamma, side="right")
-    scores: Values = beaten / population.sum()
+    scores: FloatArray = beaten / population.sum()
     return scores
 
 
-def _gaussian(shadows: Values, chosen: Membership, fixed: bool) -> tuple[Values, Values]:
+def _gaussian(shadows: FloatArray, chosen: Membership, fixed: bool) -> tuple[FloatArray, FloatArray]:
     """Return mean and standard deviation of each example's confidences under the chosen models, both [n]."""
     counts = chosen.sum(0)
     least = 1 if fixed else 2
