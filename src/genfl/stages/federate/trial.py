@@ -70,6 +70,15 @@ class Trial:
             return TRAINED[self.method.reference](clients, plan, key)
         return [FederationPlan(clients, plan, key)]
 
+    def algorithm(self, setting: Setting) -> Algorithm:
+        """Return the algorithm of the trial."""
+        wanted = self.method.asks_for & UNLABELLED
+        # not read if not needed
+        unlabelled = dict.fromkeys(wanted, setting.unlabelled(self.method.source)) if wanted else {}
+        return build_algorithm(
+            setting.inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}
+        )
+
     def run(self, setting: Setting, choice: EngineChoice, advance: Any) -> dict[str, Any]:
         """Train, test and save the trial's models. An interrupted trial is resumed.
 
@@ -81,12 +90,7 @@ class Trial:
         Returns:
             Evaluations, rounds and measures, as plain values.
         """
-        wanted = self.method.asks_for & UNLABELLED
-        # not read if not needed
-        unlabelled = dict.fromkeys(wanted, setting.unlabelled(self.method.source)) if wanted else {}
-        algorithm = build_algorithm(
-            setting.inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}
-        )
+        algorithm = self.algorithm(setting)
         clients = training_data(setting, self.name, self.method, self.seed)
         folders = self.folders(setting.work.folder, setting.inputs.partition.clients)
         alone = self.method.reference == LOCAL
