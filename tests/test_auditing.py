@@ -14,15 +14,17 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from support.command import Command, run_command
 from support.opened import open_run
-from support.small_runs import SMALL_RUN, image_folder, image_run
+from support.small_runs import SMALL_RUN, image_folder, image_run, small_run
 
 import genfl
 from genfl import config
-from genfl.auditing import AttackedModel, audit_folder, audit_run
+from genfl.auditing import AttackedModel, attack_scores, audit_folder, audit_run
+from genfl.data.sources import DATASETS
 from genfl.deployment.trained import RunModel
 from genfl.errors import InputError
 from genfl.models import MODELS
-from genfl.privacy.attacks.roc import SMALL_RATES
+from genfl.privacy.attacks.roc import SMALL_RATES, delong
+from genfl.privacy.attacks.scores import confidence
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.shadow import ShadowSetting, train_shadow
 from genfl.stages.federate.trial import Trial
@@ -243,3 +245,60 @@ def test_private_data_that_changed_or_is_gone_is_named(tmp_path):
     with pytest.raises(InputError, match=r"^folder: an audit needs the private data .* data\.path") as caught:
         run.audit(out=tmp_path / "out")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def noise(seed: int) -> genfl.DataSet:
+    """Random inputs with random labels: whatever a model knows of them, it has memorised."""
+    rng = np.random.default_rng(seed)
+
+    def examples(count: int) -> genfl.LabelledExamples:
+        x = torch.from_numpy(rng.normal(size=(count, 1, 32, 32)).astype(np.float32))
+        return genfl.LabelledExamples(x, [("left", "right")[label] for label in rng.integers(2, size=count)])
+
+    return genfl.DataSet(examples(1000), examples(1200), "image", encode=lambda image: torch.zeros(1, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def memorised(tmp_path_factory):
+    """Two runs whose models are over-fitted, each on noise of its own."""
+    folder = tmp_path_factory.mktemp("memorised")
+    entries = DATASETS.added()
+    runs = []
+    for number in (1, 2):
+
+        @genfl.register.dataset(f"noise {number}")
+        def load(number=number) -> genfl.DataSet:
+            return noise(number)
+
+        data, federate = {"name": f"noise {number}"}, {"rounds": 12, "clients_per_round": 2}
+        federate |= {"engine": "sequential", "local": {"steps": 30, "lr": 0.2, "batch_size": 50}}
+        model = {"name": "mlp", "width": 128}
+        runs.append(small_run(data, model, folder / f"run-{number}", federate=federate))
+    yield runs
+    DATASETS.restore(entries)
+
+
+@pytest.mark.slow
+def test_lira_finds_members_of_an_overfitted_model(memorised, tmp_path):
+    run, other = memorised
+    audit = run.audit(attacks=ALL, shadows=8, out=tmp_path / "out")
+    assert (audit.members, audit.nonmembers) == (1000, 1200)
+    assert audit.member_accuracy > 0.95, "the model is over-fitted"
+    assert audit.nonmember_accuracy == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(1200))
+    results = {attack.attack: attack for attack in audit.attacks}
+    assert results["lira"].rates[0].tpr.low >= 0.05
+    assert results["loss"].rates[0].tpr.high < results["lira"].rates[0].tpr.low
+    for attack in results.values():
+        assert attack.auc.low > 0.8
+        assert attack.accuracy.low > 0.7
+
+    # a model that was trained on other noise tells nothing about this one, to any attack
+    attacked = AttackedModel(run.folder, RunModel.load(run.folder / "federate" / "fedavg" / "seed-0"))
+    x = attacked.setting.examples.x.take(torch.from_numpy(attacked.setting.examples.rows))
+    unseen = other.model("fedavg").logits(x).numpy()
+    trained = attacked.shadows(8, tmp_path / "out" / "shadows")
+    scores = attack_scores(ALL, confidence(unseen, attacked.y), 1000, trained)
+    assert list(scores) == list(results)
+    for values in scores.values():
+        interval = delong(values[:1000], values[1000:])[1]
+        assert interval.low < 0.5 < interval.high
