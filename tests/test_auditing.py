@@ -19,12 +19,14 @@ from support.small_runs import SMALL_RUN, image_folder, image_run, small_run
 import genfl
 from genfl import config
 from genfl.auditing import AttackedModel, attack_scores, audit_folder, audit_run
+from genfl.data.plans import Schedule
 from genfl.data.sources import DATASETS
 from genfl.deployment.trained import RunModel
 from genfl.errors import InputError
 from genfl.models import MODELS
 from genfl.privacy.attacks.roc import SMALL_RATES, delong
 from genfl.privacy.attacks.scores import confidence
+from genfl.rng import Key
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.shadow import ShadowSetting, train_shadow
 from genfl.stages.federate.trial import Trial
@@ -106,7 +108,7 @@ def test_shadow_models_train_on_their_halves_alone(digits, tmp_path, method):
     model = RunModel.load(digits.folder / "federate" / method / "seed-0")
     attacked = AttackedModel(digits.folder, model)
     phi, member = attacked.shadows(3, tmp_path)
-    assert phi.shape == member.shape == (3, len(attacked.y))
+    assert (phi.shape, member.shape) == ((3, 1, len(attacked.y)), (3, len(attacked.y)))
     again, _ = AttackedModel(digits.folder, model).shadows(2, tmp_path / "again")
     assert (again == phi[:2]).all()
     assert np.abs(phi[0] - phi[1]).max() > 0.01
@@ -142,6 +144,45 @@ def test_shadow_model_on_the_run_s_own_data_is_the_run_s_model(digits, tmp_path)
         weights = train_shadow(setting, choice, trial, 0, file, "digest", lambda rounds: None)
         tensors, _ = load_tensors(digits.folder / "federate" / name / "seed-0" / "model.safetensors")
         assert all(torch.equal(value, tensors[key]) for key, value in weights["params"].items())
+
+
+def test_uploads_of_fedavg_are_the_local_models(digits, tmp_path):
+    """One more round of each client alone from the final model: plain SGD on the client's examples."""
+    model = RunModel.load(digits.folder / "federate" / "fedavg" / "seed-0")
+    attacked = AttackedModel(digits.folder, model)
+    rows = attacked.confidences(uploads=True)
+    assert (rows[0] == attacked.confidences(uploads=False)[0]).all()
+    private, trial, key = attacked.setting.private(0), attacked.trial, Key(0).fold("upload", "target")
+    assert trial is not None
+    for client in range(4):
+        one = private.as_one([client])
+        size = digits.config.federate.local.batch_size
+        plan = Schedule(rounds=1, clients_per_round=1, batch_size=size, local_steps=5)
+        own, local = key.fold(client), model.inner
+        local.load_state_dict(load_file(model.folder / "model.safetensors"))
+        optimizer = torch.optim.SGD(local.train().parameters(), lr=digits.config.federate.local.lr)
+        for batch in plan.batches(own.fold("plan", 1).fold(0)).draw(one.part_sizes(0)):
+            examples = one.batch(0, batch)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(local(examples["x"]), examples["y"]).backward()
+            optimizer.step()
+        here = attacked.clients == client
+        x = attacked.setting.examples.x.take(torch.from_numpy(attacked.setting.examples.rows[here]))
+        with torch.no_grad():
+            logits = local.eval()(attacked.setting.data.prepare(x)).numpy()
+        assert rows[1][here] == pytest.approx(confidence(logits, attacked.y[here]), abs=1e-4)
+
+
+def test_uploads_are_attacked_with_shadow_models_of_their_own(digits, tmp_path):
+    audit = digits.audit(method="scaffold", attacks=ALL, shadows=4, uploads=True, out=tmp_path / "out")
+    assert audit.uploads is not None
+    assert [attack.attack for attack in audit.uploads] == [attack.attack for attack in audit.attacks]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Attacks on single uploads" in page
+    for attack in audit.uploads:
+        assert f"{attack.auc.value:.3f} ({attack.auc.low:.3f} to {attack.auc.high:.3f})" in page
+    with pytest.raises(InputError, match=r"^uploads: centralised has none: .*leave it out$"):
+        digits.audit(method="centralised", uploads=True, out=tmp_path / "out")
 
 
 def test_command_prints_the_table_and_json(digits, tmp_path):
@@ -296,8 +337,8 @@ def test_lira_finds_members_of_an_overfitted_model(memorised, tmp_path):
     attacked = AttackedModel(run.folder, RunModel.load(run.folder / "federate" / "fedavg" / "seed-0"))
     x = attacked.setting.examples.x.take(torch.from_numpy(attacked.setting.examples.rows))
     unseen = other.model("fedavg").logits(x).numpy()
-    trained = attacked.shadows(8, tmp_path / "out" / "shadows")
-    scores = attack_scores(ALL, confidence(unseen, attacked.y), 1000, trained)
+    phi, member = attacked.shadows(8, tmp_path / "out" / "shadows")
+    scores = attack_scores(ALL, confidence(unseen, attacked.y), 1000, (phi[:, 0], member))
     assert list(scores) == list(results)
     for values in scores.values():
         interval = delong(values[:1000], values[1000:])[1]

@@ -767,6 +767,7 @@ class Result:
         seed: int | None = None,
         attacks: Sequence[str] = ("loss",),
         shadows: int = 16,
+        uploads: bool = False,
         out: str | Path | None = None,
         progress: bool = False,
     ) -> MembershipAudit:
@@ -784,6 +785,7 @@ class Result:
             seed: One of the run's seeds; by default the first.
             attacks: Some of ``loss``, ``lira`` and ``rmia``.
             shadows: The number of shadow models that ``lira`` and ``rmia`` train.
+            uploads: Whether to attack single uploads, too: what a server sees without a secure sum.
             out: The folder for ``audit.json``, the page and the shadow models; by default
                 ``RUN.audit-METHOD-seed-SEED`` beside the run.
             progress: Whether to show a progress bar.
@@ -801,6 +803,7 @@ class Result:
                 seed=seed,
                 attacks=attacks,
                 shadows=shadows,
+                uploads=uploads,
                 out=None if out is None else Path(out),
             )
         return audit

@@ -17,7 +17,7 @@ from genfl.errors import InputError, cause, on_one_line, suggest
 from genfl.experiment.context import RunContext, initial_key
 from genfl.experiment.folder import Run
 from genfl.experiment.records import RUN_CONFIG, SUMMARY_FILE, check_finished
-from genfl.learning.task import from_state_dict
+from genfl.learning.task import Weights, from_state_dict
 from genfl.output import check_output, writing_output
 from genfl.privacy.attacks.roc import Interval, attack_figures, roc, thinned
 from genfl.privacy.attacks.scores import (
@@ -38,7 +38,13 @@ from genfl.results.schema import Summary
 from genfl.rng import Key
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.inputs import FEDERATE, trial_digest
-from genfl.stages.federate.shadow import ShadowSetting, refuse_shadows, train_shadow
+from genfl.stages.federate.shadow import (
+    ShadowSetting,
+    refuse_shadows,
+    refuse_uploads,
+    train_shadow,
+    uploaded_models,
+)
 from genfl.stages.federate.trial import Trial
 from genfl.storage import digest as digest_of
 from genfl.storage import write_json, write_text
@@ -50,6 +56,9 @@ AUDIT_FILE, AUDIT_PAGE, SHADOWS = "audit.json", "index.html", "shadows"
 
 LEAST_SHADOWS = {"loss": 0, "lira": 4, "rmia": 2}
 """The attacks, and the least number of shadow models of each: LiRA fits variances."""
+
+TARGET = "target"
+"""What stands for the attacked model where shadow models have numbers."""
 
 SHADOW_VERSION = 1
 """The version of what shadow models compute. If it is raised, they are trained again."""
@@ -68,6 +77,7 @@ def audit_run(
     seed: int | None = None,
     attacks: Sequence[str] = ("loss",),
     shadows: int = 16,
+    uploads: bool = False,
     out: Path | None = None,
 ) -> tuple[MembershipAudit, Path]:
     """Attack the final global model of a method by membership inference, and write the figures and a page.
@@ -82,6 +92,8 @@ def audit_run(
         seed: One of the run's seeds; by default the first.
         attacks: Some of ``loss``, ``lira`` and ``rmia``.
         shadows: The number of shadow models. ``loss`` needs none.
+        uploads: Whether to attack single uploads, too: what a server sees of each client without a secure
+            sum. One more round from the final model makes them.
         out: The audit's folder; by default that of `audit_folder`.
 
     Returns:
@@ -100,13 +112,20 @@ def audit_run(
     names = [AUDIT_FILE, AUDIT_PAGE, SHADOWS]
     check_output(out, "audit", AUDIT_MARKER, names)
     attacked = AttackedModel(folder, model)
-    if least:
-        attacked.check_shadows()
+    attacked.check(shadows=least > 0, uploads=uploads)
     with exact(attacked.setting.device), writing_output(out, "audit", AUDIT_MARKER, names):
-        members, logits = attacked.members, attacked.logits
-        phi, hits = confidence(logits, attacked.y), logits.argmax(1) == attacked.y
-        trained = attacked.shadows(shadows, out / SHADOWS) if least else None
-        key = Key(of_seed).fold("audit")
+        members, hits = attacked.members, attacked.logits.argmax(1) == attacked.y
+        observed = attacked.confidences(uploads)
+        trained = attacked.shadows(shadows, out / SHADOWS, uploads) if least else None
+        results = [
+            [
+                attack_result(attack, scores[:members], scores[members:], Key(of_seed).fold("audit"))
+                for attack, scores in attack_scores(
+                    attacks, phi, members, None if trained is None else (trained[0][:, number], trained[1])
+                ).items()
+            ]
+            for number, phi in enumerate(observed)
+        ]
         audit = MembershipAudit(
             run=summary.name,
             folder=str(folder),
@@ -118,10 +137,8 @@ def audit_run(
             member_accuracy=float(hits[:members].mean()),
             nonmember_accuracy=float(hits[members:].mean()),
             shadows=shadows if least else None,
-            attacks=[
-                attack_result(attack, scores[:members], scores[members:], key)
-                for attack, scores in attack_scores(attacks, phi, members, trained).items()
-            ],
+            attacks=results[0],
+            uploads=results[1] if uploads else None,
         )
         write_json(out / AUDIT_FILE, audit.to_dict())
         write_text(out / AUDIT_PAGE, render_audit(audit))
@@ -160,6 +177,8 @@ class AttackedModel:
         setting: The setting of the run's trials.
         members: The number of members. They come first among the examples.
         y: The class index of each example, [n].
+        clients: The client of each example, [n]. Non-members are dealt out by their classes.
+        weights: The model's weights.
         logits: The model's outputs, [n, classes].
 
     Args:
@@ -196,48 +215,84 @@ class AttackedModel:
         self._seed = described.seed
         self.members = len(self.setting.examples.owners)
         self.y = self.setting.examples.y
+        self.clients = deal_to_clients(
+            self.setting.examples.owners, self.y, Key(described.seed).fold("shadow models", "clients")
+        )
         like = self.setting.task.init(initial_key(described.seed))
-        self.logits = self.setting.logits(from_state_dict(model.state_dict(), like))
+        self.weights: Weights = from_state_dict(model.state_dict(), like)
+        self.logits = self.setting.logits(self.weights)
 
-    def check_shadows(self) -> None:
-        """Check that shadow models can be trained.
+    def check(self, *, shadows: bool, uploads: bool) -> None:
+        """Check that the model can have what attacks need.
+
+        Args:
+            shadows: Whether shadow models are needed.
+            uploads: Whether single uploads are attacked.
 
         Raises:
-            InputError: They cannot.
+            InputError: It cannot.
         """
-        problem = "it trains on no private data" if self.trial is None else refuse_shadows(self.trial.method)
-        if problem:
-            name = SYNTHETIC_ONLY if self.trial is None else self.trial.name
-            raise InputError(f"attacks: {on_one_line(name)} can have no shadow models: {problem}; use loss")
+        name = on_one_line(SYNTHETIC_ONLY if self.trial is None else self.trial.name)
+        nothing = "it trains on no private data" if self.trial is None else None
+        problem = nothing if self.trial is None else refuse_shadows(self.trial.method)
+        if shadows and problem:
+            raise InputError(f"attacks: {name} can have no shadow models: {problem}; use loss")
+        problem = nothing if self.trial is None else refuse_uploads(self.trial.method)
+        if uploads and problem:
+            raise InputError(f"uploads: {name} has none: {problem}; leave it out")
 
-    def shadows(self, models: int, folder: Path) -> tuple[FloatArray, Membership]:
+    def confidences(self, uploads: bool) -> FloatArray:
+        """Return the confidence of the model in each example, [1, n].
+
+        Args:
+            uploads: Whether to add a row, [2, n]: the confidence in each example of the model that its
+                client's upload alone gives the server.
+        """
+        return self._confidences(self.weights, uploads, TARGET)
+
+    def _confidences(self, weights: Weights, uploads: bool, number: int | str) -> FloatArray:
+        """Return the confidences of a model, and of its clients' uploads; see `confidences`."""
+        setting, examples = self.setting, self.setting.examples
+        rows = [confidence(setting.logits(weights), examples.y)]
+        if uploads:
+            assert self.trial is not None, "checked before"
+            of_uploads = np.empty(len(examples.y))
+            for client, model in enumerate(uploaded_models(setting, self.trial, weights, number)):
+                own = np.flatnonzero(self.clients == client)
+                of_uploads[own] = confidence(setting.logits(model, own), examples.y[own])
+            rows.append(of_uploads)
+        return np.stack(rows)
+
+    def shadows(self, models: int, folder: Path, uploads: bool = False) -> tuple[FloatArray, Membership]:
         """Train shadow models by the recipe of the model, or resume them.
 
         Args:
             models: Their number.
             folder: The folder of their files.
+            uploads: Whether to add the confidences of their clients' uploads.
 
         Returns:
-            Their confidence in each example, and whether each was trained on it; both [models, n].
+            Their confidences in each example, [models, 1 or 2, n]; see `confidences`. And whether each was
+            trained on it, [models, n].
 
         Raises:
             InputError: A client has too few examples.
         """
-        setting, trial = self.setting, self.trial
+        setting, trial, clients = self.setting, self.trial, self.clients
         assert trial is not None, "checked before"
-        examples, key = setting.examples, Key(self._seed).fold("shadow models")
-        clients = deal_to_clients(examples.owners, examples.y, key.fold("clients"))
-        members = shadow_members(clients, models, key)
+        members = shadow_members(clients, models, Key(self._seed).fold("shadow models"))
 
         def train(
             number: int, member: NDArray[np.bool_], checkpoint: Path, digest: str, advance: Advance
         ) -> FloatArray:
-            rows = [examples.rows[member & (clients == client)] for client in range(clients.max() + 1)]
+            rows = [
+                setting.examples.rows[member & (clients == client)] for client in range(clients.max() + 1)
+            ]
             setting.give(rows)
             weights = train_shadow(setting, self.choice, trial, number, checkpoint, digest, advance)
-            return confidence(setting.logits(weights), examples.y)
+            return self._confidences(weights, uploads, number)
 
-        own, rounds = digest_of([SHADOW_VERSION, self.digest]), setting.inputs.federation.rounds
+        own, rounds = digest_of([SHADOW_VERSION, self.digest, uploads]), setting.inputs.federation.rounds
         return train_shadows(members, train, folder, own, rounds), members
 
 

@@ -472,6 +472,12 @@ def audit_command(
     shadows: Annotated[
         int, typer.Option("--shadows", help="Shadow models to train for lira and rmia, with progress.")
     ] = 16,
+    uploads: Annotated[
+        bool,
+        typer.Option(
+            "--uploads", help="Attack single uploads, too: what a server sees without a secure sum."
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -495,12 +501,17 @@ def audit_command(
     progress.enabled.set(not as_json)
     names = [name.strip() for name in attacks.split(",") if name.strip()]
     with _naming_options():
-        audit, page = audit_run(run, method=method, seed=seed, attacks=names, shadows=shadows, out=out)
+        audit, page = audit_run(
+            run, method=method, seed=seed, attacks=names, shadows=shadows, uploads=uploads, out=out
+        )
     if as_json:
         _print_json(audit.to_dict())
         return
     typer.echo(f"{audit.method}, seed {audit.seed}: {verdict_of(audit)}\n")
     _print_table(table_head(audit), [table_row(attack) for attack in audit.attacks])
+    if audit.uploads is not None:
+        typer.echo("\nAttacks on single uploads\n")
+        _print_table(table_head(audit), [table_row(attack) for attack in audit.uploads])
     for sentence in unresolved(audit):
         typer.echo(f"\n{sentence}")
     typer.echo(f"\nPage: {page}")
@@ -707,7 +718,7 @@ def _naming_options() -> Iterator[None]:
         yield
     except InputError as error:
         text = re.sub(
-            r"^(folder|runs|files|path|method|seed|split|label|input|out|attacks|shadows)(?=:)",
+            r"^(folder|runs|files|path|method|seed|split|label|input|out|attacks|shadows|uploads)(?=:)",
             lambda name: options.get(name[0], f"--{name[0]}"),
             str(error),
         )

@@ -41,7 +41,9 @@ def render_audit(audit: MembershipAudit) -> str:
         audit=audit,
         verdict=verdict_of(audit),
         head=table_head(audit),
-        rows=[table_row(attack) for attack in audit.attacks],
+        tables=[
+            [table_row(attack) for attack in attacks] for attacks in (audit.attacks, audit.uploads) if attacks
+        ],
         unresolved=unresolved(audit),
         assumptions=[(names[name], ASSUMPTIONS[name]) for name in names],
         chart=plots.plot_roc(

@@ -65,3 +65,7 @@ class MembershipAudit(ResultModel):
     nonmember_accuracy: float = Field(description="Accuracy of the model on the non-members, in [0, 1].")
     shadows: int | None = Field(description="Number of shadow models; null if no attack needs them.")
     attacks: list[AttackResult] = Field(description="The attacks, in the order in which they were asked for.")
+    uploads: list[AttackResult] | None = Field(
+        description="The attacks on single uploads: each example is looked up in the model that its client's"
+        " upload alone gives the server, in one more round. Null if they were not attacked."
+    )

@@ -34,7 +34,7 @@ class TrainShadow(Protocol):
         digest: str,
         advance: progress.Advance,
     ) -> FloatArray:
-        """Train a shadow model, or resume it, and return its confidence in every example, [n].
+        """Train a shadow model, or resume it, and return its confidences, [k, n]: k for each example.
 
         Args:
             number: The number of the model.
@@ -106,7 +106,7 @@ def shadow_members(clients: NDArray[np.int64], models: int, key: Key) -> Members
 def train_shadows(
     member: Membership, train: TrainShadow, folder: Path, digest: str, rounds: int
 ) -> FloatArray:
-    """Return the confidences of shadow models, [models, n]. Those in the folder are not trained again.
+    """Return the confidences of shadow models, [models, k, n]. Those in the folder are not trained again.
 
     Args:
         member: Whether each model is trained on each example, [models, n].

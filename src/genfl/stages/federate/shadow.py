@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +16,17 @@ from genfl import trees
 from genfl.config import Method
 from genfl.data.clients import ClientData, Joined
 from genfl.engines.auto import engine
+from genfl.engines.in_process import sequential
 from genfl.experiment.context import class_indices
 from genfl.learning.task import Weights
 from genfl.progress import Advance
+from genfl.rng import Key
 from genfl.simulation import federate
 from genfl.stages.base import StageRun
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs
+from genfl.stages.federate.methods import schedule
 from genfl.stages.federate.setting import Setting
 from genfl.stages.federate.trial import Trial
 
@@ -89,14 +93,25 @@ class ShadowSetting(Setting):
         """Return what `give` gave; before, the private data of the run."""
         return super().private(seed) if self._clients is None else self._clients
 
-    def logits(self, weights: Weights) -> NDArray[np.float32]:
-        """Return the outputs of a model for each example, [n, classes]."""
+    def logits(self, weights: Weights, chosen: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Return the outputs of a model for each example, [n, classes].
+
+        Args:
+            weights: The model.
+            chosen: The numbers of some of the examples; None for all.
+        """
         model, parts = trees.to(weights, self.device), []
-        for rows in torch.from_numpy(self.examples.rows).split(EXAMPLES_AT_ONCE):
+        numbers = self.examples.rows if chosen is None else self.examples.rows[chosen]
+        for rows in torch.from_numpy(numbers).split(EXAMPLES_AT_ONCE):
             x = self.data.prepare(self.examples.x.take(rows))
             parts.append(self.task.predict(model, x).cpu())
         outputs: NDArray[np.float32] = torch.cat(parts).numpy()
         return outputs
+
+
+def refuse_uploads(method: Method) -> str | None:
+    """Return why there are no uploads of a method to attack. None if there are."""
+    return "it is a reference, whose clients upload nothing" if method.reference is not None else None
 
 
 def refuse_shadows(method: Method) -> str | None:
@@ -147,3 +162,31 @@ def train_shadow(
             device=setting.device,
             on_round=advance,
         ).weights
+
+
+def uploaded_models(setting: Setting, trial: Trial, weights: Weights, number: int | str) -> Iterator[Weights]:
+    """Yield what a server can learn from the upload of each client alone, in one more round.
+
+    It is the global model after a round with this client only. For FedAvg, that is the client's local model.
+    State of the server and memories of clients begin anew.
+
+    Args:
+        setting: The setting, with the private data of the clients.
+        trial: The trial.
+        weights: The global model before the round.
+        number: The number or the name of the model, which decides the random draws.
+    """
+    algorithm, clients = (
+        trial.algorithm(setting),
+        training_data(setting, trial.name, trial.method, trial.seed),
+    )
+    plan = replace(schedule(setting.inputs.federation, trial.method), rounds=1, clients_per_round=1)
+    key = Key(trial.seed).fold("upload", number)
+    for client in range(len(clients)):
+        one = clients.as_one([client])
+        of_client = key.fold(client)
+        run_client = sequential(one)
+        round_of_one = federate(
+            algorithm, weights, one, run_client, plan, of_client, lambda _: {}, device=setting.device
+        )
+        yield round_of_one.weights
