@@ -274,6 +274,15 @@ def test_folder_without_a_finished_run_is_named(digits, tmp_path):
         audit_run(tmp_path / "copy", method="fedavg")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_device_that_is_not_there_is_named(digits, tmp_path):
+    shutil.copytree(digits.folder, tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace("device: cpu", "device: cuda"))
+    with pytest.raises(InputError, match=r"^folder: an audit needs .* device of the run, but device: "):
+        genfl.load_run(tmp_path / "run").audit(method="fedavg", out=tmp_path / "out")
+
+
 def test_private_data_that_changed_or_is_gone_is_named(tmp_path):
     private = image_folder(tmp_path / "private", 12)
     run = image_run(private, tmp_path / "run")
@@ -283,7 +292,7 @@ def test_private_data_that_changed_or_is_gone_is_named(tmp_path):
     with pytest.raises(InputError, match=r"^folder: the private data, or the code, is not that of the run"):
         run.audit(out=tmp_path / "out")
     shutil.rmtree(private)
-    with pytest.raises(InputError, match=r"^folder: an audit needs the private data .* data\.path") as caught:
+    with pytest.raises(InputError, match=r"^folder: an audit needs the private data.* data\.path") as caught:
         run.audit(out=tmp_path / "out")
     assert len(str(caught.value).splitlines()) == 1
 

@@ -17,6 +17,7 @@ from genfl.errors import InputError, cause, on_one_line, suggest
 from genfl.experiment.context import RunContext, initial_key
 from genfl.experiment.folder import Run
 from genfl.experiment.records import RUN_CONFIG, SUMMARY_FILE, check_finished
+from genfl.hub import check_device
 from genfl.learning.task import Weights, from_state_dict
 from genfl.output import check_output, writing_output
 from genfl.privacy.attacks.roc import Interval, attack_figures, roc, thinned
@@ -195,9 +196,11 @@ class AttackedModel:
             run = Run(configs.load(folder / RUN_CONFIG), folder)
             steps = pipeline.steps(run, RunContext())
             step = next(step for step in steps if step.stage.name == FEDERATE)
+            check_device(step.inputs.model.device, "device")
         except InputError as error:
             raise InputError(
-                f"folder: an audit needs the private data and the code of the run, but {cause(error)}"
+                "folder: an audit needs the private data, the code and the device of the run, but"
+                f" {cause(error)}"
             ) from error
         self.choice = EngineChoice(step.inputs, step.work)
         self.digest = described.config_digest

@@ -470,7 +470,7 @@ def audit_command(
         str, typer.Option("--attack", metavar="NAMES", help="Attacks, by commas: loss, lira, rmia.")
     ] = "loss",
     shadows: Annotated[
-        int, typer.Option("--shadows", help="Shadow models to train for lira and rmia, with progress.")
+        int, typer.Option("--shadows", min=0, help="Shadow models to train for lira and rmia, with progress.")
     ] = 16,
     uploads: Annotated[
         bool,

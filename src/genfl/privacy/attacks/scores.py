@@ -20,7 +20,7 @@ Membership = NDArray[np.bool_]
 """Whether each shadow model was trained on each example, bool [models, n]."""
 
 FIXED_BELOW = 64
-"""LiRA fits one variance for all examples if there are fewer shadow models than this, as in its paper."""
+"""LiRA fits one variance for all examples with fewer shadow models than this, as its paper advises."""
 
 SMALLEST_DEVIATION = 1e-6
 """The least standard deviation of a fitted Gaussian, so that equal confidences give finite scores."""
