@@ -94,6 +94,9 @@ def test_audit_writes_every_figure_and_a_page(digits, tmp_path):
         assert attack.roc[-1] == (1.0, 1.0)
     assert "1,000 non-members" in page
     assert "assumed to have" in page
+    link = re.search(r'href="([^"]*index.html)"', page)
+    assert link is not None
+    assert (tmp_path / "out" / link[1]).resolve() == digits.report.resolve()
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock") == [
         ".genfl-audit",
         "audit.json",

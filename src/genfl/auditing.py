@@ -142,7 +142,7 @@ def audit_run(
             uploads=results[1] if uploads else None,
         )
         write_json(out / AUDIT_FILE, audit.to_dict())
-        write_text(out / AUDIT_PAGE, render_audit(audit))
+        write_text(out / AUDIT_PAGE, render_audit(audit, out))
     return audit, out / AUDIT_PAGE
 
 

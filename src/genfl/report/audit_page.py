@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from genfl.report import plots
+from genfl.report.comparison_page import page_link
 from genfl.report.style import looks
 from genfl.report.templates import page_template
 from genfl.results.membership import AttackResult, MeasuredShare, MembershipAudit
@@ -32,13 +34,19 @@ ASSUMPTIONS: Mapping[str, str] = {
 """What the attacker of each attack is assumed to have."""
 
 
-def render_audit(audit: MembershipAudit) -> str:
-    """Return the page of an audit as HTML."""
+def render_audit(audit: MembershipAudit, folder: Path) -> str:
+    """Return the page of an audit as HTML.
+
+    Args:
+        audit: The audit.
+        folder: The folder of the page, for the link to the run's report.
+    """
     names = {attack.attack: ATTACK_NAMES[attack.attack] for attack in audit.attacks}
     look = looks(names.values(), names.values())
     return page_template("audit.html.j2").render(
         title=f"{audit.run}: membership inference against {audit.method}",
         audit=audit,
+        report=page_link(Path(audit.folder), folder),
         verdict=verdict_of(audit),
         head=table_head(audit),
         tables=[
