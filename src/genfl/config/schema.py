@@ -168,6 +168,7 @@ class Config(Section):
             *self._problems(),
             *self._problems_of_methods(),
             *self._problems_of_public(),
+            *self._problems_of_privacy(),
             *self._problems_without_generator(),
         ]
         if problems:
@@ -272,6 +273,18 @@ class Config(Section):
                 yield (
                     f"methods.{name}.{field}: it needs labels, but public.labelled is false; set it to"
                     " true, or leave the method out"
+                )
+
+    def _problems_of_privacy(self) -> Iterator[str]:
+        """Yield which method treats samples that real examples guide as public: field and fix."""
+        if self.privacy is None or self.privacy.unit != "sample" or self.privacy.generated != "free":
+            return
+        for name, method in self.methods.items():
+            if method.content and method.content.guidance != "prompt":
+                yield (
+                    f"methods.{name}.content.guidance: {method.content.guidance}, but samples that real"
+                    " examples guide are private data, and privacy.generated is free; set it to protected, or"
+                    " use guidance prompt"
                 )
 
     def _problems_without_generator(self) -> Iterator[str]:
