@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 from support.small_runs import SMALL_RUN
@@ -12,6 +13,7 @@ from genfl.config.privacy import Privacy
 from genfl.errors import LONGEST_LINE, InputError
 from genfl.experiment.context import RunContext
 from genfl.learning.local import LocalHook
+from genfl.privacy.dp.accounting import NoisedSums, epsilon_of
 from genfl.privacy.ledger import (
     COUNTS,
     LEDGER_FILE,
@@ -359,6 +361,38 @@ def test_a_ledger_with_noise_is_a_result():
     assert any("seed" in note and "subtract" in note for note in result.notes)
 
 
+@pytest.fixture(scope="module")
+def noised(tmp_path_factory):
+    """A run with noise, of two methods and two seeds."""
+    folder = tmp_path_factory.mktemp("noised") / "run"
+    federate = SMALL_RUN["federate"] | {"rounds": 3}
+    methods = {name: {"algorithm": name} for name in ("fedavg", "scaffold", "local")}
+    privacy = {"unit": "sample", "noise_multiplier": 2.0, "delta": 1e-4, "accountant": "rdp"}
+    content = SMALL_RUN | {"federate": federate, "methods": methods, "privacy": privacy}
+    pipeline.execute(config.validate(content), folder)
+    return folder
+
+
+def test_a_run_with_noise_states_its_epsilon(noised):
+    result = Summary.read(noised / "summary.json").privacy
+    recorded = json.loads((noised / "stages" / "federate.json").read_text())["result"]["methods"]
+    assert set(result.guarantees) == {"fedavg", "scaffold"}, "the reference has none"
+    for name, guarantee in result.guarantees.items():
+        worst = max((trial["privacy"] for trial in recorded[name].values()), key=lambda one: one["epsilon"])
+        sums = NoisedSums(2.0, worst["sampling_rate"], worst["steps"])
+        assert 1 <= worst["steps"] <= 3
+        assert guarantee.epsilon == epsilon_of((sums,), 1e-4, "rdp") == worst["epsilon"]
+        assert (guarantee.unit, guarantee.delta) == ("sample", 1e-4)
+
+
+def test_a_resumed_run_states_the_same_epsilon(noised, tmp_path):
+    folder = shutil.copytree(noised, tmp_path / "run")
+    for file in (LEDGER_FILE, "summary.json", "stages/federate.json"):
+        (folder / file).unlink()
+    pipeline.execute(config.load(folder / "config.yaml"), folder)
+    assert (folder / LEDGER_FILE).read_bytes() == (noised / LEDGER_FILE).read_bytes()
+
+
 # --- strict configs
 
 
@@ -428,7 +462,7 @@ def test_without_strict_nothing_is_refused():
         ("{unit: sample, epsilon: 8, strict: 1}", "privacy.strict: should be a valid boolean"),
         ("{unit: sample, epsilon: 8, public: [names]}", "privacy.public.0: should be 'labels', 'sizes' or"),
         ("{unit: sample, epsilon: 8, public: [test, test]}", "privacy.public: names something twice"),
-        ("{unit: sample, epsilon: 8}", "methods.guided.content.guidance: real, but samples that real"),
+        ("{unit: sample, epsilon: 8}", "methods.guided.content.guidance: real derives samples from private"),
     ],
 )
 def test_a_mistake_is_one_line(section, line):

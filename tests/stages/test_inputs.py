@@ -134,6 +134,7 @@ PROMPTED = ("content={samples: 60, filter: {share: 0.5}}",)
 OF_EACH = ("content={per_client: 8, guidance: real, filter: {share: 0.5}}",)
 OF_METHOD = ("methods.mixed.content={samples: 60, guidance: real, filter: {share: 0.5}}",)
 PROMPTED_METHOD = ("content={}", "methods.mixed.content={samples: 60, filter: {share: 0.5}}")
+UNFILTERED = ("content={samples: 60}",)
 PROTECTED = ("privacy={unit: user, epsilon: 8}",)
 COLD = ("methods={plain: {algorithm: fedavg}}", "content={}")
 EXPONENTIAL = ("pretrain.schedule=exponential", "pretrain.lr_decay=0.9")
@@ -499,7 +500,9 @@ ROWS = [
     # --- differential privacy: it changes training, and nothing before
     Row("privacy", "privacy={unit: user, epsilon: 8}", FEDERATE),
     *(
-        Row(f"privacy.{field}", f"privacy={{unit: sample, epsilon: 8, {setting}}}", FEDERATE, given=PROMPTED)
+        Row(
+            f"privacy.{field}", f"privacy={{unit: sample, epsilon: 8, {setting}}}", FEDERATE, given=UNFILTERED
+        )
         for field, setting in {
             "delta": "delta: 1.0e-6",
             "max_grad_norm": "max_grad_norm: 2.0",
@@ -507,8 +510,8 @@ ROWS = [
             "accountant": "accountant: rdp",
         }.items()
     ),
-    Row("privacy.unit", "privacy={unit: sample, epsilon: 8}", FEDERATE, given=PROMPTED),
-    Row("privacy.epsilon", "privacy={unit: sample, epsilon: 9}", FEDERATE, given=PROMPTED),
+    Row("privacy.unit", "privacy={unit: sample, epsilon: 8}", FEDERATE, given=UNFILTERED),
+    Row("privacy.epsilon", "privacy={unit: sample, epsilon: 9}", FEDERATE, given=UNFILTERED),
     Row("privacy.noise_multiplier", "privacy={unit: user, noise_multiplier: 2.0}", FEDERATE),
     Row("privacy.max_update_norm", "privacy={unit: user, epsilon: 8, max_update_norm: 2.0}", FEDERATE),
     # what is checked and stated changes no training

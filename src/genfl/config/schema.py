@@ -168,8 +168,8 @@ class Config(Section):
             *self._problems(),
             *self._problems_of_methods(),
             *self._problems_of_public(),
-            *self._problems_of_privacy(),
             *self._problems_without_generator(),
+            *self._problems_of_privacy(),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -275,18 +275,6 @@ class Config(Section):
                     " true, or leave the method out"
                 )
 
-    def _problems_of_privacy(self) -> Iterator[str]:
-        """Yield which method treats samples that real examples guide as public: field and fix."""
-        if self.privacy is None or self.privacy.unit != "sample" or self.privacy.generated != "free":
-            return
-        for name, method in self.methods.items():
-            if method.content and method.content.guidance != "prompt":
-                yield (
-                    f"methods.{name}.content.guidance: {method.content.guidance}, but samples that real"
-                    " examples guide are private data, and privacy.generated is free; set it to protected, or"
-                    " use guidance prompt"
-                )
-
     def _problems_without_generator(self) -> Iterator[str]:
         """Yield what needs generated data, if there is no generator: field and fix."""
         if self.generates:
@@ -302,6 +290,30 @@ class Config(Section):
                 f"data.tokenizer: {GENERATED_TOKENIZER} takes its words from generated texts, but generator"
                 f" is none; use {HASHED_TOKENIZER}, or name a generator"
             )
+
+    def _problems_of_privacy(self) -> Iterator[str]:
+        """Yield what differential privacy does not go together with: field and fix."""
+        if self.privacy is None or self.privacy.unit != "sample":
+            return
+        if self.precision != "fp32":
+            yield "precision: bf16 has no gradients of single samples, which privacy needs; use fp32"
+        for name, method in self.methods.items():
+            if method.reference is not None:
+                continue
+            if ORDERS.get(method.data):
+                yield (
+                    f"methods.{name}.data: {method.data} trains on one kind of samples after the other, and"
+                    " privacy draws from all samples at once; use mixed"
+                )
+            if method.content and method.content.guidance != "prompt" and self.privacy.generated == "free":
+                yield (
+                    f"methods.{name}.content.guidance: {method.content.guidance} derives samples from private"
+                    " ones, so they are not free; set privacy.generated to protected, or guidance to prompt"
+                )
+            if method.content and method.content.filter:
+                yield (
+                    f"methods.{name}.content.filter: privacy draws from all samples of a client; leave it out"
+                )
 
 
 def json_schema() -> dict[str, Any]:

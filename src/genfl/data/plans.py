@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,65 @@ import torch
 from torch import Tensor
 
 from genfl.rng import Key
+
+PADDING = 8
+"""Batches of a Poisson sample are padded to multiples of this, so that their sizes seldom differ."""
+
+
+class PoissonSampling(NamedTuple):
+    """Batches to which every sample belongs independently, with the same probability.
+
+    Such batches differ in size, and can be empty. Differential privacy counts on it (DP-SGD).
+
+    Attributes:
+        rate: The probability, in (0, 1].
+        free: The numbers of the parts of the data that need no protection: public samples.
+    """
+
+    rate: float
+    free: tuple[int, ...] = ()
+
+    def steps(self, epochs: int) -> int:
+        """Return how many steps are so many passes over the data, on average."""
+        return math.ceil(epochs / self.rate)
+
+    def draw(self, samples: int, steps: int, rng: np.random.Generator) -> list[Tensor]:
+        """Draw the batches of a client's round.
+
+        Args:
+            samples: How many the client has.
+            steps: How many batches.
+            rng: The random stream.
+
+        Returns:
+            For each step the numbers of its samples, int64, padded with -1 at the end: all to the size of the
+            largest batch, rounded up to a multiple of `PADDING`.
+        """
+        drawn = [np.flatnonzero(rng.random(samples) < self.rate) for _ in range(steps)]
+        largest = max(map(len, drawn), default=0)
+        width = max(1, -(-largest // PADDING)) * PADDING
+        return [torch.from_numpy(np.pad(rows, (0, width - len(rows)), constant_values=-1)) for rows in drawn]
+
+    def marks(self, rows: Tensor, part_sizes: Sequence[int]) -> dict[str, Tensor]:
+        """Return what DP-SGD must know of a batch besides its examples.
+
+        Args:
+            rows: The numbers of its samples, int64 [n]; -1 for padding.
+            part_sizes: How many samples the client has of each part of its data.
+
+        Returns:
+            ``protected`` [n] and ``free`` [n], which are 1 for such samples and 0 for others and for padding,
+            and ``expected``, the mean size of a batch, a scalar.
+        """
+        ends = torch.tensor(list(itertools.accumulate(part_sizes)))
+        part = torch.searchsorted(ends, rows, right=True)
+        free = sum((part == number for number in self.free), torch.zeros(len(rows), dtype=torch.bool))
+        dtype = torch.get_default_dtype()
+        return {
+            "protected": ((rows >= 0) & ~free).to(dtype),
+            "free": ((rows >= 0) & free).to(dtype),
+            "expected": torch.tensor(self.rate * sum(part_sizes), dtype=dtype),
+        }
 
 
 class Batches(NamedTuple):
@@ -25,6 +85,7 @@ class Batches(NamedTuple):
         order: The numbers of the parts of the data that are trained on, one after the other; None trains on
             all of them mixed. Each part gets all the epochs, or an equal share of the steps. Parts that a
             client does not have are left out.
+        poisson: Draws every sample independently, in place of batches of one size; not with an order.
     """
 
     batch_size: int
@@ -32,6 +93,7 @@ class Batches(NamedTuple):
     epochs: int
     key: Key
     order: Sequence[int] | None = None
+    poisson: PoissonSampling | None = None
 
     def draw(self, part_sizes: Sequence[int]) -> list[Tensor]:
         """Return the samples of each step, by their numbers among all the client's samples.
@@ -40,6 +102,8 @@ class Batches(NamedTuple):
             part_sizes: How many samples the client has of each part of the data.
         """
         rng = self.key.numpy()
+        if self.poisson:
+            return self.poisson.draw(sum(part_sizes), self.length(part_sizes), rng)
         drawn: list[Tensor] = []
         for first, samples, steps in self._phases(part_sizes):
             batches = plan(samples, self.batch_size, steps, self.epochs, rng)
@@ -48,6 +112,8 @@ class Batches(NamedTuple):
 
     def length(self, part_sizes: Sequence[int]) -> int:
         """Return how many steps a client takes that has so many samples of each part."""
+        if self.poisson:
+            return self.poisson.steps(self.epochs) if self.steps is None else self.steps
         return sum(
             self.epochs * (samples // min(self.batch_size, samples)) if steps is None else steps
             for _, samples, steps in self._phases(part_sizes)
@@ -58,7 +124,12 @@ class Batches(NamedTuple):
 
         Args:
             part_sizes: How many samples the client has of each part of the data.
+
+        Returns:
+            The number, for Poisson sampling its mean.
         """
+        if self.poisson:
+            return round(self.length(part_sizes) * self.poisson.rate * sum(part_sizes))
         total = 0
         for _, samples, steps in self._phases(part_sizes):
             size = min(self.batch_size, samples)
@@ -94,6 +165,7 @@ class Schedule:
         evaluate_every: Evaluate after every so many rounds, besides round 0 and the last.
         checkpoint_every: Keep the state on disk after every so many rounds.
         order: The parts of clients' data that are trained on one after the other; see `Batches`.
+        poisson: Draws every sample independently, in place of batches of one size; see `Batches`.
     """
 
     rounds: int
@@ -104,10 +176,11 @@ class Schedule:
     evaluate_every: int = 1
     checkpoint_every: int = 1
     order: Sequence[int] | None = None
+    poisson: PoissonSampling | None = None
 
     def batches(self, key: Key) -> Batches:
         """Return how a client's batches are drawn in a round, given the random stream of both."""
-        return Batches(self.batch_size, self.local_steps, self.local_epochs, key, self.order)
+        return Batches(self.batch_size, self.local_steps, self.local_epochs, key, self.order, self.poisson)
 
 
 def plan(

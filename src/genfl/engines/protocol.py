@@ -95,12 +95,36 @@ def run_client(program: ClientProgram, data: DataView, task: ClientTask) -> tupl
     carry = program.start(task.message, task.memory, data.client_info(task.client), task.key.fold("start"))
     for step, chosen in enumerate(planned_rows(program, data, task)):
         key = task.key.fold(step)
-        carry = program.step(carry, data.batch(task.client, chosen, key.fold("augment")), key)
+        carry = program.step(carry, step_batch(data, task, chosen, key.fold("augment")), key)
     return program.finish(carry)
 
 
+def step_batch(data: DataView, task: ClientTask, rows: Tensor, key: Key) -> Batch:
+    """Return the examples of a client's step, and what DP-SGD must know of them.
+
+    Args:
+        data: The clients' data.
+        task: The client's part of the round.
+        rows: The rows of the step; see `planned_rows`.
+        key: The random stream of changes of the inputs.
+    """
+    return data.batch(task.client, examples_of(task, rows), key) | marks(data, task, rows)
+
+
+def marks(data: DataView, task: ClientTask, rows: Tensor) -> dict[str, Tensor]:
+    """Return what DP-SGD must know of a step's examples; nothing without it. See `PoissonSampling.marks`."""
+    if task.batches is None or task.batches.poisson is None:
+        return {}
+    return task.batches.poisson.marks(rows, data.part_sizes(task.client))
+
+
+def examples_of(task: ClientTask, rows: Tensor) -> Tensor:
+    """Return rows with some sample of the client in place of padding, which training leaves out."""
+    return rows.clamp(min=0) if task.batches is not None and task.batches.poisson else rows
+
+
 def planned_rows(program: ClientProgram, data: DataView, task: ClientTask) -> list[Tensor]:
-    """Return the rows, of all that the client holds, of each of its steps in the round."""
+    """Return the rows, of all that the client holds, of each of its steps in the round; -1 for padding."""
     if task.batches is None:
         return []
     sizes = tuple(data.part_sizes(task.client))
@@ -109,7 +133,8 @@ def planned_rows(program: ClientProgram, data: DataView, task: ClientTask) -> li
     held = HeldSamples(task.round, sizes, lambda rows: data.batch(task.client, rows))
     selected = program.select(task.message, held)
     rows = torch.cat(list(selected))
-    return [rows[numbers] for numbers in task.batches.draw([len(part) for part in selected])]
+    drawn = task.batches.draw([len(part) for part in selected])
+    return [torch.where(numbers < 0, numbers, rows[numbers]) for numbers in drawn]
 
 
 def signatures(tasks: Sequence[ClientTask]) -> list[str]:

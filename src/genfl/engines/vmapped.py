@@ -20,9 +20,12 @@ from genfl.engines.protocol import (
     ClientResults,
     ClientTask,
     ExpectedResult,
+    examples_of,
     longest_first,
+    marks,
     planned_rows,
     signatures,
+    step_batch,
 )
 from genfl.learning.local import batched
 from genfl.rng import Key, Keys, Sampler
@@ -217,9 +220,11 @@ class VmapRunner:
 
         examples = self.data.batches(
             [task.client for task, _ in batch],
-            [rows[number] for _, rows in batch],
+            [examples_of(task, rows[number]) for task, rows in batch],
             lambda: [key.fold("augment") for key in keys()],
         )
+        marked = [marks(self.data, task, rows[number]) for task, rows in batch]
+        examples |= {name: torch.stack([each[name] for each in marked]) for name in marked[0]}
         index = torch.arange(len(batch))
         all_dims = [*dims, *(0 for _ in trees.leaves(examples))]
 
@@ -259,7 +264,7 @@ class VmapRunner:
             return [False] * len(trees.leaves(carry))
         (signature,) = signatures([planned.task])
         if signature not in self._changing:
-            examples = self.data.batch(planned.task.client, planned.rows[0], Key(0))
+            examples = step_batch(self.data, planned.task, planned.rows[0], Key(0))
             after = program.step(carry, examples, Key(0))
             pairs = zip(trees.leaves(carry), trees.leaves(after), strict=True)
             self._changing[signature] = [before is not now for before, now in pairs]

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,24 @@ Penalty = Callable[[Tree, Aux, Batch, Context], Tensor | float]
 
 Direction = Callable[[Gradient, Tree, Context], tuple[Tree, Aux]]
 """``(gradient, params, context) -> (direction to descend, aux of the first forward pass)``."""
+
+
+class BatchGradient(Protocol):
+    """The gradient of the local objective on a batch."""
+
+    def __call__(
+        self, params: Tree, buffers: Tree, batch: Batch, context: Context, penalty: Penalty
+    ) -> tuple[Tree, Aux]:
+        """Return the gradient, a tree like `params`, and the aux of the forward pass.
+
+        Args:
+            params: The point at which to differentiate.
+            buffers: The running statistics there.
+            batch: The step's examples.
+            context: The values that hooks may read, the task among them.
+            penalty: What hooks add to the task's loss.
+        """
+        ...
 
 
 class Memory(NamedTuple):
@@ -106,6 +124,18 @@ def plain_gradient(gradient: Gradient, params: Tree, context: Context) -> tuple[
     return gradient(params)
 
 
+def mean_gradient(
+    params: Tree, buffers: Tree, batch: Batch, context: Context, penalty: Penalty
+) -> tuple[Tree, Aux]:
+    """Return the gradient of the mean loss over a batch, penalty included; see `BatchGradient`."""
+
+    def objective(params: Tree) -> tuple[Tensor, Aux]:
+        loss, aux = context.task.loss(params, buffers, batch, context.key)
+        return loss + penalty(params, aux, batch, context), aux
+
+    return differentiate(objective, params)
+
+
 @dataclass(frozen=True)
 class LocalSGD:
     """Local training by SGD as PyTorch defines it: ``v ← momentum v + g + weight_decay w``, ``w ← w − lr v``.
@@ -123,10 +153,11 @@ class LocalSGD:
         momentum: In [0, 1).
         weight_decay: Non-negative, added to the gradient.
         penalty: Added to the task's loss (FedProx, MOON, FedDecorr).
-        direction: Turns gradients into the direction to descend (FedSAM, DP-SGD).
+        direction: Turns gradients into the direction to descend (FedSAM).
         memory: The value that a client keeps for its next round (MOON's last model).
         lr_decay: Factor on the learning rate after every round, in (0, 1]. In round t it is
             ``lr · lr_decay^(t − 1)``.
+        batch_gradient: The gradient on a batch: of the mean loss, or with differential privacy (DP-SGD).
     """
 
     lr: Positive
@@ -136,6 +167,7 @@ class LocalSGD:
     direction: Direction = plain_gradient
     memory: Memory = nothing
     lr_decay: Share = 1.0
+    batch_gradient: BatchGradient = mean_gradient
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -149,6 +181,7 @@ class LocalSGD:
         if self.decays:
             numbers.append(f"lr_decay={self.lr_decay:g}")
         defaults = {"penalty": no_penalty, "direction": plain_gradient, "memory": nothing}
+        defaults |= {"batch_gradient": mean_gradient}
         hooks = [f"with a {part}" for part, none in defaults.items() if getattr(self, part) is not none]
         return f"LocalSGD({', '.join(numbers + hooks)})"
 
@@ -225,11 +258,10 @@ class LocalSGD:
             A tree like `params`, weight decay included, and the aux of the first forward pass.
         """
 
-        def objective(params: Tree) -> tuple[Tensor, Aux]:
-            loss, aux = context.task.loss(params, buffers, batch, context.key)
-            return loss + self.penalty(params, aux, batch, context), aux
+        def gradient_at(at: Tree) -> tuple[Tree, Aux]:
+            return self.batch_gradient(at, buffers, batch, context, self.penalty)
 
-        gradient, aux = self.direction(lambda at: differentiate(objective, at), params, context)
+        gradient, aux = self.direction(gradient_at, params, context)
         if self.weight_decay:
             gradient = trees.map(lambda g, w: g + self.weight_decay * w, gradient, params)
         return gradient, aux
@@ -270,6 +302,11 @@ class LocalSGD:
 
 
 _batched: ContextVar[bool] = ContextVar("batched", default=False)
+
+
+def is_batched() -> bool:
+    """Return whether local training runs under `torch.vmap`; see `batched`."""
+    return _batched.get()
 
 
 @contextlib.contextmanager

@@ -424,7 +424,7 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
             "sampling rate",
             "federate",
             "sizes",
-            "the rate at which samples are drawn, and delta if the config sets none, by the number of samples",
+            "the rate at which samples are drawn, and delta if the config sets none, from their number",
             "numbers of samples of clients",
             "readers",
             "exact",

@@ -7,8 +7,10 @@ one unit more (add-or-remove).
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,9 +71,10 @@ def epsilon_of(releases: tuple[NoisedSums, ...], delta: float, accountant: Accou
     if any(release.noise_multiplier == 0 for release in taken):
         return math.inf
     composed = _accountant(accountant)()
-    for release in taken:
-        composed.compose(_event(release))
-    return float(composed.get_epsilon(delta))
+    with _quiet():
+        for release in taken:
+            composed.compose(_event(release))
+        return float(composed.get_epsilon(delta))
 
 
 @lru_cache(1024)
@@ -123,15 +126,29 @@ def _event(release: NoisedSums) -> Any:
 
 def _accountant(name: AccountantName) -> Callable[[], Any]:
     try:
-        import absl.logging
         from dp_accounting import pld, rdp
     except ImportError as error:
         raise InputError(
             "privacy: differential privacy needs dp-accounting; install it with pip install 'genfl[dp]'"
         ) from error
-    absl.logging.set_verbosity(absl.logging.ERROR)  # it warns of orders that it leaves out, which is safe
     accountants: dict[str, Callable[[], Any]] = {"pld": pld.PLDAccountant, "rdp": rdp.RdpAccountant}
     return accountants[name]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library's warnings of orders that it leaves out, which is safe.
+
+    With such a warning it also adds a handler to the root logger, which would print every line twice.
+    """
+    library, handlers = logging.getLogger("absl"), list(logging.root.handlers)
+    level = library.level
+    library.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        library.setLevel(level)
+        logging.root.handlers[:] = handlers
 
 
 def compose(releases: Sequence[NoisedSums]) -> tuple[NoisedSums, ...]:

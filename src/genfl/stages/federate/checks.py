@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
+from genfl import trees
 from genfl.algorithms.base import Algorithm
 from genfl.algorithms.profile import sends_weights, take_a_step
 from genfl.algorithms.registry import UNLABELLED
@@ -23,12 +26,14 @@ from genfl.experiment.context import RunContext
 from genfl.generators.classify import check_classifier
 from genfl.generators.classify_text import check_text_classifier
 from genfl.hub import check_device
+from genfl.learning.local import LocalSGD
 from genfl.learning.task import MissingPart, Task
 from genfl.references import GENERATOR, REFERENCES, GeneratorClassifier
 from genfl.rng import Key
 from genfl.stages.federate.generated_content import check_content
 from genfl.stages.federate.inputs import FederateInputs
-from genfl.stages.federate.methods import build_algorithm
+from genfl.stages.federate.methods import build_algorithm, local_training
+from genfl.stages.federate.protection import sample_problem
 from genfl.stages.federate.setting import resources
 
 log = logging.getLogger(__name__)
@@ -76,6 +81,7 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
             algorithm = build_algorithm(inputs.federation, method, task, provided)
             for client in range(max(1, len(inputs.client_models))):  # models may differ between clients
                 take_a_step(algorithm, task, client)
+            _check_protection(name, inputs, method, task, provided)
         except ValueError as error:
             raise InputError(f"methods.{name}.algorithm: {error}") from error
         except MissingPart as error:
@@ -114,6 +120,29 @@ def _check_delta(inputs: FederateInputs, context: RunContext) -> None:
             units,
             what,
         )
+
+
+def _check_protection(
+    name: str, inputs: FederateInputs, method: Method, task: Task, resources: Mapping[str, Any]
+) -> None:
+    """Check that differential privacy can protect a method.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if inputs.privacy is None or method.reference is not None or inputs.privacy.unit != "sample":
+        return
+    if trees.leaves(task.init(Key(0))["buffers"]):
+        raise InputError(
+            f"privacy: the batch norm of model {inputs.model.model.name} mixes the samples of a batch, which"
+            " DP-SGD must treat one by one; set model.norm to group, or use another model"
+        )
+
+    def build(local: LocalSGD) -> Algorithm:
+        return build_algorithm(inputs.federation, method, task, resources, local)
+
+    if problem := sample_problem(build, local_training(inputs.federation), task):
+        raise InputError(f"methods.{name}.algorithm: DP-SGD cannot protect it: {problem}")
 
 
 def _check_public(inputs: FederateInputs, context: RunContext) -> None:

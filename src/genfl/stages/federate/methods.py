@@ -17,7 +17,11 @@ from genfl.learning.task import Task
 
 
 def build_algorithm(
-    federation: Federation, method: Method, task: Task, resources: Mapping[str, Any]
+    federation: Federation,
+    method: Method,
+    task: Task,
+    resources: Mapping[str, Any],
+    local: LocalSGD | None = None,
 ) -> Algorithm:
     """Return the algorithm of a method. For a reference, it trains a single client.
 
@@ -26,9 +30,9 @@ def build_algorithm(
         method: The method.
         task: The learning task.
         resources: The resources of builders; see `genfl.algorithms.registry.RESOURCES`.
+        local: Local training, before the methods' hooks; if None, that of the federation.
     """
-    training = federation.local
-    local = LocalSGD(training.lr, training.momentum, training.weight_decay, lr_decay=training.lr_decay)
+    local = local or local_training(federation)
     if method.reference:
         return fedavg(task, local)  # with a single client, FedAvg is its local training
     parts = [(ALGORITHMS[part.name], part.options()) for part in method.algorithm]
@@ -39,6 +43,12 @@ def build_algorithm(
     keep = SampleFilter(choice.share, choice.by_class)
     part = 0 if method.data == "generated" else 1
     return filtered(combined, task, keep, part=part, from_round=choice.from_round)
+
+
+def local_training(federation: Federation) -> LocalSGD:
+    """Return the local training of a federation, before the methods' hooks."""
+    training = federation.local
+    return LocalSGD(training.lr, training.momentum, training.weight_decay, lr_decay=training.lr_decay)
 
 
 def schedule(federation: Federation, method: Method) -> Schedule:

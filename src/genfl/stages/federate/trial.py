@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,15 @@ from genfl.simulation import Trace, federate
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs, trial_digest
-from genfl.stages.federate.methods import build_algorithm, schedule
+from genfl.stages.federate.methods import build_algorithm, local_training, schedule
 from genfl.stages.federate.model_files import describe_model
+from genfl.stages.federate.protection import protect, protected
 from genfl.stages.federate.setting import Setting
 from genfl.storage import save_tensors, write_json
 from genfl.tracking.events import Follower, rows_of
 from genfl.tracking.series import Row, Series
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -84,10 +88,16 @@ class Trial:
         wanted = self.method.asks_for & UNLABELLED
         # not read if not needed
         unlabelled = dict.fromkeys(wanted, setting.unlabelled(self.method.source)) if wanted else {}
-        algorithm = build_algorithm(
-            setting.inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}
-        )
         clients = training_data(setting, self.name, self.method, self.seed)
+        federations, protection = self.federations(setting, clients), None
+        if setting.inputs.privacy and self.method.reference is None:  # references are not federated
+            federation, protection = protect(setting.inputs.privacy, federations[0])
+            federations = [federation]
+            log.info("%s, seed %d: %s", self.name, self.seed, protection or "no private samples to protect")
+        local = protected(local_training(setting.inputs.federation), setting.task, protection)
+        algorithm = build_algorithm(
+            setting.inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
+        )
         folders = self.folders(setting.work.folder, setting.inputs.partition.clients)
         alone = self.method.reference == LOCAL
         try:
@@ -95,9 +105,7 @@ class Trial:
                 self._train(
                     setting, choice, algorithm, federation, folder, advance, number if alone else None
                 )
-                for number, (folder, federation) in enumerate(
-                    zip(folders, self.federations(setting, clients), strict=True)
-                )
+                for number, (folder, federation) in enumerate(zip(folders, federations, strict=True))
             ]
             if self.method.reference == LOCAL:  # the means over its clients are known at the end
                 setting.work.events.history(self.series, rows_of(mean(traces)))
@@ -110,6 +118,7 @@ class Trial:
             "clients": setting.test_on_clients([trace.weights for trace in traces], self.seed),
             "content": clients.count(GENERATED),
             "similarity": setting.similarity(self.method, clients, self.seed),
+            **({"privacy": protection.figures(len(traces[0].rounds))} if protection else {}),
         }
 
     def _tell(self, setting: Setting) -> Callable[[list[dict[str, Any]], list[dict[str, Any]]], None]:

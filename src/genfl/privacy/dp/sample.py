@@ -1,0 +1,111 @@
+"""Differential privacy of single samples: DP-SGD at each client."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genfl import trees
+from genfl.learning.local import Context, Penalty, mean_gradient, no_penalty
+from genfl.learning.per_sample import PerSampleGradient, by_vmap
+from genfl.learning.task import Aux, Batch
+from genfl.options import NonNegative, Positive, check_fields
+from genfl.trees import Tree
+
+NOISE = "dp noise"
+"""The name of the stream of a step's noise. Nothing else draws from it."""
+
+MOST_NUMBERS = 2**27
+"""The largest number of per-sample gradient entries in memory at a time: half a gigabyte in fp32."""
+
+
+@dataclass(frozen=True)
+class ClippedGradient:
+    """The gradient of DP-SGD: ``(Σ_protected clip(g_n, C) + Σ_free g_n + σ C ξ) / B``, ξ standard normal.
+
+    g_n is the gradient of sample n, and ``clip(g, C) = g · min(1, C / ‖g‖)`` with the norm over all
+    parameters together (flat clipping). B is the mean size of a batch, which is no function of the private
+    data. A sample whose gradient is not finite counts as zero.
+
+    Batches come from `genfl.data.plans.PoissonSampling`, which marks the samples. All samples of another
+    batch are protected, and B is its size; the guarantee of Poisson sampling does not hold for such batches.
+
+    With an infinite norm and no noise, this is the gradient of the mean loss, bit for bit.
+
+    Source: Abadi et al., CCS 2016 (arXiv 1607.00133), Algorithm 1. Deviation: free samples, which are public.
+
+    Attributes:
+        noise_multiplier: σ, non-negative.
+        max_grad_norm: C, positive.
+        per_sample: The way to the gradients of single samples, without penalties.
+    """
+
+    noise_multiplier: NonNegative
+    max_grad_norm: Positive
+    per_sample: PerSampleGradient
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(
+        self, params: Tree, buffers: Tree, batch: Batch, context: Context, penalty: Penalty
+    ) -> tuple[Tree, Aux]:
+        """Return the gradient; see `genfl.learning.local.BatchGradient`."""
+        if "protected" not in batch and math.isinf(self.max_grad_norm):
+            return mean_gradient(params, buffers, batch, context, penalty)
+        examples = {"x": batch["x"], "y": batch["y"]}
+        count = len(batch["y"])
+        protected = batch.get("protected", torch.ones(count))
+        free = batch.get("free", torch.zeros(count))
+        expected = batch.get("expected", torch.tensor(float(count)))
+        gradient_of = self.per_sample if penalty is no_penalty else by_vmap
+        at_once = max(1, MOST_NUMBERS // sum(leaf.numel() for leaf in trees.leaves(params)))
+        sums: list[Tensor] | None = None
+        for first in range(0, count, at_once):
+            part = slice(first, first + at_once)
+            some = {name: value[part] for name, value in examples.items()}
+            gradients = trees.leaves(gradient_of(params, buffers, some, context, penalty))
+            clipped = clipped_sum(gradients, protected[part], free[part], self.max_grad_norm)
+            sums = clipped if sums is None else [a + b for a, b in zip(sums, clipped, strict=True)]
+        assert sums is not None
+        leaves = trees.leaves(params)
+        if self.noise_multiplier:
+            scale = self.noise_multiplier * self.max_grad_norm
+            sums = [a + scale * b for a, b in zip(sums, _noise(leaves, context), strict=True)]
+        mean = (value.view_as(leaf) / expected for value, leaf in zip(sums, leaves, strict=True))
+        return trees.map(lambda _: next(mean), params), Aux(buffers)
+
+
+def clipped_sum(
+    gradients: list[Tensor], protected: Tensor, free: Tensor, max_grad_norm: float
+) -> list[Tensor]:
+    """Return the sum over samples: of protected ones clipped, of free ones as they are.
+
+    Args:
+        gradients: The gradients of every sample: for each parameter, [n, ...].
+        protected: 1 for samples to clip, else 0; [n].
+        free: 1 for samples that count as they are, else 0; [n].
+        max_grad_norm: The largest norm over all parameters together.
+
+    Returns:
+        For each parameter its sum, flat.
+    """
+    flat = [gradient.flatten(1) for gradient in gradients]
+    norms = torch.stack([torch.linalg.vector_norm(rows, dim=1) for rows in flat]).norm(dim=0)
+    # A little less than the norm, so that rounding never exceeds it.
+    clip = (max_grad_norm * (1 - 1e-6) / norms).clamp(max=1)
+    finite = norms.isfinite()
+    weights = torch.where(finite, protected * clip + free, 0)
+    return [weights @ torch.where(finite[:, None], rows, 0) for rows in flat]
+
+
+def _noise(leaves: list[Tensor], context: Context) -> list[Tensor]:
+    """Return standard normal noise for each parameter, flat: one draw of the step's own stream."""
+    sizes, dtype = [leaf.numel() for leaf in leaves], leaves[0].dtype
+    drawn: Tensor = context.key.fold(NOISE).draw(
+        lambda generator: torch.randn(sum(sizes), generator=generator, dtype=dtype)
+    )
+    return list(drawn.split(sizes))

@@ -1,0 +1,193 @@
+"""Differential privacy of a trial: what protects it, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from genfl import trees
+from genfl.algorithms.base import Algorithm, run_once
+from genfl.config.privacy import AccountantName, Privacy, PrivacyUnit
+from genfl.data.clients import GENERATED, PRIVATE
+from genfl.data.plans import PoissonSampling, Schedule
+from genfl.learning.local import Context, LocalSGD, Penalty, no_penalty
+from genfl.learning.per_sample import per_sample_gradient
+from genfl.learning.task import Aux, Batch, Task
+from genfl.privacy.dp.accounting import NoisedSums, default_delta, epsilon_of, noise_for
+from genfl.privacy.dp.sample import ClippedGradient
+from genfl.references import FederationPlan
+from genfl.rng import Key
+from genfl.simulation import cohort
+from genfl.trees import Tree
+
+
+@dataclass(frozen=True)
+class Protection:
+    """The differential privacy of a trial.
+
+    Attributes:
+        unit: What is protected.
+        noise_multiplier: Standard deviation of the noise, divided by the norm.
+        norm: The clipping norm.
+        sampling_rate: The probability with which a unit takes part in a noised sum.
+        steps_per_round: How many noised sums a client's data enter in a round in which it takes part.
+        participations: For each round, in how many rounds so far the most exposed client took part, [rounds].
+        delta: The probability with which the bound may fail.
+        accountant: How privacy losses are added up.
+        free: The numbers of the parts of the clients' data that are not protected: public samples.
+    """
+
+    unit: PrivacyUnit
+    noise_multiplier: float
+    norm: float
+    sampling_rate: float
+    steps_per_round: int
+    participations: tuple[int, ...]
+    delta: float
+    accountant: AccountantName
+    free: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        epsilon = self.epsilon(len(self.participations))
+        return (
+            f"noise {self.noise_multiplier:.4g} × norm {self.norm:g}, sampling rate {self.sampling_rate:.4g}:"
+            f" ε {epsilon:.4g} at δ {self.delta:.3g} for each {self.unit}"
+        )
+
+    def releases(self, rounds: int) -> tuple[NoisedSums, ...]:
+        """Return what so many rounds release of the most exposed unit."""
+        steps = self.steps_per_round * (self.participations[rounds - 1] if rounds else 0)
+        return (NoisedSums(self.noise_multiplier, self.sampling_rate, steps),)
+
+    def epsilon(self, rounds: int) -> float:
+        """Return ε after so many rounds."""
+        return epsilon_of(self.releases(rounds), self.delta, self.accountant)
+
+    def figures(self, rounds: int) -> dict[str, Any]:
+        """Return what a record says of it, after so many rounds; infinite ε is None."""
+        epsilon = self.epsilon(rounds)
+        return {
+            "unit": self.unit,
+            "noise_multiplier": self.noise_multiplier,
+            "norm": self.norm,
+            "sampling_rate": self.sampling_rate,
+            "steps": self.releases(rounds)[0].steps,
+            "delta": self.delta,
+            "epsilon": None if epsilon == float("inf") else epsilon,
+            "accountant": self.accountant,
+        }
+
+
+def protect(privacy: Privacy, federation: FederationPlan) -> tuple[FederationPlan, Protection | None]:
+    """Return a federation with the sampling that its protection counts on, and the protection.
+
+    Args:
+        privacy: The section of the config.
+        federation: The clients, the schedule, and the stream of the cohorts.
+
+    Returns:
+        The same federation and None if the clients train on public samples alone.
+
+    Raises:
+        InputError: No noise reaches the ε asked for.
+    """
+    clients, plan, key = federation
+    public = [part.name == GENERATED and privacy.generated == "free" for part in clients.parts]
+    if all(public):
+        return federation, None
+    rate = min(1.0, plan.batch_size * len(clients) / int(clients.ends[-1]))
+    free = tuple(int(number) for number in np.flatnonzero(public))
+    poisson = PoissonSampling(rate, free)
+    steps = plan.local_steps or poisson.steps(plan.local_epochs)
+    participations = _participations(len(clients), plan, key)
+    delta = privacy.delta or default_delta(clients.count(PRIVATE) or int(clients.ends[-1]))
+    noise = privacy.noise_multiplier
+    if noise is None:
+        assert privacy.epsilon is not None
+        noise = noise_for(privacy.epsilon, delta, rate, steps * participations[-1], privacy.accountant)
+    protection = Protection(
+        "sample", noise, privacy.norm, rate, steps, participations, delta, privacy.accountant, free
+    )
+    return federation._replace(schedule=dataclasses.replace(plan, poisson=poisson)), protection
+
+
+def _participations(clients: int, plan: Schedule, key: Key) -> tuple[int, ...]:
+    """Return for each round in how many rounds so far the client took part that took part most often."""
+    counts, most = np.zeros(clients, dtype=np.int64), []
+    for number in range(1, plan.rounds + 1):
+        counts[list(cohort(clients, plan.clients_per_round, key.fold("cohort", number)))] += 1
+        most.append(int(counts.max()))
+    return tuple(most)
+
+
+def protected(local: LocalSGD, task: Task, protection: Protection | None) -> LocalSGD:
+    """Return local training with a protection: DP-SGD where single samples are protected."""
+    if protection is None or protection.unit != "sample":
+        return local
+    gradient = ClippedGradient(protection.noise_multiplier, protection.norm, per_sample_gradient(task))
+    return dataclasses.replace(local, batch_gradient=gradient)
+
+
+def sample_problem(build: Callable[[LocalSGD], Algorithm], local: LocalSGD, task: Task) -> str | None:
+    """Return why DP-SGD does not protect the clients of a method; None if it does.
+
+    A client takes a step with a gradient that reads no data. If what it uploads still depends on its
+    examples, or if it asks for a second gradient, DP-SGD is not all that reads them.
+
+    Args:
+        build: Returns the method's algorithm with some local training.
+        local: Local training, before the methods' hooks.
+        task: The learning task.
+    """
+    asked: list[str] = []
+
+    def blind(
+        params: Tree, buffers: Tree, batch: Batch, context: Context, penalty: Penalty
+    ) -> tuple[Tree, Aux]:
+        asked.append("several" if _mixes_samples(penalty, params, buffers, batch, context) else "single")
+        return trees.zeros_like(params), Aux(buffers)
+
+    algorithm = build(dataclasses.replace(local, batch_gradient=blind))
+    if not algorithm.same_form or set(algorithm.client.reductions.values()) != {"sum"}:
+        return "the server sees the uploads of single clients; use a method of which it sees sums"
+    form, weights = task.shapes(), task.init(Key(0))
+    client_info = {"samples": torch.tensor(2.0), "label_counts": torch.ones(form.classes)}
+    state = algorithm.init(weights, run_once(algorithm.census, {}, {}, client_info)[0], Key(0))
+    message = algorithm.address(algorithm.send(state), 0)
+    uploads = []
+    for value in (0.0, 1.0):
+        x = torch.full((2, *form.input), value)
+        y = torch.full((2,), int(value)) % form.classes
+        carry = algorithm.client.start(message, algorithm.memory(weights), client_info, Key(0))
+        asked.clear()
+        carry = algorithm.client.step(carry, {"x": x, "y": y}, Key(0))
+        uploads.append(trees.leaves(algorithm.client.finish(carry)[0]))
+    if "several" in asked:
+        return "its penalty compares the samples of a batch, which DP-SGD must treat one by one"
+    if len(asked) != 1:
+        return f"it takes {len(asked)} gradients of a step's examples, and DP-SGD accounts for one"
+    if not all(map(torch.equal, *uploads)):
+        return "its clients read their examples outside of SGD, where no noise is added"
+    return None
+
+
+def _mixes_samples(penalty: Penalty, params: Tree, buffers: Tree, batch: Batch, context: Context) -> bool:
+    """Return whether a penalty of a batch differs from the mean of the penalties of its samples."""
+    if penalty is no_penalty:
+        return False
+    generator = Key(0).torch()
+    x = batch["x"] + torch.rand(batch["x"].shape, generator=generator).round()
+    batch = {"x": x, "y": batch["y"]}
+
+    def value(part: Batch) -> float:
+        _, aux = context.task.loss(params, buffers, part, context.key)
+        return float(penalty(params, aux, part, context))
+
+    singles = [value({name: rows[number : number + 1] for name, rows in batch.items()}) for number in (0, 1)]
+    return not math.isclose(value(batch), sum(singles) / 2, rel_tol=1e-3, abs_tol=1e-6)
