@@ -5,6 +5,7 @@ import logging
 import shutil
 
 import pytest
+from support.opened import open_run
 from support.small_runs import SMALL_RUN
 
 from genfl import config, pipeline
@@ -429,6 +430,25 @@ def test_strict_refuses_before_any_work(tmp_path):
     with pytest.raises(InputError, match=r"privacy\.strict: true, but label names"):
         pipeline.execute(config.parse(BASE, [SAMPLE, "privacy.strict=true"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_strict_users_leave_no_exact_measure(run):
+    """Nothing is computed of single uploads where noise is on their sum alone."""
+    settings = config.load(run / "config.yaml")
+    users, samples = (
+        Privacy(unit=unit, epsilon=8, public=["labels", "sizes", "test"]) for unit in ("user", "sample")
+    )
+    for privacy, measured in (
+        (None, True),
+        (users, True),
+        (users.model_copy(update={"strict": True}), False),
+        (samples.model_copy(update={"strict": True}), True),
+    ):
+        opened = open_run(settings.model_copy(update={"privacy": privacy}), run)
+        assert ("diversity" in opened.setting.measures) == measured
+        rows = {row.name: row for row in releases(opened.config)}
+        assert ("measures of rounds" in rows) == measured
+        assert ("figures of noise" in rows) == (privacy == users)
 
 
 def test_without_strict_nothing_is_refused():

@@ -71,7 +71,7 @@ class Privacy(Section):
     strict: bool = Field(
         False,
         description="Whether a config is refused that releases something computed from private data without"
-        " noise. privacy.json of a run lists all releases.",
+        " noise. Measures of single uploads are then left out. privacy.json of a run lists all releases.",
     )
     public: list[PublicFact] = Field(
         [],

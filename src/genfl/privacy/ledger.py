@@ -12,16 +12,17 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from genfl.algorithms.base import run_once
+from genfl.algorithms.base import Algorithm, run_once
 from genfl.algorithms.profile import in_reference_setting
 from genfl.algorithms.registry import ALGORITHMS, AlgorithmEntry
 from genfl.config import Config, Method
 from genfl.config.generation import TextGenerator
 from genfl.config.names import ASKED_STYLES, GENERATOR_REFERENCE
-from genfl.config.privacy import PrivacyUnit, PublicFact
+from genfl.config.privacy import Privacy, PrivacyUnit, PublicFact
 from genfl.data.sources import DATASETS
 from genfl.data.texts import GENERATED_TOKENIZER
 from genfl.errors import InputError
+from genfl.learning.task import Weights
 from genfl.privacy.dp.accounting import NoisedSums, compose, epsilon_of
 from genfl.rng import Key
 from genfl.trees import Tree
@@ -57,6 +58,9 @@ NEIGHBOURING: dict[PrivacyUnit, str] = {
     "user": "two federations are neighbours if one has one client more, with all its data",
 }
 """The data sets that differential privacy makes hard to tell apart, for each unit."""
+
+ZEROED_OUT = "two federations are neighbours if one client uploads zeros in one of them"
+"""The same for users in cohorts of a fixed size."""
 
 UPLOADS = {
     "delta": "changes of the model",
@@ -197,6 +201,7 @@ class Exchange(NamedTuple):
         counts: Names of the parts of an upload that tell how many samples a client holds.
         sums: Whether sums of uploads suffice.
         measured: Whether the cohort's changes can be measured: all clients train the global model.
+        heads: Whether the server needs no sum of the census but the number of clients.
     """
 
     census: tuple[str, ...]
@@ -204,9 +209,10 @@ class Exchange(NamedTuple):
     counts: tuple[str, ...]
     sums: bool
     measured: bool
+    heads: bool
 
 
-UNKNOWN_EXCHANGE = Exchange(("?",), ("?",), ("?",), sums=False, measured=True)
+UNKNOWN_EXCHANGE = Exchange(("?",), ("?",), ("?",), sums=False, measured=True, heads=False)
 """The exchange of a user's own algorithm that does not run in the reference setting."""
 
 
@@ -244,6 +250,7 @@ def _exchange(parts: tuple[tuple[AlgorithmEntry, tuple[tuple[str, Any], ...]], .
         before, counts = (run_once(algorithm.client, message, memory, info)[0] for info in (few, many))
         counted = _changed(before, counts)
         trained = _changed(upload(few, 0), upload(few, 1)) - counted
+        heads = _needs_heads_alone(algorithm, weights)
     except Exception:  # a user's own algorithm can raise anything
         return UNKNOWN_EXCHANGE
     return Exchange(
@@ -252,7 +259,16 @@ def _exchange(parts: tuple[tuple[AlgorithmEntry, tuple[tuple[str, Any], ...]], .
         tuple(sorted({path[-1] for path in counted})),
         set(algorithm.client.reductions.values()) == {"sum"},
         algorithm.same_form,
+        heads,
     )
+
+
+def _needs_heads_alone(algorithm: Algorithm, weights: Weights) -> bool:
+    try:
+        algorithm.init(weights, {"clients": torch.ones(())}, Key(0))
+    except KeyError:
+        return False
+    return True
 
 
 def _leaves(tree: Tree, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
@@ -446,7 +462,7 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
                 (name,),
             )
             continue
-        if told.census:
+        if told.census and not (whole and told.heads):  # then the server asks for the number of clients alone
             yield Release(
                 "census",
                 "federate",
@@ -560,14 +576,15 @@ def _of_tests(config: Config) -> Iterator[Release]:
 
 def _of_measures(config: Config) -> Iterator[Release]:
     privacy, methods = config.privacy, _federated(config)
-    # at the sample level, clients measure models that already are noised
-    hidden = privacy is not None and privacy.unit == "sample" and privacy.noise_multiplier != 0
+    noised = privacy is not None and privacy.noise_multiplier != 0
+    users = noised and privacy is not None and privacy.unit == "user"
+    strict = "set privacy.strict to true, which leaves them out"
     measured = tuple(
         name
         for name, method in methods.items()
         if exchange(method).measured and not _trains_on_public(method)
     )
-    if measured:
+    if measured and measures_rounds(privacy):
         what = "gradient diversity of every round"
         if config.federate.heterogeneity:
             what += ", distance of local models from their mean, and their accuracy on the test set"
@@ -578,10 +595,22 @@ def _of_measures(config: Config) -> Iterator[Release]:
             what,
             "models of single clients",
             "readers",
-            "derived" if hidden else "exact",
+            "derived" if noised and not users else "exact",  # noised clients measure noised models
             measured,
-            fix="" if hidden else "use privacy.unit sample",
+            fix=strict if users else "",
         )
+        if users:
+            yield Release(
+                "figures of noise",
+                "federate",
+                "measures",
+                "signal-to-noise ratio of every round, and cosine of the noised sum and the exact one",
+                "models of single clients",
+                "readers",
+                "exact",
+                tuple(methods),
+                fix=strict,
+            )
     if config.federate.heterogeneity:
         yield Release(
             "similarity of clients",
@@ -712,7 +741,8 @@ def noise_in(reported: Mapping[str, Any] | None) -> Noise | None:
         return None
     unit: PrivacyUnit = reported["unit"]
     fields = {name: reported[name] for name in Noise._fields if name != "neighbours"}
-    return Noise(neighbours=NEIGHBOURING[unit], **fields)
+    zeroed = reported.get("neighbours") == "zero out"
+    return Noise(neighbours=ZEROED_OUT if zeroed else NEIGHBOURING[unit], **fields)
 
 
 def _composed(config: Config, rows: Sequence[Release]) -> Guarantee | None:
@@ -728,6 +758,17 @@ def _composed(config: Config, rows: Sequence[Release]) -> Guarantee | None:
     return Guarantee(
         config.privacy.unit, epsilon, delta, tuple(dict.fromkeys(row.name for row in rows if row.outside))
     )
+
+
+def measures_rounds(privacy: Privacy | None) -> bool:
+    """Return whether a run measures its rounds by what only a simulation sees: uploads without noise.
+
+    A strict config with noise on sums does not. Clients that add noise themselves measure noised models.
+
+    Args:
+        privacy: The section of the config; None without differential privacy.
+    """
+    return privacy is None or not privacy.strict or privacy.unit == "sample"
 
 
 def check_strict(config: Config) -> None:

@@ -31,8 +31,8 @@ FEDERATE, FOLDER, VERSION = "federate", "federate", 5
 TRIALS_VERSION = 4
 """The version of what trials compute. If the stage's version is raised alone, no trial trains again."""
 
-STATEMENTS = {"strict", "public"}
-"""The settings of privacy that are checked and stated, but change no training."""
+STATEMENTS = {"public"}
+"""The settings of privacy that are stated, but change nothing that a trial computes."""
 
 BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor"}
 """The settings of a federation that do not count by themselves.
