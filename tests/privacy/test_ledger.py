@@ -306,6 +306,9 @@ def test_noise_on_whole_uploads_covers_counts():
     rows = rows_of(BASE, "privacy={unit: user, epsilon: 8}")
     plain = {row.name: row for row in rows if "plain" in row.methods}
     assert "sample counts" not in plain
+    assert (plain["training"].recipient, plain["training"].mechanism) == ("others", "gaussian")
+    server = plain["sums before noise"]
+    assert (server.mechanism, server.outside, server.epsilon) == ("trusted", False, None)
     assert "numbers of samples" in plain["training"].what
     assert plain["measures of rounds"].outside, "they are computed from models without noise"
     assert "influence of guides" not in names(rows)

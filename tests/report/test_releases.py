@@ -111,6 +111,17 @@ def test_with_noise_the_section_tells_what_is_covered():
     assert lines[TOPICS["sizes"]].epsilon == "no bound"
 
 
+def test_noise_on_sums_counts_on_the_server():
+    noise = NOISE._replace(unit="user", neighbours=NEIGHBOURING["user"])
+    section = privacy_section(
+        result_of("privacy={unit: user, epsilon: 8}", plain=noise, other=noise, guided=noise)
+    )
+    (training,) = (row for row in section["rows"] if row.what == TOPICS["training"])
+    assert training.protection.startswith("noise, for each client with all its data; ")
+    assert training.protection.endswith("the server adds it, so it is trusted with exact sums")
+    assert training.learns.startswith("other clients, and whoever gets the model; the server")
+
+
 def test_a_strict_run_leaves_nothing_open():
     section = privacy_section(result_of(*STRICT, plain=NOISE))
     assert len(section["sentences"]) == 1

@@ -44,13 +44,15 @@ Topic = Literal[
 ]
 """What a release is about. A report has a line for each."""
 
-Recipient = Literal["server", "sum", "language model", "readers", "nobody"]
-"""Who learns a release. ``sum``: the server, which needs the sum over clients alone. ``readers``: whoever
-reads the report and the summary. ``nobody``: it stays where the private data is."""
+Recipient = Literal["server", "sum", "others", "language model", "readers", "nobody"]
+"""Who learns a release. ``sum``: the server, which needs the sum over clients alone. ``others``: other
+clients, and whoever gets the model. ``readers``: whoever reads the report and the summary. ``nobody``: it
+stays where the private data is."""
 
-Mechanism = Literal["exact", "secure_sum", "gaussian", "derived", "local"]
+Mechanism = Literal["exact", "secure_sum", "gaussian", "trusted", "derived", "local"]
 """How a release is protected. ``exact``: not at all. ``secure_sum``: only the exact sum over clients is seen;
-the protocol is simulated. ``gaussian``: by noise. ``derived``: it is computed from other releases and public
+the protocol is simulated. ``gaussian``: by noise. ``trusted``: not at all, but the guarantee counts on its
+recipient, who adds the noise. ``derived``: it is computed from other releases and public
 data alone. ``local``: it does not leave the place of the private data."""
 
 NEIGHBOURING: dict[PrivacyUnit, str] = {
@@ -146,7 +148,7 @@ class Release(NamedTuple):
         """Its own privacy loss: None if it is exact, 0 if it tells nothing more than other releases do."""
         if self.mechanism == "gaussian":
             return self.noise.epsilon if self.noise else None
-        return None if self.outside else 0.0
+        return None if self.outside or self.mechanism == "trusted" else 0.0
 
 
 class Guarantee(NamedTuple):
@@ -478,13 +480,17 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
         counts = _words(told.counts, COUNTS)
         parts = _words(told.trained, UPLOADS) + (f", {counts}" if whole and counts else "")
         seen: Recipient = "sum" if told.sums else "server"
+        if whole:
+            what = "the sums of every round, before the server adds the noise"
+            source = "training data of clients"
+            yield Release("sums before noise", "federate", "training", what, source, seen, "trusted", (name,))
         yield Release(
             "training",
             "federate",
             "training",
             f"{parts}, in every round",
             "training data of clients",
-            seen,
+            "others" if whole else seen,
             "gaussian" if noised else "exact",
             (name,),
             noise.get(name) if noised else None,

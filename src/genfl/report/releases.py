@@ -27,6 +27,7 @@ TOPICS = {
 READERS = {
     "server": "the server",
     "sum": "the server, which needs sums over clients alone",
+    "others": "other clients, and whoever gets the model",
     "language model": "a language model",
     "readers": "whoever reads this page",
     "nobody": "nobody: it stays with the data",
@@ -71,13 +72,10 @@ def privacy_section(privacy: PrivacyResult) -> dict[str, Any]:
     return {"rows": rows, "sentences": _sentences(privacy), "notes": privacy.notes}
 
 
-def _outside(row: ReleaseResult) -> bool:
-    return row.epsilon is None
-
-
 def _row(topic: str, releases: Sequence[ReleaseResult], privacy: PrivacyResult) -> PrivacyRow:
     leaving = [row for row in releases if row.recipient != "nobody"] or releases
-    exact = [row for row in releases if _outside(row)]
+    leaving = sorted(leaving, key=lambda row: row.mechanism == "trusted")  # after the noise that it is about
+    exact = [row for row in releases if row.outside]
     readers = dict.fromkeys(READERS[row.recipient] for row in leaving)
     return PrivacyRow(
         TOPICS[topic],
@@ -95,6 +93,8 @@ def _protection(row: ReleaseResult) -> str:
     match row.mechanism:
         case "gaussian":
             return f"noise, for {UNITS[row.noise.unit]}" if row.noise else "noise"
+        case "trusted":
+            return "the server adds it, so it is trusted with exact sums"
         case "derived":
             return "none needed: it is made of other lines and public data"
         case "local":

@@ -538,22 +538,25 @@ class ReleaseResult(ResultModel):
     what: str = Field(description="What is released, in words.")
     source: str = Field(description="The data that it is computed from, in words.")
     recipient: Recipient = Field(
-        description="Who learns it. `sum`: the server, which needs the sum over clients alone. `readers`:"
-        " whoever reads the report and the summary. `nobody`: it stays where the private data is."
+        description="Who learns it. `sum`: the server, which needs the sum over clients alone. `others`:"
+        " other clients, and whoever gets the model. `readers`: whoever reads the report and the summary."
+        " `nobody`: it stays where the private data is."
     )
     mechanism: Mechanism = Field(
         description="`exact`: no protection. `secure_sum`: only the exact sum is seen; the protocol is"
-        " simulated. `gaussian`: noise. `derived`: computed from other releases and public data alone."
-        " `local`: it does not leave the place of the private data."
+        " simulated. `gaussian`: noise. `trusted`: no protection, but the guarantee counts on its recipient,"
+        " who adds the noise. `derived`: computed from other releases and public data alone. `local`: it does"
+        " not leave the place of the private data."
     )
     methods: list[str] = Field(description="The methods that it belongs to; empty if it belongs to the run.")
     noise: NoiseResult | None = Field(
         description="The noise, of the seed with the largest ε; null without noise."
     )
     public: bool = Field(description="Whether the config declares it as public knowledge (privacy.public).")
+    outside: bool = Field(description="Whether it is released as it is, so that no guarantee covers it.")
     epsilon: float | None = Field(
         description="Its own privacy loss ε: that of the noise, 0 if it tells nothing more than other"
-        " releases or public knowledge do; null if it is exact, so that no guarantee covers it."
+        " releases or public knowledge do; null if it is exact, or seen by a trusted server alone."
     )
     fix: str = Field(description="How a config avoids it; empty where there is no need.")
 
@@ -593,6 +596,7 @@ class PrivacyResult(ResultModel):
                         **row._asdict(),
                         "methods": list(row.methods),
                         "noise": row.noise._asdict() if row.noise else None,
+                        "outside": row.outside,
                         "epsilon": row.epsilon,
                     }
                     for row in ledger.releases
