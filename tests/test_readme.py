@@ -221,7 +221,7 @@ def test_a_model_of_ones_own_is_trained_by_the_script_shown(tmp_path):
     assert weights["classifier.weight"].shape == (10, 8)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/generators.md", "docs/data.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/generators.md", "docs/data.md", "docs/privacy.md"])
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert page != "README.md" or len(targets) > 5

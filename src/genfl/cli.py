@@ -697,11 +697,14 @@ def _execute(
         rows = [row._asdict() for row in pipeline.run_status(part.folder(folder) if part else folder)]
         _print_json(summary if summary is not None else {"stages": rows})
     elif summary is not None:
+        from genfl.report.releases import privacy_line
         from genfl.report.text import methods_table, verdict
         from genfl.results.schema import Summary
 
         figures = Summary.parse(summary)
         typer.echo(f"\n{verdict(figures)}\n")
+        if line := privacy_line(figures.privacy):
+            typer.echo(f"{line}\n")
         _print_table(*methods_table(figures))
         typer.echo(f"\nReport: {folder / 'report' / 'index.html'}")
     else:

@@ -31,6 +31,7 @@ from genfl.experiment.records import (
     write_record,
 )
 from genfl.metering import Meter, add_costs, metered
+from genfl.privacy.ledger import LEDGER_FILE, check_strict
 from genfl.results.names import INFERENCE
 from genfl.results.summarise import environment, summarise
 from genfl.stages import audit, generate, guided, labels, pretrain, prompts, report, vocabulary
@@ -43,6 +44,7 @@ from genfl.storage import (
     refuse_links,
     remove,
     sha256,
+    write_json,
     write_text,
 )
 from genfl.tracking.background import BackgroundTracker
@@ -135,6 +137,7 @@ def checked(config: Config, context: RunContext) -> Config:
         InputError: A stage cannot work with the config.
     """
     check_trackers(config.track)
+    check_strict(config)
     config = context.resolve(config)
     for stage in STAGES:
         if stage.wanted(config):
@@ -217,6 +220,7 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
             )
         if changes:
             remove(folder / SUMMARY_FILE, folder)
+            remove(folder / LEDGER_FILE, folder)
     write_text(folder / RUN_CONFIG, configs.dump(config))
 
 
@@ -242,7 +246,7 @@ def refuse_foreign(folder: Path, what: str, marker: str) -> None:
 
 def _delete_run(folder: Path) -> None:
     """Delete the files of a run, and nothing else. The marker stays, in case the process is killed."""
-    for name in (*_subfolders(), *_TRACKED, SUMMARY_FILE, RUN_CONFIG):
+    for name in (*_subfolders(), *_TRACKED, SUMMARY_FILE, LEDGER_FILE, RUN_CONFIG):
         remove(folder / name, folder)
 
 
@@ -287,7 +291,8 @@ def _execute_stages(run: Run, context: RunContext, until: str, events: Events) -
     if STAGES[last] is not STAGES[-1]:
         return None
     summary = summarise(run, context, skipped)
-    summary.write(run.folder / SUMMARY_FILE)
+    write_json(run.folder / LEDGER_FILE, summary.privacy.to_dict())
+    summary.write(run.folder / SUMMARY_FILE)  # the last file, as it says that the run is finished
     return summary.to_dict()
 
 
@@ -364,7 +369,8 @@ def _bring_up_to_date(step: Step, run: Run, events: Events) -> bool:
         for path in damaged:
             log.warning("%s: %s is damaged and will be regenerated", stage.name, folder / path)
             remove(folder / path, run.folder)
-    remove(run.folder / SUMMARY_FILE, run.folder)  # until the run is finished again
+    for file in (SUMMARY_FILE, LEDGER_FILE):  # until the run is finished again
+        remove(run.folder / file, run.folder)
     if old is None:
         if not stage.keeps:
             remove(folder, run.folder)

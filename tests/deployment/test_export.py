@@ -404,6 +404,7 @@ def test_model_card_is_one_of_the_hub(run, tmp_path):
     for part in ("fedprox (mu=0.5)", "| seed | 0 |", "| clients | 4, dirichlet partition |", "Lowest recall"):
         assert part in card.text
     assert "## Limits" in card.text
+    assert "Training had no differential privacy" in card.text
     assert str(run.folder) not in card.content
     assert str(tmp_path) not in card.content
     assert yaml.safe_load(card.content.split("---")[1])["metrics"] == ["accuracy", "f1"]

@@ -556,7 +556,7 @@ def test_a_label_in_a_chart_is_no_formula():
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_phone_shows_it_whole_and_quietly(tmp_path, source):
     page = seen(source, tmp_path)
-    assert page.pop("headings") == 11
+    assert page.pop("headings") == 12
     assert page == {
         "width": 390,
         "overflow": 0,

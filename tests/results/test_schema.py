@@ -112,8 +112,8 @@ def test_a_record_of_an_unfinished_stage_has_no_result(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"schema": 5}, "schema 5, but this version of genfl reads schema 6; run the config again"),
-        ({"schema": 7}, "schema 7, but this version of genfl reads schema 6; update genfl"),
+        ({"schema": 6}, "schema 6, but this version of genfl reads schema 7; run the config again"),
+        ({"schema": 8}, "schema 8, but this version of genfl reads schema 7; update genfl"),
         ({"schema": None}, "schema None, but"),
         ({"color": "red"}, "color: Extra inputs are not permitted; run the config again"),
         ({"seeds": "0"}, "seeds: Input should be a valid list; run the config again"),
@@ -130,7 +130,7 @@ def test_a_summary_that_does_not_fit_is_rejected_in_one_line(content, tmp_path, 
 def test_a_missing_and_a_damaged_summary_are_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         Summary.read(tmp_path / "summary.json")
-    (tmp_path / "summary.json").write_text('{"schema": 6')
+    (tmp_path / "summary.json").write_text('{"schema": 7')
     with pytest.raises(GenflError, match=r"summary\.json is damaged"):
         Summary.read(tmp_path / "summary.json")
     (tmp_path / "summary.json").write_text("[]")

@@ -134,6 +134,8 @@ PROMPTED = ("content={samples: 60, filter: {share: 0.5}}",)
 OF_EACH = ("content={per_client: 8, guidance: real, filter: {share: 0.5}}",)
 OF_METHOD = ("methods.mixed.content={samples: 60, guidance: real, filter: {share: 0.5}}",)
 PROMPTED_METHOD = ("content={}", "methods.mixed.content={samples: 60, filter: {share: 0.5}}")
+UNFILTERED = ("content={samples: 60}",)
+PROTECTED = ("privacy={unit: user, epsilon: 8}",)
 COLD = ("methods={plain: {algorithm: fedavg}}", "content={}")
 EXPONENTIAL = ("pretrain.schedule=exponential", "pretrain.lr_decay=0.9")
 EXISTING = ("pretrain.init=$weights",)
@@ -498,7 +500,9 @@ ROWS = [
     # --- differential privacy: it changes training, and nothing before
     Row("privacy", "privacy={unit: user, epsilon: 8}", FEDERATE),
     *(
-        Row(f"privacy.{field}", f"privacy={{unit: sample, epsilon: 8, {setting}}}", FEDERATE)
+        Row(
+            f"privacy.{field}", f"privacy={{unit: sample, epsilon: 8, {setting}}}", FEDERATE, given=UNFILTERED
+        )
         for field, setting in {
             "delta": "delta: 1.0e-6",
             "max_grad_norm": "max_grad_norm: 2.0",
@@ -510,10 +514,13 @@ ROWS = [
         Row(f"privacy.{field}", f"privacy={{unit: user, epsilon: 8, {setting}}}", FEDERATE)
         for field, setting in {"cohorts": "cohorts: fixed", "target_quantile": "target_quantile: 0.5"}.items()
     ),
-    Row("privacy.unit", "privacy={unit: sample, epsilon: 8}", FEDERATE),
-    Row("privacy.epsilon", "privacy={unit: sample, epsilon: 9}", FEDERATE),
-    Row("privacy.noise_multiplier", "privacy={unit: sample, noise_multiplier: 2.0}", FEDERATE),
+    Row("privacy.unit", "privacy={unit: sample, epsilon: 8}", FEDERATE, given=UNFILTERED),
+    Row("privacy.epsilon", "privacy={unit: sample, epsilon: 9}", FEDERATE, given=UNFILTERED),
+    Row("privacy.noise_multiplier", "privacy={unit: user, noise_multiplier: 2.0}", FEDERATE),
     Row("privacy.max_update_norm", "privacy={unit: user, epsilon: 8, max_update_norm: 2.0}", FEDERATE),
+    # a strict run measures less; what is stated changes no training
+    Row("privacy.strict", "privacy={unit: user, epsilon: 8, strict: true}", FEDERATE, given=PROTECTED),
+    Row("privacy.public", "privacy={unit: user, epsilon: 8, public: [labels]}", REPORT, given=PROTECTED),
 ]
 
 

@@ -81,6 +81,7 @@ def compared(test_samples=1000, generator="image", compare=None, **methods):
         targets=[0.9],
         byte_budget=None,
         cost={"generation": None, "training": None, "inference": None, "per_point": {}},
+        privacy={"releases": [], "guarantees": {}, "notes": []},
         stages={},
         environment=environment(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 
 from genfl import trees
 from genfl.algorithms.base import Algorithm, run_once
-from genfl.algorithms.registry import RESOURCES, AlgorithmEntry
+from genfl.algorithms.registry import RESOURCES, AlgorithmEntry, combine
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import MissingPart, Task, classification
 from genfl.models import CNN, MLP
@@ -102,15 +103,30 @@ def _state(algorithm: Algorithm, task: Task) -> trees.Tree:
     return algorithm.init(task.init(Key(0)), run_once(algorithm.census, {}, {}, client_info)[0], Key(0))
 
 
+def in_reference_setting(
+    parts: Sequence[tuple[AlgorithmEntry, Mapping[str, Any]]], shared: int = SHARED
+) -> Algorithm:
+    """Return the algorithm that some methods make together, for the CNN of the reference setting.
+
+    Args:
+        parts: The methods and their options.
+        shared: The number of shared inputs.
+    """
+    return combine(_task(), LocalSGD(lr=0.1), parts, _resources(shared))
+
+
 def _build(entry: AlgorithmEntry, task: Task) -> Algorithm:
-    resources: dict[str, Any] = {
+    return entry.build(task, LocalSGD(lr=0.1), _resources(SHARED))
+
+
+def _resources(shared: int) -> dict[str, Any]:
+    return {
         "cohort": 1,
         "rounds": 10**9,
-        "shared": torch.zeros(SHARED, *_SHAPE),
-        "unlabelled": torch.zeros(SHARED, *_SHAPE),
+        "shared": torch.zeros(shared, *_SHAPE),
+        "unlabelled": torch.zeros(shared, *_SHAPE),
         "client_tasks": {"mlp": classification(lambda: MLP(_SHAPE, _CLASSES), _SHAPE)},
     }
-    return entry.build(task, LocalSGD(lr=0.1), resources)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from genfl.config.section import Section
 
@@ -13,6 +13,10 @@ PrivacyUnit = Literal["sample", "user"]
 
 AccountantName = Literal["pld", "rdp"]
 """How the privacy losses of many steps are added up."""
+
+
+PublicFact = Literal["labels", "sizes", "test"]
+"""What a config can declare as public knowledge."""
 
 
 class Privacy(Section):
@@ -77,6 +81,24 @@ class Privacy(Section):
         description="How privacy losses are added up. pld: privacy loss distributions, which are tight. rdp:"
         " Rényi differential privacy, which is faster and gives a larger epsilon.",
     )
+    strict: bool = Field(
+        False,
+        description="Whether a config is refused that releases something computed from private data without"
+        " noise. Measures of single uploads are then left out. privacy.json of a run lists all releases.",
+    )
+    public: list[PublicFact] = Field(
+        [],
+        description="What is public knowledge, so that its exact release reveals nothing. labels: the label"
+        " names, and how many clients hold each. sizes: how many samples clients hold, of each label. test:"
+        " the test set.",
+    )
+
+    @field_validator("public")
+    @classmethod
+    def _different(cls, value: list[PublicFact]) -> list[PublicFact]:
+        if len(set(value)) < len(value):
+            raise ValueError("names something twice; name each once")
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -20,7 +20,7 @@ from genfl.deployment.description import (
 from genfl.generators.licences import UNKNOWN_LICENCE
 from genfl.generators.registry import GENERATORS, LICENCE
 from genfl.results.names import SYNTHETIC_ONLY
-from genfl.results.schema import AlgorithmPart, Figure, MethodResult, Summary
+from genfl.results.schema import AlgorithmPart, Figure, GuaranteeResult, MethodResult, Summary
 
 _HUB = "hf://datasets/"
 
@@ -71,7 +71,7 @@ def model_card(
         f"## Classes\n\n{_classes(description.label_names)}",
         f"## Training\n\n{_table(('', ''), _recipe(description, settings, method))}",
         f"## Figures\n\n{_figures(description, summary, method)}",
-        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(description, settings)),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(description, settings, summary)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -281,13 +281,26 @@ def _spread(figure: Figure | None) -> str:
     return f"{_percent(figure.mean)} ± {100 * figure.std:.1f}"
 
 
-def _limits(description: ModelDescription, settings: Mapping[str, Any]) -> Iterator[str]:
+def _privacy(guarantee: GuaranteeResult | None) -> str:
+    """Say what differential privacy the training had."""
+    if guarantee is None:
+        return (
+            "Training had no differential privacy, so the weights may reveal something of the training data."
+        )
+    unit = {"sample": "each private sample", "user": "all data of each client"}[guarantee.unit]
+    return (
+        f"Training protected {unit} by differential privacy, with ε at most {guarantee.epsilon:.3g} and δ"
+        f" {guarantee.delta:.3g}. The noise comes from the seed. Whoever knows the seed can subtract it."
+    )
+
+
+def _limits(description: ModelDescription, settings: Mapping[str, Any], summary: Summary) -> Iterator[str]:
     yield (
         f"It answers with one of its {len(description.label_names)} classes for every input, also for one"
         " that belongs to none of them."
     )
     yield "It was tested on data of the same source as the clients' data, and on no other."
-    yield "Training had no differential privacy, so the weights may reveal something of the training data."
+    yield _privacy(summary.privacy.guarantees.get(description.method))
     yield "Clients were simulated on one machine."
     yield (
         "This card names no licence for the model. The licences of the training data and of the generator may"

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from genfl.config import Config, Content
 from genfl.report import pictures, plots, text
 from genfl.report.charts import Chart, charts_in
+from genfl.report.releases import privacy_section
 from genfl.report.style import MOST_DRAWN, REST, Look, looks
 from genfl.report.templates import page_template
 from genfl.results.evidence import Evidence
@@ -157,6 +158,7 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "holders": _holders(config, summary, labels),
         **_label_counts(evidence, classes),
         **_pretraining(evidence),
+        "privacy": privacy_section(summary.privacy),
         "work": text.work_table(summary),
         "time": _time(summary),
         "generation_cost": _generation_cost(summary),

@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genfl.config import Content
+from genfl.config.privacy import PrivacyUnit
 from genfl.errors import InputError
+from genfl.privacy.ledger import Ledger, Mechanism, Recipient, Topic
 from genfl.results.names import CENTRALISED
 from genfl.storage import read_json, write_json
 
-SCHEMA = 6
+SCHEMA = 7
 """The version of ``summary.json``. It is raised whenever a field is added, removed or changes its meaning."""
 
 
@@ -508,6 +510,106 @@ class CostAccount(ResultModel):
     )
 
 
+class NoiseResult(ResultModel):
+    """The noise on a series of sums, and what it guarantees for one federation: a method with one seed."""
+
+    unit: PrivacyUnit = Field(
+        description="What is protected: `sample` (each private sample) or `user` (all data of a client)."
+    )
+    neighbours: str = Field(description="Which data sets are neighbours, in words.")
+    noise_multiplier: float = Field(
+        description="Standard deviation of the noise σ, divided by the clipping norm, above 0."
+    )
+    norm: float = Field(description="The clipping norm, above 0.")
+    sampling_rate: float = Field(
+        description="The probability q with which a unit takes part in a step, in (0, 1]."
+    )
+    steps: int = Field(description="Steps of the most exposed unit that were taken.")
+    delta: float = Field(description="The probability δ with which the bound may fail, in (0, 1).")
+    epsilon: float = Field(description="The bound ε on the privacy loss of the steps taken, at least 0.")
+
+
+class ReleaseResult(ResultModel):
+    """Something that is computed from private data."""
+
+    name: str = Field(description="A short name.")
+    stage: str = Field(description="The stage that computes it.")
+    topic: Topic = Field(description="What it is about; a report has a line for each topic.")
+    what: str = Field(description="What is released, in words.")
+    source: str = Field(description="The data that it is computed from, in words.")
+    recipient: Recipient = Field(
+        description="Who learns it. `sum`: the server, which needs the sum over clients alone. `others`:"
+        " other clients, and whoever gets the model. `readers`: whoever reads the report and the summary."
+        " `nobody`: it stays where the private data is."
+    )
+    mechanism: Mechanism = Field(
+        description="`exact`: no protection. `secure_sum`: only the exact sum is seen; the protocol is"
+        " simulated. `gaussian`: noise. `trusted`: no protection, but the guarantee counts on its recipient,"
+        " who adds the noise. `derived`: computed from other releases and public data alone. `local`: it does"
+        " not leave the place of the private data."
+    )
+    methods: list[str] = Field(description="The methods that it belongs to; empty if it belongs to the run.")
+    noise: NoiseResult | None = Field(
+        description="The noise, of the seed with the largest ε; null without noise."
+    )
+    public: bool = Field(description="Whether the config declares it as public knowledge (privacy.public).")
+    outside: bool = Field(description="Whether it is released as it is, so that no guarantee covers it.")
+    epsilon: float | None = Field(
+        description="Its own privacy loss ε: that of the noise, 0 if it tells nothing more than other"
+        " releases or public knowledge do; null if it is exact, or seen by a trusted server alone."
+    )
+    fix: str = Field(description="How a config avoids it; empty where there is no need.")
+
+
+class GuaranteeResult(ResultModel):
+    """What differential privacy guarantees for one federation: one method with one seed.
+
+    Several methods and seeds of a run are a simulation of alternatives. If all of them were run on the same
+    people, their privacy losses would add up.
+    """
+
+    unit: PrivacyUnit = Field(description="What is protected, as in the config.")
+    epsilon: float = Field(
+        description="The bound ε on the privacy loss of all noised releases together, of the seed with the"
+        " largest one."
+    )
+    delta: float = Field(description="The probability δ with which it may fail, in (0, 1).")
+    outside: list[str] = Field(description="Names of the exact releases, which it does not cover.")
+
+
+class PrivacyResult(ResultModel):
+    """What a run releases of private data, and what is guaranteed; also the content of ``privacy.json``."""
+
+    releases: list[ReleaseResult] = Field(description="All releases, in the order of the stages.")
+    guarantees: dict[str, GuaranteeResult] = Field(
+        description="The guarantee of each method with differential privacy; empty without it."
+    )
+    notes: list[str] = Field(description="What a reader must know besides, in sentences.")
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> Self:
+        """Return the result of a ledger."""
+        return cls.model_validate(
+            {
+                "releases": [
+                    {
+                        **row._asdict(),
+                        "methods": list(row.methods),
+                        "noise": row.noise._asdict() if row.noise else None,
+                        "outside": row.outside,
+                        "epsilon": row.epsilon,
+                    }
+                    for row in ledger.releases
+                ],
+                "guarantees": {
+                    name: {**guarantee._asdict(), "outside": list(guarantee.outside)}
+                    for name, guarantee in ledger.guarantees.items()
+                },
+                "notes": list(ledger.notes),
+            }
+        )
+
+
 class StageTime(ResultModel):
     """The time of one stage."""
 
@@ -534,7 +636,7 @@ class Environment(ResultModel):
 class Summary(ResultModel):
     """All figures of a run, as in ``summary.json``."""
 
-    schema_version: Literal[6] = Field(alias="schema", description="Version of this schema.")
+    schema_version: Literal[7] = Field(alias="schema", description="Version of this schema.")
     name: str = Field(description="Name of the run.")
     seeds: list[int] = Field(description="The seeds, in the order in which figures list them.")
     labels: LabelsResult = Field(description="The labels of the private data.")
@@ -576,6 +678,9 @@ class Summary(ResultModel):
         " `total_bytes` of a federated method; null if none sends anything."
     )
     cost: CostAccount = Field(description="What generation and training cost.")
+    privacy: PrivacyResult = Field(
+        description="What is computed from private data, who learns it, and how it is protected."
+    )
     stages: dict[str, StageTime] = Field(description="The time of each stage, in order.")
     environment: Environment = Field(description="What the stage `federate` ran on.")
 

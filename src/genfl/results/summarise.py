@@ -19,6 +19,7 @@ from genfl.experiment.context import RunContext
 from genfl.experiment.folder import AUDIT, Run
 from genfl.generators.registry import GENERATORS
 from genfl.metering import add_costs
+from genfl.privacy.ledger import Noise, ledger, noise_in
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import (
     SCHEMA,
@@ -36,6 +37,7 @@ from genfl.results.schema import (
     LabelsResult,
     MethodResult,
     PointCost,
+    PrivacyResult,
     Similarity,
     StageRecord,
     StageTime,
@@ -86,12 +88,26 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         targets=config.report.target_accuracy,
         byte_budget=byte_budget(config, methods),
         cost=cost_account(records, methods),
+        privacy=PrivacyResult.of(ledger(config, noise_of(results["federate"]["methods"]))),
         stages={
             name: StageTime(seconds=records[name].seconds, skipped=was_skipped, cost=records[name].cost)
             for name, was_skipped in skipped.items()
         },
         environment=environment,
     )
+
+
+def noise_of(methods: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Noise]:
+    """Return the noise of each method that was trained with some: that of the seed with the largest ε.
+
+    Args:
+        methods: The result of each trial, by its method and seed.
+    """
+    reported = {
+        name: [noise for trial in trials.values() if (noise := noise_in(trial.get("privacy")))]
+        for name, trials in methods.items()
+    }
+    return {name: max(noise, key=lambda one: one.epsilon) for name, noise in reported.items() if noise}
 
 
 def method_results(

@@ -55,10 +55,12 @@ def identity(value: Any) -> Any:
         counted = {}
         for name, marks in _marks(type(value)).items():
             field = getattr(value, name)
+            if IF_SET in marks and field is None:
+                continue
             without = next((mark for mark in marks if isinstance(mark, Without)), None)
             if without is not None:
                 counted[name] = field.model_dump(exclude=set(without))
-            elif IGNORED not in marks and not (IF_SET in marks and field is None):
+            elif IGNORED not in marks:
                 counted[name] = identity(field)
         return counted
     if isinstance(value, Section):

@@ -49,7 +49,7 @@ def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
 STAGE = Stage(
     "report",
     "report",
-    9,
+    10,
     ("labels", "prompts", "generate", "guided", AUDIT, VOCABULARY, "pretrain", "federate"),
     lambda config, context: ReportInputs(
         config, context.data_notes(config.data) + context.public_notes(config)

@@ -73,6 +73,7 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
             raise InputError(f"federate.extractor: {error}") from error
     check_content(inputs, context)
     _check_public(inputs, context)
+    _check_delta(inputs, context)
     for name, method in inputs.methods.items():
         try:
             if method.reference == GENERATOR:
@@ -100,6 +101,26 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
                 f"methods.{name}.content.filter: {method.algorithm[0].name} does not send clients the global"
                 " model, which the filter needs; leave it out"
             )
+
+
+def _check_delta(inputs: FederateInputs, context: RunContext) -> None:
+    """Warn if δ allows that one of the n units is published in full, which has the probability 1/n."""
+    if inputs.privacy is None or inputs.privacy.delta is None:
+        return
+    if inputs.privacy.unit == "user":
+        units, what = inputs.partition.clients, "clients"
+    else:
+        section, labels = inputs.data.section, inputs.labels
+        counts = [int(context.label_counts(section, labels, seed).sum()) for seed in inputs.seeds]
+        units, what = min(counts), "private samples"
+    if inputs.privacy.delta >= 1 / units:
+        log.warning(
+            "privacy.delta: %g is at least 1/n of %d %s, so publishing one of them in full would count as"
+            " private; lower it",
+            inputs.privacy.delta,
+            units,
+            what,
+        )
 
 
 def _check_protection(

@@ -31,6 +31,9 @@ FEDERATE, FOLDER, VERSION = "federate", "federate", 5
 TRIALS_VERSION = 4
 """The version of what trials compute. If the stage's version is raised alone, no trial trains again."""
 
+STATEMENTS = {"public"}
+"""The settings of privacy that are stated, but change nothing that a trial computes."""
+
 BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor"}
 """The settings of a federation that do not count by themselves.
 
@@ -118,7 +121,7 @@ class FederateInputs:
     public: Annotated[PublicInputs | None, IF_SET]
     extractor: Annotated[ExtractorInputs | None, IF_SET]
     labels: Annotated[list[str], IGNORED]
-    privacy: Annotated[Privacy | None, IF_SET]
+    privacy: Annotated[Privacy | None, IF_SET, Without(STATEMENTS)]
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> FederateInputs:
@@ -162,7 +165,7 @@ class TrialInputs:
     method: Method
     code: list[dict[str, str]]
     seed: int
-    privacy: Annotated[Privacy | None, IF_SET]
+    privacy: Annotated[Privacy | None, IF_SET, Without(STATEMENTS)]
 
 
 @dataclass(frozen=True)

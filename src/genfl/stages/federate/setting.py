@@ -25,6 +25,7 @@ from genfl.engines.in_process import sequential
 from genfl.experiment.context import initial_key
 from genfl.learning.evaluate import Scores, evaluate
 from genfl.learning.task import Task, Weights
+from genfl.privacy.ledger import measures_rounds
 from genfl.rng import Key
 from genfl.simulation import Measure
 from genfl.stages.audit import read_generated
@@ -176,6 +177,8 @@ class Setting:
     @cached_property
     def measures(self) -> dict[str, Measure]:
         """The measures of cohorts whose clients train the global model's architecture."""
+        if not measures_rounds(self.inputs.privacy):
+            return {}
         measures = {diversity.DIVERSITY: diversity.gradient_diversity()}
         if self.inputs.federation.heterogeneity:
             order = Key(0).fold("generality").numpy().permutation(len(self.test_y))
