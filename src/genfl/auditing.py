@@ -218,6 +218,11 @@ class AttackedModel:
         self._seed = described.seed
         self.members = len(self.setting.examples.owners)
         self.y = self.setting.examples.y
+        if len(self.y) - self.members < 2 or self.members < 2:
+            raise InputError(
+                f"folder: {self.members} training and {len(self.y) - self.members} test examples, but an"
+                " audit needs two of each; name a run with more"
+            )
         self.clients = deal_to_clients(
             self.setting.examples.owners, self.y, Key(described.seed).fold("shadow models", "clients")
         )
