@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from genfl import trees
 from genfl.algorithms.base import Algorithm, ClientProgram, run_once
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
+from genfl.data.plans import cohort as cohort
 from genfl.engines.client_state import ClientStateStore
 from genfl.engines.device import on_device
 from genfl.engines.protocol import ClientTask, Engine
@@ -50,8 +51,8 @@ class Trace(NamedTuple):
         weights: The final global model.
         evaluations: One dict an evaluation, the first of round 0: ``round``, and what `evaluate` returned.
         rounds: One dict a round: ``round``, from 1; ``uplink_bytes`` and ``downlink_bytes`` of the whole
-            cohort; ``refused``, how many uploads were not counted; and each measure's value, None if no
-            upload counted.
+            cohort; ``refused``, how many uploads were not counted; ``clients``, the size of a Poisson cohort;
+            each measure's value, None if no upload counted; and what the algorithm observes.
     """
 
     weights: Weights
@@ -141,22 +142,29 @@ def federate(
                 streams.fold(client),
                 number,
             )
-            for client in cohort(len(clients), schedule.clients_per_round, key.fold("cohort", number))
+            for client in schedule.cohort(len(clients), key, number)
         ]
         result = engine.run(program, client_tasks)
         for client, why in result.refused.items():
             log.warning("round %d: the upload of client %d was refused: %s", number, client, why)
-        if result.aggregate is not None:
+        figures: dict[str, float | None] = {}
+        if result.aggregate is not None or algorithm.steps_alone:
             memories.update(result.memories)
-            aggregate = {name: result.aggregate[name] for name in algorithm.client.reductions}
+            sums = result.aggregate
+            if sums is None:
+                sums = _no_uploads(algorithm, weights, message, clients)
+            aggregate = {name: sums[name] for name in algorithm.client.reductions}
             with one_thread():
-                state = algorithm.server(state, aggregate, key.fold("server", number))
+                stream = key.fold("server", number)
+                figures = algorithm.observe(state, aggregate, stream)
+                state = algorithm.server(state, aggregate, stream)
         rounds.append(
             {
                 "round": number,
                 "uplink_bytes": sum(result.uplink_bytes[name] for name in algorithm.client.reductions),
                 "downlink_bytes": _bytes_of(client_task.message for client_task in client_tasks),
                 "refused": len(result.refused),
+                **({"clients": len(client_tasks)} if schedule.cohorts == "poisson" else {}),
                 "samples": sum(
                     schedule.batches(plans).samples(clients.part_sizes(task.client)) for task in client_tasks
                 ),
@@ -164,6 +172,7 @@ def federate(
                     name: measure.value(result.aggregate[name]) if result.aggregate is not None else None
                     for name, measure in measures.items()
                 },
+                **figures,
             }
         )
         last = number == schedule.rounds
@@ -200,6 +209,13 @@ def _resume(
     return None, ClientStateStore(folder, initial)
 
 
+def _no_uploads(algorithm: Algorithm, weights: Weights, message: Tree, clients: ClientData) -> Tree:
+    """Return the aggregate of a round in which no upload counts: zeros."""
+    sent, memory = algorithm.address(message, 0), algorithm.memory(weights)
+    upload, _ = run_once(algorithm.client, sent, memory, clients.client_info(0))
+    return trees.zeros_like(upload)
+
+
 def _bytes_of(messages: Iterable[Tree]) -> int:
     """Return the bytes of all messages; most clients are sent the same message object."""
     sizes: dict[int, int] = {}
@@ -209,12 +225,6 @@ def _bytes_of(messages: Iterable[Tree]) -> int:
             sizes[id(message)] = trees.num_bytes(message)
         total += sizes[id(message)]
     return total
-
-
-def cohort(clients: int, size: int, key: Key) -> Sequence[int]:
-    """Draw a round's clients uniformly without replacement, in ascending order."""
-    chosen = key.numpy().choice(clients, size, replace=False)
-    return sorted(int(client) for client in chosen)
 
 
 def census(program: ClientProgram, clients: ClientData) -> Tree:

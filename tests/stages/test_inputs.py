@@ -510,6 +510,10 @@ ROWS = [
             "accountant": "accountant: rdp",
         }.items()
     ),
+    *(
+        Row(f"privacy.{field}", f"privacy={{unit: user, epsilon: 8, {setting}}}", FEDERATE)
+        for field, setting in {"cohorts": "cohorts: fixed", "target_quantile": "target_quantile: 0.5"}.items()
+    ),
     Row("privacy.unit", "privacy={unit: sample, epsilon: 8}", FEDERATE, given=UNFILTERED),
     Row("privacy.epsilon", "privacy={unit: sample, epsilon: 9}", FEDERATE, given=UNFILTERED),
     Row("privacy.noise_multiplier", "privacy={unit: user, noise_multiplier: 2.0}", FEDERATE),

@@ -126,6 +126,12 @@ class Algorithm(NamedTuple):
             are its downlink cost. By default the whole message.
         same_form: Whether clients train models of the global model's architecture.
         task: The learning task of the global model; `genfl.simulate` makes and tests models by it.
+        counts: The names of those uploads whose sum is the number of clients in the cohort: every client
+            sends the constant 1.
+        steps_alone: Whether the server also takes a step in a round in which no upload counts. Its aggregate
+            then consists of zeros.
+        observe: ``(server state, aggregate, key) -> figures`` of a round, from the arguments of `server`.
+            Only a simulation knows them, and they change nothing.
     """
 
     census: ClientProgram
@@ -137,6 +143,9 @@ class Algorithm(NamedTuple):
     address: Callable[[Tree, int], Tree] = lambda message, client: message
     same_form: bool = True
     task: Task | None = None
+    counts: tuple[str, ...] = ()
+    steps_alone: bool = False
+    observe: Callable[[Tree, Tree, Key], dict[str, float | None]] = lambda state, aggregate, key: {}
 
     def __repr__(self) -> str:
         sees = "sums" if set(self.client.reductions.values()) == {"sum"} else "every client's upload"

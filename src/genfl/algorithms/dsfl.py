@@ -128,5 +128,6 @@ def dsfl(
         server=server,
         memory=training_memory(local, lambda weights: weights),
         task=task,
+        counts=("clients",),
     )
     return decaying(algorithm, local)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 
@@ -35,6 +36,7 @@ def dynafed(
     synthesis_lr: Positive = 0.1,
     refine_steps: Steps = 20,
     refine_lr: Positive = 1e-4,
+    weighting: Literal["samples", "uniform"] = "samples",
 ) -> Algorithm:
     """Return DynaFed, which refines FedAvg's mean on data that imitates its first L rounds.
 
@@ -78,6 +80,7 @@ def dynafed(
         synthesis_lr: Adam's learning rate at the start of the synthesis.
         refine_steps: Steps on the synthetic data per round. With 0, this is FedAvg.
         refine_lr: Adam's learning rate at the start of each refinement.
+        weighting: The weights of clients in the mean model; see `genfl.algorithms.fedavg.fedavg`.
 
     Raises:
         InputError: The span is longer than the trajectory, or the trajectory is as long as the federation.
@@ -91,7 +94,7 @@ def dynafed(
         )
     form = task.shapes()
     shape = form.learnable_input()
-    average = fedavg(task, with_hooks("dynafed", local, hooks))
+    average = fedavg(task, with_hooks("dynafed", local, hooks), weighting=weighting)
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
         m = per_class * form.classes

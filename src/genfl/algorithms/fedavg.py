@@ -85,5 +85,6 @@ def fedavg(
         server=server,
         memory=training_memory(local),
         task=task,
+        counts=("weight",) if weights_of is uniform else (),
     )
     return decaying(algorithm, local)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ def feddf_logits(
     steps: Steps = 100,
     lr: Positive = 1e-3,
     batch_size: Count = 128,
+    weighting: Literal["samples", "uniform"] = "samples",
 ) -> Algorithm:
     """Return FedDF by logits: it distils the clients' mean logits on shared inputs into FedAvg's model x.
 
@@ -52,8 +55,9 @@ def feddf_logits(
         steps: Distillation steps per round. With 0, this is FedAvg.
         lr: Adam's learning rate at the start of each distillation.
         batch_size: Shared inputs in a step.
+        weighting: The weights of clients in the mean model; see `genfl.algorithms.fedavg.fedavg`.
     """
-    average = fedavg(task, with_hooks("feddf_logits", local, hooks))
+    average = fedavg(task, with_hooks("feddf_logits", local, hooks), weighting=weighting)
 
     def finish(carry: Tree) -> tuple[Tree, Tree]:
         upload, memory = average.client.finish(carry)
@@ -70,4 +74,4 @@ def feddf_logits(
 
     reductions: dict[str, ReductionKind] = {**average.client.reductions, "clients": "sum", "logits": "sum"}
     client = average.client._replace(finish=finish, reductions=reductions)
-    return average._replace(client=client, server=server)
+    return average._replace(client=client, server=server, counts=(*average.counts, "clients"))

@@ -71,5 +71,7 @@ def feddyn(task: Task, local: LocalSGD, *hooks: LocalHook, alpha: Positive = 0.0
         remember=remember,
     )
     memory = training_memory(local, lambda weights: trees.zeros_like(weights["params"]))
-    algorithm = Algorithm(head_count, init, send_weights, client, server, memory, task=task)
+    algorithm = Algorithm(
+        head_count, init, send_weights, client, server, memory, task=task, counts=("clients",)
+    )
     return decaying(algorithm, local)

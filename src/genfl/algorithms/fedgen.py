@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +32,7 @@ def fedgen(
     noise: Count = 32,
     width: Count = 64,
     batch_size: Count = 32,
+    weighting: Literal["samples", "uniform"] = "samples",
 ) -> Algorithm:
     """Return FedGen: FedAvg whose clients minimise ``F_k(w) + λ E_{y~p, ε} CE(head_w(G(y, ε)), y)``.
 
@@ -45,7 +48,8 @@ def fedgen(
 
     Deviations:
 
-    - The mean weights clients by their samples, as in FedAvg. In the paper, all clients have the same weight.
+    - By default, the mean weights clients by their samples, as in FedAvg. In the paper, all clients have the
+      same weight, as with ``weighting="uniform"``.
     - G has one hidden layer, as in the authors' code, but no batch norm behind it. So a feature does not
       depend on the other features of its batch. The code draws ε uniformly from [0, 1). For CIFAR-10, it has
       512 hidden units and 64 numbers of noise. G makes features, so it is no convolutional network.
@@ -65,6 +69,7 @@ def fedgen(
         noise: Length of ε.
         width: Hidden units of G. The server sends G to every client of a cohort.
         batch_size: Generated features in a step of a client, and of the server.
+        weighting: The weights of clients in the mean model; see `genfl.algorithms.fedavg.fedavg`.
     """
     form = task.shapes()
     generator = ConditionalGenerator((form.features,), form.classes, noise, width)
@@ -78,7 +83,7 @@ def fedgen(
         return torch.mul(sent["strength"], F.cross_entropy(logits, y))
 
     hook = LocalHook(penalty=knowledge, name="fedgen")
-    average = fedavg(task, with_hooks("fedgen", local, hooks).with_hook(hook))
+    average = fedavg(task, with_hooks("fedgen", local, hooks).with_hook(hook), weighting=weighting)
 
     def init(weights: Weights, census: Tree, key: Key) -> Tree:
         return {

@@ -103,7 +103,7 @@ def scaffold(
     if option == "I":
         client = _summing_gradients(client, task, local)
     memory = training_memory(local, lambda weights: trees.zeros_like(weights["params"]))
-    algorithm = Algorithm(head_count, init, send, client, server, memory, task=task)
+    algorithm = Algorithm(head_count, init, send, client, server, memory, task=task, counts=("clients",))
     return decaying(algorithm, local)
 
 

@@ -57,6 +57,19 @@ class Privacy(Section):
         description="Unit user: the largest norm of a client's whole upload; larger ones are scaled down. If"
         " not set, 1.",
     )
+    cohorts: Literal["poisson", "fixed"] | None = Field(
+        None,
+        description="Unit user: how the clients of a round are drawn. poisson: each client takes part with"
+        " the same probability, independently. Cohorts differ in size, and the draw adds to the privacy."
+        " fixed: cohorts of one size, whose draw adds nothing. If not set, poisson.",
+    )
+    target_quantile: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Unit user: the share of uploads that the norm leaves whole. The norm then follows the"
+        " clients from round to round, from max_update_norm on. If not set, the norm is fixed.",
+    )
     generated: Literal["free", "protected"] = Field(
         "free",
         description="Unit sample: how generated samples at clients are treated. free: prompts alone made"
@@ -95,6 +108,9 @@ class Privacy(Section):
             if self.unit == unit and getattr(self, field) is not None:
                 other = {"user": "max_update_norm", "sample": "max_grad_norm"}[unit]
                 raise ValueError(f"{field} does not apply to unit {unit}; set {other}")
+        for field in ("cohorts", "target_quantile"):
+            if self.unit == "sample" and getattr(self, field) is not None:
+                raise ValueError(f"{field} does not apply to unit sample; leave it out")
         return self
 
     @property

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -152,19 +152,25 @@ class Batches(NamedTuple):
         ]
 
 
+CohortKind = Literal["fixed", "poisson"]
+"""How the clients of a round are drawn."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The plan of a federation: how many rounds, cohorts of which size, and how much local work.
 
     Attributes:
         rounds: Number of rounds.
-        clients_per_round: Size of the cohort, drawn uniformly without replacement.
+        clients_per_round: Size of the cohort; the mean size of Poisson cohorts.
         batch_size: Samples in a step's batch; a client with fewer uses all it has.
         local_steps: Steps a client takes in a round; None to count in epochs.
         local_epochs: Passes over the client's data in a round, where `local_steps` is None.
         evaluate_every: Evaluate after every so many rounds, besides round 0 and the last.
         checkpoint_every: Keep the state on disk after every so many rounds.
         order: The parts of clients' data that are trained on one after the other; see `Batches`.
+        cohorts: ``fixed`` draws cohorts of one size, uniformly without replacement. With ``poisson``, each
+            client takes part with the same probability, independently of the others. A cohort may be empty.
         poisson: Draws every sample independently, in place of batches of one size; see `Batches`.
     """
 
@@ -176,11 +182,37 @@ class Schedule:
     evaluate_every: int = 1
     checkpoint_every: int = 1
     order: Sequence[int] | None = None
+    cohorts: CohortKind = "fixed"
     poisson: PoissonSampling | None = None
+
+    def cohort(self, clients: int, key: Key, number: int) -> Sequence[int]:
+        """Draw the clients of a round, in ascending order.
+
+        Args:
+            clients: The number of clients.
+            key: The random stream of the federation.
+            number: The round, from 1.
+        """
+        stream = key.fold("cohort", number)
+        if self.cohorts == "poisson":
+            return poisson_cohort(clients, self.clients_per_round / clients, stream)
+        return cohort(clients, self.clients_per_round, stream)
 
     def batches(self, key: Key) -> Batches:
         """Return how a client's batches are drawn in a round, given the random stream of both."""
         return Batches(self.batch_size, self.local_steps, self.local_epochs, key, self.order, self.poisson)
+
+
+def cohort(clients: int, size: int, key: Key) -> Sequence[int]:
+    """Draw a round's clients uniformly without replacement, in ascending order."""
+    chosen = key.numpy().choice(clients, size, replace=False)
+    return sorted(int(client) for client in chosen)
+
+
+def poisson_cohort(clients: int, probability: float, key: Key) -> Sequence[int]:
+    """Draw each client with the same probability, independently of the others; in ascending order."""
+    drawn = key.numpy().random(clients) < probability
+    return [int(client) for client in np.flatnonzero(drawn)]
 
 
 def plan(

@@ -84,6 +84,8 @@ class WorkerPool:
 
     def run(self, program: ClientProgram, tasks: Sequence[ClientTask]) -> RoundResult:
         """Run the program for each client of the cohort; see `genfl.engines.protocol.Engine`."""
+        if not tasks:
+            return Aggregator(self.reducer(program.reductions), program).round_result()
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._round(program, tasks)

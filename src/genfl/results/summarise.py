@@ -405,7 +405,7 @@ def _uploads(config: Config, method: Method | None, traces: Sequence[Mapping[str
     federated = method is not None and method.reference is None
     cohort = config.federate.clients_per_round * federated
     refused = [sum(row["refused"] for row in trace["rounds"]) for trace in traces]
-    uploads = [cohort * len(trace["rounds"]) for trace in traces]
+    uploads = [sum(row.get("clients", cohort) for row in trace["rounds"]) for trace in traces]
     return {
         "refused_uploads": sum(refused),
         "uploads": sum(uploads),

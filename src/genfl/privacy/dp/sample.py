@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from genfl import trees
+from genfl.errors import InputError
 from genfl.learning.local import Context, Penalty, mean_gradient, no_penalty
 from genfl.learning.per_sample import PerSampleGradient, by_vmap
 from genfl.learning.task import Aux, Batch
-from genfl.options import NonNegative, Positive, check_fields
+from genfl.options import NonNegative, Positive, check_value
 from genfl.trees import Tree
 
 NOISE = "dp noise"
@@ -39,16 +40,20 @@ class ClippedGradient:
 
     Attributes:
         noise_multiplier: σ, non-negative.
-        max_grad_norm: C, positive.
+        max_grad_norm: C, positive; infinite only without noise.
         per_sample: The way to the gradients of single samples, without penalties.
     """
 
-    noise_multiplier: NonNegative
-    max_grad_norm: Positive
+    noise_multiplier: float
+    max_grad_norm: float
     per_sample: PerSampleGradient
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_value("ClippedGradient.noise_multiplier", self.noise_multiplier, NonNegative)
+        if self.max_grad_norm != math.inf:
+            check_value("ClippedGradient.max_grad_norm", self.max_grad_norm, Positive)
+        elif self.noise_multiplier:
+            raise InputError("ClippedGradient.max_grad_norm: inf, so no noise is enough; give a finite norm")
 
     def __call__(
         self, params: Tree, buffers: Tree, batch: Batch, context: Context, penalty: Penalty
@@ -85,7 +90,8 @@ def clipped_sum(
     """Return the sum over samples: of protected ones clipped, of free ones as they are.
 
     Args:
-        gradients: The gradients of every sample: for each parameter, [n, ...].
+        gradients: The gradients of every sample: for each parameter, [n, ...]. Those that are not finite
+            are changed in place.
         protected: 1 for samples to clip, else 0; [n].
         free: 1 for samples that count as they are, else 0; [n].
         max_grad_norm: The largest norm over all parameters together.
@@ -99,7 +105,8 @@ def clipped_sum(
     clip = (max_grad_norm * (1 - 1e-6) / norms).clamp(max=1)
     finite = norms.isfinite()
     weights = torch.where(finite, protected * clip + free, 0)
-    return [weights @ torch.where(finite[:, None], rows, 0) for rows in flat]
+    # In place: a copy of all gradients would take longer than the rest of this function.
+    return [weights @ rows.masked_fill_(~finite[:, None], 0) for rows in flat]
 
 
 def _noise(leaves: list[Tensor], context: Context) -> list[Tensor]:

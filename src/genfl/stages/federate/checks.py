@@ -28,12 +28,13 @@ from genfl.generators.classify_text import check_text_classifier
 from genfl.hub import check_device
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import MissingPart, Task
+from genfl.privacy.dp.user import check_algorithm
 from genfl.references import GENERATOR, REFERENCES, GeneratorClassifier
 from genfl.rng import Key
 from genfl.stages.federate.generated_content import check_content
 from genfl.stages.federate.inputs import FederateInputs
-from genfl.stages.federate.methods import build_algorithm, local_training
-from genfl.stages.federate.protection import sample_problem
+from genfl.stages.federate.methods import build_algorithm, local_training, schedule
+from genfl.stages.federate.protection import protect_users, sample_problem
 from genfl.stages.federate.setting import resources
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,14 @@ def _check_protection(
     Raises:
         InputError: It cannot.
     """
-    if inputs.privacy is None or method.reference is not None or inputs.privacy.unit != "sample":
+    if inputs.privacy is None or method.reference is not None:
+        return
+    if inputs.privacy.unit == "user":
+        parts = " and ".join(part.name for part in method.algorithm)
+        check_algorithm(build_algorithm(inputs.federation, method, task, resources), task, parts)
+        key = Key(inputs.seeds[0]).fold("federate")
+        plan = schedule(inputs.federation, method)
+        protect_users(inputs.privacy, inputs.partition.clients, plan, key)
         return
     if trees.leaves(task.init(Key(0))["buffers"]):
         raise InputError(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +21,13 @@ from genfl.learning.per_sample import per_sample_gradient
 from genfl.learning.task import Aux, Batch, Task
 from genfl.privacy.dp.accounting import NoisedSums, default_delta, epsilon_of, noise_for
 from genfl.privacy.dp.sample import ClippedGradient
+from genfl.privacy.dp.user import UserNoise
 from genfl.references import FederationPlan
 from genfl.rng import Key
-from genfl.simulation import cohort
 from genfl.trees import Tree
+
+Neighbours = Literal["add or remove", "zero out"]
+"""Which data sets are neighbours; see `Protection`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class Protection:
         delta: The probability with which the bound may fail.
         accountant: How privacy losses are added up.
         free: The numbers of the parts of the clients' data that are not protected: public samples.
+        cohort: Unit user: the expected number of clients in a round.
+        target_quantile: Unit user: the share of uploads that an adaptive norm leaves whole; None if the norm
+            is fixed.
+        neighbours: Which data sets are neighbours. ``add or remove``: one has one unit more. ``zero out``:
+            they differ in the uploads of one client, which are zeros in one of them.
     """
 
     unit: PrivacyUnit
@@ -52,6 +60,9 @@ class Protection:
     delta: float
     accountant: AccountantName
     free: tuple[int, ...] = ()
+    cohort: int = 0
+    target_quantile: float | None = None
+    neighbours: Neighbours = "add or remove"
 
     def __str__(self) -> str:
         epsilon = self.epsilon(len(self.participations))
@@ -81,6 +92,7 @@ class Protection:
             "delta": self.delta,
             "epsilon": None if epsilon == float("inf") else epsilon,
             "accountant": self.accountant,
+            "neighbours": self.neighbours,
         }
 
 
@@ -98,6 +110,9 @@ def protect(privacy: Privacy, federation: FederationPlan) -> tuple[FederationPla
         InputError: No noise reaches the ε asked for.
     """
     clients, plan, key = federation
+    if privacy.unit == "user":
+        plan, protection = protect_users(privacy, len(clients), plan, key)
+        return federation._replace(schedule=plan), protection
     public = [part.name == GENERATED and privacy.generated == "free" for part in clients.parts]
     if all(public):
         return federation, None
@@ -107,21 +122,79 @@ def protect(privacy: Privacy, federation: FederationPlan) -> tuple[FederationPla
     steps = plan.local_steps or poisson.steps(plan.local_epochs)
     participations = _participations(len(clients), plan, key)
     delta = privacy.delta or default_delta(clients.count(PRIVATE) or int(clients.ends[-1]))
-    noise = privacy.noise_multiplier
-    if noise is None:
-        assert privacy.epsilon is not None
-        noise = noise_for(privacy.epsilon, delta, rate, steps * participations[-1], privacy.accountant)
+    noise = _noise(privacy, delta, rate, steps * participations[-1])
     protection = Protection(
         "sample", noise, privacy.norm, rate, steps, participations, delta, privacy.accountant, free
     )
     return federation._replace(schedule=dataclasses.replace(plan, poisson=poisson)), protection
 
 
+def protect_users(privacy: Privacy, clients: int, plan: Schedule, key: Key) -> tuple[Schedule, Protection]:
+    """Return a schedule with the cohorts that the protection of users counts on, and the protection.
+
+    Poisson cohorts hide who takes part. So every round counts, with the probability of taking part. Fixed
+    cohorts hide nothing. Then those rounds count in which a client takes part, for the client with the most
+    of them. Its neighbour uploads zeros, and no other client takes part in its stead.
+
+    Args:
+        privacy: The section of the config.
+        clients: The number of clients.
+        plan: The schedule.
+        key: The stream of the cohorts.
+
+    Raises:
+        InputError: No noise reaches the ε asked for, or cohorts are too small for an adaptive norm.
+    """
+    plan = dataclasses.replace(plan, cohorts=privacy.cohorts or "poisson")
+    poisson = plan.cohorts == "poisson"
+    rate = plan.clients_per_round / clients if poisson else 1.0
+    participations = tuple(range(1, plan.rounds + 1)) if poisson else _participations(clients, plan, key)
+    delta = privacy.delta or default_delta(clients)
+    protection = Protection(
+        "user",
+        _noise(privacy, delta, rate, participations[-1]),
+        privacy.norm,
+        rate,
+        1,
+        participations,
+        delta,
+        privacy.accountant,
+        cohort=plan.clients_per_round,
+        target_quantile=privacy.target_quantile,
+        neighbours="add or remove" if poisson else "zero out",
+    )
+    user_noise(protection)
+    return plan, protection
+
+
+def _noise(privacy: Privacy, delta: float, rate: float, steps: int) -> float:
+    """Return the noise multiplier of a config."""
+    if privacy.noise_multiplier is not None:
+        return privacy.noise_multiplier
+    assert privacy.epsilon is not None
+    return noise_for(privacy.epsilon, delta, rate, steps, privacy.accountant)
+
+
+def user_noise(protection: Protection, stream: str = "") -> UserNoise:
+    """Return the noise of a protection of users.
+
+    Args:
+        protection: The protection.
+        stream: What distinguishes this trial's noise from that of others with the same seed.
+
+    Raises:
+        InputError: Cohorts are too small for an adaptive norm.
+    """
+    return UserNoise(
+        protection.noise_multiplier, protection.norm, protection.cohort, protection.target_quantile, stream
+    )
+
+
 def _participations(clients: int, plan: Schedule, key: Key) -> tuple[int, ...]:
     """Return for each round in how many rounds so far the client took part that took part most often."""
     counts, most = np.zeros(clients, dtype=np.int64), []
     for number in range(1, plan.rounds + 1):
-        counts[list(cohort(clients, plan.clients_per_round, key.fold("cohort", number)))] += 1
+        counts[list(plan.cohort(clients, key, number))] += 1
         most.append(int(counts.max()))
     return tuple(most)
 

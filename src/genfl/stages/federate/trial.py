@@ -16,6 +16,8 @@ from genfl.deployment.description import WEIGHTS_FILE
 from genfl.engines.auto import engine
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
+from genfl.privacy.dp.user import user_level
+from genfl.privacy.ledger import measures_rounds
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
@@ -24,7 +26,7 @@ from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs, trial_digest
 from genfl.stages.federate.methods import build_algorithm, local_training, schedule
 from genfl.stages.federate.model_files import describe_model
-from genfl.stages.federate.protection import protect, protected
+from genfl.stages.federate.protection import protect, protected, user_noise
 from genfl.stages.federate.setting import Setting
 from genfl.storage import save_tensors, write_json
 from genfl.tracking.events import Follower, rows_of
@@ -98,6 +100,15 @@ class Trial:
         algorithm = build_algorithm(
             setting.inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
         )
+        if protection and protection.unit == "user":
+            # Of everything that the trial depends on: no two trials share their noise.
+            stream = trial_digest(
+                setting.inputs, setting.work.upstream, self.method, self.seed, batched=False
+            )
+            observe = algorithm.observe
+            algorithm = user_level(algorithm, setting.task, user_noise(protection, stream), self.name)
+            if not measures_rounds(setting.inputs.privacy):
+                algorithm = algorithm._replace(observe=observe)
         folders = self.folders(setting.work.folder, setting.inputs.partition.clients)
         alone = self.method.reference == LOCAL
         try:
