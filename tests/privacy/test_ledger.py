@@ -21,10 +21,12 @@ from genfl.privacy.ledger import (
     NEIGHBOURING,
     UNKNOWN_EXCHANGE,
     UPLOADS,
+    ZEROED_OUT,
     Noise,
     check_strict,
     exchange,
     ledger,
+    noise_in,
     releases,
 )
 from genfl.registration import register
@@ -67,6 +69,7 @@ audit: {overlap: ignore}
 report: {real_examples: false}
 methods: {plain: {algorithm: fedavg}}
 """
+USER = "privacy={unit: user, epsilon: 8}"
 SAMPLE = "privacy={unit: sample, epsilon: 8, generated: protected}"
 NOISE = Noise("sample", NEIGHBOURING["sample"], 1.5, 1.0, 0.04, 2250, 1e-5, 0.0)
 
@@ -178,6 +181,10 @@ FIGURES = {
     "refused": "samples of rounds",
     "divergence": "measures of rounds",
     "generality": "measures of rounds",
+    # of a round with noise on sums
+    "signal_to_noise": "figures of noise",
+    "noised_cosine": "figures of noise",
+    "clip_norm": "training",
 }
 """The release behind each figure of a result; None for figures that no private data decides."""
 
@@ -212,11 +219,30 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_every_figure_has_a_row(run):
-    known = names(rows_of(BASE)) | names(rows_of(TEXTS))
+@pytest.fixture(scope="module")
+def users(tmp_path_factory):
+    """A run with noise on sums, and a norm that follows the clients."""
+    folder = tmp_path_factory.mktemp("users") / "run"
+    privacy = {"unit": "user", "noise_multiplier": 0.1, "target_quantile": 0.5, "accountant": "rdp"}
+    content = SMALL_RUN | {
+        "seeds": [0],
+        "privacy": privacy,
+        "methods": {"scaffold": {"algorithm": "scaffold"}},
+    }
+    pipeline.execute(config.validate(content), folder)
+    return folder
+
+
+def test_every_figure_has_a_row(run, users):
+    known = names(rows_of(BASE)) | names(rows_of(TEXTS)) | names(rows_of(BASE, USER))
     assert {row for row in FIGURES.values() if row} <= known
     trial = json.loads((run / "stages" / "federate.json").read_text())["result"]["methods"]["fedavg"]["0"]
+    noised = json.loads((users / "stages" / "federate.json").read_text())["result"]["methods"]["scaffold"][
+        "0"
+    ]
     figures = {*Summary.model_fields, *MethodResult.model_fields, *trial, *trial["rounds"][0]}
+    figures |= {*noised, *noised["rounds"][0]}
+    assert "noised_cosine" in figures
     assert figures - FIGURES.keys() - NO_DATA == set()
 
 
@@ -291,6 +317,31 @@ def test_only_data_that_leaves_its_place_is_outside():
     assert rows["label names"].outside
 
 
+def test_a_run_of_users_states_its_neighbours(users):
+    result = Summary.read(users / "summary.json").privacy
+    rows = {row.name: row for row in result.releases}
+    assert rows["training"].noise.neighbours == NEIGHBOURING["user"]
+    assert result.guarantees["scaffold"].unit == "user"
+    assert "census" not in rows, "the server asks for the number of clients alone"
+    assert rows["sizes of cohorts"].outside
+    zeroed = noise_in({**rows["training"].noise.model_dump(), "neighbours": "zero out"})
+    assert zeroed.neighbours == ZEROED_OUT
+
+
+def test_a_strict_run_of_users_has_no_exact_figure(users, tmp_path):
+    settings = config.load(users / "config.yaml")
+    public = ["labels", "sizes", "test"]
+    strict = settings.privacy.model_copy(update={"strict": True, "public": public, "cohorts": "fixed"})
+    report = settings.report.model_copy(update={"real_examples": False})
+    audit = settings.audit.model_copy(update={"overlap": "ignore"})
+    update = {"privacy": strict, "report": report, "audit": audit}
+    pipeline.execute(settings.model_copy(update=update), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "stages" / "federate.json").read_text())
+    (row,) = record["result"]["methods"]["scaffold"]["0"]["rounds"]
+    assert row.keys() == {"round", "uplink_bytes", "downlink_bytes", "refused", "samples"}
+    assert Summary.read(tmp_path / "run" / "summary.json").privacy.guarantees["scaffold"].outside == []
+
+
 def test_noise_covers_what_clients_learn_and_not_what_they_count():
     rows = rows_of(BASE, SAMPLE)
     plain = {row.name: row for row in rows if "plain" in row.methods}
@@ -316,13 +367,12 @@ def test_noise_on_whole_uploads_covers_counts():
 
 
 def test_training_on_generated_samples_is_derived():
-    change = "methods.water={algorithm: fedavg, data: generated, content: {samples: 60}}"
-    for section in ("", SAMPLE):
-        rows = {
-            row.name: row for row in rows_of(BASE, *filter(None, (change, section))) if "water" in row.methods
-        }
-        assert "training" not in rows
-        assert rows["training on generated samples"].mechanism == "derived"
+    change = "methods={water: {algorithm: fedavg, data: generated, content: {samples: 60}}}"
+    free, protected = "privacy={unit: sample, epsilon: 8}", SAMPLE
+    for section, derived in (("name=all", True), (free, True), (protected, False), (USER, False)):
+        rows = {row.name: row for row in rows_of(BASE, change, section)}
+        assert ("training" not in rows) == derived
+        assert ("training on generated samples" in rows) == derived
 
 
 def test_no_noise_is_no_protection():
@@ -513,6 +563,8 @@ def test_references_need_no_privacy():
 )
 def test_a_large_delta_is_warned_of(section, warns, caplog):
     small = ["data.partition.clients=4", "federate.clients_per_round=2", "seeds=[0]"]
+    small.append("methods.plain.algorithm={name: fedavg, weighting: uniform}")
+    small.append("methods.plain.algorithm=scaffold")
     settings = config.parse(BARE, [*small, f"privacy={section}"])
     with caplog.at_level(logging.WARNING):
         pipeline.checked(settings, RunContext())

@@ -436,6 +436,7 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
     privacy = config.privacy
     noised = privacy is not None and privacy.noise_multiplier != 0
     whole = noised and privacy is not None and privacy.unit == "user"  # an upload is clipped as a whole
+    covers_public = whole or (noised and privacy is not None and privacy.generated == "protected")
     sizes = "if they are public knowledge, add sizes to privacy.public"
     if noised and privacy is not None and privacy.unit == "sample":
         yield Release(
@@ -450,7 +451,7 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
         )
     for name, method in _federated(config).items():
         told = exchange(method)
-        if _trains_on_public(method) and name not in noise:
+        if _trains_on_public(method) and not covers_public:
             yield from _of_content(name, method, protected=whole)
             what = _words((*told.trained, *told.counts), {**UPLOADS, **COUNTS})
             yield Release(
@@ -617,6 +618,18 @@ def _of_measures(config: Config) -> Iterator[Release]:
                 tuple(methods),
                 fix=strict,
             )
+    if users and privacy is not None and privacy.cohorts != "fixed":
+        yield Release(
+            "sizes of cohorts",
+            "federate",
+            "measures",
+            "how many clients take part in a round, and how many bytes they send",
+            "which clients there are",
+            "readers",
+            "exact",
+            tuple(methods),
+            fix="set privacy.cohorts to fixed",
+        )
     if config.federate.heterogeneity:
         yield Release(
             "similarity of clients",

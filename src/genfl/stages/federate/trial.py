@@ -17,6 +17,7 @@ from genfl.engines.auto import engine
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
 from genfl.privacy.dp.user import exact_census, user_level
+from genfl.privacy.ledger import measures_rounds
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
@@ -117,7 +118,10 @@ class Trial:
             inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
         )
         if protection and protection.unit == "user" and server_noise:
+            observe = algorithm.observe
             algorithm = user_level(algorithm, setting.task, user_noise(protection, stream), self.name)
+            if not measures_rounds(inputs.privacy):
+                algorithm = algorithm._replace(observe=observe)
         return Prepared(algorithm, federations, protection)
 
     def run(self, setting: Setting, choice: EngineChoice, advance: Any) -> dict[str, Any]:
