@@ -1211,7 +1211,17 @@ def test_the_quickstart_runs_and_its_outputs_are_stored(tmp_path):
 
 @pytest.mark.parametrize(
     "module",
-    ["api", "federated", "generation", "registration", "data.partition", "data.budget", "learning.local"],
+    [
+        "api",
+        "federated",
+        "generation",
+        "registration",
+        "data.partition",
+        "data.budget",
+        "learning.local",
+        "privacy.attacks.canaries",
+        "privacy.attacks.leakage",
+    ],
 )
 def test_examples_in_docstrings_run(module, forget):
     import doctest

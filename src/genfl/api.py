@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from genfl.deployment.evaluation import Evaluation
     from genfl.deployment.export import Exported
     from genfl.deployment.trained import RunModel
+    from genfl.results.membership import MembershipAudit
 
 ModelLike = str | nn.Module | Callable[..., nn.Module]
 """A model's name, a module, or a function that returns one."""
@@ -758,6 +759,54 @@ class Result:
             ):
                 evaluation.write(Path(out))
         return evaluation
+
+    def audit(
+        self,
+        *,
+        method: str | None = None,
+        seed: int | None = None,
+        attacks: Sequence[str] = ("loss",),
+        shadows: int = 16,
+        uploads: bool = False,
+        out: str | Path | None = None,
+        progress: bool = False,
+    ) -> MembershipAudit:
+        """Attack a method's final model: can it tell which examples it was trained on?
+
+        It needs the run's private data. The run is not changed, and none of its models is trained again.
+
+        Example:
+            >>> import genfl
+            >>> result = genfl.load_run("runs/demo")  # doctest: +SKIP
+            >>> result.audit(attacks=["loss", "rmia"], shadows=8).attacks[0].auc.value  # doctest: +SKIP
+
+        Args:
+            method: The method; by default the federated one with the best mean accuracy in the run.
+            seed: One of the run's seeds; by default the first.
+            attacks: Some of ``loss``, ``lira`` and ``rmia``.
+            shadows: The number of shadow models that ``lira`` and ``rmia`` train.
+            uploads: Whether to attack single uploads, too: what a server sees without a secure sum.
+            out: The folder for ``audit.json``, the page and the shadow models; by default
+                ``RUN.audit-METHOD-seed-SEED`` beside the run.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            InputError: There is no such method, seed or attack, the private data is not that of the run, or
+                the folder holds something else.
+        """
+        from genfl.auditing import audit_run
+
+        with _progress(progress), _naming_arguments():
+            audit, _ = audit_run(
+                self.folder,
+                method=method,
+                seed=seed,
+                attacks=attacks,
+                shadows=shadows,
+                uploads=uploads,
+                out=None if out is None else Path(out),
+            )
+        return audit
 
     @property
     def best_method(self) -> str:

@@ -461,6 +461,62 @@ def predict_command(
         typer.echo(line, err=True)
 
 
+@app.command("audit", cls=_Command)
+def audit_command(
+    run: RunFolder,
+    method: MethodName = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="A seed of the run. Default: the first.")] = None,
+    attacks: Annotated[
+        str, typer.Option("--attack", metavar="NAMES", help="Attacks, by commas: loss, lira, rmia.")
+    ] = "loss",
+    shadows: Annotated[
+        int, typer.Option("--shadows", min=0, help="Shadow models to train for lira and rmia, with progress.")
+    ] = 16,
+    uploads: Annotated[
+        bool,
+        typer.Option(
+            "--uploads", help="Attack single uploads, too: what a server sees without a secure sum."
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for audit.json, a page and shadow models. Default: RUN.audit-METHOD-seed-SEED.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Attack a trained model of a run: can it tell which examples it was trained on?
+
+    It needs the run's private data. The run is not changed, and none of its models is trained again. The
+    default folder lies beside the run. The same command resumes an interrupted audit.
+    """
+    from genfl import progress
+    from genfl.auditing import audit_run
+    from genfl.report.audit_page import table_head, table_row, unresolved, verdict_of
+
+    _configure_logging()
+    progress.enabled.set(not as_json)
+    names = [name.strip() for name in attacks.split(",") if name.strip()]
+    with _naming_options():
+        audit, page = audit_run(
+            run, method=method, seed=seed, attacks=names, shadows=shadows, uploads=uploads, out=out
+        )
+    if as_json:
+        _print_json(audit.to_dict())
+        return
+    typer.echo(f"{audit.method}, seed {audit.seed}: {verdict_of(audit)}\n")
+    _print_table(table_head(audit), [table_row(attack) for attack in audit.attacks])
+    if audit.uploads is not None:
+        typer.echo("\nAttacks on single uploads\n")
+        _print_table(table_head(audit), [table_row(attack) for attack in audit.uploads])
+    for sentence in unresolved(audit):
+        typer.echo(f"\n{sentence}")
+    typer.echo(f"\nPage: {page}")
+
+
 @app.command("list", cls=_Command)
 def list_command(
     what: Annotated[Catalogue, typer.Argument(help="The catalogue to list.")],
@@ -660,12 +716,12 @@ def _naming_options() -> Iterator[None]:
     """Name the options of the command line in messages, where the library names Python's arguments."""
     from genfl.errors import InputError
 
-    options = {"folder": "RUN", "runs": "RUN", "files": "FILES", "path": "--data"}
+    options = {"folder": "RUN", "runs": "RUN", "files": "FILES", "path": "--data", "attacks": "--attack"}
     try:
         yield
     except InputError as error:
         text = re.sub(
-            r"^(folder|runs|files|path|method|seed|split|label|input|out)(?=:)",
+            r"^(folder|runs|files|path|method|seed|split|label|input|out|attacks|shadows|uploads)(?=:)",
             lambda name: options.get(name[0], f"--{name[0]}"),
             str(error),
         )

@@ -322,6 +322,8 @@ def test_a_run_of_users_states_its_neighbours(users):
     rows = {row.name: row for row in result.releases}
     assert rows["training"].noise.neighbours == NEIGHBOURING["user"]
     assert result.guarantees["scaffold"].unit == "user"
+    recorded = json.loads((users / "stages" / "federate.json").read_text())["result"]["methods"]["scaffold"]
+    assert recorded["0"]["privacy"]["exact_census"] == []
     assert "census" not in rows, "the server asks for the number of clients alone"
     assert rows["sizes of cohorts"].outside
     zeroed = noise_in({**rows["training"].noise.model_dump(), "neighbours": "zero out"})

@@ -24,7 +24,8 @@ from genfl.learning.local import Context, LocalSGD, no_penalty
 from genfl.learning.per_sample import by_layers, by_loop
 from genfl.learning.task import classification
 from genfl.models import CNN
-from genfl.privacy.dp.sample import NOISE, ClippedGradient, clipped_sum
+from genfl.privacy.dp.sample import ClippedGradient, clipped_sum
+from genfl.privacy.dp.streams import noise_stream
 from genfl.rng import Key
 from genfl.simulation import federate
 
@@ -131,7 +132,7 @@ def test_gradient_equals_the_formula(task):
         weight = float(batch["protected"][number]) * min(1, norm / size) + float(batch["free"][number])
         total = {name: total[name] + weight * one[name] for name in total}
     count = sum(leaf.numel() for leaf in total.values())
-    noise = torch.randn(count, generator=Key(0).fold(NOISE).torch()).split(
+    noise = torch.randn(count, generator=noise_stream(Key(0), "").torch()).split(
         [v.numel() for v in total.values()]
     )
     for (name, leaf), drawn in zip(total.items(), noise, strict=True):
@@ -207,7 +208,7 @@ def bits(weights):
     return torch.cat([leaf.flatten() for leaf in trees.leaves(weights)])
 
 
-PRIVATE = ClippedGradient(0.8, 0.5, by_layers)
+PRIVATE = ClippedGradient(0.8, 0.5, by_layers, "a trial")
 POISSON = PoissonSampling(0.3)
 
 
@@ -283,9 +284,13 @@ def test_no_noise_is_drawn_twice(task, clients, monkeypatch):
     monkeypatch.setattr(Key, "draw", spy)
     engine = sequential(clients)
     play(task, ["fedavg"], clients, engine, PRIVATE, POISSON, rounds=3)
-    noise = [key for key in drawn if key.path[-1:] == Key(0).fold(NOISE).path]
+    end = noise_stream(Key(0), PRIVATE.stream).path
+    noise = [key for key in drawn if key.path[-len(end) :] == end]
     assert len(noise) == 3 * 4 * 3, "rounds, clients, steps"
     assert len(set(noise)) == len(noise)
+    other = replace(PRIVATE, stream="another trial")
+    play(task, ["fedavg"], clients, engine, other, POISSON, rounds=3)
+    assert len(set(drawn)) >= 2 * len(noise), "another trial with the same seed has other noise"
 
 
 @settings(max_examples=5, deadline=None)
@@ -295,5 +300,5 @@ def test_an_empty_batch_takes_a_step_of_noise_alone(task, seed):
     weights = task.init(Key(0))
     args = (weights["params"], weights["buffers"], batch, context_of(task, seed), no_penalty)
     gradient = bits(ClippedGradient(1.0, 2.0, by_layers)(*args)[0])
-    expected = torch.randn(len(gradient), generator=Key(seed).fold(NOISE).torch())
+    expected = torch.randn(len(gradient), generator=noise_stream(Key(seed), "").torch())
     assert torch.allclose(gradient, 2.0 * expected / 3)

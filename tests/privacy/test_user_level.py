@@ -25,6 +25,7 @@ from genfl.errors import InputError
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN, MLP
+from genfl.privacy.dp.streams import noise_stream
 from genfl.privacy.dp.user import (
     CLIP_NORM,
     NOISED_COSINE,
@@ -33,7 +34,6 @@ from genfl.privacy.dp.user import (
     clip_upload,
     exact_census,
     gaussian,
-    noise_key,
     user_level,
 )
 from genfl.rng import Key
@@ -420,7 +420,7 @@ def test_small_and_empty_cohorts_take_noised_steps(name, kind):
     for before, after in itertools.pairwise(seen[1:]):
         assert not torch.equal(trees.leaves(before)[0], trees.leaves(after)[0]), "each round takes a step"
     # what an empty round adds is its noise, divided by the expected number of clients
-    stream = noise_key(Key(seed).fold("server", 1), "").fold("sums")
+    stream = noise_stream(Key(seed).fold("server", 1), "").fold("sums")
     like = {"delta": seen[0]} | ({"control": seen[0]["params"]} if name == "scaffold" else {})
     noise = gaussian(like, 0.5, stream)["delta"]
     assert_same(seen[2], trees.add(seen[1], noise))
@@ -463,8 +463,8 @@ def test_adaptive_norm_is_algorithm_1(float64):
             clipped["within_norm"] = within.double() - 0.5
             sums = clipped if sums is None else trees.add(sums, clipped)
         key = Key(3).fold("server", number)
-        normal = gaussian({"delta": weights}, 1.0, noise_key(key, "").fold("sums"))
-        count = gaussian(torch.zeros((), dtype=torch.float64), 1.0, noise_key(key, "").fold("count"))
+        normal = gaussian({"delta": weights}, 1.0, noise_stream(key, "").fold("sums"))
+        count = gaussian(torch.zeros((), dtype=torch.float64), 1.0, noise_stream(key, "").fold("count"))
         drawn = np.concatenate([leaf.flatten().numpy() for leaf in trees.leaves(normal)]), count.item()
         mean, next_norm = algorithm_1(norm, raw, z, cohort / 20, 0.3, 0.2, drawn)
         before, state = state, method.server(state, sums, key)

@@ -54,6 +54,7 @@ def test_epsilon_of_a_run_is_that_of_its_rounds(run):
         assert (privacy["unit"], privacy["sampling_rate"], privacy["steps"]) == ("user", 0.2, 6)
         assert privacy["delta"] == pytest.approx(DELTA)
         assert privacy["neighbours"] == "add or remove"
+        assert privacy["exact_census"] == []
         gaussian = dp_accounting.GaussianDpEvent(privacy["noise_multiplier"])
         accountant = rdp.RdpAccountant().compose(dp_accounting.PoissonSampledDpEvent(0.2, gaussian), 6)
         assert privacy["epsilon"] == accountant.get_epsilon(DELTA)
@@ -121,6 +122,14 @@ def test_killed_run_ends_bit_identical(tmp_path):
     assert traces[0] == traces[1]
     rounds = json.loads(traces[0])["rounds"]
     assert len({row[CLIP_NORM] for row in rounds}) == 40, "the norm follows the clients"
+
+
+def test_exact_sums_of_a_census_are_recorded(tmp_path):
+    gen = "methods={fedgen: {algorithm: {name: fedgen, weighting: uniform, generator_steps: 1}}}"
+    results = execute(tmp_path / "run", gen, "federate.rounds=1", "privacy.target_quantile=0.5")
+    privacy = results["fedgen"]["privacy"]
+    assert privacy["exact_census"] == ["label_counts"]
+    assert privacy["target_quantile"] == 0.5
 
 
 def test_fixed_cohorts_cost_the_rounds_of_the_busiest_client(tmp_path):

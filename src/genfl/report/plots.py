@@ -387,6 +387,39 @@ def plot_client_accuracy(curves: Mapping[str, Curve], looks: Mapping[str, Look])
     return _draw("client-accuracy", alt, paint, keys=_keys(curves, looks))
 
 
+def plot_roc(
+    curves: Mapping[str, Sequence[tuple[float, float]]], looks: Mapping[str, Look], others: int
+) -> Chart:
+    """Draw the ROC curves of attacks on logarithmic axes.
+
+    Args:
+        curves: For each attack, points of false and true positive rates, ascending.
+        looks: The look of each attack.
+        others: The number of non-members. The axes begin at one of them.
+    """
+    least = 1 / others
+
+    def paint(axes: Axes) -> None:
+        axes.plot([least, 1], [least, 1], color=MUTED.light, linewidth=1, linestyle=(0, (5, 3)))
+        for name, curve in curves.items():
+            rates = np.array(curve).clip(least, 1)
+            axes.plot(*rates.T, color=looks[name].colour.light, linewidth=1.6, drawstyle="steps-post")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(least, 1)
+        axes.set_ylim(least, 1)
+        percent = FuncFormatter(lambda value, _: f"{100 * value:g} %")
+        axes.xaxis.set_major_formatter(percent)
+        axes.yaxis.set_major_formatter(percent)
+        axes.minorticks_off()
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("true positive rate")
+
+    alt = f"ROC curves of {', '.join(curves)} on logarithmic axes; figures are in the table."
+    guess = LegendKey("a guess", MUTED, dashes="5 3")
+    return _draw("roc", alt, paint, keys=[*(LegendKey(n, looks[n].colour) for n in curves), guess])
+
+
 def _heat_map(axes: Axes, shares: np.ndarray, texts: Sequence[Sequence[str]], labels: Sequence[str]) -> None:
     """Paint a row of cells for each label, darker for larger shares, with texts if there is room."""
     rows, columns = shares.shape

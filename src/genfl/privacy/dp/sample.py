@@ -14,10 +14,9 @@ from genfl.learning.local import Context, Penalty, mean_gradient, no_penalty
 from genfl.learning.per_sample import PerSampleGradient, by_vmap
 from genfl.learning.task import Aux, Batch
 from genfl.options import NonNegative, Positive, check_value
+from genfl.privacy.dp.streams import noise_stream
+from genfl.rng import Stream
 from genfl.trees import Tree
-
-NOISE = "dp noise"
-"""The name of the stream of a step's noise. Nothing else draws from it."""
 
 MOST_NUMBERS = 2**27
 """The largest number of per-sample gradient entries in memory at a time: half a gigabyte in fp32."""
@@ -42,11 +41,14 @@ class ClippedGradient:
         noise_multiplier: σ, non-negative.
         max_grad_norm: C, positive; infinite only without noise.
         per_sample: The way to the gradients of single samples, without penalties.
+        stream: What distinguishes this federation's noise from that of others with the same seed; see
+            `genfl.privacy.dp.streams.noise_stream`.
     """
 
     noise_multiplier: float
     max_grad_norm: float
     per_sample: PerSampleGradient
+    stream: str = ""
 
     def __post_init__(self) -> None:
         check_value("ClippedGradient.noise_multiplier", self.noise_multiplier, NonNegative)
@@ -79,7 +81,10 @@ class ClippedGradient:
         leaves = trees.leaves(params)
         if self.noise_multiplier:
             scale = self.noise_multiplier * self.max_grad_norm
-            sums = [a + scale * b for a, b in zip(sums, _noise(leaves, context), strict=True)]
+            sums = [
+                a + scale * b
+                for a, b in zip(sums, _noise(leaves, noise_stream(context.key, self.stream)), strict=True)
+            ]
         mean = (value.view_as(leaf) / expected for value, leaf in zip(sums, leaves, strict=True))
         return trees.map(lambda _: next(mean), params), Aux(buffers)
 
@@ -109,10 +114,8 @@ def clipped_sum(
     return [weights @ rows.masked_fill_(~finite[:, None], 0) for rows in flat]
 
 
-def _noise(leaves: list[Tensor], context: Context) -> list[Tensor]:
-    """Return standard normal noise for each parameter, flat: one draw of the step's own stream."""
+def _noise(leaves: list[Tensor], stream: Stream) -> list[Tensor]:
+    """Return standard normal noise for each parameter, flat: one draw of the stream."""
     sizes, dtype = [leaf.numel() for leaf in leaves], leaves[0].dtype
-    drawn: Tensor = context.key.fold(NOISE).draw(
-        lambda generator: torch.randn(sum(sizes), generator=generator, dtype=dtype)
-    )
+    drawn: Tensor = stream.draw(lambda generator: torch.randn(sum(sizes), generator=generator, dtype=dtype))
     return list(drawn.split(sizes))

@@ -19,6 +19,7 @@ from genfl import trees
 from genfl.algorithms.base import Algorithm, ClientInfo, ClientProgram, head_count, run_once, statistics
 from genfl.errors import InputError
 from genfl.learning.task import Batch, Task, Weights
+from genfl.privacy.dp.streams import noise_stream
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
@@ -49,9 +50,8 @@ class UserNoise:
         cohort: The expected number of clients in a round.
         target_quantile: The share of clients whose uploads an adaptive norm leaves whole, in (0, 1). None
             keeps the norm fixed.
-        stream: What distinguishes this federation's noise from that of others with the same seed, such as the
-            digest of everything that it depends on. Noise that two federations share would cancel out in the
-            difference of their models.
+        stream: What distinguishes this federation's noise from that of others with the same seed; see
+            `genfl.privacy.dp.streams.noise_stream`.
 
     Raises:
         InputError: A number is out of range, or the cohort is too small for an adaptive norm.
@@ -148,7 +148,7 @@ def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "
     def sums_and_noise(state: Tree, aggregate: Tree, key: Key) -> tuple[Tree, Tree]:
         sums = {part: aggregate[part] for part in parts}
         std = noise.sum_noise * norm_of(state)
-        return sums, gaussian(sums, std, noise_key(key, noise.stream).fold("sums"))
+        return sums, gaussian(sums, std, noise_stream(key, noise.stream).fold("sums"))
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
         sums = {part: aggregate[part] for part in parts}
@@ -160,7 +160,7 @@ def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "
             return after
         count = aggregate[WITHIN].double()
         if noise.noise_multiplier:
-            count = count + gaussian(count, noise.count_noise, noise_key(key, noise.stream).fold("count"))
+            count = count + gaussian(count, noise.count_noise, noise_stream(key, noise.stream).fold("count"))
         return {**after, CLIP_NORM: noise.next_norm(state[CLIP_NORM], count)}
 
     def observe(state: Tree, aggregate: Tree, key: Key) -> dict[str, float | None]:
@@ -235,17 +235,6 @@ def clip_upload(upload: Tree, norm: float | Tensor) -> tuple[Tree, Tensor]:
     within = size <= norm
     factor = torch.where(within, torch.ones_like(size), (1 - ROUNDING_MARGIN) * norm / size)
     return trees.map(lambda leaf: leaf * factor.to(leaf.dtype), upload), within
-
-
-def noise_key(key: Key, stream: str) -> Key:
-    """Return the random stream of a round's noise.
-
-    Args:
-        key: The random stream of the server in the round.
-        stream: See `UserNoise`.
-    """
-    half = len(stream) // 2
-    return key.fold("dp noise", stream[:half], stream[half:])
 
 
 def gaussian(like: Tree, std: float, key: Key) -> Tree:

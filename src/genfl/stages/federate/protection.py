@@ -93,6 +93,7 @@ class Protection:
             "epsilon": None if epsilon == float("inf") else epsilon,
             "accountant": self.accountant,
             "neighbours": self.neighbours,
+            **({"target_quantile": self.target_quantile} if self.target_quantile is not None else {}),
         }
 
 
@@ -199,11 +200,19 @@ def _participations(clients: int, plan: Schedule, key: Key) -> tuple[int, ...]:
     return tuple(most)
 
 
-def protected(local: LocalSGD, task: Task, protection: Protection | None) -> LocalSGD:
-    """Return local training with a protection: DP-SGD where single samples are protected."""
-    if protection is None or protection.unit != "sample":
+def protected(local: LocalSGD, task: Task, protection: Protection, stream: str = "") -> LocalSGD:
+    """Return local training with a protection: DP-SGD where single samples are protected.
+
+    Args:
+        local: Local training, before the methods' hooks.
+        task: What is learned.
+        protection: The protection.
+        stream: What distinguishes this trial's noise from that of others with the same seed.
+    """
+    if protection.unit != "sample":
         return local
-    gradient = ClippedGradient(protection.noise_multiplier, protection.norm, per_sample_gradient(task))
+    noise, norm = protection.noise_multiplier, protection.norm
+    gradient = ClippedGradient(noise, norm, per_sample_gradient(task), stream)
     return dataclasses.replace(local, batch_gradient=gradient)
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from genfl.algorithms import Algorithm
 from genfl.algorithms.registry import UNLABELLED
@@ -16,7 +16,7 @@ from genfl.deployment.description import WEIGHTS_FILE
 from genfl.engines.auto import engine
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
-from genfl.privacy.dp.user import user_level
+from genfl.privacy.dp.user import exact_census, user_level
 from genfl.privacy.ledger import measures_rounds
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
@@ -26,7 +26,7 @@ from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs, trial_digest
 from genfl.stages.federate.methods import build_algorithm, local_training, schedule
 from genfl.stages.federate.model_files import describe_model
-from genfl.stages.federate.protection import protect, protected, user_noise
+from genfl.stages.federate.protection import Protection, protect, protected, user_noise
 from genfl.stages.federate.setting import Setting
 from genfl.storage import save_tensors, write_json
 from genfl.tracking.events import Follower, rows_of
@@ -35,6 +35,20 @@ from genfl.tracking.series import Row, Series
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
+
+
+class Prepared(NamedTuple):
+    """All that the federations of a trial are made of.
+
+    Attributes:
+        algorithm: What clients and server compute, with its protection.
+        federations: One, or those of a reference.
+        protection: Its differential privacy; None for none.
+    """
+
+    algorithm: Algorithm
+    federations: list[FederationPlan]
+    protection: Protection | None
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,40 @@ class Trial:
             return TRAINED[self.method.reference](clients, plan, key)
         return [FederationPlan(clients, plan, key)]
 
+    def prepare(self, setting: Setting, clients: ClientData, *, server_noise: bool = True) -> Prepared:
+        """Return all that the trial's federations are made of.
+
+        Args:
+            setting: The setting of all trials.
+            clients: The training data of the clients.
+            server_noise: Whether the server adds the noise that protects users; without it, the algorithm is
+                what clients compute.
+
+        Raises:
+            InputError: Differential privacy cannot protect it.
+        """
+        wanted = self.method.asks_for & UNLABELLED
+        # not read if not needed
+        unlabelled = dict.fromkeys(wanted, setting.unlabelled(self.method.source)) if wanted else {}
+        federations, protection = self.federations(setting, clients), None
+        inputs, local, stream = setting.inputs, local_training(setting.inputs.federation), ""
+        if inputs.privacy and self.method.reference is None:  # references are not federated
+            federation, protection = protect(inputs.privacy, federations[0])
+            federations = [federation]
+            # Of everything that the trial depends on: no two trials share their noise.
+            stream = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched=False)
+        if protection:
+            local = protected(local, setting.task, protection, stream)
+        algorithm = build_algorithm(
+            inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
+        )
+        if protection and protection.unit == "user" and server_noise:
+            observe = algorithm.observe
+            algorithm = user_level(algorithm, setting.task, user_noise(protection, stream), self.name)
+            if not measures_rounds(inputs.privacy):
+                algorithm = algorithm._replace(observe=observe)
+        return Prepared(algorithm, federations, protection)
+
     def run(self, setting: Setting, choice: EngineChoice, advance: Any) -> dict[str, Any]:
         """Train, test and save the trial's models. An interrupted trial is resumed.
 
@@ -87,28 +135,13 @@ class Trial:
         Returns:
             Evaluations, rounds and measures, as plain values.
         """
-        wanted = self.method.asks_for & UNLABELLED
-        # not read if not needed
-        unlabelled = dict.fromkeys(wanted, setting.unlabelled(self.method.source)) if wanted else {}
         clients = training_data(setting, self.name, self.method, self.seed)
-        federations, protection = self.federations(setting, clients), None
-        if setting.inputs.privacy and self.method.reference is None:  # references are not federated
-            federation, protection = protect(setting.inputs.privacy, federations[0])
-            federations = [federation]
+        algorithm, federations, protection = self.prepare(setting, clients)
+        if setting.inputs.privacy and self.method.reference is None:
             log.info("%s, seed %d: %s", self.name, self.seed, protection or "no private samples to protect")
-        local = protected(local_training(setting.inputs.federation), setting.task, protection)
-        algorithm = build_algorithm(
-            setting.inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
-        )
+        exact: dict[str, Any] = {}
         if protection and protection.unit == "user":
-            # Of everything that the trial depends on: no two trials share their noise.
-            stream = trial_digest(
-                setting.inputs, setting.work.upstream, self.method, self.seed, batched=False
-            )
-            observe = algorithm.observe
-            algorithm = user_level(algorithm, setting.task, user_noise(protection, stream), self.name)
-            if not measures_rounds(setting.inputs.privacy):
-                algorithm = algorithm._replace(observe=observe)
+            exact = {"exact_census": exact_census(algorithm)}
         folders = self.folders(setting.work.folder, setting.inputs.partition.clients)
         alone = self.method.reference == LOCAL
         try:
@@ -129,7 +162,7 @@ class Trial:
             "clients": setting.test_on_clients([trace.weights for trace in traces], self.seed),
             "content": clients.count(GENERATED),
             "similarity": setting.similarity(self.method, clients, self.seed),
-            **({"privacy": protection.figures(len(traces[0].rounds))} if protection else {}),
+            **({"privacy": protection.figures(len(traces[0].rounds)) | exact} if protection else {}),
         }
 
     def _tell(self, setting: Setting) -> Callable[[list[dict[str, Any]], list[dict[str, Any]]], None]:

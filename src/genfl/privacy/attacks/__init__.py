@@ -1,0 +1,1 @@
+"""Attacks that measure what models and uploads give away of private data."""

@@ -1,0 +1,106 @@
+"""The page of an audit: figures of the attacks, ROC curves, and what each attacker is assumed to have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from genfl.report import plots
+from genfl.report.comparison_page import page_link
+from genfl.report.style import looks
+from genfl.report.templates import page_template
+from genfl.results.membership import AttackResult, MeasuredShare, MembershipAudit
+
+ATTACK_NAMES = {
+    "loss": "loss",
+    "lira": "LiRA, online",
+    "lira-offline": "LiRA, offline",
+    "rmia": "RMIA, offline",
+}
+"""What pages and tables call the attacks."""
+
+ASSUMPTIONS: Mapping[str, str] = {
+    "loss": "The attacker has the model, and the examples in question with their labels. The attacker also"
+    " knows of some examples whether they were trained on. A small loss suggests a member (FedGC, Appendix"
+    " F.1).",
+    "lira": "Besides, the attacker has data of the same distribution and the recipe of the training, and"
+    " trains shadow models with and without each example. Two Gaussians are fitted to their confidences in"
+    " it, and compared (Carlini et al., 2022).",
+    "lira-offline": "As before, but the shadow models were trained before the examples in question were"
+    " known, so none of those that count for an example saw it (Carlini et al., 2022).",
+    "rmia": "The attacker has what LiRA's offline attacker has. The example is compared with samples of the"
+    " population; the shadow models say how hard each one is (Zarifzadeh et al., 2024).",
+}
+"""What the attacker of each attack is assumed to have."""
+
+
+def render_audit(audit: MembershipAudit, folder: Path) -> str:
+    """Return the page of an audit as HTML.
+
+    Args:
+        audit: The audit.
+        folder: The folder of the page, for the link to the run's report.
+    """
+    names = {attack.attack: ATTACK_NAMES[attack.attack] for attack in audit.attacks}
+    look = looks(names.values(), names.values())
+    return page_template("audit.html.j2").render(
+        title=f"{audit.run}: membership inference against {audit.method}",
+        audit=audit,
+        report=page_link(Path(audit.folder), folder),
+        verdict=verdict_of(audit),
+        head=table_head(audit),
+        tables=[
+            [table_row(attack) for attack in attacks] for attacks in (audit.attacks, audit.uploads) if attacks
+        ],
+        unresolved=unresolved(audit),
+        assumptions=[(names[name], ASSUMPTIONS[name]) for name in names],
+        chart=plots.plot_roc(
+            {names[attack.attack]: attack.roc for attack in audit.attacks}, look, audit.nonmembers
+        ),
+        looks={name: each._replace(marker="") for name, each in look.items()},
+    )
+
+
+def verdict_of(audit: MembershipAudit) -> str:
+    """Say what the attack of the largest AUC can tell. No sentence says that a model is safe."""
+    best = max(audit.attacks, key=lambda attack: attack.auc.value)
+    rate = next((rate for rate in reversed(best.rates) if rate.tpr), None)
+    found = ""
+    if rate is not None and rate.tpr is not None:
+        found = f" With {100 * rate.fpr:g} % false positives, it finds {_percent(rate.tpr)} % of the members."
+    return (
+        f"The best attack, {ATTACK_NAMES[best.attack]}, has an AUC of {_number(best.auc)}; a guess has 0.5."
+        f" It is right for {_percent(best.accuracy)} % of a balanced set.{found}"
+    )
+
+
+def table_head(audit: MembershipAudit) -> tuple[str, ...]:
+    """Return the head of the table of attacks."""
+    rates = [f"TPR at {100 * rate.fpr:g} % FPR, %" for rate in audit.attacks[0].rates]
+    return ("attack", "accuracy, %", "AUC", *rates)
+
+
+def table_row(attack: AttackResult) -> tuple[str, ...]:
+    """Return the row of an attack: figures with their intervals."""
+    rates = ("–" if rate.tpr is None else _percent(rate.tpr, interval=True) for rate in attack.rates)
+    return (
+        ATTACK_NAMES[attack.attack],
+        _percent(attack.accuracy, interval=True),
+        _number(attack.auc),
+        *rates,
+    )
+
+
+def unresolved(audit: MembershipAudit) -> list[str]:
+    """Return why some rates cannot be measured, as sentences."""
+    reasons = dict.fromkeys(rate.reason for attack in audit.attacks for rate in attack.rates if rate.reason)
+    return [f"{reason[0].upper()}{reason[1:]}." for reason in reasons]
+
+
+def _percent(share: MeasuredShare, *, interval: bool = False) -> str:
+    text = f"{100 * share.value:.1f}"
+    return f"{text} ({100 * share.low:.1f} to {100 * share.high:.1f})" if interval else text
+
+
+def _number(share: MeasuredShare) -> str:
+    return f"{share.value:.3f} ({share.low:.3f} to {share.high:.3f})"
