@@ -557,10 +557,10 @@ def test_references_need_no_privacy():
 @pytest.mark.parametrize(
     ("section", "warns"),
     [
-        ("{unit: sample, epsilon: 8, delta: 0.001, generated: protected}", True),
-        ("{unit: sample, epsilon: 8, delta: 0.0001, generated: protected}", False),
-        ("{unit: user, epsilon: 8, delta: 0.25}", True),
-        ("{unit: user, epsilon: 8, delta: 0.2}", False),
+        ("{unit: sample, noise_multiplier: 2.0, delta: 0.001, generated: protected}", True),
+        ("{unit: sample, noise_multiplier: 2.0, delta: 0.0001, generated: protected}", False),
+        ("{unit: user, noise_multiplier: 2.0, delta: 0.25}", True),
+        ("{unit: user, noise_multiplier: 2.0, delta: 0.2}", False),
     ],
 )
 def test_a_large_delta_is_warned_of(section, warns, caplog):
