@@ -322,6 +322,8 @@ def test_a_run_of_users_states_its_neighbours(users):
     rows = {row.name: row for row in result.releases}
     assert rows["training"].noise.neighbours == NEIGHBOURING["user"]
     assert result.guarantees["scaffold"].unit == "user"
+    recorded = json.loads((users / "stages" / "federate.json").read_text())["result"]["methods"]["scaffold"]
+    assert recorded["0"]["privacy"]["exact_census"] == []
     assert "census" not in rows, "the server asks for the number of clients alone"
     assert rows["sizes of cohorts"].outside
     zeroed = noise_in({**rows["training"].noise.model_dump(), "neighbours": "zero out"})
@@ -555,15 +557,14 @@ def test_references_need_no_privacy():
 @pytest.mark.parametrize(
     ("section", "warns"),
     [
-        ("{unit: sample, epsilon: 8, delta: 0.001, generated: protected}", True),
-        ("{unit: sample, epsilon: 8, delta: 0.0001, generated: protected}", False),
-        ("{unit: user, epsilon: 8, delta: 0.25}", True),
-        ("{unit: user, epsilon: 8, delta: 0.2}", False),
+        ("{unit: sample, noise_multiplier: 2.0, delta: 0.001, generated: protected}", True),
+        ("{unit: sample, noise_multiplier: 2.0, delta: 0.0001, generated: protected}", False),
+        ("{unit: user, noise_multiplier: 2.0, delta: 0.25}", True),
+        ("{unit: user, noise_multiplier: 2.0, delta: 0.2}", False),
     ],
 )
 def test_a_large_delta_is_warned_of(section, warns, caplog):
     small = ["data.partition.clients=4", "federate.clients_per_round=2", "seeds=[0]"]
-    small.append("methods.plain.algorithm={name: fedavg, weighting: uniform}")
     small.append("methods.plain.algorithm=scaffold")
     settings = config.parse(BARE, [*small, f"privacy={section}"])
     with caplog.at_level(logging.WARNING):

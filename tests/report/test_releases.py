@@ -116,6 +116,7 @@ def test_noise_on_sums_counts_on_the_server():
     section = privacy_section(
         result_of("privacy={unit: user, epsilon: 8}", plain=noise, other=noise, guided=noise)
     )
+    assert "Suppose that somebody other than the server sees" in section["sentences"][0]
     (training,) = (row for row in section["rows"] if row.what == TOPICS["training"])
     assert training.protection.startswith("noise, for each client with all its data; ")
     assert training.protection.endswith("the server adds it, so it is trusted with exact sums")

@@ -123,12 +123,13 @@ def _sentences(privacy: PrivacyResult) -> list[str]:
         ]
     worst = max(privacy.guarantees.values(), key=lambda guarantee: guarantee.epsilon)
     unit = UNITS[worst.unit]
+    who = "somebody" if worst.unit == "sample" else "somebody other than the server"
     factor = math.exp(min(worst.epsilon, 700))
     shown = f"{factor:.3g}" if factor < 1000 else f"{factor:,.0f}" if factor < 1e9 else f"{factor:.1e}"
     most = "at most " if len(privacy.guarantees) > 1 else ""
     sentences = [
         f"Training protects {unit} by differential privacy: ε is {most}{number(worst.epsilon)}, and δ is"
-        f" {number(worst.delta)}. Suppose that somebody sees all that training releases, and guesses whether"
+        f" {number(worst.delta)}. Suppose that {who} sees all that training releases, and guesses whether"
         f" the data of one {_SHORT[worst.unit]} was used. The noise lets the odds of a guess change by a"
         f" factor of at most e^ε = {shown}, except with probability δ."
     ]
