@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scipy.optimize import brentq
+
 from genfl.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,25 +96,30 @@ def noise_for(
         InputError: No noise multiplier up to `MOST_NOISE` reaches it, or ``dp-accounting`` is not installed.
     """
 
-    def spent(noise_multiplier: float) -> float:
-        return epsilon_of((NoisedSums(noise_multiplier, sampling_rate, steps),), delta, accountant)
+    def excess(log_noise: float) -> float:
+        """Return log ε minus the bound's, which is almost linear in the log of the noise."""
+        release = NoisedSums(math.exp(log_noise), sampling_rate, steps)
+        return math.log(max(epsilon_of((release,), delta, accountant), 1e-9) / epsilon)
 
     # RDP gives a little more noise than needed. PLD takes seconds where noise is scarce.
-    high = noise_for(epsilon, delta, sampling_rate, steps, "rdp") if accountant == "pld" else 1.0
-    while spent(high) > epsilon:
-        high *= 2
-        if high > MOST_NOISE:
+    first = noise_for(epsilon, delta, sampling_rate, steps, "rdp") if accountant == "pld" else 1.0
+    high = math.log(first)
+    while excess(high) > 0:
+        high += math.log(2)
+        if high > math.log(MOST_NOISE):
             raise InputError(
                 f"privacy.epsilon: no noise up to {MOST_NOISE:g} times the norm reaches {epsilon:g} in"
                 f" {steps} steps; raise it, or train for fewer rounds"
             )
-    low = 0.8 * high
-    while low > TOLERANCE and spent(low) <= epsilon:
-        low, high = 0.8 * low, low
-    while high - low > TOLERANCE * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if spent(middle) <= epsilon else (middle, high)
-    return high
+    low = high - math.log(1.25)
+    while low > math.log(TOLERANCE) and excess(low) <= 0:
+        low, high = low - math.log(1.25), low
+    if excess(low) <= 0:
+        return math.exp(low)
+    root: float = brentq(excess, low, high, xtol=TOLERANCE / 4)
+    while excess(root) > 0:
+        root += TOLERANCE / 4
+    return math.exp(root)
 
 
 def _event(release: NoisedSums) -> Any:
