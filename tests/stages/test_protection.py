@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from functools import partial
 
 import numpy as np
@@ -161,14 +162,21 @@ def test_every_method_is_protected_or_refused(name, setting):
 
 def test_scaffolds_second_gradient_is_refused(tmp_path):
     methods = {"mine": {"algorithm": {"name": "scaffold", "option": "I"}}}
-    with pytest.raises(InputError, match=r"methods\.mine\.algorithm: DP-SGD cannot protect it: it takes 2"):
+    with pytest.raises(InputError, match=r"^methods\.mine\.algorithm: DP-SGD cannot protect it: it takes 2"):
         genfl.run(config(methods), out=tmp_path / "run")
 
 
 def test_batch_norm_is_refused(tmp_path):
     model = {"name": "cnn", "norm": "batch"}
-    with pytest.raises(InputError, match=r"privacy: the batch norm of model cnn .* set model\.norm to group"):
+    with pytest.raises(InputError, match=r"^privacy: the batch norm of model cnn .* set model\.norm"):
         genfl.run(config(model=model), out=tmp_path / "run")
+
+
+def test_a_missing_library_is_named_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(InputError, match=r"^privacy: .* needs dp-accounting; install it with pip install"):
+        genfl.run(config(), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "stages" / "labels.json").exists()
 
 
 BAD = {

@@ -131,6 +131,15 @@ def _event(release: NoisedSums) -> Any:
     return dp_accounting.SelfComposedDpEvent(event, release.steps)
 
 
+def check_accountant() -> None:
+    """Check that the library is there.
+
+    Raises:
+        InputError: ``dp-accounting`` is not installed.
+    """
+    _accountant("rdp")
+
+
 def _accountant(name: AccountantName) -> Callable[[], Any]:
     try:
         from dp_accounting import pld, rdp

@@ -28,6 +28,7 @@ from genfl.generators.classify_text import check_text_classifier
 from genfl.hub import check_device
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import MissingPart, Task
+from genfl.privacy.dp.accounting import check_accountant
 from genfl.privacy.dp.user import check_algorithm
 from genfl.references import GENERATOR, REFERENCES, GeneratorClassifier
 from genfl.rng import Key
@@ -82,7 +83,6 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
             algorithm = build_algorithm(inputs.federation, method, task, provided)
             for client in range(max(1, len(inputs.client_models))):  # models may differ between clients
                 take_a_step(algorithm, task, client)
-            _check_protection(name, inputs, method, task, provided)
         except ValueError as error:
             raise InputError(f"methods.{name}.algorithm: {error}") from error
         except MissingPart as error:
@@ -92,6 +92,7 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
             ) from error
         except Exception as error:  # a method or model of the user's own can raise anything
             raise InputError(f"methods.{name}.algorithm: its first step fails: {cause(error)}") from error
+        _check_protection(name, inputs, method, task, provided)
         if inputs.federation.engine == "vectorized":
             _check_together(
                 name, algorithm, task, max(2, len(inputs.client_models)), fast=inputs.federation.fast
@@ -133,9 +134,13 @@ def _check_protection(
     """
     if inputs.privacy is None or method.reference is not None:
         return
+    check_accountant()
     if inputs.privacy.unit == "user":
         parts = " and ".join(part.name for part in method.algorithm)
-        check_algorithm(build_algorithm(inputs.federation, method, task, resources), task, parts)
+        try:
+            check_algorithm(build_algorithm(inputs.federation, method, task, resources), task, parts)
+        except InputError as error:
+            raise InputError(f"methods.{name}.algorithm: {error}") from error
         key = Key(inputs.seeds[0]).fold("federate")
         plan = schedule(inputs.federation, method)
         protect_users(inputs.privacy, inputs.partition.clients, plan, key)

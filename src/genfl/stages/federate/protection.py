@@ -16,6 +16,7 @@ from genfl.algorithms.base import Algorithm, run_once
 from genfl.config.privacy import AccountantName, Privacy, PrivacyUnit
 from genfl.data.clients import GENERATED, PRIVATE
 from genfl.data.plans import PoissonSampling, Schedule
+from genfl.errors import InputError
 from genfl.learning.local import Context, LocalSGD, Penalty, no_penalty
 from genfl.learning.per_sample import per_sample_gradient
 from genfl.learning.task import Aux, Batch, Task
@@ -164,7 +165,10 @@ def protect_users(privacy: Privacy, clients: int, plan: Schedule, key: Key) -> t
         target_quantile=privacy.target_quantile,
         neighbours="add or remove" if poisson else "zero out",
     )
-    user_noise(protection)
+    try:
+        user_noise(protection)
+    except InputError as error:
+        raise InputError(f"privacy.{error}") from error
     return plan, protection
 
 
