@@ -97,7 +97,7 @@ def test_the_line_of_the_command_is_as_shown():
     assert privacy_line(result) == line
 
 
-def test_who_knows_the_seed_can_subtract_the_noise():
+def test_who_has_the_stream_can_subtract_the_noise():
     """The noise of a step is a function of its random stream, and of no data."""
     task = classification(lambda: CNN((1, 8, 8), 3), (1, 8, 8))
     weights = task.init(Key(0))

@@ -8,7 +8,7 @@ from genfl import trees
 from genfl.algorithms.fedprox import fedprox
 from genfl.algorithms.moon import moon
 from genfl.learning.local import Context, LocalSGD, no_penalty
-from genfl.learning.per_sample import by_layers, by_loop, by_vmap, per_sample_gradient
+from genfl.learning.per_sample import by_layers, by_loop, by_vmap, by_vmap_or_loop, per_sample_gradient
 from genfl.learning.task import classification
 from genfl.models import MODELS
 from genfl.rng import Key
@@ -149,7 +149,11 @@ class PythonLoop(nn.Module):
 
 
 def test_models_that_look_at_values_are_differentiated_one_by_one():
-    assert per_sample_gradient(task_of(PythonLoop, (3,))) is by_loop
+    task = task_of(PythonLoop, (3,))
+    assert per_sample_gradient(task) is by_loop
+    context = Context(task, {"weights": task.init(Key(1))}, {}, {}, Key(0))
+    penalty = LocalSGD(0.1).with_hook(fedprox(mu=0.5)).penalty
+    assert_equal_to_loop(by_vmap_or_loop, task, examples(task), penalty, context)
 
 
 def test_models_with_dropout_are_differentiated_by_layers():
@@ -167,4 +171,3 @@ def test_penalties_are_part_of_each_samples_objective():
         memory = local.memory.initial(task.init(Key(2)))
         context = Context(task, {"weights": weights}, memory, {}, Key(0))
         assert_equal_to_loop(by_vmap, task, examples(task), local.penalty, context)
-    assert per_sample_gradient(task, local.penalty) is by_vmap

@@ -167,7 +167,7 @@ FIGURES = {
     "clients": "scores on clients",
     "generated_samples": "shares of generated samples",
     "extra_cost": "samples of rounds",
-    "refused_uploads": "samples of rounds",
+    "refused_uploads": "rejected uploads",
     "untrained_seeds": "samples of rounds",
     "diversity": "measures of rounds",
     "heterogeneity": "similarity of clients",
@@ -178,7 +178,7 @@ FIGURES = {
     "rounds": "samples of rounds",
     # of a round
     "samples": "samples of rounds",
-    "refused": "samples of rounds",
+    "refused": "rejected uploads",
     "divergence": "measures of rounds",
     "generality": "measures of rounds",
     # of a round with noise on sums
@@ -414,7 +414,10 @@ def test_a_ledger_with_noise_is_a_result():
     (row,) = (row for row in result.releases if row.noise)
     assert (row.methods, row.noise.steps, row.noise.sampling_rate) == (["plain"], 2250, 0.04)
     assert any("add up" in note for note in result.notes)
-    assert any("seed" in note and "subtract" in note for note in result.notes)
+    assert any("noise.key" in note and "subtract" in note for note in result.notes)
+    repeatable = SAMPLE.replace("epsilon: 8", "epsilon: 8, repeatable: true")
+    seeded = PrivacyResult.of(ledger(config.parse(BASE, [repeatable]), {"plain": NOISE}))
+    assert any("seed" in note and "subtract" in note for note in seeded.notes)
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,13 @@ def test_clipped_norm_never_exceeds_the_bound(scale, norm, seed):
             assert all(torch.equal(a, b.flatten()) for a, b in zip(clipped, one, strict=True)), "as it is"
 
 
+def test_clipped_norm_of_large_models_never_exceeds_the_bound():
+    generator = torch.Generator().manual_seed(0)
+    for rows in (torch.rand(1, 10**7, generator=generator), torch.full((1, 10**7), 0.1)):
+        (clipped,) = clipped_sum([rows], torch.ones(1), torch.zeros(1), 1.0)
+        assert 0.999 < norm_of([clipped.double()]) <= 1.0
+
+
 @given(st.floats(1e-2, 1e2), st.floats(1e-2, 1e2), st.integers(0, 7), st.integers(0, 100))
 def test_neighbouring_batches_differ_by_at_most_the_norm(scale, norm, removed, seed):
     batch, everyone = gradients(8, scale, seed), torch.ones(8, dtype=torch.float64)

@@ -149,7 +149,7 @@ def test_the_page_of_a_run_with_noise_says_so(noised):
     text = " ".join(" ".join(Reader(source).text).split())
     privacy = Summary.read(run.folder / "summary.json").privacy
     assert f"ε is {number(privacy.guarantees['fedavg'].epsilon)}, and δ is 0.0001" in text
-    assert "Whoever knows the seed can subtract the noise" in text
+    assert "Whoever has it can subtract the noise" in text
     assert "#privacy" in Reader(source).values("href")
 
 

@@ -508,6 +508,7 @@ ROWS = [
             "max_grad_norm": "max_grad_norm: 2.0",
             "generated": "generated: protected",
             "accountant": "accountant: rdp",
+            "repeatable": "repeatable: true",
         }.items()
     ),
     *(

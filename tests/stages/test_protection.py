@@ -69,6 +69,7 @@ def test_noise_is_calibrated_to_epsilon():
     _, protection = protect(privacy, FederationPlan(sizes(40, 40, 40), plan, Key(0)))
     assert protection.steps_per_round == 20, "two passes over ten batches"
     assert protection.delta == pytest.approx(120**-1.1)
+    assert protection.neighbours == "zero out", "the size of a step depends on how many samples a client has"
     assert 2.99 < protection.epsilon(10) <= 3.0
 
 
@@ -112,11 +113,34 @@ def weights(result, method="fedavg"):
 
 
 @pytest.mark.slow
-def test_noise_changes_the_model_and_a_repetition_does_not(tmp_path):
-    noised = [weights(genfl.run(config(), out=tmp_path / str(number))) for number in (0, 1)]
-    plain = weights(genfl.run(config(privacy=None), out=tmp_path / "plain"))
-    assert all(torch.equal(noised[0][name], noised[1][name]) for name in plain)
-    assert not any(torch.equal(noised[0][name], plain[name]) for name in plain)
+def test_noise_is_repeated_only_where_it_is_asked_for(tmp_path):
+    repeatable, secret = SAMPLE | {"repeatable": True}, SAMPLE
+    runs = {
+        name: weights(genfl.run(config(privacy=privacy), out=tmp_path / name))
+        for name, privacy in {
+            "plain": None,
+            "one": repeatable,
+            "two": repeatable,
+            "three": secret,
+            "four": secret,
+        }.items()
+    }
+    assert all(torch.equal(runs["one"][name], runs["two"][name]) for name in runs["plain"])
+    for one, other in (("plain", "one"), ("one", "three"), ("three", "four")):
+        assert not any(torch.equal(runs[one][name], runs[other][name]) for name in runs["plain"])
+
+
+def test_the_secret_of_the_noise_is_readable_by_its_owner_alone_and_in_no_other_file(tmp_path):
+    result = genfl.run(config(), out=tmp_path / "run")
+    file = result.folder / "federate" / "noise.key"
+    secret = file.read_text()
+    assert len(bytes.fromhex(secret)) == 32
+    assert file.stat().st_mode & 0o777 == 0o600
+    genfl.run(config(), out=tmp_path / "run")
+    assert file.read_text() == secret, "a resumed run uses it again"
+    result.export(tmp_path / "model", method="fedavg", seed=0)
+    for path in tmp_path.rglob("*"):
+        assert path == file or path.is_dir() or secret.encode() not in path.read_bytes(), path
 
 
 REFUSED = {
@@ -188,8 +212,11 @@ BAD = {
     "delta one": ({"delta": 1.0}, r"privacy\.delta"),
     "norm infinite": ({"max_grad_norm": math.inf}, r"privacy\.max_grad_norm"),
     "norm zero": ({"max_grad_norm": 0}, r"privacy\.max_grad_norm"),
-    "both": ({"noise_multiplier": 1.0}, "set epsilon or noise_multiplier"),
-    "neither": ({"epsilon": None}, "set epsilon or noise_multiplier"),
+    "both": ({"noise_multiplier": 1.0}, "set epsilon or noise_multiplier: both are set"),
+    "neither": ({"epsilon": None}, "set epsilon or noise_multiplier: neither is set"),
+    "next to no noise": ({"epsilon": None, "noise_multiplier": 1e-9}, "must be 0, or at least 0.001"),
+    "too much noise": ({"epsilon": None, "noise_multiplier": 1e200}, r"privacy\.noise_multiplier"),
+    "epsilon out of reach": ({"epsilon": 1e-9, "delta": 1e-12}, r"privacy\.epsilon: no noise up to"),
     "norm of the other unit": ({"max_update_norm": 1.0}, "max_update_norm does not apply"),
     "unknown unit": ({"unit": "client"}, r"privacy\.unit"),
 }

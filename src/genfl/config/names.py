@@ -29,7 +29,11 @@ REFERENCE_NAMES = ("local", "centralised", "generator")
 GENERATOR_REFERENCE = "generator"
 """The reference that classifies with the generator itself."""
 
-RESERVED_METHODS = {"synthetic_only": "the pre-trained model", "engine.json": "a file of the run"}
+RESERVED_METHODS = {
+    "synthetic_only": "the pre-trained model",
+    "engine.json": "a file of the run",
+    "noise.key": "a file of the run",
+}
 """The names that methods cannot have, and what they stand for in results or a run's folder."""
 
 UNLABELLED_RESOURCES = ("shared", "unlabelled")

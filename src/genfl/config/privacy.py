@@ -19,6 +19,10 @@ PublicFact = Literal["labels", "sizes", "test"]
 """What a config can declare as public knowledge."""
 
 
+LEAST_NOISE = 1e-3
+"""The least noise multiplier but 0. Accountants cannot tell less from none."""
+
+
 class Privacy(Section):
     """Differential privacy of training. One of epsilon and noise_multiplier gives the other."""
 
@@ -35,6 +39,7 @@ class Privacy(Section):
     noise_multiplier: float | None = Field(
         None,
         ge=0,
+        le=1e6,
         description="Standard deviation of the noise, divided by the clipping norm. It gives epsilon. Set it"
         " or epsilon.",
     )
@@ -81,6 +86,12 @@ class Privacy(Section):
         description="How privacy losses are added up. pld: privacy loss distributions, which are tight. rdp:"
         " Rényi differential privacy, which is faster and gives a larger epsilon.",
     )
+    repeatable: bool = Field(
+        False,
+        description="Whether the noise comes from the run's seed, so that the same config gives the same"
+        " models again. Whoever knows the seed can then subtract the noise. If false, it comes from a"
+        " secret in the run's folder.",
+    )
     strict: bool = Field(
         False,
         description="Whether a config is refused that releases something computed from private data without"
@@ -103,7 +114,12 @@ class Privacy(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("set epsilon or noise_multiplier: one of them gives the other")
+            how = "neither is set" if self.epsilon is None else "both are set, and one gives the other"
+            raise ValueError(f"set epsilon or noise_multiplier: {how}")
+        if self.noise_multiplier and self.noise_multiplier < LEAST_NOISE:
+            raise ValueError(f"noise_multiplier must be 0, or at least {LEAST_NOISE:g}")
+        if self.unit == "user" and self.generated == "protected":
+            raise ValueError("generated does not apply to unit user, which protects all data; leave it out")
         for unit, field in (("user", "max_grad_norm"), ("sample", "max_update_norm")):
             if self.unit == unit and getattr(self, field) is not None:
                 other = {"user": "max_update_norm", "sample": "max_grad_norm"}[unit]

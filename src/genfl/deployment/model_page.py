@@ -290,7 +290,7 @@ def _privacy(guarantee: GuaranteeResult | None) -> str:
     unit = {"sample": "each private sample", "user": "all data of each client"}[guarantee.unit]
     return (
         f"Training protected {unit} by differential privacy, with ε at most {guarantee.epsilon:.3g} and δ"
-        f" {guarantee.delta:.3g}. The noise comes from the seed. Whoever knows the seed can subtract it."
+        f" {guarantee.delta:.3g}. Whoever has the run's folder can subtract the noise."
     )
 
 

@@ -6,7 +6,7 @@ It is made from the config, and from the noise that finished trials report. No p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -56,7 +56,7 @@ recipient, who adds the noise. ``derived``: it is computed from other releases a
 data alone. ``local``: it does not leave the place of the private data."""
 
 NEIGHBOURING: dict[PrivacyUnit, str] = {
-    "sample": "two data sets are neighbours if one has one private training sample more",
+    "sample": "two trainings are neighbours if the gradients of one private sample are zero in one of them",
     "user": "two federations are neighbours if one has one client more, with all its data",
 }
 """The data sets that differential privacy makes hard to tell apart, for each unit."""
@@ -187,6 +187,11 @@ ONE_FEDERATION = (
 )
 
 SEEDED = "The noise comes from the run's seed. Whoever knows the seed can subtract the noise."
+
+SECRET = (
+    "The noise comes from a secret in the run's folder (federate/noise.key). Whoever has it can subtract the"
+    " noise."
+)
 
 SIMULATED = (
     "Clients, server and secure sum are simulated in one process. That process has all private data, and the"
@@ -445,7 +450,7 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
             "sizes",
             "the rate at which samples are drawn, and delta if the config sets none, from their number",
             "numbers of samples of clients",
-            "readers",
+            "others",
             "exact",
             fix=sizes,
         )
@@ -645,12 +650,28 @@ def _of_measures(config: Config) -> Iterator[Release]:
         "samples of rounds",
         "federate",
         "sizes",
-        "how many samples the clients of a round train on, and how many uploads are rejected",
+        "how many samples the clients of a round train on",
         "numbers of samples of clients",
         "readers",
         "exact",
         tuple(methods),
         fix="if they are public knowledge, add sizes to privacy.public",
+    )
+    yield _rejected(config, methods)
+
+
+def _rejected(config: Config, methods: Iterable[str]) -> Release:
+    """Return what the count of rejected uploads reveals: with noise, nothing that the uploads do not."""
+    return Release(
+        "rejected uploads",
+        "federate",
+        "measures",
+        "how many uploads are rejected, because they are not finite",
+        "models of single clients",
+        "readers",
+        "exact" if config.privacy is None else "derived",
+        tuple(methods),
+        fix="" if config.privacy else "add a section privacy",
     )
 
 
@@ -747,7 +768,8 @@ def ledger(config: Config, noise: Mapping[str, Noise]) -> Ledger:
         if (guarantee := _composed(config, of_method)) is not None:
             guarantees[name] = guarantee
     noised = any(row.mechanism == "gaussian" for row in rows)
-    return Ledger(rows, guarantees, (*([ONE_FEDERATION, SEEDED] if noised else []), SIMULATED))
+    source = SEEDED if config.privacy is not None and config.privacy.repeatable else SECRET
+    return Ledger(rows, guarantees, (*([ONE_FEDERATION, source] if noised else []), SIMULATED))
 
 
 def noise_in(reported: Mapping[str, Any] | None) -> Noise | None:

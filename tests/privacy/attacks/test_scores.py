@@ -112,8 +112,19 @@ def test_rmia_equals_the_equations(a, gamma):
             for z in range(25)
             if population[z] and z != x
         ]
-        itself = [gamma <= 1.0] if population[x] else []
-        assert results[x] == pytest.approx(np.mean(beaten + itself), abs=1e-12)
+        assert results[x] == pytest.approx(sum(beaten) / population.sum(), abs=1e-12)
+
+
+def test_rmia_has_the_roc_of_its_ratios():
+    """Non-members as population cost no false positive."""
+    observed, shadows, member = confidences(10, 400, seed=3)
+    truth = np.arange(400) < 200
+    out = (1 / (1 + np.exp(-shadows)) * ~member).sum(0) / (~member).sum(0)
+    ratio = 1 / (1 + np.exp(-observed)) / (0.65 * out + 0.35)
+    by_score = scores.rmia(observed, shadows, member, ~truth)
+    for count in range(0, 200, 7):  # so many false positives
+        best = [values[truth] > np.sort(values[~truth])[199 - count] for values in (ratio, by_score)]
+        assert best[0].sum() == best[1].sum()
 
 
 def test_rmia_rejects_what_it_cannot_compare():

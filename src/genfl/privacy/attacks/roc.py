@@ -121,7 +121,7 @@ def delong(members: FloatArray, others: FloatArray) -> tuple[float, Interval]:
     beating = 1 - (ranks[m:] - rankdata(others)) / m  # of each non-member: the share of members above it
     auc = float(beaten.mean())
     margin = norm.ppf((1 + LEVEL) / 2) * math.sqrt(beaten.var(ddof=1) / m + beating.var(ddof=1) / n)
-    return auc, Interval(max(0.0, auc - margin), min(1.0, auc + margin))
+    return auc, Interval(float(max(0.0, auc - margin)), float(min(1.0, auc + margin)))
 
 
 def best_accuracy(members: FloatArray, others: FloatArray) -> float:

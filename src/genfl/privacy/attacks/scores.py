@@ -151,7 +151,9 @@ def rmia(
     the probability of the true class. Only shadow models that never saw an example are read for it (the
     offline attack): ``Pr(x) ≈ ½ ((1 + a) Pr_out(x) + (1 − a))``, where Pr_out is their mean.
 
-    The score grows with ``Pr(x|θ) / Pr(x)``. So the population decides how fine the scores are, and hardly
+    A sample of the population does not beat itself. So where the population are the non-members, the scores
+    have the ROC of the ratios. The score grows with ``Pr(x|θ) / Pr(x)``. So the population decides how fine
+    the scores are, and hardly
     the order of the examples.
 
     Source: Zarifzadeh et al., ICML 2024 (arXiv 2312.03262): the relative likelihood ratio, and the linear
@@ -180,7 +182,8 @@ def rmia(
     out = (expit(shadows) * ~member).sum(0) / counts
     ratio = expit(observed) / (0.5 * ((1 + a) * out + (1 - a)))
     beaten = np.searchsorted(np.sort(ratio[population]), ratio / gamma, side="right")
-    scores: FloatArray = beaten / population.sum()
+    itself = population & (ratio / gamma >= ratio)
+    scores: FloatArray = (beaten - itself) / population.sum()
     return scores
 
 

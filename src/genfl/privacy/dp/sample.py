@@ -11,7 +11,7 @@ from torch import Tensor
 from genfl import trees
 from genfl.errors import InputError
 from genfl.learning.local import Context, Penalty, mean_gradient, no_penalty
-from genfl.learning.per_sample import PerSampleGradient, by_vmap
+from genfl.learning.per_sample import PerSampleGradient, by_vmap_or_loop
 from genfl.learning.task import Aux, Batch
 from genfl.options import NonNegative, Positive, check_value
 from genfl.privacy.dp.streams import noise_stream
@@ -27,8 +27,8 @@ class ClippedGradient:
     """The gradient of DP-SGD: ``(Σ_protected clip(g_n, C) + Σ_free g_n + σ C ξ) / B``, ξ standard normal.
 
     g_n is the gradient of sample n, and ``clip(g, C) = g · min(1, C / ‖g‖)`` with the norm over all
-    parameters together (flat clipping). B is the mean size of a batch, which is no function of the private
-    data. A sample whose gradient is not finite counts as zero.
+    parameters together (flat clipping). B is the mean size of a batch. It depends on how many samples a
+    client holds, which counts as public. A sample whose gradient is not finite counts as zero.
 
     Batches come from `genfl.data.plans.PoissonSampling`, which marks the samples. All samples of another
     batch are protected, and B is its size; the guarantee of Poisson sampling does not hold for such batches.
@@ -68,13 +68,16 @@ class ClippedGradient:
         protected = batch.get("protected", torch.ones(count))
         free = batch.get("free", torch.zeros(count))
         expected = batch.get("expected", torch.tensor(float(count)))
-        gradient_of = self.per_sample if penalty is no_penalty else by_vmap
+        gradient_of = self.per_sample if penalty is no_penalty else by_vmap_or_loop
         at_once = max(1, MOST_NUMBERS // sum(leaf.numel() for leaf in trees.leaves(params)))
         sums: list[Tensor] | None = None
         for first in range(0, count, at_once):
             part = slice(first, first + at_once)
             some = {name: value[part] for name, value in examples.items()}
-            gradients = trees.leaves(gradient_of(params, buffers, some, context, penalty))
+            key = (
+                context.key.fold("part", first) if first else context.key
+            )  # each part has dropout of its own
+            gradients = trees.leaves(gradient_of(params, buffers, some, context._replace(key=key), penalty))
             clipped = clipped_sum(gradients, protected[part], free[part], self.max_grad_norm)
             sums = clipped if sums is None else [a + b for a, b in zip(sums, clipped, strict=True)]
         assert sums is not None
@@ -105,9 +108,11 @@ def clipped_sum(
         For each parameter its sum, flat.
     """
     flat = [gradient.flatten(1) for gradient in gradients]
-    norms = torch.stack([torch.linalg.vector_norm(rows, dim=1) for rows in flat]).norm(dim=0)
-    # A little less than the norm, so that rounding never exceeds it.
-    clip = (max_grad_norm * (1 - 1e-6) / norms).clamp(max=1)
+    # In double precision, and a little less than the norm, so that rounding never exceeds it.
+    norms = torch.stack([torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in flat]).norm(
+        dim=0
+    )
+    clip = (max_grad_norm * (1 - 1e-6) / norms).clamp(max=1).to(protected.dtype)
     finite = norms.isfinite()
     weights = torch.where(finite, protected * clip + free, 0)
     # In place: a copy of all gradients would take longer than the rest of this function.

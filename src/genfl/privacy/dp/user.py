@@ -225,7 +225,8 @@ def clip_upload(upload: Tree, norm: float | Tensor) -> tuple[Tree, Tensor]:
     """Scale an upload down to a norm over all its parts together, and return whether it was within it.
 
     Args:
-        upload: A client's upload. One with NaN or infinite values stays so, and is rejected.
+        upload: A client's upload. One with NaN or infinite values becomes zeros: if the server rejected it,
+            all would see that somebody sent it.
         norm: The largest Euclidean norm, positive; infinity changes nothing.
 
     Returns:
@@ -234,7 +235,11 @@ def clip_upload(upload: Tree, norm: float | Tensor) -> tuple[Tree, Tensor]:
     size = trees.square_norm(trees.map(Tensor.double, upload)).sqrt()
     within = size <= norm
     factor = torch.where(within, torch.ones_like(size), (1 - ROUNDING_MARGIN) * norm / size)
-    return trees.map(lambda leaf: leaf * factor.to(leaf.dtype), upload), within
+    finite = size.isfinite()
+    clipped = trees.map(
+        lambda leaf: torch.where(finite, leaf * factor.to(leaf.dtype), torch.zeros_like(leaf)), upload
+    )
+    return clipped, within
 
 
 def gaussian(like: Tree, std: float, key: Key) -> Tree:

@@ -28,7 +28,7 @@ from genfl.generators.classify_text import check_text_classifier
 from genfl.hub import check_device
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import MissingPart, Task
-from genfl.privacy.dp.accounting import check_accountant
+from genfl.privacy.dp.accounting import check_accountant, default_delta, noise_for
 from genfl.privacy.dp.user import check_algorithm
 from genfl.references import GENERATOR, REFERENCES, GeneratorClassifier
 from genfl.rng import Key
@@ -39,6 +39,9 @@ from genfl.stages.federate.protection import protect_users, sample_problem
 from genfl.stages.federate.setting import resources
 
 log = logging.getLogger(__name__)
+
+LARGE_DELTA = 1e-3
+"""The δ above which a warning says that few units make it so large."""
 
 
 def check(inputs: FederateInputs, context: RunContext) -> None:
@@ -105,8 +108,8 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
 
 
 def _check_delta(inputs: FederateInputs, context: RunContext) -> None:
-    """Warn if δ allows that one of the n units is published in full, which has the probability 1/n."""
-    if inputs.privacy is None or inputs.privacy.delta is None:
+    """Warn if δ allows that one of the n units is published in full, or if few units make it large."""
+    if inputs.privacy is None:
         return
     if inputs.privacy.unit == "user":
         units, what = inputs.partition.clients, "clients"
@@ -114,7 +117,16 @@ def _check_delta(inputs: FederateInputs, context: RunContext) -> None:
         section, labels = inputs.data.section, inputs.labels
         counts = [int(context.label_counts(section, labels, seed).sum()) for seed in inputs.seeds]
         units, what = min(counts), "private samples"
-    if inputs.privacy.delta >= 1 / units:
+    if inputs.privacy.delta is None:
+        if (delta := default_delta(max(units, 1))) > LARGE_DELTA:
+            log.warning(
+                "privacy.delta: not set, so it is 1/n^1.1 = %.3g of %d %s, and the bound may fail with this"
+                " probability; set a smaller one, or protect more of them",
+                delta,
+                units,
+                what,
+            )
+    elif inputs.privacy.delta >= 1 / units:
         log.warning(
             "privacy.delta: %g is at least 1/n of %d %s, so publishing one of them in full would count as"
             " private; lower it",
@@ -141,10 +153,12 @@ def _check_protection(
             check_algorithm(build_algorithm(inputs.federation, method, task, resources), task, parts)
         except InputError as error:
             raise InputError(f"methods.{name}.algorithm: {error}") from error
-        key = Key(inputs.seeds[0]).fold("federate")
         plan = schedule(inputs.federation, method)
-        protect_users(inputs.privacy, inputs.partition.clients, plan, key)
+        for seed in inputs.seeds:  # in fixed cohorts, the most exposed client depends on the seed
+            protect_users(inputs.privacy, inputs.partition.clients, plan, Key(seed).fold("federate"))
         return
+    if inputs.privacy.epsilon is not None:  # without sampling, noise must be enough for one round at least
+        noise_for(inputs.privacy.epsilon, inputs.privacy.delta or LARGE_DELTA, 1.0, 1, "rdp")
     if trees.leaves(task.init(Key(0))["buffers"]):
         raise InputError(
             f"privacy: the batch norm of model {inputs.model.model.name} mixes the samples of a batch, which"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +27,11 @@ from genfl.privacy.dp.sample import ClippedGradient
 from genfl.privacy.dp.user import UserNoise
 from genfl.references import FederationPlan
 from genfl.rng import Key
+from genfl.storage import replacing
 from genfl.trees import Tree
+
+NOISE_SECRET = "noise.key"
+"""The file of a run's secret, from which its noise is drawn. Whoever has it can subtract the noise."""
 
 Neighbours = Literal["add or remove", "zero out"]
 """Which data sets are neighbours; see `Protection`."""
@@ -49,7 +55,8 @@ class Protection:
         target_quantile: Unit user: the share of uploads that an adaptive norm leaves whole; None if the norm
             is fixed.
         neighbours: Which data sets are neighbours. ``add or remove``: one has one unit more. ``zero out``:
-            they differ in the uploads of one client, which are zeros in one of them.
+            the unit is there in both, and contributes zeros in one of them: the gradients of one sample, or
+            the uploads of one client. So the numbers of samples are the same.
     """
 
     unit: PrivacyUnit
@@ -98,12 +105,31 @@ class Protection:
         }
 
 
-def protect(privacy: Privacy, federation: FederationPlan) -> tuple[FederationPlan, Protection | None]:
+def noise_secret(folder: Path) -> str:
+    """Return the secret from which a run draws its noise: 256 bits as 64 digits. It is created once.
+
+    It is no part of any digest, figure or exported model. Without it, seed and config do not give the noise.
+
+    Args:
+        folder: The folder of the stage federate. The file can be read by its owner only.
+    """
+    path = folder / NOISE_SECRET
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(secrets.token_hex(32), encoding="ascii")
+    return path.read_text(encoding="ascii")
+
+
+def protect(
+    privacy: Privacy, federation: FederationPlan, like: Protection | None = None
+) -> tuple[FederationPlan, Protection | None]:
     """Return a federation with the sampling that its protection counts on, and the protection.
 
     Args:
         privacy: The section of the config.
         federation: The clients, the schedule, and the stream of the cohorts.
+        like: A protection to take as it is, noise and sampling rate included; None calibrates a new one.
 
     Returns:
         The same federation and None if the clients train on public samples alone.
@@ -112,6 +138,12 @@ def protect(privacy: Privacy, federation: FederationPlan) -> tuple[FederationPla
         InputError: No noise reaches the ε asked for.
     """
     clients, plan, key = federation
+    if like is not None:
+        if like.unit == "user":
+            plan = dataclasses.replace(plan, cohorts=privacy.cohorts or "poisson")
+        else:
+            plan = dataclasses.replace(plan, poisson=PoissonSampling(like.sampling_rate, like.free))
+        return federation._replace(schedule=plan), like
     if privacy.unit == "user":
         plan, protection = protect_users(privacy, len(clients), plan, key)
         return federation._replace(schedule=plan), protection
@@ -126,7 +158,16 @@ def protect(privacy: Privacy, federation: FederationPlan) -> tuple[FederationPla
     delta = privacy.delta or default_delta(clients.count(PRIVATE) or int(clients.ends[-1]))
     noise = _noise(privacy, delta, rate, steps * participations[-1])
     protection = Protection(
-        "sample", noise, privacy.norm, rate, steps, participations, delta, privacy.accountant, free
+        "sample",
+        noise,
+        privacy.norm,
+        rate,
+        steps,
+        participations,
+        delta,
+        privacy.accountant,
+        free,
+        neighbours="zero out",
     )
     return federation._replace(schedule=dataclasses.replace(plan, poisson=poisson)), protection
 
@@ -236,7 +277,7 @@ def sample_problem(build: Callable[[LocalSGD], Algorithm], local: LocalSGD, task
     def blind(
         params: Tree, buffers: Tree, batch: Batch, context: Context, penalty: Penalty
     ) -> tuple[Tree, Aux]:
-        asked.append("several" if _mixes_samples(penalty, params, buffers, batch, context) else "single")
+        asked.append(_penalty_reads(penalty, params, buffers, batch, context))
         return trees.zeros_like(params), Aux(buffers)
 
     algorithm = build(dataclasses.replace(local, batch_gradient=blind))
@@ -254,8 +295,12 @@ def sample_problem(build: Callable[[LocalSGD], Algorithm], local: LocalSGD, task
         asked.clear()
         carry = algorithm.client.step(carry, {"x": x, "y": y}, Key(0))
         uploads.append(trees.leaves(algorithm.client.finish(carry)[0]))
+    if algorithm.client.select is not None:
+        return "its clients select their samples by looking at them, and no noise hides the choice"
     if "several" in asked:
         return "its penalty compares the samples of a batch, which DP-SGD must treat one by one"
+    if "counts" in asked:
+        return "its penalty reads the numbers of samples or labels, so one sample changes all gradients"
     if len(asked) != 1:
         return f"it takes {len(asked)} gradients of a step's examples, and DP-SGD accounts for one"
     if not all(map(torch.equal, *uploads)):
@@ -263,17 +308,27 @@ def sample_problem(build: Callable[[LocalSGD], Algorithm], local: LocalSGD, task
     return None
 
 
-def _mixes_samples(penalty: Penalty, params: Tree, buffers: Tree, batch: Batch, context: Context) -> bool:
-    """Return whether a penalty of a batch differs from the mean of the penalties of its samples."""
+def _penalty_reads(penalty: Penalty, params: Tree, buffers: Tree, batch: Batch, context: Context) -> str:
+    """Return what a penalty of a batch depends on besides single samples.
+
+    Returns:
+        ``several`` if it differs from the mean of the penalties of its samples, ``counts`` if it differs for
+        a client with other numbers of samples and labels, else an empty text.
+    """
     if penalty is no_penalty:
-        return False
+        return ""
     generator = Key(0).torch()
     x = batch["x"] + torch.rand(batch["x"].shape, generator=generator).round()
     batch = {"x": x, "y": batch["y"]}
 
-    def value(part: Batch) -> float:
+    def value(part: Batch, context: Context = context) -> float:
         _, aux = context.task.loss(params, buffers, part, context.key)
         return float(penalty(params, aux, part, context))
 
     singles = [value({name: rows[number : number + 1] for name, rows in batch.items()}) for number in (0, 1)]
-    return not math.isclose(value(batch), sum(singles) / 2, rel_tol=1e-3, abs_tol=1e-6)
+    whole = value(batch)
+    if not math.isclose(whole, sum(singles) / 2, rel_tol=1e-3, abs_tol=1e-6):
+        return "several"
+    counts = context.client_info["label_counts"]
+    more = {"samples": context.client_info["samples"] + 1, "label_counts": counts + torch.eye(len(counts))[0]}
+    return "" if math.isclose(whole, value(batch, context._replace(client_info=more))) else "counts"

@@ -26,6 +26,7 @@ from genfl.stages.base import StageRun
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs
+from genfl.stages.federate.protection import Protection, protect
 from genfl.stages.federate.setting import Setting
 from genfl.stages.federate.trial import Trial
 
@@ -77,6 +78,19 @@ class ShadowSetting(Setting):
             np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
         )
         self._clients: ClientData | None = None
+        self._protection: Protection | None = None
+
+    def protection(self, trial: Trial) -> Protection | None:
+        """Return the differential privacy of a trial on the private data of the run; None for none."""
+        privacy = self.inputs.privacy
+        if privacy is None or trial.method.reference is not None:
+            return None
+        if self._protection is None:
+            given, self._clients = self._clients, None
+            clients = training_data(self, trial.name, trial.method, trial.seed)
+            self._protection = protect(privacy, trial.federations(self, clients)[0])[1]
+            self._clients = given
+        return self._protection
 
     def give(self, rows: Sequence[NDArray[np.int64]]) -> None:
         """Give clients their private data.
@@ -121,7 +135,7 @@ def refuse_shadows(method: Method) -> str | None:
 
 
 def train_shadow(
-    setting: Setting,
+    setting: ShadowSetting,
     choice: EngineChoice,
     trial: Trial,
     number: int,
@@ -131,7 +145,8 @@ def train_shadow(
 ) -> Weights:
     """Train the model of a trial on the private data of a setting, or resume it, and return its weights.
 
-    Method, start, schedule and engine are those of the trial. Cohorts and batches are drawn anew.
+    Method, start, schedule, engine and differential privacy are those of the trial. Cohorts, batches and
+    noise are drawn anew.
 
     Args:
         setting: The setting, whose private data are not those of the trial.
@@ -143,7 +158,7 @@ def train_shadow(
         advance: Called with the number of rounds just finished.
     """
     clients = training_data(setting, trial.name, trial.method, trial.seed)
-    algorithm, federations, _ = trial.prepare(setting, clients)
+    algorithm, federations, _ = trial.prepare(setting, clients, like=setting.protection(trial))
     data, plan, key = federations[0]
     kind = "vectorized" if choice.batched(trial.method) else setting.inputs.federation.engine
     fast = setting.inputs.federation.fast
@@ -163,10 +178,13 @@ def train_shadow(
         ).weights
 
 
-def uploaded_models(setting: Setting, trial: Trial, weights: Weights, number: int | str) -> Iterator[Weights]:
+def uploaded_models(
+    setting: ShadowSetting, trial: Trial, weights: Weights, number: int | str
+) -> Iterator[Weights]:
     """Yield what a server can learn from the upload of each client alone, in one more round.
 
     It is the global model after a round with this client only. For FedAvg, that is the client's local model.
+    With privacy of users, its change is clipped, and the server has not added noise yet.
     State of the server and memories of clients begin anew.
 
     Args:
@@ -176,7 +194,7 @@ def uploaded_models(setting: Setting, trial: Trial, weights: Weights, number: in
         number: The number or the name of the model, which decides the random draws.
     """
     clients = training_data(setting, trial.name, trial.method, trial.seed)
-    algorithm, federations, _ = trial.prepare(setting, clients, server_noise=False)
+    algorithm, federations, _ = trial.prepare(setting, clients, like=setting.protection(trial), uploads=True)
     plan = replace(federations[0].schedule, rounds=1, clients_per_round=1, cohorts="fixed")
     key = Key(trial.seed).fold("upload", number)
     for client in range(len(clients)):

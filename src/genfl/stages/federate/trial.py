@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,9 @@ from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs, trial_digest
 from genfl.stages.federate.methods import build_algorithm, local_training, schedule
 from genfl.stages.federate.model_files import describe_model
-from genfl.stages.federate.protection import Protection, protect, protected, user_noise
+from genfl.stages.federate.protection import Protection, noise_secret, protect, protected, user_noise
 from genfl.stages.federate.setting import Setting
+from genfl.storage import digest as digest_text
 from genfl.storage import save_tensors, write_json
 from genfl.tracking.events import Follower, rows_of
 from genfl.tracking.series import Row, Series
@@ -90,14 +91,16 @@ class Trial:
             return TRAINED[self.method.reference](clients, plan, key)
         return [FederationPlan(clients, plan, key)]
 
-    def prepare(self, setting: Setting, clients: ClientData, *, server_noise: bool = True) -> Prepared:
+    def prepare(
+        self, setting: Setting, clients: ClientData, *, like: Protection | None = None, uploads: bool = False
+    ) -> Prepared:
         """Return all that the trial's federations are made of.
 
         Args:
             setting: The setting of all trials.
             clients: The training data of the clients.
-            server_noise: Whether the server adds the noise that protects users; without it, the algorithm is
-                what clients compute.
+            like: The protection of the trial that other data are trained like; None for the trial itself.
+            uploads: Whether the federation is a look at uploads, before the server adds noise.
 
         Raises:
             InputError: Differential privacy cannot protect it.
@@ -108,18 +111,24 @@ class Trial:
         federations, protection = self.federations(setting, clients), None
         inputs, local, stream = setting.inputs, local_training(setting.inputs.federation), ""
         if inputs.privacy and self.method.reference is None:  # references are not federated
-            federation, protection = protect(inputs.privacy, federations[0])
+            federation, protection = protect(inputs.privacy, federations[0], like)
             federations = [federation]
-            # Of everything that the trial depends on: no two trials share their noise.
-            stream = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched=False)
+            if like is None:  # other data are trained with other streams
+                secret = "" if inputs.privacy.repeatable else noise_secret(setting.work.folder)
+                # Of everything that the trial depends on: no two trials share their noise.
+                trial = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched=False)
+                stream = digest_text([secret, trial])
         if protection:
             local = protected(local, setting.task, protection, stream)
         algorithm = build_algorithm(
             inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
         )
-        if protection and protection.unit == "user" and server_noise:
+        if protection and protection.unit == "user":
             observe = algorithm.observe
-            algorithm = user_level(algorithm, setting.task, user_noise(protection, stream), self.name)
+            noise = user_noise(protection, stream)
+            if uploads:  # what clients send is clipped, and not noised
+                noise = replace(noise, noise_multiplier=0.0, target_quantile=None, cohort=1)
+            algorithm = user_level(algorithm, setting.task, noise, self.name)
             if not measures_rounds(inputs.privacy):
                 algorithm = algorithm._replace(observe=observe)
         return Prepared(algorithm, federations, protection)
