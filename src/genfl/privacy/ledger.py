@@ -188,7 +188,7 @@ ONE_FEDERATION = (
 
 SEEDED = "The noise comes from the run's seed. Whoever knows the seed can subtract the noise."
 
-SECRET = (
+FROM_SECRET = (
     "The noise comes from a secret in the run's folder (federate/noise.key). Whoever has it can subtract the"
     " noise."
 )
@@ -768,7 +768,7 @@ def ledger(config: Config, noise: Mapping[str, Noise]) -> Ledger:
         if (guarantee := _composed(config, of_method)) is not None:
             guarantees[name] = guarantee
     noised = any(row.mechanism == "gaussian" for row in rows)
-    source = SEEDED if config.privacy is not None and config.privacy.repeatable else SECRET
+    source = SEEDED if config.privacy is not None and config.privacy.repeatable else FROM_SECRET
     return Ledger(rows, guarantees, (*([ONE_FEDERATION, source] if noised else []), SIMULATED))
 
 
