@@ -21,7 +21,7 @@ data: {name: digits, partition: {kind: iid, clients: 100}}
 generator: none
 model: {name: mlp, width: 8}
 federate: {rounds: 6, clients_per_round: 20, local: {steps: 2, batch_size: 8}, engine: sequential}
-privacy: {unit: user, epsilon: 8, accountant: rdp}
+privacy: {unit: user, epsilon: 8, accountant: rdp, repeatable: true}
 methods:
   fedavg: {algorithm: {name: fedavg, weighting: uniform}}
   same: {algorithm: [{name: fedavg, weighting: uniform}, {name: fedprox, mu: 0.0}]}
