@@ -304,11 +304,6 @@ class LocalSGD:
 _batched: ContextVar[bool] = ContextVar("batched", default=False)
 
 
-def is_batched() -> bool:
-    """Return whether local training runs under `torch.vmap`; see `batched`."""
-    return _batched.get()
-
-
 @contextlib.contextmanager
 def batched() -> Iterator[None]:
     """Make local training fit for `torch.vmap` within a block."""

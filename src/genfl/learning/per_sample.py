@@ -18,8 +18,8 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from genfl import trees
-from genfl.learning.local import Context, Penalty, is_batched, no_penalty
-from genfl.learning.task import Batch, Task
+from genfl.learning.local import Context, Penalty, differentiate, no_penalty
+from genfl.learning.task import Aux, Batch, Task
 from genfl.rng import Key, Sampler
 from genfl.trees import Tree
 
@@ -101,14 +101,7 @@ def _objective_of_one(
 
 def _gradient(objective: Callable[[Tree], Tensor], params: Tree) -> Tree:
     """Return the gradient of a scalar, also where clients are batched."""
-    if is_batched():
-        gradient: Tree = torch.func.grad(objective)(params)
-        return gradient
-    with torch.enable_grad():
-        variables = trees.map(lambda p: p.detach().requires_grad_(), params)
-        flat = torch.autograd.grad(objective(variables), trees.leaves(variables), materialize_grads=True)
-    gradients = iter(flat)
-    return trees.map(lambda _: next(gradients), params)
+    return differentiate(lambda at: (objective(at), Aux({})), params)[0]
 
 
 def per_sample_gradient(task: Task) -> PerSampleGradient:
