@@ -1,0 +1,204 @@
+"""Fixed-point numbers: reals as words that a secure sum adds up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genfl.privacy.secure_sum.primitives import SecureSumError
+
+_CHUNK = 2**15
+"""Values that are encoded at a time."""
+
+
+def encode_fixed(values: NDArray[np.floating], clients: int, fraction_bits: int = 24) -> NDArray[np.uint64]:
+    """Encode reals as fixed-point numbers in the ring of 64-bit integers, for a secure sum.
+
+    Args:
+        values: Floats of up to 64 bits, any shape; absolute values below about
+            2^(63 - fraction_bits) / clients.
+        clients: Number of summands, at least 1; fixes the range so that no sum can wrap.
+        fraction_bits: Bits after the binary point, 0 to 62.
+
+    Returns:
+        ``round(values * 2^fraction_bits)`` in two's complement, same shape. Each is off by at most
+        2^-(fraction_bits + 1).
+
+    Raises:
+        ValueError: A value is not finite or out of range, or ``clients`` or ``fraction_bits`` is.
+    """
+    _check_fraction_bits(fraction_bits)
+    if clients < 1:
+        raise ValueError(f"clients must be at least 1, not {clients}")
+    limit = (2**63 - 1) // clients
+    exact = np.asarray(values, dtype=np.float64)
+    words = _to_words(exact.reshape(-1), fraction_bits, limit, 64)
+    if isinstance(words, float):
+        if not math.isfinite(words):
+            raise ValueError("a secure sum takes finite values only")
+        raise ValueError(
+            f"a value of {words:.3g} exceeds the {limit / 2**fraction_bits:.3g} that "
+            f"{clients} clients with {fraction_bits} fraction bits can sum"
+        )
+    return words.view(np.uint64).reshape(exact.shape)
+
+
+def decode_fixed(total: NDArray[np.uint64], fraction_bits: int = 24) -> NDArray[np.float64]:
+    """Decode a sum of fixed-point numbers.
+
+    Args:
+        total: Sum modulo 2^64 of encoded values, uint64, any shape.
+        fraction_bits: As given to :func:`encode_fixed`.
+
+    Returns:
+        The sum, same shape, off by at most clients * 2^-(fraction_bits + 1), plus float64's own rounding of
+        at most 2^-53 of the result (none while it is below 2^(53 - fraction_bits)).
+
+    Raises:
+        ValueError: The dtype is not uint64 or ``fraction_bits`` is out of range.
+    """
+    _check_fraction_bits(fraction_bits)
+    if total.dtype != np.uint64:
+        raise ValueError(f"a fixed-point sum is uint64, not {total.dtype}")
+    return np.ldexp(total.view(np.int64).astype(np.float64), -fraction_bits)
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Numbers of a known range as words of 32 or 64 bits, for a sum that cannot wrap.
+
+    The numbers are multiples of `step`: as fine as the words allow for sums of so many clients.
+
+    Attributes:
+        limit: The largest absolute value that a client may add, positive. All clients know it. Larger values
+            are refused, never clipped.
+        clients: The most summands, at least 1.
+        bits: Bits of a word, 32 or 64.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    limit: float
+    clients: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 0 < self.limit < math.inf:
+            raise ValueError(f"the limit must be positive and finite, not {self.limit}")
+        if not 1 <= self.clients < 2**30:
+            raise ValueError(f"clients must be 1 to 2^30 - 1, not {self.clients}")
+        if self.bits not in (32, 64):
+            raise ValueError(f"words have 32 or 64 bits, not {self.bits}")
+        if not -900 <= self.fraction_bits <= 900:
+            raise ValueError(f"the limit must be between 1e-240 and 1e240, not {self.limit}")
+
+    @classmethod
+    def fitting(cls, limit: float, clients: int, precision: float) -> FixedPoint:
+        """Return the numbers with the shortest words whose step is at most `precision`.
+
+        Raises:
+            ValueError: Words of 64 bits do not do, or a number is out of range.
+        """
+        for bits in (32, 64):
+            numbers = cls(limit, clients, bits)
+            if numbers.step <= precision:
+                return numbers
+        raise ValueError(
+            f"words of 64 bits have steps of {numbers.step:.3g} for {clients} clients and values up to"
+            f" {limit:.3g}; a precision of {precision:.3g} needs a lower limit"
+        )
+
+    @cached_property
+    def fraction_bits(self) -> int:
+        """Bits after the binary point; negative if the step is above 1."""
+        largest = int((2 ** (self.bits - 1) - 1) // self.clients)
+        guess: int = largest.bit_length() - math.frexp(self.limit)[1]
+        # rounding up must not leave the range either
+        return guess if math.ceil(math.ldexp(self.limit, guess)) <= largest else guess - 1
+
+    @property
+    def step(self) -> float:
+        """The distance of neighbouring numbers."""
+        return math.ldexp(1.0, -self.fraction_bits)
+
+    def error_bound(self, summands: int, stochastic: bool = False) -> float:
+        """Return the largest difference of a decoded sum and the exact one, without float64's own rounding.
+
+        Args:
+            summands: How many clients the sum is of.
+            stochastic: Whether they rounded at random. Then the sum is right on average, with a standard
+                deviation of at most half a step times the square root of `summands`.
+        """
+        return summands * self.step * (1 if stochastic else 0.5)
+
+    def encode(
+        self, values: NDArray[np.floating], random: np.random.Generator | None = None
+    ) -> NDArray[np.unsignedinteger]:
+        """Return the words of a client's values.
+
+        Args:
+            values: Floats of up to 64 bits, one-dimensional.
+            random: Rounds each value up or down at random, so that it is right on average. None rounds to the
+                nearest number.
+
+        Raises:
+            SecureSumError: ``range``: a value is not finite, or beyond the limit.
+        """
+        most = math.ceil(math.ldexp(self.limit, self.fraction_bits))
+        words = _to_words(values, self.fraction_bits, most, self.bits, self.limit, random)
+        if isinstance(words, float):
+            raise SecureSumError("range", f"a value of {words:.3g} is beyond the limit of {self.limit:.3g}")
+        return words.view(f"uint{self.bits}")
+
+    def decode(self, total: NDArray[np.unsignedinteger]) -> NDArray[np.float64]:
+        """Return the sum of fixed-point numbers.
+
+        Args:
+            total: The sum of words that `encode` returned, modulo their size.
+        """
+        return total.view(f"int{self.bits}").astype(np.float64) * self.step
+
+
+def _to_words(
+    values: NDArray[np.floating],
+    fraction_bits: int,
+    most: int,
+    bits: int,
+    limit: float = math.inf,
+    random: np.random.Generator | None = None,
+) -> NDArray[np.signedinteger] | float:
+    """Return values times 2^fraction_bits as integers, or the first value that is out of range.
+
+    Args:
+        values: One-dimensional.
+        fraction_bits: Bits after the binary point.
+        most: The largest absolute value of an integer.
+        bits: Bits of an integer, 32 or 64.
+        limit: The largest absolute value.
+        random: Rounds at random; None rounds to the nearest integer.
+    """
+    words = np.empty(values.size, f"int{bits}")
+    for start in range(0, values.size, _CHUNK):  # so that all steps of a chunk are in a processor's cache
+        chunk = values[start : start + _CHUNK].astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are out of range below
+            scaled = chunk * math.ldexp(1.0, fraction_bits)
+            scaled = np.rint(scaled) if random is None else np.floor(scaled + random.random(chunk.size))
+            # Beyond 63 bits the conversion to integers is undefined; below, comparing integers is exact.
+            good = (np.abs(scaled) < 2.0**63) & (np.abs(chunk) <= limit)
+            integers = np.where(good, scaled, 0).astype(np.int64)
+        good &= np.abs(integers) <= most
+        if not good.all():
+            return float(chunk[np.argmin(good)])
+        words[start : start + _CHUNK] = integers
+    return words
+
+
+def _check_fraction_bits(fraction_bits: int) -> None:
+    if not 0 <= fraction_bits <= 62:
+        raise ValueError(f"fraction_bits must be 0 to 62, not {fraction_bits}")
