@@ -47,7 +47,6 @@ from genfl.privacy.secure_sum.messages import (
     SealedShares,
     SumParameters,
     Survivors,
-    to_bytes,
 )
 from genfl.privacy.secure_sum.primitives import (
     SecureSumError,
@@ -114,7 +113,7 @@ def advertise(
         SecureSumError: ``client``: the client does not take part.
         ValueError: There are not 32 bytes of entropy.
     """
-    if client not in parameters.clients:
+    if client not in parameters.members:
         raise SecureSumError("client", f"client {client} does not take part in this sum")
     if len(entropy) != 32:
         raise ValueError(f"a secure sum takes 32 random bytes, not {len(entropy)}")
@@ -330,13 +329,13 @@ def check_sender(parameters: SumParameters, digest: bytes, client: int) -> None:
     """
     if digest != parameters.digest:
         raise SecureSumError("another_sum", "a message belongs to another sum, or to another round")
-    if client not in parameters.clients:
+    if client not in parameters.members:
         raise SecureSumError("client", f"client {client} does not take part in this sum")
 
 
 def confirmed(circle: Circle, survivors: Survivors) -> bytes:
     """Return the bytes that a client signs to confirm the set of clients in the sum."""
-    return b"genfl secure sum survivors" + circle.digest + to_bytes(survivors)
+    return b"genfl secure sum survivors" + circle.digest + survivors.fingerprint
 
 
 def state_to_bytes(state: ClientState) -> bytes:

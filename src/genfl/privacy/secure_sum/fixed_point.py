@@ -188,7 +188,11 @@ def _to_words(
         chunk = values[start : start + _CHUNK].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are out of range below
             scaled = chunk * math.ldexp(1.0, fraction_bits)
-            scaled = np.rint(scaled) if random is None else np.floor(scaled + random.random(chunk.size))
+            if random is None:
+                scaled = np.rint(scaled)
+            else:
+                whole = np.floor(scaled)
+                scaled = whole + (random.random(chunk.size) < scaled - whole)
             # Beyond 63 bits the conversion to integers is undefined; below, comparing integers is exact.
             good = (np.abs(scaled) < 2.0**63) & (np.abs(chunk) <= limit)
             integers = np.where(good, scaled, 0).astype(np.int64)

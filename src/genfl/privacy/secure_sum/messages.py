@@ -116,6 +116,11 @@ class SumParameters:
         """The 32 bytes by which messages name the sum."""
         return hashlib.sha256(to_bytes(self)).digest()
 
+    @cached_property
+    def members(self) -> frozenset[int]:
+        """The clients, to look one up."""
+        return frozenset(self.clients)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the words of a client."""
@@ -225,6 +230,11 @@ class Survivors:
 
     digest: bytes
     clients: tuple[int, ...]
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """The 32 bytes that stand for the set in a confirmation."""
+        return hashlib.sha256(to_bytes(self)).digest()
 
 
 @dataclass(frozen=True)
