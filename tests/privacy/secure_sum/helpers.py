@@ -69,6 +69,7 @@ class Federation:
         self.states: dict = {}
         self.inbox: dict = dict.fromkeys(sum_parameters.clients, sum_parameters)
         self.wire = wire
+        self.words = lambda client: words(client, sum_parameters)
         self.sent: list[dict] = []
 
     def answer(self, client: int, message):
@@ -81,7 +82,7 @@ class Federation:
             case ss.Roster():
                 step = ss.share_keys(self.states[client], message, self.verifiers)
             case ss.Delivery():
-                step = ss.mask_input(self.states[client], message, words(client, self.parameters))
+                step = ss.mask_input(self.states[client], message, self.words(client))
             case ss.Survivors():
                 step = ss.confirm(self.states[client], message, self.signers[client])
             case ss.Confirmations():

@@ -295,6 +295,19 @@ def test_a_late_upload_stays_masked():
     assert not knows.determines({("value", 1): 1})
 
 
+@pytest.mark.parametrize(
+    ("threshold", "opened", "lost"), [(ss.default_threshold(1000), -83, -29), (501, -32, -80)]
+)
+def test_neighbours_suffice_for_a_thousand_clients(threshold, opened, lost):
+    """The probabilities of docs/security.md: a fifth colludes, or a tenth drops out, all at random."""
+    agreed = parameters(1000, threshold)
+    needed = Circle(agreed, ss.Roster(agreed.digest, ())).share_threshold
+    colluders = stats.hypergeom.sf(needed - 1, 999, 200, agreed.neighbours)
+    holders_left = stats.hypergeom.cdf(needed - 2, 999, 900, agreed.neighbours)
+    assert 1000 * colluders < 2.0**opened
+    assert 1000 * holders_left < 2.0**lost
+
+
 def test_secrets_do_not_show():
     agreed = parameters(2)
     state, _ = ss.advertise(agreed, 0, entropy(0), Federation(agreed).signers[0])

@@ -34,17 +34,21 @@ def encode_fixed(values: NDArray[np.floating], clients: int, fraction_bits: int 
     _check_fraction_bits(fraction_bits)
     if clients < 1:
         raise ValueError(f"clients must be at least 1, not {clients}")
-    limit = (2**63 - 1) // clients
     exact = np.asarray(values, dtype=np.float64)
-    words = _to_words(exact.reshape(-1), fraction_bits, limit, 64)
-    if isinstance(words, float):
-        if not math.isfinite(words):
-            raise ValueError("a secure sum takes finite values only")
+    if not np.isfinite(exact).all():
+        raise ValueError("a secure sum takes finite values only")
+    limit = (2**63 - 1) // clients
+    with np.errstate(over="ignore"):  # infinity is out of range below
+        scaled = np.rint(np.ldexp(exact, fraction_bits))
+    # Beyond 63 bits the conversion to integers is undefined; below, comparing integers is exact.
+    convertible = np.abs(scaled) < 2.0**63
+    integers = np.where(convertible, scaled, 0).astype(np.int64)
+    if not (convertible & (np.abs(integers) <= limit)).all():
         raise ValueError(
-            f"a value of {words:.3g} exceeds the {limit / 2**fraction_bits:.3g} that "
+            f"a value of {np.abs(exact).max():.3g} exceeds the {limit / 2**fraction_bits:.3g} that "
             f"{clients} clients with {fraction_bits} fraction bits can sum"
         )
-    return words.view(np.uint64).reshape(exact.shape)
+    return integers.view(np.uint64)
 
 
 def decode_fixed(total: NDArray[np.uint64], fraction_bits: int = 24) -> NDArray[np.float64]:
@@ -138,7 +142,10 @@ class FixedPoint:
         return summands * self.step * (1 if stochastic else 0.5)
 
     def encode(
-        self, values: NDArray[np.floating], random: np.random.Generator | None = None
+        self,
+        values: NDArray[np.floating],
+        random: np.random.Generator | None = None,
+        out: NDArray[np.unsignedinteger] | None = None,
     ) -> NDArray[np.unsignedinteger]:
         """Return the words of a client's values.
 
@@ -146,15 +153,30 @@ class FixedPoint:
             values: Floats of up to 64 bits, one-dimensional.
             random: Rounds each value up or down at random, so that it is right on average. None rounds to the
                 nearest number.
+            out: Where the words are put; None for a new array.
 
         Raises:
             SecureSumError: ``range``: a value is not finite, or beyond the limit.
         """
-        most = math.ceil(math.ldexp(self.limit, self.fraction_bits))
-        words = _to_words(values, self.fraction_bits, most, self.bits, self.limit, random)
-        if isinstance(words, float):
-            raise SecureSumError("range", f"a value of {words:.3g} is beyond the limit of {self.limit:.3g}")
-        return words.view(f"uint{self.bits}")
+        if out is None:
+            out = np.empty(values.size, f"uint{self.bits}")
+        words = out.view(f"int{self.bits}")
+        scale = math.ldexp(1.0, self.fraction_bits)
+        for start in range(0, values.size, _CHUNK):  # so that all steps of a chunk are in a processor's cache
+            chunk = values[start : start + _CHUNK].astype(np.float64)
+            if not np.abs(chunk).max() <= self.limit:  # nor is NaN
+                wrong = chunk[np.argmin(np.abs(chunk) <= self.limit)]
+                raise SecureSumError(
+                    "range", f"a value of {wrong:.3g} is beyond the limit of {self.limit:.3g}"
+                )
+            chunk *= scale  # a power of two: exact
+            if random is None:
+                np.rint(chunk, out=chunk)
+            else:
+                whole = np.floor(chunk)
+                chunk = whole + (random.random(chunk.size) < chunk - whole)
+            words[start : start + _CHUNK] = chunk
+        return out
 
     def decode(self, total: NDArray[np.unsignedinteger]) -> NDArray[np.float64]:
         """Return the sum of fixed-point numbers.
@@ -163,44 +185,6 @@ class FixedPoint:
             total: The sum of words that `encode` returned, modulo their size.
         """
         return total.view(f"int{self.bits}").astype(np.float64) * self.step
-
-
-def _to_words(
-    values: NDArray[np.floating],
-    fraction_bits: int,
-    most: int,
-    bits: int,
-    limit: float = math.inf,
-    random: np.random.Generator | None = None,
-) -> NDArray[np.signedinteger] | float:
-    """Return values times 2^fraction_bits as integers, or the first value that is out of range.
-
-    Args:
-        values: One-dimensional.
-        fraction_bits: Bits after the binary point.
-        most: The largest absolute value of an integer.
-        bits: Bits of an integer, 32 or 64.
-        limit: The largest absolute value.
-        random: Rounds at random; None rounds to the nearest integer.
-    """
-    words = np.empty(values.size, f"int{bits}")
-    for start in range(0, values.size, _CHUNK):  # so that all steps of a chunk are in a processor's cache
-        chunk = values[start : start + _CHUNK].astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are out of range below
-            scaled = chunk * math.ldexp(1.0, fraction_bits)
-            if random is None:
-                scaled = np.rint(scaled)
-            else:
-                whole = np.floor(scaled)
-                scaled = whole + (random.random(chunk.size) < scaled - whole)
-            # Beyond 63 bits the conversion to integers is undefined; below, comparing integers is exact.
-            good = (np.abs(scaled) < 2.0**63) & (np.abs(chunk) <= limit)
-            integers = np.where(good, scaled, 0).astype(np.int64)
-        good &= np.abs(integers) <= most
-        if not good.all():
-            return float(chunk[np.argmin(good)])
-        words[start : start + _CHUNK] = integers
-    return words
 
 
 def _check_fraction_bits(fraction_bits: int) -> None:

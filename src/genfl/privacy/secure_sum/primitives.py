@@ -53,12 +53,14 @@ class SecureSumError(GenflError):
     """What a party of a secure sum refuses, and so takes no further part in this sum.
 
     Attributes:
-        code: The reason, by its stable name.
+        code: Why, by its stable name.
+        reason: Why, in words.
     """
 
     def __init__(self, code: RefusalCode, message: str) -> None:
         super().__init__(f"secure sum: {message}")
         self.code: RefusalCode = code
+        self.reason = message
 
 
 class Signer(Protocol):

@@ -81,21 +81,22 @@ class UploadCodec:
         """
         if (wrong := trees.mismatch(upload, self.like)) is not None:
             raise SecureSumError("shape", f"an upload is not as agreed: {wrong}")
-        vectors: dict[int, list[Vector]] = {segment.bits: [] for segment in self.segments}
+        vectors = {bits: np.empty(size, f"uint{bits}") for bits, size in self.segments}
+        rest = dict(vectors)
         for leaf, (part, bits) in zip(trees.leaves(upload), self._words, strict=True):
             flat = leaf.detach().reshape(-1)
+            if not leaf.numel():
+                continue
+            words, rest[bits] = rest[bits][: leaf.numel()], rest[bits][leaf.numel() :]
             if leaf.is_floating_point():
                 try:
                     floats = flat.float() if leaf.itemsize < 4 else flat  # NumPy has no bfloat16
-                    words = self.numbers[part].encode(floats.numpy(), random)
+                    self.numbers[part].encode(floats.numpy(), random, out=words)
                 except SecureSumError as error:
-                    raise SecureSumError(
-                        error.code, f"{part}: {error}".replace("secure sum: ", "")
-                    ) from error
+                    raise SecureSumError(error.code, f"{part}: {error.reason}") from error
             else:
-                words = flat.numpy().astype(f"uint{bits}", copy=False)
-            vectors[bits].append(words)
-        return tuple(np.concatenate(vectors[segment.bits]) for segment in self.segments)
+                words[:] = flat.numpy().astype(f"uint{bits}", copy=False)
+        return tuple(vectors.values())
 
     def decode(self, sums: Sequence[Vector]) -> Tree:
         """Return the sum of uploads, with their structure, shapes and dtypes.
