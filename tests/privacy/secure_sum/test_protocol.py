@@ -24,14 +24,14 @@ def same(a, b):
 @pytest.mark.parametrize(
     ("n", "neighbours"),
     [(2, 100), (3, 100), (7, 100), (12, 100), (7, 2), (30, 8), (200, 4)]
-    + [pytest.param(n, 100, marks=pytest.mark.slow) for n in (101, 102, 200)],
+    + [pytest.param(n, 100, marks=pytest.mark.slow) for n in (102, 200)],
 )
 def test_sum_is_exact(n, neighbours):
     agreed = parameters(range(5, 5 + 3 * n, 3), neighbours=neighbours)
     assert same(Federation(agreed, wire=n <= 12).run(), plain_sum(agreed.clients, agreed))
 
 
-@pytest.mark.parametrize(("n", "neighbours"), [(40, 10), pytest.param(120, 100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("n", "neighbours"), [(40, 10), (30, 20)])
 def test_sum_is_exact_with_dropouts_in_a_sparse_graph(n, neighbours):
     agreed = parameters(n, neighbours=neighbours)
     drops = {2: 0, 8: 1, 11: 2, 17: 2, 21: 3, 25: 4}

@@ -129,6 +129,23 @@ def test_client_refuses_a_roster_of_another_round(another):
         ss.share_keys(reached(1).states[1], another(1).inbox[1], reached(0).verifiers)
 
 
+def test_client_refuses_shares_of_a_client_that_was_shown_other_keys():
+    """Shares are bound to all keys, so they open only for clients that were shown the same roster."""
+    federation = reached(1)
+    everybody = federation.inbox[1]
+    fewer = replace(everybody, advertisements=everybody.advertisements[:3])
+    _, sealed = ss.share_keys(federation.states[0], everybody, federation.verifiers)
+    _, others = ss.share_keys(federation.states[2], fewer, federation.verifiers)
+    state, _ = ss.share_keys(federation.states[1], fewer, federation.verifiers)
+    shares = ((0, dict(sealed.shares)[1]), (2, dict(others.shares)[1]))
+    delivery = ss.Delivery(federation.parameters.digest, 1, shares)
+    with refuses("share"):
+        ss.mask_input(state, delivery, words(1, federation.parameters))
+    _, same = ss.share_keys(federation.states[0], fewer, federation.verifiers)
+    good = replace(delivery, shares=((0, dict(same.shares)[1]), shares[1]))
+    assert ss.mask_input(state, good, words(1, federation.parameters))[0].phase == "survivors"
+
+
 def test_client_refuses_keys_of_an_unknown_node():
     federation = reached(1)
     verifiers = {client: key for client, key in federation.verifiers.items() if client != 3}

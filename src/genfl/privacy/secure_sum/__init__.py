@@ -31,7 +31,7 @@ from genfl.privacy.secure_sum.client import (
     state_from_bytes,
     state_to_bytes,
 )
-from genfl.privacy.secure_sum.fixed_point import FixedPoint, decode_fixed, encode_fixed
+from genfl.privacy.secure_sum.fixed_point import FixedPoint
 from genfl.privacy.secure_sum.messages import (
     Advertisement,
     ClientMessage,
@@ -79,9 +79,7 @@ __all__ = [
     "Verifier",
     "advertise",
     "confirm",
-    "decode_fixed",
     "default_threshold",
-    "encode_fixed",
     "end_phase",
     "from_bytes",
     "mask_input",

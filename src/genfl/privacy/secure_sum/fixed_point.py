@@ -15,62 +15,6 @@ _CHUNK = 2**15
 """Values that are encoded at a time."""
 
 
-def encode_fixed(values: NDArray[np.floating], clients: int, fraction_bits: int = 24) -> NDArray[np.uint64]:
-    """Encode reals as fixed-point numbers in the ring of 64-bit integers, for a secure sum.
-
-    Args:
-        values: Floats of up to 64 bits, any shape; absolute values below about
-            2^(63 - fraction_bits) / clients.
-        clients: Number of summands, at least 1; fixes the range so that no sum can wrap.
-        fraction_bits: Bits after the binary point, 0 to 62.
-
-    Returns:
-        ``round(values * 2^fraction_bits)`` in two's complement, same shape. Each is off by at most
-        2^-(fraction_bits + 1).
-
-    Raises:
-        ValueError: A value is not finite or out of range, or ``clients`` or ``fraction_bits`` is.
-    """
-    _check_fraction_bits(fraction_bits)
-    if clients < 1:
-        raise ValueError(f"clients must be at least 1, not {clients}")
-    exact = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(exact).all():
-        raise ValueError("a secure sum takes finite values only")
-    limit = (2**63 - 1) // clients
-    with np.errstate(over="ignore"):  # infinity is out of range below
-        scaled = np.rint(np.ldexp(exact, fraction_bits))
-    # Beyond 63 bits the conversion to integers is undefined; below, comparing integers is exact.
-    convertible = np.abs(scaled) < 2.0**63
-    integers = np.where(convertible, scaled, 0).astype(np.int64)
-    if not (convertible & (np.abs(integers) <= limit)).all():
-        raise ValueError(
-            f"a value of {np.abs(exact).max():.3g} exceeds the {limit / 2**fraction_bits:.3g} that "
-            f"{clients} clients with {fraction_bits} fraction bits can sum"
-        )
-    return integers.view(np.uint64)
-
-
-def decode_fixed(total: NDArray[np.uint64], fraction_bits: int = 24) -> NDArray[np.float64]:
-    """Decode a sum of fixed-point numbers.
-
-    Args:
-        total: Sum modulo 2^64 of encoded values, uint64, any shape.
-        fraction_bits: As given to :func:`encode_fixed`.
-
-    Returns:
-        The sum, same shape, off by at most clients * 2^-(fraction_bits + 1), plus float64's own rounding of
-        at most 2^-53 of the result (none while it is below 2^(53 - fraction_bits)).
-
-    Raises:
-        ValueError: The dtype is not uint64 or ``fraction_bits`` is out of range.
-    """
-    _check_fraction_bits(fraction_bits)
-    if total.dtype != np.uint64:
-        raise ValueError(f"a fixed-point sum is uint64, not {total.dtype}")
-    return np.ldexp(total.view(np.int64).astype(np.float64), -fraction_bits)
-
-
 @dataclass(frozen=True)
 class FixedPoint:
     """Numbers of a known range as words of 32 or 64 bits, for a sum that cannot wrap.
@@ -185,8 +129,3 @@ class FixedPoint:
             total: The sum of words that `encode` returned, modulo their size.
         """
         return total.view(f"int{self.bits}").astype(np.float64) * self.step
-
-
-def _check_fraction_bits(fraction_bits: int) -> None:
-    if not 0 <= fraction_bits <= 62:
-        raise ValueError(f"fraction_bits must be 0 to 62, not {fraction_bits}")
