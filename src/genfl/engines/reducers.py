@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.privacy.secure_sum import SecureSum
+from genfl.privacy.secure_sum.uploads import UploadCodec
 from genfl.rng import Key
 from genfl.trees import Tree
 
@@ -56,21 +57,26 @@ def _sum(stack: Tensor) -> Tensor:
 class SecureReducer:
     """A sum of masked unsigned integers: only the sum is ever in the clear.
 
-    It simulates the protocol in one process (see `genfl.privacy.secure_sum`).
+    It simulates the protocol in one process (see `genfl.privacy.secure_sum`), with the sums of the protocol.
 
     Args:
         reductions: The program's declared reductions.
         key: The random stream of the pairwise secrets; a fresh one for every sum.
+        limits: Part of the upload -> largest absolute value of its entries; a larger one is an error. If it
+            is not None, uploads may hold floats: `UploadCodec` encodes them.
 
     Raises:
         ValueError: An upload is not declared ``sum``.
     """
 
-    def __init__(self, reductions: Mapping[str, str], key: Key) -> None:
+    def __init__(
+        self, reductions: Mapping[str, str], key: Key, limits: Mapping[str, float] | None = None
+    ) -> None:
         each = [name for name, reduction in reductions.items() if reduction != "sum"]
         if each:
             raise ValueError(f"a secure sum cannot carry uploads the server must see one by one: {each}")
         self.key = key
+        self.limits = limits
         self.uploads: dict[int, Tree] = {}
 
     def add(self, clients: Sequence[int], uploads: Tree) -> None:
@@ -79,6 +85,8 @@ class SecureReducer:
 
     def aggregate(self) -> Tree:
         """Mask every client's upload, add the masked ones, and return their sum."""
+        if self.limits is not None:
+            return self._encoded()
         clients = tuple(self.uploads)
         counter = itertools.count()
 
@@ -90,14 +98,31 @@ class SecureReducer:
 
         return trees.map(add_masked, *self.uploads.values())
 
+    def _encoded(self) -> Tree:
+        """Return the sum of uploads that are encoded as words, and masked."""
+        codec = UploadCodec(next(iter(self.uploads.values())), len(self.uploads), self.limits)
+        words = {client: codec.encode(upload) for client, upload in self.uploads.items()}
+        sums = []
+        for number in range(len(codec.segments)):
+            context = f"segment {number}"  # no mask is ever used twice
+            protocol = SecureSum(tuple(words), seed=self.key.integer(), context=context)
+            sums.append(protocol.add({k: protocol.mask(k, vectors[number]) for k, vectors in words.items()}))
+        return codec.decode(sums)
 
-def secure_reducers(key: Key) -> Callable[[Mapping[str, str]], SecureReducer]:
+
+def secure_reducers(
+    key: Key, limits: Mapping[str, float] | None = None
+) -> Callable[[Mapping[str, str]], SecureReducer]:
     """Return a factory of reducers that add by pairwise masking, with secrets derived from `key`.
 
     Every sum gets new secrets: two uploads under one mask would reveal their difference.
+
+    Args:
+        key: The random stream of all secrets.
+        limits: See `SecureReducer`.
     """
     sums = itertools.count()
-    return lambda reductions: SecureReducer(reductions, key.fold("sum", next(sums)))
+    return lambda reductions: SecureReducer(reductions, key.fold("sum", next(sums)), limits)
 
 
 def _unsigned(value: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]:

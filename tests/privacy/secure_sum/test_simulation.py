@@ -1,0 +1,96 @@
+"""The simulated secure sum of training uploads: the plain sum up to the bound, and the protocol's bits."""
+
+import pytest
+import torch
+
+import genfl
+from genfl import trees
+from genfl.algorithms.fedavg import fedavg
+from genfl.engines.in_process import sequential
+from genfl.engines.protocol import ClientTask
+from genfl.engines.reducers import PlainReducer, secure_reducers
+from genfl.privacy import secure_sum as ss
+from genfl.privacy.secure_sum.uploads import UploadCodec
+from genfl.rng import Key
+
+from . import helpers
+
+LIMITS = {"delta": 1000.0, "weight": 1e6}
+CLIENTS = 5
+
+
+class Samples:
+    """Clients that hold some samples, and do not train: uploads are what FedAvg weights them by."""
+
+    def client_info(self, client):
+        return {"samples": torch.tensor(10.0 + client), "label_counts": torch.ones(2)}
+
+
+def upload(client):
+    generator = torch.Generator().manual_seed(client)
+    params = {"w": torch.randn(3, 2, generator=generator), "b": torch.randn(2, generator=generator)}
+    return {
+        "weight": torch.tensor(10.0 + client),
+        "delta": {"params": trees.scale(10.0 + client, params), "buffers": {}},
+    }
+
+
+def stacked(clients):
+    return trees.map(lambda *leaves: torch.stack(leaves), *map(upload, clients))
+
+
+def sum_by(reducer):
+    reducer.add([0, 1], stacked([0, 1]))
+    reducer.add([2, 3, 4], stacked([2, 3, 4]))
+    return reducer.aggregate()
+
+
+REDUCTIONS = {"weight": "sum", "delta": "sum"}
+
+
+def test_secure_sum_of_floats_is_the_plain_sum_up_to_the_bound():
+    plain = sum_by(PlainReducer(REDUCTIONS))
+    secure = sum_by(secure_reducers(Key(0), LIMITS)(REDUCTIONS))
+    assert trees.mismatch(secure, plain) is None
+    codec = UploadCodec(upload(0), CLIENTS, LIMITS)
+    for part in REDUCTIONS:
+        bound = codec.numbers[part].error_bound(CLIENTS)
+        for a, b in zip(trees.leaves(secure[part]), trees.leaves(plain[part]), strict=True):
+            rounding = CLIENTS * torch.finfo(torch.float32).eps * b.abs().clamp(min=100)
+            assert ((a - b).abs() <= bound + rounding).all()
+
+
+def test_simulation_has_the_bits_of_the_protocol():
+    codec = UploadCodec(upload(0), CLIENTS, LIMITS)
+    agreed = ss.SumParameters(b"simulated", tuple(range(CLIENTS)), 4, codec.segments)
+    federation = helpers.Federation(agreed)
+    federation.words = lambda client: codec.encode(upload(client))
+    by_protocol = codec.decode(federation.run())
+    simulated = sum_by(secure_reducers(Key(3), LIMITS)(REDUCTIONS))
+    assert all(map(torch.equal, trees.leaves(by_protocol), trees.leaves(simulated)))
+
+
+def test_secrets_do_not_change_the_sum():
+    one, other = (sum_by(secure_reducers(Key(seed), LIMITS)(REDUCTIONS)) for seed in (1, 2))
+    assert all(map(torch.equal, trees.leaves(one), trees.leaves(other)))
+
+
+def test_a_value_beyond_the_limit_is_an_error_that_names_the_part():
+    reducer = secure_reducers(Key(0), {"weight": 11.5})(REDUCTIONS)
+    with pytest.raises(ss.SecureSumError, match=r"weight: a value of 12 is beyond the limit of 11\.5"):
+        sum_by(reducer)
+
+
+def test_a_round_of_fedavg_under_a_secure_sum():
+    """An engine with the secure reducer: the aggregate is that of the plain one, up to the bound."""
+    task = genfl.task(lambda: torch.nn.Linear(4, 2), (4,), 2)
+    algorithm = fedavg(task, genfl.LocalSGD(lr=0.1))
+    state = algorithm.init(task.init(Key(0)), {"clients": torch.tensor(3.0)}, Key(0))
+    message = algorithm.address(algorithm.send(state), 0)
+    tasks = [ClientTask(k, message, algorithm.memory(state["weights"]), None, Key(k)) for k in range(3)]
+    plain = sequential(Samples()).run(algorithm.client, tasks)
+    secure = sequential(Samples(), secure_reducers(Key(0), {})).run(algorithm.client, tasks)
+    assert secure.aggregate["weight"] == plain.aggregate["weight"] == 33.0
+    assert secure.uplink_bytes == plain.uplink_bytes
+    deltas = [trees.leaves(result.aggregate["delta"]) for result in (plain, secure)]
+    assert all(map(torch.equal, *deltas))  # zeros: nobody trains
