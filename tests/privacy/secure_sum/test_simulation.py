@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-import genfl
 from genfl import trees
 from genfl.algorithms.fedavg import fedavg
+from genfl.data.clients import ClientData
+from genfl.data.plans import Batches
 from genfl.engines.in_process import sequential
 from genfl.engines.protocol import ClientTask
 from genfl.engines.reducers import PlainReducer, secure_reducers
+from genfl.learning.local import LocalSGD
+from genfl.learning.task import classification
 from genfl.privacy import secure_sum as ss
 from genfl.privacy.secure_sum.uploads import UploadCodec
 from genfl.rng import Key
@@ -17,13 +20,6 @@ from . import helpers
 
 LIMITS = {"delta": 1000.0, "weight": 1e6}
 CLIENTS = 5
-
-
-class Samples:
-    """Clients that hold some samples, and do not train: uploads are what FedAvg weights them by."""
-
-    def client_info(self, client):
-        return {"samples": torch.tensor(10.0 + client), "label_counts": torch.ones(2)}
 
 
 def upload(client):
@@ -82,15 +78,26 @@ def test_a_value_beyond_the_limit_is_an_error_that_names_the_part():
 
 
 def test_a_round_of_fedavg_under_a_secure_sum():
-    """An engine with the secure reducer: the aggregate is that of the plain one, up to the bound."""
-    task = genfl.task(lambda: torch.nn.Linear(4, 2), (4,), 2)
-    algorithm = fedavg(task, genfl.LocalSGD(lr=0.1))
-    state = algorithm.init(task.init(Key(0)), {"clients": torch.tensor(3.0)}, Key(0))
+    """An engine with the secure reducer: clients train; the aggregate is the plain one up to the bound."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(33, 4, generator=generator), torch.arange(33) % 2
+    clients = ClientData(x, y, [list(range(10)), list(range(10, 21)), list(range(21, 33))], 2)
+    task = classification(lambda: torch.nn.Sequential(torch.nn.Linear(4, 2)), (4,))
+    algorithm = fedavg(task, LocalSGD(lr=0.1))
+    weights = task.init(Key(0))
+    state = algorithm.init(weights, {"clients": torch.tensor(3.0)}, Key(0))
     message = algorithm.address(algorithm.send(state), 0)
-    tasks = [ClientTask(k, message, algorithm.memory(state["weights"]), None, Key(k)) for k in range(3)]
-    plain = sequential(Samples()).run(algorithm.client, tasks)
-    secure = sequential(Samples(), secure_reducers(Key(0), {})).run(algorithm.client, tasks)
+    tasks = [
+        ClientTask(k, message, algorithm.memory(weights), Batches(4, 5, 1, Key(k)), Key(k)) for k in range(3)
+    ]
+    plain = sequential(clients).run(algorithm.client, tasks)
+    limits = {"delta": 1000.0, "weight": 1e6}
+    secure = sequential(clients, secure_reducers(Key(0), limits)).run(algorithm.client, tasks)
     assert secure.aggregate["weight"] == plain.aggregate["weight"] == 33.0
     assert secure.uplink_bytes == plain.uplink_bytes
-    deltas = [trees.leaves(result.aggregate["delta"]) for result in (plain, secure)]
-    assert all(map(torch.equal, *deltas))  # zeros: nobody trains
+    one = {"weight": plain.aggregate["weight"], "delta": plain.aggregate["delta"]}
+    bound = UploadCodec(one, 3, limits).numbers["delta"].error_bound(3)
+    secure_delta, delta = (trees.leaves(result.aggregate["delta"]) for result in (secure, plain))
+    assert max(leaf.abs().max() for leaf in delta) > 0.1
+    for a, b in zip(secure_delta, delta, strict=True):
+        assert ((a - b).abs() <= bound + 1e-5).all()
