@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from genfl.simulation import Trace, federate
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs, trial_digest
+from genfl.stages.federate.kept_models import KeptModels, kept_rounds
 from genfl.stages.federate.methods import build_algorithm, local_training, schedule
 from genfl.stages.federate.model_files import describe_model
 from genfl.stages.federate.protection import Protection, noise_secret, protect, protected, user_noise
@@ -82,6 +84,16 @@ class Trial:
         if self.method.reference != LOCAL:
             return [seed]
         return [seed.with_name(f"{seed.name}-client-{client}") for client in range(clients)]
+
+    def kept_models(self, inputs: FederateInputs, folder: Path, digest: str) -> KeptModels:
+        """Return the models of rounds that a federation of the trial keeps.
+
+        Args:
+            inputs: The stage's inputs.
+            folder: The folder of the federation; see `folders`.
+            digest: The digest of everything that it depends on.
+        """
+        return KeptModels(folder, digest, kept_rounds(inputs.federation.rounds, inputs.keep_every))
 
     def federations(self, setting: Setting, clients: ClientData) -> list[FederationPlan]:
         """Return the federations of the trial: one, or a reference's federations of a single client."""
@@ -207,7 +219,10 @@ class Trial:
         measured = algorithm.same_form and self.method.reference is None
         fast = inputs.federation.fast
         digest = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched)
-        setting.work.take_checkpoint(folder / CHECKPOINT, digest)
+        kept = self.kept_models(inputs, folder, digest)
+        for file in (*map(kept.file, kept.rounds), folder / CHECKPOINT):
+            setting.work.take_checkpoint(file, digest)
+        kept.restart_incomplete(folder / CHECKPOINT)
         with engine(kind, clients, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
             trace = federate(
                 algorithm,
@@ -223,7 +238,9 @@ class Trial:
                 device=setting.device,
                 on_round=advance,
                 on_history=self._tell(setting),
+                on_model=partial(kept.save, setting.task),
             )
+        kept.discard_others()
         save_tensors(folder / WEIGHTS_FILE, setting.task.state_dict(trace.weights))
         evaluations, rounds = trace.evaluations, len(trace.rounds)
         describe_model(setting, folder, self.name, self.seed, digest, evaluations, rounds, client)
