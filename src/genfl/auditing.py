@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,20 @@ from genfl.privacy.attacks.scores import (
 from genfl.privacy.attacks.shadow import deal_to_clients, shadow_members, train_shadows
 from genfl.progress import Advance
 from genfl.report.audit_page import render_audit
-from genfl.results.membership import AttackResult, MeasuredShare, MembershipAudit, TruePositiveRate
+from genfl.results.membership import (
+    AttackMeasures,
+    AttackResult,
+    MeasuredShare,
+    MembershipAudit,
+    RoundAudit,
+    TruePositiveRate,
+)
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import Summary
 from genfl.rng import Key
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.inputs import FEDERATE, trial_digest
+from genfl.stages.federate.kept_models import KeptModels
 from genfl.stages.federate.shadow import (
     ShadowSetting,
     refuse_shadows,
@@ -81,7 +89,10 @@ def audit_run(
     uploads: bool = False,
     out: Path | None = None,
 ) -> tuple[MembershipAudit, Path]:
-    """Attack the final global model of a method by membership inference, and write the figures and a page.
+    """Attack the global model of a method by membership inference, and write the figures and a page.
+
+    It is the final model. If the run keeps models of earlier rounds (``federate.keep_every``), each of them
+    is attacked as well.
 
     Members are the examples that clients trained on, and non-members are the test examples. Nothing in the
     run's folder changes, and none of its models is trained again. Shadow models lie in the audit's folder. An
@@ -115,7 +126,7 @@ def audit_run(
     attacked = AttackedModel(folder, model)
     attacked.check(shadows=least > 0, uploads=uploads)
     with exact(attacked.setting.device), writing_output(out, "audit", AUDIT_MARKER, names):
-        members, hits = attacked.members, attacked.logits.argmax(1) == attacked.y
+        members = attacked.members
         observed = attacked.confidences(uploads)
         trained = attacked.shadows(shadows, out / SHADOWS, uploads) if least else None
         results = [
@@ -127,6 +138,7 @@ def audit_run(
             ]
             for number, phi in enumerate(observed)
         ]
+        member_accuracy, nonmember_accuracy = attacked.accuracies(attacked.logits)
         audit = MembershipAudit(
             run=summary.name,
             folder=str(folder),
@@ -134,12 +146,13 @@ def audit_run(
             chosen=method is None,
             seed=of_seed,
             members=members,
-            nonmembers=len(hits) - members,
-            member_accuracy=float(hits[:members].mean()),
-            nonmember_accuracy=float(hits[members:].mean()),
+            nonmembers=len(attacked.y) - members,
+            member_accuracy=member_accuracy,
+            nonmember_accuracy=nonmember_accuracy,
             shadows=shadows if least else None,
             attacks=results[0],
             uploads=results[1] if uploads else None,
+            rounds=attacked.round_audits([*results[1 + uploads :], results[0]]),
         )
         write_json(out / AUDIT_FILE, audit.to_dict())
         write_text(out / AUDIT_PAGE, render_audit(audit, out))
@@ -181,6 +194,8 @@ class AttackedModel:
         clients: The client of each example, [n]. Non-members are dealt out by their classes.
         weights: The model's weights.
         logits: The model's outputs, [n, classes].
+        rounds: The rounds whose models the run keeps, besides the final one.
+        round_logits: The outputs of these models, [n, classes] each.
 
     Args:
         folder: The run's folder.
@@ -229,6 +244,43 @@ class AttackedModel:
         like = self.setting.task.init(initial_key(described.seed))
         self.weights: Weights = from_state_dict(model.state_dict(), like)
         self.logits = self.setting.logits(self.weights)
+        self.rounds: tuple[int, ...] = ()
+        self.round_logits = []
+        if self.trial is not None:
+            kept = self.trial.kept_models(step.inputs, model.folder, self.digest)
+            self.rounds = tuple(kept.rounds)
+            self.round_logits = [self.setting.logits(weights) for weights in _weights_of(kept, like)]
+
+    def accuracies(self, logits: NDArray[np.float32]) -> tuple[float, float]:
+        """Return the accuracy of a model on the members, and on the non-members.
+
+        Args:
+            logits: Its outputs, [n, classes].
+        """
+        hits = logits.argmax(1) == self.y
+        return float(hits[: self.members].mean()), float(hits[self.members :].mean())
+
+    def round_audits(self, results: Sequence[Sequence[AttackResult]]) -> list[RoundAudit] | None:
+        """Return the figures of the attacks over the rounds; None without kept models.
+
+        Args:
+            results: The attacks on the models of `rounds`, and on the final one as the last.
+        """
+        if not self.rounds:
+            return None
+        numbers = (*self.rounds, self.setting.inputs.federation.rounds)
+        audits = []
+        for number, logits, attacks in zip(numbers, [*self.round_logits, self.logits], results, strict=True):
+            members, nonmembers = self.accuracies(logits)
+            audits.append(
+                RoundAudit(
+                    round=number,
+                    member_accuracy=members,
+                    nonmember_accuracy=nonmembers,
+                    attacks=[AttackMeasures(**attack.model_dump(exclude={"roc"})) for attack in attacks],
+                )
+            )
+        return audits
 
     def check(self, *, shadows: bool, uploads: bool) -> None:
         """Check that the model can have what attacks need.
@@ -250,15 +302,16 @@ class AttackedModel:
             raise InputError(f"uploads: {name} has none: {problem}; leave it out")
 
     def confidences(self, uploads: bool) -> FloatArray:
-        """Return the confidence of the model in each example, [1, n].
+        """Return the confidence of the model in each example, [1, n], and those of `rounds`, [1 + rounds, n].
 
         Args:
-            uploads: Whether to add a row, [2, n]: the confidence in each example of the model that its
-                client's upload alone gives the server.
+            uploads: Whether to add a row behind the first: the confidence in each example of the model that
+                its client's upload alone gives the server.
         """
-        return self._confidences(self.weights, uploads, TARGET)
+        rows = self._confidences(self.weights, uploads, TARGET)
+        return np.stack([*rows, *(confidence(logits, self.y) for logits in self.round_logits)])
 
-    def _confidences(self, weights: Weights, uploads: bool, number: int | str) -> FloatArray:
+    def _confidences(self, weights: Weights, uploads: bool, number: int | str) -> list[FloatArray]:
         """Return the confidences of a model, and of its clients' uploads; see `confidences`."""
         setting, examples = self.setting, self.setting.examples
         rows = [confidence(setting.logits(weights), examples.y)]
@@ -269,7 +322,7 @@ class AttackedModel:
                 own = np.flatnonzero(self.clients == client)
                 of_uploads[own] = confidence(setting.logits(model, own), examples.y[own])
             rows.append(of_uploads)
-        return np.stack(rows)
+        return rows
 
     def shadows(self, models: int, folder: Path, uploads: bool = False) -> tuple[FloatArray, Membership]:
         """Train shadow models by the recipe of the model, or resume them.
@@ -280,8 +333,8 @@ class AttackedModel:
             uploads: Whether to add the confidences of their clients' uploads.
 
         Returns:
-            Their confidences in each example, [models, 1 or 2, n]; see `confidences`. And whether each was
-            trained on it, [models, n].
+            Their confidences in each example, [models, k, n], where k is as in `confidences`. And whether
+            each was trained on it, [models, n].
 
         Raises:
             InputError: A client has too few examples.
@@ -297,11 +350,30 @@ class AttackedModel:
                 setting.examples.rows[member & (clients == client)] for client in range(clients.max() + 1)
             ]
             setting.give(rows)
-            weights = train_shadow(setting, self.choice, trial, number, checkpoint, digest, advance)
-            return self._confidences(weights, uploads, number)
+            weights, kept = train_shadow(
+                setting, self.choice, trial, number, checkpoint, digest, advance, self.rounds
+            )
+            of_rounds = [confidence(setting.logits(each), self.y) for each in _weights_of(kept, weights)]
+            return np.stack([*self._confidences(weights, uploads, number), *of_rounds])
 
-        own, rounds = digest_of([SHADOW_VERSION, self.digest, uploads]), setting.inputs.federation.rounds
-        return train_shadows(members, train, folder, own, rounds), members
+        own = digest_of([SHADOW_VERSION, self.digest, uploads, *([self.rounds] if self.rounds else [])])
+        return train_shadows(members, train, folder, own, setting.inputs.federation.rounds), members
+
+
+def _weights_of(kept: KeptModels, like: Weights) -> Iterator[Weights]:
+    """Yield the models of the rounds of a federation.
+
+    Raises:
+        InputError: One is missing.
+    """
+    for number in kept.rounds:
+        tensors = kept.state_dict(number)
+        if tensors is None:
+            raise InputError(
+                f"folder: {on_one_line(kept.file(number), 200)} is missing, or of another run; run the config"
+                " again with --update"
+            )
+        yield from_state_dict(tensors, like)
 
 
 def attack_scores(
@@ -329,7 +401,7 @@ def attack_scores(
 
 
 def attack_result(attack: str, members: FloatArray, others: FloatArray, key: Key) -> AttackResult:
-    """Return the figures of an attack for ``audit.json``.
+    """Return the figures of an attack on one model for ``audit.json``.
 
     Args:
         attack: Its name.

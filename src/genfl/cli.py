@@ -495,7 +495,7 @@ def audit_command(
     """
     from genfl import progress
     from genfl.auditing import audit_run
-    from genfl.report.audit_page import table_head, table_row, unresolved, verdict_of
+    from genfl.report.audit_page import rounds_rows, table_head, table_row, unresolved, verdict_of
 
     _configure_logging()
     progress.enabled.set(not as_json)
@@ -512,6 +512,9 @@ def audit_command(
     if audit.uploads is not None:
         typer.echo("\nAttacks on single uploads\n")
         _print_table(table_head(audit), [table_row(attack) for attack in audit.uploads])
+    if rounds := rounds_rows(audit):
+        typer.echo("\nAttacks over the rounds\n")
+        _print_table(("round", *table_head(audit)), rounds)
     for sentence in unresolved(audit):
         typer.echo(f"\n{sentence}")
     typer.echo(f"\nPage: {page}")

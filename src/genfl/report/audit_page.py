@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from genfl.report import plots
+from genfl.report.charts import Chart
 from genfl.report.comparison_page import page_link
-from genfl.report.style import looks
+from genfl.report.style import Look, looks
 from genfl.report.templates import page_template
-from genfl.results.membership import AttackResult, MeasuredShare, MembershipAudit
+from genfl.results.membership import AttackMeasures, MeasuredShare, MembershipAudit
+from genfl.results.schema import CurvePoint
 
 ATTACK_NAMES = {
     "loss": "loss",
@@ -53,6 +55,10 @@ def render_audit(audit: MembershipAudit, folder: Path) -> str:
             [table_row(attack) for attack in attacks] for attacks in (audit.attacks, audit.uploads) if attacks
         ],
         unresolved=unresolved(audit),
+        rounds_head=("round", *table_head(audit)),
+        rounds=rounds_rows(audit),
+        rounds_charts=_rounds_charts(audit, look) if audit.rounds else [],
+        line_looks=look,
         assumptions=[(names[name], ASSUMPTIONS[name]) for name in names],
         chart=plots.plot_roc(
             {names[attack.attack]: attack.roc for attack in audit.attacks}, look, audit.nonmembers
@@ -80,7 +86,31 @@ def table_head(audit: MembershipAudit) -> tuple[str, ...]:
     return ("attack", "accuracy, %", "AUC", *rates)
 
 
-def table_row(attack: AttackResult) -> tuple[str, ...]:
+def rounds_rows(audit: MembershipAudit) -> list[tuple[str, ...]]:
+    """Return the rows of the table of attacks over the rounds; none if the run keeps final models alone."""
+    return [(str(one.round), *table_row(attack)) for one in audit.rounds or () for attack in one.attacks]
+
+
+def _rounds_charts(audit: MembershipAudit, look: Mapping[str, Look]) -> list[Chart]:
+    """Draw accuracy, AUC and the measured rates of every attack over the rounds."""
+    charts = []
+    for number, label in enumerate(_shares(audit.attacks[0])):
+        curves: dict[str, list[CurvePoint]] = {}
+        for one in audit.rounds or ():
+            for attack in one.attacks:
+                point = CurvePoint(one.round, _shares(attack)[label].value, 0.0)
+                curves.setdefault(ATTACK_NAMES[attack.attack], []).append(point)
+        charts.append(plots.plot_over_rounds(curves, look, label, f"audit-rounds-{number}"))
+    return charts
+
+
+def _shares(attack: AttackMeasures) -> dict[str, MeasuredShare]:
+    """Return what is measured of an attack, by its name in charts."""
+    rates = {f"TPR at {100 * rate.fpr:g} % FPR": rate.tpr for rate in attack.rates if rate.tpr is not None}
+    return {"accuracy of the attack": attack.accuracy, "AUC": attack.auc, **rates}
+
+
+def table_row(attack: AttackMeasures) -> tuple[str, ...]:
     """Return the row of an attack: figures with their intervals."""
     rates = ("–" if rate.tpr is None else _percent(rate.tpr, interval=True) for rate in attack.rates)
     return (

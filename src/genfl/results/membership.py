@@ -28,8 +28,8 @@ class TruePositiveRate(ResultModel):
     reason: str | None = Field(description="Why it cannot be measured; null if it is.")
 
 
-class AttackResult(ResultModel):
-    """The figures of one attack."""
+class AttackMeasures(ResultModel):
+    """The figures of one attack on one model."""
 
     attack: str = Field(description="Name of the attack: loss, lira, lira-offline or rmia.")
     accuracy: MeasuredShare = Field(
@@ -43,9 +43,23 @@ class AttackResult(ResultModel):
         description="Area under the ROC curve, with DeLong's interval. 0.5 is a guess."
     )
     rates: list[TruePositiveRate] = Field(description="True positive rates at false positive rates.")
+
+
+class AttackResult(AttackMeasures):
+    """The figures of one attack on one model, with its ROC curve."""
+
     roc: list[tuple[float, float]] = Field(
         description="Points of the ROC curve: false and true positive rate, ascending, at most 200."
     )
+
+
+class RoundAudit(ResultModel):
+    """The attacks on the global model after a round."""
+
+    round: int = Field(description="The round, from 1.")
+    member_accuracy: float = Field(description="Accuracy of the model on the members, in [0, 1].")
+    nonmember_accuracy: float = Field(description="Accuracy of the model on the non-members, in [0, 1].")
+    attacks: list[AttackMeasures] = Field(description="The attacks, as on the final model.")
 
 
 class MembershipAudit(ResultModel):
@@ -68,4 +82,8 @@ class MembershipAudit(ResultModel):
     uploads: list[AttackResult] | None = Field(
         description="The attacks on single uploads: each example is looked up in the model that its client's"
         " upload alone gives the server, in one more round. Null if they were not attacked."
+    )
+    rounds: list[RoundAudit] | None = Field(
+        description="The attacks on the models that the run keeps (federate.keep_every), and on the final one"
+        " as the last. Null if the run keeps final models alone."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from genfl.stages.base import StageRun
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs
+from genfl.stages.federate.kept_models import KeptModels
 from genfl.stages.federate.protection import Protection, protect
 from genfl.stages.federate.setting import Setting
 from genfl.stages.federate.trial import Trial
@@ -142,8 +144,9 @@ def train_shadow(
     checkpoint: Path,
     digest: str,
     advance: Advance,
-) -> Weights:
-    """Train the model of a trial on the private data of a setting, or resume it, and return its weights.
+    rounds: Sequence[int] = (),
+) -> tuple[Weights, KeptModels]:
+    """Train the model of a trial on the private data of a setting, or resume it.
 
     Method, start, schedule, engine and differential privacy are those of the trial. Cohorts, batches and
     noise are drawn anew.
@@ -156,14 +159,20 @@ def train_shadow(
         checkpoint: The file to resume from.
         digest: The digest of all that the model depends on.
         advance: Called with the number of rounds just finished.
+        rounds: The rounds after which the global model is kept, in the folder of the checkpoint.
+
+    Returns:
+        The final weights, and the models of these rounds.
     """
     clients = training_data(setting, trial.name, trial.method, trial.seed)
     algorithm, federations, _ = trial.prepare(setting, clients, like=setting.protection(trial))
     data, plan, key = federations[0]
+    kept = KeptModels(checkpoint.parent, digest, rounds)
+    kept.restart_incomplete(checkpoint)
     kind = "vectorized" if choice.batched(trial.method) else setting.inputs.federation.engine
     fast = setting.inputs.federation.fast
     with engine(kind, data, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
-        return federate(
+        trace = federate(
             algorithm,
             setting.start(trial.method, trial.seed),
             data,
@@ -175,7 +184,9 @@ def train_shadow(
             checkpoint_digest=digest,
             device=setting.device,
             on_round=advance,
-        ).weights
+            on_model=partial(kept.save, setting.task),
+        )
+    return trace.weights, kept
 
 
 def uploaded_models(
