@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from genfl import config as configs
-from genfl import pipeline
+from genfl import pipeline, progress
 from genfl.deployment.runs import trained_folder
 from genfl.deployment.trained import RunModel
 from genfl.engines.device import exact
@@ -20,6 +21,7 @@ from genfl.experiment.records import RUN_CONFIG, SUMMARY_FILE, check_finished
 from genfl.hub import check_device
 from genfl.learning.task import Weights, from_state_dict
 from genfl.output import check_output, writing_output
+from genfl.privacy.attacks.canaries import audit_canaries
 from genfl.privacy.attacks.roc import Interval, attack_figures, roc, thinned
 from genfl.privacy.attacks.scores import (
     FloatArray,
@@ -31,11 +33,15 @@ from genfl.privacy.attacks.scores import (
     rmia,
 )
 from genfl.privacy.attacks.shadow import deal_to_clients, shadow_members, train_shadows
+from genfl.privacy.dp.accounting import default_delta
 from genfl.progress import Advance
 from genfl.report.audit_page import render_audit
 from genfl.results.membership import (
+    AUDIT_FILE,
+    AUDIT_INFIX,
     AttackMeasures,
     AttackResult,
+    CanaryBound,
     MeasuredShare,
     MembershipAudit,
     RoundAudit,
@@ -44,6 +50,7 @@ from genfl.results.membership import (
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import Summary
 from genfl.rng import Key
+from genfl.stages.federate.canaries import Canaries
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.inputs import FEDERATE, trial_digest
 from genfl.stages.federate.kept_models import KeptModels
@@ -56,12 +63,12 @@ from genfl.stages.federate.shadow import (
 )
 from genfl.stages.federate.trial import Trial
 from genfl.storage import digest as digest_of
-from genfl.storage import write_json, write_text
+from genfl.storage import load_checkpoint, remove, save_tensors, write_json, write_text
 
 AUDIT_MARKER = ".genfl-audit"
 """The file that marks the folder of an audit."""
 
-AUDIT_FILE, AUDIT_PAGE, SHADOWS = "audit.json", "index.html", "shadows"
+AUDIT_PAGE, SHADOWS, CANARIES = "index.html", "shadows", "canaries"
 
 LEAST_SHADOWS = {"loss": 0, "lira": 4, "rmia": 2}
 """The attacks, and the least number of shadow models of each: LiRA fits variances."""
@@ -69,14 +76,14 @@ LEAST_SHADOWS = {"loss": 0, "lira": 4, "rmia": 2}
 TARGET = "target"
 """What stands for the attacked model where shadow models have numbers."""
 
-SHADOW_VERSION = 1
-"""The version of what shadow models compute. If it is raised, they are trained again."""
+SHADOW_VERSION, CANARIES_VERSION = 1, 1
+"""The versions of what shadow models and canaries compute. If one is raised, they are trained again."""
 
 
 def audit_folder(run: Path, method: str, seed: int) -> Path:
     """Return the folder of an audit unless another one is named. It lies beside the run's folder."""
     run = run.resolve()
-    return run.with_name(f"{run.name}.audit-{method}-seed-{seed}")
+    return run.with_name(f"{run.name}{AUDIT_INFIX}{method}-seed-{seed}")
 
 
 def audit_run(
@@ -87,6 +94,7 @@ def audit_run(
     attacks: Sequence[str] = ("loss",),
     shadows: int = 16,
     uploads: bool = False,
+    canaries: int = 0,
     out: Path | None = None,
 ) -> tuple[MembershipAudit, Path]:
     """Attack the global model of a method by membership inference, and write the figures and a page.
@@ -106,6 +114,8 @@ def audit_run(
         shadows: The number of shadow models. ``loss`` needs none.
         uploads: Whether to attack single uploads, too: what a server sees of each client without a secure
             sum. One more round from the final model makes them.
+        canaries: The number of canaries in one more training, which gives a lower bound on epsilon; 0 for no
+            such training.
         out: The audit's folder; by default that of `audit_folder`.
 
     Returns:
@@ -121,10 +131,11 @@ def audit_run(
     model = RunModel.load(trained_folder(folder, summary, method, seed))
     name, of_seed = model.description.method, model.description.seed
     out = audit_folder(folder, name, of_seed) if out is None else out
-    names = [AUDIT_FILE, AUDIT_PAGE, SHADOWS]
+    names = [AUDIT_FILE, AUDIT_PAGE, SHADOWS, CANARIES]
     check_output(out, "audit", AUDIT_MARKER, names)
     attacked = AttackedModel(folder, model)
     attacked.check(shadows=least > 0, uploads=uploads)
+    planted = attacked.canaries(canaries) if canaries else None
     with exact(attacked.setting.device), writing_output(out, "audit", AUDIT_MARKER, names):
         members = attacked.members
         observed = attacked.confidences(uploads)
@@ -145,6 +156,7 @@ def audit_run(
             method=name,
             chosen=method is None,
             seed=of_seed,
+            config_digest=attacked.digest,
             members=members,
             nonmembers=len(attacked.y) - members,
             member_accuracy=member_accuracy,
@@ -153,6 +165,7 @@ def audit_run(
             attacks=results[0],
             uploads=results[1] if uploads else None,
             rounds=attacked.round_audits([*results[1 + uploads :], results[0]]),
+            canaries=attacked.canary_bound(planted, out / CANARIES) if planted else None,
         )
         write_json(out / AUDIT_FILE, audit.to_dict())
         write_text(out / AUDIT_PAGE, render_audit(audit, out))
@@ -358,6 +371,55 @@ class AttackedModel:
 
         own = digest_of([SHADOW_VERSION, self.digest, uploads, *([self.rounds] if self.rounds else [])])
         return train_shadows(members, train, folder, own, setting.inputs.federation.rounds), members
+
+    def canaries(self, count: int) -> Canaries:
+        """Return canaries for one more training by the recipe of the model.
+
+        Args:
+            count: Their number.
+
+        Raises:
+            InputError: The model can have no canaries, or not so many.
+        """
+        if self.trial is None:
+            raise InputError(f"canaries: {SYNTHETIC_ONLY} can have none: it is not federated; leave it out")
+        return Canaries(self.setting, self.choice, self.trial, self.clients, count)
+
+    def canary_bound(self, canaries: Canaries, folder: Path) -> CanaryBound:
+        """Train with canaries, or resume it, and return the lower bound on epsilon that guesses prove.
+
+        Args:
+            canaries: The canaries.
+            folder: The folder of the training's files. A training that is finished there is not repeated.
+        """
+        digest = digest_of([CANARIES_VERSION, self.digest, len(canaries.included)])
+        file, work = folder / "canaries.safetensors", folder / "training"
+        rounds = self.setting.inputs.federation.rounds
+        with progress.bar("canaries", rounds, "rounds") as advance:
+            stored = load_checkpoint(file, digest)
+            if stored is None:
+                trained = canaries.train(work / "checkpoint.safetensors", digest, advance)
+                scores, epsilon = trained.scores, trained.epsilon
+                tensors = {"scores": torch.from_numpy(scores)}
+                save_tensors(file, tensors, {"digest": digest, "epsilon": epsilon})
+            else:
+                scores, epsilon = stored[0]["scores"].numpy(), stored[1]["epsilon"]
+                advance(rounds)
+        remove(work, folder)
+        guesses, protection = len(scores) // 6, canaries.protection
+        delta = protection.delta if protection else default_delta(self.members)
+        bound = audit_canaries(scores, canaries.included, positive=guesses, negative=guesses, delta=delta)
+        return CanaryBound(
+            unit=canaries.unit,
+            canaries=bound.canaries,
+            included=int(canaries.included.sum()),
+            guesses=bound.guesses,
+            correct=bound.correct,
+            epsilon=bound.epsilon,
+            delta=delta,
+            confidence=bound.confidence,
+            accounted=epsilon,
+        )
 
 
 def _weights_of(kept: KeptModels, like: Weights) -> Iterator[Weights]:

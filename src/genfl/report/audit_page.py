@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 
 from genfl.report import plots
 from genfl.report.charts import Chart
 from genfl.report.comparison_page import page_link
 from genfl.report.style import Look, looks
 from genfl.report.templates import page_template
-from genfl.results.membership import AttackMeasures, MeasuredShare, MembershipAudit
+from genfl.results.membership import AttackMeasures, CanaryBound, MeasuredShare, MembershipAudit
 from genfl.results.schema import CurvePoint
 
 ATTACK_NAMES = {
@@ -36,6 +39,24 @@ ASSUMPTIONS: Mapping[str, str] = {
 """What the attacker of each attack is assumed to have."""
 
 
+class AuditSection(NamedTuple):
+    """What the report of a run says of an audit.
+
+    Attributes:
+        title: The attacked model.
+        address: The address of the audit's page.
+        sentences: What the attacks can tell.
+        head: The head of the table of attacks.
+        rows: Its rows.
+    """
+
+    title: str
+    address: str
+    sentences: list[str]
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
 def render_audit(audit: MembershipAudit, folder: Path) -> str:
     """Return the page of an audit as HTML.
 
@@ -59,12 +80,36 @@ def render_audit(audit: MembershipAudit, folder: Path) -> str:
         rounds=rounds_rows(audit),
         rounds_charts=_rounds_charts(audit, look) if audit.rounds else [],
         line_looks=look,
+        canary_verdict=canary_verdict(audit.canaries) if audit.canaries else "",
         assumptions=[(names[name], ASSUMPTIONS[name]) for name in names],
         chart=plots.plot_roc(
             {names[attack.attack]: attack.roc for attack in audit.attacks}, look, audit.nonmembers
         ),
         looks={name: each._replace(marker="") for name, each in look.items()},
     )
+
+
+def audit_section(audit: MembershipAudit, address: str) -> AuditSection:
+    """Return what the report of a run says of an audit of one of its models.
+
+    Args:
+        audit: The audit.
+        address: The address of its page.
+    """
+    rows = [table_row(attack) for attack in audit.attacks]
+    said = [verdict_of(audit), *([canary_verdict(audit.canaries)] if audit.canaries else [])]
+    return AuditSection(f"{audit.method}, seed {audit.seed}", address, said, table_head(audit), rows)
+
+
+def page_address(file: Path, folder: Path) -> str:
+    """Return the address of an audit's page, relative to another page's folder.
+
+    Args:
+        file: The audit's file of figures. Its page lies beside it.
+        folder: The folder of the other page.
+    """
+    page = file.with_name("index.html")
+    return quote(Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix())
 
 
 def verdict_of(audit: MembershipAudit) -> str:
@@ -77,6 +122,31 @@ def verdict_of(audit: MembershipAudit) -> str:
     return (
         f"The best attack, {ATTACK_NAMES[best.attack]}, has an AUC of {_number(best.auc)}; a guess has 0.5."
         f" It is right for {_percent(best.accuracy)} % of a balanced set.{found}"
+    )
+
+
+def canary_verdict(bound: CanaryBound) -> str:
+    """Say what canaries prove about epsilon, beside the accounted one."""
+    proved = "which proves nothing about epsilon"
+    if bound.epsilon:
+        proved = f"so epsilon is at least {bound.epsilon:.2f}"
+    at_delta = f"at delta {bound.delta:.2g}, with {100 * bound.confidence:g} % confidence"
+    if bound.accounted is None:
+        beside = "No epsilon is accounted: nothing bounds what the model gives away."
+    elif bound.epsilon > bound.accounted:
+        beside = (
+            f"The accounted epsilon is {bound.accounted:.3g}, which is less. By chance, this happens in one"
+            f" of {round(1 / (1 - bound.confidence))} audits at most. Else the protection does not do what is"
+            " accounted."
+        )
+    else:
+        beside = (
+            f"The accounted epsilon is {bound.accounted:.3g}. A bound below it is no proof of it: a better"
+            " attack may prove more."
+        )
+    return (
+        f"Canaries, unit {bound.unit}: {bound.correct} of {bound.guesses} guesses are right, {proved}"
+        f" {at_delta}. {beside}"
     )
 
 
@@ -114,7 +184,7 @@ def table_row(attack: AttackMeasures) -> tuple[str, ...]:
     """Return the row of an attack: figures with their intervals."""
     rates = ("–" if rate.tpr is None else _percent(rate.tpr, interval=True) for rate in attack.rates)
     return (
-        ATTACK_NAMES[attack.attack],
+        ATTACK_NAMES.get(attack.attack, attack.attack),
         _percent(attack.accuracy, interval=True),
         _number(attack.auc),
         *rates,

@@ -8,6 +8,12 @@ from pydantic import Field
 
 from genfl.results.schema import ResultModel
 
+AUDIT_FILE = "audit.json"
+"""The file with the figures of an audit."""
+
+AUDIT_INFIX = ".audit-"
+"""What follows the name of a run's folder in the name of its audits' folders, beside it."""
+
 
 class MeasuredShare(ResultModel):
     """A share in [0, 1] with its interval of 95 % confidence over the draw of the examples."""
@@ -62,6 +68,27 @@ class RoundAudit(ResultModel):
     attacks: list[AttackMeasures] = Field(description="The attacks, as on the final model.")
 
 
+class CanaryBound(ResultModel):
+    """A lower bound on epsilon, from canaries in one more training by the recipe of the run."""
+
+    unit: Literal["sample", "user"] = Field(
+        description="What canaries are: test examples with wrong labels, or clients that upload random"
+        " directions."
+    )
+    canaries: int = Field(description="Number of canaries.")
+    included: int = Field(description="How many of them took part, each by the toss of a coin.")
+    guesses: int = Field(description="For how many of them the attacker made a guess.")
+    correct: int = Field(description="How many guesses were right.")
+    epsilon: float = Field(
+        description="Lower bound on epsilon at delta with this confidence; 0 if the guesses prove nothing."
+    )
+    delta: float = Field(description="The delta of the bound, in (0, 1).")
+    confidence: float = Field(description="Confidence of the bound.")
+    accounted: float | None = Field(
+        description="The epsilon that is accounted for this training at delta; null if nothing bounds it."
+    )
+
+
 class MembershipAudit(ResultModel):
     """Membership inference against the final model of a method, as in ``audit.json``."""
 
@@ -73,6 +100,9 @@ class MembershipAudit(ResultModel):
         description="Whether genfl chose the method: the best federated one by mean accuracy in the run."
     )
     seed: int = Field(description="Seed of the model.")
+    config_digest: str = Field(
+        description="Digest of everything that the model depends on, as in its model.json."
+    )
     members: int = Field(description="Number of examples that clients trained on.")
     nonmembers: int = Field(description="Number of test examples, which no client trained on.")
     member_accuracy: float = Field(description="Accuracy of the model on the members, in [0, 1].")
@@ -86,4 +116,7 @@ class MembershipAudit(ResultModel):
     rounds: list[RoundAudit] | None = Field(
         description="The attacks on the models that the run keeps (federate.keep_every), and on the final one"
         " as the last. Null if the run keeps final models alone."
+    )
+    canaries: CanaryBound | None = Field(
+        description="A lower bound on epsilon from canaries; null if there were none."
     )

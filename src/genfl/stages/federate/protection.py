@@ -79,6 +79,18 @@ class Protection:
             f" ε {epsilon:.4g} at δ {self.delta:.3g} for each {self.unit}"
         )
 
+    def in_cohorts(self, clients: int, plan: Schedule, key: Key) -> Protection:
+        """Return the protection of another federation with the same noise and the same sampling rate.
+
+        Args:
+            clients: The number of its clients.
+            plan: Its schedule.
+            key: The stream of its cohorts.
+        """
+        if plan.cohorts == "poisson":
+            return self
+        return dataclasses.replace(self, participations=_participations(clients, plan, key))
+
     def releases(self, rounds: int) -> tuple[NoisedSums, ...]:
         """Return what so many rounds release of the most exposed unit."""
         steps = self.steps_per_round * (self.participations[rounds - 1] if rounds else 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genfl import trees
+from genfl.algorithms import Algorithm
 from genfl.config import Method
 from genfl.data.clients import ClientData, Joined
 from genfl.engines.auto import engine
@@ -21,6 +21,7 @@ from genfl.engines.in_process import sequential
 from genfl.experiment.context import class_indices
 from genfl.learning.task import Weights
 from genfl.progress import Advance
+from genfl.references import FederationPlan
 from genfl.rng import Key
 from genfl.simulation import federate
 from genfl.stages.base import StageRun
@@ -94,14 +95,16 @@ class ShadowSetting(Setting):
             self._clients = given
         return self._protection
 
-    def give(self, rows: Sequence[NDArray[np.int64]]) -> None:
+    def give(self, rows: Sequence[NDArray[np.int64]], y: Tensor | None = None) -> None:
         """Give clients their private data.
 
         Args:
             rows: For each client, its rows of `examples.x`.
+            y: The class indices of `examples.x`; None for the true ones.
         """
         augment = self.inputs.federation.local.augment.of("private")
-        x, y, classes = self.examples.x, self.examples.y_all, len(self.labels)
+        x, classes = self.examples.x, len(self.labels)
+        y = self.examples.y_all if y is None else y
         self._clients = ClientData(x, y, rows, classes, self.data.prepare, augment)
 
     def private(self, seed: int) -> ClientData:
@@ -165,28 +168,59 @@ def train_shadow(
         The final weights, and the models of these rounds.
     """
     clients = training_data(setting, trial.name, trial.method, trial.seed)
-    algorithm, federations, _ = trial.prepare(setting, clients, like=setting.protection(trial))
-    data, plan, key = federations[0]
+    prepared = trial.prepare(setting, clients, like=setting.protection(trial))
+    plan = prepared.federations[0]
+    plan = plan._replace(key=plan.key.fold("shadow", number))
     kept = KeptModels(checkpoint.parent, digest, rounds)
     kept.restart_incomplete(checkpoint)
+    weights = train_prepared(
+        setting, choice, trial, prepared.algorithm, plan, checkpoint, digest, advance, kept
+    )
+    return weights, kept
+
+
+def train_prepared(
+    setting: ShadowSetting,
+    choice: EngineChoice,
+    trial: Trial,
+    algorithm: Algorithm,
+    federation: FederationPlan,
+    checkpoint: Path,
+    digest: str,
+    advance: Advance,
+    kept: KeptModels | None = None,
+) -> Weights:
+    """Run a federation from the start of a trial with its kind of engine, and return the final weights.
+
+    Args:
+        setting: The setting.
+        choice: The engine choice of the run.
+        trial: The trial.
+        algorithm: What clients and server compute.
+        federation: The clients, the schedule, and the random stream.
+        checkpoint: The file to resume from.
+        digest: The digest of all that the model depends on.
+        advance: Called with the number of rounds just finished.
+        kept: The models of rounds to keep; None for none.
+    """
+    data, plan, key = federation
     kind = "vectorized" if choice.batched(trial.method) else setting.inputs.federation.engine
     fast = setting.inputs.federation.fast
     with engine(kind, data, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
-        trace = federate(
+        return federate(
             algorithm,
             setting.start(trial.method, trial.seed),
             data,
             run_cohort,
             plan,
-            key.fold("shadow", number),
+            key,
             lambda weights: {},
             checkpoint=checkpoint,
             checkpoint_digest=digest,
             device=setting.device,
             on_round=advance,
-            on_model=partial(kept.save, setting.task),
-        )
-    return trace.weights, kept
+            on_model=lambda number, weights: kept.save(setting.task, number, weights) if kept else None,
+        ).weights
 
 
 def uploaded_models(

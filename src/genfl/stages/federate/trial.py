@@ -104,7 +104,13 @@ class Trial:
         return [FederationPlan(clients, plan, key)]
 
     def prepare(
-        self, setting: Setting, clients: ClientData, *, like: Protection | None = None, uploads: bool = False
+        self,
+        setting: Setting,
+        clients: ClientData,
+        *,
+        like: Protection | None = None,
+        uploads: bool = False,
+        change: Callable[[Algorithm], Algorithm] = lambda algorithm: algorithm,
     ) -> Prepared:
         """Return all that the trial's federations are made of.
 
@@ -113,6 +119,7 @@ class Trial:
             clients: The training data of the clients.
             like: The protection of the trial that other data are trained like; None for the trial itself.
             uploads: Whether the federation is a look at uploads, before the server adds noise.
+            change: Changes the algorithm before its sums get noise.
 
         Raises:
             InputError: Differential privacy cannot protect it.
@@ -135,6 +142,7 @@ class Trial:
         algorithm = build_algorithm(
             inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
         )
+        algorithm = change(algorithm)
         if protection and protection.unit == "user":
             observe = algorithm.observe
             noise = user_noise(protection, stream)
