@@ -447,3 +447,36 @@ def test_kept_model_that_is_gone_is_named(kept, tmp_path):
     file.unlink()
     with pytest.raises(InputError, match=r"^folder: .*round-2\.safetensors is missing, .* --update$"):
         audit_run(tmp_path / "run", out=tmp_path / "out")
+
+
+def test_audit_joins_the_report_when_the_run_is_executed_again(kept, tmp_path):
+    """The audit changes nothing. The same run renders its page again, and does nothing else."""
+    folder = tmp_path / "run"
+    shutil.copytree(kept.folder, folder)
+    page = folder / "report" / "index.html"
+    rendered = page.stat().st_mtime_ns
+    genfl.run(kept.config, out=folder)
+    assert page.stat().st_mtime_ns == rendered, "nothing to do without an audit"
+    before = files_of(folder)
+    audit, _ = audit_run(folder, method="fedavg")
+    audit_run(folder, method="fedavg", out=tmp_path / "elsewhere")
+    assert files_of(folder) == before
+    times = {path: path.stat().st_mtime_ns for path in (folder / "federate").rglob("*")}
+    genfl.run(kept.config, out=folder)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    text = page.read_text()
+    auc = audit.attacks[0].auc
+    assert f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})" in text
+    links = re.findall(r'href="([^"]*\.audit-[^"]*)"', text)
+    assert [(page.parent / link).resolve() for link in links] == [
+        tmp_path / "run.audit-fedavg-seed-0" / "index.html"
+    ]
+    rendered = page.stat().st_mtime_ns
+    genfl.run(kept.config, out=folder)
+    assert page.stat().st_mtime_ns == rendered, "the page shows the audit already"
+    file = tmp_path / "run.audit-fedavg-seed-0" / "audit.json"
+    for content in ("no JSON", "{}", file.read_text().replace(audit.config_digest, "0" * 64)):
+        file.write_text(content)
+        genfl.run(kept.config, out=folder)
+        assert ".audit-" not in page.read_text(), "an audit of another model is left out"
+    assert json.loads((folder / "summary.json").read_text())["methods"]

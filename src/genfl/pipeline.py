@@ -363,7 +363,7 @@ def _bring_up_to_date(step: Step, run: Run, events: Events) -> bool:
         old = None
     if old and old["done"]:
         damaged = [path for path, checksum in old["files"].items() if not _intact(folder / path, checksum)]
-        if not damaged:
+        if not damaged and stage.current(old["result"], step.work):
             log.info("%s: up to date", stage.name)
             return True
         for path in damaged:
