@@ -611,18 +611,21 @@ def _of_measures(config: Config) -> Iterator[Release]:
             measured,
             fix=strict if users else "",
         )
-        if users:
-            yield Release(
-                "figures of noise",
-                "federate",
-                "measures",
-                "signal-to-noise ratio of every round, and cosine of the noised sum and the exact one",
-                "models of single clients",
-                "readers",
-                "exact",
-                tuple(methods),
-                fix=strict,
-            )
+    protects_all = users or (privacy is not None and privacy.generated == "protected")
+    noisy = tuple(name for name, method in methods.items() if protects_all or not _trains_on_public(method))
+    if noisy and measures_noise(privacy):
+        yield Release(
+            "figures of noise",
+            "federate",
+            "measures",
+            "signal-to-noise ratio of every round, and cosine of the noised and the exact"
+            f" {'sum' if users else 'gradients'}",
+            "models of single clients" if users else "training data of clients",
+            "readers",
+            "exact",
+            noisy,
+            fix=strict,
+        )
     if users and privacy is not None and privacy.cohorts != "fixed":
         yield Release(
             "sizes of cohorts",
@@ -799,6 +802,15 @@ def _composed(config: Config, rows: Sequence[Release]) -> Guarantee | None:
     return Guarantee(
         config.privacy.unit, epsilon, delta, tuple(dict.fromkeys(row.name for row in rows if row.outside))
     )
+
+
+def measures_noise(privacy: Privacy | None) -> bool:
+    """Return whether a run measures what its noise leaves, which only a simulation sees.
+
+    Args:
+        privacy: The section of the config; None without differential privacy.
+    """
+    return privacy is not None and privacy.noise_multiplier != 0 and not privacy.strict
 
 
 def measures_rounds(privacy: Privacy | None) -> bool:

@@ -257,7 +257,9 @@ def _participations(clients: int, plan: Schedule, key: Key) -> tuple[int, ...]:
     return tuple(most)
 
 
-def protected(local: LocalSGD, task: Task, protection: Protection, stream: str = "") -> LocalSGD:
+def protected(
+    local: LocalSGD, task: Task, protection: Protection, stream: str = "", *, measured: bool = False
+) -> LocalSGD:
     """Return local training with a protection: DP-SGD where single samples are protected.
 
     Args:
@@ -265,11 +267,12 @@ def protected(local: LocalSGD, task: Task, protection: Protection, stream: str =
         task: What is learned.
         protection: The protection.
         stream: What distinguishes this trial's noise from that of others with the same seed.
+        measured: Whether to measure what the noise leaves.
     """
     if protection.unit != "sample":
         return local
     noise, norm = protection.noise_multiplier, protection.norm
-    gradient = ClippedGradient(noise, norm, per_sample_gradient(task), stream)
+    gradient = ClippedGradient(noise, norm, per_sample_gradient(task), stream, measured)
     return dataclasses.replace(local, batch_gradient=gradient)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from genfl.algorithms import Algorithm
 from genfl.algorithms.registry import UNLABELLED
+from genfl.analysis.noise import noise_measures
 from genfl.config import Method
 from genfl.data.clients import GENERATED, ClientData
 from genfl.deployment.description import WEIGHTS_FILE
@@ -18,7 +19,7 @@ from genfl.engines.auto import engine
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
 from genfl.privacy.dp.user import exact_census, user_level
-from genfl.privacy.ledger import measures_rounds
+from genfl.privacy.ledger import measures_noise, measures_rounds
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
@@ -138,7 +139,8 @@ class Trial:
                 trial = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched=False)
                 stream = digest_text([secret, trial])
         if protection:
-            local = protected(local, setting.task, protection, stream)
+            measured = like is None and measures_noise(inputs.privacy)
+            local = protected(local, setting.task, protection, stream, measured=measured)
         algorithm = build_algorithm(
             inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
         )
@@ -176,7 +178,14 @@ class Trial:
         try:
             traces = [
                 self._train(
-                    setting, choice, algorithm, federation, folder, advance, number if alone else None
+                    setting,
+                    choice,
+                    algorithm,
+                    federation,
+                    folder,
+                    advance,
+                    protection,
+                    number if alone else None,
                 )
                 for number, (folder, federation) in enumerate(zip(folders, federations, strict=True))
             ]
@@ -217,6 +226,7 @@ class Trial:
         federation: FederationPlan,
         folder: Path,
         advance: Any,
+        protection: Protection | None,
         client: int | None,
     ) -> Trace:
         inputs, (clients, plan, key) = setting.inputs, federation
@@ -224,7 +234,9 @@ class Trial:
         choice.decide_method(self.name, self.method, algorithm, start, clients, plan)
         batched = choice.batched(self.method)
         kind = "vectorized" if batched else inputs.federation.engine
-        measured = algorithm.same_form and self.method.reference is None
+        measures = setting.measures if algorithm.same_form and self.method.reference is None else {}
+        if protection and protection.unit == "sample" and measures_noise(inputs.privacy):
+            measures = {**measures, **noise_measures()}
         fast = inputs.federation.fast
         digest = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched)
         kept = self.kept_models(inputs, folder, digest)
@@ -242,7 +254,7 @@ class Trial:
                 setting.score,
                 checkpoint=folder / CHECKPOINT,
                 checkpoint_digest=digest,
-                measures=setting.measures if measured else {},
+                measures=measures,
                 device=setting.device,
                 on_round=advance,
                 on_history=self._tell(setting),
