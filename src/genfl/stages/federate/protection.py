@@ -282,6 +282,10 @@ def sample_problem(build: Callable[[LocalSGD], Algorithm], local: LocalSGD, task
     A client takes a step with a gradient that reads no data. If what it uploads still depends on its
     examples, or if it asks for a second gradient, DP-SGD is not all that reads them.
 
+    The client takes part twice, with what it keeps between rounds. A client program does not know the round,
+    and the sampling rate is the same in all. So later rounds differ by the server's message alone, which is
+    made of what DP-SGD protects.
+
     Args:
         build: Returns the method's algorithm with some local training.
         local: Local training, before the methods' hooks.
@@ -302,14 +306,18 @@ def sample_problem(build: Callable[[LocalSGD], Algorithm], local: LocalSGD, task
     client_info = {"samples": torch.tensor(2.0), "label_counts": torch.ones(form.classes)}
     state = algorithm.init(weights, run_once(algorithm.census, {}, {}, client_info)[0], Key(0))
     message = algorithm.address(algorithm.send(state), 0)
-    uploads = []
+    uploads: list[list[torch.Tensor]] = []
     for value in (0.0, 1.0):
         x = torch.full((2, *form.input), value)
         y = torch.full((2,), int(value)) % form.classes
-        carry = algorithm.client.start(message, algorithm.memory(weights), client_info, Key(0))
-        asked.clear()
-        carry = algorithm.client.step(carry, {"x": x, "y": y}, Key(0))
-        uploads.append(trees.leaves(algorithm.client.finish(carry)[0]))
+        memory, sent = algorithm.memory(weights), []
+        for _ in range(2):
+            carry = algorithm.client.start(message, memory, client_info, Key(0))
+            asked.clear()
+            carry = algorithm.client.step(carry, {"x": x, "y": y}, Key(0))
+            upload, memory = algorithm.client.finish(carry)
+            sent += trees.leaves(upload)
+        uploads.append(sent)
     if algorithm.client.select is not None:
         return "its clients select their samples by looking at them, and no noise hides the choice"
     if "several" in asked:
