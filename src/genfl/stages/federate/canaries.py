@@ -24,7 +24,7 @@ from genfl import trees
 from genfl.algorithms.base import Algorithm, ClientInfo
 from genfl.config import Method
 from genfl.config.privacy import PrivacyUnit
-from genfl.errors import InputError
+from genfl.errors import InputError, on_one_line
 from genfl.learning.task import Batch, Weights
 from genfl.privacy.attacks.canaries import canary_update, loss_scores, toss_coins
 from genfl.privacy.attacks.scores import FloatArray
@@ -96,7 +96,7 @@ class Canaries:
                 f" number from {FEWEST_CANARIES} to {len(others)}"
             )
         if problem := refuse_canaries(trial.method, self.unit):
-            raise InputError(f"canaries: {trial.name} can have none: {problem}; leave it out")
+            raise InputError(f"canaries: {on_one_line(trial.name)} can have none: {problem}; leave it out")
         self.examples = self.key.fold("examples").numpy().permutation(others)[:count]
         self.included = toss_coins(count, self.key.fold("coins"))
 
