@@ -28,6 +28,7 @@ from genfl.privacy.attacks.roc import SMALL_RATES, delong
 from genfl.privacy.attacks.scores import confidence
 from genfl.rng import Key
 from genfl.stages.federate.engine_choice import EngineChoice
+from genfl.stages.federate.kept_models import KeptModels
 from genfl.stages.federate.shadow import ShadowSetting, train_shadow
 from genfl.stages.federate.trial import Trial
 from genfl.storage import load_tensors
@@ -144,7 +145,7 @@ def test_shadow_model_on_the_run_s_own_data_is_the_run_s_model(digits, tmp_path)
         trial = Same(name, digits.config.methods[name], 0)
         file = tmp_path / name / "checkpoint.safetensors"
         choice = EngineChoice(step.inputs, step.work)
-        weights = train_shadow(setting, choice, trial, 0, file, "digest", lambda rounds: None)
+        weights, _ = train_shadow(setting, choice, trial, 0, file, "digest", lambda rounds: None)
         tensors, _ = load_tensors(digits.folder / "federate" / name / "seed-0" / "model.safetensors")
         assert all(torch.equal(value, tensors[key]) for key, value in weights["params"].items())
 
@@ -355,3 +356,127 @@ def test_lira_finds_members_of_an_overfitted_model(memorised, tmp_path):
     for values in scores.values():
         interval = delong(values[:1000], values[1000:])[1]
         assert interval.low < 0.5 < interval.high
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run of six rounds that keeps the models of rounds 2 and 4, and those of its method local, too."""
+    methods = {name: {"algorithm": name} for name in ("fedavg", "local")}
+    content = config.plain_copy({**SMALL_RUN, "methods": methods, "seeds": [0]})
+    federate = {"rounds": 6, "keep_every": 2, "checkpoint_every": 3, "local": {"steps": 5}}
+    for name, value in federate.items():
+        config.put(content, f"federate.{name}", value)
+    return genfl.run(content, out=tmp_path_factory.mktemp("kept") / "run")
+
+
+def test_kept_models_are_attacked_round_by_round(kept, tmp_path):
+    """The figures of a round are those of an attack on that model alone, shadow models included."""
+    audit = kept.audit(attacks=ALL, shadows=4, out=tmp_path / "out")
+    assert audit.rounds is not None
+    assert [of_round.round for of_round in audit.rounds] == [2, 4, 6]
+    for last, attack in zip(audit.rounds[-1].attacks, audit.attacks, strict=True):
+        assert last.model_dump() == attack.model_dump(exclude={"roc"})
+    folder = kept.folder / "federate" / "fedavg" / "seed-0"
+    attacked = AttackedModel(kept.folder, RunModel.load(folder))
+    model = RunModel.load(folder)
+    model.load_state_dict(load_tensors(folder / "rounds" / "round-4.safetensors")[0])
+    examples = attacked.setting.examples
+    logits = model.logits(examples.x.take(torch.from_numpy(examples.rows))).numpy()
+    hits = logits.argmax(1) == attacked.y
+    assert audit.rounds[1].member_accuracy == hits[: audit.members].mean()
+    phi, member = attacked.shadows(4, tmp_path / "out" / "shadows")
+    assert phi.shape == (4, 3, len(attacked.y))
+    scores = attack_scores(ALL, confidence(logits, attacked.y), audit.members, (phi[:, 2], member))
+    for attack in audit.rounds[1].attacks:
+        values = scores[attack.attack]
+        assert attack.auc.value == delong(values[: audit.members], values[audit.members :])[0]
+    # and the shadows' confidences of round 4 are those of shadow models of four rounds
+    content = config.plain_copy(configs_of(kept))
+    config.put(content, "federate.rounds", 4)
+    config.put(content, "federate.keep_every", None)
+    short = genfl.run(content, out=tmp_path / "short")
+    attacked = AttackedModel(short.folder, RunModel.load(short.folder / "federate" / "fedavg" / "seed-0"))
+    assert (attacked.shadows(4, tmp_path / "shadows")[0][:, 0] == phi[:, 2]).all()
+
+
+def configs_of(result):
+    return json.loads(json.dumps(result.config.model_dump(exclude_unset=True)))
+
+
+def test_page_and_command_show_the_rounds(kept, tmp_path):
+    text, _ = run_command("audit", kept.folder, "--out", tmp_path / "out")
+    audit = json.loads((tmp_path / "out" / "audit.json").read_text())
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Attacks over the rounds" in text
+    assert "Attacks over the rounds" in page
+    for of_round in audit["rounds"]:
+        auc = of_round["attacks"][0]["auc"]
+        assert f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" in page
+        assert re.search(rf"^ *{of_round['round']} +loss .* {auc['value']:.3f} ", text, re.MULTILINE)
+    assert page.count("<svg") - page.count('<svg class="key"') == 4  # accuracy, AUC, a rate, and the ROC
+
+
+def test_interrupted_shadow_models_keep_their_rounds(kept, tmp_path, monkeypatch):
+    """A shadow model resumes after the checkpoint of round 3, and still has the confidences of round 2."""
+    folder = kept.folder / "federate" / "fedavg" / "seed-0"
+    whole, _ = AttackedModel(kept.folder, RunModel.load(folder)).shadows(2, tmp_path / "whole")
+    save = KeptModels.save
+
+    def failing(self, task, number, weights):
+        if number == 4:
+            raise KeyboardInterrupt
+        save(self, task, number, weights)
+
+    attacked = AttackedModel(kept.folder, RunModel.load(folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptModels, "save", failing)
+        with pytest.raises(KeyboardInterrupt):
+            attacked.shadows(2, tmp_path / "killed")
+    assert (tmp_path / "killed" / "shadow-0" / "checkpoint.safetensors").is_file()
+    saved: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptModels, "save", lambda *args: (saved.append(args[2]), save(*args)))
+        again, _ = attacked.shadows(2, tmp_path / "killed")
+    assert saved[:3] == [4, 5, 6], "it resumed after round 3"
+    assert (again == whole).all()
+
+
+def test_kept_model_that_is_gone_is_named(kept, tmp_path):
+    shutil.copytree(kept.folder, tmp_path / "run")
+    file = tmp_path / "run" / "federate" / "fedavg" / "seed-0" / "rounds" / "round-2.safetensors"
+    file.unlink()
+    with pytest.raises(InputError, match=r"^folder: .*round-2\.safetensors is missing, .* --update$"):
+        audit_run(tmp_path / "run", out=tmp_path / "out")
+
+
+def test_audit_joins_the_report_when_the_run_is_executed_again(kept, tmp_path):
+    """The audit changes nothing. The same run renders its page again, and does nothing else."""
+    folder = tmp_path / "run"
+    shutil.copytree(kept.folder, folder)
+    page = folder / "report" / "index.html"
+    rendered = page.stat().st_mtime_ns
+    genfl.run(kept.config, out=folder)
+    assert page.stat().st_mtime_ns == rendered, "nothing to do without an audit"
+    before = files_of(folder)
+    audit, _ = audit_run(folder, method="fedavg")
+    audit_run(folder, method="fedavg", out=tmp_path / "elsewhere")
+    assert files_of(folder) == before
+    times = {path: path.stat().st_mtime_ns for path in (folder / "federate").rglob("*")}
+    genfl.run(kept.config, out=folder)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    text = page.read_text()
+    auc = audit.attacks[0].auc
+    assert f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})" in text
+    links = re.findall(r'href="([^"]*\.audit-[^"]*)"', text)
+    assert [(page.parent / link).resolve() for link in links] == [
+        tmp_path / "run.audit-fedavg-seed-0" / "index.html"
+    ]
+    rendered = page.stat().st_mtime_ns
+    genfl.run(kept.config, out=folder)
+    assert page.stat().st_mtime_ns == rendered, "the page shows the audit already"
+    file = tmp_path / "run.audit-fedavg-seed-0" / "audit.json"
+    for content in ("no JSON", "{}", file.read_text().replace(audit.config_digest, "0" * 64)):
+        file.write_text(content)
+        genfl.run(kept.config, out=folder)
+        assert ".audit-" not in page.read_text(), "an audit of another model is left out"
+    assert json.loads((folder / "summary.json").read_text())["methods"]

@@ -768,6 +768,7 @@ class Result:
         attacks: Sequence[str] = ("loss",),
         shadows: int = 16,
         uploads: bool = False,
+        canaries: int = 0,
         out: str | Path | None = None,
         progress: bool = False,
     ) -> MembershipAudit:
@@ -786,6 +787,8 @@ class Result:
             attacks: Some of ``loss``, ``lira`` and ``rmia``.
             shadows: The number of shadow models that ``lira`` and ``rmia`` train.
             uploads: Whether to attack single uploads, too: what a server sees without a secure sum.
+            canaries: The number of canaries in one more training, which gives a lower bound on epsilon; 0 for
+                no such training.
             out: The folder for ``audit.json``, the page and the shadow models; by default
                 ``RUN.audit-METHOD-seed-SEED`` beside the run.
             progress: Whether to show a progress bar.
@@ -804,6 +807,7 @@ class Result:
                 attacks=attacks,
                 shadows=shadows,
                 uploads=uploads,
+                canaries=canaries,
                 out=None if out is None else Path(out),
             )
         return audit

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from genfl import config as configs
-from genfl import pipeline
+from genfl import pipeline, progress
 from genfl.deployment.runs import trained_folder
 from genfl.deployment.trained import RunModel
 from genfl.engines.device import exact
@@ -20,6 +21,7 @@ from genfl.experiment.records import RUN_CONFIG, SUMMARY_FILE, check_finished
 from genfl.hub import check_device
 from genfl.learning.task import Weights, from_state_dict
 from genfl.output import check_output, writing_output
+from genfl.privacy.attacks.canaries import audit_canaries
 from genfl.privacy.attacks.roc import Interval, attack_figures, roc, thinned
 from genfl.privacy.attacks.scores import (
     FloatArray,
@@ -31,14 +33,27 @@ from genfl.privacy.attacks.scores import (
     rmia,
 )
 from genfl.privacy.attacks.shadow import deal_to_clients, shadow_members, train_shadows
+from genfl.privacy.dp.accounting import default_delta
 from genfl.progress import Advance
 from genfl.report.audit_page import render_audit
-from genfl.results.membership import AttackResult, MeasuredShare, MembershipAudit, TruePositiveRate
+from genfl.results.membership import (
+    AUDIT_FILE,
+    AUDIT_INFIX,
+    AttackMeasures,
+    AttackResult,
+    CanaryBound,
+    MeasuredShare,
+    MembershipAudit,
+    RoundAudit,
+    TruePositiveRate,
+)
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import Summary
 from genfl.rng import Key
+from genfl.stages.federate.canaries import Canaries
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.inputs import FEDERATE, trial_digest
+from genfl.stages.federate.kept_models import KeptModels
 from genfl.stages.federate.shadow import (
     ShadowSetting,
     refuse_shadows,
@@ -48,12 +63,12 @@ from genfl.stages.federate.shadow import (
 )
 from genfl.stages.federate.trial import Trial
 from genfl.storage import digest as digest_of
-from genfl.storage import write_json, write_text
+from genfl.storage import load_checkpoint, remove, save_tensors, write_json, write_text
 
 AUDIT_MARKER = ".genfl-audit"
 """The file that marks the folder of an audit."""
 
-AUDIT_FILE, AUDIT_PAGE, SHADOWS = "audit.json", "index.html", "shadows"
+AUDIT_PAGE, SHADOWS, CANARIES = "index.html", "shadows", "canaries"
 
 LEAST_SHADOWS = {"loss": 0, "lira": 4, "rmia": 2}
 """The attacks, and the least number of shadow models of each: LiRA fits variances."""
@@ -61,14 +76,14 @@ LEAST_SHADOWS = {"loss": 0, "lira": 4, "rmia": 2}
 TARGET = "target"
 """What stands for the attacked model where shadow models have numbers."""
 
-SHADOW_VERSION = 1
-"""The version of what shadow models compute. If it is raised, they are trained again."""
+SHADOW_VERSION, CANARIES_VERSION = 1, 1
+"""The versions of what shadow models and canaries compute. If one is raised, they are trained again."""
 
 
 def audit_folder(run: Path, method: str, seed: int) -> Path:
     """Return the folder of an audit unless another one is named. It lies beside the run's folder."""
     run = run.resolve()
-    return run.with_name(f"{run.name}.audit-{method}-seed-{seed}")
+    return run.with_name(f"{run.name}{AUDIT_INFIX}{method}-seed-{seed}")
 
 
 def audit_run(
@@ -79,9 +94,13 @@ def audit_run(
     attacks: Sequence[str] = ("loss",),
     shadows: int = 16,
     uploads: bool = False,
+    canaries: int = 0,
     out: Path | None = None,
 ) -> tuple[MembershipAudit, Path]:
-    """Attack the final global model of a method by membership inference, and write the figures and a page.
+    """Attack the global model of a method by membership inference, and write the figures and a page.
+
+    It is the final model. If the run keeps models of earlier rounds (``federate.keep_every``), each of them
+    is attacked as well.
 
     Members are the examples that clients trained on, and non-members are the test examples. Nothing in the
     run's folder changes, and none of its models is trained again. Shadow models lie in the audit's folder. An
@@ -95,6 +114,8 @@ def audit_run(
         shadows: The number of shadow models. ``loss`` needs none.
         uploads: Whether to attack single uploads, too: what a server sees of each client without a secure
             sum. One more round from the final model makes them.
+        canaries: The number of canaries in one more training, which gives a lower bound on epsilon; 0 for no
+            such training.
         out: The audit's folder; by default that of `audit_folder`.
 
     Returns:
@@ -110,12 +131,13 @@ def audit_run(
     model = RunModel.load(trained_folder(folder, summary, method, seed))
     name, of_seed = model.description.method, model.description.seed
     out = audit_folder(folder, name, of_seed) if out is None else out
-    names = [AUDIT_FILE, AUDIT_PAGE, SHADOWS]
+    names = [AUDIT_FILE, AUDIT_PAGE, SHADOWS, CANARIES]
     check_output(out, "audit", AUDIT_MARKER, names)
     attacked = AttackedModel(folder, model)
     attacked.check(shadows=least > 0, uploads=uploads)
+    planted = attacked.canaries(canaries) if canaries else None
     with exact(attacked.setting.device), writing_output(out, "audit", AUDIT_MARKER, names):
-        members, hits = attacked.members, attacked.logits.argmax(1) == attacked.y
+        members = attacked.members
         observed = attacked.confidences(uploads)
         trained = attacked.shadows(shadows, out / SHADOWS, uploads) if least else None
         results = [
@@ -127,19 +149,23 @@ def audit_run(
             ]
             for number, phi in enumerate(observed)
         ]
+        member_accuracy, nonmember_accuracy = attacked.accuracies(attacked.logits)
         audit = MembershipAudit(
             run=summary.name,
             folder=str(folder),
             method=name,
             chosen=method is None,
             seed=of_seed,
+            config_digest=attacked.digest,
             members=members,
-            nonmembers=len(hits) - members,
-            member_accuracy=float(hits[:members].mean()),
-            nonmember_accuracy=float(hits[members:].mean()),
+            nonmembers=len(attacked.y) - members,
+            member_accuracy=member_accuracy,
+            nonmember_accuracy=nonmember_accuracy,
             shadows=shadows if least else None,
             attacks=results[0],
             uploads=results[1] if uploads else None,
+            rounds=attacked.round_audits([*results[1 + uploads :], results[0]]),
+            canaries=attacked.canary_bound(planted, out / CANARIES) if planted else None,
         )
         write_json(out / AUDIT_FILE, audit.to_dict())
         write_text(out / AUDIT_PAGE, render_audit(audit, out))
@@ -181,6 +207,8 @@ class AttackedModel:
         clients: The client of each example, [n]. Non-members are dealt out by their classes.
         weights: The model's weights.
         logits: The model's outputs, [n, classes].
+        rounds: The rounds whose models the run keeps, besides the final one.
+        round_logits: The outputs of these models, [n, classes] each.
 
     Args:
         folder: The run's folder.
@@ -229,6 +257,43 @@ class AttackedModel:
         like = self.setting.task.init(initial_key(described.seed))
         self.weights: Weights = from_state_dict(model.state_dict(), like)
         self.logits = self.setting.logits(self.weights)
+        self.rounds: tuple[int, ...] = ()
+        self.round_logits = []
+        if self.trial is not None:
+            kept = self.trial.kept_models(step.inputs, model.folder, self.digest)
+            self.rounds = tuple(kept.rounds)
+            self.round_logits = [self.setting.logits(weights) for weights in _weights_of(kept, like)]
+
+    def accuracies(self, logits: NDArray[np.float32]) -> tuple[float, float]:
+        """Return the accuracy of a model on the members, and on the non-members.
+
+        Args:
+            logits: Its outputs, [n, classes].
+        """
+        hits = logits.argmax(1) == self.y
+        return float(hits[: self.members].mean()), float(hits[self.members :].mean())
+
+    def round_audits(self, results: Sequence[Sequence[AttackResult]]) -> list[RoundAudit] | None:
+        """Return the figures of the attacks over the rounds; None without kept models.
+
+        Args:
+            results: The attacks on the models of `rounds`, and on the final one as the last.
+        """
+        if not self.rounds:
+            return None
+        numbers = (*self.rounds, self.setting.inputs.federation.rounds)
+        audits = []
+        for number, logits, attacks in zip(numbers, [*self.round_logits, self.logits], results, strict=True):
+            members, nonmembers = self.accuracies(logits)
+            audits.append(
+                RoundAudit(
+                    round=number,
+                    member_accuracy=members,
+                    nonmember_accuracy=nonmembers,
+                    attacks=[AttackMeasures(**attack.model_dump(exclude={"roc"})) for attack in attacks],
+                )
+            )
+        return audits
 
     def check(self, *, shadows: bool, uploads: bool) -> None:
         """Check that the model can have what attacks need.
@@ -250,15 +315,16 @@ class AttackedModel:
             raise InputError(f"uploads: {name} has none: {problem}; leave it out")
 
     def confidences(self, uploads: bool) -> FloatArray:
-        """Return the confidence of the model in each example, [1, n].
+        """Return the confidence of the model in each example, [1, n], and those of `rounds`, [1 + rounds, n].
 
         Args:
-            uploads: Whether to add a row, [2, n]: the confidence in each example of the model that its
-                client's upload alone gives the server.
+            uploads: Whether to add a row behind the first: the confidence in each example of the model that
+                its client's upload alone gives the server.
         """
-        return self._confidences(self.weights, uploads, TARGET)
+        rows = self._confidences(self.weights, uploads, TARGET)
+        return np.stack([*rows, *(confidence(logits, self.y) for logits in self.round_logits)])
 
-    def _confidences(self, weights: Weights, uploads: bool, number: int | str) -> FloatArray:
+    def _confidences(self, weights: Weights, uploads: bool, number: int | str) -> list[FloatArray]:
         """Return the confidences of a model, and of its clients' uploads; see `confidences`."""
         setting, examples = self.setting, self.setting.examples
         rows = [confidence(setting.logits(weights), examples.y)]
@@ -269,7 +335,7 @@ class AttackedModel:
                 own = np.flatnonzero(self.clients == client)
                 of_uploads[own] = confidence(setting.logits(model, own), examples.y[own])
             rows.append(of_uploads)
-        return np.stack(rows)
+        return rows
 
     def shadows(self, models: int, folder: Path, uploads: bool = False) -> tuple[FloatArray, Membership]:
         """Train shadow models by the recipe of the model, or resume them.
@@ -280,8 +346,8 @@ class AttackedModel:
             uploads: Whether to add the confidences of their clients' uploads.
 
         Returns:
-            Their confidences in each example, [models, 1 or 2, n]; see `confidences`. And whether each was
-            trained on it, [models, n].
+            Their confidences in each example, [models, k, n], where k is as in `confidences`. And whether
+            each was trained on it, [models, n].
 
         Raises:
             InputError: A client has too few examples.
@@ -297,11 +363,79 @@ class AttackedModel:
                 setting.examples.rows[member & (clients == client)] for client in range(clients.max() + 1)
             ]
             setting.give(rows)
-            weights = train_shadow(setting, self.choice, trial, number, checkpoint, digest, advance)
-            return self._confidences(weights, uploads, number)
+            weights, kept = train_shadow(
+                setting, self.choice, trial, number, checkpoint, digest, advance, self.rounds
+            )
+            of_rounds = [confidence(setting.logits(each), self.y) for each in _weights_of(kept, weights)]
+            return np.stack([*self._confidences(weights, uploads, number), *of_rounds])
 
-        own, rounds = digest_of([SHADOW_VERSION, self.digest, uploads]), setting.inputs.federation.rounds
-        return train_shadows(members, train, folder, own, rounds), members
+        own = digest_of([SHADOW_VERSION, self.digest, uploads, *([self.rounds] if self.rounds else [])])
+        return train_shadows(members, train, folder, own, setting.inputs.federation.rounds), members
+
+    def canaries(self, count: int) -> Canaries:
+        """Return canaries for one more training by the recipe of the model.
+
+        Args:
+            count: Their number.
+
+        Raises:
+            InputError: The model can have no canaries, or not so many.
+        """
+        if self.trial is None:
+            raise InputError(f"canaries: {SYNTHETIC_ONLY} can have none: it is not federated; leave it out")
+        return Canaries(self.setting, self.choice, self.trial, self.clients, count)
+
+    def canary_bound(self, canaries: Canaries, folder: Path) -> CanaryBound:
+        """Train with canaries, or resume it, and return the lower bound on epsilon that guesses prove.
+
+        Args:
+            canaries: The canaries.
+            folder: The folder of the training's files. A training that is finished there is not repeated.
+        """
+        digest = digest_of([CANARIES_VERSION, self.digest, len(canaries.included)])
+        file, work = folder / "canaries.safetensors", folder / "training"
+        rounds = self.setting.inputs.federation.rounds
+        with progress.bar("canaries", rounds, "rounds") as advance:
+            stored = load_checkpoint(file, digest)
+            if stored is None:
+                trained = canaries.train(work / "checkpoint.safetensors", digest, advance)
+                scores, epsilon = trained.scores, trained.epsilon
+                tensors = {"scores": torch.from_numpy(scores)}
+                save_tensors(file, tensors, {"digest": digest, "epsilon": epsilon})
+            else:
+                scores, epsilon = stored[0]["scores"].numpy(), stored[1]["epsilon"]
+                advance(rounds)
+        remove(work, folder)
+        guesses, protection = len(scores) // 6, canaries.protection
+        delta = protection.delta if protection else default_delta(self.members)
+        bound = audit_canaries(scores, canaries.included, positive=guesses, negative=guesses, delta=delta)
+        return CanaryBound(
+            unit=canaries.unit,
+            canaries=bound.canaries,
+            included=int(canaries.included.sum()),
+            guesses=bound.guesses,
+            correct=bound.correct,
+            epsilon=bound.epsilon,
+            delta=delta,
+            confidence=bound.confidence,
+            accounted=epsilon,
+        )
+
+
+def _weights_of(kept: KeptModels, like: Weights) -> Iterator[Weights]:
+    """Yield the models of the rounds of a federation.
+
+    Raises:
+        InputError: One is missing.
+    """
+    for number in kept.rounds:
+        tensors = kept.state_dict(number)
+        if tensors is None:
+            raise InputError(
+                f"folder: {on_one_line(kept.file(number), 200)} is missing, or of another run; run the config"
+                " again with --update"
+            )
+        yield from_state_dict(tensors, like)
 
 
 def attack_scores(
@@ -329,7 +463,7 @@ def attack_scores(
 
 
 def attack_result(attack: str, members: FloatArray, others: FloatArray, key: Key) -> AttackResult:
-    """Return the figures of an attack for ``audit.json``.
+    """Return the figures of an attack on one model for ``audit.json``.
 
     Args:
         attack: Its name.

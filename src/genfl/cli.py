@@ -478,6 +478,15 @@ def audit_command(
             "--uploads", help="Attack single uploads, too: what a server sees without a secure sum."
         ),
     ] = False,
+    canaries: Annotated[
+        int,
+        typer.Option(
+            "--canaries",
+            min=0,
+            metavar="NUMBER",
+            help="Canaries in one more training, with progress: a lower bound on epsilon.",
+        ),
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -495,14 +504,29 @@ def audit_command(
     """
     from genfl import progress
     from genfl.auditing import audit_run
-    from genfl.report.audit_page import table_head, table_row, unresolved, verdict_of
+    from genfl.experiment.records import RUN_CONFIG
+    from genfl.report.audit_page import (
+        canary_verdict,
+        rounds_rows,
+        table_head,
+        table_row,
+        unresolved,
+        verdict_of,
+    )
 
     _configure_logging()
     progress.enabled.set(not as_json)
     names = [name.strip() for name in attacks.split(",") if name.strip()]
     with _naming_options():
         audit, page = audit_run(
-            run, method=method, seed=seed, attacks=names, shadows=shadows, uploads=uploads, out=out
+            run,
+            method=method,
+            seed=seed,
+            attacks=names,
+            shadows=shadows,
+            uploads=uploads,
+            canaries=canaries,
+            out=out,
         )
     if as_json:
         _print_json(audit.to_dict())
@@ -512,9 +536,16 @@ def audit_command(
     if audit.uploads is not None:
         typer.echo("\nAttacks on single uploads\n")
         _print_table(table_head(audit), [table_row(attack) for attack in audit.uploads])
+    if rounds := rounds_rows(audit):
+        typer.echo("\nAttacks over the rounds\n")
+        _print_table(("round", *table_head(audit)), rounds)
+    if audit.canaries is not None:
+        typer.echo(f"\n{canary_verdict(audit.canaries)}")
     for sentence in unresolved(audit):
         typer.echo(f"\n{sentence}")
     typer.echo(f"\nPage: {page}")
+    if out is None:
+        typer.echo(f"The run's report shows it after: genfl run {run / RUN_CONFIG} --out {run}")
 
 
 @app.command("list", cls=_Command)

@@ -33,7 +33,7 @@ from genfl.experiment.records import (
 from genfl.metering import Meter, add_costs, metered
 from genfl.privacy.ledger import LEDGER_FILE, check_strict
 from genfl.results.names import INFERENCE
-from genfl.results.summarise import environment, summarise
+from genfl.results.summarise import environment, ledger_result, summarise
 from genfl.stages import audit, generate, guided, labels, pretrain, prompts, report, vocabulary
 from genfl.stages.base import Stage, StageRun, digest_of
 from genfl.stages.federate import stage as federate
@@ -288,10 +288,12 @@ def _execute_stages(run: Run, context: RunContext, until: str, events: Events) -
         if step.stage in STAGES[: last + 1]:
             skipped[step.stage.name] = _bring_up_to_date(step, run, events)
             _settle(step.stage, run, events)
+    if STAGES.index(federate.STAGE) <= last:
+        trained = ledger_result(run.config, run.result(federate.STAGE.name)["methods"])
+        write_json(run.folder / LEDGER_FILE, trained.to_dict())
     if STAGES[last] is not STAGES[-1]:
         return None
     summary = summarise(run, context, skipped)
-    write_json(run.folder / LEDGER_FILE, summary.privacy.to_dict())
     summary.write(run.folder / SUMMARY_FILE)  # the last file, as it says that the run is finished
     return summary.to_dict()
 
@@ -363,7 +365,7 @@ def _bring_up_to_date(step: Step, run: Run, events: Events) -> bool:
         old = None
     if old and old["done"]:
         damaged = [path for path, checksum in old["files"].items() if not _intact(folder / path, checksum)]
-        if not damaged:
+        if not damaged and stage.current(old["result"], step.work):
             log.info("%s: up to date", stage.name)
             return True
         for path in damaged:

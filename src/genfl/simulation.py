@@ -78,6 +78,7 @@ def federate(
     device: torch.device = CPU,
     on_round: Callable[[int], None] = lambda rounds: None,
     on_history: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None] = lambda rows, evaluations: None,
+    on_model: Callable[[int, Weights], None] = lambda number, weights: None,
 ) -> Trace:
     """Run a federation, or resume one that was interrupted.
 
@@ -98,6 +99,7 @@ def federate(
         on_round: Called with the number of rounds just finished: 1 after each round, more when resuming.
         on_history: Called with all rounds and all evaluations so far, as in a `Trace`: before the first
             round, and after each one, before its checkpoint.
+        on_model: Called after each round with its number and the global model, before its checkpoint.
 
     Returns:
         The final model, the evaluations and a row for each round.
@@ -179,6 +181,7 @@ def federate(
         if last or number % schedule.evaluate_every == 0:
             evaluations.append({"round": number, **evaluate(state["weights"])})
         on_history(rounds, evaluations)
+        on_model(number, state["weights"])
         if checkpoint and (last or number % schedule.checkpoint_every == 0):
             history = {"evaluations": evaluations, "rounds": rounds}
             meta = {"digest": checkpoint_digest, "memories": memories.flush(), **history}

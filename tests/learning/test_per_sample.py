@@ -7,6 +7,7 @@ from torch import nn
 from genfl import trees
 from genfl.algorithms.fedprox import fedprox
 from genfl.algorithms.moon import moon
+from genfl.learning import per_sample
 from genfl.learning.local import Context, LocalSGD, no_penalty
 from genfl.learning.per_sample import by_layers, by_loop, by_vmap, by_vmap_or_loop, per_sample_gradient
 from genfl.learning.task import classification
@@ -154,6 +155,24 @@ def test_models_that_look_at_values_are_differentiated_one_by_one():
     context = Context(task, {"weights": task.init(Key(1))}, {}, {}, Key(0))
     penalty = LocalSGD(0.1).with_hook(fedprox(mu=0.5)).penalty
     assert_equal_to_loop(by_vmap_or_loop, task, examples(task), penalty, context)
+
+
+def test_vmap_that_failed_is_not_tried_in_every_step(monkeypatch):
+    tried = []
+
+    def watched(*args):
+        tried.append(args)
+        return by_vmap(*args)
+
+    monkeypatch.setattr(per_sample, "by_vmap", watched)
+    for model, shape, calls in ((PythonLoop, (3,), 1), (Scaled, (2, 3), 3)):
+        task = task_of(model, shape)
+        context = Context(task, {"weights": task.init(Key(1))}, {}, {}, Key(0))
+        penalty = LocalSGD(0.1).with_hook(fedprox(mu=0.5)).penalty
+        tried.clear()
+        for _ in range(3):
+            assert_equal_to_loop(by_vmap_or_loop, task, examples(task), penalty, context)
+        assert len(tried) == calls
 
 
 def test_models_with_dropout_are_differentiated_by_layers():

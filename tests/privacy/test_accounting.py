@@ -33,12 +33,16 @@ GRID = {
 }
 
 
+def sampled(noise_multiplier, rate):
+    """Google's event for a noised sum over a Poisson sample."""
+    return dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise_multiplier))
+
+
 @settings(max_examples=15, deadline=None)
 @given(**GRID)
 def test_epsilon_equals_dp_accounting_and_opacus(noise_multiplier, rate, steps, delta):
     ours = epsilon_of((NoisedSums(noise_multiplier, rate, steps),), delta, "rdp")
-    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
-    theirs = rdp.RdpAccountant().compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian), steps)
+    theirs = rdp.RdpAccountant().compose(sampled(noise_multiplier, rate), steps)
     assert ours == theirs.get_epsilon(delta)
     # Above, dp-accounting leaves out small orders whose series does not converge. Its ε is then larger.
     assume(ours < 5)
@@ -53,8 +57,7 @@ def test_epsilon_equals_dp_accounting_and_opacus(noise_multiplier, rate, steps, 
 @given(**GRID)
 def test_epsilon_pld_equals_dp_accounting_and_bounds_opacus(noise_multiplier, rate, steps, delta):
     ours = epsilon_of((NoisedSums(noise_multiplier, rate, steps),), delta, "pld")
-    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
-    theirs = pld.PLDAccountant().compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian), steps)
+    theirs = pld.PLDAccountant().compose(sampled(noise_multiplier, rate), steps)
     assert ours == theirs.get_epsilon(delta)
     opacus = PRVAccountant()
     opacus.history = [(noise_multiplier, rate, steps)]

@@ -10,7 +10,7 @@ from support.small_runs import SMALL_RUN
 
 from genfl import config, pipeline
 from genfl.algorithms import ALGORITHMS
-from genfl.config.privacy import Privacy
+from genfl.config.privacy import FIXES, Privacy
 from genfl.errors import LONGEST_LINE, InputError
 from genfl.experiment.context import RunContext
 from genfl.learning.local import LocalHook
@@ -549,6 +549,34 @@ def test_a_mistake_is_one_line(section, line):
     assert str(caught.value).startswith(line)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) <= LONGEST_LINE
+
+
+@pytest.mark.parametrize("field", FIXES)
+@pytest.mark.parametrize("value", ["-1", ".nan", ".inf", "-.inf", "many"])
+def test_value_out_of_range_names_the_fix(field, value):
+    unit = "user" if field in ("max_update_norm", "target_quantile") else "sample"
+    other = "" if field in ("epsilon", "noise_multiplier") else "epsilon: 8, "
+    with pytest.raises(InputError) as caught:
+        config.parse(BASE, [f"privacy={{unit: {unit}, {other}{field}: {value}}}"])
+    line = str(caught.value)
+    assert line.startswith(f"privacy.{field}: should be ")
+    assert line.endswith(f"; {FIXES[field]}")
+    assert len(line) <= LONGEST_LINE
+
+
+def test_run_that_ends_before_the_report_has_its_ledger(tmp_path):
+    """Its models are trained, so what they cost is known."""
+    content = SMALL_RUN | {"seeds": [0], "methods": {"fedavg": {"algorithm": "fedavg"}}}
+    privacy = {"unit": "sample", "noise_multiplier": 1.0, "accountant": "rdp"}
+    settings = config.validate({**content, "privacy": privacy})
+    pipeline.execute(settings, tmp_path, until="labels")
+    assert not (tmp_path / LEDGER_FILE).exists()
+    pipeline.execute(settings, tmp_path, until="federate")
+    before = json.loads((tmp_path / LEDGER_FILE).read_text())
+    assert before["guarantees"]["fedavg"]["epsilon"] > 0
+    assert not (tmp_path / "summary.json").exists()
+    pipeline.execute(settings, tmp_path)
+    assert json.loads((tmp_path / LEDGER_FILE).read_text()) == before
 
 
 def test_references_need_no_privacy():

@@ -386,6 +386,7 @@ ROWS = [
     Row("federate.clients_per_round", "federate.clients_per_round=3", FEDERATE),
     Row("federate.evaluate_every", "federate.evaluate_every=1", FEDERATE),
     Row("federate.checkpoint_every", "federate.checkpoint_every=1", REPORT),
+    Row("federate.keep_every", "federate.keep_every=2", FEDERATE),
     # auto may run clients in batches, whose last bits depend on the fast path
     Row("federate.fast", "federate.fast=false", FEDERATE),
     Row(

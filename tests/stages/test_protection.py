@@ -184,6 +184,35 @@ def test_every_method_is_protected_or_refused(name, setting):
     assert trees.is_finite(trace.weights)
 
 
+def test_method_that_uploads_what_it_remembers_of_examples_is_refused(setting):
+    """Its first upload reads no example. The second one has the mean of those of the first round."""
+    task, resources = setting
+
+    def build(local):
+        algorithm = ALGORITHMS["fedavg"].build(task, local, resources)
+        client = algorithm.client
+
+        def start(message, memory, client_info, key):
+            return {**client.start(message, memory["inner"], client_info, key), "seen": memory["seen"]}
+
+        def step(carry, batch, key):
+            inner = {name: part for name, part in carry.items() if name not in ("seen", "new")}
+            return {**client.step(inner, batch, key), "seen": carry["seen"], "new": batch["x"].mean()}
+
+        def finish(carry):
+            upload, memory = client.finish(carry)
+            params = trees.map(lambda leaf: leaf + carry["seen"], upload["delta"]["params"])
+            upload = {**upload, "delta": {**upload["delta"], "params": params}}
+            return upload, {"inner": memory, "seen": carry.get("new", carry["seen"])}
+
+        return algorithm._replace(
+            client=client._replace(start=start, step=step, finish=finish),
+            memory=lambda weights: {"inner": algorithm.memory(weights), "seen": torch.zeros(())},
+        )
+
+    assert "read their examples outside of SGD" in str(sample_problem(build, LocalSGD(0.1), task))
+
+
 def test_scaffolds_second_gradient_is_refused(tmp_path):
     methods = {"mine": {"algorithm": {"name": "scaffold", "option": "I"}}}
     with pytest.raises(InputError, match=r"^methods\.mine\.algorithm: DP-SGD cannot protect it: it takes 2"):

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from genfl.config.generation import GENERATOR_UNION
 from genfl.config.methods import ALGORITHM
+from genfl.config.privacy import FIXES
 from genfl.config.schema import Config
 from genfl.config.section import OneOf
 from genfl.config.training import MODEL
@@ -73,7 +74,9 @@ def _explain(problem: Any) -> str:
             return str(problem["ctx"]["error"])
         case _:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            return f"{field}: {message[0].lower()}{message[1:]}, not {_shown(problem['input'])}"
+            fix = FIXES.get(str(location[-1])) if location[:-1] == ["privacy"] else None
+            line = f"{field}: {message[0].lower()}{message[1:]}, not {_shown(problem['input'])}"
+            return f"{line}; {fix}" if fix else line
 
 
 def _shown(value: Any) -> str:

@@ -23,6 +23,17 @@ LEAST_NOISE = 1e-3
 """The least noise multiplier but 0. Accountants cannot tell less from none."""
 
 
+FIXES = {
+    "epsilon": "set a number above 0, such as 8, or noise_multiplier in its place",
+    "noise_multiplier": f"set 0 or a number from {LEAST_NOISE:g} to 1e6, such as 1, or epsilon in its place",
+    "delta": "set a number above 0 and below 1/n, such as 1e-5, or leave it out",
+    "max_grad_norm": "set a number above 0, such as 1, or leave it out",
+    "max_update_norm": "set a number above 0, such as 1, or leave it out",
+    "target_quantile": "set a number between 0 and 1, such as 0.5, or leave it out",
+}
+"""What to do about a value that is no number in the range of its field."""
+
+
 class Privacy(Section):
     """Differential privacy of training. One of epsilon and noise_multiplier gives the other."""
 

@@ -195,3 +195,9 @@ class Federation(Section):
         " ResNet-18 in the folder of torch.hub. Else a file of weights of the downstream model, or MODEL:FILE"
         " for those of another model with default options.",
     )
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="Rounds between global models that are kept besides the final one, for use and for"
+        " audits. If not set, final models alone are kept.",
+    )

@@ -47,6 +47,10 @@ Direction = Callable[[Gradient, Tree, Context], tuple[Tree, Aux]]
 """``(gradient, params, context) -> (direction to descend, aux of the first forward pass)``."""
 
 
+NOISE_SUMS = "noise_sums"
+"""Where the state of local training adds up `genfl.learning.task.Aux.noise`, if a measure asks for it."""
+
+
 class BatchGradient(Protocol):
     """The gradient of the local objective on a batch."""
 
@@ -282,6 +286,8 @@ class LocalSGD:
         velocity, lr = state["momentum"], self.rate(state)
         if self.momentum:
             gradient = velocity = trees.map(lambda v, g: self.momentum * v + g, velocity, gradient)
+        if aux.noise is not None and NOISE_SUMS in state:
+            state = {**state, NOISE_SUMS: state[NOISE_SUMS] + aux.noise}
         return {
             **state,
             "params": trees.map(lambda w, g: w - lr * g, params, gradient),

@@ -8,6 +8,7 @@ each copy. A model with other layers is differentiated by `torch.vmap`, or sampl
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,9 @@ from genfl.learning.local import Context, Penalty, differentiate, no_penalty
 from genfl.learning.task import Aux, Batch, Task
 from genfl.rng import Key, Sampler
 from genfl.trees import Tree
+
+_without_vmap: weakref.WeakSet[Penalty] = weakref.WeakSet()
+"""The penalties of models that `torch.vmap` cannot run."""
 
 
 class PerSampleGradient(Protocol):
@@ -70,11 +74,19 @@ def by_vmap(params: Tree, buffers: Tree, batch: Batch, context: Context, penalty
 
 
 def by_vmap_or_loop(params: Tree, buffers: Tree, batch: Batch, context: Context, penalty: Penalty) -> Tree:
-    """Return the gradients of all samples by `by_vmap`, or by `by_loop` if the model does not allow that."""
-    try:
-        return by_vmap(params, buffers, batch, context, penalty)
-    except Exception:  # a model that looks at values can raise anything; the loop raises what is really wrong
-        return by_loop(params, buffers, batch, context, penalty)
+    """Return the gradients of all samples by `by_vmap`, or by `by_loop` if the model does not allow that.
+
+    A penalty for which `by_vmap` failed once, with its model, is differentiated by the loop from then on.
+    """
+    if penalty not in _without_vmap:
+        try:
+            return by_vmap(params, buffers, batch, context, penalty)
+        except Exception:  # a model that looks at values can raise anything; the loop raises what is wrong
+            gradients = by_loop(params, buffers, batch, context, penalty)
+        if penalty is not no_penalty:
+            _without_vmap.add(penalty)
+        return gradients
+    return by_loop(params, buffers, batch, context, penalty)
 
 
 def by_loop(params: Tree, buffers: Tree, batch: Batch, context: Context, penalty: Penalty) -> Tree:

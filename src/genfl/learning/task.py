@@ -37,11 +37,14 @@ class Aux(NamedTuple):
         buffers: The running statistics after the pass.
         features: The inputs of the model's head, [n, d]; None for tasks without a model.
         logits: The head's output, [n, classes]; None for tasks without a model.
+        noise: Sums that tell how much of a gradient its noise leaves, [3]; None without such noise. See
+            `genfl.privacy.dp.sample.ClippedGradient`.
     """
 
     buffers: Tree
     features: Tensor | None = None
     logits: Tensor | None = None
+    noise: Tensor | None = None
 
     def feature_matrix(self) -> Tensor:
         """Return the features.

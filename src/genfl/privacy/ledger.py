@@ -436,14 +436,24 @@ def _federated(config: Config) -> dict[str, Method]:
     return {name: method for name, method in config.methods.items() if method.reference is None}
 
 
+def _noised_unit(privacy: Privacy | None) -> PrivacyUnit | None:
+    """Return what the noise on training protects; None without noise."""
+    return None if privacy is None or privacy.noise_multiplier == 0 else privacy.unit
+
+
+def _noises_generated(privacy: Privacy | None) -> bool:
+    """Return whether the noise also hides what generated and public samples change."""
+    unit = _noised_unit(privacy)
+    return unit == "user" or (unit == "sample" and privacy is not None and privacy.generated == "protected")
+
+
 def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release]:
     """Yield what clients tell the server: before round 1, in every round, and by generated samples."""
-    privacy = config.privacy
-    noised = privacy is not None and privacy.noise_multiplier != 0
-    whole = noised and privacy is not None and privacy.unit == "user"  # an upload is clipped as a whole
-    covers_public = whole or (noised and privacy is not None and privacy.generated == "protected")
+    unit = _noised_unit(config.privacy)
+    noised, whole = unit is not None, unit == "user"  # an upload of a user is clipped as a whole
+    covers_public = _noises_generated(config.privacy)
     sizes = "if they are public knowledge, add sizes to privacy.public"
-    if noised and privacy is not None and privacy.unit == "sample":
+    if unit == "sample":
         yield Release(
             "sampling rate",
             "federate",
@@ -587,9 +597,8 @@ def _of_tests(config: Config) -> Iterator[Release]:
 
 
 def _of_measures(config: Config) -> Iterator[Release]:
-    privacy, methods = config.privacy, _federated(config)
-    noised = privacy is not None and privacy.noise_multiplier != 0
-    users = noised and privacy is not None and privacy.unit == "user"
+    privacy, methods, unit = config.privacy, _federated(config), _noised_unit(config.privacy)
+    users = unit == "user"
     strict = "set privacy.strict to true, which leaves them out"
     measured = tuple(
         name
@@ -607,22 +616,25 @@ def _of_measures(config: Config) -> Iterator[Release]:
             what,
             "models of single clients",
             "readers",
-            "derived" if noised and not users else "exact",  # noised clients measure noised models
+            "derived" if unit == "sample" else "exact",  # noised clients measure noised models
             measured,
             fix=strict if users else "",
         )
-        if users:
-            yield Release(
-                "figures of noise",
-                "federate",
-                "measures",
-                "signal-to-noise ratio of every round, and cosine of the noised sum and the exact one",
-                "models of single clients",
-                "readers",
-                "exact",
-                tuple(methods),
-                fix=strict,
-            )
+    covers_public = _noises_generated(privacy)
+    noisy = tuple(name for name, method in methods.items() if covers_public or not _trains_on_public(method))
+    if noisy and measures_noise(privacy):
+        yield Release(
+            "figures of noise",
+            "federate",
+            "measures",
+            "signal-to-noise ratio of every round, and cosine of the noised and the exact"
+            f" {'sum' if users else 'gradients'}",
+            "models of single clients" if users else "training data of clients",
+            "readers",
+            "exact",
+            noisy,
+            fix=strict,
+        )
     if users and privacy is not None and privacy.cohorts != "fixed":
         yield Release(
             "sizes of cohorts",
@@ -799,6 +811,15 @@ def _composed(config: Config, rows: Sequence[Release]) -> Guarantee | None:
     return Guarantee(
         config.privacy.unit, epsilon, delta, tuple(dict.fromkeys(row.name for row in rows if row.outside))
     )
+
+
+def measures_noise(privacy: Privacy | None) -> bool:
+    """Return whether a run measures what its noise leaves, which only a simulation sees.
+
+    Args:
+        privacy: The section of the config; None without differential privacy.
+    """
+    return privacy is not None and _noised_unit(privacy) is not None and not privacy.strict
 
 
 def measures_rounds(privacy: Privacy | None) -> bool:

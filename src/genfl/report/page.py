@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from genfl.config import Config, Content
 from genfl.report import pictures, plots, text
+from genfl.report.audit_page import AuditSection
 from genfl.report.charts import Chart, charts_in
 from genfl.report.releases import privacy_section
 from genfl.report.style import MOST_DRAWN, REST, Look, looks
@@ -90,14 +91,15 @@ class Page(NamedTuple):
     charts: list[Chart]
 
 
-def draw_page(evidence: Evidence, summary: Summary) -> Page:
+def draw_page(evidence: Evidence, summary: Summary, audits: Sequence[AuditSection] = ()) -> Page:
     """Return the page and its charts.
 
     Args:
         evidence: What the page shows besides figures.
         summary: The figures of the run.
+        audits: What it says of audits of the run's models.
     """
-    context = _context(evidence, summary)
+    context = {**_context(evidence, summary), "audits": audits}
     return Page(page_template("template.html.j2").render(context), list(charts_in(context)))
 
 

@@ -88,13 +88,23 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         targets=config.report.target_accuracy,
         byte_budget=byte_budget(config, methods),
         cost=cost_account(records, methods),
-        privacy=PrivacyResult.of(ledger(config, noise_of(results["federate"]["methods"]))),
+        privacy=ledger_result(config, results["federate"]["methods"]),
         stages={
             name: StageTime(seconds=records[name].seconds, skipped=was_skipped, cost=records[name].cost)
             for name, was_skipped in skipped.items()
         },
         environment=environment,
     )
+
+
+def ledger_result(config: Config, methods: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> PrivacyResult:
+    """Return the ledger of a run that has trained, as in ``privacy.json``.
+
+    Args:
+        config: The config.
+        methods: The result of each trial, by its method and seed.
+    """
+    return PrivacyResult.of(ledger(config, noise_of(methods)))
 
 
 def noise_of(methods: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Noise]:

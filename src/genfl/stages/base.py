@@ -264,6 +264,8 @@ class Stage(Generic[In]):
         unread: ``(config) -> names``: the stages of `upstream` that it does not read with this config.
         figures: ``(result) -> rows``: the figures of each training in its result, for ``metrics.jsonl``. None
             for a stage that trains nothing.
+        current: ``(result, work) -> bool``: whether a finished result still shows what lies beside the run.
+            If not, the stage runs again.
     """
 
     name: str
@@ -279,6 +281,7 @@ class Stage(Generic[In]):
     gives: Callable[[In, RunContext], Any] | None = None
     unread: Callable[[Config], Collection[str]] = lambda config: ()
     figures: Callable[[Mapping[str, Any]], dict[Series, Sequence[Row]]] | None = None
+    current: Callable[[Mapping[str, Any], StageRun], bool] = lambda result, work: True
 
     def reads(self, config: Config) -> list[str]:
         """Return the stages whose outputs it reads with a config, if the config needs these stages."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import glob
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import ValidationError
+
 from genfl.config import Config
+from genfl.deployment.description import DESCRIPTION_FILE, ModelDescription
+from genfl.errors import GenflError, first_line
 from genfl.experiment.folder import AUDIT, VOCABULARY, Run
+from genfl.results.membership import AUDIT_FILE, AUDIT_INFIX, MembershipAudit
 from genfl.stages.base import Stage, StageRun, Without
-from genfl.storage import write_text
+from genfl.storage import read_json, sha256, write_text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class ReportInputs:
 def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
     # Plotting is slow to import, and only this stage needs it.
     from genfl.report import page, tables
+    from genfl.report.audit_page import audit_section, page_address
     from genfl.report.charts import svg_file
     from genfl.results.evidence import collect
     from genfl.results.summarise import summarise
@@ -39,11 +51,40 @@ def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
     write_text(work.folder / "per_seed.csv", tables.per_seed_csv(summary))
     traces = run.result("federate")["methods"]
     write_text(work.folder / "learning_curves.csv", tables.learning_csv(summary, traces))
-    drawn = page.draw_page(collect(run, work.context), summary)
+    audits = _audits(run.folder)
+    sections = [audit_section(audit, page_address(file, work.folder)) for file, audit in audits]
+    drawn = page.draw_page(collect(run, work.context), summary, sections)
     for chart in drawn.charts:
         write_text(work.folder / page.FIGURES / f"{chart.name}.svg", svg_file(chart))
     write_text(work.folder / "index.html", drawn.html)
-    return {}
+    return {"audits": _digests(audits)}
+
+
+def _audits(run: Path) -> list[tuple[Path, MembershipAudit]]:
+    """Return the audits beside a run's folder that attacked models of this run, with their files."""
+    audits = []
+    for file in sorted(run.parent.glob(f"{glob.escape(run.name)}{AUDIT_INFIX}*/{AUDIT_FILE}")):
+        try:
+            audit = MembershipAudit.model_validate(read_json(file))
+            trained = run / "federate" / Path(audit.method).name / f"seed-{audit.seed}"
+            model = ModelDescription.read(trained / DESCRIPTION_FILE)
+        except (GenflError, ValidationError) as error:
+            log.info("report: %s is left out: %s", file.parent.name, first_line(error))
+            continue
+        if audit.config_digest == model.config_digest:
+            audits.append((file, audit))
+    return audits
+
+
+def _digests(audits: list[tuple[Path, MembershipAudit]]) -> dict[str, str]:
+    """Return the digest of each audit's file, by the name of its folder."""
+    return {file.parent.name: sha256(file) for file, _ in audits}
+
+
+def _shows_audits(result: Mapping[str, Any], work: StageRun) -> bool:
+    """Return whether the page shows the audits that lie beside the run now."""
+    shown: dict[str, str] = result.get("audits", {})
+    return shown == _digests(_audits(work.folder.parent))
 
 
 STAGE = Stage(
@@ -55,4 +96,5 @@ STAGE = Stage(
         config, context.data_notes(config.data) + context.public_notes(config)
     ),
     _run,
+    current=_shows_audits,
 )

@@ -212,7 +212,20 @@ def loss_scores(task: Task, initial: Weights, final: Weights, x: Tensor, y: Tens
 
 @range_checked
 def canary_updates(like: Tree, canaries: Count, norm: Positive, key: Key) -> list[Tree]:
-    """Return the uploads of canary clients: random directions of one length.
+    """Return the uploads of canary clients; see `canary_update`.
+
+    Args:
+        like: The weights' params; uploads have its structure.
+        canaries: How many clients.
+        norm: The length of each upload.
+        key: The random stream.
+    """
+    return [canary_update(like, norm, key.fold("canary", number)) for number in range(canaries)]
+
+
+@range_checked
+def canary_update(like: Tree, norm: Positive, key: Key) -> Tree:
+    """Return the upload of a canary client: a random direction of one length.
 
     A canary client sends this in place of an update, in every round in which it takes part. Two random
     directions are nearly orthogonal in a large model, so canaries hardly disturb each other, or the training.
@@ -220,20 +233,13 @@ def canary_updates(like: Tree, canaries: Count, norm: Positive, key: Key) -> lis
     Source: Andrew et al., ICLR 2024 (arXiv 2302.03098), Algorithm 1.
 
     Args:
-        like: The weights' params; uploads have its structure.
-        canaries: How many clients.
-        norm: The length of each upload: the clipping norm of user-level DP, for the strongest test.
-        key: The random stream.
+        like: The weights' params; the upload has its structure.
+        norm: The length of the upload: the clipping norm of user-level DP, for the strongest test.
+        key: The random stream of this client.
     """
-
-    def update(stream: Key) -> Tree:
-        generator = stream.torch()
-        direction = trees.map(
-            lambda leaf: torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype), like
-        )
-        return trees.scale(norm / trees.square_norm(direction).sqrt(), direction)
-
-    return [update(key.fold("canary", number)) for number in range(canaries)]
+    generator = key.torch()
+    direction = trees.map(lambda leaf: torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype), like)
+    return trees.scale(norm / trees.square_norm(direction).sqrt(), direction)
 
 
 def update_scores(updates: list[Tree], initial: Tree, final: Tree) -> np.ndarray:

@@ -46,12 +46,15 @@ class ClippedGradient:
         per_sample: The way to the gradients of single samples, without penalties.
         stream: What distinguishes this federation's noise from that of others with the same seed; see
             `genfl.privacy.dp.streams.noise_stream`.
+        measured: Whether to return, in ``Aux.noise``, the squared norms of the sum of clipped gradients and
+            of its noise, and their dot product. It changes no gradient.
     """
 
     noise_multiplier: float
     max_grad_norm: float
     per_sample: PerSampleGradient
     stream: str = ""
+    measured: bool = False
 
     def __post_init__(self) -> None:
         check_value("ClippedGradient.noise_multiplier", self.noise_multiplier, NonNegative)
@@ -84,15 +87,29 @@ class ClippedGradient:
             clipped = clipped_sum(gradients, protected[part], free[part], self.max_grad_norm)
             sums = clipped if sums is None else [a + b for a, b in zip(sums, clipped, strict=True)]
         assert sums is not None
-        leaves = trees.leaves(params)
+        leaves, figures = trees.leaves(params), None
         if self.noise_multiplier:
             scale = self.noise_multiplier * self.max_grad_norm
-            sums = [
-                a + scale * b
-                for a, b in zip(sums, _noise(leaves, noise_stream(context.key, self.stream)), strict=True)
-            ]
+            noise = _noise(leaves, noise_stream(context.key, self.stream))
+            if self.measured:
+                figures = _squares(sums, noise, scale)
+            sums = [a + scale * b for a, b in zip(sums, noise, strict=True)]
         mean = (value.view_as(leaf) / expected for value, leaf in zip(sums, leaves, strict=True))
-        return trees.map(lambda _: next(mean), params), Aux(buffers)
+        return trees.map(lambda _: next(mean), params), Aux(buffers, noise=figures)
+
+
+def _squares(sums: list[Tensor], noise: list[Tensor], scale: float) -> Tensor:
+    """Return the squared norm of sums, that of their noise, and their dot product, [3].
+
+    In double precision they are finite: a measure refuses no upload.
+
+    Args:
+        sums: The sums, flat.
+        noise: The noise before it is scaled, flat.
+        scale: The factor on the noise.
+    """
+    clean, error = torch.cat(sums).double(), scale * torch.cat(noise).double()
+    return torch.stack([(clean * clean).sum(), (error * error).sum(), (clean * error).sum()])
 
 
 def clipped_sum(

@@ -34,11 +34,11 @@ TRIALS_VERSION = 4
 STATEMENTS = {"public"}
 """The settings of privacy that are stated, but change nothing that a trial computes."""
 
-BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor"}
+BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor", "keep_every"}
 """The settings of a federation that do not count by themselves.
 
 The engine, and the fast path, change the last bits if clients run in batches; see `FederateInputs.engine`.
-The extractor changes no trial; see `FederateInputs.extractor`.
+The extractor changes no trial; see `FederateInputs.extractor`. Nor does `FederateInputs.keep_every`.
 """
 
 
@@ -102,6 +102,7 @@ class FederateInputs:
         extractor: What clients' data are compared by; None if they are not.
         labels: The label names that discovery finds, for checks before it runs.
         privacy: Differential privacy; None without it.
+        keep_every: The rounds between kept models; None if final models alone are kept.
     """
 
     data: DataInputs
@@ -122,6 +123,7 @@ class FederateInputs:
     extractor: Annotated[ExtractorInputs | None, IF_SET]
     labels: Annotated[list[str], IGNORED]
     privacy: Annotated[Privacy | None, IF_SET, Without(STATEMENTS)]
+    keep_every: Annotated[int | None, IF_SET]
 
     @classmethod
     def of(cls, config: Config, context: RunContext) -> FederateInputs:
@@ -146,6 +148,7 @@ class FederateInputs:
             ExtractorInputs.of(config, context),
             context.discovered(config),
             config.privacy,
+            config.federate.keep_every,
         )
 
 

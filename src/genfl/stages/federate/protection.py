@@ -79,6 +79,18 @@ class Protection:
             f" ε {epsilon:.4g} at δ {self.delta:.3g} for each {self.unit}"
         )
 
+    def in_cohorts(self, clients: int, plan: Schedule, key: Key) -> Protection:
+        """Return the protection of another federation with the same noise and the same sampling rate.
+
+        Args:
+            clients: The number of its clients.
+            plan: Its schedule.
+            key: The stream of its cohorts.
+        """
+        if plan.cohorts == "poisson":
+            return self
+        return dataclasses.replace(self, participations=_participations(clients, plan, key))
+
     def releases(self, rounds: int) -> tuple[NoisedSums, ...]:
         """Return what so many rounds release of the most exposed unit."""
         steps = self.steps_per_round * (self.participations[rounds - 1] if rounds else 0)
@@ -245,7 +257,9 @@ def _participations(clients: int, plan: Schedule, key: Key) -> tuple[int, ...]:
     return tuple(most)
 
 
-def protected(local: LocalSGD, task: Task, protection: Protection, stream: str = "") -> LocalSGD:
+def protected(
+    local: LocalSGD, task: Task, protection: Protection, stream: str = "", *, measured: bool = False
+) -> LocalSGD:
     """Return local training with a protection: DP-SGD where single samples are protected.
 
     Args:
@@ -253,11 +267,12 @@ def protected(local: LocalSGD, task: Task, protection: Protection, stream: str =
         task: What is learned.
         protection: The protection.
         stream: What distinguishes this trial's noise from that of others with the same seed.
+        measured: Whether to measure what the noise leaves.
     """
     if protection.unit != "sample":
         return local
     noise, norm = protection.noise_multiplier, protection.norm
-    gradient = ClippedGradient(noise, norm, per_sample_gradient(task), stream)
+    gradient = ClippedGradient(noise, norm, per_sample_gradient(task), stream, measured)
     return dataclasses.replace(local, batch_gradient=gradient)
 
 
@@ -266,6 +281,10 @@ def sample_problem(build: Callable[[LocalSGD], Algorithm], local: LocalSGD, task
 
     A client takes a step with a gradient that reads no data. If what it uploads still depends on its
     examples, or if it asks for a second gradient, DP-SGD is not all that reads them.
+
+    The client takes part twice, with what it keeps between rounds. A client program does not know the round,
+    and the sampling rate is the same in all. So later rounds differ by the server's message alone, which is
+    made of what DP-SGD protects.
 
     Args:
         build: Returns the method's algorithm with some local training.
@@ -287,14 +306,18 @@ def sample_problem(build: Callable[[LocalSGD], Algorithm], local: LocalSGD, task
     client_info = {"samples": torch.tensor(2.0), "label_counts": torch.ones(form.classes)}
     state = algorithm.init(weights, run_once(algorithm.census, {}, {}, client_info)[0], Key(0))
     message = algorithm.address(algorithm.send(state), 0)
-    uploads = []
+    uploads: list[list[torch.Tensor]] = []
     for value in (0.0, 1.0):
         x = torch.full((2, *form.input), value)
         y = torch.full((2,), int(value)) % form.classes
-        carry = algorithm.client.start(message, algorithm.memory(weights), client_info, Key(0))
-        asked.clear()
-        carry = algorithm.client.step(carry, {"x": x, "y": y}, Key(0))
-        uploads.append(trees.leaves(algorithm.client.finish(carry)[0]))
+        memory, sent = algorithm.memory(weights), []
+        for _ in range(2):
+            carry = algorithm.client.start(message, memory, client_info, Key(0))
+            asked.clear()
+            carry = algorithm.client.step(carry, {"x": x, "y": y}, Key(0))
+            upload, memory = algorithm.client.finish(carry)
+            sent += trees.leaves(upload)
+        uploads.append(sent)
     if algorithm.client.select is not None:
         return "its clients select their samples by looking at them, and no noise hides the choice"
     if "several" in asked:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genfl import trees
+from genfl.algorithms import Algorithm
 from genfl.config import Method
 from genfl.data.clients import ClientData, Joined
 from genfl.engines.auto import engine
@@ -20,12 +21,14 @@ from genfl.engines.in_process import sequential
 from genfl.experiment.context import class_indices
 from genfl.learning.task import Weights
 from genfl.progress import Advance
+from genfl.references import FederationPlan
 from genfl.rng import Key
 from genfl.simulation import federate
 from genfl.stages.base import StageRun
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs
+from genfl.stages.federate.kept_models import KeptModels
 from genfl.stages.federate.protection import Protection, protect
 from genfl.stages.federate.setting import Setting
 from genfl.stages.federate.trial import Trial
@@ -92,14 +95,16 @@ class ShadowSetting(Setting):
             self._clients = given
         return self._protection
 
-    def give(self, rows: Sequence[NDArray[np.int64]]) -> None:
+    def give(self, rows: Sequence[NDArray[np.int64]], y: Tensor | None = None) -> None:
         """Give clients their private data.
 
         Args:
             rows: For each client, its rows of `examples.x`.
+            y: The class indices of `examples.x`; None for the true ones.
         """
         augment = self.inputs.federation.local.augment.of("private")
-        x, y, classes = self.examples.x, self.examples.y_all, len(self.labels)
+        x, classes = self.examples.x, len(self.labels)
+        y = self.examples.y_all if y is None else y
         self._clients = ClientData(x, y, rows, classes, self.data.prepare, augment)
 
     def private(self, seed: int) -> ClientData:
@@ -142,8 +147,9 @@ def train_shadow(
     checkpoint: Path,
     digest: str,
     advance: Advance,
-) -> Weights:
-    """Train the model of a trial on the private data of a setting, or resume it, and return its weights.
+    rounds: Sequence[int] = (),
+) -> tuple[Weights, KeptModels]:
+    """Train the model of a trial on the private data of a setting, or resume it.
 
     Method, start, schedule, engine and differential privacy are those of the trial. Cohorts, batches and
     noise are drawn anew.
@@ -156,10 +162,48 @@ def train_shadow(
         checkpoint: The file to resume from.
         digest: The digest of all that the model depends on.
         advance: Called with the number of rounds just finished.
+        rounds: The rounds after which the global model is kept, in the folder of the checkpoint.
+
+    Returns:
+        The final weights, and the models of these rounds.
     """
     clients = training_data(setting, trial.name, trial.method, trial.seed)
-    algorithm, federations, _ = trial.prepare(setting, clients, like=setting.protection(trial))
-    data, plan, key = federations[0]
+    prepared = trial.prepare(setting, clients, like=setting.protection(trial))
+    plan = prepared.federations[0]
+    plan = plan._replace(key=plan.key.fold("shadow", number))
+    kept = KeptModels(checkpoint.parent, digest, rounds)
+    kept.restart_incomplete(checkpoint)
+    weights = train_prepared(
+        setting, choice, trial, prepared.algorithm, plan, checkpoint, digest, advance, kept
+    )
+    return weights, kept
+
+
+def train_prepared(
+    setting: ShadowSetting,
+    choice: EngineChoice,
+    trial: Trial,
+    algorithm: Algorithm,
+    federation: FederationPlan,
+    checkpoint: Path,
+    digest: str,
+    advance: Advance,
+    kept: KeptModels | None = None,
+) -> Weights:
+    """Run a federation from the start of a trial with its kind of engine, and return the final weights.
+
+    Args:
+        setting: The setting.
+        choice: The engine choice of the run.
+        trial: The trial.
+        algorithm: What clients and server compute.
+        federation: The clients, the schedule, and the random stream.
+        checkpoint: The file to resume from.
+        digest: The digest of all that the model depends on.
+        advance: Called with the number of rounds just finished.
+        kept: The models of rounds to keep; None for none.
+    """
+    data, plan, key = federation
     kind = "vectorized" if choice.batched(trial.method) else setting.inputs.federation.engine
     fast = setting.inputs.federation.fast
     with engine(kind, data, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
@@ -169,12 +213,13 @@ def train_shadow(
             data,
             run_cohort,
             plan,
-            key.fold("shadow", number),
+            key,
             lambda weights: {},
             checkpoint=checkpoint,
             checkpoint_digest=digest,
             device=setting.device,
             on_round=advance,
+            on_model=lambda number, weights: kept.save(setting.task, number, weights) if kept else None,
         ).weights
 
 

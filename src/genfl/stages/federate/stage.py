@@ -23,7 +23,7 @@ from genfl.stages.federate.setting import Setting
 from genfl.stages.federate.trial import CHECKPOINT, Trial, trained_trials
 from genfl.stages.federate.zero_shot import classify_test_set
 from genfl.stages.pretrain import seed_digest
-from genfl.storage import checkpoint_digest, load_tensors, remove, save_tensors
+from genfl.storage import remove, save_tensors
 from genfl.tracking.events import rows_of
 from genfl.tracking.series import Row, Series
 
@@ -56,7 +56,9 @@ def _up_to_date(inputs: FederateInputs, work: StageRun, choice: EngineChoice) ->
     for trial in trained_trials(inputs):
         digest = trial_digest(inputs, work.upstream, trial.method, trial.seed, choice.batched(trial.method))
         folders = trial.folders(work.folder, inputs.partition.clients)
-        if all(checkpoint_digest(folder / CHECKPOINT) == digest for folder in folders):
+        if all(
+            trial.kept_models(inputs, folder, digest).resumable(folder / CHECKPOINT) for folder in folders
+        ):
             current.append(trial.series)
     return current
 
@@ -121,10 +123,7 @@ def _progress(inputs: FederateInputs, work: StageRun) -> tuple[int, int, str]:
         batched = choice.batched(trial.method)
         digest = trial_digest(inputs, work.upstream, trial.method, trial.seed, batched)
         for folder in trial.folders(work.folder, inputs.partition.clients):
-            path = folder / CHECKPOINT
-            meta = load_tensors(path)[1] if path.exists() else {}
-            if meta.get("digest") == digest:  # rounds of an older config do not count
-                done += len(meta["rounds"])
+            done += trial.kept_models(inputs, folder, digest).resumable(folder / CHECKPOINT)
     return done, _rounds(inputs), "rounds"
 
 

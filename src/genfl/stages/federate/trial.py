@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from genfl.algorithms import Algorithm
 from genfl.algorithms.registry import UNLABELLED
+from genfl.analysis.noise import noise_measures
 from genfl.config import Method
 from genfl.data.clients import GENERATED, ClientData
 from genfl.deployment.description import WEIGHTS_FILE
@@ -17,13 +19,14 @@ from genfl.engines.auto import engine
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
 from genfl.privacy.dp.user import exact_census, user_level
-from genfl.privacy.ledger import measures_rounds
+from genfl.privacy.ledger import measures_noise, measures_rounds
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs, trial_digest
+from genfl.stages.federate.kept_models import KeptModels, kept_rounds
 from genfl.stages.federate.methods import build_algorithm, local_training, schedule
 from genfl.stages.federate.model_files import describe_model
 from genfl.stages.federate.protection import Protection, noise_secret, protect, protected, user_noise
@@ -83,6 +86,16 @@ class Trial:
             return [seed]
         return [seed.with_name(f"{seed.name}-client-{client}") for client in range(clients)]
 
+    def kept_models(self, inputs: FederateInputs, folder: Path, digest: str) -> KeptModels:
+        """Return the models of rounds that a federation of the trial keeps.
+
+        Args:
+            inputs: The stage's inputs.
+            folder: The folder of the federation; see `folders`.
+            digest: The digest of everything that it depends on.
+        """
+        return KeptModels(folder, digest, kept_rounds(inputs.federation.rounds, inputs.keep_every))
+
     def federations(self, setting: Setting, clients: ClientData) -> list[FederationPlan]:
         """Return the federations of the trial: one, or a reference's federations of a single client."""
         key = Key(self.seed).fold("federate")  # without the method's name: all methods see the same cohorts
@@ -92,7 +105,13 @@ class Trial:
         return [FederationPlan(clients, plan, key)]
 
     def prepare(
-        self, setting: Setting, clients: ClientData, *, like: Protection | None = None, uploads: bool = False
+        self,
+        setting: Setting,
+        clients: ClientData,
+        *,
+        like: Protection | None = None,
+        uploads: bool = False,
+        change: Callable[[Algorithm], Algorithm] = lambda algorithm: algorithm,
     ) -> Prepared:
         """Return all that the trial's federations are made of.
 
@@ -101,6 +120,7 @@ class Trial:
             clients: The training data of the clients.
             like: The protection of the trial that other data are trained like; None for the trial itself.
             uploads: Whether the federation is a look at uploads, before the server adds noise.
+            change: Changes the algorithm before its sums get noise.
 
         Raises:
             InputError: Differential privacy cannot protect it.
@@ -119,10 +139,12 @@ class Trial:
                 trial = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched=False)
                 stream = digest_text([secret, trial])
         if protection:
-            local = protected(local, setting.task, protection, stream)
+            measured = like is None and measures_noise(inputs.privacy)
+            local = protected(local, setting.task, protection, stream, measured=measured)
         algorithm = build_algorithm(
             inputs.federation, self.method, setting.task, {**setting.resources, **unlabelled}, local
         )
+        algorithm = change(algorithm)
         if protection and protection.unit == "user":
             observe = algorithm.observe
             noise = user_noise(protection, stream)
@@ -156,7 +178,14 @@ class Trial:
         try:
             traces = [
                 self._train(
-                    setting, choice, algorithm, federation, folder, advance, number if alone else None
+                    setting,
+                    choice,
+                    algorithm,
+                    federation,
+                    folder,
+                    advance,
+                    protection,
+                    number if alone else None,
                 )
                 for number, (folder, federation) in enumerate(zip(folders, federations, strict=True))
             ]
@@ -197,6 +226,7 @@ class Trial:
         federation: FederationPlan,
         folder: Path,
         advance: Any,
+        protection: Protection | None,
         client: int | None,
     ) -> Trace:
         inputs, (clients, plan, key) = setting.inputs, federation
@@ -204,10 +234,15 @@ class Trial:
         choice.decide_method(self.name, self.method, algorithm, start, clients, plan)
         batched = choice.batched(self.method)
         kind = "vectorized" if batched else inputs.federation.engine
-        measured = algorithm.same_form and self.method.reference is None
+        measures = setting.measures if algorithm.same_form and self.method.reference is None else {}
+        if protection and protection.unit == "sample" and measures_noise(inputs.privacy):
+            measures = {**measures, **noise_measures()}
         fast = inputs.federation.fast
         digest = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched)
-        setting.work.take_checkpoint(folder / CHECKPOINT, digest)
+        kept = self.kept_models(inputs, folder, digest)
+        for file in (*map(kept.file, kept.rounds), folder / CHECKPOINT):
+            setting.work.take_checkpoint(file, digest)
+        kept.restart_incomplete(folder / CHECKPOINT)
         with engine(kind, clients, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
             trace = federate(
                 algorithm,
@@ -219,11 +254,13 @@ class Trial:
                 setting.score,
                 checkpoint=folder / CHECKPOINT,
                 checkpoint_digest=digest,
-                measures=setting.measures if measured else {},
+                measures=measures,
                 device=setting.device,
                 on_round=advance,
                 on_history=self._tell(setting),
+                on_model=partial(kept.save, setting.task),
             )
+        kept.discard_others()
         save_tensors(folder / WEIGHTS_FILE, setting.task.state_dict(trace.weights))
         evaluations, rounds = trace.evaluations, len(trace.rounds)
         describe_model(setting, folder, self.name, self.seed, digest, evaluations, rounds, client)
