@@ -9,13 +9,14 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-MARGIN = 2.0**-44
-"""Floating point decides a comparison of numbers up to `LARGEST` that differ by more than this."""
+SURE_MARGIN = 2.0**-44
+"""Floating point decides a comparison of numbers up to `EXACT_ABOVE` that differ by more than this."""
 
-LARGEST = 16.0
-"""Exponential variates above this one are compared exactly. One in nine million is."""
+EXACT_ABOVE = 11.0
+"""Exponential variates above this one are compared exactly: 64 digits of W give −ln W less precisely. One in
+60,000 is above it."""
 
-CHUNK = 2**16
+CANDIDATES = 2**16
 """Candidates that are drawn at a time."""
 
 
@@ -30,7 +31,7 @@ def discrete_gaussian(variance: int, size: int, rng: np.random.Generator) -> NDA
     The distribution is exact if the generator's words are uniform. Floating point decides whether a variate
     exceeds a number only where they are further apart than its error. Else, rational arithmetic decides,
     with as many random digits of W as that takes. This counts on NumPy's logarithm, whose error is a
-    sixteenth of `MARGIN` or less.
+    sixteenth of `SURE_MARGIN` or less.
 
     Args:
         variance: The parameter σ², at least 1 and at most 2^56. From 1 on, it is the variance to six digits.
@@ -43,7 +44,7 @@ def discrete_gaussian(variance: int, size: int, rng: np.random.Generator) -> NDA
     drawn = np.empty(size, np.int64)
     filled = 0
     while filled < size:
-        accepted = _accepted(variance, min(CHUNK, (size - filled) * 4 // 3 + 16), rng)[: size - filled]
+        accepted = _accepted(variance, min(CANDIDATES, (size - filled) * 4 // 3 + 16), rng)[: size - filled]
         drawn[filled : filled + len(accepted)] = accepted
         filled += len(accepted)
     return drawn
@@ -58,7 +59,7 @@ def _accepted(variance: int, count: int, rng: np.random.Generator) -> NDArray[np
     words, variates = _exponential(count, rng)
     bounds = (sizes - variance / scale) ** 2 / (2 * variance)
     accepted = variates > bounds
-    for number in np.flatnonzero((np.abs(variates - bounds) < MARGIN) | (variates > LARGEST)):
+    for number in np.flatnonzero((np.abs(variates - bounds) < SURE_MARGIN) | (variates > EXACT_ABOVE)):
         bound = (int(sizes[number]) - Fraction(variance, scale)) ** 2 / (2 * variance)
         accepted[number] = _Variate(int(words[number]), rng).exceeds(bound)
 
@@ -71,8 +72,8 @@ def _geometric(scale: int, count: int, rng: np.random.Generator) -> NDArray[np.i
     words, variates = _exponential(count, rng)
     scaled = scale * variates
     floors = np.floor(scaled)
-    fractions, margin = scaled - floors, scale * MARGIN
-    unsure = (fractions < margin) | (fractions > 1 - margin) | (variates > LARGEST)
+    fractions, margin = scaled - floors, scale * SURE_MARGIN
+    unsure = (fractions < margin) | (fractions > 1 - margin) | (variates > EXACT_ABOVE)
     sizes = floors.astype(np.int64)
     for number in np.flatnonzero(unsure):
         variate, size = _Variate(int(words[number]), rng), int(sizes[number])
