@@ -49,11 +49,15 @@ Recipient = Literal["server", "sum", "others", "language model", "readers", "nob
 clients, and whoever gets the model. ``readers``: whoever reads the report and the summary. ``nobody``: it
 stays where the private data is."""
 
-Mechanism = Literal["exact", "secure_sum", "gaussian", "trusted", "derived", "local"]
+Mechanism = Literal["exact", "secure_sum", "gaussian", "discrete_gaussian", "trusted", "derived", "local"]
 """How a release is protected. ``exact``: not at all. ``secure_sum``: only the exact sum over clients is seen;
-the protocol is simulated. ``gaussian``: by noise. ``trusted``: not at all, but the guarantee counts on its
+the protocol is simulated. ``gaussian``: by noise. ``discrete_gaussian``: by noise that clients add before a
+secure sum. ``trusted``: not at all, but the guarantee counts on its
 recipient, who adds the noise. ``derived``: it is computed from other releases and public
 data alone. ``local``: it does not leave the place of the private data."""
+
+NOISED: tuple[Mechanism, ...] = ("gaussian", "discrete_gaussian")
+"""The mechanisms with noise."""
 
 NEIGHBOURING: dict[PrivacyUnit, str] = {
     "sample": "two trainings are neighbours if the gradients of one private sample are zero in one of them",
@@ -146,7 +150,7 @@ class Release(NamedTuple):
     @property
     def epsilon(self) -> float | None:
         """Its own privacy loss: None if it is exact, 0 if it tells nothing more than other releases do."""
-        if self.mechanism == "gaussian":
+        if self.mechanism in NOISED:
             return self.noise.epsilon if self.noise else None
         return None if self.outside or self.mechanism == "trusted" else 0.0
 
@@ -441,6 +445,7 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
     privacy = config.privacy
     noised = privacy is not None and privacy.noise_multiplier != 0
     whole = noised and privacy is not None and privacy.unit == "user"  # an upload is clipped as a whole
+    shared = whole and privacy is not None and privacy.noise == "distributed"
     covers_public = whole or (noised and privacy is not None and privacy.generated == "protected")
     sizes = "if they are public knowledge, add sizes to privacy.public"
     if noised and privacy is not None and privacy.unit == "sample":
@@ -486,7 +491,7 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
         counts = _words(told.counts, COUNTS)
         parts = _words(told.trained, UPLOADS) + (f", {counts}" if whole and counts else "")
         seen: Recipient = "sum" if told.sums else "server"
-        if whole:
+        if whole and not shared:
             what = "the sums of every round, before the server adds the noise"
             source = "training data of clients"
             yield Release("sums before noise", "federate", "training", what, source, seen, "trusted", (name,))
@@ -494,10 +499,10 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
             "training",
             "federate",
             "training",
-            f"{parts}, in every round",
+            f"{parts}, in every round" + (f"; {_shares(privacy)}" if shared else ""),
             "training data of clients",
             "others" if whole else seen,
-            "gaussian" if noised else "exact",
+            ("discrete_gaussian" if shared else "gaussian") if noised else "exact",
             (name,),
             noise.get(name) if noised else None,
             fix="" if noised else "set privacy.noise_multiplier above 0",
@@ -527,6 +532,12 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
                 (name,),
                 fix="set content.guidance to prompt, or privacy.unit to user",
             )
+
+
+def _shares(privacy: Privacy | None) -> str:
+    quorum = privacy.quorum if privacy else None
+    enough = f"any {quorum} of them" if quorum else "all of them"
+    return f"its clients add the noise, which is enough if {enough} finish"
 
 
 def _of_content(name: str, method: Method, *, protected: bool) -> Iterator[Release]:
@@ -611,7 +622,7 @@ def _of_measures(config: Config) -> Iterator[Release]:
             measured,
             fix=strict if users else "",
         )
-        if users:
+        if users and privacy is not None and privacy.noise == "central":
             yield Release(
                 "figures of noise",
                 "federate",
@@ -623,7 +634,7 @@ def _of_measures(config: Config) -> Iterator[Release]:
                 tuple(methods),
                 fix=strict,
             )
-    if users and privacy is not None and privacy.cohorts != "fixed":
+    if users and privacy is not None and privacy.drawn != "fixed":
         yield Release(
             "sizes of cohorts",
             "federate",
@@ -767,7 +778,7 @@ def ledger(config: Config, noise: Mapping[str, Noise]) -> Ledger:
         of_method = [row for row in rows if not row.methods or name in row.methods]
         if (guarantee := _composed(config, of_method)) is not None:
             guarantees[name] = guarantee
-    noised = any(row.mechanism == "gaussian" for row in rows)
+    noised = any(row.mechanism in NOISED for row in rows)
     source = SEEDED if config.privacy is not None and config.privacy.repeatable else FROM_SECRET
     return Ledger(rows, guarantees, (*([ONE_FEDERATION, source] if noised else []), SIMULATED))
 

@@ -14,9 +14,10 @@ from genfl.config import Method
 from genfl.data.clients import GENERATED, ClientData
 from genfl.deployment.description import WEIGHTS_FILE
 from genfl.engines.auto import engine
+from genfl.engines.reducers import PlainReducer, quorum_reducers
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
-from genfl.privacy.dp.user import exact_census, user_level
+from genfl.privacy.dp.user import NOISED_WORDS, exact_census, user_level
 from genfl.privacy.ledger import measures_rounds
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
@@ -127,7 +128,7 @@ class Trial:
             observe = algorithm.observe
             noise = user_noise(protection, stream)
             if uploads:  # what clients send is clipped, and not noised
-                noise = replace(noise, noise_multiplier=0.0, target_quantile=None, cohort=1)
+                noise = replace(noise, noise_multiplier=0.0, target_quantile=None, cohort=1, quorum=None)
             algorithm = user_level(algorithm, setting.task, noise, self.name)
             if not measures_rounds(inputs.privacy):
                 algorithm = algorithm._replace(observe=observe)
@@ -156,7 +157,14 @@ class Trial:
         try:
             traces = [
                 self._train(
-                    setting, choice, algorithm, federation, folder, advance, number if alone else None
+                    setting,
+                    choice,
+                    algorithm,
+                    federation,
+                    folder,
+                    advance,
+                    number if alone else None,
+                    protection.quorum if protection else None,
                 )
                 for number, (folder, federation) in enumerate(zip(folders, federations, strict=True))
             ]
@@ -198,6 +206,7 @@ class Trial:
         folder: Path,
         advance: Any,
         client: int | None,
+        quorum: int | None,
     ) -> Trace:
         inputs, (clients, plan, key) = setting.inputs, federation
         start: Weights = setting.start(self.method, self.seed)
@@ -208,7 +217,9 @@ class Trial:
         fast = inputs.federation.fast
         digest = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched)
         setting.work.take_checkpoint(folder / CHECKPOINT, digest)
-        with engine(kind, clients, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
+        reducer = quorum_reducers(NOISED_WORDS, quorum) if quorum else PlainReducer
+        size = plan.clients_per_round
+        with engine(kind, clients, size, setting.device, fast=fast, reducer=reducer) as run_cohort:
             trace = federate(
                 algorithm,
                 start,
