@@ -610,6 +610,26 @@ def test_no_client_draws_noise_twice(tmp_path, monkeypatch):
     assert not set(whole) & set(shares(lambda: run(other, rounds=6, cohort=6)))
 
 
+@pytest.mark.parametrize(
+    "name", [n if n in ("dsfl", "fedgen") else pytest.param(n, marks=pytest.mark.slow) for n in PROTECTED]
+)
+def test_clients_of_every_algorithm_upload_noised_words(name):
+    """Four bytes for each number of an upload, and a sum near that of central noise."""
+    ends = []
+    for quorum in (None, 3):
+        noise = UserNoise(1e-3, 0.05, 4, quorum=quorum)
+        trace, ((aggregate, _, refused, uplink),) = run(
+            user_level(algorithm(name), TASK, noise, name), rounds=1
+        )
+        assert not refused
+        numbers = sum(leaf.numel() for leaf in trees.leaves(aggregate))
+        assert sum(uplink.values()) == 4 * 4 * numbers
+        ends.append((numbers, trace.weights))
+    assert ends[0][0] == ends[1][0]
+    for a, b in zip(trees.leaves(ends[0][1]), trees.leaves(ends[1][1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("quantile", [None, 0.5])
 @pytest.mark.parametrize("name", ["fedavg", "scaffold"])
 def test_clients_without_noise_give_the_results_of_central_noise(name, quantile):
