@@ -114,9 +114,9 @@ class Privacy(Section):
     quorum: int | None = Field(
         None,
         ge=2,
-        description="Noise distributed: the fewest clients of a round that must finish. Any so many of them"
-        " add all the noise that epsilon needs, and more of them add more. If fewer finish, the round is"
-        " skipped. If not set, all clients of a round.",
+        description="Noise distributed: the fewest clients of a round that must finish. That many add all the"
+        " noise that epsilon needs, and more of them add more. If fewer finish, the round is skipped. If not"
+        " set, all clients of a round.",
     )
 
     @model_validator(mode="before")
@@ -170,7 +170,7 @@ class Privacy(Section):
             raise ValueError(f"accountant: {self.accountant} has no bound for noise distributed; set rdp")
 
     @property
-    def drawn(self) -> Literal["poisson", "fixed"]:
+    def cohort_kind(self) -> Literal["poisson", "fixed"]:
         """How the clients of a round are drawn, under privacy of users."""
         return self.cohorts or ("fixed" if self.noise == "distributed" else "poisson")
 

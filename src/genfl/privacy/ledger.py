@@ -634,7 +634,7 @@ def _of_measures(config: Config) -> Iterator[Release]:
                 tuple(methods),
                 fix=strict,
             )
-    if users and privacy is not None and privacy.drawn != "fixed":
+    if users and privacy is not None and privacy.cohort_kind != "fixed":
         yield Release(
             "sizes of cohorts",
             "federate",

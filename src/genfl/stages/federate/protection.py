@@ -77,16 +77,21 @@ class Protection:
 
     def __str__(self) -> str:
         epsilon = self.epsilon(len(self.participations))
-        shares = ""
-        if self.quorum is not None:
-            more = math.sqrt(self.cohort / self.quorum)
-            shares = (
-                f"; clients add it, enough if {self.quorum} of {self.cohort} finish, and {more:.3g} times as"
-                " much if all do"
-            )
         return (
             f"noise {self.noise_multiplier:.4g} × norm {self.norm:g}, sampling rate {self.sampling_rate:.4g}:"
-            f" ε {epsilon:.4g} at δ {self.delta:.3g} for each {self.unit}{shares}"
+            f" ε {epsilon:.4g} at δ {self.delta:.3g} for each {self.unit}"
+            f"{self._shares()}"
+        )
+
+    def _shares(self) -> str:
+        if self.quorum is None:
+            return ""
+        if self.quorum == self.cohort:
+            return f"; clients add it, enough if all {self.cohort} finish"
+        more = math.sqrt(self.cohort / self.quorum)
+        return (
+            f"; clients add it, enough if {self.quorum} of {self.cohort} finish, and {more:.3g} times as much if"
+            " all do"
         )
 
     def releases(self, rounds: int) -> tuple[NoisedSums, ...]:
@@ -151,7 +156,7 @@ def protect(
     clients, plan, key = federation
     if like is not None:
         if like.unit == "user":
-            plan = dataclasses.replace(plan, cohorts=privacy.drawn)
+            plan = dataclasses.replace(plan, cohorts=privacy.cohort_kind)
         else:
             plan = dataclasses.replace(plan, poisson=PoissonSampling(like.sampling_rate, like.free))
         return federation._replace(schedule=plan), like
@@ -199,7 +204,7 @@ def protect_users(privacy: Privacy, clients: int, plan: Schedule, key: Key) -> t
     Raises:
         InputError: No noise reaches the ε asked for, or cohorts are too small for an adaptive norm.
     """
-    plan = dataclasses.replace(plan, cohorts=privacy.drawn)
+    plan = dataclasses.replace(plan, cohorts=privacy.cohort_kind)
     poisson = plan.cohorts == "poisson"
     rate = plan.clients_per_round / clients if poisson else 1.0
     participations = tuple(range(1, plan.rounds + 1)) if poisson else _participations(clients, plan, key)
