@@ -380,8 +380,10 @@ def test_noise_of_clients_leaves_the_server_no_exact_sum(quorum, enough):
     )
     assert training.what.endswith(f"its clients add the noise, which is enough if {enough} finish")
     central = {row.name for row in rows_of(BASE, "privacy={unit: user, epsilon: 8, cohorts: fixed}")}
-    assert central - names(rows) == {"sums before noise", "figures of noise"}
+    assert central - names(rows) == {"sums before noise"}
     assert names(rows) <= central
+    (figures,) = (row for row in rows if row.name == "figures of noise")
+    assert (figures.mechanism, figures.outside, figures.epsilon) == ("derived", False, 0)
     off = rows_of(BASE, f"privacy={{unit: user, noise_multiplier: 0.0, noise: distributed{quorum}}}")
     assert {row.mechanism for row in off if row.name == "training"} == {"exact"}
 

@@ -36,6 +36,7 @@ from genfl.privacy.dp.user import (
     SIGNAL_TO_NOISE,
     UserNoise,
     clip_upload,
+    estimated_figures,
     exact_census,
     gaussian,
     user_level,
@@ -642,6 +643,28 @@ def test_clients_without_noise_give_the_results_of_central_noise(name, quantile)
         torch.testing.assert_close(a, b, rtol=0, atol=3 * 4 * 0.05 / 2**24 + 1e-6)
     if quantile:
         assert [row[CLIP_NORM] for row in one.rounds] == [row[CLIP_NORM] for row in other.rounds]
+
+
+@pytest.mark.parametrize("z", [0.01, 0.1])
+def test_figures_of_clients_noise_are_close_to_the_real_ones(z):
+    """Without noise, the same round shows the sum that only the clients' noise hides."""
+    sums, rows = [], []
+    for noise in (z, 0.0):
+        method = user_level(algorithm("fedavg"), TASK, UserNoise(noise, 0.05, 8, quorum=5), "fedavg")
+        trace, ((aggregate, *_),) = run(method, rounds=1, cohort=8)
+        sums.append(aggregate[NOISED_WORDS].double())
+        rows.append(trace.rounds[0])
+    noised, clean = sums
+    real = clean.norm() / (noised - clean).norm()
+    assert rows[0][SIGNAL_TO_NOISE] == pytest.approx(real.item(), rel=0.1)
+    cosine = torch.cosine_similarity(noised, clean, dim=0)
+    assert rows[0][NOISED_COSINE] == pytest.approx(cosine.item(), rel=0.05)
+    assert SIGNAL_TO_NOISE not in rows[1]
+
+
+def test_sums_that_noise_hides_have_figures_of_zero():
+    assert estimated_figures(5.0, 4.0) == {SIGNAL_TO_NOISE: 0.5, NOISED_COSINE: math.sqrt(0.2)}
+    assert estimated_figures(3.9, 4.0) == {SIGNAL_TO_NOISE: 0.0, NOISED_COSINE: 0.0}
 
 
 def test_clients_noise_has_the_variance_of_their_number():

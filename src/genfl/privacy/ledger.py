@@ -622,17 +622,19 @@ def _of_measures(config: Config) -> Iterator[Release]:
             measured,
             fix=strict if users else "",
         )
-        if users and privacy is not None and privacy.noise == "central":
+        if users and privacy is not None:
+            shared = privacy.noise == "distributed"
+            what = "signal-to-noise ratio of every round, and cosine of the noised sum and the exact one"
             yield Release(
                 "figures of noise",
                 "federate",
                 "measures",
-                "signal-to-noise ratio of every round, and cosine of the noised sum and the exact one",
+                what + (", estimated from the noised sum" if shared else ""),
                 "models of single clients",
                 "readers",
-                "exact",
+                "derived" if shared else "exact",
                 tuple(methods),
-                fix=strict,
+                fix="" if shared else strict,
             )
     if users and privacy is not None and privacy.cohort_kind != "fixed":
         yield Release(

@@ -246,7 +246,12 @@ def _sealed(algorithm: Algorithm, noise: UserNoise, like: Tree) -> Algorithm:
         return algorithm.server(state, opened(state, aggregate), key)
 
     def observe(state: Tree, aggregate: Tree, key: Key) -> dict[str, float | None]:
-        return algorithm.observe(state, opened(state, aggregate), key)
+        figures = algorithm.observe(state, opened(state, aggregate), key)
+        if noise.noise_multiplier:
+            numbers = aggregate[NOISED_WORDS].view(torch.int32)[: words.size].double()
+            expected = noise.cohort * words.variance * words.size
+            figures |= estimated_figures(float(numbers.square().sum()), expected)
+        return figures
 
     return algorithm._replace(
         client=client._replace(start=start, step=step, finish=finish, reductions={NOISED_WORDS: "sum"}),
@@ -354,6 +359,23 @@ def noise_figures(clean: Tree, noise: Tree) -> dict[str, float | None]:
         return {SIGNAL_TO_NOISE: None, NOISED_COSINE: None}
     cosine = float(trees.dot(signal, noised)) / (sizes[0] * sizes[2])
     return {SIGNAL_TO_NOISE: sizes[0] / sizes[1], NOISED_COSINE: cosine}
+
+
+def estimated_figures(noised: float, noise: float) -> dict[str, float | None]:
+    """Return how much of a sum is left under its noise, as far as the noised sum tells.
+
+    Sum and noise are almost orthogonal, so their squares add up. Nothing but the noised sum is used, which is
+    released anyway.
+
+    Args:
+        noised: The squared norm of the noised sum.
+        noise: The expected squared norm of the noise, positive.
+
+    Returns:
+        The estimates of what `noise_figures` returns: 0 where the sum is too small to be seen.
+    """
+    signal = max(0.0, noised / noise - 1)
+    return {SIGNAL_TO_NOISE: math.sqrt(signal), NOISED_COSINE: math.sqrt(signal / (1 + signal))}
 
 
 def exact_census(algorithm: Algorithm) -> list[str]:

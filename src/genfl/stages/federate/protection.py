@@ -90,8 +90,8 @@ class Protection:
             return f"; clients add it, enough if all {self.cohort} finish"
         more = math.sqrt(self.cohort / self.quorum)
         return (
-            f"; clients add it, enough if {self.quorum} of {self.cohort} finish, and {more:.3g} times as much if"
-            " all do"
+            f"; clients add it, enough if {self.quorum} of {self.cohort} finish, and {more:.3g} times as much"
+            " if all do"
         )
 
     def releases(self, rounds: int) -> tuple[NoisedSums, ...]:
