@@ -38,7 +38,7 @@ TOO_LONG = 2.0**-64
 """The largest probability β that rounding at random makes an upload too long."""
 
 RARE = 20
-"""Sums stay in range up to so many standard deviations of their noise: all but 10^-87 of them."""
+"""Sums stay in range up to so many standard deviations of their noise: all but 10^-86 of them."""
 
 SURPLUS = 2.0**-40
 """How much larger the variance of noise is than a Gaussian's, which pays for the sum's shape."""
