@@ -368,6 +368,26 @@ def test_noise_on_whole_uploads_covers_counts():
     assert "shares of generated samples" not in names(rows)
 
 
+@pytest.mark.parametrize(("quorum", "enough"), [("", "all of them"), (", quorum: 3", "any 3 of them")])
+def test_noise_of_clients_leaves_the_server_no_exact_sum(quorum, enough):
+    rows = rows_of(BASE, f"privacy={{unit: user, epsilon: 8, noise: distributed{quorum}}}")
+    plain = {row.name: row for row in rows if "plain" in row.methods}
+    training = plain["training"]
+    assert (training.recipient, training.mechanism, training.outside) == (
+        "others",
+        "discrete_gaussian",
+        False,
+    )
+    assert training.what.endswith(f"its clients add the noise, which is enough if {enough} finish")
+    central = {row.name for row in rows_of(BASE, "privacy={unit: user, epsilon: 8, cohorts: fixed}")}
+    assert central - names(rows) == {"sums before noise"}
+    assert names(rows) <= central
+    (figures,) = (row for row in rows if row.name == "figures of noise")
+    assert (figures.mechanism, figures.outside, figures.epsilon) == ("derived", False, 0)
+    off = rows_of(BASE, f"privacy={{unit: user, noise_multiplier: 0.0, noise: distributed{quorum}}}")
+    assert {row.mechanism for row in off if row.name == "training"} == {"exact"}
+
+
 def test_training_on_generated_samples_is_derived():
     change = "methods={water: {algorithm: fedavg, data: generated, content: {samples: 60}}}"
     free, protected = "privacy={unit: sample, epsilon: 8}", SAMPLE

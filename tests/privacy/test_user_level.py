@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,17 +22,21 @@ from genfl.data.plans import Schedule
 from genfl.engines.auto import engine
 from genfl.engines.in_process import sequential
 from genfl.engines.protocol import ClientTask, run_client
+from genfl.engines.reducers import quorum_reducers
 from genfl.errors import InputError
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import CNN, MLP
+from genfl.privacy.dp.distributed import Words
 from genfl.privacy.dp.streams import noise_stream
 from genfl.privacy.dp.user import (
     CLIP_NORM,
     NOISED_COSINE,
+    NOISED_WORDS,
     SIGNAL_TO_NOISE,
     UserNoise,
     clip_upload,
+    estimated_figures,
     exact_census,
     gaussian,
     user_level,
@@ -162,6 +167,7 @@ def test_batch_norm_is_refused_with_the_option():
         ((1.0, 1.0, 40, 1.0), "target_quantile: 1"),
         ((0.0, math.inf, 40, 0.5), "target_quantile: 0.5 with a norm of inf"),
         ((1.0, 1.0, 10, 0.5), "more than 10 clients in a round, and there are 10"),
+        ((0.0, math.inf, 10, None, "", 5), "max_update_norm: inf"),
     ],
 )
 def test_numbers_out_of_range_are_refused(numbers, match):
@@ -191,12 +197,15 @@ def test_no_noise_and_no_bound_leave_every_bit(name, kind):
     ]
 
 
+@pytest.mark.parametrize("quorum", [None, 3])
 @pytest.mark.parametrize("quantile", [None, 0.5])
-def test_engines_give_the_same_protected_results(quantile):
-    method = user_level(algorithm("scaffold"), TASK, UserNoise(0.3, 0.2, 4, quantile), "scaffold")
-    one, _ = run(method, cohorts="poisson")
-    pool, _ = run(method, "parallel", cohorts="poisson")
-    batched, _ = run(method, "vectorized", cohorts="poisson")
+def test_engines_give_the_same_protected_results(quantile, quorum):
+    noise = UserNoise(0.3, 0.2, 4, quantile, quorum=quorum)
+    method = user_level(algorithm("scaffold"), TASK, noise, "scaffold")
+    cohorts = "poisson" if quorum is None else "fixed"
+    one, _ = run(method, cohorts=cohorts)
+    pool, _ = run(method, "parallel", cohorts=cohorts)
+    batched, _ = run(method, "vectorized", cohorts=cohorts)
     assert_same(one.weights, pool.weights)
     assert one.rounds == pool.rounds
     for a, b in zip(trees.leaves(one.weights), trees.leaves(batched.weights), strict=True):
@@ -519,10 +528,11 @@ class Interrupted(BaseException):
 
 
 METHOD = ("scaffold", UserNoise(0.5, 0.3, 6, 0.5, "some digest"))
+SHARED = UserNoise(0.5, 0.3, 6, 0.5, "some digest", quorum=4)
 
 
-def interrupted_and_resumed(tmp_path, rounds):
-    method = user_level(algorithm(METHOD[0]), TASK, METHOD[1], METHOD[0])
+def interrupted_and_resumed(tmp_path, rounds, noise=METHOD[1], cohorts="poisson"):
+    method = user_level(algorithm(METHOD[0]), TASK, noise, METHOD[0])
 
     def interrupt(done):
         interrupt.total += done
@@ -530,16 +540,17 @@ def interrupted_and_resumed(tmp_path, rounds):
             raise Interrupted
 
     interrupt.total = 0
-    options = {"checkpoint": tmp_path / "checkpoint.safetensors", "cohort": 6, "cohorts": "poisson"}
+    options = {"checkpoint": tmp_path / "checkpoint.safetensors", "cohort": 6, "cohorts": cohorts}
     with pytest.raises(Interrupted):
         run(method, rounds=rounds, on_round=interrupt, **options)
     return run(method, rounds=rounds, **options)[0]
 
 
-def test_interrupted_run_ends_bit_identical(tmp_path):
-    method = user_level(algorithm(METHOD[0]), TASK, METHOD[1], METHOD[0])
-    whole, _ = run(method, rounds=6, cohort=6, cohorts="poisson")
-    resumed = interrupted_and_resumed(tmp_path, 6)
+@pytest.mark.parametrize(("noise", "cohorts"), [(METHOD[1], "poisson"), (SHARED, "fixed")])
+def test_interrupted_run_ends_bit_identical(tmp_path, noise, cohorts):
+    method = user_level(algorithm(METHOD[0]), TASK, noise, METHOD[0])
+    whole, _ = run(method, rounds=6, cohort=6, cohorts=cohorts)
+    resumed = interrupted_and_resumed(tmp_path, 6, noise, cohorts)
     assert_same(whole.weights, resumed.weights)
     assert whole.rounds == resumed.rounds
 
@@ -574,6 +585,125 @@ def test_no_noise_is_drawn_twice(tmp_path, monkeypatch):
     changed = METHOD[1].__class__(0.5, 0.3, 6, 0.5, "another digest")
     other = user_level(algorithm(METHOD[0]), TASK, changed, METHOD[0])
     assert not set(noise) & set(streams(lambda: run(other, rounds=6, cohort=6, cohorts="poisson"))[0])
+
+
+def test_no_client_draws_noise_twice(tmp_path, monkeypatch):
+    """The addresses of what clients draw: their own, in each round, also after a resume."""
+    drawn = []
+    draw = Words.draw
+    monkeypatch.setattr(Words, "draw", lambda words, key: drawn.append(key.path) or draw(words, key))
+
+    def shares(work):
+        drawn.clear()
+        work()
+        client = Key(0).fold("client").path[0]
+        return [path for path in drawn if path[0] == client]  # not those of templates
+
+    method = user_level(algorithm(METHOD[0]), TASK, SHARED, METHOD[0])
+    whole = shares(lambda: run(method, rounds=6, cohort=6))
+    assert len(whole) == len(set(whole)) == 6 * 6
+    assert {path[1] for path in whole} == set(range(1, 7))
+    mark = Key(0).fold("dp noise").path[0]
+    assert all(path.count(mark) == 1 for path in whole)
+    resumed = shares(lambda: interrupted_and_resumed(tmp_path, 6, SHARED, "fixed"))
+    assert set(resumed) == set(whole)
+    other = user_level(algorithm(METHOD[0]), TASK, replace(SHARED, stream="another digest"), METHOD[0])
+    assert not set(whole) & set(shares(lambda: run(other, rounds=6, cohort=6)))
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ("dsfl", "fedgen") else pytest.param(n, marks=pytest.mark.slow) for n in PROTECTED]
+)
+def test_clients_of_every_algorithm_upload_noised_words(name):
+    """Four bytes for each number of an upload, and a sum near that of central noise."""
+    ends = []
+    for quorum in (None, 3):
+        noise = UserNoise(1e-3, 0.05, 4, quorum=quorum)
+        trace, ((aggregate, _, refused, uplink),) = run(
+            user_level(algorithm(name), TASK, noise, name), rounds=1
+        )
+        assert not refused
+        numbers = sum(leaf.numel() for leaf in trees.leaves(aggregate))
+        assert sum(uplink.values()) == 4 * 4 * numbers
+        ends.append((numbers, trace.weights))
+    assert ends[0][0] == ends[1][0]
+    for a, b in zip(trees.leaves(ends[0][1]), trees.leaves(ends[1][1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("quantile", [None, 0.5])
+@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
+def test_clients_without_noise_give_the_results_of_central_noise(name, quantile):
+    """Words are as fine as single precision, so rounding is all that differs."""
+    central = user_level(algorithm(name), TASK, UserNoise(0.0, 0.05, 4, quantile), name)
+    shared = user_level(algorithm(name), TASK, UserNoise(0.0, 0.05, 4, quantile, quorum=3), name)
+    one, _ = run(central)
+    other, _ = run(shared)
+    for a, b in zip(trees.leaves(one.weights), trees.leaves(other.weights), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=3 * 4 * 0.05 / 2**24 + 1e-6)
+    if quantile:
+        assert [row[CLIP_NORM] for row in one.rounds] == [row[CLIP_NORM] for row in other.rounds]
+
+
+@pytest.mark.parametrize("z", [0.01, 0.1])
+def test_figures_of_clients_noise_are_close_to_the_real_ones(z):
+    """Without noise, the same round shows the sum that only the clients' noise hides."""
+    sums, rows = [], []
+    for noise in (z, 0.0):
+        method = user_level(algorithm("fedavg"), TASK, UserNoise(noise, 0.05, 8, quorum=5), "fedavg")
+        trace, ((aggregate, *_),) = run(method, rounds=1, cohort=8)
+        sums.append(aggregate[NOISED_WORDS].double())
+        rows.append(trace.rounds[0])
+    noised, clean = sums
+    real = clean.norm() / (noised - clean).norm()
+    assert rows[0][SIGNAL_TO_NOISE] == pytest.approx(real.item(), rel=0.1)
+    cosine = torch.cosine_similarity(noised, clean, dim=0)
+    assert rows[0][NOISED_COSINE] == pytest.approx(cosine.item(), rel=0.05)
+    assert SIGNAL_TO_NOISE not in rows[1]
+
+
+def test_sums_that_noise_hides_have_figures_of_zero():
+    assert estimated_figures(5.0, 4.0) == {SIGNAL_TO_NOISE: 0.5, NOISED_COSINE: math.sqrt(0.2)}
+    assert estimated_figures(3.9, 4.0) == {SIGNAL_TO_NOISE: 0.0, NOISED_COSINE: 0.0}
+
+
+def test_clients_noise_has_the_variance_of_their_number():
+    """One round from one start, with noise and without: the difference of the models is the noise."""
+    z, norm, cohort, quorum = 2.0, 0.05, 8, 5
+    ends = []
+    for noise in (z, 0.0):
+        method = user_level(
+            algorithm("fedavg"), TASK, UserNoise(noise, norm, cohort, quorum=quorum), "fedavg"
+        )
+        trace, _ = run(method, rounds=1, cohort=cohort)
+        ends.append(torch.cat([leaf.double().flatten() for leaf in trees.leaves(trace.weights)]))
+    noise = (ends[0] - ends[1]) * cohort / (z * norm * math.sqrt(cohort / quorum))
+    assert stats.chi2(len(noise)).cdf(noise.square().sum()) == pytest.approx(0.5, abs=0.4999)
+    assert stats.kstest(noise, "norm").pvalue > 1e-4
+
+
+def test_round_without_a_quorum_is_skipped():
+    """Half of the clients send nothing in the second round. State, memories and model stay as they were."""
+    clients, seen = data(), []
+    method = user_level(algorithm("scaffold"), TASK, UserNoise(0.3, 0.2, 6, quorum=4), "scaffold")
+
+    def lose_some(program, tasks):
+        if tasks[0].round == 2:
+            del tasks[3:]
+
+    inner = sequential(clients, quorum_reducers(NOISED_WORDS, 4))
+    trace = federate(
+        method,
+        TASK.init(Key(1)),
+        clients,
+        SpyEngine(inner, on_round=lose_some),
+        Schedule(3, 6, 4, local_steps=2),
+        Key(5),
+        lambda w: seen.append(w) or {"n": 0.0},
+    )
+    assert len(trace.rounds) == 3
+    assert_same(seen[1], seen[2])
+    assert not torch.equal(trees.leaves(seen[2])[0], trees.leaves(seen[3])[0])
 
 
 def test_figures_compare_the_noised_sum_with_the_clean_one():

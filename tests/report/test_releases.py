@@ -9,7 +9,7 @@ import genfl
 from genfl import config, pipeline
 from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
-from genfl.privacy.ledger import NEIGHBOURING, Noise, ledger
+from genfl.privacy.ledger import NEIGHBOURING, ZEROED_OUT, Noise, ledger
 from genfl.report import page
 from genfl.report.releases import READERS, TOPICS, number, privacy_line, privacy_section
 from genfl.results.evidence import collect
@@ -121,6 +121,21 @@ def test_noise_on_sums_counts_on_the_server():
     assert training.protection.startswith("noise, for each client with all its data; ")
     assert training.protection.endswith("the server adds it, so it is trusted with exact sums")
     assert training.learns.startswith("other clients, and whoever gets the model; the server")
+
+
+def test_noise_of_clients_holds_against_the_server():
+    noise = NOISE._replace(unit="user", neighbours=ZEROED_OUT)
+    section = privacy_section(
+        result_of(
+            "privacy={unit: user, epsilon: 8, noise: distributed}", plain=noise, other=noise, guided=noise
+        )
+    )
+    assert "Suppose that somebody sees" in section["sentences"][0]
+    (training,) = (row for row in section["rows"] if row.what == TOPICS["training"])
+    assert training.protection.startswith("noise that the clients add, for each client with all its data")
+    assert training.learns.startswith("other clients, and whoever gets the model")
+    assert "trusted" not in training.protection
+    assert training.epsilon == "7.33 at δ = 1e-5"
 
 
 def test_a_strict_run_leaves_nothing_open():

@@ -514,7 +514,12 @@ ROWS = [
     ),
     *(
         Row(f"privacy.{field}", f"privacy={{unit: user, epsilon: 8, {setting}}}", FEDERATE)
-        for field, setting in {"cohorts": "cohorts: fixed", "target_quantile": "target_quantile: 0.5"}.items()
+        for field, setting in {
+            "cohorts": "cohorts: fixed",
+            "target_quantile": "target_quantile: 0.5",
+            "noise": "noise: distributed",
+            "quorum": "noise: distributed, quorum: 2",
+        }.items()
     ),
     Row("privacy.unit", "privacy={unit: sample, epsilon: 8}", FEDERATE, given=UNFILTERED),
     Row("privacy.epsilon", "privacy={unit: sample, epsilon: 9}", FEDERATE, given=UNFILTERED),

@@ -12,6 +12,8 @@ from support.command import Command, run_command
 from genfl import config, pipeline
 from genfl.errors import InputError
 from genfl.privacy.dp.user import CLIP_NORM, NOISED_COSINE, SIGNAL_TO_NOISE
+from genfl.stages.base import identity
+from genfl.stages.federate.inputs import TrialInputs
 from genfl.storage import load_tensors
 
 CONFIG = """
@@ -143,6 +145,98 @@ def test_fixed_cohorts_cost_the_rounds_of_the_busiest_client(tmp_path):
     gaussian = dp_accounting.GaussianDpEvent(privacy["noise_multiplier"])
     accountant = rdp.RdpAccountant().compose(gaussian, privacy["steps"])
     assert privacy["epsilon"] == accountant.get_epsilon(DELTA) <= 8
+
+
+SHARED = "privacy={unit: user, epsilon: 8, noise: distributed, quorum: 16, repeatable: true}"
+
+
+def test_clients_add_the_noise_and_the_record_says_so(tmp_path, caplog):
+    caplog.set_level("INFO")
+    results = execute(tmp_path / "run", SHARED, "methods={scaffold: {algorithm: scaffold}}")
+    privacy = results["scaffold"]["privacy"]
+    assert (privacy["quorum"], privacy["cohort"]) == (16, 20)
+    assert (privacy["accountant"], privacy["sampling_rate"], privacy["neighbours"]) == ("rdp", 1, "zero out")
+    gaussian = dp_accounting.GaussianDpEvent(privacy["noise_multiplier"])
+    accountant = rdp.RdpAccountant().compose(gaussian, privacy["steps"])
+    assert privacy["epsilon"] == accountant.get_epsilon(DELTA) <= 8
+    assert "clients add it, enough if 16 of 20 finish, and 1.12 times as much if all do" in caplog.text
+    rounds = results["scaffold"]["rounds"]
+    assert all(row[SIGNAL_TO_NOISE] >= 0 and 0 <= row[NOISED_COSINE] < 1 for row in rounds)
+    weights = load_tensors(tmp_path / "run" / "federate/scaffold/seed-0/model.safetensors")[0]
+    numbers = 2 * sum(tensor.numel() for tensor in weights.values())  # model and control
+    assert {row["uplink_bytes"] for row in rounds} == {20 * 4 * numbers}
+
+
+@pytest.mark.slow
+def test_runs_with_noise_of_clients_repeat(tmp_path):
+    """Their masks differ, and change nothing. The engine does not matter, either."""
+    methods = "methods={scaffold: {algorithm: scaffold}}"
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert execute(one, SHARED, methods) == execute(other, SHARED, methods, "federate.engine=parallel")
+    assert torch.equal(model(one, "scaffold"), model(other, "scaffold"))
+
+
+def test_digests_of_trials_do_not_know_of_defaults():
+    """So runs from before there was noise of clients keep their noise and their results."""
+
+    def counted(section):
+        settings = config.parse(CONFIG, [f"privacy={section}"])
+        inputs = TrialInputs(
+            [], None, None, "fp32", "cpu", None, [], settings.federate, "exact", None, [], 0, settings.privacy
+        )
+        return identity(inputs)["privacy"]
+
+    assert {"noise", "quorum"} & counted("{unit: user, epsilon: 8, noise: central}").keys() == set()
+    shared = counted("{unit: user, epsilon: 8, noise: distributed}")
+    assert shared["noise"] == "distributed"
+    assert "quorum" not in shared
+    assert counted("{unit: user, epsilon: 8, noise: distributed, quorum: 5}")["quorum"] == 5
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{unit: sample, epsilon: 8, noise: distributed}", "noise distributed does not apply to unit sample"),
+        (
+            "{unit: user, epsilon: 8, noise: distributed, cohorts: poisson}",
+            "cohorts: poisson does not go with",
+        ),
+        ("{unit: user, epsilon: 8, noise: distributed, accountant: pld}", "accountant: pld has no bound"),
+        ("{unit: user, epsilon: 8, quorum: 4}", "quorum applies to noise distributed alone"),
+        ("{unit: user, epsilon: 8, noise: distributed, quorum: 1}", r"privacy\.quorum: .*2, not 1"),
+        ("{unit: user, epsilon: 8, noise: distributed, quorum: .nan}", r"privacy\.quorum"),
+        ("{unit: user, epsilon: 8, noise: both}", r"privacy\.noise: should be 'central' or 'distributed'"),
+    ],
+)
+def test_noise_of_clients_is_refused_where_it_does_not_apply(section, message):
+    with pytest.raises(InputError, match=message) as error:
+        config.parse(CONFIG, [f"privacy={section}"])
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "privacy.quorum=21",
+            r"^privacy\.quorum: 21, but a round has 20 clients; give a number from 2 to 20",
+        ),
+        ("federate.clients_per_round=1", r"^privacy\.noise: distributed needs 2 clients in a round"),
+        (
+            "privacy={unit: user, noise_multiplier: 1.0e+6, noise: distributed}",
+            r"^privacy\.noise: distributed, but words of 32 bits are too small",
+        ),
+        ("methods={m: {algorithm: fedavg}}", r"^methods\.m\.algorithm: fedavg: .*set weighting: uniform"),
+        ("privacy.target_quantile=0.5", r"^privacy\.target_quantile: .*there are 20; raise"),
+    ],
+)
+def test_noise_of_clients_that_does_not_fit_is_refused(tmp_path, change, message):
+    settings = config.parse(CONFIG, [SHARED, "privacy.epsilon=0.5", change])
+    with pytest.raises(InputError, match=message) as error:
+        pipeline.execute(settings, tmp_path / "run", until="federate")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "federate").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,8 @@ PrivacyUnit = Literal["sample", "user"]
 AccountantName = Literal["pld", "rdp"]
 """How the privacy losses of many steps are added up."""
 
+NoiseSource = Literal["central", "distributed"]
+"""Who adds the noise on the sum of a round's uploads: the server, or each client its share."""
 
 PublicFact = Literal["labels", "sizes", "test"]
 """What a config can declare as public knowledge."""
@@ -114,6 +116,27 @@ class Privacy(Section):
         " names, and how many clients hold each. sizes: how many samples clients hold, of each label. test:"
         " the test set.",
     )
+    noise: NoiseSource = Field(
+        "central",
+        description="Unit user: who adds the noise. central: the server, which sees exact sums. distributed:"
+        " each client adds its share before a secure sum, so the server sees noised sums alone. It needs"
+        " fixed cohorts, and the accountant is rdp.",
+    )
+    quorum: int | None = Field(
+        None,
+        ge=2,
+        description="Noise distributed: the fewest clients of a round that must finish. That many add all the"
+        " noise that epsilon needs, and more of them add more. If fewer finish, the round is skipped. If not"
+        " set, all clients of a round.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accountant_of_distributed_noise(cls, content: Any) -> Any:
+        """Set the one accountant that has a bound for sums of clients' noise, if none is set."""
+        if isinstance(content, dict) and content.get("noise") == "distributed":
+            return {"accountant": "rdp", **content}
+        return content
 
     @field_validator("public")
     @classmethod
@@ -138,7 +161,29 @@ class Privacy(Section):
         for field in ("cohorts", "target_quantile"):
             if self.unit == "sample" and getattr(self, field) is not None:
                 raise ValueError(f"{field} does not apply to unit sample; leave it out")
+        if self.noise == "distributed":
+            self._check_distributed()
+        elif self.quorum is not None:
+            raise ValueError("quorum applies to noise distributed alone; set it, or leave quorum out")
         return self
+
+    def _check_distributed(self) -> None:
+        if self.unit == "sample":
+            raise ValueError(
+                "noise distributed does not apply to unit sample, whose clients add all noise; leave it out"
+            )
+        if self.cohorts == "poisson":
+            raise ValueError(
+                "cohorts: poisson does not go with noise distributed: the server sees whose uploads it adds"
+                " up, so the draw hides nothing from it; set fixed"
+            )
+        if self.accountant != "rdp":
+            raise ValueError(f"accountant: {self.accountant} has no bound for noise distributed; set rdp")
+
+    @property
+    def cohort_kind(self) -> Literal["poisson", "fixed"]:
+        """How the clients of a round are drawn, under privacy of users."""
+        return self.cohorts or ("fixed" if self.noise == "distributed" else "poisson")
 
     @property
     def norm(self) -> float:

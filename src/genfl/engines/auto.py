@@ -25,9 +25,11 @@ from genfl.engines.protocol import (
     ClientResults,
     ClientTask,
     Engine,
+    ReducerFactory,
     ResultTemplates,
     Runner,
 )
+from genfl.engines.reducers import PlainReducer
 from genfl.engines.vmapped import LEAST, SHARES, VmapRunner
 from genfl.errors import InputError, suggest
 from genfl.learning.task import CPU, Task, Weights
@@ -181,7 +183,13 @@ def check_engine(name: str) -> None:
 
 @contextlib.contextmanager
 def engine(
-    name: Name, data: BatchedDataView, cohort: int, device: torch.device = CPU, *, fast: bool = True
+    name: Name,
+    data: BatchedDataView,
+    cohort: int,
+    device: torch.device = CPU,
+    *,
+    fast: bool = True,
+    reducer: ReducerFactory = PlainReducer,
 ) -> Iterator[Engine]:
     """Open an engine for the length of a federation.
 
@@ -194,6 +202,7 @@ def engine(
         cohort: Clients in a round.
         device: Where they compute.
         fast: Whether the fast path may be used (see `genfl.engines.fast`); ``sequential`` never replays.
+        reducer: Makes what adds up the uploads of a round.
 
     Raises:
         InputError: There is no such engine.
@@ -202,7 +211,7 @@ def engine(
     forks = sys.platform == "linux" and refusal() is None and cores() > 1 and cohort > 1
     with keeping_memory(fast):
         if name == "sequential":
-            yield sequential(data)
+            yield sequential(data, reducer)
             return
         runner: Runner
         if name == "vectorized":
@@ -213,7 +222,7 @@ def engine(
             runner = PerClientRunner(data, accelerated=fast)
             pooled = name == "parallel" or forks
         if not pooled:
-            yield InProcess(runner)
+            yield InProcess(runner, reducer)
             return
-        with contextlib.closing(WorkerPool(runner)) as pool:
+        with contextlib.closing(WorkerPool(runner, reducer)) as pool:
             yield pool

@@ -293,7 +293,7 @@ class Reducer(Protocol):
         ...
 
     def aggregate(self) -> Tree:
-        """Return the aggregate of all uploads taken."""
+        """Return the aggregate of all uploads taken; None if there are too few of them to tell it."""
         ...
 
 

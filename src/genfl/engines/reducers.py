@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +16,8 @@ from genfl.privacy.secure_sum import SecureSum
 from genfl.privacy.secure_sum.uploads import UploadCodec
 from genfl.rng import Key
 from genfl.trees import Tree
+
+log = logging.getLogger(__name__)
 
 
 class PlainReducer:
@@ -108,6 +112,49 @@ class SecureReducer:
             protocol = SecureSum(tuple(words), seed=self.key.integer(), context=context)
             sums.append(protocol.add({k: protocol.mask(k, vectors[number]) for k, vectors in words.items()}))
         return codec.decode(sums)
+
+
+class QuorumReducer:
+    """A secure sum of the words of a quorum's clients, beside uploads that only a simulation adds up.
+
+    Args:
+        reductions: The program's declared reductions.
+        words: The name of the upload that clients mask: int32, added modulo 2^32.
+        quorum: The fewest uploads of which there is a sum.
+        key: The random stream of the pairwise secrets; a fresh one for every sum.
+    """
+
+    def __init__(self, reductions: Mapping[str, str], words: str, quorum: int, key: Key) -> None:
+        self.words, self.quorum = words, quorum
+        self.secure = SecureReducer({words: reductions[words]}, key)
+        self.plain = PlainReducer({name: kind for name, kind in reductions.items() if name != words})
+
+    def add(self, clients: Sequence[int], uploads: Tree) -> None:
+        """Take some clients' stacked uploads."""
+        masked = uploads[self.words].clone().view(torch.uint32)
+        self.secure.add(clients, {self.words: masked})
+        self.plain.add(clients, {name: value for name, value in uploads.items() if name != self.words})
+
+    def aggregate(self) -> Tree:
+        """Return the aggregate of all uploads taken; None if there is no quorum."""
+        count = len(self.secure.uploads)
+        if count < self.quorum:
+            log.warning("%d clients finished, and the quorum is %d: the round is skipped", count, self.quorum)
+            return None
+        return self.secure.aggregate() | self.plain.aggregate()
+
+
+def quorum_reducers(words: str, quorum: int) -> Callable[[Mapping[str, str]], QuorumReducer]:
+    """Return a factory of reducers that add words by pairwise masking, if a quorum sends them.
+
+    The secrets are drawn anew in each process. Masks cancel, so results do not depend on them.
+
+    Args:
+        words: The name of the upload that clients mask.
+        quorum: The fewest uploads of which there is a sum.
+    """
+    key, sums = Key(secrets.randbits(128)), itertools.count()
+    return lambda reductions: QuorumReducer(reductions, words, quorum, key.fold("sum", next(sums)))
 
 
 def secure_reducers(

@@ -49,11 +49,15 @@ Recipient = Literal["server", "sum", "others", "language model", "readers", "nob
 clients, and whoever gets the model. ``readers``: whoever reads the report and the summary. ``nobody``: it
 stays where the private data is."""
 
-Mechanism = Literal["exact", "secure_sum", "gaussian", "trusted", "derived", "local"]
+Mechanism = Literal["exact", "secure_sum", "gaussian", "discrete_gaussian", "trusted", "derived", "local"]
 """How a release is protected. ``exact``: not at all. ``secure_sum``: only the exact sum over clients is seen;
-the protocol is simulated. ``gaussian``: by noise. ``trusted``: not at all, but the guarantee counts on its
+the protocol is simulated. ``gaussian``: by noise. ``discrete_gaussian``: by noise that clients add before a
+secure sum. ``trusted``: not at all, but the guarantee counts on its
 recipient, who adds the noise. ``derived``: it is computed from other releases and public
 data alone. ``local``: it does not leave the place of the private data."""
+
+NOISED: tuple[Mechanism, ...] = ("gaussian", "discrete_gaussian")
+"""The mechanisms with noise."""
 
 NEIGHBOURING: dict[PrivacyUnit, str] = {
     "sample": "two trainings are neighbours if the gradients of one private sample are zero in one of them",
@@ -146,7 +150,7 @@ class Release(NamedTuple):
     @property
     def epsilon(self) -> float | None:
         """Its own privacy loss: None if it is exact, 0 if it tells nothing more than other releases do."""
-        if self.mechanism == "gaussian":
+        if self.mechanism in NOISED:
             return self.noise.epsilon if self.noise else None
         return None if self.outside or self.mechanism == "trusted" else 0.0
 
@@ -441,6 +445,11 @@ def _noised_unit(privacy: Privacy | None) -> PrivacyUnit | None:
     return None if privacy is None or privacy.noise_multiplier == 0 else privacy.unit
 
 
+def _noise_is_shared(privacy: Privacy | None) -> bool:
+    """Return whether each client adds its share of the noise, so that nobody has the sum without it."""
+    return privacy is not None and _noised_unit(privacy) == "user" and privacy.noise == "distributed"
+
+
 def _noises_generated(privacy: Privacy | None) -> bool:
     """Return whether the noise also hides what generated and public samples change."""
     unit = _noised_unit(privacy)
@@ -452,6 +461,7 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
     unit = _noised_unit(config.privacy)
     noised, whole = unit is not None, unit == "user"  # an upload of a user is clipped as a whole
     covers_public = _noises_generated(config.privacy)
+    shared = _noise_is_shared(config.privacy)
     sizes = "if they are public knowledge, add sizes to privacy.public"
     if unit == "sample":
         yield Release(
@@ -496,7 +506,7 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
         counts = _words(told.counts, COUNTS)
         parts = _words(told.trained, UPLOADS) + (f", {counts}" if whole and counts else "")
         seen: Recipient = "sum" if told.sums else "server"
-        if whole:
+        if whole and not shared:
             what = "the sums of every round, before the server adds the noise"
             source = "training data of clients"
             yield Release("sums before noise", "federate", "training", what, source, seen, "trusted", (name,))
@@ -504,10 +514,10 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
             "training",
             "federate",
             "training",
-            f"{parts}, in every round",
+            f"{parts}, in every round" + (f"; {_shares(config.privacy)}" if shared else ""),
             "training data of clients",
             "others" if whole else seen,
-            "gaussian" if noised else "exact",
+            ("discrete_gaussian" if shared else "gaussian") if noised else "exact",
             (name,),
             noise.get(name) if noised else None,
             fix="" if noised else "set privacy.noise_multiplier above 0",
@@ -537,6 +547,12 @@ def _of_training(config: Config, noise: Mapping[str, Noise]) -> Iterator[Release
                 (name,),
                 fix="set content.guidance to prompt, or privacy.unit to user",
             )
+
+
+def _shares(privacy: Privacy | None) -> str:
+    quorum = privacy.quorum if privacy else None
+    enough = f"any {quorum} of them" if quorum else "all of them"
+    return f"its clients add the noise, which is enough if {enough} finish"
 
 
 def _of_content(name: str, method: Method, *, protected: bool) -> Iterator[Release]:
@@ -623,19 +639,20 @@ def _of_measures(config: Config) -> Iterator[Release]:
     covers_public = _noises_generated(privacy)
     noisy = tuple(name for name, method in methods.items() if covers_public or not _trains_on_public(method))
     if noisy and measures_noise(privacy):
+        estimated = _noise_is_shared(privacy)
         yield Release(
             "figures of noise",
             "federate",
             "measures",
             "signal-to-noise ratio of every round, and cosine of the noised and the exact"
-            f" {'sum' if users else 'gradients'}",
+            f" {'sum' if users else 'gradients'}{', estimated from the noised sum' if estimated else ''}",
             "models of single clients" if users else "training data of clients",
             "readers",
-            "exact",
+            "derived" if estimated else "exact",
             noisy,
-            fix=strict,
+            fix="" if estimated else strict,
         )
-    if users and privacy is not None and privacy.cohorts != "fixed":
+    if users and privacy is not None and privacy.cohort_kind != "fixed":
         yield Release(
             "sizes of cohorts",
             "federate",
@@ -779,7 +796,7 @@ def ledger(config: Config, noise: Mapping[str, Noise]) -> Ledger:
         of_method = [row for row in rows if not row.methods or name in row.methods]
         if (guarantee := _composed(config, of_method)) is not None:
             guarantees[name] = guarantee
-    noised = any(row.mechanism == "gaussian" for row in rows)
+    noised = any(row.mechanism in NOISED for row in rows)
     source = SEEDED if config.privacy is not None and config.privacy.repeatable else FROM_SECRET
     return Ledger(rows, guarantees, (*([ONE_FEDERATION, source] if noised else []), SIMULATED))
 

@@ -93,6 +93,9 @@ def _protection(row: ReleaseResult) -> str:
     match row.mechanism:
         case "gaussian":
             return f"noise, for {UNITS[row.noise.unit]}" if row.noise else "noise"
+        case "discrete_gaussian":
+            who = f", for {UNITS[row.noise.unit]}" if row.noise else ""
+            return f"noise that the clients add{who}"
         case "trusted":
             return "the server adds it, so it is trusted with exact sums"
         case "derived":
@@ -123,7 +126,8 @@ def _sentences(privacy: PrivacyResult) -> list[str]:
         ]
     worst = max(privacy.guarantees.values(), key=lambda guarantee: guarantee.epsilon)
     unit = UNITS[worst.unit]
-    who = "somebody" if worst.unit == "sample" else "somebody other than the server"
+    trusted = any(row.mechanism == "trusted" for row in privacy.releases)
+    who = "somebody other than the server" if trusted else "somebody"
     factor = math.exp(min(worst.epsilon, 700))
     shown = f"{factor:.3g}" if factor < 1000 else f"{factor:,.0f}" if factor < 1e9 else f"{factor:.1e}"
     most = "at most " if len(privacy.guarantees) > 1 else ""

@@ -544,9 +544,10 @@ class ReleaseResult(ResultModel):
     )
     mechanism: Mechanism = Field(
         description="`exact`: no protection. `secure_sum`: only the exact sum is seen; the protocol is"
-        " simulated. `gaussian`: noise. `trusted`: no protection, but the guarantee counts on its recipient,"
-        " who adds the noise. `derived`: computed from other releases and public data alone. `local`: it does"
-        " not leave the place of the private data."
+        " simulated. `gaussian`: noise. `discrete_gaussian`: noise that clients add before a secure sum."
+        " `trusted`: no protection, but the guarantee counts on its recipient, who adds the noise. `derived`:"
+        " computed from other releases and public data alone. `local`: it does not leave the place of the"
+        " private data."
     )
     methods: list[str] = Field(description="The methods that it belongs to; empty if it belongs to the run.")
     noise: NoiseResult | None = Field(

@@ -31,6 +31,13 @@ class Without(frozenset[str]):
     """A mark for a field of a stage's inputs: these settings of its section do not change the output."""
 
 
+class IfChanged(frozenset[str]):
+    """A mark for a field of a stage's inputs: these settings of its section count only if not their defaults.
+
+    So outputs from before there were such settings are still valid.
+    """
+
+
 IF_SET = object()
 """A mark for a field of a stage's inputs that counts only if it is not None. Without it nothing changes."""
 
@@ -59,7 +66,9 @@ def identity(value: Any) -> Any:
                 continue
             without = next((mark for mark in marks if isinstance(mark, Without)), None)
             if without is not None:
-                counted[name] = field.model_dump(exclude=set(without))
+                later = next((mark for mark in marks if isinstance(mark, IfChanged)), ())
+                defaults = {name for name in later if getattr(field, name) == _default(field, name)}
+                counted[name] = field.model_dump(exclude=set(without) | defaults)
             elif IGNORED not in marks:
                 counted[name] = identity(field)
         return counted
@@ -70,6 +79,10 @@ def identity(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [identity(item) for item in value]
     return value
+
+
+def _default(section: Section, name: str) -> Any:
+    return type(section).model_fields[name].default
 
 
 def digest_of(name: str, version: int, inputs: Any, upstream: Mapping[str, str]) -> str:

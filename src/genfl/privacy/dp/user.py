@@ -5,6 +5,8 @@ Gaussian noise to the sum before it uses it. Source: McMahan et al., ICLR 2018 (
 estimator of a fixed denominator: sums are divided by the expected number of clients in a round.
 
 The norm can follow a quantile of the clients' norms. Source: Andrew et al., NeurIPS 2021 (arXiv 1905.03871).
+
+Clients can add the noise themselves, before a secure sum; see `genfl.privacy.dp.distributed`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from genfl import trees
 from genfl.algorithms.base import Algorithm, ClientInfo, ClientProgram, head_count, run_once, statistics
 from genfl.errors import InputError
 from genfl.learning.task import Batch, Task, Weights
+from genfl.privacy.dp.distributed import ClientShare, Words
 from genfl.privacy.dp.streams import noise_stream
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
@@ -34,6 +37,9 @@ ROUNDING_MARGIN = 2**-20
 
 CLIP_NORM, WITHIN = "clip_norm", "within_norm"
 """Names of an adaptive norm, in state and message, and of the upload that it follows."""
+
+NOISED_WORDS, SHARE = "words", "share"
+"""Names of the upload of a client that adds noise itself, and of what it drew for it, in its carry."""
 
 SIGNAL_TO_NOISE, NOISED_COSINE = "signal_to_noise", "noised_cosine"
 """Names of the figures of a round."""
@@ -52,6 +58,7 @@ class UserNoise:
             keeps the norm fixed.
         stream: What distinguishes this federation's noise from that of others with the same seed; see
             `genfl.privacy.dp.streams.noise_stream`.
+        quorum: The fewest uploads of which there is a sum, if clients add the noise. None if the server does.
 
     Raises:
         InputError: A number is out of range, or the cohort is too small for an adaptive norm.
@@ -62,12 +69,13 @@ class UserNoise:
     cohort: int
     target_quantile: float | None = None
     stream: str = ""
+    quorum: int | None = None
 
     def __post_init__(self) -> None:
         z, norm, quantile = self.noise_multiplier, self.max_update_norm, self.target_quantile
         if not 0 <= z < math.inf:
             raise InputError(f"noise_multiplier: {z} is out of range; give a finite number from 0")
-        if not norm > 0 or (z and norm == math.inf):
+        if not norm > 0 or (norm == math.inf and (z or self.quorum is not None)):
             raise InputError(f"max_update_norm: {norm} is out of range; give a finite number above 0")
         if quantile is not None and (not 0 < quantile < 1 or norm == math.inf):
             raise InputError(
@@ -97,6 +105,27 @@ class UserNoise:
             return z
         return float((z**-2 - (2 * self.count_noise) ** -2) ** -0.5)
 
+    @property
+    def at_server(self) -> bool:
+        """Whether the server adds the noise."""
+        return self.noise_multiplier > 0 and self.quorum is None
+
+    def words(self, upload: Tree) -> Words:
+        """Return how clients turn uploads into words, if they add the noise.
+
+        Args:
+            upload: A clipped upload, without a count.
+
+        Raises:
+            InputError: The quorum is out of range, or words are too small.
+        """
+        assert self.quorum is not None
+        size = sum(leaf.numel() for leaf in trees.leaves(upload))
+        count = None
+        if self.target_quantile is not None:
+            count = self.sum_noise / (2 * self.count_noise) if self.noise_multiplier else 1.0
+        return Words(self.noise_multiplier, self.cohort, self.quorum, size, count)
+
     def next_norm(self, norm: Tensor, count: Tensor) -> Tensor:
         """Return the norm of the next round, C exp(−η (b − γ)).
 
@@ -113,9 +142,10 @@ class UserNoise:
 def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "algorithm") -> Algorithm:
     """Return the algorithm whose server sees nothing of its clients but noised sums of clipped uploads.
 
-    Uploads that count clients are not sent: the expected number of clients stands in for them. The server
-    takes a step in every round, also if nobody takes part. With noise 0, an infinite norm and fixed cohorts,
-    the results have the bits of the algorithm itself.
+    Uploads that count clients are not sent: the expected number of clients stands in for them. If the server
+    adds the noise, it takes a step in every round, also if nobody takes part. If clients add it, they upload
+    words, and a round without a quorum is skipped. With noise 0, an infinite norm and fixed cohorts, the
+    results have the bits of the algorithm itself.
 
     Args:
         algorithm: What clients and server compute.
@@ -124,9 +154,10 @@ def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "
         name: The name of the algorithm, for messages.
 
     Raises:
-        InputError: The algorithm or the model cannot be protected; see `check_algorithm`.
+        InputError: The algorithm or the model cannot be protected; see `check_algorithm`. Or words are too
+            small for clients' noise.
     """
-    check_algorithm(algorithm, task, name)
+    upload = check_algorithm(algorithm, task, name)
     adaptive = noise.target_quantile is not None
     algorithm = algorithm._replace(census=_least_census(algorithm, task))
     if adaptive:
@@ -152,29 +183,80 @@ def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
         sums = {part: aggregate[part] for part in parts}
-        if noise.noise_multiplier:
+        if noise.at_server:
             sums = trees.add(*sums_and_noise(state, aggregate, key))
         expected = {part: torch.tensor(float(noise.cohort)) for part in counts}
         after = algorithm.server(state, {**sums, **expected}, key)
         if not adaptive:
             return after
         count = aggregate[WITHIN].double()
-        if noise.noise_multiplier:
+        if noise.at_server:
             count = count + gaussian(count, noise.count_noise, noise_stream(key, noise.stream).fold("count"))
         return {**after, CLIP_NORM: noise.next_norm(state[CLIP_NORM], count)}
 
     def observe(state: Tree, aggregate: Tree, key: Key) -> dict[str, float | None]:
         figures: dict[str, float | None] = {CLIP_NORM: norm_of(state)} if adaptive else {}
-        if noise.noise_multiplier:
+        if noise.at_server:
             figures |= noise_figures(*sums_and_noise(state, aggregate, key))
         return figures
 
     sent = [*parts, WITHIN] if adaptive else parts
-    return algorithm._replace(
+    protected = algorithm._replace(
         client=client._replace(finish=finish, reductions=dict.fromkeys(sent, "sum")),
         server=server,
         counts=(),
         steps_alone=True,
+        observe=observe,
+    )
+    return protected if noise.quorum is None else _sealed(protected, noise, upload)
+
+
+def _sealed(algorithm: Algorithm, noise: UserNoise, like: Tree) -> Algorithm:
+    """Return the algorithm whose clients upload words with their share of the noise.
+
+    Args:
+        algorithm: An algorithm whose uploads are clipped.
+        noise: The norm and the noise.
+        like: A clipped upload, without a count.
+    """
+    client = algorithm.client
+    words = noise.words(like)
+
+    def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
+        share = words.draw(noise_stream(key, noise.stream))
+        return {**client.start(message, memory, client_info, key), SHARE: share._asdict()}
+
+    def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
+        return {**client.step(_without(SHARE, carry), batch, key), SHARE: carry[SHARE]}
+
+    def finish(carry: Tree) -> tuple[Tree, Tree]:
+        upload, memory = client.finish(_without(SHARE, carry))
+        within = upload[WITHIN] > 0 if WITHIN in upload else None
+        norm = carry.get(CLIP_NORM, noise.max_update_norm)
+        return {
+            NOISED_WORDS: words.encode(_without(WITHIN, upload), within, norm, ClientShare(**carry[SHARE]))
+        }, memory
+
+    def opened(state: Tree, aggregate: Tree) -> Tree:
+        norm = float(state.get(CLIP_NORM, noise.max_update_norm))
+        sums, count = words.decode(aggregate[NOISED_WORDS], norm, like)
+        return sums if count is None else {**sums, WITHIN: count}
+
+    def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
+        return algorithm.server(state, opened(state, aggregate), key)
+
+    def observe(state: Tree, aggregate: Tree, key: Key) -> dict[str, float | None]:
+        figures = algorithm.observe(state, opened(state, aggregate), key)
+        if noise.noise_multiplier:
+            numbers = aggregate[NOISED_WORDS].view(torch.int32)[: words.size].double()
+            expected = noise.cohort * words.variance * words.size
+            figures |= estimated_figures(float(numbers.square().sum()), expected)
+        return figures
+
+    return algorithm._replace(
+        client=client._replace(start=start, step=step, finish=finish, reductions={NOISED_WORDS: "sum"}),
+        server=server,
+        steps_alone=False,
         observe=observe,
     )
 
@@ -193,24 +275,24 @@ def _with_norm(algorithm: Algorithm, first: float) -> Algorithm:
         return {**algorithm.init(weights, census, key), CLIP_NORM: norm}
 
     def send(state: Tree) -> Tree:
-        return {**algorithm.send(_without_norm(state)), CLIP_NORM: state[CLIP_NORM]}
+        return {**algorithm.send(_without(CLIP_NORM, state)), CLIP_NORM: state[CLIP_NORM]}
 
     def address(message: Tree, number: int) -> Tree:
         part = algorithm.address(message, number)  # most often the message itself, one for all clients
         return part if CLIP_NORM in part else {**part, CLIP_NORM: message[CLIP_NORM]}
 
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
-        carry = client.start(_without_norm(message), memory, client_info, key)
+        carry = client.start(_without(CLIP_NORM, message), memory, client_info, key)
         return {**carry, CLIP_NORM: message[CLIP_NORM]}
 
     def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
-        return {**client.step(_without_norm(carry), batch, key), CLIP_NORM: carry[CLIP_NORM]}
+        return {**client.step(_without(CLIP_NORM, carry), batch, key), CLIP_NORM: carry[CLIP_NORM]}
 
     def finish(carry: Tree) -> tuple[Tree, Tree]:
-        return client.finish(_without_norm(carry))
+        return client.finish(_without(CLIP_NORM, carry))
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
-        return {**algorithm.server(_without_norm(state), aggregate, key), CLIP_NORM: state[CLIP_NORM]}
+        return {**algorithm.server(_without(CLIP_NORM, state), aggregate, key), CLIP_NORM: state[CLIP_NORM]}
 
     return algorithm._replace(
         init=init,
@@ -279,6 +361,23 @@ def noise_figures(clean: Tree, noise: Tree) -> dict[str, float | None]:
     return {SIGNAL_TO_NOISE: sizes[0] / sizes[1], NOISED_COSINE: cosine}
 
 
+def estimated_figures(noised: float, noise: float) -> dict[str, float | None]:
+    """Return how much of a sum is left under its noise, as far as the noised sum tells.
+
+    Sum and noise are almost orthogonal, so their squares add up. Nothing but the noised sum is used, which is
+    released anyway.
+
+    Args:
+        noised: The squared norm of the noised sum.
+        noise: The expected squared norm of the noise, positive.
+
+    Returns:
+        The estimates of what `noise_figures` returns: 0 where the sum is too small to be seen.
+    """
+    signal = max(0.0, noised / noise - 1)
+    return {SIGNAL_TO_NOISE: math.sqrt(signal), NOISED_COSINE: math.sqrt(signal / (1 + signal))}
+
+
 def exact_census(algorithm: Algorithm) -> list[str]:
     """Return the sums over all clients' data that the server gets before round 0 without noise, by name.
 
@@ -302,13 +401,16 @@ def _least_census(algorithm: Algorithm, task: Task) -> ClientProgram:
     return clients
 
 
-def check_algorithm(algorithm: Algorithm, task: Task, name: str) -> None:
+def check_algorithm(algorithm: Algorithm, task: Task, name: str) -> Tree:
     """Check that noise on the sums of uploads can protect clients.
 
     Args:
         algorithm: What clients and server compute.
         task: What is learned.
         name: The name of the algorithm, for messages.
+
+    Returns:
+        An upload, without the parts that count clients.
 
     Raises:
         InputError: The server sees single uploads, clients have unequal weights, or the model has buffers.
@@ -336,6 +438,7 @@ def check_algorithm(algorithm: Algorithm, task: Task, name: str) -> None:
         )
     if wrong := [upload for upload in algorithm.counts if not _same(one[upload], torch.ones(()))]:
         raise InputError(f"{name}: its upload {wrong[0]} counts clients, but it is not 1; send 1")
+    return {part: one[part] for part in algorithm.client.reductions if part not in algorithm.counts}
 
 
 def _two_uploads(algorithm: Algorithm, task: Task, weights: Weights) -> list[Tree]:
@@ -353,5 +456,5 @@ def _same(a: Tree, b: Tree) -> bool:
     return trees.mismatch(a, b) is None and all(map(torch.equal, trees.leaves(a), trees.leaves(b)))
 
 
-def _without_norm(tree: Tree) -> Tree:
-    return {name: branch for name, branch in tree.items() if name != CLIP_NORM}
+def _without(left_out: str, tree: Tree) -> Tree:
+    return {name: branch for name, branch in tree.items() if name != left_out}

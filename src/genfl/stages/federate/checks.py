@@ -35,7 +35,7 @@ from genfl.rng import Key
 from genfl.stages.federate.generated_content import check_content
 from genfl.stages.federate.inputs import FederateInputs
 from genfl.stages.federate.methods import build_algorithm, local_training, schedule
-from genfl.stages.federate.protection import protect_users, sample_problem
+from genfl.stages.federate.protection import protect_users, sample_problem, user_noise
 from genfl.stages.federate.setting import resources
 
 log = logging.getLogger(__name__)
@@ -150,12 +150,18 @@ def _check_protection(
     if inputs.privacy.unit == "user":
         parts = " and ".join(part.name for part in method.algorithm)
         try:
-            check_algorithm(build_algorithm(inputs.federation, method, task, resources), task, parts)
+            upload = check_algorithm(build_algorithm(inputs.federation, method, task, resources), task, parts)
         except InputError as error:
             raise InputError(f"methods.{name}.algorithm: {error}") from error
         plan = schedule(inputs.federation, method)
         for seed in inputs.seeds:  # in fixed cohorts, the most exposed client depends on the seed
-            protect_users(inputs.privacy, inputs.partition.clients, plan, Key(seed).fold("federate"))
+            stream = Key(seed).fold("federate")
+            _, protection = protect_users(inputs.privacy, inputs.partition.clients, plan, stream)
+            if protection.quorum is not None:
+                try:
+                    user_noise(protection).words(upload)
+                except InputError as error:
+                    raise InputError(f"privacy.{error}") from error
         return
     if inputs.privacy.epsilon is not None:  # without sampling, noise must be enough for one round at least
         noise_for(inputs.privacy.epsilon, inputs.privacy.delta or LARGE_DELTA, 1.0, 1, "rdp")

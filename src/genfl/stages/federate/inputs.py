@@ -20,7 +20,16 @@ from genfl.learning.task import Precision
 from genfl.models import MODELS
 from genfl.references import GENERATOR
 from genfl.stages.audit import generated_digests
-from genfl.stages.base import IF_SET, IGNORED, DataInputs, PublicInputs, Upstream, Without, digest_of
+from genfl.stages.base import (
+    IF_SET,
+    IGNORED,
+    DataInputs,
+    IfChanged,
+    PublicInputs,
+    Upstream,
+    Without,
+    digest_of,
+)
 from genfl.stages.generate import GeneratorInputs
 from genfl.stages.guided import GuidedInputs, guided_inputs, kind_digest
 from genfl.stages.pretrain import ModelInputs, PretrainInputs, pretrain_inputs, seed_digest
@@ -33,6 +42,9 @@ TRIALS_VERSION = 4
 
 STATEMENTS = {"public"}
 """The settings of privacy that are stated, but change nothing that a trial computes."""
+
+LATER = {"noise", "quorum"}
+"""The settings of privacy whose defaults leave the digests of trials as they were without them."""
 
 BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor", "keep_every"}
 """The settings of a federation that do not count by themselves.
@@ -122,7 +134,7 @@ class FederateInputs:
     public: Annotated[PublicInputs | None, IF_SET]
     extractor: Annotated[ExtractorInputs | None, IF_SET]
     labels: Annotated[list[str], IGNORED]
-    privacy: Annotated[Privacy | None, IF_SET, Without(STATEMENTS)]
+    privacy: Annotated[Privacy | None, IF_SET, Without(STATEMENTS), IfChanged(LATER)]
     keep_every: Annotated[int | None, IF_SET]
 
     @classmethod
@@ -168,7 +180,7 @@ class TrialInputs:
     method: Method
     code: list[dict[str, str]]
     seed: int
-    privacy: Annotated[Privacy | None, IF_SET, Without(STATEMENTS)]
+    privacy: Annotated[Privacy | None, IF_SET, Without(STATEMENTS), IfChanged(LATER)]
 
 
 @dataclass(frozen=True)

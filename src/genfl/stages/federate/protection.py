@@ -57,6 +57,8 @@ class Protection:
         neighbours: Which data sets are neighbours. ``add or remove``: one has one unit more. ``zero out``:
             the unit is there in both, and contributes zeros in one of them: the gradients of one sample, or
             the uploads of one client. So the numbers of samples are the same.
+        quorum: Unit user: the fewest clients of a round that must finish, if clients add the noise; None if
+            the server does.
     """
 
     unit: PrivacyUnit
@@ -71,12 +73,25 @@ class Protection:
     cohort: int = 0
     target_quantile: float | None = None
     neighbours: Neighbours = "add or remove"
+    quorum: int | None = None
 
     def __str__(self) -> str:
         epsilon = self.epsilon(len(self.participations))
         return (
             f"noise {self.noise_multiplier:.4g} × norm {self.norm:g}, sampling rate {self.sampling_rate:.4g}:"
             f" ε {epsilon:.4g} at δ {self.delta:.3g} for each {self.unit}"
+            f"{self._shares()}"
+        )
+
+    def _shares(self) -> str:
+        if self.quorum is None:
+            return ""
+        if self.quorum == self.cohort:
+            return f"; clients add it, enough if all {self.cohort} finish"
+        more = math.sqrt(self.cohort / self.quorum)
+        return (
+            f"; clients add it, enough if {self.quorum} of {self.cohort} finish, and {more:.3g} times as much"
+            " if all do"
         )
 
     def in_cohorts(self, clients: int, plan: Schedule, key: Key) -> Protection:
@@ -114,6 +129,7 @@ class Protection:
             "accountant": self.accountant,
             "neighbours": self.neighbours,
             **({"target_quantile": self.target_quantile} if self.target_quantile is not None else {}),
+            **({"quorum": self.quorum, "cohort": self.cohort} if self.quorum is not None else {}),
         }
 
 
@@ -152,7 +168,7 @@ def protect(
     clients, plan, key = federation
     if like is not None:
         if like.unit == "user":
-            plan = dataclasses.replace(plan, cohorts=privacy.cohorts or "poisson")
+            plan = dataclasses.replace(plan, cohorts=privacy.cohort_kind)
         else:
             plan = dataclasses.replace(plan, poisson=PoissonSampling(like.sampling_rate, like.free))
         return federation._replace(schedule=plan), like
@@ -200,7 +216,7 @@ def protect_users(privacy: Privacy, clients: int, plan: Schedule, key: Key) -> t
     Raises:
         InputError: No noise reaches the ε asked for, or cohorts are too small for an adaptive norm.
     """
-    plan = dataclasses.replace(plan, cohorts=privacy.cohorts or "poisson")
+    plan = dataclasses.replace(plan, cohorts=privacy.cohort_kind)
     poisson = plan.cohorts == "poisson"
     rate = plan.clients_per_round / clients if poisson else 1.0
     participations = tuple(range(1, plan.rounds + 1)) if poisson else _participations(clients, plan, key)
@@ -217,6 +233,7 @@ def protect_users(privacy: Privacy, clients: int, plan: Schedule, key: Key) -> t
         cohort=plan.clients_per_round,
         target_quantile=privacy.target_quantile,
         neighbours="add or remove" if poisson else "zero out",
+        quorum=(privacy.quorum or plan.clients_per_round) if privacy.noise == "distributed" else None,
     )
     try:
         user_noise(protection)
@@ -244,7 +261,12 @@ def user_noise(protection: Protection, stream: str = "") -> UserNoise:
         InputError: Cohorts are too small for an adaptive norm.
     """
     return UserNoise(
-        protection.noise_multiplier, protection.norm, protection.cohort, protection.target_quantile, stream
+        protection.noise_multiplier,
+        protection.norm,
+        protection.cohort,
+        protection.target_quantile,
+        stream,
+        protection.quorum,
     )
 
 

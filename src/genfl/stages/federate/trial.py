@@ -16,9 +16,10 @@ from genfl.config import Method
 from genfl.data.clients import GENERATED, ClientData
 from genfl.deployment.description import WEIGHTS_FILE
 from genfl.engines.auto import engine
+from genfl.engines.reducers import PlainReducer, quorum_reducers
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
-from genfl.privacy.dp.user import exact_census, user_level
+from genfl.privacy.dp.user import NOISED_WORDS, exact_census, user_level
 from genfl.privacy.ledger import measures_noise, measures_rounds
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
@@ -149,7 +150,7 @@ class Trial:
             observe = algorithm.observe
             noise = user_noise(protection, stream)
             if uploads:  # what clients send is clipped, and not noised
-                noise = replace(noise, noise_multiplier=0.0, target_quantile=None, cohort=1)
+                noise = replace(noise, noise_multiplier=0.0, target_quantile=None, cohort=1, quorum=None)
             algorithm = user_level(algorithm, setting.task, noise, self.name)
             if not measures_rounds(inputs.privacy):
                 algorithm = algorithm._replace(observe=observe)
@@ -243,7 +244,10 @@ class Trial:
         for file in (*map(kept.file, kept.rounds), folder / CHECKPOINT):
             setting.work.take_checkpoint(file, digest)
         kept.restart_incomplete(folder / CHECKPOINT)
-        with engine(kind, clients, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
+        quorum = protection.quorum if protection else None
+        reducer = quorum_reducers(NOISED_WORDS, quorum) if quorum else PlainReducer
+        size = plan.clients_per_round
+        with engine(kind, clients, size, setting.device, fast=fast, reducer=reducer) as run_cohort:
             trace = federate(
                 algorithm,
                 start,
