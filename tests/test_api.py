@@ -158,6 +158,7 @@ def test_identity_follows_code_closures_and_globals(monkeypatch):
     assert before != value_digest(scaled(1.0), torch.ones(2))
 
 
+@pytest.mark.slow
 def test_own_model_and_data_run_from_yaml(tmp_path, forget):
     x = torch.rand(60, 1, 6, 6)
     names = [f"class {number % 3}" for number in range(60)]
@@ -182,6 +183,7 @@ def test_own_model_and_data_run_from_yaml(tmp_path, forget):
     assert [row for row in importlib.import_module("genfl.catalogue").models() if row["name"] == "flat"]
 
 
+@pytest.mark.slow
 def test_own_generator_runs_from_yaml(tmp_path, forget):
     from PIL import Image
 
@@ -575,6 +577,7 @@ def test_simulate_compares_task_and_data(small, shape, classes, line):
         genfl.simulate(algorithm, small[0], rounds=1)
 
 
+@pytest.mark.slow
 def test_the_order_of_classes_is_compared(samples, small):
     task = genfl.task("mlp", (1, 8, 8), 2, width=4)
     warm = genfl.pretrain(task, samples, epochs=1)
