@@ -546,7 +546,7 @@ def test_killed_in_the_middle_of_every_stage_it_ends_as_if_it_had_not_been(tmp_p
     settings = [
         *SMALL,
         f"generator.model={tiny_stable_diffusion}",
-        "prompts.per_label=30",
+        "prompts.per_label=12",
         "pretrain.epochs=12",
         "pretrain.patience=12",
         "federate.rounds=18",

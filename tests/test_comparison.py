@@ -3,11 +3,10 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from urllib.parse import unquote
 
 import pytest
+from support.command import run_command
 from support.small_runs import SMALL_RUN
 
 import genfl
@@ -145,20 +144,17 @@ def test_a_sweep_stands_for_its_finished_runs(runs, tmp_path):
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json(runs):
     def called(*args, code=0):
-        command = [sys.executable, "-m", "genfl", "compare", *args]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=runs)
-        assert done.returncode == code, done.stderr
-        return done
+        return run_command("compare", *args, code=code, cwd=runs)
 
     before = files_of(runs)
-    lines = called("slow", "fast").stdout.splitlines()
+    lines = called("slow", "fast")[0].splitlines()
     header = next(n for n, line in enumerate(lines) if line.startswith("run "))
     assert [line.split()[0] for line in lines[header + 1 : header + 5]] == ["slow", "prox", "fast", "prox"]
     assert "add --out DIR" in lines[-1]
-    content = json.loads(called("slow", "fast", "--json", "--baseline", "slow:prox").stdout)
+    content = json.loads(called("slow", "fast", "--json", "--baseline", "slow:prox")[0])
     assert [row["against"] for row in content["methods"]] == ["slow:prox"] * 4
     assert content["settings"] == {"federate.local.lr": {"slow": 0.001, "fast": 0.5}}
-    assert called("slow", "fast", "--baseline", "x", code=2).stderr == (
+    assert called("slow", "fast", "--baseline", "x", code=2)[1] == (
         "error: --baseline: there is no 'x'; known: fedavg, prox\n"
     )
     assert files_of(runs) == before

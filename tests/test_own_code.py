@@ -2,10 +2,9 @@
 
 import json
 import runpy
-import subprocess
-import sys
 
 import pytest
+from support.command import run_program
 
 import genfl
 
@@ -45,7 +44,7 @@ CONFIG = {
     "generator": "none",
     "model": "own model",
     "methods": {"own": {"algorithm": "own penalty"}},
-    "federate": {"rounds": 2, "clients_per_round": 2, "local": {"steps": 2}},
+    "federate": {"rounds": 2, "clients_per_round": 2, "local": {"steps": 2}, "engine": "sequential"},
 }
 
 
@@ -55,11 +54,10 @@ def in_this_process(plugin, out):
 
 
 def in_a_new_process(plugin, out):
-    code = (
+    run_program(
         f"import runpy, genfl; runpy.run_path({str(plugin)!r});"
         f" genfl.run({CONFIG!r}, out={str(out)!r}, update=True)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.slow

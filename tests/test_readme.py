@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 from safetensors.torch import load_file
+from support.command import run_program
 
 from genfl import config
 from genfl.algorithms import ALGORITHMS
@@ -215,8 +214,8 @@ def test_a_model_of_ones_own_is_trained_by_the_script_shown(tmp_path):
     settings = {"name": "own", "data": "digits", "generator": "none", "federate": federate}
     settings["methods"] = {"fedavg": {"algorithm": "fedavg"}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "mine.py", "run", "own.yaml", "model=perceptron", "model.width=8"]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    program = "import runpy; runpy.run_path('mine.py', run_name='__main__')"
+    run_program(program, "run", "own.yaml", "model=perceptron", "model.width=8", cwd=tmp_path)
     weights = load_file(tmp_path / "runs" / "own" / "federate" / "fedavg" / "seed-0" / "model.safetensors")
     assert weights["classifier.weight"].shape == (10, 8)
 

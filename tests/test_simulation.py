@@ -85,9 +85,7 @@ def whole_runs():
     return {}
 
 
-@pytest.mark.parametrize(
-    "after", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 6]
-)
+@pytest.mark.parametrize("after", [1, *(pytest.param(after, marks=pytest.mark.slow) for after in (2, 3, 6))])
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_an_interrupted_run_ends_bit_identical(clients, whole_runs, tmp_path, name, after):
     if name not in whole_runs:

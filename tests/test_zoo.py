@@ -1,11 +1,12 @@
 """The config that names every method, end to end in small."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from support.command import run_command
+from support.methods import few_steps
 
 from genfl import config
 from genfl.algorithms import ALGORITHMS
@@ -21,11 +22,18 @@ SMALL = [
     "federate.local.steps=1",
     "federate.evaluate_every=1",
     "methods.generator.algorithm.samples=1",
-    *(
-        f"methods.dynafed{start}.algorithm={{name: dynafed, trajectory: 1, span: 1}}"
-        for start in ("", "+gptfl")
-    ),
 ]
+
+
+def briefly():
+    """Settings by which methods train on a server for a moment only, with the other options of the file."""
+    steps = {name: few_steps(name) for name in ALGORITHMS}
+    steps["dynafed"] = {"trajectory": 1, "span": 1, "synthesis_steps": 5}
+    for name, method in yaml.safe_load(ZOO.read_text())["methods"].items():
+        algorithm = method["algorithm"]
+        options = algorithm if isinstance(algorithm, dict) else {"name": algorithm}
+        if few := steps.get(options["name"]):
+            yield f"methods.{name}.algorithm={json.dumps({**options, **few})}"
 
 
 def test_it_names_every_algorithm_with_and_without_generated_data_and_every_reference():
@@ -40,8 +48,7 @@ def test_it_names_every_algorithm_with_and_without_generated_data_and_every_refe
 
 @pytest.mark.slow
 def test_every_method_runs_and_is_reported(tmp_path):
-    command = [sys.executable, "-m", "genfl", "run", ZOO, *SMALL, "--out", tmp_path / "zoo"]
-    subprocess.run(command, check=True, capture_output=True, timeout=900)
+    run_command("run", ZOO, *SMALL, *briefly(), "--out", tmp_path / "zoo")
     summary = json.loads((tmp_path / "zoo" / "summary.json").read_text())
     methods = summary["methods"]
     assert set(methods) == {"synthetic_only", *config.load(ZOO).methods}

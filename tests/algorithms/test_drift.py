@@ -35,7 +35,7 @@ def test_scaffold_converges_to_the_minimiser_of_the_mean_objective(
     quadratics, clients, cohort, momentum, option
 ):
     """Also with unequal steps, with part of the clients in each round, and with local momentum."""
-    rounds = 80 if cohort is None else 120
+    rounds = 60 if cohort is None else 70
     local = LocalSGD(LR * (1 - momentum), momentum)
     trace = quadratics(scaffold(quadratics.task, local, option=option), clients, rounds, cohort)
     tolerance = 1e-8 if cohort is None else 1e-4
@@ -102,8 +102,8 @@ def test_scaffolds_option_one_takes_the_gradient_at_the_global_model(quadratics)
 @pytest.mark.parametrize(("clients", "cohort"), SETTINGS)
 def test_feddyn_converges_to_the_minimiser_of_the_mean_objective(quadratics, clients, cohort):
     """Also with unequal steps, and with part of the clients in each round."""
-    algorithm = feddyn(quadratics.task, LocalSGD(LR), alpha=1.0)
-    trace = quadratics(algorithm, clients, 350 if cohort is None else 300, cohort)
+    algorithm = feddyn(quadratics.task, LocalSGD(LR), alpha=3.0)
+    trace = quadratics(algorithm, clients, 110, cohort)
     tolerance = 1e-8 if cohort is None else 2e-3
     assert trace.weights["params"]["w"].item() == pytest.approx(minimiser(clients), abs=tolerance)
 

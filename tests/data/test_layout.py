@@ -632,7 +632,7 @@ def test_every_file_of_a_tree_is_read_counted_or_rejected_by_name(modality, tmp_
     outside = tmp_path / "outside"
     grow(random.Random(1), outside / "tree", KINDS[modality], 3, outside)
 
-    @settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=250, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, 2**32))
     def check(seed):
         folder = tmp_path / str(next(COUNTER))

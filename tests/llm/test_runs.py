@@ -72,6 +72,7 @@ def test_local_model_run_is_reproducible(mine, tmp_path, tiny_chat_model, chat_t
     assert files(tmp_path / "again") == files(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_fresh_run_asks_again_and_an_update_does_not(mine, chat_server, tmp_path):
     chat_server.behave = lambda query, seed, number: f"text number {number} of this run"
     read = mine("generator.model=m", f"generator.base_url={chat_server.url}")
@@ -149,6 +150,7 @@ def test_server_prompts_are_written_or_rejected(mine, chat_server, tmp_path, sty
     assert "about bad" in (tmp_path / "other/prompts/prompts.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_transport_options_regenerate_nothing(mine, chat_server, tmp_path):
     chat_server.behave = lambda query, seed, number: "a good day\na bad day\na good flight\na bad flight"
     asks = f"prompts={{style: llm, llm: {{model: m, base_url: '{chat_server.url}', distinct: 2}}}}"

@@ -354,6 +354,7 @@ def crowd(folder, methods):
     return run
 
 
+@pytest.mark.slow
 def test_of_many_methods_the_compared_and_the_best_are_drawn(tmp_path):
     run = crowd(tmp_path, 40)
     source = written(run)
@@ -387,6 +388,7 @@ def test_of_many_methods_the_compared_and_the_best_are_drawn(tmp_path):
     assert "upper bound, not allowed in practice: all data in one place" in source
 
 
+@pytest.mark.slow
 def test_few_methods_are_all_drawn_in_the_order_of_the_config(tmp_path):
     run = crowd(tmp_path, 3)
     source = written(run)
@@ -490,6 +492,7 @@ def test_recall_is_shown_for_each_class_and_method(source):
     assert {"synthetic_only", "gptfl", "plain", "$two$"} <= set(texts)
 
 
+@pytest.mark.slow
 def test_the_accuracy_on_clients_is_shown_where_they_are_tested(tmp_path, source):
     assert "client-accuracy" not in source
     tested = written(make(tmp_path, test=0.5))

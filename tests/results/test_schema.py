@@ -2,11 +2,10 @@
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.command import run_command
 
 from genfl import config, pipeline
 from genfl.data.recipes import DIGIT_NAMES
@@ -146,10 +145,9 @@ def test_results_do_not_change(content):
 
 @pytest.mark.slow
 def test_the_command_prints_the_json_schema():
-    command = [sys.executable, "-m", "genfl", "schema"]
-    printed = subprocess.run([*command, "summary"], capture_output=True, text=True, check=True).stdout
+    printed, _ = run_command("schema", "summary")
     assert json.loads(printed) == Summary.json_schema()
-    of_configs = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    of_configs, _ = run_command("schema")
     assert "methods" in json.loads(of_configs)["required"]
     assert json.loads(of_configs) != json.loads(printed)
 

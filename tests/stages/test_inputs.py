@@ -1,5 +1,6 @@
 """Which stages must run again when a field of the config changes, and what stages may read."""
 
+import functools
 import json
 import shutil
 import typing
@@ -679,6 +680,7 @@ def digests(parse):
     """``(base, settings) -> the digest of each stage``, from data that is read once."""
     context = RunContext()
 
+    @functools.cache  # many rows change the same config
     def digests(base, *settings):
         resolved = context.resolve(parse(base, *settings))
         return {stage.name: digest for stage, _, digest in pipeline.digests(resolved, context)}

@@ -174,6 +174,7 @@ def test_methods_and_pretraining_start_from_it(parse, tmp_path, weights_file):
         assert note in page
 
 
+@pytest.mark.slow
 def test_without_the_like_nothing_is_compared(parse, tmp_path, weights_file):
     settings = parse(f"pretrain.init={weights_file}", "seeds=[0]")
     methods = {name: method for name, method in settings.methods.items() if name != "existing"}
@@ -185,6 +186,7 @@ def test_without_the_like_nothing_is_compared(parse, tmp_path, weights_file):
     )
 
 
+@pytest.mark.slow
 def test_its_content_counts_and_not_its_place(parse, tmp_path, weights_file):
     settings = parse(f"pretrain.init={weights_file}", "seeds=[0]")
     pipeline.execute(settings, tmp_path / "run", until="pretrain")
@@ -212,6 +214,7 @@ def test_its_content_counts_and_not_its_place(parse, tmp_path, weights_file):
     assert after["scratch"] == before["scratch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["resnet18-f37072fd.pth", "resnet18-5c106cde.pth"])
 def test_imagenet_is_torchvisions_file_where_torch_hub_keeps_it(parse, tmp_path, file):
     torch.manual_seed(3)
@@ -434,6 +437,7 @@ def test_what_is_taken_over_is_all_there_is(parse, tmp_path):
     assert not list(one.glob("**/seed-3")), "nothing of the seed that was"
 
 
+@pytest.mark.slow
 def test_the_status_of_a_run_whose_labels_are_being_found_again(parse, tmp_path):
     settings = parse("seeds=[0]", "methods.existing={algorithm: fedavg}")
     pipeline.execute(settings, tmp_path / "run")

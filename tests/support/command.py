@@ -1,4 +1,4 @@
-"""The command line, in processes that have imported already what it needs.
+"""The command line and other programs, in processes that have imported already what they need.
 
 A process that starts anew imports for seconds. These are forked from one that has imported, and has done
 nothing else. What is about the start of a process, its imports or its streams needs `python -m genfl`.
@@ -6,6 +6,7 @@ nothing else. What is about the start of a process, its imports or its streams n
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -30,6 +31,7 @@ _PROCESSES.set_forkserver_preload(
         "diffusers.models.unets.unet_2d_condition",
         "diffusers.models.autoencoders.autoencoder_kl",
         "diffusers.schedulers.scheduling_ddim",
+        "matplotlib.backends.backend_svg",
     ]
 )
 
@@ -48,15 +50,17 @@ class Command:
     Args:
         *args: The arguments.
         cwd: The folder in which it runs; None for that of this process.
+        program: Python code that runs in place of the command, with these arguments.
     """
 
-    def __init__(self, *args: Any, cwd: Path | None = None) -> None:
+    def __init__(self, *args: Any, cwd: Path | None = None, program: str | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._streams = [str(Path(self._folder.name, name)) for name in ("out", "err")]
         for stream in self._streams:
             Path(stream).touch()
         self._process = _PROCESSES.Process(
-            target=_main, args=([*map(str, args)], str(cwd or Path.cwd()), dict(os.environ), self._streams)
+            target=_main,
+            args=([*map(str, args)], str(cwd or Path.cwd()), dict(os.environ), self._streams, program),
         )
         self._process.start()
 
@@ -83,7 +87,17 @@ def run_command(*args: Any, code: int = 0, cwd: Path | None = None) -> tuple[str
     return ended.stdout, ended.stderr
 
 
-def _main(args: list[str], folder: str, environment: dict[str, str], streams: list[str]) -> None:
+def run_program(program: str, *args: Any, cwd: Path | None = None) -> tuple[str, str]:
+    """Runs Python code as ``python -c`` does; returns its standard output and error."""
+    ended = Command(*args, cwd=cwd, program=program).ended()
+    assert ended.code == 0, ended.stdout + ended.stderr
+    return ended.stdout, ended.stderr
+
+
+def _main(
+    args: list[str], folder: str, environment: dict[str, str], streams: list[str], program: str | None
+) -> None:
+    gc.freeze()  # of what was imported, nothing becomes garbage
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -93,7 +107,10 @@ def _main(args: list[str], folder: str, environment: dict[str, str], streams: li
         os.close(file)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
-    sys.argv = ["genfl", *args]
+    sys.argv = ["genfl" if program is None else "-c", *args]
+    if program is not None:
+        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+        return
     from genfl.cli import main
 
     main()

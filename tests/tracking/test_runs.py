@@ -2,12 +2,11 @@
 
 import json
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 
 import pytest
+from support.command import Command, run_command
 
 from genfl import config, pipeline
 from genfl.tracking.events import rows_of
@@ -100,10 +99,9 @@ def test_killed_at_any_instant_it_has_each_round_once(text, tmp_path):
     """kill -9 at random instants, until the run is through."""
     settings, folder, draw = tmp_path / "c.yaml", tmp_path / "run", random.Random(23)
     settings.write_text(text.replace("rounds: 7", "rounds: 60").replace("[0, 1]", "[0]"))
-    command = [sys.executable, "-m", "genfl", "run", str(settings), "--out", str(folder)]
     kills = 0
     while kills < 8:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Command("run", settings, "--out", folder)
         path, before = folder / METRICS_FILE, len(read_events(folder / METRICS_FILE)) if kills else 0
         more, limit = draw.randrange(1, 40), time.monotonic() + 120
         while process.poll() is None and time.monotonic() < limit:
@@ -111,15 +109,14 @@ def test_killed_at_any_instant_it_has_each_round_once(text, tmp_path):
                 break
             time.sleep(draw.uniform(0, 0.02))
         process.kill()
-        process.wait()
-        if process.returncode == 0:
+        if process.poll() == 0:
             break
         kills += 1
     assert kills >= 2
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    run_command("run", settings, "--out", folder)
     series = told(folder)
     assert series == recorded(folder)
     assert len(series[Series("round", "plain", 0)]) == 61
     whole = tmp_path / "whole"
-    subprocess.run([*command[:-1], str(whole)], check=True, capture_output=True, timeout=300)
+    run_command("run", settings, "--out", whole)
     assert told(whole) == series

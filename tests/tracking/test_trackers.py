@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from support.command import run_command
 
 from genfl import config, pipeline
 from genfl.config.tracking import Track
@@ -290,15 +291,14 @@ def test_a_database_that_cannot_be_opened_does_not_delay_a_run(text, tmp_path):
     settings.write_text(text)
     (tmp_path / "database").mkdir()  # MLflow tries ten times to open it as a file, and waits longer each time
     values = ("seeds=[0]", "federate.rounds=2", f"track.mlflow.uri='sqlite:///{tmp_path / 'database'}'")
-    command = [sys.executable, "-m", "genfl", "run", str(settings), *values, "--out", str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    stdout, stderr = run_command("run", settings, *values, "--out", folder)
     events = read_events(folder / METRICS_FILE)
     first, last = (datetime.fromisoformat(events[n]["time"]) for n in (0, -1))
     lock = datetime.fromtimestamp((folder / "config.yaml").stat().st_mtime, UTC)
     assert (first - lock).total_seconds() < 15, "training did not wait"
     assert (last - first).total_seconds() < 60
-    assert done.stderr.count("track.mlflow: it was not done within 10 s; the run goes on") == 1
-    assert "retried" not in done.stderr + done.stdout
+    assert stderr.count("track.mlflow: it was not done within 10 s; the run goes on") == 1
+    assert "retried" not in stderr + stdout
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from genfl.report.charts import LETTER, Chart, LegendKey
@@ -438,7 +440,9 @@ def _heat_map(axes: Axes, shares: np.ndarray, texts: Sequence[Sequence[str]], la
     axes.set_yticks(range(0, rows, step), [_short(label) for label in labels[::step]])
     if shares.size <= 400:
         for row, column in np.ndindex(rows, columns):
-            axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=7.5)
+            axes.text(
+                column, row, texts[row][column], ha="center", va="center", fontsize=7.5, in_layout=False
+            )
 
 
 def _lines(
@@ -488,11 +492,13 @@ def _draw(
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings():
         # The browser draws the text with its own fonts, so glyphs that are missing here do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
+        FigureCanvasSVG(figure)  # measures texts as savefig does
         axes = figure.add_subplot()
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
         paint(axes)
+        ConstrainedLayoutEngine().execute(figure)  # savefig would draw all once more for the layout alone
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return Chart.of(_inline(file.getvalue(), name, alt, size), name, alt, size, keys)
 
