@@ -515,6 +515,12 @@ ROWS = [
         Row(f"privacy.{field}", f"privacy={{unit: user, epsilon: 8, {setting}}}", FEDERATE)
         for field, setting in {"cohorts": "cohorts: fixed", "target_quantile": "target_quantile: 0.5"}.items()
     ),
+    Row(
+        "privacy.mechanism",
+        "privacy={unit: user, epsilon: 8, cohorts: cyclic, mechanism: blt}",
+        FEDERATE,
+        given=("privacy={unit: user, epsilon: 8, cohorts: cyclic}",),
+    ),
     Row("privacy.unit", "privacy={unit: sample, epsilon: 8}", FEDERATE, given=UNFILTERED),
     Row("privacy.epsilon", "privacy={unit: sample, epsilon: 9}", FEDERATE, given=UNFILTERED),
     Row("privacy.noise_multiplier", "privacy={unit: user, noise_multiplier: 2.0}", FEDERATE),

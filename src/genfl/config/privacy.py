@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from genfl.config.section import Section
 
@@ -62,11 +62,12 @@ class Privacy(Section):
         description="Unit user: the largest norm of a client's whole upload; larger ones are scaled down. If"
         " not set, 1.",
     )
-    cohorts: Literal["poisson", "fixed"] | None = Field(
+    cohorts: Literal["poisson", "fixed", "cyclic"] | None = Field(
         None,
         description="Unit user: how the clients of a round are drawn. poisson: each client takes part with"
         " the same probability, independently. Cohorts differ in size, and the draw adds to the privacy."
-        " fixed: cohorts of one size, whose draw adds nothing. If not set, poisson.",
+        " fixed: cohorts of one size, whose draw adds nothing. cyclic: the same, but clients take turns in a"
+        " random order. If not set, poisson.",
     )
     target_quantile: float | None = Field(
         None,
@@ -103,6 +104,20 @@ class Privacy(Section):
         " names, and how many clients hold each. sizes: how many samples clients hold, of each label. test:"
         " the test set.",
     )
+    mechanism: Literal["gaussian", "blt"] = Field(
+        "gaussian",
+        description="Unit user: how the noise of the rounds depends on each other. gaussian: not at all. blt:"
+        " the noise of a round cancels a part of that of earlier rounds, by a buffered linear Toeplitz matrix"
+        " (DP-FTRL). It is for cohorts that are fixed or cyclic.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later fields that change nothing, so that trained models keep digests and noise."""
+        values: dict[str, Any] = handler(self)
+        if values.get("mechanism") == "gaussian":
+            del values["mechanism"]
+        return values
 
     @field_validator("public")
     @classmethod
@@ -127,7 +142,23 @@ class Privacy(Section):
         for field in ("cohorts", "target_quantile"):
             if self.unit == "sample" and getattr(self, field) is not None:
                 raise ValueError(f"{field} does not apply to unit sample; leave it out")
+        if self.mechanism == "blt":
+            self._fits_correlated_noise()
         return self
+
+    def _fits_correlated_noise(self) -> None:
+        if self.unit == "sample":
+            raise ValueError("mechanism: blt does not apply to unit sample; leave it out")
+        if self.cohorts not in ("fixed", "cyclic"):
+            raise ValueError(
+                f"mechanism: blt counts on no random cohorts, and they are {self.cohorts or 'poisson'}; set"
+                " cohorts to cyclic or fixed"
+            )
+        if self.target_quantile is not None:
+            raise ValueError(
+                f"mechanism: blt needs one norm for all rounds, and target_quantile {self.target_quantile:g}"
+                " changes it; leave target_quantile out, or set mechanism to gaussian"
+            )
 
     @property
     def norm(self) -> float:

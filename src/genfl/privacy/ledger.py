@@ -97,6 +97,9 @@ class Noise(NamedTuple):
         steps: How many noised sums the most exposed unit took part in.
         delta: The probability δ with which the bound may fail, in (0, 1).
         epsilon: The bound ε on the privacy loss of these steps.
+        sensitivity: Of noise that is correlated over rounds: how far one unit can move what it is added to,
+            divided by the norm, in all of these steps together. None if noise is independent.
+        min_separation: Of the same: the least number of rounds from one of these steps to the next.
     """
 
     unit: PrivacyUnit
@@ -107,6 +110,15 @@ class Noise(NamedTuple):
     steps: int
     delta: float
     epsilon: float
+    sensitivity: float | None = None
+    min_separation: int | None = None
+
+    @property
+    def sums(self) -> NoisedSums:
+        """What is accounted for: correlated noise makes one release of all steps."""
+        if self.sensitivity is None:
+            return NoisedSums(self.noise_multiplier, self.sampling_rate, self.steps)
+        return NoisedSums(self.noise_multiplier / self.sensitivity, 1.0, 1)
 
 
 class Release(NamedTuple):
@@ -623,7 +635,7 @@ def _of_measures(config: Config) -> Iterator[Release]:
                 tuple(methods),
                 fix=strict,
             )
-    if users and privacy is not None and privacy.cohorts != "fixed":
+    if users and privacy is not None and privacy.cohorts in (None, "poisson"):
         yield Release(
             "sizes of cohorts",
             "federate",
@@ -633,7 +645,7 @@ def _of_measures(config: Config) -> Iterator[Release]:
             "readers",
             "exact",
             tuple(methods),
-            fix="set privacy.cohorts to fixed",
+            fix="set privacy.cohorts to fixed or cyclic",
         )
     if config.federate.heterogeneity:
         yield Release(
@@ -781,7 +793,7 @@ def noise_in(reported: Mapping[str, Any] | None) -> Noise | None:
     if reported is None or reported["epsilon"] is None:  # no noise bounds nothing
         return None
     unit: PrivacyUnit = reported["unit"]
-    fields = {name: reported[name] for name in Noise._fields if name != "neighbours"}
+    fields = {name: reported[name] for name in Noise._fields if name in reported and name != "neighbours"}
     zeroed = reported.get("neighbours") == "zero out"
     return Noise(neighbours=ZEROED_OUT if zeroed else NEIGHBOURING[unit], **fields)
 
@@ -791,7 +803,7 @@ def _composed(config: Config, rows: Sequence[Release]) -> Guarantee | None:
     noised = [row.noise for row in rows if row.noise is not None]
     if not noised or config.privacy is None:
         return None
-    sums = compose([NoisedSums(one.noise_multiplier, one.sampling_rate, one.steps) for one in noised])
+    sums = compose([one.sums for one in noised])
     delta = noised[0].delta
     epsilon = epsilon_of(sums, delta, config.privacy.accountant)
     if not math.isfinite(epsilon):

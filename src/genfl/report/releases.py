@@ -92,7 +92,10 @@ def _protection(row: ReleaseResult) -> str:
         return "none needed: the config declares it as public"
     match row.mechanism:
         case "gaussian":
-            return f"noise, for {UNITS[row.noise.unit]}" if row.noise else "noise"
+            if row.noise is None:
+                return "noise"
+            correlated = ", correlated over rounds" if row.noise.sensitivity is not None else ""
+            return f"noise{correlated}, for {UNITS[row.noise.unit]}"
         case "trusted":
             return "the server adds it, so it is trusted with exact sums"
         case "derived":

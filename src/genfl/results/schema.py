@@ -527,6 +527,16 @@ class NoiseResult(ResultModel):
     steps: int = Field(description="Steps of the most exposed unit that were taken.")
     delta: float = Field(description="The probability δ with which the bound may fail, in (0, 1).")
     epsilon: float = Field(description="The bound ε on the privacy loss of the steps taken, at least 0.")
+    sensitivity: float | None = Field(
+        None,
+        description="Of noise that is correlated over rounds: how far one unit moves what it is added to in"
+        " all steps together, divided by the norm; null if the noise of the steps is independent.",
+    )
+    min_separation: int | None = Field(
+        None,
+        description="Of the same: the least number of rounds from one participation of a client to its next;"
+        " null if none takes part twice.",
+    )
 
 
 class ReleaseResult(ResultModel):

@@ -5,6 +5,8 @@ Gaussian noise to the sum before it uses it. Source: McMahan et al., ICLR 2018 (
 estimator of a fixed denominator: sums are divided by the expected number of clients in a round.
 
 The norm can follow a quantile of the clients' norms. Source: Andrew et al., NeurIPS 2021 (arXiv 1905.03871).
+
+The noise of a round can cancel a part of that of earlier ones; see `genfl.privacy.dp.toeplitz`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from genfl.algorithms.base import Algorithm, ClientInfo, ClientProgram, head_cou
 from genfl.errors import InputError
 from genfl.learning.task import Batch, Task, Weights
 from genfl.privacy.dp.streams import noise_stream
+from genfl.privacy.dp.toeplitz import BufferedToeplitz
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
@@ -34,6 +37,9 @@ ROUNDING_MARGIN = 2**-20
 
 CLIP_NORM, WITHIN = "clip_norm", "within_norm"
 """Names of an adaptive norm, in state and message, and of the upload that it follows."""
+
+BUFFERS, MATRIX = "noise_buffers", "noise_matrix"
+"""Names, in state, of the buffers of correlated noise, and of the parameters of its matrix."""
 
 SIGNAL_TO_NOISE, NOISED_COSINE = "signal_to_noise", "noised_cosine"
 """Names of the figures of a round."""
@@ -52,6 +58,8 @@ class UserNoise:
             keeps the norm fixed.
         stream: What distinguishes this federation's noise from that of others with the same seed; see
             `genfl.privacy.dp.streams.noise_stream`.
+        matrix: The matrix C that correlates the noise of the rounds to C⁻¹Z, Z being independent noise. None
+            leaves it independent. It needs a fixed norm. It does not enter the noise multiplier.
 
     Raises:
         InputError: A number is out of range, or the cohort is too small for an adaptive norm.
@@ -62,6 +70,7 @@ class UserNoise:
     cohort: int
     target_quantile: float | None = None
     stream: str = ""
+    matrix: BufferedToeplitz | None = None
 
     def __post_init__(self) -> None:
         z, norm, quantile = self.noise_multiplier, self.max_update_norm, self.target_quantile
@@ -74,6 +83,8 @@ class UserNoise:
                 f"target_quantile: {quantile} with a norm of {norm} is out of range; give a number between 0"
                 " and 1, and a finite norm"
             )
+        if quantile is not None and self.matrix is not None:
+            raise InputError("target_quantile: correlated noise needs a fixed norm; leave it out")
         if quantile is not None and z >= 2 * self.count_noise and z > 0:
             raise InputError(
                 f"target_quantile: with a noise multiplier of {z:.4g}, it needs more than {10 * z:.4g}"
@@ -128,6 +139,7 @@ def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "
     """
     check_algorithm(algorithm, task, name)
     adaptive = noise.target_quantile is not None
+    matrix = noise.matrix if noise.noise_multiplier else None
     algorithm = algorithm._replace(census=_least_census(algorithm, task))
     if adaptive:
         algorithm = _with_norm(algorithm, noise.max_update_norm)
@@ -145,19 +157,42 @@ def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "
     def norm_of(state: Tree) -> float:
         return float(state[CLIP_NORM]) if adaptive else noise.max_update_norm
 
-    def sums_and_noise(state: Tree, aggregate: Tree, key: Key) -> tuple[Tree, Tree]:
-        sums = {part: aggregate[part] for part in parts}
+    def init(weights: Weights, census: Tree, key: Key) -> Tree:
+        state = algorithm.init(weights, census, key)
+        if matrix is None:
+            return state
+        message = algorithm.address(algorithm.send(state), 0)
+        info = {"samples": torch.ones(()), "label_counts": torch.ones(task.shapes().classes)}
+        upload, _ = run_once(client, message, algorithm.memory(weights), info)
+        buffers = matrix.no_noise({part: upload[part] for part in parts})
+        return {**state, BUFFERS: buffers, MATRIX: torch.stack(matrix.parameters())}
+
+    def send(state: Tree) -> Tree:
+        return algorithm.send(_without(state, BUFFERS, MATRIX))
+
+    def noise_and_buffers(state: Tree, sums: Tree, key: Key) -> tuple[Tree, Tree]:
         std = noise.sum_noise * norm_of(state)
-        return sums, gaussian(sums, std, noise_stream(key, noise.stream).fold("sums"))
+        fresh = gaussian(sums, std, noise_stream(key, noise.stream).fold("sums"))
+        if matrix is None:
+            return fresh, {}
+        if not torch.equal(state[MATRIX], torch.stack(matrix.parameters())):
+            raise InputError(
+                "privacy.mechanism: the checkpoint was written with another matrix, as other versions of"
+                " libraries compute it, so its noise cannot be continued; train again with --fresh"
+            )
+        correlated, buffers = matrix.correlate(fresh, state[BUFFERS])
+        return correlated, {BUFFERS: buffers, MATRIX: state[MATRIX]}
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
-        sums = {part: aggregate[part] for part in parts}
+        sums: Tree = {part: aggregate[part] for part in parts}
+        buffers: Tree = {}
         if noise.noise_multiplier:
-            sums = trees.add(*sums_and_noise(state, aggregate, key))
+            drawn, buffers = noise_and_buffers(state, sums, key)
+            sums = trees.add(sums, drawn)
         expected = {part: torch.tensor(float(noise.cohort)) for part in counts}
-        after = algorithm.server(state, {**sums, **expected}, key)
+        after = algorithm.server(_without(state, BUFFERS, MATRIX), {**sums, **expected}, key)
         if not adaptive:
-            return after
+            return {**after, **buffers}
         count = aggregate[WITHIN].double()
         if noise.noise_multiplier:
             count = count + gaussian(count, noise.count_noise, noise_stream(key, noise.stream).fold("count"))
@@ -166,11 +201,14 @@ def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "
     def observe(state: Tree, aggregate: Tree, key: Key) -> dict[str, float | None]:
         figures: dict[str, float | None] = {CLIP_NORM: norm_of(state)} if adaptive else {}
         if noise.noise_multiplier:
-            figures |= noise_figures(*sums_and_noise(state, aggregate, key))
+            sums = {part: aggregate[part] for part in parts}
+            figures |= noise_figures(sums, noise_and_buffers(state, sums, key)[0])
         return figures
 
     sent = [*parts, WITHIN] if adaptive else parts
     return algorithm._replace(
+        init=init,
+        send=send,
         client=client._replace(finish=finish, reductions=dict.fromkeys(sent, "sum")),
         server=server,
         counts=(),
@@ -354,4 +392,8 @@ def _same(a: Tree, b: Tree) -> bool:
 
 
 def _without_norm(tree: Tree) -> Tree:
-    return {name: branch for name, branch in tree.items() if name != CLIP_NORM}
+    return _without(tree, CLIP_NORM)
+
+
+def _without(tree: Tree, *names: str) -> Tree:
+    return {name: branch for name, branch in tree.items() if name not in names}
