@@ -222,6 +222,7 @@ ROWS = [
     Row("labels.bins", "labels.bins=64", {"labels", "report"}),
     Row("labels.min_holders", "labels.min_holders=2", {"labels", "report"}),
     Row("labels.max_bytes", "labels.max_bytes=65", {"labels", "report"}),
+    Row("labels.count_epsilon", "labels.count_epsilon=1.0", {"labels", "report"}),
     # --- prompts
     Row("prompts.style", "prompts.style=single", PROMPTS),
     Row("prompts.template", "prompts.template='one {look} {label}'", PROMPTS, given=FILL),

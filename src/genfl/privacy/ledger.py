@@ -49,11 +49,12 @@ Recipient = Literal["server", "sum", "others", "language model", "readers", "nob
 clients, and whoever gets the model. ``readers``: whoever reads the report and the summary. ``nobody``: it
 stays where the private data is."""
 
-Mechanism = Literal["exact", "secure_sum", "gaussian", "trusted", "derived", "local"]
+Mechanism = Literal["exact", "secure_sum", "gaussian", "discrete_laplace", "trusted", "derived", "local"]
 """How a release is protected. ``exact``: not at all. ``secure_sum``: only the exact sum over clients is seen;
-the protocol is simulated. ``gaussian``: by noise. ``trusted``: not at all, but the guarantee counts on its
-recipient, who adds the noise. ``derived``: it is computed from other releases and public
-data alone. ``local``: it does not leave the place of the private data."""
+the protocol is simulated. ``gaussian``: by noise. ``discrete_laplace``: by noise on whole numbers.
+``trusted``: not at all, but the guarantee counts on its recipient, who adds the noise. ``derived``: it is
+computed from other releases and public data alone. ``local``: it does not leave the place of the private
+data."""
 
 NEIGHBOURING: dict[PrivacyUnit, str] = {
     "sample": "two trainings are neighbours if the gradients of one private sample are zero in one of them",
@@ -134,6 +135,7 @@ class Release(NamedTuple):
         mechanism: How it is protected.
         methods: The methods that it belongs to; empty if it belongs to the run.
         noise: The noise; None without noise, and before training.
+        pure_epsilon: The ε of discrete Laplace noise with δ = 0, which hides all data of a client; else None.
         public: Whether the config declares it as public knowledge.
         fix: How a config avoids it; empty where there is no need.
     """
@@ -147,6 +149,7 @@ class Release(NamedTuple):
     mechanism: Mechanism
     methods: tuple[str, ...] = ()
     noise: Noise | None = None
+    pure_epsilon: float | None = None
     public: bool = False
     fix: str = ""
 
@@ -158,6 +161,8 @@ class Release(NamedTuple):
     @property
     def epsilon(self) -> float | None:
         """Its own privacy loss: None if it is exact, 0 if it tells nothing more than other releases do."""
+        if self.mechanism == "discrete_laplace":
+            return self.pure_epsilon
         if self.mechanism == "gaussian":
             return self.noise.epsilon if self.noise else None
         return None if self.outside or self.mechanism == "trusted" else 0.0
@@ -201,8 +206,8 @@ ONE_FEDERATION = (
 SEEDED = "The noise comes from the run's seed. Whoever knows the seed can subtract the noise."
 
 FROM_SECRET = (
-    "The noise comes from a secret in the run's folder (federate/noise.key). Whoever has it can subtract the"
-    " noise."
+    "The noise comes from a secret in the run's folder (federate/noise.key, labels/noise.key). Whoever has it"
+    " can subtract the noise."
 )
 
 SIMULATED = (
@@ -350,17 +355,35 @@ def _of_labels(config: Config) -> Iterator[Release]:
     counts = "how many clients hold each label"
     if least > 1:
         counts += ", and how many hold a name of each hashed bin"
-    for name, what in (("label names", names), ("label holders", counts)):
-        yield Release(
-            name,
-            "labels",
-            "labels",
-            what,
-            "label names of clients",
-            "sum",
-            "secure_sum",
-            fix="if they are public knowledge, add labels to privacy.public",
-        )
+    public, source = "if they are public knowledge, add labels to privacy.public", "label names of clients"
+    yield Release("label names", "labels", "labels", names, source, "sum", "secure_sum", fix=public)
+    epsilon = config.labels.count_epsilon
+    if epsilon is None:
+        fix = f"set labels.count_epsilon or, {public}"
+        yield Release("label holders", "labels", "labels", counts, source, "sum", "secure_sum", fix=fix)
+        return
+    privacy = config.privacy
+    trusted = privacy is not None and privacy.unit == "user" and privacy.noise_multiplier != 0
+    yield Release(
+        "label holders before noise",
+        "labels",
+        "labels",
+        f"{counts}, before the server adds the noise",
+        source,
+        "sum",
+        "trusted" if trusted else "secure_sum",
+        fix="" if trusted else public,
+    )
+    yield Release(
+        "label holders",
+        "labels",
+        "labels",
+        "how many clients hold each label, with noise",
+        source,
+        "readers",
+        "discrete_laplace",
+        pure_epsilon=epsilon,
+    )
 
 
 def _of_generation(config: Config) -> Iterator[Release]:
@@ -779,9 +802,11 @@ def ledger(config: Config, noise: Mapping[str, Noise]) -> Ledger:
         of_method = [row for row in rows if not row.methods or name in row.methods]
         if (guarantee := _composed(config, of_method)) is not None:
             guarantees[name] = guarantee
-    noised = any(row.mechanism == "gaussian" for row in rows)
+    trained = any(row.mechanism == "gaussian" for row in rows)
+    noised = trained or any(row.mechanism == "discrete_laplace" for row in rows)
     source = SEEDED if config.privacy is not None and config.privacy.repeatable else FROM_SECRET
-    return Ledger(rows, guarantees, (*([ONE_FEDERATION, source] if noised else []), SIMULATED))
+    notes = (*([ONE_FEDERATION] if trained else []), *([source] if noised else []), SIMULATED)
+    return Ledger(rows, guarantees, notes)
 
 
 def noise_in(reported: Mapping[str, Any] | None) -> Noise | None:
@@ -806,6 +831,8 @@ def _composed(config: Config, rows: Sequence[Release]) -> Guarantee | None:
     sums = compose([one.sums for one in noised])
     delta = noised[0].delta
     epsilon = epsilon_of(sums, delta, config.privacy.accountant)
+    if config.privacy.unit == "user":  # basic composition: (ε, 0) and (ε', δ) are (ε + ε', δ)
+        epsilon += sum(row.pure_epsilon for row in rows if row.pure_epsilon is not None)
     if not math.isfinite(epsilon):
         return None
     return Guarantee(

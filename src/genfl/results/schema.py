@@ -59,7 +59,8 @@ class LabelsResult(ResultModel):
     bytes_per_client: int = Field(description="Bytes that each client uploads, over all attempts.")
     attempts: int = Field(description="Attempts until the sum of the tables could be decoded, at least 1.")
     holders: dict[str, int] = Field(
-        description="For each label, how many clients hold it, from 1 to the number of clients."
+        description="For each label, how many clients hold it, from 1 to the number of clients. It is noised"
+        " if the config sets labels.count_epsilon."
     )
 
 
@@ -554,9 +555,9 @@ class ReleaseResult(ResultModel):
     )
     mechanism: Mechanism = Field(
         description="`exact`: no protection. `secure_sum`: only the exact sum is seen; the protocol is"
-        " simulated. `gaussian`: noise. `trusted`: no protection, but the guarantee counts on its recipient,"
-        " who adds the noise. `derived`: computed from other releases and public data alone. `local`: it does"
-        " not leave the place of the private data."
+        " simulated. `gaussian`: noise. `discrete_laplace`: noise on whole numbers. `trusted`: no protection,"
+        " but the guarantee counts on its recipient, who adds the noise. `derived`: computed from other"
+        " releases and public data alone. `local`: it does not leave the place of the private data."
     )
     methods: list[str] = Field(description="The methods that it belongs to; empty if it belongs to the run.")
     noise: NoiseResult | None = Field(
@@ -603,7 +604,7 @@ class PrivacyResult(ResultModel):
             {
                 "releases": [
                     {
-                        **row._asdict(),
+                        **{name: value for name, value in row._asdict().items() if name != "pure_epsilon"},
                         "methods": list(row.methods),
                         "noise": row.noise._asdict() if row.noise else None,
                         "outside": row.outside,
