@@ -1,7 +1,9 @@
 """Matrices that correlate noise over rounds: exact algebra, sensitivity, and the error that is left."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ from genfl.privacy.dp.toeplitz import MOST_BUFFERS, BufferedToeplitz, least_erro
 
 MATRIX = BufferedToeplitz((0.95, 0.6, 0.1), (0.2, 0.15, 0.05))
 
-JAX_PRIVACY = {}
-"""Of jax-privacy 2.0.0, by ``make oracle``, which computes them again."""
+JAX_PRIVACY = json.loads((Path(__file__).parent / "jax_privacy.json").read_text(encoding="utf-8"))["figures"]
+"""The best matrices by jax-privacy 2.0.0, and its figures of them. ``make oracle`` computes them again."""
 
 
 def every(rounds, gap):
@@ -153,6 +155,17 @@ def test_correlated_noise_leaves_less_error_than_independent_noise(rounds, gap, 
     independent = math.sqrt(len(client[0]) * (rounds + 1) / 2)
     assert rmse(BufferedToeplitz((), ()), rounds, client) == pytest.approx(independent)
     assert independent / rmse(least_error(rounds, client), rounds, client) == pytest.approx(times, abs=0.01)
+
+
+@pytest.mark.parametrize("pinned", JAX_PRIVACY, ids=lambda one: f"{one['rounds']}-{one['separation']}")
+def test_matrices_are_as_good_as_those_of_jax_privacy(pinned):
+    rounds, client = pinned["rounds"], every(pinned["rounds"], pinned["separation"])
+    theirs = BufferedToeplitz(tuple(pinned["decays"]), tuple(pinned["scales"]))
+    squared = theirs.sensitivities(rounds, client)[-1] ** 2
+    assert squared == pytest.approx(pinned["squared_sensitivity"], rel=1e-9)
+    assert theirs.error(rounds) == pytest.approx(pinned["error"], rel=1e-9)
+    ours = least_error(rounds, client)
+    assert rmse(ours, rounds, client) < 1.00001 * rmse(theirs, rounds, client)
 
 
 def test_a_client_in_every_round_needs_no_buffer():
