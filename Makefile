@@ -8,7 +8,7 @@ READY    := $(VENV)/.ready
 PYTEST   := python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 FAST     := -m "not slow"
 
-.PHONY: demo test test-fast test-lowest test-versions check lint bench docs clean
+.PHONY: demo test test-fast test-lowest test-versions check lint bench oracle docs clean
 .DELETE_ON_ERROR:
 
 # $(call install,FOLDER,PYTHON,CONSTRAINTS): an environment with all that the tests need.
@@ -53,6 +53,16 @@ check: lint test        ## what must pass before a commit
 
 bench: $(READY)         ## side-by-side measurements, printed as tables
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+ORACLE := .venv-oracle
+
+$(ORACLE)/.ready:
+	$(PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/python -m pip install --quiet jax-privacy==2.0.0
+	@touch $@
+
+oracle: $(ORACLE)/.ready   ## the pinned figures of jax-privacy, computed again in an environment of its own
+	$(ORACLE)/bin/python tools/oracle.py
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

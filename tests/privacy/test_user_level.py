@@ -29,8 +29,11 @@ from genfl.learning.task import classification
 from genfl.models import CNN, MLP
 from genfl.privacy.dp.distributed import Words
 from genfl.privacy.dp.streams import noise_stream
+from genfl.privacy.dp.toeplitz import BufferedToeplitz
 from genfl.privacy.dp.user import (
+    BUFFERS,
     CLIP_NORM,
+    MATRIX,
     NOISED_COSINE,
     NOISED_WORDS,
     SIGNAL_TO_NOISE,
@@ -354,7 +357,145 @@ def test_mean_is_unbiased_over_poisson_cohorts():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
+# --- noise that is correlated over rounds
+
+
+CORRELATED = BufferedToeplitz((0.9, 0.4), (0.3, 0.2))
+
+
+def correlated(name="fedavg", z=1.0, norm=0.5, **options):
+    noise = UserNoise(z, norm, 4, matrix=options.pop("matrix", CORRELATED))
+    return user_level(algorithm(name, **options), TASK, noise, name)
+
+
+def test_correlated_noise_has_the_covariance_of_the_inverse():
+    """Of what the server adds to sums of zeros. C makes it independent noise of the right size."""
+    rounds, z, norm = 6, 1.7, 0.3
+    task = classification(partial(MLP, SHAPE, 3, 60), SHAPE)
+    noise = UserNoise(z, norm, 4, matrix=CORRELATED)
+    method = user_level(fedavg(task, LocalSGD(0.1), weighting="uniform"), task, noise)
+    state = method.init(task.init(Key(1)), {"clients": torch.tensor(8.0)}, Key(0))
+    zeros = {"delta": trees.zeros_like(state["weights"])}
+    draws = []
+    for number in range(rounds):
+        after = method.server(state, zeros, Key(7).fold("server", number))
+        change = trees.leaves(trees.sub(after["weights"], state["weights"]))
+        draws.append(torch.cat([leaf.double().flatten() for leaf in change]) * 4 / (z * norm))
+        state = after
+    added = torch.stack(draws)
+    column = torch.from_numpy(CORRELATED.coefficients(rounds))
+    matrix = torch.stack([torch.cat([torch.zeros(s), column[: rounds - s]]) for s in range(rounds)], 1)
+    fresh, entries = matrix @ added, added.shape[1]
+    assert entries > 4000
+    assert stats.chi2(fresh.numel()).cdf(fresh.square().sum()) == pytest.approx(0.5, abs=0.4999)
+    assert stats.kstest(fresh.flatten(), "norm", method="asymp").pvalue > 1e-4
+    assert (torch.corrcoef(fresh) - torch.eye(rounds)).abs().max() < 4.5 / math.sqrt(entries)
+    inverse = torch.linalg.inv(matrix)
+    error = (added @ added.T / entries - inverse @ inverse.T).abs().max()
+    assert error < 4.5 * math.sqrt(2 / entries)
+    assert torch.corrcoef(added)[0, 1] < -0.3, "a round cancels a part of the one before"
+    # The noise of the models: of all rounds together, it is less than that of independent noise.
+    left = added.cumsum(0).square().mean(1)
+    predicted = (torch.tril(torch.ones(rounds, rounds, dtype=torch.float64)) @ inverse).square().sum(1)
+    torch.testing.assert_close(left, predicted, rtol=0.1, atol=0)
+    assert left[-1] < rounds / 2
+
+
+@pytest.mark.parametrize("name", PROTECTED)
+def test_every_protected_algorithm_takes_correlated_noise(name):
+    """The first round has the noise of independent rounds, and the next one does not."""
+    plain, _ = run(user_level(algorithm(name), TASK, UserNoise(1.0, 0.5, 4), name), rounds=2)
+    trace, _ = run(correlated(name), rounds=2)
+    assert plain.rounds[0] == trace.rounds[0]
+    assert plain.rounds[1][SIGNAL_TO_NOISE] != trace.rounds[1][SIGNAL_TO_NOISE] > 0
+    assert not torch.equal(*(trees.leaves(weights)[0] for weights in (plain.weights, trace.weights)))
+
+
+def test_no_buffers_are_independent_noise_bit_for_bit():
+    plain, _ = run(user_level(algorithm("scaffold"), TASK, UserNoise(1.0, 0.5, 4), "scaffold"))
+    trace, _ = run(correlated("scaffold", matrix=BufferedToeplitz((), ())))
+    assert_same(plain.weights, trace.weights)
+    assert plain.rounds == trace.rounds
+
+
+@pytest.mark.parametrize("kind", ["sequential", "parallel", "vectorized"])
+def test_a_matrix_without_noise_leaves_every_bit(kind):
+    plain, _ = run(algorithm("scaffold"), kind)
+    trace, _ = run(correlated("scaffold", z=0.0, norm=math.inf), kind)
+    assert_same(plain.weights, trace.weights)
+
+
+def test_engines_give_the_same_correlated_noise():
+    one, _ = run(correlated("scaffold"), cohorts="cyclic")
+    pool, _ = run(correlated("scaffold"), "parallel", cohorts="cyclic")
+    batched, _ = run(correlated("scaffold"), "vectorized", cohorts="cyclic")
+    assert_same(one.weights, pool.weights)
+    assert one.rounds == pool.rounds
+    for a, b in zip(trees.leaves(one.weights), trees.leaves(batched.weights), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+class Stopped(Exception):
+    pass
+
+
+def interrupted(method, checkpoint, rounds):
+    """Run five rounds of which some are taken, then the rest."""
+
+    def stop(_):
+        nonlocal rounds
+        rounds -= 1
+        if rounds == 0:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(method, rounds=5, checkpoint=checkpoint, on_round=stop)
+    return run(method, rounds=5, checkpoint=checkpoint)[0]
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
+def test_interrupted_correlated_noise_is_continued_bit_for_bit(name, tmp_path):
+    whole, _ = run(correlated(name), rounds=5)
+    for rounds in (1, 3):
+        resumed = interrupted(correlated(name), tmp_path / f"{rounds}.safetensors", rounds)
+        assert_same(whole.weights, resumed.weights)
+        assert whole.rounds == resumed.rounds
+
+
+def test_noise_of_another_matrix_is_not_continued(tmp_path):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    run(correlated(), rounds=2, checkpoint=checkpoint)
+    other = correlated(matrix=BufferedToeplitz((0.9, 0.4), (0.3, 0.200001)))
+    with pytest.raises(InputError, match=r"privacy\.mechanism: .*another matrix.*--fresh"):
+        run(other, rounds=3, checkpoint=checkpoint)
+
+
+def test_clients_get_no_buffers():
+    method = correlated()
+    state = method.init(TASK.init(Key(1)), {"clients": torch.tensor(8.0)}, Key(0))
+    assert {BUFFERS, MATRIX} < set(state)
+    assert not {BUFFERS, MATRIX} & set(method.send(state))
+    assert trees.num_bytes(state[BUFFERS]) == 2 * trees.num_bytes({"delta": state["weights"]})
+
+
+def test_adaptive_norms_refuse_correlated_noise():
+    with pytest.raises(InputError, match="target_quantile: correlated noise needs a fixed norm"):
+        UserNoise(1.0, 1.0, 40, 0.5, matrix=CORRELATED)
+
+
 # --- cohorts
+
+
+def test_cyclic_cohorts_take_turns():
+    for clients, size in ((7, 3), (12, 4), (5, 5), (5, 1)):
+        schedule = Schedule(40, size, 4, cohorts="cyclic")
+        drawn = [schedule.cohort(clients, Key(2), number) for number in range(1, 41)]
+        assert all(list(one) == sorted(set(one)) and len(one) == size for one in drawn)
+        for client in range(clients):
+            rounds = [number for number, one in enumerate(drawn) if client in one]
+            assert abs(len(rounds) - 40 * size / clients) < 1
+            assert set(np.diff(rounds)) <= {clients // size, -(-clients // size)}
+        assert clients == size or drawn != [schedule.cohort(clients, Key(3), n) for n in range(1, 41)]
 
 
 def test_poisson_cohorts_draw_each_client_independently():

@@ -223,6 +223,7 @@ ROWS = [
     Row("labels.bins", "labels.bins=64", {"labels", "report"}),
     Row("labels.min_holders", "labels.min_holders=2", {"labels", "report"}),
     Row("labels.max_bytes", "labels.max_bytes=65", {"labels", "report"}),
+    Row("labels.count_epsilon", "labels.count_epsilon=1.0", {"labels", "report"}),
     # --- prompts
     Row("prompts.style", "prompts.style=single", PROMPTS),
     Row("prompts.template", "prompts.template='one {look} {label}'", PROMPTS, given=FILL),
@@ -521,6 +522,12 @@ ROWS = [
             "noise": "noise: distributed",
             "quorum": "noise: distributed, quorum: 2",
         }.items()
+    ),
+    Row(
+        "privacy.mechanism",
+        "privacy={unit: user, epsilon: 8, cohorts: cyclic, mechanism: blt}",
+        FEDERATE,
+        given=("privacy={unit: user, epsilon: 8, cohorts: cyclic}",),
     ),
     Row("privacy.unit", "privacy={unit: sample, epsilon: 8}", FEDERATE, given=UNFILTERED),
     Row("privacy.epsilon", "privacy={unit: sample, epsilon: 9}", FEDERATE, given=UNFILTERED),

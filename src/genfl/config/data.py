@@ -306,3 +306,11 @@ class Labels(Section):
         description="With min_holders: hashed bins in each of 4 rows, in which clients are counted. A name of"
         " too few holders gets into the table with a probability of at most (other names / bins)^4.",
     )
+    count_epsilon: float | None = Field(
+        None,
+        ge=1e-3,
+        le=100,
+        description="The bound ε on what the published numbers of holders tell of one client, all together."
+        " The server adds discrete Laplace noise to them. Names stay exact. If not set, numbers are exact,"
+        " too.",
+    )

@@ -75,11 +75,12 @@ class Privacy(Section):
         description="Unit user: the largest norm of a client's whole upload; larger ones are scaled down. If"
         " not set, 1.",
     )
-    cohorts: Literal["poisson", "fixed"] | None = Field(
+    cohorts: Literal["poisson", "fixed", "cyclic"] | None = Field(
         None,
         description="Unit user: how the clients of a round are drawn. poisson: each client takes part with"
         " the same probability, independently. Cohorts differ in size, and the draw adds to the privacy."
-        " fixed: cohorts of one size, whose draw adds nothing. If not set, poisson.",
+        " fixed: cohorts of one size, whose draw adds nothing. cyclic: the same, but clients take turns in a"
+        " random order. If not set, poisson.",
     )
     target_quantile: float | None = Field(
         None,
@@ -130,6 +131,13 @@ class Privacy(Section):
         " set, all clients of a round.",
     )
 
+    mechanism: Literal["gaussian", "blt"] = Field(
+        "gaussian",
+        description="Unit user: how the noise of the rounds depends on each other. gaussian: not at all. blt:"
+        " the noise of a round cancels a part of that of earlier rounds, by a buffered linear Toeplitz matrix"
+        " (DP-FTRL). It is for cohorts that are fixed or cyclic.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _accountant_of_distributed_noise(cls, content: Any) -> Any:
@@ -165,6 +173,8 @@ class Privacy(Section):
             self._check_distributed()
         elif self.quorum is not None:
             raise ValueError("quorum applies to noise distributed alone; set it, or leave quorum out")
+        if self.mechanism == "blt":
+            self._check_correlated()
         return self
 
     def _check_distributed(self) -> None:
@@ -179,9 +189,28 @@ class Privacy(Section):
             )
         if self.accountant != "rdp":
             raise ValueError(f"accountant: {self.accountant} has no bound for noise distributed; set rdp")
+        if self.mechanism == "blt":
+            raise ValueError(
+                "mechanism: blt does not go with noise distributed, as one server correlates the noise; set"
+                " gaussian"
+            )
+
+    def _check_correlated(self) -> None:
+        if self.unit == "sample":
+            raise ValueError("mechanism: blt does not apply to unit sample; leave it out")
+        if self.cohorts not in ("fixed", "cyclic"):
+            raise ValueError(
+                f"mechanism: blt counts on no random cohorts, and they are {self.cohorts or 'poisson'}; set"
+                " cohorts to cyclic or fixed"
+            )
+        if self.target_quantile is not None:
+            raise ValueError(
+                f"mechanism: blt needs one norm for all rounds, and target_quantile {self.target_quantile:g}"
+                " changes it; leave target_quantile out, or set mechanism to gaussian"
+            )
 
     @property
-    def cohort_kind(self) -> Literal["poisson", "fixed"]:
+    def cohort_kind(self) -> Literal["poisson", "fixed", "cyclic"]:
         """How the clients of a round are drawn, under privacy of users."""
         return self.cohorts or ("fixed" if self.noise == "distributed" else "poisson")
 

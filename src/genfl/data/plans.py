@@ -152,7 +152,7 @@ class Batches(NamedTuple):
         ]
 
 
-CohortKind = Literal["fixed", "poisson"]
+CohortKind = Literal["fixed", "poisson", "cyclic"]
 """How the clients of a round are drawn."""
 
 
@@ -171,6 +171,7 @@ class Schedule:
         order: The parts of clients' data that are trained on one after the other; see `Batches`.
         cohorts: ``fixed`` draws cohorts of one size, uniformly without replacement. With ``poisson``, each
             client takes part with the same probability, independently of the others. A cohort may be empty.
+            With ``cyclic``, clients take turns in a random order, in cohorts of one size.
         poisson: Draws every sample independently, in place of batches of one size; see `Batches`.
     """
 
@@ -196,6 +197,8 @@ class Schedule:
         stream = key.fold("cohort", number)
         if self.cohorts == "poisson":
             return poisson_cohort(clients, self.clients_per_round / clients, stream)
+        if self.cohorts == "cyclic":
+            return cyclic_cohort(clients, self.clients_per_round, key.fold("cohort"), number)
         return cohort(clients, self.clients_per_round, stream)
 
     def batches(self, key: Key) -> Batches:
@@ -213,6 +216,22 @@ def poisson_cohort(clients: int, probability: float, key: Key) -> Sequence[int]:
     """Draw each client with the same probability, independently of the others; in ascending order."""
     drawn = key.numpy().random(clients) < probability
     return [int(client) for client in np.flatnonzero(drawn)]
+
+
+def cyclic_cohort(clients: int, size: int, key: Key, number: int) -> Sequence[int]:
+    """Return the next clients of a random order that begins anew at its end; in ascending order.
+
+    A client waits at least ``clients // size`` rounds for its next turn.
+
+    Args:
+        clients: The number of clients.
+        size: The size of the cohort, at most `clients`.
+        key: The random stream of the order.
+        number: The round, from 1.
+    """
+    order = key.numpy().permutation(clients)
+    turns = np.arange((number - 1) * size, number * size) % clients
+    return sorted(int(client) for client in order[turns])
 
 
 def plan(

@@ -49,15 +49,24 @@ Recipient = Literal["server", "sum", "others", "language model", "readers", "nob
 clients, and whoever gets the model. ``readers``: whoever reads the report and the summary. ``nobody``: it
 stays where the private data is."""
 
-Mechanism = Literal["exact", "secure_sum", "gaussian", "discrete_gaussian", "trusted", "derived", "local"]
+Mechanism = Literal[
+    "exact",
+    "secure_sum",
+    "gaussian",
+    "discrete_gaussian",
+    "discrete_laplace",
+    "trusted",
+    "derived",
+    "local",
+]
 """How a release is protected. ``exact``: not at all. ``secure_sum``: only the exact sum over clients is seen;
 the protocol is simulated. ``gaussian``: by noise. ``discrete_gaussian``: by noise that clients add before a
-secure sum. ``trusted``: not at all, but the guarantee counts on its
-recipient, who adds the noise. ``derived``: it is computed from other releases and public
-data alone. ``local``: it does not leave the place of the private data."""
+secure sum. ``discrete_laplace``: by noise on whole numbers. ``trusted``: not at all, but the guarantee counts
+on its recipient, who adds the noise. ``derived``: it is computed from other releases and public data alone.
+``local``: it does not leave the place of the private data."""
 
 NOISED: tuple[Mechanism, ...] = ("gaussian", "discrete_gaussian")
-"""The mechanisms with noise."""
+"""The mechanisms with noise on what clients learn."""
 
 NEIGHBOURING: dict[PrivacyUnit, str] = {
     "sample": "two trainings are neighbours if the gradients of one private sample are zero in one of them",
@@ -101,6 +110,9 @@ class Noise(NamedTuple):
         steps: How many noised sums the most exposed unit took part in.
         delta: The probability δ with which the bound may fail, in (0, 1).
         epsilon: The bound ε on the privacy loss of these steps.
+        sensitivity: Of noise that is correlated over rounds: how far one unit can move what it is added to,
+            divided by the norm, in all of these steps together. None if noise is independent.
+        min_separation: Of the same: the least number of rounds from one of these steps to the next.
     """
 
     unit: PrivacyUnit
@@ -111,6 +123,15 @@ class Noise(NamedTuple):
     steps: int
     delta: float
     epsilon: float
+    sensitivity: float | None = None
+    min_separation: int | None = None
+
+    @property
+    def sums(self) -> NoisedSums:
+        """What is accounted for: correlated noise makes one release of all steps."""
+        if self.sensitivity is None:
+            return NoisedSums(self.noise_multiplier, self.sampling_rate, self.steps)
+        return NoisedSums(self.noise_multiplier / self.sensitivity, 1.0, 1)
 
 
 class Release(NamedTuple):
@@ -126,6 +147,7 @@ class Release(NamedTuple):
         mechanism: How it is protected.
         methods: The methods that it belongs to; empty if it belongs to the run.
         noise: The noise; None without noise, and before training.
+        pure_epsilon: The ε of discrete Laplace noise with δ = 0, which hides all data of a client; else None.
         public: Whether the config declares it as public knowledge.
         fix: How a config avoids it; empty where there is no need.
     """
@@ -139,6 +161,7 @@ class Release(NamedTuple):
     mechanism: Mechanism
     methods: tuple[str, ...] = ()
     noise: Noise | None = None
+    pure_epsilon: float | None = None
     public: bool = False
     fix: str = ""
 
@@ -150,6 +173,8 @@ class Release(NamedTuple):
     @property
     def epsilon(self) -> float | None:
         """Its own privacy loss: None if it is exact, 0 if it tells nothing more than other releases do."""
+        if self.mechanism == "discrete_laplace":
+            return self.pure_epsilon
         if self.mechanism in NOISED:
             return self.noise.epsilon if self.noise else None
         return None if self.outside or self.mechanism == "trusted" else 0.0
@@ -193,8 +218,8 @@ ONE_FEDERATION = (
 SEEDED = "The noise comes from the run's seed. Whoever knows the seed can subtract the noise."
 
 FROM_SECRET = (
-    "The noise comes from a secret in the run's folder (federate/noise.key). Whoever has it can subtract the"
-    " noise."
+    "The noise comes from a secret in the run's folder (federate/noise.key, labels/noise.key). Whoever has it"
+    " can subtract the noise."
 )
 
 SIMULATED = (
@@ -342,17 +367,35 @@ def _of_labels(config: Config) -> Iterator[Release]:
     counts = "how many clients hold each label"
     if least > 1:
         counts += ", and how many hold a name of each hashed bin"
-    for name, what in (("label names", names), ("label holders", counts)):
-        yield Release(
-            name,
-            "labels",
-            "labels",
-            what,
-            "label names of clients",
-            "sum",
-            "secure_sum",
-            fix="if they are public knowledge, add labels to privacy.public",
-        )
+    public, source = "if they are public knowledge, add labels to privacy.public", "label names of clients"
+    yield Release("label names", "labels", "labels", names, source, "sum", "secure_sum", fix=public)
+    epsilon = config.labels.count_epsilon
+    if epsilon is None:
+        fix = f"set labels.count_epsilon or, {public}"
+        yield Release("label holders", "labels", "labels", counts, source, "sum", "secure_sum", fix=fix)
+        return
+    privacy = config.privacy
+    trusted = privacy is not None and privacy.unit == "user" and privacy.noise_multiplier != 0
+    yield Release(
+        "label holders before noise",
+        "labels",
+        "labels",
+        f"{counts}, before the server adds the noise",
+        source,
+        "sum",
+        "trusted" if trusted else "secure_sum",
+        fix="" if trusted else public,
+    )
+    yield Release(
+        "label holders",
+        "labels",
+        "labels",
+        "how many clients hold each label, with noise",
+        source,
+        "readers",
+        "discrete_laplace",
+        pure_epsilon=epsilon,
+    )
 
 
 def _of_generation(config: Config) -> Iterator[Release]:
@@ -652,7 +695,7 @@ def _of_measures(config: Config) -> Iterator[Release]:
             noisy,
             fix="" if estimated else strict,
         )
-    if users and privacy is not None and privacy.cohort_kind != "fixed":
+    if users and privacy is not None and privacy.cohort_kind == "poisson":
         yield Release(
             "sizes of cohorts",
             "federate",
@@ -662,7 +705,7 @@ def _of_measures(config: Config) -> Iterator[Release]:
             "readers",
             "exact",
             tuple(methods),
-            fix="set privacy.cohorts to fixed",
+            fix="set privacy.cohorts to fixed or cyclic",
         )
     if config.federate.heterogeneity:
         yield Release(
@@ -796,9 +839,11 @@ def ledger(config: Config, noise: Mapping[str, Noise]) -> Ledger:
         of_method = [row for row in rows if not row.methods or name in row.methods]
         if (guarantee := _composed(config, of_method)) is not None:
             guarantees[name] = guarantee
-    noised = any(row.mechanism in NOISED for row in rows)
+    trained = any(row.mechanism in NOISED for row in rows)
+    noised = trained or any(row.mechanism == "discrete_laplace" for row in rows)
     source = SEEDED if config.privacy is not None and config.privacy.repeatable else FROM_SECRET
-    return Ledger(rows, guarantees, (*([ONE_FEDERATION, source] if noised else []), SIMULATED))
+    notes = (*([ONE_FEDERATION] if trained else []), *([source] if noised else []), SIMULATED)
+    return Ledger(rows, guarantees, notes)
 
 
 def noise_in(reported: Mapping[str, Any] | None) -> Noise | None:
@@ -810,7 +855,7 @@ def noise_in(reported: Mapping[str, Any] | None) -> Noise | None:
     if reported is None or reported["epsilon"] is None:  # no noise bounds nothing
         return None
     unit: PrivacyUnit = reported["unit"]
-    fields = {name: reported[name] for name in Noise._fields if name != "neighbours"}
+    fields = {name: reported[name] for name in Noise._fields if name in reported and name != "neighbours"}
     zeroed = reported.get("neighbours") == "zero out"
     return Noise(neighbours=ZEROED_OUT if zeroed else NEIGHBOURING[unit], **fields)
 
@@ -820,9 +865,11 @@ def _composed(config: Config, rows: Sequence[Release]) -> Guarantee | None:
     noised = [row.noise for row in rows if row.noise is not None]
     if not noised or config.privacy is None:
         return None
-    sums = compose([NoisedSums(one.noise_multiplier, one.sampling_rate, one.steps) for one in noised])
+    sums = compose([one.sums for one in noised])
     delta = noised[0].delta
     epsilon = epsilon_of(sums, delta, config.privacy.accountant)
+    if config.privacy.unit == "user":  # basic composition: (ε, 0) and (ε', δ) are (ε + ε', δ)
+        epsilon += sum(row.pure_epsilon for row in rows if row.pure_epsilon is not None)
     if not math.isfinite(epsilon):
         return None
     return Guarantee(

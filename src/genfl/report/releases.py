@@ -92,10 +92,15 @@ def _protection(row: ReleaseResult) -> str:
         return "none needed: the config declares it as public"
     match row.mechanism:
         case "gaussian":
-            return f"noise, for {UNITS[row.noise.unit]}" if row.noise else "noise"
+            if row.noise is None:
+                return "noise"
+            correlated = ", correlated over rounds" if row.noise.sensitivity is not None else ""
+            return f"noise{correlated}, for {UNITS[row.noise.unit]}"
         case "discrete_gaussian":
             who = f", for {UNITS[row.noise.unit]}" if row.noise else ""
             return f"noise that the clients add{who}"
+        case "discrete_laplace":
+            return f"noise on numbers, for {UNITS['user']}"
         case "trusted":
             return "the server adds it, so it is trusted with exact sums"
         case "derived":
@@ -110,6 +115,8 @@ def _protection(row: ReleaseResult) -> str:
 
 def _epsilons(releases: Sequence[ReleaseResult], privacy: PrivacyResult) -> str:
     noised = [row.noise for row in releases if row.noise]
+    if pure := [row.epsilon for row in releases if row.mechanism == "discrete_laplace" and row.epsilon]:
+        return f"{number(sum(pure))} at δ = 0"
     if not noised:
         return "0 more" if any(row.mechanism != "local" for row in releases) else "0"
     largest = max(noised, key=lambda noise: noise.epsilon)

@@ -59,7 +59,8 @@ class LabelsResult(ResultModel):
     bytes_per_client: int = Field(description="Bytes that each client uploads, over all attempts.")
     attempts: int = Field(description="Attempts until the sum of the tables could be decoded, at least 1.")
     holders: dict[str, int] = Field(
-        description="For each label, how many clients hold it, from 1 to the number of clients."
+        description="For each label, how many clients hold it, from 1 to the number of clients. It is noised"
+        " if the config sets labels.count_epsilon."
     )
 
 
@@ -527,6 +528,16 @@ class NoiseResult(ResultModel):
     steps: int = Field(description="Steps of the most exposed unit that were taken.")
     delta: float = Field(description="The probability δ with which the bound may fail, in (0, 1).")
     epsilon: float = Field(description="The bound ε on the privacy loss of the steps taken, at least 0.")
+    sensitivity: float | None = Field(
+        None,
+        description="Of noise that is correlated over rounds: how far one unit moves what it is added to in"
+        " all steps together, divided by the norm; null if the noise of the steps is independent.",
+    )
+    min_separation: int | None = Field(
+        None,
+        description="Of the same: the least number of rounds from one participation of a client to its next;"
+        " null if none takes part twice.",
+    )
 
 
 class ReleaseResult(ResultModel):
@@ -545,9 +556,9 @@ class ReleaseResult(ResultModel):
     mechanism: Mechanism = Field(
         description="`exact`: no protection. `secure_sum`: only the exact sum is seen; the protocol is"
         " simulated. `gaussian`: noise. `discrete_gaussian`: noise that clients add before a secure sum."
-        " `trusted`: no protection, but the guarantee counts on its recipient, who adds the noise. `derived`:"
-        " computed from other releases and public data alone. `local`: it does not leave the place of the"
-        " private data."
+        " `discrete_laplace`: noise on whole numbers. `trusted`: no protection, but the guarantee counts on"
+        " its recipient, who adds the noise. `derived`: computed from other releases and public data alone."
+        " `local`: it does not leave the place of the private data."
     )
     methods: list[str] = Field(description="The methods that it belongs to; empty if it belongs to the run.")
     noise: NoiseResult | None = Field(
@@ -594,7 +605,7 @@ class PrivacyResult(ResultModel):
             {
                 "releases": [
                     {
-                        **row._asdict(),
+                        **{name: value for name, value in row._asdict().items() if name != "pure_epsilon"},
                         "methods": list(row.methods),
                         "noise": row.noise._asdict() if row.noise else None,
                         "outside": row.outside,

@@ -14,9 +14,12 @@ from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.labels.discovery import discover
 from genfl.labels.iblt import IBLT
+from genfl.privacy.dp.counts import noised_counts
+from genfl.privacy.dp.streams import noise_stream
 from genfl.rng import Key
-from genfl.stages.base import IGNORED, DataInputs, Stage, StageRun, Without
-from genfl.storage import write_json
+from genfl.stages.base import IF_SET, IGNORED, DataInputs, Stage, StageRun, Without, identity
+from genfl.stages.federate.protection import noise_secret
+from genfl.storage import digest, write_json
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class LabelInputs:
         seed: The first seed. The union of the labels is the same for the split of every seed.
         seeds: All seeds, to check their splits.
         found: The label names that enough clients hold.
+        repeatable: Whether the noise on counts comes from the seed; else from a secret.
     """
 
     data: DataInputs
@@ -38,12 +42,16 @@ class LabelInputs:
     seed: int
     seeds: Annotated[list[int], IGNORED]
     found: Annotated[list[str], IGNORED]
+    repeatable: Annotated[bool | None, IF_SET]
 
 
 def _inputs(config: Config, context: RunContext) -> LabelInputs:
     data = DataInputs.of(config, context)
     found = context.discovered(config)
-    return LabelInputs(data, config.data.partition, config.labels, config.seeds[0], config.seeds, found)
+    repeatable = bool(config.privacy and config.privacy.repeatable) if config.labels.count_epsilon else None
+    return LabelInputs(
+        data, config.data.partition, config.labels, config.seeds[0], config.seeds, found, repeatable
+    )
 
 
 def _run(inputs: LabelInputs, work: StageRun) -> dict[str, Any]:
@@ -51,17 +59,37 @@ def _run(inputs: LabelInputs, work: StageRun) -> dict[str, Any]:
     train = work.context.data_set(section).train
     parts = work.context.client_rows(section, inputs.seed)
     label_sets = [sorted({train.labels[row] for row in rows}) for rows in parts]
-    options = inputs.labels.model_dump()
+    options = inputs.labels.model_dump(exclude={"count_epsilon"})
     discovery = discover(label_sets, _engine, Key(inputs.seed).fold("labels"), **options)
+    holders = discovery.holders
+    if inputs.labels.count_epsilon is not None:
+        holders = _noised(holders, inputs, work, len(parts))
     result = {
         "found": list(discovery.holders),
         "cells": discovery.cells,
         "bytes_per_client": discovery.bytes_per_client,
         "attempts": discovery.attempts,
-        "holders": discovery.holders,
+        "holders": holders,
     }
     write_json(work.folder / "labels.json", result)
     return result
+
+
+def _noised(holders: dict[str, int], inputs: LabelInputs, work: StageRun, clients: int) -> dict[str, int]:
+    """Return numbers of holders with noise, moved to the nearest ones that are possible.
+
+    Args:
+        holders: The exact numbers, by name.
+        inputs: The stage's inputs.
+        work: The stage run.
+        clients: The number of clients.
+    """
+    assert inputs.labels.count_epsilon is not None
+    secret = "" if inputs.repeatable else noise_secret(work.folder)
+    # Of everything that the counts depend on: noise that two releases share would cancel out.
+    key = noise_stream(Key(inputs.seed).fold("label counts"), digest([secret, identity(inputs)]))
+    noised = noised_counts(holders, inputs.labels.count_epsilon, key)
+    return {name: min(max(count, inputs.labels.min_holders), clients) for name, count in noised.items()}
 
 
 def _engine(data: DataView, key: Key) -> Engine:

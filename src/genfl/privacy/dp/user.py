@@ -7,6 +7,8 @@ estimator of a fixed denominator: sums are divided by the expected number of cli
 The norm can follow a quantile of the clients' norms. Source: Andrew et al., NeurIPS 2021 (arXiv 1905.03871).
 
 Clients can add the noise themselves, before a secure sum; see `genfl.privacy.dp.distributed`.
+
+The noise of a round can cancel a part of that of earlier ones; see `genfl.privacy.dp.toeplitz`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from genfl.errors import InputError
 from genfl.learning.task import Batch, Task, Weights
 from genfl.privacy.dp.distributed import ClientShare, Words
 from genfl.privacy.dp.streams import noise_stream
+from genfl.privacy.dp.toeplitz import BufferedToeplitz
 from genfl.rng import Key, Stream
 from genfl.trees import Tree
 
@@ -40,6 +43,8 @@ CLIP_NORM, WITHIN = "clip_norm", "within_norm"
 
 NOISED_WORDS, SHARE = "words", "share"
 """Names of the upload of a client that adds noise itself, and of what it drew for it, in its carry."""
+BUFFERS, MATRIX = "noise_buffers", "noise_matrix"
+"""Names, in state, of the buffers of correlated noise, and of the parameters of its matrix."""
 
 SIGNAL_TO_NOISE, NOISED_COSINE = "signal_to_noise", "noised_cosine"
 """Names of the figures of a round."""
@@ -59,6 +64,8 @@ class UserNoise:
         stream: What distinguishes this federation's noise from that of others with the same seed; see
             `genfl.privacy.dp.streams.noise_stream`.
         quorum: The fewest uploads of which there is a sum, if clients add the noise. None if the server does.
+        matrix: The matrix C that correlates the noise of the rounds to C⁻¹Z, Z being independent noise. None
+            leaves it independent. It needs a fixed norm. It does not enter the noise multiplier.
 
     Raises:
         InputError: A number is out of range, or the cohort is too small for an adaptive norm.
@@ -70,6 +77,7 @@ class UserNoise:
     target_quantile: float | None = None
     stream: str = ""
     quorum: int | None = None
+    matrix: BufferedToeplitz | None = None
 
     def __post_init__(self) -> None:
         z, norm, quantile = self.noise_multiplier, self.max_update_norm, self.target_quantile
@@ -82,6 +90,8 @@ class UserNoise:
                 f"target_quantile: {quantile} with a norm of {norm} is out of range; give a number between 0"
                 " and 1, and a finite norm"
             )
+        if quantile is not None and self.matrix is not None:
+            raise InputError("target_quantile: correlated noise needs a fixed norm; leave it out")
         if quantile is not None and z >= 2 * self.count_noise and z > 0:
             raise InputError(
                 f"target_quantile: with a noise multiplier of {z:.4g}, it needs more than {10 * z:.4g}"
@@ -159,6 +169,7 @@ def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "
     """
     upload = check_algorithm(algorithm, task, name)
     adaptive = noise.target_quantile is not None
+    matrix = noise.matrix if noise.noise_multiplier else None
     algorithm = algorithm._replace(census=_least_census(algorithm, task))
     if adaptive:
         algorithm = _with_norm(algorithm, noise.max_update_norm)
@@ -176,19 +187,42 @@ def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "
     def norm_of(state: Tree) -> float:
         return float(state[CLIP_NORM]) if adaptive else noise.max_update_norm
 
-    def sums_and_noise(state: Tree, aggregate: Tree, key: Key) -> tuple[Tree, Tree]:
-        sums = {part: aggregate[part] for part in parts}
+    def init(weights: Weights, census: Tree, key: Key) -> Tree:
+        state = algorithm.init(weights, census, key)
+        if matrix is None:
+            return state
+        message = algorithm.address(algorithm.send(state), 0)
+        info = {"samples": torch.ones(()), "label_counts": torch.ones(task.shapes().classes)}
+        upload, _ = run_once(client, message, algorithm.memory(weights), info)
+        buffers = matrix.no_noise({part: upload[part] for part in parts})
+        return {**state, BUFFERS: buffers, MATRIX: torch.stack(matrix.parameters())}
+
+    def send(state: Tree) -> Tree:
+        return algorithm.send(_without(state, BUFFERS, MATRIX))
+
+    def noise_and_buffers(state: Tree, sums: Tree, key: Key) -> tuple[Tree, Tree]:
         std = noise.sum_noise * norm_of(state)
-        return sums, gaussian(sums, std, noise_stream(key, noise.stream).fold("sums"))
+        fresh = gaussian(sums, std, noise_stream(key, noise.stream).fold("sums"))
+        if matrix is None:
+            return fresh, {}
+        if not torch.equal(state[MATRIX], torch.stack(matrix.parameters())):
+            raise InputError(
+                "privacy.mechanism: the checkpoint was written with another matrix, as other versions of"
+                " libraries compute it, so its noise cannot be continued; train again with --fresh"
+            )
+        correlated, buffers = matrix.correlate(fresh, state[BUFFERS])
+        return correlated, {BUFFERS: buffers, MATRIX: state[MATRIX]}
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
-        sums = {part: aggregate[part] for part in parts}
+        sums: Tree = {part: aggregate[part] for part in parts}
+        buffers: Tree = {}
         if noise.at_server:
-            sums = trees.add(*sums_and_noise(state, aggregate, key))
+            drawn, buffers = noise_and_buffers(state, sums, key)
+            sums = trees.add(sums, drawn)
         expected = {part: torch.tensor(float(noise.cohort)) for part in counts}
-        after = algorithm.server(state, {**sums, **expected}, key)
+        after = algorithm.server(_without(state, BUFFERS, MATRIX), {**sums, **expected}, key)
         if not adaptive:
-            return after
+            return {**after, **buffers}
         count = aggregate[WITHIN].double()
         if noise.at_server:
             count = count + gaussian(count, noise.count_noise, noise_stream(key, noise.stream).fold("count"))
@@ -197,11 +231,14 @@ def user_level(algorithm: Algorithm, task: Task, noise: UserNoise, name: str = "
     def observe(state: Tree, aggregate: Tree, key: Key) -> dict[str, float | None]:
         figures: dict[str, float | None] = {CLIP_NORM: norm_of(state)} if adaptive else {}
         if noise.at_server:
-            figures |= noise_figures(*sums_and_noise(state, aggregate, key))
+            sums = {part: aggregate[part] for part in parts}
+            figures |= noise_figures(sums, noise_and_buffers(state, sums, key)[0])
         return figures
 
     sent = [*parts, WITHIN] if adaptive else parts
     protected = algorithm._replace(
+        init=init,
+        send=send,
         client=client._replace(finish=finish, reductions=dict.fromkeys(sent, "sum")),
         server=server,
         counts=(),
@@ -227,14 +264,14 @@ def _sealed(algorithm: Algorithm, noise: UserNoise, like: Tree) -> Algorithm:
         return {**client.start(message, memory, client_info, key), SHARE: share._asdict()}
 
     def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
-        return {**client.step(_without(SHARE, carry), batch, key), SHARE: carry[SHARE]}
+        return {**client.step(_without(carry, SHARE), batch, key), SHARE: carry[SHARE]}
 
     def finish(carry: Tree) -> tuple[Tree, Tree]:
-        upload, memory = client.finish(_without(SHARE, carry))
+        upload, memory = client.finish(_without(carry, SHARE))
         within = upload[WITHIN] > 0 if WITHIN in upload else None
         norm = carry.get(CLIP_NORM, noise.max_update_norm)
         return {
-            NOISED_WORDS: words.encode(_without(WITHIN, upload), within, norm, ClientShare(**carry[SHARE]))
+            NOISED_WORDS: words.encode(_without(upload, WITHIN), within, norm, ClientShare(**carry[SHARE]))
         }, memory
 
     def opened(state: Tree, aggregate: Tree) -> Tree:
@@ -275,24 +312,24 @@ def _with_norm(algorithm: Algorithm, first: float) -> Algorithm:
         return {**algorithm.init(weights, census, key), CLIP_NORM: norm}
 
     def send(state: Tree) -> Tree:
-        return {**algorithm.send(_without(CLIP_NORM, state)), CLIP_NORM: state[CLIP_NORM]}
+        return {**algorithm.send(_without(state, CLIP_NORM)), CLIP_NORM: state[CLIP_NORM]}
 
     def address(message: Tree, number: int) -> Tree:
         part = algorithm.address(message, number)  # most often the message itself, one for all clients
         return part if CLIP_NORM in part else {**part, CLIP_NORM: message[CLIP_NORM]}
 
     def start(message: Tree, memory: Tree, client_info: ClientInfo, key: Key) -> Tree:
-        carry = client.start(_without(CLIP_NORM, message), memory, client_info, key)
+        carry = client.start(_without(message, CLIP_NORM), memory, client_info, key)
         return {**carry, CLIP_NORM: message[CLIP_NORM]}
 
     def step(carry: Tree, batch: Batch, key: Stream) -> Tree:
-        return {**client.step(_without(CLIP_NORM, carry), batch, key), CLIP_NORM: carry[CLIP_NORM]}
+        return {**client.step(_without(carry, CLIP_NORM), batch, key), CLIP_NORM: carry[CLIP_NORM]}
 
     def finish(carry: Tree) -> tuple[Tree, Tree]:
-        return client.finish(_without(CLIP_NORM, carry))
+        return client.finish(_without(carry, CLIP_NORM))
 
     def server(state: Tree, aggregate: Tree, key: Key) -> Tree:
-        return {**algorithm.server(_without(CLIP_NORM, state), aggregate, key), CLIP_NORM: state[CLIP_NORM]}
+        return {**algorithm.server(_without(state, CLIP_NORM), aggregate, key), CLIP_NORM: state[CLIP_NORM]}
 
     return algorithm._replace(
         init=init,
@@ -456,5 +493,5 @@ def _same(a: Tree, b: Tree) -> bool:
     return trees.mismatch(a, b) is None and all(map(torch.equal, trees.leaves(a), trees.leaves(b)))
 
 
-def _without(left_out: str, tree: Tree) -> Tree:
-    return {name: branch for name, branch in tree.items() if name != left_out}
+def _without(tree: Tree, *names: str) -> Tree:
+    return {name: branch for name, branch in tree.items() if name not in names}

@@ -43,7 +43,7 @@ TRIALS_VERSION = 4
 STATEMENTS = {"public"}
 """The settings of privacy that are stated, but change nothing that a trial computes."""
 
-LATER = {"noise", "quorum"}
+LATER = {"noise", "quorum", "mechanism"}
 """The settings of privacy whose defaults leave the digests of trials as they were without them."""
 
 BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor", "keep_every"}

@@ -24,6 +24,7 @@ from genfl.learning.per_sample import per_sample_gradient
 from genfl.learning.task import Aux, Batch, Task
 from genfl.privacy.dp.accounting import NoisedSums, default_delta, epsilon_of, noise_for
 from genfl.privacy.dp.sample import ClippedGradient
+from genfl.privacy.dp.toeplitz import BufferedToeplitz, Participations, least_error, separation
 from genfl.privacy.dp.user import UserNoise
 from genfl.references import FederationPlan
 from genfl.rng import Key
@@ -35,6 +36,54 @@ NOISE_SECRET = "noise.key"
 
 Neighbours = Literal["add or remove", "zero out"]
 """Which data sets are neighbours; see `Protection`."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How the noise of the rounds depends on each other, and what that costs.
+
+    Attributes:
+        matrix: The matrix C; the noise of the rounds is C⁻¹Z, Z being independent noise.
+        sensitivities: For each round, how far one client moves CX in the rounds so far, divided by the norm,
+            X being the sums of uploads, [rounds]. That is for the rounds in which clients do take part.
+        separation: The least number of rounds from one participation of a client to its next; None if none
+            takes part twice.
+    """
+
+    matrix: BufferedToeplitz
+    sensitivities: tuple[float, ...]
+    separation: int | None
+
+    @classmethod
+    def of(cls, rounds: int, participations: Participations) -> Correlation:
+        """Return the one that leaves the least error for the same privacy; see `least_error`."""
+        return cls.by(least_error(rounds, participations), rounds, participations)
+
+    @classmethod
+    def by(cls, matrix: BufferedToeplitz, rounds: int, participations: Participations) -> Correlation:
+        """Return the correlation by a matrix.
+
+        Args:
+            matrix: The matrix.
+            rounds: The number of rounds.
+            participations: The rounds of each client; see `_rounds_of_clients`.
+        """
+        sensitivities = matrix.sensitivities(rounds, participations)
+        return cls(matrix, tuple(sensitivities.tolist()), separation(participations))
+
+    def __str__(self) -> str:
+        apart = f", turns {self.separation} rounds apart" if self.separation else ""
+        return f"buffers {len(self.matrix.decays)}, sensitivity {self.sensitivities[-1]:.4g}{apart}"
+
+    def figures(self, rounds: int) -> dict[str, Any]:
+        """Return what a record says of it, after so many rounds."""
+        return {
+            "mechanism": "blt",
+            "decays": list(self.matrix.decays),
+            "scales": list(self.matrix.scales),
+            "sensitivity": self.sensitivities[rounds - 1] if rounds else 0.0,
+            "min_separation": self.separation,
+        }
 
 
 @dataclass(frozen=True)
@@ -59,6 +108,7 @@ class Protection:
             the uploads of one client. So the numbers of samples are the same.
         quorum: Unit user: the fewest clients of a round that must finish, if clients add the noise; None if
             the server does.
+        correlation: Unit user: how the noise of the rounds depends on each other; None if it does not.
     """
 
     unit: PrivacyUnit
@@ -74,11 +124,15 @@ class Protection:
     target_quantile: float | None = None
     neighbours: Neighbours = "add or remove"
     quorum: int | None = None
+    correlation: Correlation | None = None
 
     def __str__(self) -> str:
         epsilon = self.epsilon(len(self.participations))
+        how = f"sampling rate {self.sampling_rate:.4g}"
+        if self.correlation:
+            how = f"correlated over rounds ({self.correlation})"
         return (
-            f"noise {self.noise_multiplier:.4g} × norm {self.norm:g}, sampling rate {self.sampling_rate:.4g}:"
+            f"noise {self.noise_multiplier:.4g} × norm {self.norm:g}, {how}:"
             f" ε {epsilon:.4g} at δ {self.delta:.3g} for each {self.unit}"
             f"{self._shares()}"
         )
@@ -104,12 +158,21 @@ class Protection:
         """
         if plan.cohorts == "poisson":
             return self
-        return dataclasses.replace(self, participations=_participations(clients, plan, key))
+        correlation = self.correlation
+        if correlation:
+            correlation = Correlation.by(correlation.matrix, plan.rounds, _rounds_of_clients(clients, plan, key))
+        participations = _participations(clients, plan, key)
+        return dataclasses.replace(self, participations=participations, correlation=correlation)
+
+    def steps(self, rounds: int) -> int:
+        """Return how many noised sums of so many rounds the most exposed unit took part in."""
+        return self.steps_per_round * (self.participations[rounds - 1] if rounds else 0)
 
     def releases(self, rounds: int) -> tuple[NoisedSums, ...]:
         """Return what so many rounds release of the most exposed unit."""
-        steps = self.steps_per_round * (self.participations[rounds - 1] if rounds else 0)
-        return (NoisedSums(self.noise_multiplier, self.sampling_rate, steps),)
+        if self.correlation and rounds:  # all of them together are one release
+            return (NoisedSums(self.noise_multiplier / self.correlation.sensitivities[rounds - 1], 1.0, 1),)
+        return (NoisedSums(self.noise_multiplier, self.sampling_rate, self.steps(rounds)),)
 
     def epsilon(self, rounds: int) -> float:
         """Return ε after so many rounds."""
@@ -123,13 +186,14 @@ class Protection:
             "noise_multiplier": self.noise_multiplier,
             "norm": self.norm,
             "sampling_rate": self.sampling_rate,
-            "steps": self.releases(rounds)[0].steps,
+            "steps": self.steps(rounds),
             "delta": self.delta,
             "epsilon": None if epsilon == float("inf") else epsilon,
             "accountant": self.accountant,
             "neighbours": self.neighbours,
             **({"target_quantile": self.target_quantile} if self.target_quantile is not None else {}),
             **({"quorum": self.quorum, "cohort": self.cohort} if self.quorum is not None else {}),
+            **(self.correlation.figures(rounds) if self.correlation else {}),
         }
 
 
@@ -203,9 +267,10 @@ def protect(
 def protect_users(privacy: Privacy, clients: int, plan: Schedule, key: Key) -> tuple[Schedule, Protection]:
     """Return a schedule with the cohorts that the protection of users counts on, and the protection.
 
-    Poisson cohorts hide who takes part. So every round counts, with the probability of taking part. Fixed
-    cohorts hide nothing. Then those rounds count in which a client takes part, for the client with the most
-    of them. Its neighbour uploads zeros, and no other client takes part in its stead.
+    Poisson cohorts hide who takes part. So every round counts, with the probability of taking part. Cohorts
+    of one size hide nothing. Then those rounds count in which a client takes part, for the client with the
+    most of them. Its neighbour uploads zeros, and no other client takes part in its stead. If noise is
+    correlated, the spacing of these rounds counts, too.
 
     Args:
         privacy: The section of the config.
@@ -221,9 +286,13 @@ def protect_users(privacy: Privacy, clients: int, plan: Schedule, key: Key) -> t
     rate = plan.clients_per_round / clients if poisson else 1.0
     participations = tuple(range(1, plan.rounds + 1)) if poisson else _participations(clients, plan, key)
     delta = privacy.delta or default_delta(clients)
+    correlation, scale, steps = None, 1.0, participations[-1]
+    if privacy.mechanism == "blt":
+        correlation = Correlation.of(plan.rounds, _rounds_of_clients(clients, plan, key))
+        scale, steps = correlation.sensitivities[-1], 1
     protection = Protection(
         "user",
-        _noise(privacy, delta, rate, participations[-1]),
+        _noise(privacy, delta, rate, steps, scale),
         privacy.norm,
         rate,
         1,
@@ -234,6 +303,7 @@ def protect_users(privacy: Privacy, clients: int, plan: Schedule, key: Key) -> t
         target_quantile=privacy.target_quantile,
         neighbours="add or remove" if poisson else "zero out",
         quorum=(privacy.quorum or plan.clients_per_round) if privacy.noise == "distributed" else None,
+        correlation=correlation,
     )
     try:
         user_noise(protection)
@@ -242,12 +312,12 @@ def protect_users(privacy: Privacy, clients: int, plan: Schedule, key: Key) -> t
     return plan, protection
 
 
-def _noise(privacy: Privacy, delta: float, rate: float, steps: int) -> float:
+def _noise(privacy: Privacy, delta: float, rate: float, steps: int, sensitivity: float = 1.0) -> float:
     """Return the noise multiplier of a config."""
     if privacy.noise_multiplier is not None:
         return privacy.noise_multiplier
     assert privacy.epsilon is not None
-    return noise_for(privacy.epsilon, delta, rate, steps, privacy.accountant)
+    return sensitivity * noise_for(privacy.epsilon, delta, rate, steps, privacy.accountant)
 
 
 def user_noise(protection: Protection, stream: str = "") -> UserNoise:
@@ -267,6 +337,7 @@ def user_noise(protection: Protection, stream: str = "") -> UserNoise:
         protection.target_quantile,
         stream,
         protection.quorum,
+        protection.correlation.matrix if protection.correlation else None,
     )
 
 
@@ -277,6 +348,15 @@ def _participations(clients: int, plan: Schedule, key: Key) -> tuple[int, ...]:
         counts[list(plan.cohort(clients, key, number))] += 1
         most.append(int(counts.max()))
     return tuple(most)
+
+
+def _rounds_of_clients(clients: int, plan: Schedule, key: Key) -> Participations:
+    """Return the rounds of every client that takes part, without repetitions."""
+    rounds: dict[int, list[int]] = {}
+    for number in range(1, plan.rounds + 1):
+        for client in plan.cohort(clients, key, number):
+            rounds.setdefault(client, []).append(number)
+    return tuple(sorted({tuple(taken) for taken in rounds.values()}))
 
 
 def protected(
