@@ -198,6 +198,9 @@ def test_a_paper_config_passes_its_checks_and_finds_its_labels(tmp_path, name, s
         content.pop("content", None)
     else:
         settings["content.per_client" if content["content"].get("per_client") else "content.samples"] = 12
+    for method in content["methods"].values():
+        if method["content"]:
+            method["content"]["samples"] = 12
     if content.get("pretrain", {}).get("init"):
         small = {"name": "resnet20"}
         module = MODELS["resnet20"].build((3, 32, 32), len(CLASSES[data]))
