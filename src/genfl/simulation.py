@@ -78,6 +78,7 @@ def federate(
     device: torch.device = CPU,
     on_round: Callable[[int], None] = lambda rounds: None,
     on_history: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None] = lambda rows, evaluations: None,
+    take_census: Callable[[ClientProgram], Tree] | None = None,
 ) -> Trace:
     """Run a federation, or resume one that was interrupted.
 
@@ -98,6 +99,7 @@ def federate(
         on_round: Called with the number of rounds just finished: 1 after each round, more when resuming.
         on_history: Called with all rounds and all evaluations so far, as in a `Trace`: before the first
             round, and after each one, before its checkpoint.
+        take_census: Returns the sums of a census over all clients; None computes them from `clients`.
 
     Returns:
         The final model, the evaluations and a row for each round.
@@ -125,7 +127,8 @@ def federate(
         on_round(len(rounds))
     else:
         with one_thread():
-            state = algorithm.init(weights, census(algorithm.census, clients), key.fold("init"))
+            sums = take_census(algorithm.census) if take_census else census(algorithm.census, clients)
+            state = algorithm.init(weights, sums, key.fold("init"))
         rounds = []
         evaluations = [{"round": 0, **evaluate(state["weights"])}]
 
