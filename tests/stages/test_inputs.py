@@ -388,6 +388,8 @@ ROWS = [
     Row("federate.checkpoint_every", "federate.checkpoint_every=1", REPORT),
     # auto may run clients in batches, whose last bits depend on the fast path
     Row("federate.fast", "federate.fast=false", FEDERATE),
+    Row("federate.quorum", "federate.quorum=2", REPORT),
+    Row("federate.deadline", "federate.deadline=60", REPORT),
     Row(
         "federate.extractor",
         "federate.extractor=$weights",

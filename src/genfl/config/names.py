@@ -6,6 +6,9 @@ from typing import Literal
 
 EngineName = Literal["auto", "parallel", "sequential", "vectorized"]
 
+FLOWER_IN_PROCESS = "flower-inprocess"
+"""The engine that sends clients Flower's messages in one process, to try a federation out."""
+
 OLD_ENGINES = {"vectorised": "vectorized"}
 """Old spellings of engines, with the current ones."""
 

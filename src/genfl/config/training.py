@@ -175,12 +175,13 @@ class Federation(Section):
         " this also measures the divergence of local models from their mean, and their accuracy before"
         " averaging.",
     )
-    engine: Annotated[EngineName, BeforeValidator(_present_engine)] = Field(
+    engine: Annotated[EngineName | Literal["flower-inprocess"], BeforeValidator(_present_engine)] = Field(
         "auto",
         description="How clients run. sequential: one by one in one process. parallel: one by one in several"
         " processes, bit-identical to sequential. vectorized: in batches, equal to sequential up to rounding."
         " auto: vectorized if steps are short and alike and every core (at most four) has a batch, else"
-        " parallel.",
+        " parallel. flower-inprocess: one by one over Flower's messages in one process, bit-identical to"
+        " sequential; it needs genfl[flower].",
     )
     fast: bool = Field(
         True,
@@ -194,4 +195,16 @@ class Federation(Section):
         " the inputs, or of the counts of a text's tokens; it needs nothing. imagenet: torchvision's file of"
         " ResNet-18 in the folder of torch.hub. Else a file of weights of the downstream model, or MODEL:FILE"
         " for those of another model with default options.",
+    )
+    quorum: int = Field(
+        1,
+        ge=1,
+        description="Flower: fewest clients of a cohort that must answer. If fewer do, the others are asked"
+        " again, and then the run stops. It can be resumed.",
+    )
+    deadline: float = Field(
+        3600.0,
+        gt=0,
+        description="Flower: seconds that the server waits for the clients of a round. Those that are late"
+        " are left out of the round.",
     )

@@ -16,10 +16,12 @@ from genfl.algorithms.registry import UNLABELLED
 from genfl.analysis.extractors import build_extractor
 from genfl.config import ImageGenerator, Method, Model
 from genfl.config.generation import TextGenerator
+from genfl.config.names import FLOWER_IN_PROCESS
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
 from genfl.data.sources import DATASETS, DataSet
 from genfl.engines.auto import together
+from genfl.engines.flower import check_flower
 from genfl.engines.pool import refusal
 from genfl.errors import InputError, cause, first_line
 from genfl.experiment.context import RunContext
@@ -70,6 +72,8 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
     pool_problem = refusal() if inputs.federation.engine == "parallel" else None
     if pool_problem:
         raise InputError(f"federate.engine: parallel, but {pool_problem}; use auto or sequential")
+    if inputs.federation.engine == FLOWER_IN_PROCESS:
+        check_flower("federate.engine")
     if inputs.extractor is not None:
         try:
             build_extractor(inputs.extractor.choice, data.shape, classes)

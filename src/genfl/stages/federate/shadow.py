@@ -28,7 +28,7 @@ from genfl.stages.federate.generated_content import training_data
 from genfl.stages.federate.inputs import FederateInputs
 from genfl.stages.federate.protection import Protection, protect
 from genfl.stages.federate.setting import Setting
-from genfl.stages.federate.trial import Trial
+from genfl.stages.federate.trial import Trial, local_engine
 
 EXAMPLES_AT_ONCE = 512
 """The number of examples of a forward pass."""
@@ -160,7 +160,7 @@ def train_shadow(
     clients = training_data(setting, trial.name, trial.method, trial.seed)
     algorithm, federations, _ = trial.prepare(setting, clients, like=setting.protection(trial))
     data, plan, key = federations[0]
-    kind = "vectorized" if choice.batched(trial.method) else setting.inputs.federation.engine
+    kind = local_engine(setting.inputs.federation, batched=choice.batched(trial.method))
     fast = setting.inputs.federation.fast
     with engine(kind, data, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
         return federate(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genfl.algorithms import Algorithm
+from genfl.algorithms.base import ClientProgram
 from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Method
+from genfl.config.training import Federation
 from genfl.data.clients import GENERATED, ClientData
 from genfl.deployment.description import WEIGHTS_FILE
-from genfl.engines.auto import engine
+from genfl.engines.auto import Name, engine
+from genfl.engines.protocol import Engine
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
 from genfl.privacy.dp.user import exact_census, user_level
@@ -23,7 +27,7 @@ from genfl.rng import Key
 from genfl.simulation import Trace, federate
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
-from genfl.stages.federate.inputs import FederateInputs, trial_digest
+from genfl.stages.federate.inputs import FederateInputs, over_flower, trial_digest
 from genfl.stages.federate.methods import build_algorithm, local_training, schedule
 from genfl.stages.federate.model_files import describe_model
 from genfl.stages.federate.protection import Protection, noise_secret, protect, protected, user_noise
@@ -32,10 +36,17 @@ from genfl.storage import digest as digest_text
 from genfl.storage import save_tensors, write_json
 from genfl.tracking.events import Follower, rows_of
 from genfl.tracking.series import Row, Series
+from genfl.trees import Tree
+
+if TYPE_CHECKING:
+    from genfl.engines.flower.in_process import InProcessFlower
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
+
+NODES = "nodes"
+"""The folder of the clients' folders, where they run over Flower in this process."""
 
 
 class Prepared(NamedTuple):
@@ -203,12 +214,19 @@ class Trial:
         start: Weights = setting.start(self.method, self.seed)
         choice.decide_method(self.name, self.method, algorithm, start, clients, plan)
         batched = choice.batched(self.method)
-        kind = "vectorized" if batched else inputs.federation.engine
         measured = algorithm.same_form and self.method.reference is None
-        fast = inputs.federation.fast
         digest = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched)
         setting.work.take_checkpoint(folder / CHECKPOINT, digest)
-        with engine(kind, clients, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
+        with contextlib.ExitStack() as opened:
+            take_census: Callable[[ClientProgram], Tree] | None = None
+            run_cohort: Engine
+            if over_flower(inputs.federation, self.method):
+                flower = _flower(inputs.federation, clients, folder, algorithm.memory(start))
+                run_cohort, take_census = flower, flower.census
+            else:
+                kind = local_engine(inputs.federation, batched=batched)
+                cohort, fast = plan.clients_per_round, inputs.federation.fast
+                run_cohort = opened.enter_context(engine(kind, clients, cohort, setting.device, fast=fast))
             trace = federate(
                 algorithm,
                 start,
@@ -223,12 +241,40 @@ class Trial:
                 device=setting.device,
                 on_round=advance,
                 on_history=self._tell(setting),
+                take_census=take_census,
             )
         save_tensors(folder / WEIGHTS_FILE, setting.task.state_dict(trace.weights))
         evaluations, rounds = trace.evaluations, len(trace.rounds)
         describe_model(setting, folder, self.name, self.seed, digest, evaluations, rounds, client)
         write_json(folder / "trace.json", _plain(trace))
         return trace
+
+
+def local_engine(federation: Federation, *, batched: bool) -> Name:
+    """Return the engine of clients that run here, without messages.
+
+    Args:
+        federation: The section of the config.
+        batched: Whether the method's clients run in batches.
+    """
+    if batched:
+        return "vectorized"
+    return "sequential" if federation.engine == "flower-inprocess" else federation.engine
+
+
+def _flower(federation: Federation, clients: ClientData, folder: Path, initial: Tree) -> InProcessFlower:
+    """Return the engine over Flower of a trial; its clients keep their memories beside its checkpoint."""
+    from genfl.engines.flower.in_process import InProcessFlower
+
+    return InProcessFlower(
+        clients,
+        len(clients),
+        folder / NODES,
+        initial,
+        quorum=federation.quorum,
+        deadline=federation.deadline,
+        checkpoint_every=federation.checkpoint_every,
+    )
 
 
 def trained_trials(inputs: FederateInputs) -> list[Trial]:
