@@ -168,7 +168,9 @@ def federate(
                 "downlink_bytes": _bytes_of(client_task.message for client_task in client_tasks),
                 "refused": len(result.refused),
                 **({"clients": len(client_tasks)} if schedule.cohorts == "poisson" else {}),
-                "samples": sum(
+                "samples": result.samples
+                if result.samples is not None
+                else sum(
                     schedule.batches(plans).samples(clients.part_sizes(task.client)) for task in client_tasks
                 ),
                 **{

@@ -80,9 +80,12 @@ def flower(clients, algorithm, folder, **options):
     return InProcessFlower(clients, len(clients), folder, initial, **options)
 
 
-def assert_same(a, b):
+def assert_same(a, b, unequal=()):
     assert a.evaluations == b.evaluations
-    assert a.rounds == b.rounds
+    for one, other in zip(a.rounds, b.rounds, strict=True):
+        assert {k: v for k, v in one.items() if k not in unequal} == {
+            k: v for k, v in other.items() if k not in unequal
+        }
     assert all(
         torch.equal(x, y) for x, y in zip(trees.leaves(a.weights), trees.leaves(b.weights), strict=True)
     )
@@ -154,7 +157,7 @@ def test_a_lost_client_is_dropped_and_keeps_its_memory(clients, tmp_path, when):
             )
 
     expected = play(clients, algorithm, Dropping(), rounds=5, cohort=5)
-    assert_same(trace, expected)
+    assert_same(trace, expected, unequal={"samples"})  # lost clients do not say how many
     assert [row["refused"] for row in trace.rounds] == [0, 1, 1, 0, 0]
 
 

@@ -14,7 +14,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from genfl.algorithms.base import ClientProgram
-from genfl.engines.flower.node import NodeWork, client_app
+from genfl.engines.flower.node import NodeWork, build_client_app
 from genfl.engines.flower.server import FlowerEngine, RemoteClients, RunName
 from genfl.engines.flower.wire import Request
 from genfl.engines.protocol import ClientTask, DataView, RoundResult
@@ -154,7 +154,9 @@ class InProcessFlower(FlowerEngine):
         action: str = "train",
         grid: type[InProcessGrid] = InProcessGrid,
     ) -> None:
-        opened = grid(client_app(lambda context: _LocalSite(self, int(context.node_config["client"]))), count)
+        opened = grid(
+            build_client_app(lambda context: _LocalSite(self, int(context.node_config["client"]))), count
+        )
         clients = RemoteClients(
             opened,
             opened.get_node_ids(),

@@ -68,7 +68,7 @@ class Site(Protocol):
         ...
 
 
-def client_app(site_of: Callable[[Context], Site]) -> ClientApp:
+def build_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     """Return the ClientApp that answers all requests of a federation.
 
     Args:
@@ -97,7 +97,12 @@ def _answer(message: Message, context: Context, site_of: Callable[[Context], Sit
         return Reply("", "", 0, 0, None, str(error))
     answer = Reply(request.run, request.action, request.round, request.client, None)
     try:
-        return answer._replace(upload=_upload(request, site_of(context)))
+        site = site_of(context)
+        work = site.work(request)
+        if request.batches is not None:
+            samples = request.batches.samples(work.data.part_sizes(work.client))
+            answer = answer._replace(samples=samples)
+        return answer._replace(upload=_upload(request, site, work))
     except RefusedMessage as error:
         log.error("%s of round %d was refused: %s", request.action, request.round, error)
         return answer._replace(refused=str(error))
@@ -108,13 +113,12 @@ def _answer(message: Message, context: Context, site_of: Callable[[Context], Sit
         return answer._replace(refused=f"it failed with {kind}; the client's log says why")
 
 
-def _upload(request: Request, site: Site) -> Tree:
+def _upload(request: Request, site: Site, work: NodeWork) -> Tree:
     """Run the client's work, keep its memory on its disk, and return what it sends.
 
     Raises:
         RefusedMessage: The request must not be acted on, or the upload must not be sent.
     """
-    work = site.work(request)
     keeps = request.action == "train"
     memory = NodeMemory(site.folder, request.run) if keeps else None
     before = memory.before(request) if memory else {}

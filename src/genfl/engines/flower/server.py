@@ -158,7 +158,8 @@ class FlowerEngine:
             for task in sorted(tasks, key=lambda task: task.client):
                 if task.client in replies:
                     aggregator.add(self._results(task, replies[task.client], templates))
-        return aggregator.round_result()
+        samples = sum(reply.samples for reply in replies.values())
+        return aggregator.round_result()._replace(samples=samples)
 
     def census(self, program: ClientProgram) -> Tree:
         """Begin a federation: return the sums of a program without batches over all clients."""

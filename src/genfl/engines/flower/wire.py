@@ -89,6 +89,7 @@ class Reply(NamedTuple):
         client: The client, as in the request.
         upload: What it sends; None if it refused.
         refused: Why it refused; empty if it did not.
+        samples: How many samples it trained on, with repetitions.
     """
 
     run: str
@@ -97,6 +98,7 @@ class Reply(NamedTuple):
     client: int
     upload: Tree | None
     refused: str = ""
+    samples: int = 0
 
 
 class PackedTree(NamedTuple):
@@ -178,6 +180,7 @@ def reply_records(reply: Reply) -> RecordDict:
         "round": reply.round,
         "client": reply.client,
         "refused": reply.refused,
+        "samples": reply.samples,
     }
     return _records(about, {_TREE: pack({} if reply.upload is None else reply.upload)})
 
@@ -194,16 +197,12 @@ def read_reply(records: RecordDict, request: Request) -> Reply:
     """
     about = _about(records)
     if refused := _field(about, "refused", str):
-        return Reply(*request[:4], None, on_one_line(refused, 300))
+        return Reply(*request[:4], None, on_one_line(refused, 300), _number(about, "samples"))
     for name in ("run", "action", "round", "client"):
         asked = getattr(request, name)
         if (answered := _field(about, name, type(asked))) != asked:
             raise RefusedMessage(f"{name}: the reply is to {_short(answered)}, not to {_short(asked)}")
-    refused = _field(about, "refused", str)
-    upload = None if refused else _tree(records, about)
-    return Reply(
-        request.run, request.action, request.round, request.client, upload, on_one_line(refused, 300)
-    )
+    return Reply(*request[:4], _tree(records, about), "", _number(about, "samples"))
 
 
 def _short(value: Any) -> str:

@@ -37,7 +37,9 @@ class ChoiceInputs:
     model: Model
     data: DataInputs
     partition: Partition
-    federation: Annotated[Federation, Without({"rounds", "evaluate_every", "checkpoint_every", "fast"})]
+    federation: Annotated[
+        Federation, Without({"rounds", "evaluate_every", "checkpoint_every", "fast", "quorum", "deadline"})
+    ]
 
 
 class EngineChoice:

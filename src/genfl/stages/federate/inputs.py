@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from genfl.analysis.extractors import ExtractorChoice, choose_extractor
 from genfl.config import Config, Method, Model, Partition
 from genfl.config.generation import Prompts
-from genfl.config.names import FLOWER_IN_PROCESS
+from genfl.config.names import FLOWER, FLOWER_IN_PROCESS
 from genfl.config.privacy import Privacy
 from genfl.config.training import Federation
 from genfl.data.texts import GENERATED_TOKENIZER
@@ -236,13 +236,13 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
 def _bits(federation: Federation, method: Method, *, batched: bool) -> Any:
     """Return what the way in which clients run adds to a digest; ``exact`` for that of `sequential`."""
     if over_flower(federation, method):
-        return FLOWER_IN_PROCESS  # the same bits, but a checkpoint without the clients' memories
+        return federation.engine  # the same bits, but a checkpoint without the clients' memories
     return ["vectorized", ROUNDING, _fast(federation)] if batched else "exact"
 
 
 def over_flower(federation: Federation, method: Method) -> bool:
     """Return whether the clients of a method run over Flower. References are not federated."""
-    return federation.engine == FLOWER_IN_PROCESS and method.reference is None
+    return federation.engine in (FLOWER, FLOWER_IN_PROCESS) and method.reference is None
 
 
 def _fast(federation: Federation) -> bool:

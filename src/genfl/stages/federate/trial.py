@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from genfl.algorithms import Algorithm
 from genfl.algorithms.base import ClientProgram
@@ -38,15 +38,12 @@ from genfl.tracking.events import Follower, rows_of
 from genfl.tracking.series import Row, Series
 from genfl.trees import Tree
 
-if TYPE_CHECKING:
-    from genfl.engines.flower.in_process import InProcessFlower
-
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 
 NODES = "nodes"
-"""The folder of the clients' folders, where they run over Flower in this process."""
+"""The folder of what a federation over Flower keeps besides its checkpoint."""
 
 
 class Prepared(NamedTuple):
@@ -221,7 +218,11 @@ class Trial:
             take_census: Callable[[ClientProgram], Tree] | None = None
             run_cohort: Engine
             if over_flower(inputs.federation, self.method):
-                flower = _flower(inputs.federation, clients, folder, algorithm.memory(start))
+                settings = {"method": self.name, "seed": self.seed}
+                memory = algorithm.memory(start)
+                flower = setting.context.flower_engine(
+                    inputs.federation, clients, folder / NODES, memory, settings
+                )
                 run_cohort, take_census = flower, flower.census
             else:
                 kind = local_engine(inputs.federation, batched=batched)
@@ -259,22 +260,9 @@ def local_engine(federation: Federation, *, batched: bool) -> Name:
     """
     if batched:
         return "vectorized"
-    return "sequential" if federation.engine == "flower-inprocess" else federation.engine
-
-
-def _flower(federation: Federation, clients: ClientData, folder: Path, initial: Tree) -> InProcessFlower:
-    """Return the engine over Flower of a trial; its clients keep their memories beside its checkpoint."""
-    from genfl.engines.flower.in_process import InProcessFlower
-
-    return InProcessFlower(
-        clients,
-        len(clients),
-        folder / NODES,
-        initial,
-        quorum=federation.quorum,
-        deadline=federation.deadline,
-        checkpoint_every=federation.checkpoint_every,
-    )
+    if federation.engine == "flower-inprocess" or federation.engine == "flower":
+        return "sequential"
+    return federation.engine
 
 
 def trained_trials(inputs: FederateInputs) -> list[Trial]:
