@@ -626,6 +626,7 @@ def client_command(
     policy: Annotated[
         Path | None, typer.Option("--policy", metavar="FILE", help="YAML with what the client allows.")
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Answer a federation's server with the data of this machine, until Ctrl-C.
@@ -635,6 +636,8 @@ def client_command(
     _prepare_federation("genfl client")
     from genfl.live.link import Client, answer_server
 
+    if as_json:
+        _print_json({"server": server, "data": str(data), "folder": str(out)})
     answer_server(Client(out, data, server, authority, policy))
 
 

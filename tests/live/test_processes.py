@@ -1,5 +1,6 @@
 """Processes that are started and stopped: also those that detach themselves, and those left over."""
 
+import json
 import os
 import signal
 import subprocess
@@ -46,7 +47,7 @@ def test_processes_and_what_they_started_end(tmp_path, error):
     ids = []
     try:
         with Processes(tmp_path / "mark") as processes:
-            processes.start("parent", python(DETACHING), tmp_path / "log")
+            processes.start("parent", python(DETACHING), tmp_path / "log", tmp_path)
             wait_for(lambda: len(processes.ids()) == 2)
             ids += processes.ids()
             if error:
@@ -62,7 +63,7 @@ def test_a_process_that_ignores_the_request_is_killed(tmp_path, monkeypatch):
     ignoring = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     code = f"{ignoring}; print(1, flush=True); time.sleep(600)"
     with Processes(tmp_path / "mark") as processes:
-        process = processes.start("stubborn", python(code), tmp_path / "log")
+        process = processes.start("stubborn", python(code), tmp_path / "log", tmp_path)
         wait_for(lambda: (tmp_path / "log").read_text() == "1\n")
     assert process.returncode == -signal.SIGKILL
 
@@ -74,7 +75,8 @@ def test_what_a_killed_parent_left_is_stopped_by_the_next(tmp_path):
         from pathlib import Path
         from genfl.live.processes import Processes
         with Processes(Path({str(tmp_path / "mark")!r})) as processes:
-            started = processes.start("p", {python("import time; time.sleep(600)")!r}, Path(os.devnull))
+            command = {python("import time; time.sleep(600)")!r}
+            started = processes.start("p", command, Path(os.devnull), Path())
             print(started.pid, flush=True)
             os.kill(os.getpid(), 9)
         """
@@ -88,15 +90,16 @@ def test_what_a_killed_parent_left_is_stopped_by_the_next(tmp_path):
 
 def test_a_process_that_ends_is_named(tmp_path):
     with Processes(tmp_path / "mark") as processes:
-        processes.start("SuperLink", python("raise SystemExit(3)"), tmp_path / "log")
+        processes.start("SuperLink", python("raise SystemExit(3)"), tmp_path / "log", tmp_path)
         with pytest.raises(GenflError, match=r"SuperLink ended with code 3; see .*log"):
             wait_for_port(free_ports(1)[0], processes)
         with pytest.raises(GenflError, match="failed: no such app"):
-            processes.run(python("import sys; sys.exit('no such app')"))
+            processes.run(python("import sys; sys.exit('no such app')"), tmp_path)
 
 
 def test_nothing_is_sent_to_the_makers_of_flower(tmp_path):
-    with Processes(tmp_path / "mark", {"FLWR_HOME": "/here"}) as processes:
-        shown = processes.run(python("import os, json; print(json.dumps(dict(os.environ)))"))
-    assert all(f'"{name}": "{value}"' in shown for name, value in {**SETTINGS, "FLWR_HOME": "/here"}.items())
-    assert os.environ.get("FLWR_HOME") != "/here"
+    with Processes(tmp_path / "mark") as processes:
+        shown = processes.run(python("import os, json; print(json.dumps(dict(os.environ)))"), tmp_path)
+    settings = {**SETTINGS, "FLWR_HOME": str(tmp_path)}
+    assert {name: json.loads(shown)[name] for name in settings} == settings
+    assert os.environ.get("FLWR_HOME") != str(tmp_path)

@@ -5,13 +5,13 @@ A client's process is new for each message, so nothing is imported before it is 
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from genfl.engines.flower.node import Site, build_client_app
+from genfl.live.logs import log_to
 
 server_app = ServerApp()
 """The app that `genfl deploy` submits to the SuperLink."""
@@ -30,13 +30,10 @@ def _site(context: Context) -> Site:
     from genfl.live.site import DataSite
 
     settings = context.node_config
-    logging.getLogger("genfl").setLevel(logging.INFO)
-    policy = settings.get("policy")
-    return DataSite(
-        Path(str(settings["folder"])),
-        Path(str(settings["data"])),
-        read_policy(Path(str(policy)) if policy else None),
-    )
+    folder, policy = Path(str(settings["folder"])), settings.get("policy")
+    log_to(folder / "client.log")
+    allowed = read_policy(Path(str(policy)) if policy else None)
+    return DataSite(folder / "memory", Path(str(settings["data"])), allowed)
 
 
 client_app = build_client_app(_site)

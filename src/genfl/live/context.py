@@ -14,6 +14,7 @@ import torch
 from flwr.serverapp import Grid
 
 from genfl import config as configs
+from genfl.algorithms.base import ClientInfo
 from genfl.config import Config, Data
 from genfl.config.data import Labels
 from genfl.config.training import Federation
@@ -55,7 +56,7 @@ class RemoteContext(RunContext):
         self.grid = grid
         self.nodes = list(nodes)
         self.folder = folder
-        self._config = ""
+        self._config, self._deadline = "", 0.0
         self._labels: list[str] = []
 
     def wait_for_clients(self, seconds: float = ONLINE) -> None:
@@ -91,6 +92,7 @@ class RemoteContext(RunContext):
                 " their number"
             )
         self._config = configs.dump(config, without=("track",))
+        self._deadline = config.federate.deadline
         return config
 
     def data_set(self, data: Data) -> DataSet:
@@ -120,7 +122,8 @@ class RemoteContext(RunContext):
             cells = options.cells * 2 ** (attempt - 1)
             hashed = key.fold("hashes", attempt).integer()
             table = [cells, options.hashes, options.max_bytes, hashed]
-            clients = RemoteClients(self.grid, self.nodes, run, {"label_names": []})
+            info: ClientInfo = {"label_names": []}
+            clients = RemoteClients(self.grid, self.nodes, run, info, deadline=self._deadline)
             return FlowerEngine(clients, "labels", settings={"config": self._config, "table": table})
 
         return discover([()] * len(self.nodes), engine, key, **options.model_dump())

@@ -65,7 +65,7 @@ def make_server_keys(folder: Path, hosts: list[str]) -> ServerKeys:
 
     Args:
         folder: Where the files are written.
-        hosts: The names and addresses by which clients reach the server.
+        hosts: The names and addresses by which clients reach the server. The server reaches itself, too.
 
     Raises:
         InputError: There are keys already, or no host is named.
@@ -77,6 +77,7 @@ def make_server_keys(folder: Path, hosts: list[str]) -> ServerKeys:
 
     if not hosts:
         raise InputError("--host: name at least one host name or address of the server")
+    names = [_general_name(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1"])]
     paths = server_keys(folder)
     _refuse_existing(paths)
     begin, end = datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(days=365 * YEARS)
@@ -106,7 +107,7 @@ def make_server_keys(folder: Path, hosts: list[str]) -> ServerKeys:
     certificate = (
         builder(hosts[0], issuer, server)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False

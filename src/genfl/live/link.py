@@ -33,6 +33,14 @@ YEAR = 366 * 86400.0
 POLL = 0.3
 """Seconds between two looks at a running federation."""
 
+HOME = "flower"
+"""The folder of what Flower itself keeps, in the folder of a server or a client."""
+
+NODE_LOG = "supernode.log"
+
+STEADY, RESTART, MOST_FAILURES = 60.0, 10.0, 20
+"""Seconds after which a SuperNode runs well, seconds before it is started again, and how often in a row."""
+
 KEYS = "keys"
 """The folder of a server's keys, in its own folder."""
 
@@ -59,13 +67,13 @@ class Server:
                 raise InputError(
                     f"--out: there is no {path}; run: genfl keys server --host HOST --out {path.parent}"
                 )
-        processes.environment["FLWR_HOME"] = str(self.folder / "flower")
+        self.home = self.folder / HOME
 
     def start(self) -> None:
         """Start the SuperLink, with TLS and authenticated nodes."""
         address = LOOPBACK if self.host == "0.0.0.0" else self.host
         write_text(
-            self.folder / "flower" / "config.toml",
+            self.home / "config.toml",
             f"[superlink.{CONNECTION}]\naddress = {json.dumps(f'{address}:{self.port}')}\n"
             f"root-certificates = {json.dumps(str(self.keys.authority))}\n",
         )
@@ -73,7 +81,7 @@ class Server:
         command += ["--ssl-certfile", str(self.keys.certificate), "--ssl-keyfile", str(self.keys.key)]
         command += ["--ssl-ca-certfile", str(self.keys.authority), "--enable-supernode-auth"]
         command += ["--database", str(self.folder / "flower.db"), "--disable-runtime-dependency-installation"]
-        self.processes.start("SuperLink", command, self.folder / "superlink.log")
+        self.processes.start("SuperLink", command, self.folder / "superlink.log", self.home)
         wait_for_port(self.port, self.processes, address)
 
     def register(self, public_keys: Sequence[Path]) -> None:
@@ -93,7 +101,7 @@ class Server:
         for key, path in zip(keys, public_keys, strict=True):
             if key not in known:
                 command = ["flwr", "supernode", "register", str(path), CONNECTION, "--format", "json"]
-                known[key] = int(_json_in(self.processes.run(command))["node-id"])
+                known[key] = int(_json_in(self.processes.run(command, self.home))["node-id"])
                 write_json(file, known)
         write_json(self.folder / MEMBERS, [known[key] for key in keys])
 
@@ -104,10 +112,14 @@ class Server:
         app = self.folder / "app"
         write_text(app / "pyproject.toml", _APP.format(version=genfl.__version__))
         setting = f"folder={json.dumps(str(self.folder))}"
-        self.processes.run(["flwr", "run", str(app), CONNECTION, "--run-config", setting])
+        self.processes.run(["flwr", "run", str(app), CONNECTION, "--run-config", setting], self.home)
 
-    def wait(self, seconds: float) -> dict[str, Any]:
+    def wait(self, seconds: float, nodes: Sequence[SuperNode] = ()) -> dict[str, Any]:
         """Wait for the end of the federation, and tell what the server logs.
+
+        Args:
+            seconds: The longest time that it may take.
+            nodes: SuperNodes on this machine, to look after.
 
         Returns:
             The results; see `genfl.live.server.results_of`.
@@ -123,6 +135,8 @@ class Server:
             self.processes.check()
             if time.monotonic() > end:
                 raise GenflError(f"the federation has not ended after {seconds:g} s; see {log_file}")
+            for node in nodes:
+                node.look_after()
             told = _tell(log_file, told)
             time.sleep(POLL)
         _tell(log_file, told)
@@ -149,12 +163,8 @@ class Client(NamedTuple):
     authority: Path
     policy: Path | None = None
 
-    def start(self, name: str, processes: Processes) -> None:
-        """Start the SuperNode.
-
-        Args:
-            name: What messages call it.
-            processes: What runs the processes.
+    def command(self) -> list[str]:
+        """Return the command that starts the SuperNode.
 
         Raises:
             InputError: A file is missing, or a path cannot be given to Flower.
@@ -166,7 +176,7 @@ class Client(NamedTuple):
             raise InputError(f"--ca: there is no {self.authority}; copy ca.pem from the server's keys")
         if not re.fullmatch(r"[^\s/]+:\d+", self.server):
             raise InputError(f"--server: {on_one_line(self.server)!r} is no address; give HOST:PORT")
-        settings = {"folder": self.folder.resolve() / "memory", "data": self.data.resolve()}
+        settings = {"folder": self.folder.resolve(), "data": self.data.resolve()}
         if self.policy is not None:
             settings["policy"] = self.policy.resolve()
         for path in settings.values():
@@ -177,7 +187,56 @@ class Client(NamedTuple):
         command += ["--auth-supernode-private-key", str(key)]
         command += ["--node-config", " ".join(f'{each}="{path}"' for each, path in settings.items())]
         command += ["--host", LOOPBACK, "--port", str(port)]
-        processes.start(name, command, self.folder / "supernode.log")
+        return command
+
+
+class SuperNode:
+    """The SuperNode of a client, which is started again when it ends.
+
+    The SuperLink refuses a SuperNode for about a minute after its predecessor was killed, because it still
+    counts that one as online.
+
+    Args:
+        client: The client.
+        name: What messages call it.
+        processes: What runs the processes.
+
+    Raises:
+        InputError: A file of the client is missing.
+    """
+
+    def __init__(self, client: Client, name: str, processes: Processes) -> None:
+        self._client, self._name, self._processes = client, name, processes
+        self._failures = 0
+        self._again = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        folder = self._client.folder.resolve()
+        command = self._client.command()
+        self._processes.start(self._name, command, folder / NODE_LOG, folder / HOME, may_end=True)
+        self._began = time.monotonic()
+
+    def look_after(self) -> None:
+        """Start the SuperNode again if it has ended, after a pause.
+
+        Raises:
+            GenflError: It ended many times in a row.
+        """
+        code, now = self._processes.running[self._name].poll(), time.monotonic()
+        if code is None:
+            self._again = 0.0
+        elif not self._again:
+            self._failures = self._failures + 1 if now - self._began < STEADY else 1
+            why = f"{self._name} ended with code {code}; see {self._client.folder / NODE_LOG}"
+            if self._failures > MOST_FAILURES:
+                raise GenflError(
+                    f"{why}; the server does not know this node's key, has another authority, or is not there"
+                )
+            log.warning("%s; starting it again", why)
+            self._again = now + RESTART
+        elif now > self._again:
+            self._start()
 
 
 _APP = """[project]
@@ -238,21 +297,21 @@ def run_server(
 
 
 def answer_server(client: Client) -> None:
-    """Run a client until this process is told to end.
+    """Run a client until this process is told to end. A SuperNode that ends is started again.
 
     Args:
         client: The client.
 
     Raises:
         InputError: A file of it is missing.
-        GenflError: Its SuperNode ended: the server does not know its key, or is another one.
+        GenflError: Its SuperNode ended many times in a row.
     """
     read_policy(client.policy)
     with Processes(client.folder.resolve() / "processes") as processes:
-        client.start("the SuperNode", processes)
+        node = SuperNode(client, "the SuperNode", processes)
         log.info("answering %s with the data in %s; Ctrl-C ends it", client.server, client.data)
         while True:
-            processes.check()
+            node.look_after()
             time.sleep(POLL)
 
 

@@ -10,7 +10,7 @@ from genfl.errors import InputError
 from genfl.experiment.context import RunContext
 from genfl.live.keys import make_node_keys, make_server_keys, node_keys, server_keys
 from genfl.live.limits import problem_of
-from genfl.live.link import KEYS, LOOPBACK, YEAR, Client, Server
+from genfl.live.link import KEYS, LOOPBACK, YEAR, Client, Server, SuperNode
 from genfl.live.processes import Processes, free_ports
 from genfl.live.server import for_machines
 from genfl.live.site import EXAMPLES, write_examples
@@ -45,11 +45,13 @@ def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YE
         server = Server(for_machines(config), folder / "server", processes, LOOPBACK, port)
         server.start()
         server.register([node_keys(client).public for client in folders])
-        for number, client in enumerate(folders):
-            address, authority = f"{LOOPBACK}:{port}", server.keys.authority
-            Client(client, client / "data", address, authority).start(f"client {number}", processes)
+        address, authority = f"{LOOPBACK}:{port}", server.keys.authority
+        nodes = [
+            SuperNode(Client(client, client / "data", address, authority), f"client {number}", processes)
+            for number, client in enumerate(folders)
+        ]
         server.submit()
-        return server.wait(seconds)
+        return server.wait(seconds, nodes)
 
 
 def _prepare(config: Config, keys: Path, folders: list[Path]) -> None:

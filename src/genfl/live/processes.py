@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -39,18 +39,14 @@ class Processes:
 
     Args:
         file: The file.
-        settings: Environment variables besides `SETTINGS`.
     """
 
-    def __init__(self, file: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, file: Path) -> None:
         self._token = secrets.token_hex(16)
         self._file = file
-        self.environment = {**os.environ, **SETTINGS, **(settings or {}), _MARK: self._token}
-        self.environment["PATH"] = os.pathsep.join(
-            [str(Path(sys.executable).parent), self.environment.get("PATH", "")]
-        )
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self._logs: dict[str, Path] = {}
+        self.logs: dict[str, Path] = {}
+        self._may_end: set[str] = set()
 
     def __enter__(self) -> Processes:
         if self._file.exists():
@@ -66,13 +62,22 @@ class Processes:
         self.stop(patience=0.0 if kind is KeyboardInterrupt else PATIENCE)
         remove(self._file, self._file.parent)
 
-    def start(self, name: str, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    def _environment(self, home: Path) -> dict[str, str]:
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        ours = {"PATH": programs, "FLWR_HOME": str(home), _MARK: self._token}
+        return {**os.environ, **SETTINGS, **ours}
+
+    def start(
+        self, name: str, command: Sequence[str], log: Path, home: Path, *, may_end: bool = False
+    ) -> subprocess.Popen[bytes]:
         """Start a process, whose output is appended to a file.
 
         Args:
             name: What messages call it.
             command: Its command line.
             log: The file.
+            home: The folder of what Flower keeps.
+            may_end: Whether somebody looks after it, so that `check` lets it end.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -81,20 +86,22 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self.environment,
+                env=self._environment(home),
                 start_new_session=True,  # Ctrl-C is for this process alone, which stops the others
             )
-        self._logs[name] = log
+        self.logs[name] = log
+        if may_end:
+            self._may_end.add(name)
         return self.running[name]
 
-    def run(self, command: Sequence[str], timeout: float = 120.0) -> str:
-        """Run a command to its end, and return what it prints.
+    def run(self, command: Sequence[str], home: Path, timeout: float = 120.0) -> str:
+        """Run a command to its end, and return what it prints; see `start`.
 
         Raises:
             GenflError: It fails.
         """
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+            command, env=self._environment(home), capture_output=True, text=True, timeout=timeout, check=False
         )
         if done.returncode:
             output = " ".join((done.stdout + done.stderr).split())
@@ -102,14 +109,14 @@ class Processes:
         return done.stdout
 
     def check(self) -> None:
-        """Check that all processes run.
+        """Check that all processes run that must not end.
 
         Raises:
             GenflError: One has ended.
         """
         for name, process in self.running.items():
-            if process.poll() is not None:
-                raise GenflError(f"{name} ended with code {process.returncode}; see {self._logs[name]}")
+            if process.poll() is not None and name not in self._may_end:
+                raise GenflError(f"{name} ended with code {process.returncode}; see {self.logs[name]}")
 
     def ids(self) -> list[int]:
         """Return the ids of all processes that run, those that ours started included."""

@@ -14,6 +14,7 @@ from genfl.config import Config, validate
 from genfl.config.names import FLOWER
 from genfl.errors import GenflError, InputError
 from genfl.live.context import RemoteContext
+from genfl.live.logs import log_to
 from genfl.storage import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -42,11 +43,7 @@ def serve(grid: Grid, folder: Path) -> None:
         grid: Flower's Grid.
         folder: The server's folder, with a config and the clients' nodes.
     """
-    handler = logging.FileHandler(folder / LOG)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("genfl")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    log_to(folder / LOG)
     try:
         outcome: dict[str, Any] = {"error": None, "code": 0, "result": _federate(grid, folder)}
     except GenflError as error:

@@ -139,7 +139,7 @@ class DataSite:
         resources = federation_resources(config.federate, {})
         algorithm = build_algorithm(config.federate, method, task, resources)
         program = algorithm.census if request.action == "census" else algorithm.client
-        return NodeWork(program, clients, 0)
+        return NodeWork(program, clients, 0, config.federate.fast)
 
 
 def _config(settings: Mapping[str, Any]) -> Config:

@@ -102,7 +102,9 @@ def _answer(message: Message, context: Context, site_of: Callable[[Context], Sit
         if request.batches is not None:
             samples = request.batches.samples(work.data.part_sizes(work.client))
             answer = answer._replace(samples=samples)
-        return answer._replace(upload=_upload(request, site, work))
+        upload = _upload(request, site, work)
+        log.info("%s of round %d: answered", request.action, request.round)
+        return answer._replace(upload=upload)
     except RefusedMessage as error:
         log.error("%s of round %d was refused: %s", request.action, request.round, error)
         return answer._replace(refused=str(error))

@@ -147,7 +147,8 @@ class FlowerEngine:
             tasks: Their tasks.
 
         Raises:
-            GenflError: Fewer clients than the quorum answered, also when they were asked again.
+            GenflError: Fewer clients than the quorum answered, also when they were asked again; or a client
+                refused an action that needs all of them.
         """
         requests = [self._request(action, task) for task in tasks]
         replies, silent = self._ask(requests)
@@ -158,6 +159,9 @@ class FlowerEngine:
             for task in sorted(tasks, key=lambda task: task.client):
                 if task.client in replies:
                     aggregator.add(self._results(task, replies[task.client], templates))
+        if action in NEEDS_ALL and aggregator.refused:
+            client, why = min(aggregator.refused.items())
+            raise GenflError(f"{action}: every client is needed, and client {client} refused: {why}")
         samples = sum(reply.samples for reply in replies.values())
         return aggregator.round_result()._replace(samples=samples)
 
