@@ -39,6 +39,16 @@ def test_what_real_machines_cannot_run_is_refused(change, named):
     assert problem.startswith(named)
 
 
+def test_a_secure_sum_is_refused_and_never_left_out():
+    """Whether the schema knows the field or not, a config that asks for it must not run in the clear."""
+    try:
+        problem = problem_of(config.parse(CONFIG, ["federate.secure=true"]))
+    except InputError as error:
+        problem = str(error)
+    assert problem is not None
+    assert "federate.secure" in problem
+
+
 def test_a_plain_config_runs_on_real_machines():
     changed = for_machines(config.parse(CONFIG))
     assert problem_of(changed) is None

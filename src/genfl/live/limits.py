@@ -16,8 +16,6 @@ def problem_of(config: Config) -> str | None:
 def _problems(config: Config) -> Iterator[str]:
     if config.privacy is not None:
         yield "privacy: set, but differential privacy runs in simulations alone; leave it out"
-    if getattr(config.federate, "secure", False):
-        yield "federate.secure: true, but sums over Flower travel in the clear; set it to false"
     if share := config.data.partition.test:
         yield f"data.partition.test: {share}, but clients hold nothing back; leave it out"
     if config.labels.min_holders > 1:

@@ -132,7 +132,7 @@ class Processes:
         while time.monotonic() < end and any(map(_alive, ids)):
             self._reap()
             time.sleep(0.05)
-        for process in {*ids, *self.ids()}:
+        for process in self.ids():  # looked up again: an id may belong to somebody else by now
             _signal(process, signal.SIGKILL)
         for running in self.running.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
