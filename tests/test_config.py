@@ -383,7 +383,7 @@ def test_an_engines_old_spelling_is_accepted_and_steps_are_fast_unless_told_othe
     resolved = config.parse(BASE, ["federate.engine=vectorised"])
     assert resolved.federate.engine == "vectorized" and resolved.federate.fast is True
     assert config.parse(BASE, ["federate.fast=false"]).federate.fast is False
-    with pytest.raises(InputError, match=r"federate\.engine: should be 'auto', 'parallel', 'sequential' or"):
+    with pytest.raises(InputError, match=r"federate\.engine: should be 'auto', 'parallel', 'sequential', "):
         config.parse(BASE, ["federate.engine=vectorise"])
 
 

@@ -94,6 +94,13 @@ class ContentKind(StrEnum):
     texts = "texts"
 
 
+class KeyOwner(StrEnum):
+    """Whose keys `genfl keys` makes."""
+
+    server = "server"
+    node = "node"
+
+
 class Document(StrEnum):
     """The documents with a JSON schema."""
 
@@ -548,6 +555,123 @@ def audit_command(
         typer.echo(f"The run's report shows it after: genfl run {run / RUN_CONFIG} --out {run}")
 
 
+@app.command("keys", cls=_Command)
+def keys_command(
+    owner: Annotated[KeyOwner, typer.Argument(help="Whose keys to make.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--host", help="A name or address by which clients reach the server. Can be repeated."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make the keys of a federation, on the machine that uses them.
+
+    Private keys can be read by this user alone, and never leave the folder. Clients need the server's ca.pem.
+    The server needs each client's node.pub.
+    """
+    from genfl.engines.flower import check_flower
+    from genfl.live import keys
+
+    check_flower("genfl keys")
+    made: dict[str, Path]
+    if owner is KeyOwner.server:
+        made = keys.make_server_keys(out, hosts or [])._asdict()
+    else:
+        made = keys.make_node_keys(out)._asdict()
+    if as_json:
+        _print_json({name: str(path) for name, path in made.items()})
+        return
+    _print_table(("file", "what it is"), [(str(path), name.replace("_", " ")) for name, path in made.items()])
+
+
+@app.command("deploy", cls=_Command)
+def deploy_command(
+    config_file: ConfigFile,
+    local: Annotated[
+        int, typer.Option("--local", min=1, metavar="N", help="Number of clients, all on this machine.")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the federation. Default: federations/NAME.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a config as a real federation on this machine, over Flower. The same command resumes it.
+
+    Server and clients are separate processes with separate folders. They talk over TLS on 127.0.0.1, and the
+    server knows each client by its key. Uploads reach the server in the clear.
+    """
+    from genfl import config
+
+    _prepare_federation("genfl deploy")
+    from genfl.live.local import deploy_local
+
+    settings = config.load(config_file, overrides or [])
+    folder = out or Path("federations") / settings.name
+    _show_federation(deploy_local(settings, folder, local), folder / "server", as_json)
+
+
+@app.command("server", cls=_Command)
+def server_command(
+    config_file: ConfigFile,
+    nodes: Annotated[
+        list[Path],
+        typer.Option("--node", metavar="FILE", help="A client's node.pub. Repeat it for each."),
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The server's folder, with its keys. Default: federations/NAME/server."),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address on which to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on which to listen.")] = 9092,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a config with clients on other machines, over Flower. The same command resumes it.
+
+    Make the server's keys first: genfl keys server --host HOST --out DIR/keys. Whoever has its ca.pem can
+    register nodes and submit code, so let only the clients' addresses reach the port.
+    """
+    from genfl import config
+
+    _prepare_federation("genfl server")
+    from genfl.live.link import run_server
+
+    settings = config.load(config_file, overrides or [])
+    folder = out or Path("federations") / settings.name / "server"
+    _show_federation(run_server(settings, folder, nodes, host, port), folder, as_json)
+
+
+@app.command("client", cls=_Command)
+def client_command(
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The folder with the client's data.")],
+    server: Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="The server's address.")],
+    authority: Annotated[Path, typer.Option("--ca", metavar="FILE", help="The server's ca.pem.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The client's folder, with its node key.")
+    ] = Path("client"),
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="YAML with what the client allows.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer a federation's server with the data of this machine, until Ctrl-C.
+
+    Make the node's key first: genfl keys node --out DIR. Nothing needs to reach this machine from outside.
+    """
+    _prepare_federation("genfl client")
+    from genfl.live.link import Client, answer_server
+
+    if as_json:
+        _print_json({"server": server, "data": str(data), "folder": str(out)})
+    answer_server(Client(out, data, server, authority, policy))
+
+
 @app.command("list", cls=_Command)
 def list_command(
     what: Annotated[Catalogue, typer.Argument(help="The catalogue to list.")],
@@ -740,6 +864,33 @@ def _execute(
         typer.echo(f"\nReport: {folder / 'report' / 'index.html'}")
     else:
         typer.echo(f"Done up to {until.value}: {part.folder(folder) if part else folder}")
+
+
+def _prepare_federation(command: str) -> None:
+    """Check that Flower is installed, and let a request to end stop all processes, as Ctrl-C does."""
+    from genfl.engines.flower import check_flower
+
+    check_flower(command)
+    _configure_logging()
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _show_federation(result: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Show the results of a federation.
+
+    Args:
+        result: See `genfl.live.server.results_of`.
+        folder: The server's folder.
+        as_json: Whether to print JSON.
+    """
+    from genfl.live.server import RUN, results_table
+
+    if as_json:
+        _print_json({"folder": str(folder), **result})
+        return
+    typer.echo(f"labels: {', '.join(result['labels'])}\n")
+    _print_table(*results_table(result))
+    typer.echo(f"\nModels: {folder / RUN / 'federate'}")
 
 
 @contextlib.contextmanager

@@ -79,6 +79,7 @@ def federate(
     on_round: Callable[[int], None] = lambda rounds: None,
     on_history: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None] = lambda rows, evaluations: None,
     on_model: Callable[[int, Weights], None] = lambda number, weights: None,
+    take_census: Callable[[ClientProgram], Tree] | None = None,
 ) -> Trace:
     """Run a federation, or resume one that was interrupted.
 
@@ -100,6 +101,7 @@ def federate(
         on_history: Called with all rounds and all evaluations so far, as in a `Trace`: before the first
             round, and after each one, before its checkpoint.
         on_model: Called after each round with its number and the global model, before its checkpoint.
+        take_census: Returns the sums of a census over all clients; None computes them from `clients`.
 
     Returns:
         The final model, the evaluations and a row for each round.
@@ -127,7 +129,8 @@ def federate(
         on_round(len(rounds))
     else:
         with one_thread():
-            state = algorithm.init(weights, census(algorithm.census, clients), key.fold("init"))
+            sums = take_census(algorithm.census) if take_census else census(algorithm.census, clients)
+            state = algorithm.init(weights, sums, key.fold("init"))
         rounds = []
         evaluations = [{"round": 0, **evaluate(state["weights"])}]
 
@@ -167,7 +170,9 @@ def federate(
                 "downlink_bytes": _bytes_of(client_task.message for client_task in client_tasks),
                 "refused": len(result.refused),
                 **({"clients": len(client_tasks)} if schedule.cohorts == "poisson" else {}),
-                "samples": sum(
+                "samples": result.samples
+                if result.samples is not None
+                else sum(
                     schedule.batches(plans).samples(clients.part_sizes(task.client)) for task in client_tasks
                 ),
                 **{

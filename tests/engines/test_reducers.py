@@ -122,3 +122,14 @@ def test_no_mask_is_used_twice():
     for _ in range(2):
         _run(_program(_table), Watched)
     assert len(set(seen)) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.uint32, torch.uint64])
+def test_a_plain_sum_of_unsigned_numbers_wraps_around(dtype):
+    most = torch.iinfo(torch.uint32 if dtype is torch.uint32 else torch.uint64).max
+    uploads = torch.from_numpy(np.array([[most, 1], [2, 3], [4, most]], dtype=str(dtype).split(".")[1]))
+    for parts in ([uploads], [uploads[:1], uploads[1:]], [uploads[:2], uploads[2:]]):
+        reducer = PlainReducer({"cells": "sum"})
+        for number, part in enumerate(parts):
+            reducer.add([number], {"cells": part})
+        assert reducer.aggregate()["cells"].tolist() == [5, 3]

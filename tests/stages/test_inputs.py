@@ -391,6 +391,8 @@ ROWS = [
     Row("federate.keep_every", "federate.keep_every=2", FEDERATE),
     # auto may run clients in batches, whose last bits depend on the fast path
     Row("federate.fast", "federate.fast=false", FEDERATE),
+    Row("federate.quorum", "federate.quorum=2", REPORT),
+    Row("federate.deadline", "federate.deadline=60", REPORT),
     Row(
         "federate.extractor",
         "federate.extractor=$weights",

@@ -6,6 +6,15 @@ from typing import Literal
 
 EngineName = Literal["auto", "parallel", "sequential", "vectorized"]
 
+RunEngineName = Literal["auto", "parallel", "sequential", "vectorized", "flower-inprocess", "flower"]
+"""The engines of whole runs: those of simulations in Python, and those over Flower."""
+
+FLOWER = "flower"
+"""The engine of clients on other machines, or in other processes."""
+
+FLOWER_IN_PROCESS = "flower-inprocess"
+"""The engine that sends clients Flower's messages in one process, to try a federation out."""
+
 OLD_ENGINES = {"vectorised": "vectorized"}
 """Old spellings of engines, with the current ones."""
 

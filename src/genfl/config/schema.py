@@ -185,6 +185,11 @@ class Config(Section):
                 f"federate.clients_per_round: {cohort} clients a round, but data.partition.clients is"
                 f" {clients}; lower the one or raise the other"
             )
+        if (quorum := self.federate.quorum) > cohort:
+            yield (
+                f"federate.quorum: {quorum}, but federate.clients_per_round is {cohort}; lower the one or"
+                " raise the other"
+            )
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             yield "seeds: give different non-negative integers"
         if problem := self.data.problem():

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from genfl.config.names import OLD_ENGINES, EngineName
+from genfl.config.names import OLD_ENGINES, RunEngineName
 from genfl.config.section import Choice, OneOf, OptionSections, OrOne, Section, named
 from genfl.learning.augment import Augment, Padding
 from genfl.learning.pretrain import LrSchedule, PretrainOptimizer, recipe_problem
@@ -175,12 +175,13 @@ class Federation(Section):
         " this also measures the divergence of local models from their mean, and their accuracy before"
         " averaging.",
     )
-    engine: Annotated[EngineName, BeforeValidator(_present_engine)] = Field(
+    engine: Annotated[RunEngineName, BeforeValidator(_present_engine)] = Field(
         "auto",
         description="How clients run. sequential: one by one in one process. parallel: one by one in several"
         " processes, bit-identical to sequential. vectorized: in batches, equal to sequential up to rounding."
         " auto: vectorized if steps are short and alike and every core (at most four) has a batch, else"
-        " parallel.",
+        " parallel. flower-inprocess: one by one over Flower's messages in one process, bit-identical to"
+        " sequential; it needs genfl[flower]. flower: set by genfl deploy and genfl server.",
     )
     fast: bool = Field(
         True,
@@ -200,4 +201,16 @@ class Federation(Section):
         ge=1,
         description="Rounds between global models that are kept besides the final one, for use and for"
         " audits. If not set, final models alone are kept.",
+    )
+    quorum: int = Field(
+        1,
+        ge=1,
+        description="Flower: fewest clients of a cohort that must answer. If fewer do, the others are asked"
+        " again, and then the run stops. It can be resumed.",
+    )
+    deadline: float = Field(
+        3600.0,
+        gt=0,
+        description="Flower: seconds that the server waits for the clients of a round. Those that are late"
+        " are left out of the round.",
     )

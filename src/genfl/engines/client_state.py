@@ -182,7 +182,7 @@ class ClientStateStore:
         entries: dict[str, tuple[int, str]] = {}
         packed: dict[str, Tensor] = {}
         for client, memory in memories.items():
-            layout, data = _pack(memory)
+            layout, data = pack_tree(memory)
             entries[str(client)] = (layouts.setdefault(layout, len(layouts)), _checksum(data))
             packed[str(client)] = data
         table = {"forms": list(layouts), "memories": entries}
@@ -206,7 +206,7 @@ class ClientStateStore:
             layout, checksum = table["memories"][str(client)]
             if _checksum(data) != checksum:
                 raise _damaged(self._folder / name, f"the memory of client {client} has another checksum")
-            memories[client] = _unpack(table["forms"][layout], data)
+            memories[client] = unpack_tree(table["forms"][layout], data)
         return memories
 
     def _rest(self, name: str) -> dict[int, Tree]:
@@ -214,14 +214,15 @@ class ClientStateStore:
         return self._read(name, [c for c in self._files[name].clients if self._file_of.get(c) == name])
 
 
-def _pack(memory: Tree) -> tuple[str, Tensor]:
+def pack_tree(memory: Tree) -> tuple[str, Tensor]:
     """Return the layout of a tree and its content, uint8 [bytes]: files of few tensors are quick to write."""
     layout = trees.map(lambda leaf: [str(leaf.dtype).removeprefix("torch."), *leaf.shape], memory)
     parts = [leaf.detach().contiguous().view(-1).view(torch.uint8) for leaf in trees.leaves(memory)]
     return json.dumps(layout), torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
 
 
-def _unpack(layout: str, data: Tensor) -> Tree:
+def unpack_tree(layout: str, data: Tensor) -> Tree:
+    """Return the tree of a layout and its content; see `pack_tree`."""
     start = 0
 
     def leaf(entry: list[Any]) -> Tensor:

@@ -249,12 +249,14 @@ class RoundResult(NamedTuple):
         memories: The new memory of each counted client.
         refused: Why an upload was not counted, by client.
         uplink_bytes: For each name of the upload, the bytes all counted clients sent.
+        samples: How many samples clients trained on, as they say; None if they are not asked.
     """
 
     aggregate: Tree | None
     memories: dict[int, Tree]
     refused: dict[int, str]
     uplink_bytes: dict[str, int]
+    samples: int | None = None
 
 
 class EngineStats(NamedTuple):

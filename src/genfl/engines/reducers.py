@@ -49,13 +49,21 @@ class PlainReducer:
         return self.sums | lists
 
 
+_SIGNED = {torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Types of the same width. torch adds no unsigned ones, and modulo 2^32 or 2^64 the bits are the same."""
+
+
 def _add(total: Tensor, stack: Tensor) -> None:
-    total.add_(_sum(stack))
+    signed = _SIGNED.get(total.dtype, total.dtype)
+    total.view(signed).add_(_sum(stack).view(signed))
 
 
 def _sum(stack: Tensor) -> Tensor:
     """Return the sum over clients; of one, its upload itself."""
-    return stack.squeeze(0) if stack.shape[0] == 1 else stack.sum(0, dtype=stack.dtype)
+    if stack.shape[0] == 1:
+        return stack.squeeze(0)
+    signed = _SIGNED.get(stack.dtype, stack.dtype)
+    return stack.view(signed).sum(0, dtype=signed).view(stack.dtype)
 
 
 class SecureReducer:

@@ -10,24 +10,34 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from genfl.config import Config, Data, Model, Public, validate
+from genfl.config.data import Labels
+from genfl.config.training import Federation
 from genfl.data.clients import ClientData
 from genfl.data.partition import OWN, hold_back, partition, subset
 from genfl.data.public import PublicData, public_data
 from genfl.data.sources import DATASETS, DataSet, LabelledExamples, read_dataset
 from genfl.data.texts import GENERATED_TOKENIZER
+from genfl.engines.in_process import sequential
+from genfl.engines.protocol import DataView, Engine, ReducerFactory
+from genfl.engines.reducers import PlainReducer, secure_reducers
 from genfl.errors import InputError
+from genfl.labels.discovery import Discovery, discover
 from genfl.labels.iblt import MAX_CLIENTS
 from genfl.learning.augment import Augment
 from genfl.learning.task import Precision, Task, classification
 from genfl.models import MODELS
 from genfl.rng import Key
 from genfl.storage import digest, sha256
+from genfl.trees import Tree
+
+if TYPE_CHECKING:
+    from genfl.engines.flower.server import FlowerEngine
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +57,9 @@ class RunContext:
 
     Nothing outlives the context. The next run reads everything again, so it sees changes.
     """
+
+    remote = False
+    """Whether the private data is on other machines."""
 
     def __init__(self) -> None:
         self._data_sets: OrderedDict[str, DataSet] = OrderedDict()
@@ -181,6 +194,57 @@ class RunContext:
             **split.model_dump(exclude={"clients", "test", "samples", "min_size"}),
         )
         return [rows[part] for part in parts]
+
+    def discover_labels(self, data: Data, options: Labels, seed: int) -> Discovery:
+        """Return the result of label discovery, with a simulated secure sum.
+
+        Args:
+            data: The data and its split.
+            options: The settings of the table.
+            seed: The seed of the split.
+        """
+        train = self.data_set(data).train
+        label_sets = [sorted({train.labels[row] for row in rows}) for rows in self.client_rows(data, seed)]
+
+        def engine(known: DataView, key: Key) -> Engine:
+            return sequential(known, secure_reducers(key))
+
+        settings = options.model_dump(exclude={"count_epsilon"})
+        return discover(label_sets, engine, Key(seed).fold("labels"), **settings)
+            label_sets, engine, Key(seed).fold("labels"), **options.model_dump(exclude={"count_epsilon"})
+        )
+
+    def flower_engine(
+        self,
+        federation: Federation,
+        clients: ClientData,
+        folder: Path,
+        initial: Tree,
+        settings: dict[str, Any],
+        reducer: ReducerFactory = PlainReducer,
+    ) -> FlowerEngine:
+        """Return the engine over Flower of a trial. Here, its clients are in this process.
+
+        Args:
+            federation: The section of the config.
+            clients: The clients' data.
+            folder: Where the clients keep their memories.
+            initial: The memory of a client that never took part.
+            settings: What clients on other machines must know of the trial.
+            reducer: Makes what adds up the uploads of a round.
+        """
+        from genfl.engines.flower.in_process import InProcessFlower
+
+        return InProcessFlower(
+            clients,
+            len(clients),
+            folder,
+            initial,
+            quorum=federation.quorum,
+            deadline=federation.deadline,
+            checkpoint_every=federation.checkpoint_every,
+            reducer=reducer,
+        )
 
     def discovered(self, config: Config) -> list[str]:
         """Return the label names that discovery finds, in NFC, sorted: those that enough clients hold."""

@@ -7,12 +7,8 @@ from typing import Annotated, Any
 
 from genfl.config import Config, Partition
 from genfl.config.data import Labels
-from genfl.engines.in_process import sequential
-from genfl.engines.protocol import DataView, Engine
-from genfl.engines.reducers import secure_reducers
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
-from genfl.labels.discovery import discover
 from genfl.labels.iblt import IBLT
 from genfl.privacy.dp.counts import noised_counts
 from genfl.privacy.dp.streams import noise_stream
@@ -55,15 +51,11 @@ def _inputs(config: Config, context: RunContext) -> LabelInputs:
 
 
 def _run(inputs: LabelInputs, work: StageRun) -> dict[str, Any]:
-    section = inputs.data.section
-    train = work.context.data_set(section).train
-    parts = work.context.client_rows(section, inputs.seed)
-    label_sets = [sorted({train.labels[row] for row in rows}) for rows in parts]
-    options = inputs.labels.model_dump(exclude={"count_epsilon"})
-    discovery = discover(label_sets, _engine, Key(inputs.seed).fold("labels"), **options)
+    discovery = work.context.discover_labels(inputs.data.section, inputs.labels, inputs.seed)
     holders = discovery.holders
     if inputs.labels.count_epsilon is not None:
-        holders = _noised(holders, inputs, work, len(parts))
+        clients = len(work.context.client_rows(inputs.data.section, inputs.seed))
+        holders = _noised(holders, inputs, work, clients)
     result = {
         "found": list(discovery.holders),
         "cells": discovery.cells,
@@ -92,11 +84,9 @@ def _noised(holders: dict[str, int], inputs: LabelInputs, work: StageRun, client
     return {name: min(max(count, inputs.labels.min_holders), clients) for name, count in noised.items()}
 
 
-def _engine(data: DataView, key: Key) -> Engine:
-    return sequential(data, secure_reducers(key))
-
-
 def _check(inputs: LabelInputs, context: RunContext) -> None:
+    if context.remote:
+        return  # the clients have sent their names already
     for seed in inputs.seeds:
         context.train_test_rows(inputs.data.section, seed)
     options = inputs.labels

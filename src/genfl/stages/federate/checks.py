@@ -16,10 +16,12 @@ from genfl.algorithms.registry import UNLABELLED
 from genfl.analysis.extractors import build_extractor
 from genfl.config import ImageGenerator, Method, Model
 from genfl.config.generation import TextGenerator
+from genfl.config.names import FLOWER, FLOWER_IN_PROCESS
 from genfl.data.clients import ClientData
 from genfl.data.plans import Schedule
 from genfl.data.sources import DATASETS, DataSet
 from genfl.engines.auto import together
+from genfl.engines.flower import check_flower
 from genfl.engines.pool import refusal
 from genfl.errors import InputError, cause, first_line
 from genfl.experiment.context import RunContext
@@ -34,9 +36,13 @@ from genfl.references import GENERATOR, REFERENCES, GeneratorClassifier
 from genfl.rng import Key
 from genfl.stages.federate.generated_content import check_content
 from genfl.stages.federate.inputs import FederateInputs
-from genfl.stages.federate.methods import build_algorithm, local_training, schedule
+from genfl.stages.federate.methods import (
+    build_algorithm,
+    federation_resources,
+    local_training,
+    schedule,
+)
 from genfl.stages.federate.protection import protect_users, sample_problem, user_noise
-from genfl.stages.federate.setting import resources
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +72,16 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
     if problem := inputs.federation.local.augment.augment().problem(data.modality, data.shape):
         raise InputError(f"federate.local.augment.{problem}")
     placeholder = torch.zeros(2, *data.shape)  # nothing has been generated yet
-    provided = resources(inputs, client_tasks) | dict.fromkeys(UNLABELLED, placeholder)
+    provided = federation_resources(inputs.federation, client_tasks) | dict.fromkeys(UNLABELLED, placeholder)
     pool_problem = refusal() if inputs.federation.engine == "parallel" else None
     if pool_problem:
         raise InputError(f"federate.engine: parallel, but {pool_problem}; use auto or sequential")
+    if inputs.federation.engine in (FLOWER, FLOWER_IN_PROCESS):
+        check_flower("federate.engine")
+    if inputs.federation.engine == FLOWER and not context.remote:
+        raise InputError(
+            "federate.engine: flower is for clients on other machines (genfl deploy); use flower-inprocess"
+        )
     if inputs.extractor is not None:
         try:
             build_extractor(inputs.extractor.choice, data.shape, classes)

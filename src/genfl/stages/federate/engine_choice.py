@@ -38,7 +38,8 @@ class ChoiceInputs:
     data: DataInputs
     partition: Partition
     federation: Annotated[
-        Federation, Without({"rounds", "evaluate_every", "checkpoint_every", "fast", "keep_every"})
+        Federation,
+        Without({"rounds", "evaluate_every", "checkpoint_every", "fast", "keep_every", "quorum", "deadline"}),
     ]
 
 

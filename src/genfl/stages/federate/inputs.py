@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from genfl.analysis.extractors import ExtractorChoice, choose_extractor
 from genfl.config import Config, Method, Model, Partition
 from genfl.config.generation import Prompts
+from genfl.config.names import FLOWER, FLOWER_IN_PROCESS
 from genfl.config.privacy import Privacy
 from genfl.config.training import Federation
 from genfl.data.texts import GENERATED_TOKENIZER
@@ -46,7 +47,7 @@ STATEMENTS = {"public"}
 LATER = {"noise", "quorum", "mechanism"}
 """The settings of privacy whose defaults leave the digests of trials as they were without them."""
 
-BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor", "keep_every"}
+BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor", "keep_every", "quorum", "deadline"}
 """The settings of a federation that do not count by themselves.
 
 The engine, and the fast path, change the last bits if clients run in batches; see `FederateInputs.engine`.
@@ -238,13 +239,25 @@ def trial_digest(inputs: FederateInputs, upstream: Upstream, method: Method, see
         inputs.model.model,
         inputs.client_models if differ else [],
         inputs.federation,
-        ["vectorized", ROUNDING, _fast(inputs.federation)] if batched else "exact",
+        _bits(inputs.federation, method, batched=batched),
         method,
         [inputs.model.code, inputs.client_code if differ else {}, method.code],
         seed,
         None if method.reference else inputs.privacy,
     )
     return digest_of(FEDERATE, TRIALS_VERSION, trial_inputs, stages)
+
+
+def _bits(federation: Federation, method: Method, *, batched: bool) -> Any:
+    """Return what the way in which clients run adds to a digest; ``exact`` for that of `sequential`."""
+    if over_flower(federation, method):
+        return federation.engine  # the same bits, but a checkpoint without the clients' memories
+    return ["vectorized", ROUNDING, _fast(federation)] if batched else "exact"
+
+
+def over_flower(federation: Federation, method: Method) -> bool:
+    """Return whether the clients of a method run over Flower. References are not federated."""
+    return federation.engine in (FLOWER, FLOWER_IN_PROCESS) and method.reference is None
 
 
 def _fast(federation: Federation) -> bool:

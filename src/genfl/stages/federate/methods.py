@@ -45,6 +45,20 @@ def build_algorithm(
     return filtered(combined, task, keep, part=part, from_round=choice.from_round)
 
 
+def federation_resources(federation: Federation, client_tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """Return the resources of builders that a config decides.
+
+    Args:
+        federation: The section of the config.
+        client_tasks: The learning tasks of the clients' models, by name.
+    """
+    return {
+        "cohort": federation.clients_per_round,
+        "rounds": federation.rounds,
+        "client_tasks": client_tasks or None,
+    }
+
+
 def local_training(federation: Federation) -> LocalSGD:
     """Return the local training of a federation, before the methods' hooks."""
     training = federation.local

@@ -160,7 +160,8 @@ class Protection:
             return self
         correlation = self.correlation
         if correlation:
-            correlation = Correlation.by(correlation.matrix, plan.rounds, _rounds_of_clients(clients, plan, key))
+            rounds = _rounds_of_clients(clients, plan, key)
+            correlation = Correlation.by(correlation.matrix, plan.rounds, rounds)
         participations = _participations(clients, plan, key)
         return dataclasses.replace(self, participations=participations, correlation=correlation)
 

@@ -31,6 +31,7 @@ from genfl.simulation import Measure
 from genfl.stages.audit import read_generated
 from genfl.stages.base import StageRun
 from genfl.stages.federate.inputs import FederateInputs
+from genfl.stages.federate.methods import federation_resources
 from genfl.stages.guided import content_folder, kind_digest, read_guided
 from genfl.stages.pretrain import read_weights
 from genfl.stages.vocabulary import readable
@@ -166,8 +167,9 @@ class Setting:
     @cached_property
     def resources(self) -> Mapping[str, Any]:
         """The resources of builders, except the synthetic data; see `genfl.algorithms.registry`."""
-        return resources(
-            self.inputs, {f"{n}-{model.name}": self._classify(model) for n, model in self._client_models}
+        return federation_resources(
+            self.inputs.federation,
+            {f"{n}-{model.name}": self._classify(model) for n, model in self._client_models},
         )
 
     @property
@@ -177,7 +179,7 @@ class Setting:
     @cached_property
     def measures(self) -> dict[str, Measure]:
         """The measures of cohorts whose clients train the global model's architecture."""
-        if not measures_rounds(self.inputs.privacy):
+        if self.context.remote or not measures_rounds(self.inputs.privacy):
             return {}
         measures = {diversity.DIVERSITY: diversity.gradient_diversity()}
         if self.inputs.federation.heterogeneity:
@@ -221,17 +223,3 @@ class Setting:
         testing, data = held_back
         tested = [models[client if len(models) > 1 else 0] for client in testing]
         return evaluate_clients(self.task, tested, data, sequential(data), self.device)
-
-
-def resources(inputs: FederateInputs, client_tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """Return the resources of builders, except the synthetic data.
-
-    Args:
-        inputs: The stage's inputs.
-        client_tasks: The learning tasks of the clients' models, by name.
-    """
-    return {
-        "cohort": inputs.federation.clients_per_round,
-        "rounds": inputs.federation.rounds,
-        "client_tasks": client_tasks or None,
-    }

@@ -31,7 +31,7 @@ from genfl.stages.federate.inputs import FederateInputs
 from genfl.stages.federate.kept_models import KeptModels
 from genfl.stages.federate.protection import Protection, protect
 from genfl.stages.federate.setting import Setting
-from genfl.stages.federate.trial import Trial
+from genfl.stages.federate.trial import Trial, local_engine
 
 EXAMPLES_AT_ONCE = 512
 """The number of examples of a forward pass."""
@@ -204,7 +204,7 @@ def train_prepared(
         kept: The models of rounds to keep; None for none.
     """
     data, plan, key = federation
-    kind = "vectorized" if choice.batched(trial.method) else setting.inputs.federation.engine
+    kind = local_engine(setting.inputs.federation, batched=choice.batched(trial.method))
     fast = setting.inputs.federation.fast
     with engine(kind, data, plan.clients_per_round, setting.device, fast=fast) as run_cohort:
         return federate(

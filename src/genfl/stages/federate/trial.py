@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from genfl.algorithms import Algorithm
+from genfl.algorithms.base import ClientProgram
 from genfl.algorithms.registry import UNLABELLED
 from genfl.analysis.noise import noise_measures
 from genfl.config import Method
+from genfl.config.training import Federation
 from genfl.data.clients import GENERATED, ClientData
 from genfl.deployment.description import WEIGHTS_FILE
-from genfl.engines.auto import engine
+from genfl.engines.auto import Name, engine
+from genfl.engines.protocol import Engine
 from genfl.engines.reducers import PlainReducer, quorum_reducers
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
@@ -26,7 +30,7 @@ from genfl.rng import Key
 from genfl.simulation import Trace, federate
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
-from genfl.stages.federate.inputs import FederateInputs, trial_digest
+from genfl.stages.federate.inputs import FederateInputs, over_flower, trial_digest
 from genfl.stages.federate.kept_models import KeptModels, kept_rounds
 from genfl.stages.federate.methods import build_algorithm, local_training, schedule
 from genfl.stages.federate.model_files import describe_model
@@ -36,10 +40,14 @@ from genfl.storage import digest as digest_text
 from genfl.storage import save_tensors, write_json
 from genfl.tracking.events import Follower, rows_of
 from genfl.tracking.series import Row, Series
+from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
+
+NODES = "nodes"
+"""The folder of what a federation over Flower keeps besides its checkpoint."""
 
 
 class Prepared(NamedTuple):
@@ -234,11 +242,9 @@ class Trial:
         start: Weights = setting.start(self.method, self.seed)
         choice.decide_method(self.name, self.method, algorithm, start, clients, plan)
         batched = choice.batched(self.method)
-        kind = "vectorized" if batched else inputs.federation.engine
         measures = setting.measures if algorithm.same_form and self.method.reference is None else {}
         if protection and protection.unit == "sample" and measures_noise(inputs.privacy):
             measures = {**measures, **noise_measures()}
-        fast = inputs.federation.fast
         digest = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched)
         kept = self.kept_models(inputs, folder, digest)
         for file in (*map(kept.file, kept.rounds), folder / CHECKPOINT):
@@ -246,8 +252,22 @@ class Trial:
         kept.restart_incomplete(folder / CHECKPOINT)
         quorum = protection.quorum if protection else None
         reducer = quorum_reducers(NOISED_WORDS, quorum) if quorum else PlainReducer
-        size = plan.clients_per_round
-        with engine(kind, clients, size, setting.device, fast=fast, reducer=reducer) as run_cohort:
+        with contextlib.ExitStack() as opened:
+            take_census: Callable[[ClientProgram], Tree] | None = None
+            run_cohort: Engine
+            if over_flower(inputs.federation, self.method):
+                settings = {"method": self.name, "seed": self.seed}
+                memory = algorithm.memory(start)
+                flower = setting.context.flower_engine(
+                    inputs.federation, clients, folder / NODES, memory, settings, reducer
+                )
+                run_cohort, take_census = flower, flower.census
+            else:
+                kind = local_engine(inputs.federation, batched=batched)
+                size, fast = plan.clients_per_round, inputs.federation.fast
+                run_cohort = opened.enter_context(
+                    engine(kind, clients, size, setting.device, fast=fast, reducer=reducer)
+                )
             trace = federate(
                 algorithm,
                 start,
@@ -263,6 +283,7 @@ class Trial:
                 on_round=advance,
                 on_history=self._tell(setting),
                 on_model=partial(kept.save, setting.task),
+                take_census=take_census,
             )
         kept.discard_others()
         save_tensors(folder / WEIGHTS_FILE, setting.task.state_dict(trace.weights))
@@ -270,6 +291,20 @@ class Trial:
         describe_model(setting, folder, self.name, self.seed, digest, evaluations, rounds, client)
         write_json(folder / "trace.json", _plain(trace))
         return trace
+
+
+def local_engine(federation: Federation, *, batched: bool) -> Name:
+    """Return the engine of clients that run here, without messages.
+
+    Args:
+        federation: The section of the config.
+        batched: Whether the method's clients run in batches.
+    """
+    if batched:
+        return "vectorized"
+    if federation.engine == "flower-inprocess" or federation.engine == "flower":
+        return "sequential"
+    return federation.engine
 
 
 def trained_trials(inputs: FederateInputs) -> list[Trial]:

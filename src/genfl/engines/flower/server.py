@@ -1,0 +1,316 @@
+"""The server's side: an engine whose clients are behind Flower's Grid."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from genfl import trees
+from genfl.algorithms.base import ClientInfo, ClientProgram
+from genfl.engines.fast import FastStats
+from genfl.engines.flower.wire import (
+    ACTIONS,
+    PackedTree,
+    RefusedMessage,
+    Reply,
+    Request,
+    pack,
+    read_reply,
+    request_records,
+)
+from genfl.engines.protocol import (
+    Aggregator,
+    ClientResults,
+    ClientTask,
+    EngineStats,
+    InfoOnly,
+    ReducerFactory,
+    ResultTemplates,
+    RoundResult,
+    problem,
+)
+from genfl.engines.reducers import PlainReducer
+from genfl.errors import GenflError, on_one_line
+from genfl.rng import Key
+from genfl.storage import read_json, write_json
+from genfl.threads import one_thread
+from genfl.trees import Tree
+
+log = logging.getLogger(__name__)
+
+COUNTED = "counted"
+"""The name of the receipt that the server keeps in place of a client's memory: the last counted round."""
+
+TRIES = 3
+"""How often clients that did not answer are asked, if fewer than the quorum did."""
+
+NEEDS_ALL = {"labels", "census"}
+"""The actions whose sums are wrong if a client is missing."""
+
+
+class RunName:
+    """The name of a federation: random, the same after an interruption, and new when it starts over.
+
+    Args:
+        file: Where it is kept, beside the server's checkpoint.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._name: str | None = None
+
+    def begin(self) -> None:
+        """Take a new name, for a federation that starts at its first round."""
+        self._name = secrets.token_hex(16)
+        write_json(self._file, {"run": self._name})
+
+    def __str__(self) -> str:
+        if self._name is None:
+            self._name = str(read_json(self._file)["run"])
+        return self._name
+
+
+class RemoteClients(NamedTuple):
+    """The clients of a federation, as the server reaches them.
+
+    Attributes:
+        grid: Flower's Grid.
+        nodes: The node of each client, by its number.
+        run: The name of the federation.
+        client_info: The client info of any client, for its structure, shapes and dtypes alone.
+        quorum: The fewest clients of a cohort that must answer.
+        deadline: Seconds that the server waits for a cohort.
+        checkpoint_every: Rounds between the server's checkpoints.
+        pause: Seconds between two looks for replies, at most; and before clients are asked again.
+    """
+
+    grid: Grid
+    nodes: Sequence[int]
+    run: RunName
+    client_info: ClientInfo
+    quorum: int = 1
+    deadline: float = math.inf
+    checkpoint_every: int = 1
+    pause: float = 1.0
+
+
+class FlowerEngine:
+    """An engine that sends each client's task over Flower's Grid, and adds the uploads up.
+
+    A client's memory stays on its own disk. In its place, the server keeps a receipt with the last round in
+    which the client counted, and sends it with the next request. Clients that are offline, that fail, or that
+    do not answer before the deadline are dropped from the round. Uploads are added in the order of
+    client numbers, so plain sums have the bits of `sequential`.
+
+    Args:
+        clients: The clients.
+        action: What they are asked to do; see `genfl.engines.flower.wire.ACTIONS`.
+        initial: The memory of a client that never took part.
+        settings: What clients must know of the work besides, as JSON-able values.
+        reducer: Makes what adds up the uploads of a round.
+    """
+
+    def __init__(
+        self,
+        clients: RemoteClients,
+        action: str = "train",
+        initial: Tree | None = None,
+        settings: dict[str, Any] | None = None,
+        reducer: ReducerFactory = PlainReducer,
+    ) -> None:
+        self.clients = clients
+        self.action = action
+        self.initial = initial or {}
+        self._remembers = bool(trees.leaves(self.initial))
+        self.settings = settings or {}
+        self.reducer = reducer
+
+    def run(self, program: ClientProgram, tasks: Sequence[ClientTask]) -> RoundResult:
+        """Run the program at each client of the cohort; see `perform`."""
+        return self.perform(self.action, program, tasks)
+
+    def perform(self, action: str, program: ClientProgram, tasks: Sequence[ClientTask]) -> RoundResult:
+        """Ask each client of a cohort for its part of an action, and add the uploads up.
+
+        Args:
+            action: What clients are asked to do.
+            program: What they run. It is not sent: they build the same one.
+            tasks: Their tasks.
+
+        Raises:
+            GenflError: Fewer clients than the quorum answered, also when they were asked again; or a client
+                refused an action that needs all of them.
+        """
+        requests = [self._request(action, task) for task in tasks]
+        replies, silent = self._ask(requests)
+        aggregator = Aggregator(self.reducer(program.reductions), program)
+        aggregator.refused |= silent
+        templates = ResultTemplates(program, InfoOnly([self.clients.client_info]))
+        with one_thread():
+            for task in sorted(tasks, key=lambda task: task.client):
+                if task.client in replies:
+                    aggregator.add(self._results(task, replies[task.client], templates))
+        if action in NEEDS_ALL and aggregator.refused:
+            client, why = min(aggregator.refused.items())
+            raise GenflError(f"{action}: every client is needed, and client {client} refused: {why}")
+        samples = sum(reply.samples for reply in replies.values())
+        return aggregator.round_result()._replace(samples=samples)
+
+    def census(self, program: ClientProgram) -> Tree:
+        """Begin a federation: return the sums of a program without batches over all clients."""
+        self.clients.run.begin()
+        tasks = [ClientTask(client, {}, {}, None, Key(0)) for client in range(len(self.clients.nodes))]
+        sums = self.perform("census", program, tasks).aggregate
+        if sums is None:
+            raise GenflError("census: no client's upload counts; look into the clients' logs")
+        return sums
+
+    def stats(self) -> EngineStats:
+        """Return what the engine is; see `genfl.engines.protocol.Engine`."""
+        off = FastStats(reasons=("clients run elsewhere",))
+        return EngineStats("flower", "per client", len(self.clients.nodes), off)
+
+    def _request(self, action: str, task: ClientTask) -> Request:
+        every = self.clients.checkpoint_every
+        counted = _counted(task.memory)
+        return Request(
+            str(self.clients.run),
+            action,
+            task.round,
+            task.client,
+            counted,
+            (task.round - 1) // every * every,
+            task.batches,
+            task.key,
+            self.settings,
+            task.message,
+            None if counted and self._remembers else self.initial,
+        )
+
+    def _ask(self, requests: Sequence[Request]) -> tuple[dict[int, Reply], dict[int, str]]:
+        """Return the replies, and why others did not answer, by client.
+
+        Raises:
+            GenflError: Fewer clients than the quorum answered.
+        """
+        if not requests:  # a Poisson cohort may be empty
+            return {}, {}
+        action = requests[0].action
+        least = len(requests) if action in NEEDS_ALL else min(self.clients.quorum, len(requests))
+        replies: dict[int, Reply] = {}
+        silent: dict[int, str] = {}
+        for attempt in range(TRIES):
+            if attempt:
+                log.warning(
+                    "%s: %d of %d clients answered, and %d are needed; asking the others again",
+                    *(action, len(replies), len(requests), least),
+                )
+                time.sleep(self.clients.pause)
+            silent = {}
+            self._exchange([each for each in requests if each.client not in replies], replies, silent)
+            if len(replies) >= least:
+                return replies, silent
+        reasons = "; ".join(f"client {client}: {why}" for client, why in sorted(silent.items())[:3])
+        raise GenflError(
+            f"federate.quorum: {len(replies)} of {len(requests)} clients answered in round"
+            f" {requests[0].round}, and {least} are needed ({reasons}); start the others and run the same"
+            " command again"
+        )
+
+    def _exchange(
+        self, requests: Sequence[Request], replies: dict[int, Reply], silent: dict[int, str]
+    ) -> None:
+        """Send requests and wait for the replies; the outcome of each is put into one of the two dicts."""
+        grid, deadline = self.clients.grid, self.clients.deadline
+        online = set(grid.get_node_ids())
+        waiting: dict[str, Request] = {}
+        packed: dict[int, PackedTree] = {}  # most clients are sent one and the same message
+        messages, sent = [], []
+        for request in requests:
+            node = self.clients.nodes[request.client]
+            if node not in online:
+                silent[request.client] = "it is offline"
+                continue
+            records = _records(request, packed)
+            ttl = deadline if math.isfinite(deadline) else None
+            messages.append(
+                Message(records, node, ACTIONS[request.action], ttl=ttl, group_id=str(request.round))
+            )
+            sent.append(request)
+        end = time.monotonic() + deadline
+        for identifier, request in zip(grid.push_messages(messages), sent, strict=True):
+            if identifier is None:
+                silent[request.client] = "its message was not taken"
+            else:
+                waiting[identifier] = request
+        del messages
+        pause = min(0.02, self.clients.pause)
+        while waiting:
+            for message in grid.pull_messages(list(waiting)):
+                answered = waiting.pop(message.metadata.reply_to_message_id, None)
+                if answered is not None:
+                    self._note(message, answered, replies, silent)
+            if waiting and time.monotonic() >= end:
+                break
+            if waiting:
+                time.sleep(min(pause, max(0.0, end - time.monotonic())))
+                pause = min(2 * pause, self.clients.pause)
+        for request in waiting.values():
+            silent[request.client] = f"it did not answer within {deadline:g} s (federate.deadline)"
+
+    def _note(
+        self, message: Message, request: Request, replies: dict[int, Reply], silent: dict[int, str]
+    ) -> None:
+        if message.has_error():
+            silent[request.client] = f"its node failed: {on_one_line(message.error.reason, 120)}"
+            return
+        try:
+            replies[request.client] = read_reply(message.content, request)
+        except RefusedMessage as error:
+            reply = Reply(request.run, request.action, request.round, request.client, None, str(error))
+            replies[request.client] = reply
+
+    def _results(self, task: ClientTask, reply: Reply, templates: ResultTemplates) -> ClientResults:
+        """Return what counts of a reply: its upload, and a receipt in place of the memory."""
+        why = reply.refused
+        if not why:
+            assert reply.upload is not None
+            expected = templates(task._replace(client=0, memory=self.initial))[0]
+            why = problem(reply.upload, {}, (expected, {})) or ""
+        if why:
+            return ClientResults([], {}, {}, {task.client: why})
+        receipt = {COUNTED: torch.tensor(task.round)}
+        upload, memory = (trees.map(_as_stack, tree) for tree in (reply.upload, receipt))
+        return ClientResults([task.client], upload, memory, {})
+
+
+def _records(request: Request, packed: dict[int, PackedTree]) -> RecordDict:
+    """Return a request as records.
+
+    Args:
+        request: The request.
+        packed: The trees that are packed already, by their ids.
+    """
+    for tree in (request.message, request.initial):
+        if tree is not None and id(tree) not in packed:
+            packed[id(tree)] = pack(tree)
+    initial = None if request.initial is None else packed[id(request.initial)]
+    return request_records(request, packed[id(request.message)], initial)
+
+
+def _as_stack(leaf: torch.Tensor) -> torch.Tensor:
+    return leaf.unsqueeze(0)
+
+
+def _counted(memory: Tree) -> int:
+    """Return the round of a receipt; 0 for a client that never took part."""
+    return int(memory[COUNTED]) if memory.keys() == {COUNTED} else 0

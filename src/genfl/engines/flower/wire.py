@@ -1,0 +1,323 @@
+"""The wire format of a federation over Flower: requests and replies as Flower's records, and back.
+
+A tree travels as one array of bytes and its layout in JSON. Flower sends every array by itself, and a model
+has many. Nothing that arrives is trusted: each problem is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from genfl import trees
+from genfl.data.plans import Batches, PoissonSampling
+from genfl.engines.client_state import pack_tree, unpack_tree
+from genfl.engines.protocol import NOT_FINITE
+from genfl.errors import GenflError, on_one_line
+from genfl.rng import Key
+from genfl.trees import Tree
+
+FORMAT = 1
+"""The version of the wire format. Both sides must have the same one."""
+
+ACTIONS = {
+    "labels": "query.labels",
+    "census": "query.census",
+    "train": "train.train",
+    "evaluate": "evaluate.evaluate",
+}
+"""The actions of a federation, and their message types in Flower."""
+
+_ABOUT, _TREE, _MEMORY, _DATA = "about", "tree", "memory", "data"
+
+_DTYPES = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "bfloat16", "float32", "float64"),
+)
+
+_T = TypeVar("_T")
+
+
+class RefusedMessage(GenflError):
+    """A message that must not be acted on. Its text names what is wrong, and tells nothing private."""
+
+
+class Request(NamedTuple):
+    """The server's part of one client's work.
+
+    Attributes:
+        run: The federation. It is the same after the server was interrupted, and another for every other
+            federation.
+        action: The name of the work, of `ACTIONS`.
+        round: The round's number, from 1.
+        client: The client's number.
+        counted: The last round in which the client's upload counted; 0 for none. Its memory is that of this
+            round.
+        finished: The last round behind which the server never goes back; 0 for none.
+        batches: How the client's batches are drawn; None for programs without batches.
+        key: The client's random stream for this round.
+        settings: What else the client must know of the work, as JSON-able values.
+        message: What the algorithm sends the client.
+        initial: The memory of a client that never took part; None if the client has one from round `counted`.
+    """
+
+    run: str
+    action: str
+    round: int
+    client: int
+    counted: int
+    finished: int
+    batches: Batches | None
+    key: Key
+    settings: dict[str, Any]
+    message: Tree
+    initial: Tree | None = None
+
+
+class Reply(NamedTuple):
+    """A client's answer to a request.
+
+    Attributes:
+        run: The federation, as in the request.
+        action: The work, as in the request.
+        round: The round, as in the request.
+        client: The client, as in the request.
+        upload: What it sends; None if it refused.
+        refused: Why it refused; empty if it did not.
+        samples: How many samples it trained on, with repetitions.
+    """
+
+    run: str
+    action: str
+    round: int
+    client: int
+    upload: Tree | None
+    refused: str = ""
+    samples: int = 0
+
+
+class PackedTree(NamedTuple):
+    """A tree in the form in which it travels.
+
+    Attributes:
+        layout: The structure, dtypes and shapes, in JSON.
+        array: The content.
+    """
+
+    layout: str
+    array: Array
+
+
+def pack(tree: Tree) -> PackedTree:
+    """Return a tree in the form in which it travels; several messages may share it."""
+    layout, data = pack_tree(tree)
+    return PackedTree(layout, Array(data.numpy()))
+
+
+def request_records(request: Request, message: PackedTree, initial: PackedTree | None = None) -> RecordDict:
+    """Return a request as records.
+
+    Args:
+        request: The request.
+        message: Its message, packed.
+        initial: Its initial memory, packed.
+    """
+    batches = request.batches
+    about = {
+        "format": FORMAT,
+        "run": request.run,
+        "action": request.action,
+        "round": request.round,
+        "client": request.client,
+        "counted": request.counted,
+        "finished": request.finished,
+        "batches": json.dumps(batches and [*batches._replace(key=_plain_key(batches.key))]),  # type: ignore[arg-type]
+        "key": json.dumps(_plain_key(request.key)),
+        "settings": json.dumps(request.settings),
+    }
+    return _records(about, {_TREE: message, **({_MEMORY: initial} if initial else {})})
+
+
+def read_request(records: RecordDict) -> Request:
+    """Return the request of records.
+
+    Raises:
+        RefusedMessage: They hold no request, or one that must not be acted on.
+    """
+    about = _about(records)
+    action = _field(about, "action", str)
+    if action not in ACTIONS:
+        raise RefusedMessage(f"action: there is no {on_one_line(action)!r}")
+    settings = _json(about, "settings")
+    if not isinstance(settings, dict):
+        raise RefusedMessage("settings: a mapping is expected")
+    return Request(
+        _field(about, "run", str),
+        action,
+        _number(about, "round", 1),
+        _number(about, "client"),
+        _number(about, "counted"),
+        _number(about, "finished"),
+        _batches(_json(about, "batches")),
+        _key(_json(about, "key")),
+        settings,
+        _tree(records, about),
+        _tree(records, about, _MEMORY) if _MEMORY in records.array_records else None,
+    )
+
+
+def reply_records(reply: Reply) -> RecordDict:
+    """Return a reply as records."""
+    about = {
+        "format": FORMAT,
+        "run": reply.run,
+        "action": reply.action,
+        "round": reply.round,
+        "client": reply.client,
+        "refused": reply.refused,
+        "samples": reply.samples,
+    }
+    return _records(about, {_TREE: pack({} if reply.upload is None else reply.upload)})
+
+
+def read_reply(records: RecordDict, request: Request) -> Reply:
+    """Return the reply of records.
+
+    Args:
+        records: The records.
+        request: The request that it answers.
+
+    Raises:
+        RefusedMessage: They hold no reply, one to another request, or one that must not be used.
+    """
+    about = _about(records)
+    if refused := _field(about, "refused", str):
+        return Reply(*request[:4], None, on_one_line(refused, 300), _number(about, "samples"))
+    for name in ("run", "action", "round", "client"):
+        asked = getattr(request, name)
+        if (answered := _field(about, name, type(asked))) != asked:
+            raise RefusedMessage(f"{name}: the reply is to {_short(answered)}, not to {_short(asked)}")
+    return Reply(*request[:4], _tree(records, about), "", _number(about, "samples"))
+
+
+def _short(value: Any) -> str:
+    return on_one_line(value, 24)
+
+
+def _records(about: dict[str, Any], trees_of: dict[str, PackedTree]) -> RecordDict:
+    """Return new records, as Flower may take keys out of those that it is given."""
+    layouts = {f"{name}_layout": packed.layout for name, packed in trees_of.items()}
+    arrays = {name: ArrayRecord({_DATA: packed.array}) for name, packed in trees_of.items()}
+    return RecordDict({_ABOUT: ConfigRecord({**about, **layouts}), **arrays})
+
+
+def _about(records: RecordDict) -> ConfigRecord:
+    about = records.config_records.get(_ABOUT)
+    if about is None:
+        raise RefusedMessage("message: it is none of genfl; use the same version of genfl on all machines")
+    version = _number(about, "format")
+    if version != FORMAT:
+        raise RefusedMessage(
+            f"format: version {version}, but {FORMAT} is expected; use the same version of genfl on all"
+            " machines"
+        )
+    return about
+
+
+def _field(about: ConfigRecord, name: str, kind: type[_T]) -> _T:
+    value = about.get(name)
+    if type(value) is not kind:
+        raise RefusedMessage(f"{name}: it is missing, or no {kind.__name__}")
+    return value
+
+
+def _number(about: ConfigRecord, name: str, least: int = 0) -> int:
+    value = _field(about, name, int)
+    if value < least:
+        raise RefusedMessage(f"{name}: {value}, but it is at least {least}")
+    return value
+
+
+def _json(about: ConfigRecord, name: str) -> Any:
+    try:
+        return json.loads(_field(about, name, str))
+    except (ValueError, RecursionError):
+        raise RefusedMessage(f"{name}: it is no JSON") from None
+
+
+def _plain_key(key: Key) -> list[Any]:
+    return [key.seed, list(key.path)]
+
+
+def _key(plain: Any) -> Key:
+    match plain:
+        case [int(seed), list(path)] if seed >= 0 and _numbers(path):
+            return Key(seed, tuple(path))
+    raise RefusedMessage("key: a seed and a list of numbers are expected")
+
+
+def _batches(plain: Any) -> Batches | None:
+    match plain:
+        case None:
+            return None
+        case [int(size), steps, int(epochs), key, order, poisson] if (
+            size >= 1
+            and epochs >= 0
+            and (steps is None or _numbers([steps]))
+            and (order is None or (isinstance(order, list) and _numbers(order)))
+        ):
+            return Batches(size, steps, epochs, _key(key), order, _poisson(poisson))
+    raise RefusedMessage("batches: they are not as expected")
+
+
+def _poisson(plain: Any) -> PoissonSampling | None:
+    match plain:
+        case None:
+            return None
+        case [int() | float() as rate, list(free)] if 0 < rate <= 1 and _numbers(free):
+            return PoissonSampling(rate, tuple(free))
+    raise RefusedMessage("batches: their sampling is not as expected")
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _tree(records: RecordDict, about: ConfigRecord, name: str = _TREE) -> Tree:
+    """Return the tree of records, after checks of its layout, its bytes and its numbers."""
+    arrays = records.array_records.get(name)
+    array = None if arrays is None else arrays.get(_DATA)
+    if array is None:
+        raise RefusedMessage(f"{name}: it is missing")
+    layout = _json(about, f"{name}_layout")
+    try:
+        size = _bytes_of_layout(layout)
+        data = array.numpy()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RefusedMessage(f"{name}_layout: it is none of a tree ({on_one_line(error)})") from None
+    if str(data.dtype) != "uint8" or data.ndim != 1 or len(data) != size:
+        raise RefusedMessage(f"{name}: {data.nbytes} bytes, but its layout has {size}")
+    tree = unpack_tree(json.dumps(layout), torch.from_numpy(data.copy()))
+    if not trees.is_finite(tree):
+        raise RefusedMessage(f"{name}: {NOT_FINITE}")
+    return tree
+
+
+def _bytes_of_layout(layout: Any) -> int:
+    """Return how many bytes a tree of this layout takes.
+
+    Raises:
+        ValueError: It is the layout of no tree.
+    """
+    match layout:
+        case dict():
+            return sum(map(_bytes_of_layout, layout.values()))
+        case [str(dtype), *shape] if dtype in _DTYPES and _numbers(shape):
+            size: int = getattr(torch, dtype).itemsize
+            return size * int(math.prod(shape))
+    raise ValueError(on_one_line(layout, 40))

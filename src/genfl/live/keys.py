@@ -1,0 +1,181 @@
+"""Keys of a federation: a certificate authority, the server's certificate, and a key for each node.
+
+Each is made where it is used. A private key is never sent: clients get the authority's certificate, and the
+server gets the nodes' public keys.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from genfl.errors import InputError, on_one_line
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+YEARS = 2
+"""How long certificates are valid."""
+
+
+class ServerKeys(NamedTuple):
+    """The files of a server's keys.
+
+    Attributes:
+        authority: The certificate of the authority, which every client needs.
+        authority_key: Its private key.
+        certificate: The server's certificate.
+        key: The server's private key.
+    """
+
+    authority: Path
+    authority_key: Path
+    certificate: Path
+    key: Path
+
+
+class NodeKeys(NamedTuple):
+    """The files of a node's keys.
+
+    Attributes:
+        key: The private key, which stays at the client.
+        public: The public key, which the server registers.
+    """
+
+    key: Path
+    public: Path
+
+
+def server_keys(folder: Path) -> ServerKeys:
+    """Return the paths of a server's keys."""
+    return ServerKeys(*(folder / name for name in ("ca.pem", "ca.key", "server.pem", "server.key")))
+
+
+def node_keys(folder: Path) -> NodeKeys:
+    """Return the paths of a node's keys."""
+    return NodeKeys(folder / "node.key", folder / "node.pub")
+
+
+def make_server_keys(folder: Path, hosts: list[str]) -> ServerKeys:
+    """Make a certificate authority, and the certificate of a server.
+
+    Args:
+        folder: Where the files are written.
+        hosts: The names and addresses by which clients reach the server. The server reaches itself, too.
+
+    Raises:
+        InputError: There are keys already, or no host is named.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    if not hosts:
+        raise InputError("--host: name at least one host name or address of the server")
+    names = [_general_name(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1"])]
+    paths = server_keys(folder)
+    _refuse_existing(paths)
+    begin, end = datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(days=365 * YEARS)
+
+    def builder(name: str, issuer: str, key: EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        subject, by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer))
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(by)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begin)
+            .not_valid_after(end)
+        )
+
+    authority, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    issuer = "genfl certificate authority"
+    usage = x509.KeyUsage(*(name in ("key_cert_sign", "crl_sign") for name in _USAGES))
+    root = (
+        builder(issuer, issuer, authority)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority.public_key()), critical=False)
+        .sign(authority, hashes.SHA256())
+    )
+    certificate = (
+        builder(hosts[0], issuer, server)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False
+        )
+        .sign(authority, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    for path, key in ((paths.authority_key, authority), (paths.key, server)):
+        _write_private(path, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    paths.authority.write_bytes(root.public_bytes(pem))
+    paths.certificate.write_bytes(certificate.public_bytes(pem))
+    return paths
+
+
+_USAGES = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+    *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
+"""The usages of a certificate's key, in the order of X.509."""
+
+
+def make_node_keys(folder: Path) -> NodeKeys:
+    """Make the key by which the server knows a node, in the format of OpenSSH (ECDSA on P-384).
+
+    Args:
+        folder: Where the files are written.
+
+    Raises:
+        InputError: There are keys already.
+    """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    paths = node_keys(folder)
+    _refuse_existing(paths)
+    key = ec.generate_private_key(ec.SECP384R1())
+    pem, openssh = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
+    _write_private(paths.key, key.private_bytes(pem, openssh, serialization.NoEncryption()))
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    paths.public.write_bytes(public + b"\n")
+    return paths
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    from cryptography import x509
+
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(host)
+    except ValueError:
+        raise InputError(
+            f"--host: {on_one_line(host)!r} is no host name or address; name one, without a port"
+        ) from None
+
+
+def _refuse_existing(paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        if path.exists():
+            raise InputError(f"--out: {path} exists; keep it, or name another folder")
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file that only this user can read, from its first byte."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        os.fsync(file.fileno())

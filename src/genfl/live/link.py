@@ -1,0 +1,349 @@
+"""The processes of a server and of a client: Flower's SuperLink and SuperNode, with safe settings."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import genfl
+from genfl import config as configs
+from genfl.config import Config
+from genfl.errors import GenflError, InputError, on_one_line
+from genfl.live.keys import node_keys, server_keys
+from genfl.live.limits import problem_of
+from genfl.live.policy import read_policy
+from genfl.live.processes import Processes, free_ports, wait_for_port
+from genfl.live.server import CONFIG, LOG, MEMBERS, OUTCOME, REGISTERED, for_machines
+from genfl.storage import read_json, remove, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+
+CONNECTION = "genfl"
+"""The name of the SuperLink in Flower's own config."""
+
+YEAR = 366 * 86400.0
+
+POLL = 0.3
+"""Seconds between two looks at a running federation."""
+
+HOME = "flower"
+"""The folder of what Flower itself keeps, in the folder of a server or a client."""
+
+NODE_LOG = "supernode.log"
+
+STEADY, RESTART, MOST_FAILURES = 60.0, 10.0, 20
+"""Seconds after which a SuperNode runs well, seconds before it is started again, and how often in a row."""
+
+KEYS = "keys"
+"""The folder of a server's keys, in its own folder."""
+
+
+class Server:
+    """The server of a federation: a SuperLink, and the app that runs the pipeline.
+
+    Args:
+        config: The config.
+        folder: Its folder, with its keys.
+        processes: What runs the processes.
+        host: The address on which the SuperLink listens.
+        port: Its port.
+    """
+
+    def __init__(self, config: Config, folder: Path, processes: Processes, host: str, port: int) -> None:
+        self.config = config
+        self.folder = folder.resolve()
+        self.processes = processes
+        self.host, self.port = host, port
+        self.keys = server_keys(self.folder / KEYS)
+        for path in (self.keys.certificate, self.keys.key, self.keys.authority):
+            if not path.exists():
+                raise InputError(
+                    f"--out: there is no {path}; run: genfl keys server --host HOST --out {path.parent}"
+                )
+        self.home = self.folder / HOME
+
+    def start(self) -> None:
+        """Start the SuperLink, with TLS and authenticated nodes."""
+        address = LOOPBACK if self.host == "0.0.0.0" else self.host
+        write_text(
+            self.home / "config.toml",
+            f"[superlink.{CONNECTION}]\naddress = {json.dumps(f'{address}:{self.port}')}\n"
+            f"root-certificates = {json.dumps(str(self.keys.authority))}\n",
+        )
+        command = ["flower-superlink", "--host", self.host, "--port", str(self.port)]
+        command += ["--ssl-certfile", str(self.keys.certificate), "--ssl-keyfile", str(self.keys.key)]
+        command += ["--ssl-ca-certfile", str(self.keys.authority), "--enable-supernode-auth"]
+        command += ["--database", str(self.folder / "flower.db"), "--disable-runtime-dependency-installation"]
+        self.processes.start("SuperLink", command, self.folder / "superlink.log", self.home)
+        wait_for_port(self.port, self.processes, address)
+
+    def register(self, public_keys: Sequence[Path]) -> None:
+        """Register the clients' nodes, in the order of client numbers. Those that are known stay.
+
+        Args:
+            public_keys: Files with their public keys.
+
+        Raises:
+            InputError: A file is no public key, or two are the same.
+        """
+        file = self.folder / REGISTERED
+        known: dict[str, int] = read_json(file) if file.exists() else {}
+        keys = [_public_key(path) for path in public_keys]
+        if len(set(keys)) < len(keys):
+            raise InputError("--node: two clients have the same key; give each its own")
+        for key, path in zip(keys, public_keys, strict=True):
+            if key not in known:
+                command = ["flwr", "supernode", "register", str(path), CONNECTION, "--format", "json"]
+                known[key] = int(_json_in(self.processes.run(command, self.home))["node-id"])
+                write_json(file, known)
+        write_json(self.folder / MEMBERS, [known[key] for key in keys])
+
+    def submit(self) -> None:
+        """Start the app that runs the pipeline, or resumes it."""
+        write_text(self.folder / CONFIG, configs.dump(self.config))
+        remove(self.folder / OUTCOME, self.folder)
+        app = self.folder / "app"
+        write_text(app / "pyproject.toml", _APP.format(version=genfl.__version__))
+        setting = f"folder={json.dumps(str(self.folder))}"
+        self.processes.run(["flwr", "run", str(app), CONNECTION, "--run-config", setting], self.home)
+
+    def wait(self, seconds: float, nodes: Sequence[SuperNode] = ()) -> dict[str, Any]:
+        """Wait for the end of the federation, and tell what the server logs.
+
+        Args:
+            seconds: The longest time that it may take.
+            nodes: SuperNodes on this machine, to look after.
+
+        Returns:
+            The results; see `genfl.live.server.results_of`.
+
+        Raises:
+            InputError: The config cannot be run.
+            GenflError: The federation failed, or takes longer.
+        """
+        outcome, log_file = self.folder / OUTCOME, self.folder / LOG
+        told = log_file.stat().st_size if log_file.exists() else 0
+        end = time.monotonic() + seconds
+        while not outcome.exists():
+            self.processes.check()
+            if time.monotonic() > end:
+                raise GenflError(f"the federation has not ended after {seconds:g} s; see {log_file}")
+            for node in nodes:
+                node.look_after()
+            told = _tell(log_file, told)
+            time.sleep(POLL)
+        _tell(log_file, told)
+        result: dict[str, Any] = read_json(outcome)
+        if result["code"]:
+            raise (InputError if result["code"] == 2 else GenflError)(result["error"])
+        return dict(result["result"])
+
+
+class Client(NamedTuple):
+    """A client of a federation: a SuperNode, and what it gives the app that answers.
+
+    Attributes:
+        folder: Its folder, with its keys and its memories.
+        data: The folder of its data.
+        server: The address of the server, ``HOST:PORT``.
+        authority: The certificate of the server's authority.
+        policy: The file with what it allows; None allows everything.
+    """
+
+    folder: Path
+    data: Path
+    server: str
+    authority: Path
+    policy: Path | None = None
+
+    def command(self) -> list[str]:
+        """Return the command that starts the SuperNode.
+
+        Raises:
+            InputError: A file is missing, or a path cannot be given to Flower.
+        """
+        key = node_keys(self.folder).key
+        if not key.exists():
+            raise InputError(f"--out: there is no {key}; run: genfl keys node --out {self.folder}")
+        if not self.authority.exists():
+            raise InputError(f"--ca: there is no {self.authority}; copy ca.pem from the server's keys")
+        if not re.fullmatch(r"[^\s/]+:\d+", self.server):
+            raise InputError(f"--server: {on_one_line(self.server)!r} is no address; give HOST:PORT")
+        settings = {"folder": self.folder.resolve(), "data": self.data.resolve()}
+        if self.policy is not None:
+            settings["policy"] = self.policy.resolve()
+        for path in settings.values():
+            if '"' in str(path):
+                raise InputError(f"{on_one_line(path)}: Flower takes no path with quotes; rename it")
+        (port,) = free_ports(1)
+        command = ["flower-supernode", "--superlink", self.server, "--root-certificates", str(self.authority)]
+        command += ["--auth-supernode-private-key", str(key)]
+        command += ["--node-config", " ".join(f'{each}="{path}"' for each, path in settings.items())]
+        command += ["--host", LOOPBACK, "--port", str(port)]
+        return command
+
+
+class SuperNode:
+    """The SuperNode of a client, which is started again when it ends.
+
+    The SuperLink refuses a SuperNode for about a minute after its predecessor was killed, because it still
+    counts that one as online.
+
+    Args:
+        client: The client.
+        name: What messages call it.
+        processes: What runs the processes.
+
+    Raises:
+        InputError: A file of the client is missing.
+    """
+
+    def __init__(self, client: Client, name: str, processes: Processes) -> None:
+        self._client, self._name, self._processes = client, name, processes
+        self._failures = 0
+        self._again = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        folder = self._client.folder.resolve()
+        command = self._client.command()
+        self._processes.start(self._name, command, folder / NODE_LOG, folder / HOME, may_end=True)
+        self._began = time.monotonic()
+
+    def look_after(self) -> None:
+        """Start the SuperNode again if it has ended, after a pause.
+
+        Raises:
+            GenflError: It ended many times in a row.
+        """
+        code, now = self._processes.running[self._name].poll(), time.monotonic()
+        if code is None:
+            self._again = 0.0
+        elif not self._again:
+            self._failures = self._failures + 1 if now - self._began < STEADY else 1
+            why = f"{self._name} ended with code {code}; see {self._client.folder / NODE_LOG}"
+            if self._failures > MOST_FAILURES:
+                raise GenflError(
+                    f"{why}; the server does not know this node's key, has another authority, or is not there"
+                )
+            log.warning("%s; starting it again", why)
+            self._again = now + RESTART
+        elif now > self._again:
+            self._start()
+
+
+_APP = """[project]
+name = "genfl-federation"
+version = "{version}"
+description = "A federation of genfl"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "genfl"
+flwr-version-target = "1.41.0"
+
+[tool.flwr.app.components]
+serverapp = "genfl.live.apps:server_app"
+clientapp = "genfl.live.apps:client_app"
+
+[tool.flwr.app.config]
+folder = ""
+"""
+"""The Flower app: it names code that is installed on each machine, and carries none."""
+
+
+def run_server(
+    config: Config, folder: Path, public_keys: Sequence[Path], host: str, port: int, seconds: float = YEAR
+) -> dict[str, Any]:
+    """Run a federation with clients on other machines, or resume it.
+
+    Args:
+        config: The config.
+        folder: The server's folder, with its keys.
+        public_keys: Files with the clients' public keys, in the order of their numbers.
+        host: The address on which to listen.
+        port: The port.
+        seconds: The longest time that the federation may take.
+
+    Returns:
+        The label names with their holders, and for each method the evaluations and rounds.
+
+    Raises:
+        InputError: The config cannot be run so, or a key is missing.
+        GenflError: The federation failed.
+    """
+    if problem := problem_of(config):
+        raise InputError(problem)
+    if config.data.partition.known != len(public_keys):
+        raise InputError(
+            f"data.partition.clients: {config.data.partition.known}, but --node names {len(public_keys)}"
+            " clients; set it to their number"
+        )
+    with Processes(folder.resolve() / "processes") as processes:
+        server = Server(for_machines(config), folder, processes, host, port)
+        server.start()
+        server.register(public_keys)
+        log.info("listening on %s:%d; waiting for %d clients", host, port, len(public_keys))
+        server.submit()
+        return server.wait(seconds)
+
+
+def answer_server(client: Client) -> None:
+    """Run a client until this process is told to end. A SuperNode that ends is started again.
+
+    Args:
+        client: The client.
+
+    Raises:
+        InputError: A file of it is missing.
+        GenflError: Its SuperNode ended many times in a row.
+    """
+    read_policy(client.policy)
+    with Processes(client.folder.resolve() / "processes") as processes:
+        node = SuperNode(client, "the SuperNode", processes)
+        log.info("answering %s with the data in %s; Ctrl-C ends it", client.server, client.data)
+        while True:
+            node.look_after()
+            time.sleep(POLL)
+
+
+def _public_key(path: Path) -> str:
+    """Return the key in a file, without its comment."""
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"--node: {path} cannot be read; name a client's node.pub") from None
+    if len(words) < 2 or not words[0].startswith("ecdsa-"):
+        raise InputError(f"--node: {path} is no public key of a node; name a client's node.pub")
+    return " ".join(words[:2])
+
+
+def _tell(file: Path, told: int) -> int:
+    """Log the new lines of a log file. Return how many bytes of it have been told."""
+    if not file.exists():
+        return told
+    with file.open("rb") as lines:
+        lines.seek(told)
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            told += len(line)
+            log.info("server: %s", line.decode(errors="replace").rstrip())
+    return told
+
+
+def _json_in(text: str) -> dict[str, Any]:
+    """Return the JSON object in what a command prints."""
+    try:
+        result: dict[str, Any] = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    except ValueError:
+        raise GenflError(f"Flower printed no JSON: {text[:200]!r}") from None
+    return result

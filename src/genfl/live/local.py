@@ -1,0 +1,69 @@
+"""A federation on one machine: every party in a process and a folder of its own, on 127.0.0.1 alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from genfl.config import Config
+from genfl.errors import InputError
+from genfl.experiment.context import RunContext
+from genfl.live.keys import make_node_keys, make_server_keys, node_keys, server_keys
+from genfl.live.limits import problem_of
+from genfl.live.link import KEYS, LOOPBACK, YEAR, Client, Server, SuperNode
+from genfl.live.processes import Processes, free_ports
+from genfl.live.server import for_machines
+from genfl.live.site import EXAMPLES, write_examples
+
+
+def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YEAR) -> dict[str, Any]:
+    """Run a federation on this machine, or resume it.
+
+    Args:
+        config: The config.
+        folder: Where everything is kept: ``server``, and ``client-N`` for each client.
+        clients: The number of clients, as in ``data.partition.clients``.
+        seconds: The longest time that the federation may take.
+
+    Returns:
+        The label names with their holders, and for each method the evaluations and rounds.
+
+    Raises:
+        InputError: The config cannot be run so.
+        GenflError: The federation failed.
+    """
+    known = config.data.partition.known
+    if known != clients:
+        raise InputError(f"--local: {clients}, but data.partition.clients is {known}; give the same number")
+    if problem := problem_of(config):
+        raise InputError(problem)
+    folder = folder.resolve()
+    folders = [folder / f"client-{number}" for number in range(clients)]
+    _prepare(config, folder / "server" / KEYS, folders)
+    with Processes(folder / "processes") as processes:
+        (port,) = free_ports(1)
+        server = Server(for_machines(config), folder / "server", processes, LOOPBACK, port)
+        server.start()
+        server.register([node_keys(client).public for client in folders])
+        address, authority = f"{LOOPBACK}:{port}", server.keys.authority
+        nodes = [
+            SuperNode(Client(client, client / "data", address, authority), f"client {number}", processes)
+            for number, client in enumerate(folders)
+        ]
+        server.submit()
+        return server.wait(seconds, nodes)
+
+
+def _prepare(config: Config, keys: Path, folders: list[Path]) -> None:
+    """Make the keys, and give each client its share of the data. What exists is kept."""
+    if not server_keys(keys).key.exists():
+        make_server_keys(keys, [LOOPBACK, "localhost"])
+    for client in folders:
+        if not node_keys(client).key.exists():
+            make_node_keys(client)
+    if all((client / "data" / EXAMPLES).exists() for client in folders):
+        return
+    context = RunContext()
+    rows = context.client_rows(config.data, config.seeds[0])
+    for client, own in zip(folders, rows, strict=True):
+        write_examples(client / "data", context.data_set(config.data), own)

@@ -1,0 +1,162 @@
+"""A client of a real federation: its data, and the programs that it builds from the server's config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from genfl import config as configs
+from genfl.config import Config, Data
+from genfl.data.clients import ClientData
+from genfl.data.sources import DATASETS, DataSet, LabelledExamples, as_stored
+from genfl.engines.flower.node import NodeWork
+from genfl.engines.flower.wire import RefusedMessage, Request
+from genfl.engines.protocol import InfoOnly
+from genfl.errors import InputError, on_one_line
+from genfl.experiment.context import RunContext, class_indices
+from genfl.labels.discovery import label_table
+from genfl.labels.iblt import IBLT
+from genfl.live.limits import problem_of
+from genfl.live.policy import ClientPolicy
+from genfl.stages.federate.methods import build_algorithm, federation_resources
+from genfl.storage import load_tensors, save_tensors
+
+EXAMPLES = "examples.safetensors"
+"""The file with the examples of a client of a federation on one machine, in place of a data folder."""
+
+
+def write_examples(folder: Path, data: DataSet, rows: np.ndarray) -> None:
+    """Write one client's share of a data set.
+
+    Args:
+        folder: The client's data folder.
+        data: The data set.
+        rows: The client's rows of the training set.
+    """
+    labels = [data.train.labels[row] for row in rows]
+    about = {
+        "labels": labels,
+        "modality": data.modality,
+        "input_range": data.input_range,
+        "plain": data.prepare is as_stored,
+    }
+    save_tensors(folder / EXAMPLES, {"x": data.train.x[torch.from_numpy(rows)]}, about)
+
+
+class _SiteContext(RunContext):
+    """The context of a client, whose training set is all that the client holds."""
+
+    remote = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def data_set(self, data: Data) -> DataSet:
+        """Return the client's data, in the format of the config."""
+        return self.once("client's data", lambda: _read(data, self.path))
+
+
+def _read(data: Data, path: Path) -> DataSet:
+    file = path / EXAMPLES
+    if not file.exists():
+        options = data.options()
+        if DATASETS[data.name].recipe is None:
+            raise InputError(
+                f"--data: {data.name} is no folder of data; set data.name in the server's config"
+            )
+        return DATASETS[data.name].load(**{**options, "path": str(path)})
+    tree, about = load_tensors(file)
+    train = LabelledExamples(tree["x"], about["labels"])
+    if not about["plain"]:  # the format is that of the data set
+        return DATASETS[data.name].load(**data.options())._replace(train=train)
+    nothing = LabelledExamples(tree["x"][:0], ())
+    limits = about["input_range"]
+    known = None if limits is None else (tuple(limits[0]), tuple(limits[1]))
+    return DataSet(train, nothing, about["modality"], _no_encoder, input_range=known)
+
+
+def _no_encoder(content: Any) -> torch.Tensor:
+    raise ValueError("a client of a federation encodes no generated samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSite:
+    """A client with data on its own disk; see `genfl.engines.flower.node.Site`.
+
+    Attributes:
+        folder: Where its memories are kept.
+        data: The folder of its data.
+        policy: What it allows.
+    """
+
+    folder: Path
+    data: Path
+    policy: ClientPolicy
+
+    @cached_property
+    def _context(self) -> _SiteContext:
+        return _SiteContext(self.data)
+
+    def work(self, request: Request) -> NodeWork:
+        """Return what the node needs to answer a request.
+
+        Raises:
+            RefusedMessage: The client does not allow it, or the server's config cannot be used here.
+        """
+        config = _config(request.settings)
+        self.policy.check(config, request.settings.get("method"))
+        if request.action == "labels":
+            names = sorted(set(self._context.data_set(config.data).train.labels))
+            return NodeWork(label_table(_table(request.settings)), InfoOnly([{"label_names": names}]), 0)
+        if request.action not in ("census", "train"):
+            raise RefusedMessage(f"action: {request.action} is not for clients on other machines yet")
+        return self._training(request, config)
+
+    def _training(self, request: Request, config: Config) -> NodeWork:
+        method = config.methods.get(str(request.settings.get("method")))
+        labels = request.settings.get("labels")
+        if (
+            method is None
+            or not isinstance(labels, list)
+            or not all(isinstance(name, str) for name in labels)
+        ):
+            raise RefusedMessage("settings: no method of the config, or no list of labels")
+        data = self._context.data_set(config.data)
+        y = class_indices(data.train, labels)
+        rows = np.flatnonzero(y.numpy() >= 0)
+        if not len(rows):
+            raise RefusedMessage("data: the client holds no example of the discovered labels")
+        augment = config.federate.local.augment.of("private")
+        clients = ClientData(data.train.x, y, [rows], len(labels), data.prepare, augment)
+        task = self._context.classify(config.data, config.model, len(labels), config.precision)
+        resources = federation_resources(config.federate, {})
+        algorithm = build_algorithm(config.federate, method, task, resources)
+        program = algorithm.census if request.action == "census" else algorithm.client
+        return NodeWork(program, clients, 0, config.federate.fast)
+
+
+def _config(settings: Mapping[str, Any]) -> Config:
+    try:
+        config = configs.parse(str(settings.get("config")))
+    except InputError as error:
+        raise RefusedMessage(f"config: {on_one_line(error, 200)}") from None
+    if problem := problem_of(config):
+        raise RefusedMessage(problem)
+    return config
+
+
+def _table(settings: Mapping[str, Any]) -> IBLT:
+    match settings.get("table"):
+        case [int(cells), int(hashes), int(max_bytes), int(seed)]:
+            try:
+                return IBLT(cells, hashes, max_bytes, seed=seed)
+            except ValueError as error:
+                raise RefusedMessage(f"table: {on_one_line(error)}") from None
+    raise RefusedMessage("table: four numbers are expected")

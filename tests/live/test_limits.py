@@ -1,0 +1,91 @@
+"""What real machines cannot run, and what clients do not allow, is refused by name."""
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from genfl import config
+from genfl.engines.flower.wire import RefusedMessage
+from genfl.errors import InputError
+from genfl.live.limits import problem_of
+from genfl.live.local import deploy_local
+from genfl.live.policy import ClientPolicy, read_policy
+from genfl.live.server import for_machines
+
+CONFIG = """
+name: limits
+data: {name: digits, partition: {kind: iid, clients: 3}}
+generator: none
+model: {name: mlp}
+federate: {rounds: 4, clients_per_round: 2}
+methods: {plain: {algorithm: fedavg}, memory: {algorithm: scaffold}}
+"""
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ("privacy={unit: sample, epsilon: 8}", "privacy: set"),
+        ("data.partition.test=0.2", "data.partition.test: 0.2"),
+        ("labels.min_holders=2", "labels.min_holders: 2"),
+        ("federate.heterogeneity=true", "federate.heterogeneity: true"),
+        ("methods.alone={algorithm: local}", "methods.alone: the reference local"),
+        ("audit.overlap=drop", "audit.overlap: drop"),
+    ],
+)
+def test_what_real_machines_cannot_run_is_refused(change, named):
+    problem = problem_of(config.parse(CONFIG, [change]))
+    assert problem is not None
+    assert problem.startswith(named)
+
+
+def test_a_secure_sum_is_refused_and_never_left_out():
+    """Whether the schema knows the field or not, a config that asks for it must not run in the clear."""
+    try:
+        problem = problem_of(config.parse(CONFIG, ["federate.secure=true"]))
+    except InputError as error:
+        problem = str(error)
+    assert problem is not None
+    assert "federate.secure" in problem
+
+
+def test_a_plain_config_runs_on_real_machines():
+    changed = for_machines(config.parse(CONFIG))
+    assert problem_of(changed) is None
+    assert changed.federate.engine == "flower"
+    assert changed.audit.overlap == "ignore"
+
+
+def test_the_number_of_clients_is_that_of_the_config(tmp_path):
+    with pytest.raises(InputError, match=r"--local: 2, but data.partition.clients is 3"):
+        deploy_local(config.parse(CONFIG), tmp_path, 2)
+
+
+def test_a_client_refuses_more_than_it_allows(tmp_path):
+    asked = config.parse(CONFIG)
+    ClientPolicy().check(asked, "memory")
+    strict = tmp_path / "policy.yaml"
+    strict.write_text("algorithms: [fedavg]\nmin_cohort: 2\nmax_rounds: 4\n")
+    policy = read_policy(strict)
+    policy.check(asked, "plain")
+    for changes, method, named in [
+        ([], "memory", "methods.memory.algorithm: scaffold, but this client allows fedavg"),
+        ([], None, "methods.memory.algorithm: scaffold"),  # label discovery serves all methods
+        (
+            ["federate.clients_per_round=1"],
+            "plain",
+            "clients_per_round: 1, but this client allows cohorts of 2",
+        ),
+        (["federate.rounds=5"], "plain", "federate.rounds: 5, but this client allows 4"),
+    ]:
+        with pytest.raises(RefusedMessage) as refused:
+            policy.check(config.parse(CONFIG, changes), method)
+        assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["algorithm: fedavg", "min_cohort: 0", "a: [", "- 1"])
+def test_a_wrong_policy_is_refused(tmp_path, text):
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"policy.yaml"):
+        read_policy(path)

@@ -1,0 +1,198 @@
+"""A federation of real processes on this machine: TLS, known nodes, and the models of a simulation."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from genfl import config, pipeline
+from genfl.engines.in_process import sequential
+from genfl.experiment.context import RunContext
+from genfl.live import local
+from genfl.live.keys import make_node_keys, make_server_keys
+from genfl.live.link import KEYS, LOOPBACK, Server
+from genfl.live.processes import Processes, free_ports
+from genfl.live.server import for_machines
+from genfl.live.site import write_examples
+
+CONFIG = """
+name: deployed
+seeds: [0]
+data: {name: digits, partition: {kind: dirichlet, alpha: 0.5, clients: 2, samples: 200}}
+generator: none
+model: {name: mlp, width: 8}
+federate: {rounds: 2, clients_per_round: 2, evaluate_every: 2, checkpoint_every: 1,
+  engine: sequential, local: {steps: 3}}
+methods: {memory: {algorithm: scaffold}}
+"""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="open ports are read from /proc"),
+]
+
+
+def wait_for(condition, check=lambda: None):
+    end = time.monotonic() + 400
+    while not condition():
+        check()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def listening(processes):
+    """The addresses on which these processes listen, in hexadecimal, from the kernel's tables."""
+    sockets = set()
+    for process in processes:
+        folder = Path(f"/proc/{process}/fd")
+        try:
+            names = [str(entry.readlink()) for entry in folder.iterdir()]
+        except OSError:
+            continue
+        sockets |= {match[1] for name in names if (match := re.fullmatch(r"socket:\[(\d+)\]", name))}
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:
+                addresses.add(fields[1].split(":")[0])
+    return addresses
+
+
+class Watch(threading.Thread):
+    """Looks at the open ports of a federation while it works."""
+
+    def __init__(self, processes):
+        super().__init__(daemon=True)
+        self.processes, self.addresses, self.seen, self.over = processes, set(), set(), threading.Event()
+
+    def run(self):
+        while not self.over.wait(0.5):
+            ids = self.processes.ids()
+            self.seen |= set(ids)
+            self.addresses |= listening(ids)
+
+
+def named_in_commands(text):
+    """The ids of processes whose command lines hold a text."""
+    ids = set()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text.encode() in entry.read_bytes():
+                ids.add(int(entry.parent.name))
+    return ids
+
+
+def test_real_processes_train_the_models_of_sequential(tmp_path, monkeypatch):
+    """Interrupted by Ctrl-C after the first round, and started again."""
+    file, folder = tmp_path / "config.yaml", tmp_path / "real"
+    file.write_text(CONFIG)
+    command = [sys.executable, "-m", "genfl", "deploy", str(file), "--local", "2", "--out", str(folder)]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    checkpoint = folder / "server" / "run" / "federate" / "memory" / "seed-0" / "checkpoint.safetensors"
+    wait_for(lambda: checkpoint.exists() or first.poll() is not None)
+    first.send_signal(signal.SIGINT)
+    assert "interrupted; run the same command again to resume" in first.communicate(timeout=60)[1]
+    wait_for(lambda: not named_in_commands(str(folder)))
+
+    watches = []
+
+    class Watched(Processes):
+        def __enter__(self):
+            watches.append(Watch(self))
+            watches[0].start()
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            watches[0].over.set()
+            watches[0].join()
+            super().__exit__(*error)
+
+    monkeypatch.setattr(local, "Processes", Watched)
+    result = local.deploy_local(config.parse(CONFIG), folder, 2, seconds=600)
+    assert "resuming after round 1" in (folder / "server" / "server.log").read_text()
+
+    pipeline.execute(config.parse(CONFIG), tmp_path / "simulated", until="federate")
+    name = Path("federate", "memory", "seed-0", "model.safetensors")
+    assert (folder / "server" / "run" / name).read_bytes() == (tmp_path / "simulated" / name).read_bytes()
+    assert len(result["labels"]) == 10
+    (trace,) = result["methods"]["memory"].values()
+    assert [row["refused"] for row in trace["rounds"]] == [0, 0]
+
+    assert watches[0].addresses == {"0100007F"}  # 127.0.0.1, and no other
+    assert len(watches[0].seen) >= 5  # the SuperLink, two SuperNodes, and what they start
+    assert not named_in_commands(str(folder))
+    for client in ("client-0", "client-1"):
+        assert "train of round 2: answered" in (folder / client / "client.log").read_text()
+    files = {path.name for path in (folder / "server").rglob("*")}
+    assert "examples.safetensors" not in files  # the server's folder has no private data
+
+
+def supernode_of(folder):
+    """The id of the SuperNode whose key is in a folder; None if it does not run."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            if str(folder / "node.key").encode() in words and words[1].endswith(b"flower-supernode"):
+                return int(entry.parent.name)
+    return None
+
+
+def test_a_killed_client_is_left_out_and_comes_back_with_its_memory(tmp_path, monkeypatch):
+    """SuperNode kill -9 while its app works: what it computed must not count, also for itself."""
+    changes = ["federate.rounds=5", "federate.deadline=120", "federate.local.steps=3000"]
+    settings = config.parse(CONFIG, changes)
+    folder, context = tmp_path / "server", RunContext()
+    keys = make_server_keys(folder / KEYS, [LOOPBACK])
+    (port,) = free_ports(1)
+    folders = [tmp_path / "client-0", tmp_path / "client-1"]
+    for own, rows in zip(folders, context.client_rows(settings.data, 0), strict=True):
+        make_node_keys(own)
+        write_examples(own / "data", context.data_set(settings.data), rows)
+    with Processes(tmp_path / "processes") as processes:
+        server = Server(for_machines(settings), folder, processes, LOOPBACK, port)
+        server.start()
+        server.register([own / "node.pub" for own in folders])
+        for number, own in enumerate(folders):
+            place = ["--data", own / "data", "--out", own, "--ca", keys.authority]
+            command = [sys.executable, "-m", "genfl", "client", *place, "--server", f"{LOOPBACK}:{port}"]
+            processes.start(f"client {number}", [*map(str, command)], own / "command.log", own)
+        server.submit()
+        memory = folders[1] / "memory"
+        # It has been told that round 1 is finished: it works on round 2.
+        wait_for(lambda: "1\n" in map(Path.read_text, memory.glob("*/finished.json")), processes.check)
+        os.kill(supernode_of(folders[1]), signal.SIGKILL)
+        result = server.wait(900)
+    assert supernode_of(folders[0]) is None  # it ended with the command that started it
+    (trace,) = result["methods"]["memory"].values()
+    lost = [row["round"] for row in trace["rounds"] if row["refused"]]
+    assert lost == list(range(2, 2 + len(lost)))  # until the SuperLink takes it back
+    assert 0 < len(lost) < 4
+    log = (folder / "server.log").read_text()
+    assert re.search(r"round 2: the upload of client 1 was refused: (it did not answer|its node failed)", log)
+
+    class Dropping:
+        def __init__(self, data):
+            self.engine = sequential(data)
+
+        def run(self, program, tasks):
+            kept = [task for task in tasks if task.client != 1 or task.round not in lost]
+            return self.engine.run(program, kept)
+
+    @contextlib.contextmanager
+    def dropping(kind, clients, cohort, device, fast):
+        yield Dropping(clients)
+
+    monkeypatch.setattr("genfl.stages.federate.trial.engine", dropping)
+    pipeline.execute(settings, tmp_path / "b", until="federate")
+    name = Path("federate", "memory", "seed-0", "model.safetensors")
+    assert (folder / "run" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -1,0 +1,90 @@
+"""The pipeline of a server without private data, with clients' sites in this process."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("flwr")
+
+from genfl import config, pipeline
+from genfl.engines.flower.in_process import InProcessGrid
+from genfl.engines.flower.node import build_client_app
+from genfl.errors import GenflError, InputError
+from genfl.live.context import RemoteContext
+from genfl.live.policy import ClientPolicy
+from genfl.live.server import for_machines, results_of, results_table
+from genfl.live.site import DataSite
+
+CONFIG = """
+name: sites
+seeds: [0]
+data: {{name: images, size: [8, 8], path: {path}, partition: {{kind: iid, clients: 2}}}}
+generator: none
+model: {{name: mlp, width: 8}}
+federate: {{rounds: 2, clients_per_round: 2, local: {{steps: 2, batch_size: 4}}}}
+methods: {{plain: {{algorithm: fedavg}}, memory: {{algorithm: scaffold}}}}
+"""
+
+
+def draw(folder, names, seed, split="train"):
+    """Writes six noisy images of each name."""
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (folder / split / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = rng.integers(255, size=(8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / split / name / f"{number}.bmp")
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """The config of a server whose folder has test images, and training images that must not count."""
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    folder = draw(tmp_path / "at_server", ["cat", "dog", "mouse"], 0, "test")
+    return config.parse(CONFIG.format(path=draw(folder, ["unused", "cat", "dog", "mouse"], 9)))
+
+
+def execute(settings, tmp_path, policy=None):
+    """Runs the pipeline at a server, with two clients that have images of their own."""
+    data = [draw(tmp_path / "a", ["cat", "dog"], 1), draw(tmp_path / "b", ["cat", "mouse"], 2)]
+    policies = [ClientPolicy(), policy or ClientPolicy()]
+    sites = [DataSite(tmp_path / f"client-{n}", data[n], policies[n]) for n in range(2)]
+    grid = InProcessGrid(build_client_app(lambda context: sites[context.node_config["client"]]), 2)
+    context = RemoteContext(grid, grid.get_node_ids(), tmp_path / "server")
+    context.wait_for_clients(seconds=1)
+    pipeline.execute(for_machines(settings), tmp_path / "run", until="federate", context=context)
+    return results_of(tmp_path / "run")
+
+
+def test_clients_with_folders_of_images_train_together(settings, tmp_path):
+    result = execute(settings, tmp_path)
+    assert result["labels"] == {"cat": 2, "dog": 1, "mouse": 1}  # not those at the server
+    assert [row[0] for row in results_table(result)[1]] == ["plain", "memory"]
+    for traces in result["methods"].values():
+        rounds = traces["0"]["rounds"]
+        assert [row["refused"] for row in rounds] == [0, 0]
+        assert rounds[0]["samples"] == 2 * 2 * 4  # clients, steps, batch size
+    assert list((tmp_path / "client-0").rglob("round-2.safetensors"))
+
+
+def test_a_client_that_refuses_stops_the_federation_by_name(settings, tmp_path):
+    policy = ClientPolicy(algorithms=["fedavg"])
+    with pytest.raises(GenflError) as refused:
+        execute(settings, tmp_path, policy)
+    assert "labels: every client is needed, and client 1 refused" in str(refused.value)
+    assert "methods.memory.algorithm: scaffold, but this client allows fedavg" in str(refused.value)
+
+
+def test_the_number_of_registered_clients_must_fit(settings, tmp_path):
+    grid = InProcessGrid(build_client_app(lambda context: None), 3)
+    context = RemoteContext(grid, grid.get_node_ids(), tmp_path / "server")
+    with pytest.raises(InputError, match=r"data.partition.clients: 2, but 3 clients are registered"):
+        pipeline.execute(for_machines(settings), tmp_path / "run", until="federate", context=context)
+
+
+def test_clients_that_are_not_online_are_named(tmp_path):
+    grid = InProcessGrid(build_client_app(lambda context: None), 1)
+    context = RemoteContext(grid, [*grid.get_node_ids(), 77], tmp_path / "server")
+    with pytest.raises(GenflError, match=r"clients \[1\] are not online after 0 s"):
+        context.wait_for_clients(seconds=0)
