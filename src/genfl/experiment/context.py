@@ -211,8 +211,6 @@ class RunContext:
 
         settings = options.model_dump(exclude={"count_epsilon"})
         return discover(label_sets, engine, Key(seed).fold("labels"), **settings)
-            label_sets, engine, Key(seed).fold("labels"), **options.model_dump(exclude={"count_epsilon"})
-        )
 
     def flower_engine(
         self,
