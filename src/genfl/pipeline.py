@@ -283,12 +283,13 @@ def _execute_stages(run: Run, context: RunContext, until: str, events: Events) -
     for kind, name in STAGE_OF.items():
         if not any(stage.name == name and stage.wanted(run.config) for stage in STAGES):
             events.keep(kind, ())
-    last = [stage.name for stage in STAGES].index(until)
+    names = [stage.name for stage in STAGES]
+    last = names.index(until)
     for step in steps(run, context):
         if step.stage in STAGES[: last + 1]:
             skipped[step.stage.name] = _bring_up_to_date(step, run, events)
             _settle(step.stage, run, events)
-    if STAGES.index(federate.STAGE) <= last:
+    if names.index(federate.STAGE.name) <= last:
         trained = ledger_result(run.config, run.result(federate.STAGE.name)["methods"])
         write_json(run.folder / LEDGER_FILE, trained.to_dict())
     if STAGES[last] is not STAGES[-1]:

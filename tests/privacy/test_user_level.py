@@ -114,11 +114,12 @@ def test_every_algorithm_is_protected_or_refused(name):
     for stream in ("a", "b"):
         method = user_level(algorithm(name), TASK, UserNoise(1.0, 0.5, 4, stream=stream), name)
         assert set(method.client.reductions.values()) == {"sum"}
-        trace, ((aggregate, _, refused, _),) = run(method, rounds=1)
-        assert not refused
-        assert math.sqrt(trees.square_norm(aggregate)) <= 4 * 0.5, "four uploads of norm 0.5 at most"
+        trace, (result,) = run(method, rounds=1)
+        assert not result.refused
+        norm = math.sqrt(trees.square_norm(result.aggregate))
+        assert norm <= 4 * 0.5, "four uploads of norm 0.5 at most"
         assert 0 < trace.rounds[0][SIGNAL_TO_NOISE] < 1
-        results.append((trace.weights, aggregate))
+        results.append((trace.weights, result.aggregate))
     assert_same(results[0][1], results[1][1])
     assert not torch.equal(*(trees.leaves(weights)[0] for weights, _ in results))
 
@@ -760,12 +761,10 @@ def test_clients_of_every_algorithm_upload_noised_words(name):
     ends = []
     for quorum in (None, 3):
         noise = UserNoise(1e-3, 0.05, 4, quorum=quorum)
-        trace, ((aggregate, _, refused, uplink),) = run(
-            user_level(algorithm(name), TASK, noise, name), rounds=1
-        )
-        assert not refused
-        numbers = sum(leaf.numel() for leaf in trees.leaves(aggregate))
-        assert sum(uplink.values()) == 4 * 4 * numbers
+        trace, (result,) = run(user_level(algorithm(name), TASK, noise, name), rounds=1)
+        assert not result.refused
+        numbers = sum(leaf.numel() for leaf in trees.leaves(result.aggregate))
+        assert sum(result.uplink_bytes.values()) == 4 * 4 * numbers
         ends.append((numbers, trace.weights))
     assert ends[0][0] == ends[1][0]
     for a, b in zip(trees.leaves(ends[0][1]), trees.leaves(ends[1][1]), strict=True):

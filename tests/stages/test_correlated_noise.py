@@ -16,7 +16,6 @@ from genfl.privacy.ledger import ZEROED_OUT
 from genfl.report.releases import privacy_section
 from genfl.results.schema import Summary
 from genfl.rng import Key
-from genfl.stages.base import identity
 from genfl.stages.federate.protection import Correlation, protect_users
 
 CONFIG = """
@@ -109,12 +108,6 @@ def test_what_correlated_noise_does_not_go_with_is_refused(settings, match):
     with pytest.raises(InputError, match=match) as error:
         config.parse(CONFIG, [f"privacy={json.dumps(settings | {'epsilon': 8, 'mechanism': 'blt'})}"])
     assert "\n" not in str(error.value)
-
-
-def test_independent_noise_keeps_its_digests():
-    """A field that came later and has its default is no part of what a trial depends on."""
-    assert "mechanism" not in identity(Privacy(unit="user", epsilon=8))
-    assert identity(Privacy(**BLT, epsilon=8, cohorts="fixed"))["mechanism"] == "blt"
 
 
 @pytest.mark.slow

@@ -177,7 +177,7 @@ def test_runs_with_noise_of_clients_repeat(tmp_path):
 
 
 def test_digests_of_trials_do_not_know_of_defaults():
-    """So runs from before there was noise of clients keep their noise and their results."""
+    """So runs from before there were other kinds of noise keep their noise and their results."""
 
     def counted(section):
         settings = config.parse(CONFIG, [f"privacy={section}"])
@@ -186,7 +186,9 @@ def test_digests_of_trials_do_not_know_of_defaults():
         )
         return identity(inputs)["privacy"]
 
-    assert {"noise", "quorum"} & counted("{unit: user, epsilon: 8, noise: central}").keys() == set()
+    later = {"noise", "quorum", "mechanism"}
+    assert later & counted("{unit: user, epsilon: 8, noise: central, mechanism: gaussian}").keys() == set()
+    assert counted("{unit: user, epsilon: 8, cohorts: fixed, mechanism: blt}")["mechanism"] == "blt"
     shared = counted("{unit: user, epsilon: 8, noise: distributed}")
     assert shared["noise"] == "distributed"
     assert "quorum" not in shared
