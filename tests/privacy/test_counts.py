@@ -11,7 +11,7 @@ from scipy import stats
 from genfl import config
 from genfl.errors import InputError
 from genfl.privacy.dp.accounting import epsilon_of
-from genfl.privacy.dp.counts import noised_counts
+from genfl.privacy.dp.counts import decay, noised_counts
 from genfl.privacy.ledger import Noise, ledger, releases
 from genfl.report.releases import privacy_line, privacy_section
 from genfl.results.schema import PrivacyResult
@@ -39,7 +39,7 @@ def draws(epsilon, times=1000):
 @pytest.mark.parametrize("epsilon", [5.0, 40.0])
 def test_noise_has_the_right_distribution(epsilon):
     """Its frequencies and its variance, 2p / (1 − p)² with p = exp(−ε / names)."""
-    noise, p = draws(epsilon), math.exp(-epsilon / len(COUNTS))
+    noise, p = draws(epsilon), math.exp(-decay(epsilon, len(COUNTS)))
     values = np.arange(-3, 4)
     expected = (1 - p) / (1 + p) * p ** np.abs(values) * noise.size
     seen = (noise.reshape(-1, 1) == values).sum(0)
@@ -57,7 +57,7 @@ def test_noise_has_the_right_distribution(epsilon):
 @pytest.mark.parametrize("names", [1, 5, 20])
 def test_epsilon_is_that_of_dp_accounting(names):
     """A client changes each count by 1 at most. The accountant needs a δ above 0."""
-    event = dp_event.DiscreteLaplaceDpEvent(0.5 / names, 1)
+    event = dp_event.DiscreteLaplaceDpEvent(decay(0.5, names), 1)
     epsilon = pld.PLDAccountant().compose(event, names).get_epsilon(1e-10)
     assert epsilon == pytest.approx(0.5, rel=1e-2)
     assert epsilon < 0.5 + 1e-3
@@ -65,7 +65,7 @@ def test_epsilon_is_that_of_dp_accounting(names):
 
 def test_no_result_is_likelier_than_epsilon_allows():
     """The worst client holds all names. Its effect is bounded count by count, and tight in the tails."""
-    p = math.exp(-0.5 / 3)
+    p = math.exp(-decay(0.5, 3))
     mass = {x: p ** abs(x) for x in range(-30, 31)}
     ratios = [
         math.log(mass[a] * mass[b] * mass[c] / (mass[a - 1] * mass[b - 1] * mass[c - 1]))
@@ -90,11 +90,12 @@ def test_ledger_has_noised_counts_and_exact_names():
     assert rows["label holders"].recipient == "readers"
     assert not rows["label holders"].outside
     assert rows["label holders before noise"].outside, "the server sees them as they are"
-    for privacy, outside in ((USER, False), ("privacy={unit: sample, epsilon: 4}", True)):
+    shared = "privacy={unit: user, epsilon: 4, noise: distributed}"
+    for privacy, outside in ((USER, False), (shared, True), ("privacy={unit: sample, epsilon: 4}", True)):
         (before,) = (
             row for row in releases(config.parse(BASE, [privacy])) if row.name == "label holders before noise"
         )
-        assert before.outside is outside, "only with unit user, the server is trusted"
+        assert before.outside is outside, "only if it adds the noise on sums, the server is trusted"
         assert before.recipient == "sum"
     exact = {row.name: row for row in releases(config.parse(BASE, ["labels.count_epsilon=null"]))}
     assert exact["label holders"].outside

@@ -90,7 +90,7 @@ def test_every_topic_and_recipient_has_words():
 
 def test_without_noise_the_section_says_so():
     section = privacy_section(result_of())
-    assert section["sentences"][0].startswith("Nothing is protected by differential privacy.")
+    assert section["sentences"][0].startswith("Training is not protected by differential privacy.")
     lines = {row.what: row for row in section["rows"]}
     training = lines[TOPICS["training"]]
     assert (training.protection, training.epsilon, training.open) == ("none", "no bound", True)
@@ -173,7 +173,7 @@ def test_the_page_of_a_run_without_noise_says_so(noised):
     summary = Summary.read(run.folder / "summary.json")
     plain = summary.model_copy(update={"privacy": result_of()})
     source = page.render(collect(run, RunContext()), plain)
-    assert "Nothing is protected by differential privacy" in source
+    assert "Training is not protected by differential privacy" in source
 
 
 def test_the_command_prints_the_line(noised):

@@ -121,7 +121,7 @@ class Privacy(Section):
         "central",
         description="Unit user: who adds the noise. central: the server, which sees exact sums. distributed:"
         " each client adds its share before a secure sum, so the server sees noised sums alone. It needs"
-        " fixed cohorts, and the accountant is rdp.",
+        " fixed or cyclic cohorts, and the accountant is rdp.",
     )
     quorum: int | None = Field(
         None,

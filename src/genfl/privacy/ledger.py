@@ -375,7 +375,7 @@ def _of_labels(config: Config) -> Iterator[Release]:
         yield Release("label holders", "labels", "labels", counts, source, "sum", "secure_sum", fix=fix)
         return
     privacy = config.privacy
-    trusted = privacy is not None and privacy.unit == "user" and privacy.noise_multiplier != 0
+    trusted = _noised_unit(privacy) == "user" and not _noise_is_shared(privacy)
     yield Release(
         "label holders before noise",
         "labels",

@@ -128,7 +128,7 @@ def _sentences(privacy: PrivacyResult) -> list[str]:
     """Return what is guaranteed, and what is not."""
     if not privacy.guarantees:
         return [
-            "Nothing is protected by differential privacy. Models, counts and scores are released as they"
+            "Training is not protected by differential privacy. Models, scores and sizes are released as they"
             " are, so they may reveal single samples."
         ]
     worst = max(privacy.guarantees.values(), key=lambda guarantee: guarantee.epsilon)

@@ -13,7 +13,7 @@ from genfl.labels.iblt import IBLT
 from genfl.privacy.dp.counts import noised_counts
 from genfl.privacy.dp.streams import noise_stream
 from genfl.rng import Key
-from genfl.stages.base import IF_SET, IGNORED, DataInputs, Stage, StageRun, Without, identity
+from genfl.stages.base import IF_SET, IGNORED, DataInputs, IfChanged, Stage, StageRun, Without, identity
 from genfl.stages.federate.protection import noise_secret
 from genfl.storage import digest, write_json
 
@@ -34,7 +34,7 @@ class LabelInputs:
 
     data: DataInputs
     partition: Annotated[Partition, Without({"test"})]
-    labels: Labels
+    labels: Annotated[Labels, Without(set()), IfChanged({"count_epsilon"})]
     seed: int
     seeds: Annotated[list[int], IGNORED]
     found: Annotated[list[str], IGNORED]

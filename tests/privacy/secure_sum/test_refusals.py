@@ -398,6 +398,15 @@ def test_server_refuses_wrong_signatures(phase):
         ss.receive(federation.server, message, federation.verifiers)
 
 
+def test_server_refuses_a_client_whose_keys_are_the_same():
+    """Passed on, they would make every other client refuse the roster."""
+    federation = reached(0)
+    message = reply(federation, 1)
+    with refuses("key", "client 1 advertises the same key twice"):
+        same = signed_again(message, channel_key=message.mask_key)
+        ss.receive(federation.server, same, federation.verifiers)
+
+
 @pytest.mark.parametrize("alter", [lambda s: s[1:], lambda s: s[::-1], lambda s: (*s, (9, s[0][1]))])
 def test_server_refuses_shares_for_other_clients(alter):
     federation = reached(1)

@@ -13,6 +13,16 @@ from collections.abc import Mapping
 from genfl.rng import Key
 
 
+def decay(epsilon: float, number: int) -> float:
+    """Return a of the noise P(x) ∝ exp(−a|x|) on so many counts.
+
+    Args:
+        epsilon: The bound ε on what all counts together tell of one client, positive.
+        number: How many counts there are, at least 1.
+    """
+    return epsilon / number
+
+
 def noised_counts(counts: Mapping[str, int], epsilon: float, key: Key) -> dict[str, int]:
     """Return counts of clients with discrete Laplace noise. They can be negative, or too large.
 
@@ -23,7 +33,7 @@ def noised_counts(counts: Mapping[str, int], epsilon: float, key: Key) -> dict[s
     """
     if not counts:
         return {}
-    success = -math.expm1(-epsilon / len(counts))
+    success = -math.expm1(-decay(epsilon, len(counts)))
     first, second = key.numpy().geometric(success, (2, len(counts)))
     noise = (first - second).tolist()
     return {name: count + extra for (name, count), extra in zip(sorted(counts.items()), noise, strict=True)}

@@ -302,9 +302,11 @@ def check_advertisement(
     """Check a client's keys and their signature.
 
     Raises:
-        SecureSumError: ``another_sum``, ``client`` or ``signature``.
+        SecureSumError: ``another_sum``, ``client``, ``signature``, or ``key``: both keys are the same.
     """
     check_sender(parameters, advertisement.digest, advertisement.client)
+    if advertisement.channel_key == advertisement.mask_key:
+        raise SecureSumError("key", f"client {advertisement.client} advertises the same key twice")
     _verify(advertisement.client, advertisement.signature, advertisement.signed, verifiers)
 
 
