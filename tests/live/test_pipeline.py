@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 pytest.importorskip("flwr")
 
@@ -47,7 +48,10 @@ def settings(tmp_path, monkeypatch):
 
 def execute(settings, tmp_path, policy=None):
     """Runs the pipeline at a server, with two clients that have images of their own."""
-    data = [draw(tmp_path / "a", ["cat", "dog"], 1), draw(tmp_path / "b", ["cat", "mouse"], 2)]
+    data = [tmp_path / "a", tmp_path / "b"]
+    if not data[0].exists():
+        draw(data[0], ["cat", "dog"], 1)
+        draw(data[1], ["cat", "mouse"], 2)
     policies = [ClientPolicy(), policy or ClientPolicy()]
     sites = [DataSite(tmp_path / f"client-{n}", data[n], policies[n]) for n in range(2)]
     grid = InProcessGrid(build_client_app(lambda context: sites[context.node_config["client"]]), 2)
@@ -66,6 +70,19 @@ def test_clients_with_folders_of_images_train_together(settings, tmp_path):
         assert [row["refused"] for row in rounds] == [0, 0]
         assert rounds[0]["samples"] == 2 * 2 * 4  # clients, steps, batch size
     assert list((tmp_path / "client-0").rglob("round-2.safetensors"))
+
+
+def test_labels_that_changed_train_anew(settings, tmp_path):
+    settings = settings.model_copy(update={"methods": {"plain": settings.methods["plain"]}})
+    execute(settings, tmp_path)
+    model = tmp_path / "run" / "federate" / "plain" / "seed-0" / "model.safetensors"
+    first = model.stat().st_mtime_ns
+    execute(settings, tmp_path)
+    assert model.stat().st_mtime_ns == first  # the same labels train nothing
+    (tmp_path / "b" / "train" / "mouse").rename(tmp_path / "b" / "train" / "dog")
+    assert execute(settings, tmp_path)["labels"] == {"cat": 2, "dog": 2}
+    biases = [len(tensor) for name, tensor in load_file(model).items() if name.endswith("bias")]
+    assert biases[-1] == 2  # the number of labels
 
 
 def test_a_client_that_refuses_stops_the_federation_by_name(settings, tmp_path):
