@@ -15,6 +15,8 @@ from genfl.live.context import RemoteContext
 from genfl.live.policy import ClientPolicy
 from genfl.live.server import for_machines, results_of, results_table
 from genfl.live.site import DataSite
+from genfl.privacy.ledger import LEDGER_FILE
+from genfl.storage import read_json
 
 CONFIG = """
 name: sites
@@ -70,6 +72,12 @@ def test_clients_with_folders_of_images_train_together(settings, tmp_path):
         assert [row["refused"] for row in rounds] == [0, 0]
         assert rounds[0]["samples"] == 2 * 2 * 4  # clients, steps, batch size
     assert list((tmp_path / "client-0").rglob("round-2.safetensors"))
+    releases = read_json(tmp_path / "run" / LEDGER_FILE)["releases"]
+    assert {row["recipient"] for row in releases if row["topic"] in ("labels", "training")} <= {
+        "server",
+        "nobody",
+    }
+    assert "secure_sum" not in {row["mechanism"] for row in releases}
 
 
 def test_labels_that_changed_train_anew(settings, tmp_path):
