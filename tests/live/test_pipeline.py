@@ -108,6 +108,14 @@ def test_labels_that_changed_train_anew(settings, tmp_path):
     assert biases[-1] == 2  # the number of labels
 
 
+def test_another_config_is_refused_with_what_the_commands_have(settings, tmp_path):
+    execute(settings.model_copy(update={"methods": {"plain": settings.methods["plain"]}}), tmp_path)
+    with pytest.raises(InputError) as refused:
+        execute(settings, tmp_path)
+    assert "choose another folder, or delete this one to start over" in str(refused.value)
+    assert "--update" not in str(refused.value)
+
+
 def test_a_client_that_refuses_stops_the_federation_by_name(settings, tmp_path):
     policy = ClientPolicy(algorithms=["fedavg"])
     with pytest.raises(GenflError) as refused:
