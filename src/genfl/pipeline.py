@@ -122,7 +122,7 @@ def execute(
         run = Run(config, target, shard, () if shard else tuple(shards), (*others, *beside))
         for run_folder in (run.folder, *run.shards):
             held.enter_context(holding(run_folder, "run", RUN_MARKER))
-        _claim(config, run.folder, fresh=fresh, update=update)
+        _claim(config, run.folder, fresh=fresh, update=update, remote=context.remote)
         return _execute(run, context, until)
 
 
@@ -198,7 +198,7 @@ def explaining_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
+def _claim(config: Config, folder: Path, *, fresh: bool, update: bool, remote: bool) -> None:
     """Prepare a folder for a run of this config; see `execute`. The caller holds the lock."""
     refuse_links(folder, [*_subfolders(), *_TRACKED])
     existing = folder / RUN_CONFIG
@@ -214,10 +214,13 @@ def _claim(config: Config, folder: Path, *, fresh: bool, update: bool) -> None:
         changes = configs.differences(old, new) and configs.differences(configs.with_defaults(old), new)
         if changes and not update:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
-            raise InputError(
-                f"--out: {folder} holds a run of another config ({changes[0]}{more}); choose another folder,"
-                " --update to redo the stages that depend on the changes, or --fresh to start over"
+            advice = (
+                "choose another folder, or delete this one to start over"
+                if remote
+                else "choose another folder, --update to redo the stages that depend on the changes, or"
+                " --fresh to start over"
             )
+            raise InputError(f"--out: {folder} holds a run of another config ({changes[0]}{more}); {advice}")
         if changes:
             remove(folder / SUMMARY_FILE, folder)
             remove(folder / LEDGER_FILE, folder)

@@ -5,12 +5,14 @@ import pytest
 pytest.importorskip("flwr")
 
 from genfl import config
-from genfl.engines.flower.wire import RefusedMessage
+from genfl.engines.flower.wire import RefusedMessage, Request
 from genfl.errors import InputError
 from genfl.live.limits import problem_of
 from genfl.live.local import deploy_local
 from genfl.live.policy import ClientPolicy, read_policy
 from genfl.live.server import for_machines
+from genfl.live.site import DataSite
+from genfl.rng import Key
 
 CONFIG = """
 name: limits
@@ -31,10 +33,19 @@ methods: {plain: {algorithm: fedavg}, memory: {algorithm: scaffold}}
         ("federate.heterogeneity=true", "federate.heterogeneity: true"),
         ("methods.alone={algorithm: local}", "methods.alone: the reference local"),
         ("audit.overlap=drop", "audit.overlap: drop"),
+        (
+            [
+                "data={name: texts, path: x, tokenizer: generated}",
+                "model={name: lstm}",
+                "generator={kind: files, path: x}",
+            ],
+            "data.tokenizer: generated",
+        ),
     ],
 )
 def test_what_real_machines_cannot_run_is_refused(change, named):
-    problem = problem_of(config.parse(CONFIG, [change]))
+    changes = [change] if isinstance(change, str) else change
+    problem = problem_of(config.parse(CONFIG, changes))
     assert problem is not None
     assert problem.startswith(named)
 
@@ -81,6 +92,31 @@ def test_a_client_refuses_more_than_it_allows(tmp_path):
         with pytest.raises(RefusedMessage) as refused:
             policy.check(config.parse(CONFIG, changes), method)
         assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "table, named",
+    [
+        ([2**21, 4, 64, 0], "table: cells: should be"),
+        ([80, 9, 64, 0], "table: hashes: should be"),
+        ([80, 4, 10**6, 0], "table: max_bytes: should be"),
+        ([8, 8, 64, -1], "table: seed"),
+        ([80, 4, 64], "table: four numbers"),
+    ],
+)
+def test_a_client_makes_no_table_beyond_the_ranges(tmp_path, table, named):
+    settings = {"config": config.dump(config.parse(CONFIG)), "table": table}
+    request = Request("run", "labels", 1, 0, 0, 0, None, Key(0), settings, {})
+    with pytest.raises(RefusedMessage) as refused:
+        DataSite(tmp_path, tmp_path, ClientPolicy()).work(request)
+    assert str(refused.value).startswith(named)
+
+
+def test_a_client_answers_no_round_after_the_last(tmp_path):
+    settings = {"config": config.dump(config.parse(CONFIG)), "method": "plain", "labels": ["0", "1"]}
+    request = Request("run", "train", 5, 0, 0, 0, None, Key(0), settings, {})
+    with pytest.raises(RefusedMessage, match=r"federate.rounds: 4, but the server asks for round 5"):
+        DataSite(tmp_path, tmp_path, ClientPolicy()).work(request)
 
 
 @pytest.mark.parametrize("text", ["algorithm: fedavg", "min_cohort: 0", "a: [", "- 1"])

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 pytest.importorskip("flwr")
 
 from genfl import config, pipeline
+from genfl.data.texts import train_tokenizer
 from genfl.engines.flower.in_process import InProcessGrid
 from genfl.engines.flower.node import build_client_app
 from genfl.errors import GenflError, InputError
@@ -14,6 +16,8 @@ from genfl.live.context import RemoteContext
 from genfl.live.policy import ClientPolicy
 from genfl.live.server import for_machines, results_of, results_table
 from genfl.live.site import DataSite
+from genfl.privacy.ledger import LEDGER_FILE
+from genfl.storage import read_json
 
 CONFIG = """
 name: sites
@@ -23,6 +27,16 @@ generator: none
 model: {{name: mlp, width: 8}}
 federate: {{rounds: 2, clients_per_round: 2, local: {{steps: 2, batch_size: 4}}}}
 methods: {{plain: {{algorithm: fedavg}}, memory: {{algorithm: scaffold}}}}
+"""
+
+TEXTS = """
+name: words
+seeds: [0]
+data: {name: texts, path: x, length: 4, partition: {clients: 2}}
+generator: none
+model: {name: lstm, embedding: 4, width: 4}
+federate: {rounds: 1, clients_per_round: 2, local: {steps: 1, batch_size: 2}}
+methods: {plain: {algorithm: fedavg}}
 """
 
 
@@ -47,8 +61,15 @@ def settings(tmp_path, monkeypatch):
 
 def execute(settings, tmp_path, policy=None):
     """Runs the pipeline at a server, with two clients that have images of their own."""
-    data = [draw(tmp_path / "a", ["cat", "dog"], 1), draw(tmp_path / "b", ["cat", "mouse"], 2)]
-    policies = [ClientPolicy(), policy or ClientPolicy()]
+    if not (tmp_path / "a").exists():
+        draw(tmp_path / "a", ["cat", "dog"], 1)
+        draw(tmp_path / "b", ["cat", "mouse"], 2)
+    return execute_with(settings, tmp_path, [ClientPolicy(), policy or ClientPolicy()])
+
+
+def execute_with(settings, tmp_path, policies):
+    """Runs the pipeline at a server, with two clients whose data is in the folders a and b."""
+    data = [tmp_path / "a", tmp_path / "b"]
     sites = [DataSite(tmp_path / f"client-{n}", data[n], policies[n]) for n in range(2)]
     grid = InProcessGrid(build_client_app(lambda context: sites[context.node_config["client"]]), 2)
     context = RemoteContext(grid, grid.get_node_ids(), tmp_path / "server")
@@ -66,6 +87,33 @@ def test_clients_with_folders_of_images_train_together(settings, tmp_path):
         assert [row["refused"] for row in rounds] == [0, 0]
         assert rounds[0]["samples"] == 2 * 2 * 4  # clients, steps, batch size
     assert list((tmp_path / "client-0").rglob("round-2.safetensors"))
+    releases = read_json(tmp_path / "run" / LEDGER_FILE)["releases"]
+    assert {row["recipient"] for row in releases if row["topic"] in ("labels", "training")} <= {
+        "server",
+        "nobody",
+    }
+    assert "secure_sum" not in {row["mechanism"] for row in releases}
+
+
+def test_labels_that_changed_train_anew(settings, tmp_path):
+    settings = settings.model_copy(update={"methods": {"plain": settings.methods["plain"]}})
+    execute(settings, tmp_path)
+    model = tmp_path / "run" / "federate" / "plain" / "seed-0" / "model.safetensors"
+    first = model.stat().st_mtime_ns
+    execute(settings, tmp_path)
+    assert model.stat().st_mtime_ns == first  # the same labels train nothing
+    (tmp_path / "b" / "train" / "mouse").rename(tmp_path / "b" / "train" / "dog")
+    assert execute(settings, tmp_path)["labels"] == {"cat": 2, "dog": 2}
+    biases = [len(tensor) for name, tensor in load_file(model).items() if name.endswith("bias")]
+    assert biases[-1] == 2  # the number of labels
+
+
+def test_another_config_is_refused_with_what_the_commands_have(settings, tmp_path):
+    execute(settings.model_copy(update={"methods": {"plain": settings.methods["plain"]}}), tmp_path)
+    with pytest.raises(InputError) as refused:
+        execute(settings, tmp_path)
+    assert "choose another folder, or delete this one to start over" in str(refused.value)
+    assert "--update" not in str(refused.value)
 
 
 def test_a_client_that_refuses_stops_the_federation_by_name(settings, tmp_path):
@@ -74,6 +122,37 @@ def test_a_client_that_refuses_stops_the_federation_by_name(settings, tmp_path):
         execute(settings, tmp_path, policy)
     assert "labels: every client is needed, and client 1 refused" in str(refused.value)
     assert "methods.memory.algorithm: scaffold, but this client allows fedavg" in str(refused.value)
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    """The config of a server with texts, and a tokenizer of six words."""
+    monkeypatch.setenv("GENFL_CACHE", str(tmp_path / "cache"))
+    rows = ["text,label", *(f"{word} film,{label}" for word, label in [("good", "like"), ("bad", "not")] * 4)]
+    for folder in ("at_server", "a", "b"):
+        (tmp_path / folder).mkdir()
+        for split in ("train", "test"):
+            (tmp_path / folder / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    words = tmp_path / "tokenizer.json"
+    train_tokenizer(["good bad film"], 6, words)
+    return config.parse(TEXTS, [f"data.path={tmp_path / 'at_server'}", f"data.tokenizer={words}"])
+
+
+def test_texts_have_the_vocabulary_of_a_tokenizer_that_clients_allow(texts, tmp_path):
+    allowed = ClientPolicy(tokenizers=[texts.data.tokenizer])
+    result = execute_with(texts, tmp_path, [allowed, allowed])
+    assert result["labels"] == {"like": 2, "not": 2}
+    weights = load_file(tmp_path / "run" / "federate" / "plain" / "seed-0" / "model.safetensors")
+    (embedding,) = (tensor for name, tensor in weights.items() if "embedding" in name)
+    assert len(embedding) == 5  # padding, unknown words, and three words
+
+
+def test_a_client_opens_no_tokenizer_that_it_does_not_allow(texts, tmp_path):
+    """Neither a path of its machine, nor a download."""
+    refused = r"client 1 refused: data.tokenizer: .*tokenizer.json', but this client allows hashed"
+    allowed = ClientPolicy(tokenizers=[texts.data.tokenizer])
+    with pytest.raises(GenflError, match=refused):
+        execute_with(texts, tmp_path, [allowed, ClientPolicy()])
 
 
 def test_the_number_of_registered_clients_must_fit(settings, tmp_path):

@@ -287,6 +287,25 @@ def test_names_of_few_are_no_release():
     assert row.what == "the label names that 3 clients or more hold"
 
 
+def test_real_machines_have_no_secure_sum():
+    methods = "methods={plain: {algorithm: fedavg}, memory: {algorithm: scaffold}}"
+    settings = config.parse(BARE, ["federate.engine=flower", methods])
+    written = ledger(settings, {})
+    rows = {row.name: row for row in written.releases}
+    for name in ("label names", "label holders", "census", "training", "sample counts", "samples of clients"):
+        assert (rows[name].recipient, rows[name].mechanism) == ("server", "exact"), name
+        assert rows[name].outside
+    assert {row.mechanism for row in written.releases} == {"exact", "local"}
+    assert {row.recipient for row in written.releases} == {"server", "readers", "nobody"}
+    assert {row.stage for row in written.releases} == {"labels", "federate"}  # there is no report
+    assert not any("privacy." in row.fix or "count_epsilon" in row.fix for row in written.releases)
+    (note,) = written.notes
+    assert "in the clear" in note
+    assert "simulated" not in note
+    in_process = ledger(config.parse(BARE, ["federate.engine=flower-inprocess", methods]), {})
+    assert in_process == ledger(config.parse(BARE, [methods]), {})
+
+
 def test_what_the_config_asks_for_is_in_rows():
     base, texts, bare = (names(rows_of(text)) for text in (BASE, TEXTS, BARE))
     assert base - bare == {

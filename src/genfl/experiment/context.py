@@ -342,7 +342,7 @@ class RunContext:
         Raises:
             InputError: There is no such split, or there are too few clients for a cohort.
         """
-        models = [self._sized(config.data, model) for model in (config.model, *config.client_models)]
+        models = [self.sized_model(config.data, model) for model in (config.model, *config.client_models)]
         config = config.model_copy(update={"model": models[0], "client_models": models[1:]})
         split = config.data.partition
         if split.kind not in OWN:
@@ -378,7 +378,7 @@ class RunContext:
         content["data"]["partition"]["clients"] = len(parts)
         return validate(content)
 
-    def _sized(self, data: Data, model: Model) -> Model:
+    def sized_model(self, data: Data, model: Model) -> Model:
         """Return the model. If its vocabulary is not set, it is that of the data's tokenizer."""
         if "vocabulary" not in model.options().keys() - model.model_fields_set:
             return model

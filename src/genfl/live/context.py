@@ -57,8 +57,18 @@ class RemoteContext(RunContext):
         self.grid = grid
         self.nodes = list(nodes)
         self.folder = folder
-        self._config, self._deadline = "", 0.0
+        self._config: Config | None = None
         self._labels: list[str] = []
+
+    @property
+    def config(self) -> Config:
+        """The config that `resolve` has checked."""
+        assert self._config is not None, "the config is resolved before anything else"
+        return self._config
+
+    @property
+    def _sent_config(self) -> str:
+        return configs.dump(self.config, without=("track",))
 
     def wait_for_clients(self, seconds: float = ONLINE) -> None:
         """Wait until all clients are online.
@@ -92,8 +102,7 @@ class RemoteContext(RunContext):
                 f"data.partition.clients: {clients}, but {len(self.nodes)} clients are registered; set it to"
                 " their number"
             )
-        self._config = configs.dump(config, without=("track",))
-        self._deadline = config.federate.deadline
+        self._config = config
         return config
 
     def data_set(self, data: Data) -> DataSet:
@@ -102,11 +111,16 @@ class RemoteContext(RunContext):
         return whole._replace(train=whole.train._replace(x=whole.train.x[:0], labels=()))
 
     def content_digest(self, data: Data) -> str:
-        """Return a digest of what the server knows of the private data: its test set, and the clients."""
+        """Return a digest of what the server knows: its test set, its clients, and how many hold each label.
+
+        The clients are asked for their label names once in each process. If these have changed, nothing that
+        was trained on the old ones is up to date.
+        """
         return self.once(("remote", data.model_dump_json()), lambda: self._digest(data))
 
     def _digest(self, data: Data) -> str:
-        return digest([self.test_digest(data), self.nodes])
+        holders = self.discover_labels(data, self.config.labels, self.config.seeds[0]).holders
+        return digest([self.test_digest(data), self.nodes, holders])
 
     def discover_labels(self, data: Data, options: Labels, seed: int) -> Discovery:
         """Return the result of label discovery, for which each client sends its table."""
@@ -124,8 +138,8 @@ class RemoteContext(RunContext):
             hashed = key.fold("hashes", attempt).integer()
             table = [cells, options.hashes, options.max_bytes, hashed]
             info: ClientInfo = {"label_names": []}
-            clients = RemoteClients(self.grid, self.nodes, run, info, deadline=self._deadline)
-            return FlowerEngine(clients, "labels", settings={"config": self._config, "table": table})
+            clients = RemoteClients(self.grid, self.nodes, run, info, deadline=self.config.federate.deadline)
+            return FlowerEngine(clients, "labels", settings={"config": self._sent_config, "table": table})
 
         return discover([()] * len(self.nodes), engine, key, **options.model_dump(exclude={"count_epsilon"}))
 
@@ -154,7 +168,7 @@ class RemoteContext(RunContext):
             federation.deadline,
             federation.checkpoint_every,
         )
-        all_settings = {**settings, "config": self._config, "labels": self._labels}
+        all_settings = {**settings, "config": self._sent_config, "labels": self._labels}
         return FlowerEngine(remote, "train", initial, all_settings, reducer)
 
     def private_data(

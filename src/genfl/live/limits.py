@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Config
+from genfl.data.texts import GENERATED_TOKENIZER, HASHED_TOKENIZER
 
 
 def problem_of(config: Config) -> str | None:
@@ -16,6 +17,11 @@ def problem_of(config: Config) -> str | None:
 def _problems(config: Config) -> Iterator[str]:
     if config.privacy is not None:
         yield "privacy: set, but differential privacy runs in simulations alone; leave it out"
+    if config.data.tokenizer == GENERATED_TOKENIZER:
+        yield (
+            f"data.tokenizer: {GENERATED_TOKENIZER}, but clients do not get the words of generated texts; use"
+            f" {HASHED_TOKENIZER}"
+        )
     if share := config.data.partition.test:
         yield f"data.partition.test: {share}, but clients hold nothing back; leave it out"
     if config.labels.min_holders > 1:

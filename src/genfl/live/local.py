@@ -14,6 +14,10 @@ from genfl.live.link import KEYS, LOOPBACK, YEAR, Client, Server, SuperNode
 from genfl.live.processes import Processes, free_ports
 from genfl.live.server import for_machines
 from genfl.live.site import EXAMPLES, write_examples
+from genfl.storage import digest, read_json, remove, write_json
+
+SPLIT = "split.json"
+"""The file with the digest of what decided a client's share: the section ``data``, and the first seed."""
 
 
 def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YEAR) -> dict[str, Any]:
@@ -39,7 +43,7 @@ def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YE
         raise InputError(problem)
     folder = folder.resolve()
     folders = [folder / f"client-{number}" for number in range(clients)]
-    _prepare(config, folder / "server" / KEYS, folders)
+    prepare_parties(config, folder / "server" / KEYS, folders)
     with Processes(folder / "processes") as processes:
         (port,) = free_ports(1)
         server = Server(for_machines(config), folder / "server", processes, LOOPBACK, port)
@@ -54,16 +58,32 @@ def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YE
         return server.wait(seconds, nodes)
 
 
-def _prepare(config: Config, keys: Path, folders: list[Path]) -> None:
-    """Make the keys, and give each client its share of the data. What exists is kept."""
+def prepare_parties(config: Config, keys: Path, folders: list[Path]) -> None:
+    """Make the keys, and give each client its share of the data. Shares of another split are replaced.
+
+    Args:
+        config: The config.
+        keys: The folder of the server's keys. Keys that exist are kept.
+        folders: The folder of each client.
+    """
     if not server_keys(keys).key.exists():
         make_server_keys(keys, [LOOPBACK, "localhost"])
     for client in folders:
         if not node_keys(client).key.exists():
             make_node_keys(client)
-    if all((client / "data" / EXAMPLES).exists() for client in folders):
+    split = digest([config.data.model_dump(mode="json"), config.seeds[0]])
+    if all(_split_of(client / "data") == split for client in folders):
         return
     context = RunContext()
     rows = context.client_rows(config.data, config.seeds[0])
     for client, own in zip(folders, rows, strict=True):
+        remove(client / "data" / SPLIT, client)  # in case this ends before the new share is complete
         write_examples(client / "data", context.data_set(config.data), own)
+        write_json(client / "data" / SPLIT, {"digest": split})
+
+
+def _split_of(data: Path) -> str | None:
+    """Return the digest of the split of a client's share; None if there is no whole share."""
+    if not (data / EXAMPLES).exists() or not (data / SPLIT).exists():
+        return None
+    return str(read_json(data / SPLIT)["digest"])

@@ -7,11 +7,12 @@ from pathlib import Path
 import yaml
 from pydantic import Field, ValidationError
 
-from genfl.config import Config
+from genfl.config import Config, Data
 from genfl.config.mistakes import explain
 from genfl.config.section import Section
+from genfl.data.texts import HASHED_TOKENIZER
 from genfl.engines.flower.wire import RefusedMessage
-from genfl.errors import InputError
+from genfl.errors import InputError, on_one_line
 
 
 class ClientPolicy(Section):
@@ -22,13 +23,19 @@ class ClientPolicy(Section):
     )
     min_cohort: int = Field(1, ge=1, description="The fewest clients in the cohort of a round.")
     max_rounds: int | None = Field(None, ge=1, description="The most rounds of a federation.")
+    tokenizers: list[str] = Field(
+        [],
+        description="The tokenizers that a server may name, besides hashed: files at this client, or Hugging"
+        " Face ids.",
+    )
 
-    def check(self, config: Config, method: str | None) -> None:
+    def check(self, config: Config, method: str | None, round_number: int = 1) -> None:
         """Check that a server asks for nothing that the client does not allow.
 
         Args:
             config: The server's config.
             method: The method of a round; None before training.
+            round_number: The round, from 1.
 
         Raises:
             RefusedMessage: It asks for more.
@@ -42,6 +49,10 @@ class ClientPolicy(Section):
             raise RefusedMessage(
                 f"federate.rounds: {config.federate.rounds}, but this client allows {self.max_rounds}"
             )
+        if round_number > config.federate.rounds:
+            raise RefusedMessage(
+                f"federate.rounds: {config.federate.rounds}, but the server asks for round {round_number}"
+            )
         names = [method] if method in config.methods else list(config.methods)
         for name in names:
             for part in config.methods[name].algorithm:
@@ -50,6 +61,22 @@ class ClientPolicy(Section):
                         f"methods.{name}.algorithm: {part.name}, but this client allows"
                         f" {', '.join(self.algorithms)}"
                     )
+
+    def check_tokenizer(self, data: Data) -> None:
+        """Check the tokenizer that a server names, before anything is opened or downloaded for it.
+
+        Args:
+            data: The section of the server's config.
+
+        Raises:
+            RefusedMessage: The client does not allow it.
+        """
+        name = data.tokenizer or HASHED_TOKENIZER
+        if name not in (HASHED_TOKENIZER, *self.tokenizers):
+            raise RefusedMessage(
+                f"data.tokenizer: {on_one_line(name, 80)!r}, but this client allows"
+                f" {', '.join((HASHED_TOKENIZER, *self.tokenizers))}"
+            )
 
 
 def read_policy(path: Path | None) -> ClientPolicy:

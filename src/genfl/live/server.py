@@ -13,6 +13,7 @@ from genfl import pipeline
 from genfl.config import Config, validate
 from genfl.config.names import FLOWER
 from genfl.errors import GenflError, InputError
+from genfl.experiment.context import RunContext
 from genfl.live.context import RemoteContext
 from genfl.live.logs import log_to
 from genfl.storage import read_json, write_json
@@ -27,8 +28,16 @@ MEMBERS, REGISTERED = "members.json", "registered.json"
 
 
 def for_machines(config: Config) -> Config:
-    """Return a config as real machines run it: over Flower, and without comparisons of private data."""
-    content = configs.plain(configs.dump(config))
+    """Return a config as real machines run it: over Flower, and without comparisons of private data.
+
+    A vocabulary that is not set gets the size of the tokenizer at the server. This is decided here, because a
+    config that was sent does not tell a default from a number that was set.
+
+    Raises:
+        InputError: The data at the server is needed for this, and cannot be read.
+    """
+    model = RunContext().sized_model(config.data, config.model)
+    content = configs.plain(configs.dump(config.model_copy(update={"model": model})))
     content["federate"]["engine"] = FLOWER
     if content["audit"]["overlap"] == "warn":
         log.info("audit.overlap: nothing is compared, as the private data is at the clients")

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from genfl import config as configs
 from genfl.config import Config, Data
+from genfl.config.data import Labels
+from genfl.config.mistakes import explain
 from genfl.data.clients import ClientData
 from genfl.data.sources import DATASETS, DataSet, LabelledExamples, as_stored
 from genfl.engines.flower.node import NodeWork
@@ -54,18 +57,24 @@ class _SiteContext(RunContext):
 
     remote = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, policy: ClientPolicy) -> None:
         super().__init__()
         self.path = path
+        self.policy = policy
 
     def data_set(self, data: Data) -> DataSet:
-        """Return the client's data, in the format of the config."""
-        return self.once("client's data", lambda: _read(data, self.path))
+        """Return the client's data, in the format of the config.
+
+        Raises:
+            RefusedMessage: The client does not allow the format.
+        """
+        return self.once("client's data", lambda: _read(data, self.path, self.policy))
 
 
-def _read(data: Data, path: Path) -> DataSet:
+def _read(data: Data, path: Path, policy: ClientPolicy) -> DataSet:
     file = path / EXAMPLES
     if not file.exists():
+        policy.check_tokenizer(data)
         options = data.options()
         if DATASETS[data.name].recipe is None:
             raise InputError(
@@ -102,7 +111,7 @@ class DataSite:
 
     @cached_property
     def _context(self) -> _SiteContext:
-        return _SiteContext(self.data)
+        return _SiteContext(self.data, self.policy)
 
     def work(self, request: Request) -> NodeWork:
         """Return what the node needs to answer a request.
@@ -111,10 +120,11 @@ class DataSite:
             RefusedMessage: The client does not allow it, or the server's config cannot be used here.
         """
         config = _config(request.settings)
-        self.policy.check(config, request.settings.get("method"))
+        self.policy.check(config, request.settings.get("method"), request.round)
         if request.action == "labels":
+            table = _table(request.settings)
             names = sorted(set(self._context.data_set(config.data).train.labels))
-            return NodeWork(label_table(_table(request.settings)), InfoOnly([{"label_names": names}]), 0)
+            return NodeWork(label_table(table), InfoOnly([{"label_names": names}]), 0)
         if request.action not in ("census", "train"):
             raise RefusedMessage(f"action: {request.action} is not for clients on other machines yet")
         return self._training(request, config)
@@ -156,7 +166,10 @@ def _table(settings: Mapping[str, Any]) -> IBLT:
     match settings.get("table"):
         case [int(cells), int(hashes), int(max_bytes), int(seed)]:
             try:
+                Labels(cells=cells, hashes=hashes, max_bytes=max_bytes)  # the ranges bound the memory
                 return IBLT(cells, hashes, max_bytes, seed=seed)
+            except ValidationError as error:
+                raise RefusedMessage(f"table: {on_one_line(explain(error), 200)}") from None
             except ValueError as error:
                 raise RefusedMessage(f"table: {on_one_line(error)}") from None
     raise RefusedMessage("table: four numbers are expected")

@@ -17,7 +17,7 @@ from genfl.algorithms.profile import in_reference_setting
 from genfl.algorithms.registry import ALGORITHMS, AlgorithmEntry
 from genfl.config import Config, Method
 from genfl.config.generation import TextGenerator
-from genfl.config.names import ASKED_STYLES, GENERATOR_REFERENCE
+from genfl.config.names import ASKED_STYLES, FLOWER, GENERATOR_REFERENCE
 from genfl.config.privacy import Privacy, PrivacyUnit, PublicFact
 from genfl.data.sources import DATASETS
 from genfl.data.texts import GENERATED_TOKENIZER
@@ -227,6 +227,14 @@ SIMULATED = (
     " run's folder has clients' memories. They protect nobody from whoever runs the simulation."
 )
 
+IN_THE_CLEAR = (
+    "There is no secure sum over Flower. Each client's uploads and table of label names reach the server in"
+    " the clear."
+)
+
+NO_FIX = "no config avoids it on real machines yet"
+"""How a config of real machines avoids a release: noise and public facts are refused there."""
+
 
 class Exchange(NamedTuple):
     """What the clients of an algorithm tell the server, read off the algorithm itself.
@@ -340,8 +348,24 @@ def releases(config: Config, noise: Mapping[str, Noise] | None = None) -> list[R
         *_of_references(config),
         *_of_report(config),
     ]
+    if _on_real_machines(config):
+        rows = [_in_the_clear(row) for row in rows]
     known = set(config.privacy.public) if config.privacy else set()
     return [row._replace(public=_fact(row) in known) for row in _merged(rows)]
+
+
+def _on_real_machines(config: Config) -> bool:
+    """Return whether the clients run outside this process; see `genfl.live`."""
+    return config.federate.engine == FLOWER
+
+
+def _in_the_clear(row: Release) -> Release:
+    """Return a row without a secure sum: the server receives what each client adds to a sum."""
+    return row._replace(
+        recipient="server" if row.recipient == "sum" else row.recipient,
+        mechanism="exact" if row.mechanism == "secure_sum" else row.mechanism,
+        fix=NO_FIX if row.fix else "",
+    )
 
 
 def _merged(rows: Sequence[Release]) -> list[Release]:
@@ -364,7 +388,9 @@ def _fact(row: Release) -> PublicFact | None:
 def _of_labels(config: Config) -> Iterator[Release]:
     least = config.labels.min_holders
     names = "the label names" if least == 1 else f"the label names that {least} clients or more hold"
-    counts = "how many clients hold each label"
+    counts = (
+        "which clients hold each label" if _on_real_machines(config) else "how many clients hold each label"
+    )
     if least > 1:
         counts += ", and how many hold a name of each hashed bin"
     public, source = "if they are public knowledge, add labels to privacy.public", "label names of clients"
@@ -659,12 +685,13 @@ def _of_measures(config: Config) -> Iterator[Release]:
     privacy, methods, unit = config.privacy, _federated(config), _noised_unit(config.privacy)
     users = unit == "user"
     strict = "set privacy.strict to true, which leaves them out"
+    sizes = "if they are public knowledge, add sizes to privacy.public"
     measured = tuple(
         name
         for name, method in methods.items()
         if exchange(method).measured and not _trains_on_public(method)
     )
-    if measured and measures_rounds(privacy):
+    if measured and measures_rounds(privacy) and not _on_real_machines(config):
         what = "gradient diversity of every round"
         if config.federate.heterogeneity:
             what += ", distance of local models from their mean, and their accuracy on the test set"
@@ -727,8 +754,20 @@ def _of_measures(config: Config) -> Iterator[Release]:
         "readers",
         "exact",
         tuple(methods),
-        fix="if they are public knowledge, add sizes to privacy.public",
+        fix=sizes,
     )
+    if _on_real_machines(config):
+        yield Release(
+            "samples of clients",
+            "federate",
+            "sizes",
+            "how many samples each client trains on, in every round",
+            "numbers of samples of clients",
+            "server",
+            "exact",
+            tuple(methods),
+            fix=sizes,
+        )
     yield _rejected(config, methods)
 
 
@@ -793,6 +832,10 @@ def _of_references(config: Config) -> Iterator[Release]:
 
 
 def _of_report(config: Config) -> Iterator[Release]:
+    if _on_real_machines(config):  # there is no report
+        what, source = "what clients keep between rounds, on their own disks", "training data of clients"
+        yield Release("memories of clients", "federate", "training", what, source, "nobody", "local")
+        return
     yield Release(
         "sizes in the report",
         "report",
@@ -842,7 +885,8 @@ def ledger(config: Config, noise: Mapping[str, Noise]) -> Ledger:
     trained = any(row.mechanism in NOISED for row in rows)
     noised = trained or any(row.mechanism == "discrete_laplace" for row in rows)
     source = SEEDED if config.privacy is not None and config.privacy.repeatable else FROM_SECRET
-    notes = (*([ONE_FEDERATION] if trained else []), *([source] if noised else []), SIMULATED)
+    where = IN_THE_CLEAR if _on_real_machines(config) else SIMULATED
+    notes = (*([ONE_FEDERATION] if trained else []), *([source] if noised else []), where)
     return Ledger(rows, guarantees, notes)
 
 
