@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import ValidationError
 
 from genfl.config import Config
-from genfl.deployment.description import DESCRIPTION_FILE, ModelDescription
+from genfl.deployment.description import WEIGHTS_FILE
 from genfl.errors import GenflError, first_line
 from genfl.experiment.folder import AUDIT, VOCABULARY, Run
 from genfl.results.membership import AUDIT_FILE, AUDIT_INFIX, MembershipAudit
@@ -66,12 +66,11 @@ def _audits(run: Path) -> list[tuple[Path, MembershipAudit]]:
     for file in sorted(run.parent.glob(f"{glob.escape(run.name)}{AUDIT_INFIX}*/{AUDIT_FILE}")):
         try:
             audit = MembershipAudit.model_validate(read_json(file))
-            trained = run / "federate" / Path(audit.method).name / f"seed-{audit.seed}"
-            model = ModelDescription.read(trained / DESCRIPTION_FILE)
         except (GenflError, ValidationError) as error:
             log.info("report: %s is left out: %s", file.parent.name, first_line(error))
             continue
-        if audit.config_digest == model.config_digest:
+        model = run / "federate" / Path(audit.method).name / f"seed-{audit.seed}" / WEIGHTS_FILE
+        if model.is_file() and sha256(model) == audit.model_sha256:
             audits.append((file, audit))
     return audits
 
