@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -475,8 +476,54 @@ def test_audit_joins_the_report_when_the_run_is_executed_again(kept, tmp_path):
     genfl.run(kept.config, out=folder)
     assert page.stat().st_mtime_ns == rendered, "the page shows the audit already"
     file = tmp_path / "run.audit-fedavg-seed-0" / "audit.json"
-    for content in ("no JSON", "{}", file.read_text().replace(audit.config_digest, "0" * 64)):
+    for content in ("no JSON", "{}", file.read_text().replace(audit.model_sha256, "0" * 64)):
         file.write_text(content)
         genfl.run(kept.config, out=folder)
         assert ".audit-" not in page.read_text(), "an audit of another model is left out"
     assert json.loads((folder / "summary.json").read_text())["methods"]
+
+
+def test_report_leaves_out_an_audit_of_a_model_with_other_noise(tmp_path):
+    """A training that begins anew draws other noise: the same digest, another model."""
+    privacy = {"unit": "sample", "noise_multiplier": 2.0, "delta": 1e-4, "accountant": "rdp"}
+    content = {**SMALL_RUN, "seeds": [0], "methods": {"fedavg": {"algorithm": "fedavg"}}, "privacy": privacy}
+    folder = tmp_path / "run"
+    page, trained = folder / "report" / "index.html", folder / "federate" / "fedavg" / "seed-0"
+    genfl.run(content, out=folder)
+    before = RunModel.load(trained)
+    audit, _ = audit_run(folder)
+    weights = (trained / "model.safetensors").read_bytes()
+    assert audit.model_sha256 == hashlib.sha256(weights).hexdigest()
+    genfl.run(content, out=folder)
+    assert ".audit-" in page.read_text()
+    genfl.run(content, out=folder, fresh=True)
+    assert RunModel.load(trained).description.config_digest == before.description.config_digest
+    assert (trained / "model.safetensors").read_bytes() != weights
+    assert ".audit-" not in page.read_text()
+
+
+def test_strict_report_shows_no_audit(tmp_path):
+    """The figures of an audit are exact, so they are no part of a strict run's page."""
+    public = ["labels", "sizes", "test"]
+    privacy = {"unit": "sample", "noise_multiplier": 2.0, "delta": 1e-4, "accountant": "rdp"}
+    content = {
+        **SMALL_RUN,
+        "seeds": [0],
+        "methods": {"fedavg": {"algorithm": "fedavg"}},
+        "privacy": {**privacy, "strict": True, "public": public},
+        "audit": {"overlap": "ignore"},
+        "report": {"real_examples": False},
+    }
+    folder = tmp_path / "run"
+    page = folder / "report" / "index.html"
+    genfl.run(content, out=folder)
+    audit_run(folder)
+    before = page.stat().st_mtime_ns
+    genfl.run(content, out=folder)
+    assert page.stat().st_mtime_ns == before, "there is nothing to write again"
+    genfl.run({**content, "name": "another name"}, out=folder, update=True)
+    assert "another name" in page.read_text(), "the page is written again, and no model is trained"
+    audit = json.loads(audit_folder(folder, "fedavg", 0).joinpath("audit.json").read_text())
+    weights = (folder / "federate" / "fedavg" / "seed-0" / "model.safetensors").read_bytes()
+    assert audit["model_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert ".audit-" not in page.read_text()

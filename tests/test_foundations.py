@@ -291,3 +291,21 @@ def test_take_checkpoint_links_only_the_same_work(tmp_path):
     storage.save_tensors(own, {"a": torch.ones(2)}, {"digest": "x"})
     assert not storage.take_checkpoint(own, "x", others), "its own may be further"
     assert (tmp_path / "damaged").exists()
+
+
+def test_take_checkpoint_takes_what_it_needs_from_one_run(tmp_path):
+    def save(run, *names):
+        for name in names:
+            storage.save_tensors(tmp_path / run / name, {"a": torch.ones(1)}, {"digest": "x", "run": run})
+
+    def runs(folder):
+        return {file.name: storage.load_tensors(file)[1]["run"] for file in (tmp_path / folder).iterdir()}
+
+    save("lacks", "1", "checkpoint")
+    save("whole", "1", "2", "checkpoint")
+    save("own", "1")
+    own, *others = (tmp_path / run / "checkpoint" for run in ("own", "lacks", "whole"))
+    assert not storage.take_checkpoint(own, "x", others[:1], lambda checkpoint: ["1", "2"])
+    assert runs("own") == {"1": "own"}, "all or none"
+    assert storage.take_checkpoint(own, "x", others, lambda checkpoint: ["1", "2"])
+    assert runs("own") == dict.fromkeys(("1", "2", "checkpoint"), "whole")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from genfl import config as configs
 from genfl import pipeline, progress
+from genfl.deployment.description import WEIGHTS_FILE
 from genfl.deployment.runs import trained_folder
 from genfl.deployment.trained import RunModel
 from genfl.engines.device import exact
@@ -63,7 +64,7 @@ from genfl.stages.federate.shadow import (
 )
 from genfl.stages.federate.trial import Trial
 from genfl.storage import digest as digest_of
-from genfl.storage import load_checkpoint, remove, save_tensors, write_json, write_text
+from genfl.storage import load_checkpoint, remove, save_tensors, sha256, write_json, write_text
 
 AUDIT_MARKER = ".genfl-audit"
 """The file that marks the folder of an audit."""
@@ -156,7 +157,7 @@ def audit_run(
             method=name,
             chosen=method is None,
             seed=of_seed,
-            config_digest=attacked.digest,
+            model_sha256=attacked.model_sha256,
             members=members,
             nonmembers=len(attacked.y) - members,
             member_accuracy=member_accuracy,
@@ -206,6 +207,7 @@ class AttackedModel:
         y: The class index of each example, [n].
         clients: The client of each example, [n]. Non-members are dealt out by their classes.
         weights: The model's weights.
+        model_sha256: The SHA-256 of their file.
         logits: The model's outputs, [n, classes].
         rounds: The rounds whose models the run keeps, besides the final one.
         round_logits: The outputs of these models, [n, classes] each.
@@ -256,6 +258,7 @@ class AttackedModel:
         )
         like = self.setting.task.init(initial_key(described.seed))
         self.weights: Weights = from_state_dict(model.state_dict(), like)
+        self.model_sha256 = sha256(model.folder / WEIGHTS_FILE)
         self.logits = self.setting.logits(self.weights)
         self.rounds: tuple[int, ...] = ()
         self.round_logits = []

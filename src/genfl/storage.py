@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -398,23 +398,35 @@ def load_checkpoint(path: Path | None, digest: str = "") -> tuple[Tree, dict[str
     return (tree, meta) if meta.get("digest", "") == digest else None
 
 
-def take_checkpoint(path: Path, digest: str, others: Iterable[Path]) -> bool:
+def take_checkpoint(
+    path: Path,
+    digest: str,
+    others: Iterable[Path],
+    beside: Callable[[Path], Sequence[str]] = lambda checkpoint: (),
+) -> bool:
     """Link a checkpoint of the same work in another run, unless there is one here.
 
     Args:
         path: The checkpoint.
         digest: The digest of the inputs of the work; see `load_checkpoint`.
         others: The checkpoints of the other runs. They may be absent, damaged, or of other work.
+        beside: Returns the files that a checkpoint needs beside it, relative to its folder. All are linked
+            from the same run. A checkpoint that lacks one of them, of the same digest, is passed over.
 
     Returns:
         Whether a checkpoint was linked.
     """
     if checkpoint_digest(path) == digest:
         return False
-    source = next((other for other in others if checkpoint_digest(other) == digest), None)
-    if source is not None:
-        link(source, path)
-    return source is not None
+    for other in others:
+        if checkpoint_digest(other) != digest:
+            continue
+        names = (*beside(other), path.name)  # the checkpoint last, because it needs the others
+        if all(checkpoint_digest(other.parent / name) == digest for name in names):
+            for name in names:
+                link(other.parent / name, path.parent / name)
+            return True
+    return False
 
 
 def checkpoint_digest(path: Path) -> str | None:

@@ -508,6 +508,17 @@ def test_strict_names_every_exact_row_and_its_fix():
         assert len(line) <= LONGEST_LINE
 
 
+def test_audits_are_in_the_ledger_unless_strict():
+    """The ledger is made from the config, so the row says nothing of files beside the run."""
+    for sections in ([], [SAMPLE], [USER]):
+        (row,) = (row for row in rows_of(BASE, *sections) if row.name == "audits")
+        assert (row.stage, row.topic, row.recipient) == ("report", "measures", "readers")
+        assert row.outside
+        assert row.what.startswith("if genfl audit was run: ")
+    assert "audits" in ledger(config.parse(BASE, [SAMPLE]), {"plain": NOISE}).guarantees["plain"].outside
+    assert "audits" not in names(rows_of(BASE, SAMPLE, "privacy.strict=true"))
+
+
 def test_strict_accepts_a_config_with_all_fixes():
     fixed = [
         "privacy={unit: sample, epsilon: 8, strict: true, public: [labels, sizes, test]}",

@@ -14,14 +14,16 @@ from genfl.stages.federate.kept_models import KeptModels, kept_rounds
 from genfl.storage import load_tensors
 
 METHODS = {name: {"algorithm": name} for name in ("scaffold", "local")}
+SCAFFOLD = {"scaffold": {"algorithm": "scaffold"}}
+MORE = SCAFFOLD | {"fedavg": {"algorithm": "fedavg"}}
 
 
-def run(folder, rounds=5, **federate):
-    content = config.plain_copy({**SMALL_RUN, "seeds": [0], "methods": METHODS})
+def run(folder, rounds=5, privacy=None, methods=METHODS, others=(), **federate):
+    content = config.plain_copy({**SMALL_RUN, "seeds": [0], "methods": methods, "privacy": privacy})
     options = {"rounds": rounds, "checkpoint_every": 1, "evaluate_every": rounds, **federate}
     for name, value in options.items():
         config.put(content, f"federate.{name}", value)
-    pipeline.execute(config.validate(content), folder, until="federate", update=True)
+    pipeline.execute(config.validate(content), folder, until="federate", update=True, others=others)
 
 
 def kept(folder, home="scaffold/seed-0"):
@@ -101,6 +103,25 @@ def test_interrupted_run_resumes_and_a_lost_model_is_trained_again(plain, tmp_pa
     first.unlink()
     run(tmp_path, keep_every=2)
     assert bits(first) == content
+
+
+def test_models_are_taken_over_from_one_run_with_its_checkpoint(tmp_path):
+    """Trainings with other noise have the same digest. Their models are never mixed."""
+    noised, names = {"unit": "sample", "noise_multiplier": 1.0, "delta": 1e-4, "accountant": "rdp"}, "abc"
+    for name in names:
+        run(tmp_path / name, rounds=3, keep_every=1, privacy=noised, methods=SCAFFOLD)
+    whole = {name: [bits(file) for _, file in sorted(kept(tmp_path / name).items())] for name in names}
+    assert whole["a"] != whole["b"] != whole["c"], "each run has noise of its own"
+    others = [tmp_path / name for name in "ab"]
+    kept(tmp_path / "a")["round-2.safetensors"].unlink()
+    run(tmp_path / "new", rounds=3, keep_every=1, privacy=noised, methods=MORE, others=others)
+    assert [bits(file) for _, file in sorted(kept(tmp_path / "new").items())] == whole["b"], "not one of a"
+    assert bits(final(tmp_path / "new")) == bits(final(tmp_path / "b"))
+    before = stamps(tmp_path / "c")
+    run(tmp_path / "c", rounds=3, keep_every=1, privacy=noised, methods=MORE, others=others)
+    assert [bits(file) for _, file in sorted(kept(tmp_path / "c").items())] == whole["c"]
+    checkpoint = final(tmp_path / "c").with_name("checkpoint.safetensors")
+    assert stamps(tmp_path / "c")[checkpoint] == before[checkpoint], "its own is complete"
 
 
 def test_rounds_and_files_of_kept_models(tmp_path):

@@ -109,7 +109,8 @@ class Privacy(Section):
     strict: bool = Field(
         False,
         description="Whether a config is refused that releases something computed from private data without"
-        " noise. Measures of single uploads are then left out. privacy.json of a run lists all releases.",
+        " noise. Measures of single uploads, and audits in the report, are then left out. privacy.json of a"
+        " run lists all releases.",
     )
     public: list[PublicFact] = Field(
         [],

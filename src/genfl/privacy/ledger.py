@@ -858,6 +858,17 @@ def _of_report(config: Config) -> Iterator[Release]:
             "exact",
             fix="set report.real_examples to false",
         )
+    if shows_audits(config.privacy):
+        yield Release(
+            "audits",
+            "report",
+            "measures",
+            "if genfl audit was run: how well attacks tell members, and what canaries prove",
+            "training data of clients, test set",
+            "readers",
+            "exact",
+            fix="set privacy.strict to true, which leaves them out",
+        )
     yield Release(
         "run folder",
         "report",
@@ -939,6 +950,15 @@ def measures_rounds(privacy: Privacy | None) -> bool:
         privacy: The section of the config; None without differential privacy.
     """
     return privacy is None or not privacy.strict or privacy.unit == "sample"
+
+
+def shows_audits(privacy: Privacy | None) -> bool:
+    """Return whether the report of a run shows the audits beside it, which no guarantee covers.
+
+    Args:
+        privacy: The section of the config; None without differential privacy.
+    """
+    return privacy is None or not privacy.strict
 
 
 def check_strict(config: Config) -> None:

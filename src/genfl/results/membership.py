@@ -100,9 +100,7 @@ class MembershipAudit(ResultModel):
         description="Whether genfl chose the method: the best federated one by mean accuracy in the run."
     )
     seed: int = Field(description="Seed of the model.")
-    config_digest: str = Field(
-        description="Digest of everything that the model depends on, as in its model.json."
-    )
+    model_sha256: str = Field(description="SHA-256 of the attacked model.safetensors.")
     members: int = Field(description="Number of examples that clients trained on.")
     nonmembers: int = Field(description="Number of test examples, which no client trained on.")
     member_accuracy: float = Field(description="Accuracy of the model on the members, in [0, 1].")

@@ -240,15 +240,18 @@ class StageRun(NamedTuple):
     output: str = ""
     events: Events = Events()
 
-    def take_checkpoint(self, path: Path, digest: str) -> None:
+    def take_checkpoint(
+        self, path: Path, digest: str, beside: Callable[[Path], Sequence[str]] = lambda checkpoint: ()
+    ) -> None:
         """Link a checkpoint in the stage's folder from another run that has done the same work.
 
         Args:
             path: The checkpoint.
             digest: The digest of everything that the work depends on.
+            beside: Returns the files that a checkpoint needs beside it; see `genfl.storage.take_checkpoint`.
         """
         name = path.relative_to(self.folder)
-        if take_checkpoint(path, digest, [other / name for other in self.others]):
+        if take_checkpoint(path, digest, [other / name for other in self.others], beside):
             metering.miss()
             log.info("%s: %s is taken over from another run", self.folder.name, name.parent)
 

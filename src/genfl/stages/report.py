@@ -12,9 +12,10 @@ from typing import Annotated, Any
 from pydantic import ValidationError
 
 from genfl.config import Config
-from genfl.deployment.description import DESCRIPTION_FILE, ModelDescription
+from genfl.deployment.description import WEIGHTS_FILE
 from genfl.errors import GenflError, first_line
 from genfl.experiment.folder import AUDIT, VOCABULARY, Run
+from genfl.privacy.ledger import shows_audits
 from genfl.results.membership import AUDIT_FILE, AUDIT_INFIX, MembershipAudit
 from genfl.stages.base import Stage, StageRun, Without
 from genfl.storage import read_json, sha256, write_text
@@ -51,13 +52,14 @@ def _run(inputs: ReportInputs, work: StageRun) -> dict[str, Any]:
     write_text(work.folder / "per_seed.csv", tables.per_seed_csv(summary))
     traces = run.result("federate")["methods"]
     write_text(work.folder / "learning_curves.csv", tables.learning_csv(summary, traces))
-    audits = _audits(run.folder)
+    shows = shows_audits(inputs.config.privacy)
+    audits = _audits(run.folder) if shows else []
     sections = [audit_section(audit, page_address(file, work.folder)) for file, audit in audits]
     drawn = page.draw_page(collect(run, work.context), summary, sections)
     for chart in drawn.charts:
         write_text(work.folder / page.FIGURES / f"{chart.name}.svg", svg_file(chart))
     write_text(work.folder / "index.html", drawn.html)
-    return {"audits": _digests(audits)}
+    return {"audits": _digests(audits) if shows else None}
 
 
 def _audits(run: Path) -> list[tuple[Path, MembershipAudit]]:
@@ -66,12 +68,11 @@ def _audits(run: Path) -> list[tuple[Path, MembershipAudit]]:
     for file in sorted(run.parent.glob(f"{glob.escape(run.name)}{AUDIT_INFIX}*/{AUDIT_FILE}")):
         try:
             audit = MembershipAudit.model_validate(read_json(file))
-            trained = run / "federate" / Path(audit.method).name / f"seed-{audit.seed}"
-            model = ModelDescription.read(trained / DESCRIPTION_FILE)
         except (GenflError, ValidationError) as error:
             log.info("report: %s is left out: %s", file.parent.name, first_line(error))
             continue
-        if audit.config_digest == model.config_digest:
+        model = run / "federate" / Path(audit.method).name / f"seed-{audit.seed}" / WEIGHTS_FILE
+        if model.is_file() and sha256(model) == audit.model_sha256:
             audits.append((file, audit))
     return audits
 
@@ -82,15 +83,15 @@ def _digests(audits: list[tuple[Path, MembershipAudit]]) -> dict[str, str]:
 
 
 def _shows_audits(result: Mapping[str, Any], work: StageRun) -> bool:
-    """Return whether the page shows the audits that lie beside the run now."""
-    shown: dict[str, str] = result.get("audits", {})
-    return shown == _digests(_audits(work.folder.parent))
+    """Return whether the page shows the audits that lie beside the run now, or is to show none."""
+    shown: dict[str, str] | None = result.get("audits", {})
+    return shown is None or shown == _digests(_audits(work.folder.parent))
 
 
 STAGE = Stage(
     "report",
     "report",
-    10,
+    11,
     ("labels", "prompts", "generate", "guided", AUDIT, VOCABULARY, "pretrain", "federate"),
     lambda config, context: ReportInputs(
         config, context.data_notes(config.data) + context.public_notes(config)

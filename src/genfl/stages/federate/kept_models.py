@@ -66,10 +66,18 @@ class KeptModels(NamedTuple):
         """
         if checkpoint_digest(checkpoint) != self.digest:
             return 0
-        done = len(load_part(checkpoint, ())[1]["rounds"])
-        needed = [number for number in self.rounds if number <= done]
-        complete = all(checkpoint_digest(self.file(number)) == self.digest for number in needed)
-        return done if complete else 0
+        needed = self.beside(checkpoint)
+        complete = all(checkpoint_digest(self.home / name) == self.digest for name in needed)
+        return _rounds_done(checkpoint) if complete else 0
+
+    def beside(self, checkpoint: Path) -> list[str]:
+        """Return the files of models that a checkpoint needs, relative to its folder.
+
+        Args:
+            checkpoint: A checkpoint of the federation, of this run or of another.
+        """
+        done = _rounds_done(checkpoint)
+        return [f"{self.file(number).relative_to(self.home)}" for number in self.rounds if number <= done]
 
     def restart_incomplete(self, checkpoint: Path) -> None:
         """Delete a checkpoint that lacks models of earlier rounds, so that the federation starts over."""
@@ -84,3 +92,7 @@ class KeptModels(NamedTuple):
                 remove(file, self.home)
         if not kept:
             remove(folder, self.home)
+
+
+def _rounds_done(checkpoint: Path) -> int:
+    return len(load_part(checkpoint, ())[1]["rounds"])

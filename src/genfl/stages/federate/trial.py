@@ -247,9 +247,8 @@ class Trial:
             measures = {**measures, **noise_measures()}
         digest = trial_digest(inputs, setting.work.upstream, self.method, self.seed, batched)
         kept = self.kept_models(inputs, folder, digest)
-        for file in (*map(kept.file, kept.rounds), folder / CHECKPOINT):
-            setting.work.take_checkpoint(file, digest)
         kept.restart_incomplete(folder / CHECKPOINT)
+        setting.work.take_checkpoint(folder / CHECKPOINT, digest, kept.beside)
         quorum = protection.quorum if protection else None
         reducer = quorum_reducers(NOISED_WORDS, quorum) if quorum else PlainReducer
         with contextlib.ExitStack() as opened:
