@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import dp_accounting
 import numpy as np
 import pytest
 import torch
+import yaml
+from dp_accounting import pld
 from support.command import run_command
 from support.small_runs import SMALL_RUN
 
 import genfl
 from genfl import config, trees
 from genfl.auditing import AttackedModel
+from genfl.config.privacy import Privacy
+from genfl.data import plans
+from genfl.data.plans import poisson_cohort
 from genfl.deployment.trained import RunModel
 from genfl.errors import InputError
 from genfl.privacy.attacks.canaries import audit_canaries
 from genfl.stages.federate import canaries as canary_training
+from genfl.stages.federate import trial
+from genfl.stages.federate.protection import user_noise
 
 COUNT = 300
 
@@ -51,6 +60,14 @@ def users(tmp_path_factory):
     return digits(folder, {"unit": "user", "noise_multiplier": 1.0, "delta": 1e-5}, USERS)
 
 
+@pytest.fixture(scope="module")
+def one_round(tmp_path_factory):
+    """A run with privacy of users: one round with all 4 clients."""
+    privacy = {"unit": "user", "noise_multiplier": 2.0, "delta": 1e-5}
+    schedule = {"rounds": 1, "clients_per_round": 4, "local.steps": 1}
+    return digits(tmp_path_factory.mktemp("round") / "run", privacy, {"fedavg": USERS["fedavg"]}, **schedule)
+
+
 def attacked(result, method="fedavg"):
     return AttackedModel(result.folder, RunModel.load(result.folder / "federate" / method / "seed-0"))
 
@@ -60,8 +77,9 @@ def accounted(result, method="fedavg"):
     return ledger["guarantees"][method]["epsilon"]
 
 
-@pytest.mark.parametrize(("name", "unit"), [("samples", "sample"), ("users", "user")])
+@pytest.mark.parametrize(("name", "unit"), [("samples", "sample"), ("one_round", "user")])
 def test_bound_stays_below_the_epsilon_of_the_run(name, unit, request, tmp_path):
+    """Of users, ε is 1.99, and such a bound exceeds it if the noise is a quarter; see the next test."""
     result = request.getfixturevalue(name)
     before = {path: path.read_bytes() for path in result.folder.rglob("*.*") if path.is_file()}
     bound = result.audit(method="fedavg", canaries=COUNT, out=tmp_path / "out").canaries
@@ -74,6 +92,82 @@ def test_bound_stays_below_the_epsilon_of_the_run(name, unit, request, tmp_path)
     page = (tmp_path / "out" / "index.html").read_text()
     assert f"The accounted epsilon is {bound.accounted:.3g}." in page
     assert "300 canaries" in page
+
+
+def test_a_quarter_of_the_noise_breaks_the_bound(one_round, tmp_path, monkeypatch):
+    def quieter(protection, stream):
+        noise = user_noise(protection, stream)
+        return replace(noise, noise_multiplier=noise.noise_multiplier / 4)
+
+    monkeypatch.setattr(trial, "user_noise", quieter)
+    bound = one_round.audit(canaries=COUNT, out=tmp_path / "out").canaries
+    assert bound.epsilon > bound.accounted
+
+
+def test_canary_clients_have_the_rate_and_the_noise_that_are_accounted(users, tmp_path, monkeypatch):
+    """Directions are nearly orthogonal, so the product with one tells its part of the sum, and the noise.
+
+    A canary takes part in a round with probability q = 2/4, and moves the model by its direction, of norm 1,
+    divided by the cohort of 2. Noise of standard deviation z = 1 in each weight is divided by it, too.
+    """
+    seen = []
+
+    def watched(clients, probability, key):
+        taken = poisson_cohort(clients, probability, key)
+        seen.append((clients, probability, taken))
+        return taken
+
+    canaries = attacked(users).canaries(COUNT)
+    canaries.included[canaries.included.argmax()] = False
+    monkeypatch.setattr(plans, "poisson_cohort", watched)
+    trained = canaries.train(tmp_path / "checkpoint.safetensors", "digest", lambda rounds: None)
+    q, z, cohort, rounds = 2 / 4, 1.0, 2, 3
+    clients = 4 + int(canaries.included.sum())
+    assert clients % 2, "of which no whole number is the share q"
+    assert [draw[:2] for draw in seen] == [(clients, q)] * rounds
+    sums = trained.scores * cohort  # of directions and noise, along each direction
+    turns = np.zeros(COUNT)
+    for *_, taken in seen:
+        turns[np.flatnonzero(canaries.included)[[client - 4 for client in taken if client >= 4]]] += 1
+    noise = sums - turns
+    assert abs(noise.mean()) < 4 * z * (rounds / COUNT) ** 0.5
+    assert noise.std() == pytest.approx(z * rounds**0.5, rel=0.15), "its own error is 4 %"
+    subsampled = dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(z))
+    expected = pld.PLDAccountant(value_discretization_interval=1e-3).compose(subsampled, rounds)
+    assert trained.epsilon == pytest.approx(expected.get_epsilon(1e-5), rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({"cohorts": "fixed"}, "privacy.cohorts poisson, not fixed"),
+        ({"cohorts": "cyclic"}, "privacy.cohorts poisson, not cyclic"),
+        ({"target_quantile": 0.5}, "privacy.target_quantile unset, not 0.5"),
+        (
+            {"noise": "distributed"},
+            "privacy.cohorts poisson, not fixed, and privacy.noise central, not distributed",
+        ),
+        (
+            {"cohorts": "cyclic", "mechanism": "blt"},
+            "privacy.cohorts poisson, not cyclic, and privacy.mechanism gaussian, not blt",
+        ),
+    ],
+)
+def test_canary_clients_are_refused_where_they_are_not_what_is_accounted(settings, needed):
+    method = config.parse(yaml.safe_dump({**SMALL_RUN, "methods": USERS})).methods["fedavg"]
+    privacy = Privacy(unit="user", epsilon=8, **settings)
+    problem = canary_training.refuse_canaries(method, privacy)
+    assert problem == f"canary clients need a run with {needed}"
+    assert canary_training.refuse_canaries(method, Privacy(unit="user", epsilon=8)) is None
+    assert canary_training.refuse_canaries(method, Privacy(unit="sample", epsilon=8)) is None
+
+
+def test_refused_canary_clients_cost_no_work(tmp_path):
+    privacy = {"unit": "user", "noise_multiplier": 1.0, "delta": 1e-5, "cohorts": "fixed"}
+    result = digits(tmp_path / "run", privacy, {"fedavg": USERS["fedavg"]}, rounds=1)
+    with pytest.raises(InputError, match=r"^canaries: fedavg can have none: .* not fixed; leave it out$"):
+        result.audit(canaries=20, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_canary_samples_are_test_examples_with_wrong_labels(samples, tmp_path):

@@ -77,7 +77,7 @@ LEAST_SHADOWS = {"loss": 0, "lira": 4, "rmia": 2}
 TARGET = "target"
 """What stands for the attacked model where shadow models have numbers."""
 
-SHADOW_VERSION, CANARIES_VERSION = 1, 1
+SHADOW_VERSION, CANARIES_VERSION = 1, 2
 """The versions of what shadow models and canaries compute. If one is raised, they are trained again."""
 
 

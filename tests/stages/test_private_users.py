@@ -9,8 +9,13 @@ import torch
 from dp_accounting import rdp
 from support.command import Command, run_command
 
+import genfl
 from genfl import config, pipeline
+from genfl.algorithms import ALGORITHMS, Algorithm
+from genfl.algorithms.fedavg import fedavg
 from genfl.errors import InputError
+from genfl.learning.local import LocalHook, LocalSGD
+from genfl.learning.task import Task
 from genfl.privacy.dp.user import CLIP_NORM, NOISED_COSINE, SIGNAL_TO_NOISE
 from genfl.stages.base import identity
 from genfl.stages.federate.inputs import TrialInputs
@@ -147,6 +152,7 @@ def test_fixed_cohorts_cost_the_rounds_of_the_busiest_client(tmp_path):
     assert privacy["epsilon"] == accountant.get_epsilon(DELTA) <= 8
 
 
+BLT = "cohorts: cyclic, mechanism: blt"
 SHARED = "privacy={unit: user, epsilon: 8, noise: distributed, quorum: 16, repeatable: true}"
 
 
@@ -165,6 +171,31 @@ def test_clients_add_the_noise_and_the_record_says_so(tmp_path, caplog):
     weights = load_tensors(tmp_path / "run" / "federate/scaffold/seed-0/model.safetensors")[0]
     numbers = 2 * sum(tensor.numel() for tensor in weights.values())  # model and control
     assert {row["uplink_bytes"] for row in rounds} == {20 * 4 * numbers}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["cohorts: fixed", "cohorts: fixed, target_quantile: 0.5", "noise: distributed", BLT],
+    ids=["plain", "adaptive", "distributed", "blt"],
+)
+def test_a_strict_run_lets_no_algorithm_of_ones_own_observe(settings, tmp_path, forget):
+    @genfl.register("observed")
+    def observed(task: Task, local: LocalSGD, *hooks: LocalHook) -> Algorithm:
+        plain = fedavg(task, local, *hooks, weighting="uniform")
+        return plain._replace(observe=lambda state, aggregate, key: {"clients_seen": aggregate["clients"]})
+
+    assert ALGORITHMS["observed"].kind is Algorithm
+    strict = "strict: true, public: [labels, sizes, test]"
+    results = execute(
+        tmp_path / "run",
+        f"privacy={{unit: user, noise_multiplier: 0.5, {strict}, {settings}}}",
+        "methods={own: {algorithm: observed}}",
+        "federate.rounds=1",
+        "audit.overlap=ignore",
+        "report.real_examples=false",
+    )
+    (row,) = results["own"]["rounds"]
+    assert row.keys() == {"round", "uplink_bytes", "downlink_bytes", "refused", "samples"}
 
 
 @pytest.mark.slow

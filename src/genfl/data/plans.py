@@ -173,6 +173,8 @@ class Schedule:
             client takes part with the same probability, independently of the others. A cohort may be empty.
             With ``cyclic``, clients take turns in a random order, in cohorts of one size.
         poisson: Draws every sample independently, in place of batches of one size; see `Batches`.
+        sampling_rate: Poisson cohorts: the probability of each client, in (0, 1]; None for the one that gives
+            the mean size.
     """
 
     rounds: int
@@ -185,6 +187,7 @@ class Schedule:
     order: Sequence[int] | None = None
     cohorts: CohortKind = "fixed"
     poisson: PoissonSampling | None = None
+    sampling_rate: float | None = None
 
     def cohort(self, clients: int, key: Key, number: int) -> Sequence[int]:
         """Draw the clients of a round, in ascending order.
@@ -196,7 +199,7 @@ class Schedule:
         """
         stream = key.fold("cohort", number)
         if self.cohorts == "poisson":
-            return poisson_cohort(clients, self.clients_per_round / clients, stream)
+            return poisson_cohort(clients, self.sampling_rate or self.clients_per_round / clients, stream)
         if self.cohorts == "cyclic":
             return cyclic_cohort(clients, self.clients_per_round, key.fold("cohort"), number)
         return cohort(clients, self.clients_per_round, stream)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +22,12 @@ from torch import Tensor
 from genfl import trees
 from genfl.algorithms.base import Algorithm, ClientInfo
 from genfl.config import Method
-from genfl.config.privacy import PrivacyUnit
+from genfl.config.privacy import Privacy, PrivacyUnit
 from genfl.errors import InputError, on_one_line
 from genfl.learning.task import Batch, Weights
 from genfl.privacy.attacks.canaries import canary_update, loss_scores, toss_coins
 from genfl.privacy.attacks.scores import FloatArray
 from genfl.progress import Advance
-from genfl.references import FederationPlan
 from genfl.rng import Key, Stream
 from genfl.stages.federate.engine_choice import EngineChoice
 from genfl.stages.federate.generated_content import training_data
@@ -43,6 +41,14 @@ DELTA = "delta"
 
 DIRECTION, IS_CANARY = "canary_direction", "is_canary"
 """What a canary client is sent besides, and carries."""
+
+OF_CANARY_CLIENTS = {
+    "cohorts": "poisson",
+    "noise": "central",
+    "mechanism": "gaussian",
+    "target_quantile": None,
+}
+"""The settings of privacy with which the ε of a run is that of a training with canary clients, too."""
 
 FEWEST_CANARIES = 10
 """The least number of canaries. With fewer, no guesses prove anything."""
@@ -95,7 +101,7 @@ class Canaries:
                 f"canaries: {count}, but canaries stand on the {len(others)} test examples of the run; name a"
                 f" number from {FEWEST_CANARIES} to {len(others)}"
             )
-        if problem := refuse_canaries(trial.method, self.unit):
+        if problem := refuse_canaries(trial.method, setting.inputs.privacy):
             raise InputError(f"canaries: {on_one_line(trial.name)} can have none: {problem}; leave it out")
         self.examples = self.key.fold("examples").numpy().permutation(others)[:count]
         self.included = toss_coins(count, self.key.fold("coins"))
@@ -135,7 +141,9 @@ class Canaries:
             self._loss_scores(initial, weights, torch.from_numpy(rows[part]), torch.from_numpy(y[part]))
             for part in np.array_split(np.arange(len(rows)), math.ceil(len(rows) / EXAMPLES_AT_ONCE))
         ]
-        return CanaryTraining(np.concatenate(scores), self.included, _epsilon(self.protection, federation))
+        return CanaryTraining(
+            np.concatenate(scores), self.included, _epsilon(self.protection, federation.schedule.rounds)
+        )
 
     def _loss_scores(self, initial: Weights, final: Weights, rows: Tensor, y: Tensor) -> FloatArray:
         x = self.setting.data.prepare(self.setting.examples.x.take(rows))
@@ -162,37 +170,46 @@ class Canaries:
 
         clients = training_data(setting, trial.name, trial.method, trial.seed)
         prepared = trial.prepare(setting, clients, like=protection, change=with_canaries)
-        data, plan, key = prepared.federations[0]
-        cohort = plan.clients_per_round * len(data) // len(own)  # as often as real clients, or less
-        federation = FederationPlan(data, replace(plan, clients_per_round=cohort), key)
+        federation = prepared.federations[0]
         weights = train_prepared(
             setting, self.choice, trial, prepared.algorithm, federation, checkpoint, digest, advance
         )
         change = trees.sub(weights["params"], initial["params"])
         scores = [float(trees.dot(update(canary), change)) for canary in range(len(self.examples))]
-        return CanaryTraining(np.array(scores), self.included, _epsilon(protection, federation))
+        return CanaryTraining(
+            np.array(scores), self.included, _epsilon(protection, federation.schedule.rounds)
+        )
 
 
-def _epsilon(protection: Protection | None, federation: FederationPlan) -> float | None:
-    """Return the ε of a federation with a protection; None without one, or if ε is infinite."""
-    if protection is None:
-        return None
-    clients, plan, key = federation
-    epsilon = protection.in_cohorts(len(clients), plan, key).epsilon(plan.rounds)
+def _epsilon(protection: Protection | None, rounds: int) -> float | None:
+    """Return the ε of so many rounds with a protection; None without one, or if ε is infinite."""
+    epsilon = math.inf if protection is None else protection.epsilon(rounds)
     return epsilon if math.isfinite(epsilon) else None
 
 
-def refuse_canaries(method: Method, unit: PrivacyUnit) -> str | None:
+def refuse_canaries(method: Method, privacy: Privacy | None) -> str | None:
     """Return why a method can have no canaries. None if it can.
+
+    Canary clients are there or not. That is what Poisson cohorts account for, with noise and a norm that do
+    not depend on the number of clients. In cohorts of one size, the neighbour of a client is one that uploads
+    zeros, and more clients have other turns.
 
     Args:
         method: The method.
-        unit: What canaries are.
+        privacy: The section of the config; None without differential privacy.
     """
     if method.reference is not None:
         return "it is a reference, which is not federated"
-    if unit == "user" and method.content is not None:
-        return "its generated samples would be divided among canary clients, too"
+    if privacy and privacy.unit == "user":
+        if method.content is not None:
+            return "its generated samples would be divided among canary clients, too"
+        settings = privacy.model_dump() | {"cohorts": privacy.cohort_kind}
+        if others := [
+            f"privacy.{name} {needed or 'unset'}, not {settings[name]}"
+            for name, needed in OF_CANARY_CLIENTS.items()
+            if settings[name] != needed
+        ]:
+            return f"canary clients need a run with {', and '.join(others)}"
     if method.data == "generated":
         return "its clients train on no private samples"
     if method.content is not None and method.content.guidance != "prompt":

@@ -56,18 +56,13 @@ class Correlation:
 
     @classmethod
     def of(cls, rounds: int, participations: Participations) -> Correlation:
-        """Return the one that leaves the least error for the same privacy; see `least_error`."""
-        return cls.by(least_error(rounds, participations), rounds, participations)
-
-    @classmethod
-    def by(cls, matrix: BufferedToeplitz, rounds: int, participations: Participations) -> Correlation:
-        """Return the correlation by a matrix.
+        """Return the one that leaves the least error for the same privacy; see `least_error`.
 
         Args:
-            matrix: The matrix.
             rounds: The number of rounds.
             participations: The rounds of each client; see `_rounds_of_clients`.
         """
+        matrix = least_error(rounds, participations)
         sensitivities = matrix.sensitivities(rounds, participations)
         return cls(matrix, tuple(sensitivities.tolist()), separation(participations))
 
@@ -148,23 +143,6 @@ class Protection:
             " if all do"
         )
 
-    def in_cohorts(self, clients: int, plan: Schedule, key: Key) -> Protection:
-        """Return the protection of another federation with the same noise and the same sampling rate.
-
-        Args:
-            clients: The number of its clients.
-            plan: Its schedule.
-            key: The stream of its cohorts.
-        """
-        if plan.cohorts == "poisson":
-            return self
-        correlation = self.correlation
-        if correlation:
-            rounds = _rounds_of_clients(clients, plan, key)
-            correlation = Correlation.by(correlation.matrix, plan.rounds, rounds)
-        participations = _participations(clients, plan, key)
-        return dataclasses.replace(self, participations=participations, correlation=correlation)
-
     def steps(self, rounds: int) -> int:
         """Return how many noised sums of so many rounds the most exposed unit took part in."""
         return self.steps_per_round * (self.participations[rounds - 1] if rounds else 0)
@@ -233,7 +211,7 @@ def protect(
     clients, plan, key = federation
     if like is not None:
         if like.unit == "user":
-            plan = dataclasses.replace(plan, cohorts=privacy.cohort_kind)
+            plan = dataclasses.replace(plan, cohorts=privacy.cohort_kind, sampling_rate=like.sampling_rate)
         else:
             plan = dataclasses.replace(plan, poisson=PoissonSampling(like.sampling_rate, like.free))
         return federation._replace(schedule=plan), like

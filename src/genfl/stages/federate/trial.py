@@ -155,13 +155,12 @@ class Trial:
         )
         algorithm = change(algorithm)
         if protection and protection.unit == "user":
-            observe = algorithm.observe
             noise = user_noise(protection, stream)
             if uploads:  # what clients send is clipped, and not noised
                 noise = replace(noise, noise_multiplier=0.0, target_quantile=None, cohort=1, quorum=None)
             algorithm = user_level(algorithm, setting.task, noise, self.name)
             if not measures_rounds(inputs.privacy):
-                algorithm = algorithm._replace(observe=observe)
+                algorithm = algorithm._replace(observe=lambda state, aggregate, key: {})
         return Prepared(algorithm, federations, protection)
 
     def run(self, setting: Setting, choice: EngineChoice, advance: Any) -> dict[str, Any]:
