@@ -247,10 +247,7 @@ def wrong(records, change):
 
 
 def test_a_client_refuses_to_send_what_is_not_finite(clients, tmp_path, caplog):
-    x = clients.x.clone()
-    x[22] = float("nan")  # of client 2
-    rows = [part.numpy() for part in clients.rows.split(np.diff(clients.ends, prepend=0).tolist())]
-    spoiled = ClientData(x, clients.y, rows, CLASSES)
+    spoiled = spoil(clients, 22)  # of client 2
     algorithm = build("scaffold")
     trace = play(spoiled, algorithm, flower(spoiled, algorithm, tmp_path), cohort=5)
     assert [row["refused"] for row in trace.rounds] == [1, 1, 1, 1]
@@ -300,6 +297,73 @@ def test_too_few_clients_are_asked_again_and_then_named(clients, tmp_path):
     with pytest.raises(GenflError, match=r"federate.quorum: 4 of 5 clients answered in round 2.*client 1"):
         play(clients, algorithm, engine, cohort=5)
     assert asked.count(("train", 2, 1)) == 3
+
+
+def spoil(clients, rows):
+    """Return the clients with NaN in some rows: a client that holds one refuses to send its upload."""
+    x = clients.x.clone()
+    x[rows] = float("nan")
+    parts = [part.numpy() for part in clients.rows.split(np.diff(clients.ends, prepend=0).tolist())]
+    return ClientData(x, clients.y, parts, CLASSES)
+
+
+def recording(asked, change=lambda asked, records: None):
+    """Return a Grid that notes who is asked for what, and changes replies on the way."""
+
+    class Recording(Faulty):
+        def deliver(self, message):
+            reply = super().deliver(message)
+            about = reply.content["about"]
+            asked.append((about["action"], about["round"], about["client"]))
+            change(asked, reply.content)
+            return reply
+
+    return Recording
+
+
+def test_a_federation_whose_clients_all_refuse_stops(clients, tmp_path):
+    """No round is over without an upload that counts. Refusals are no answers, whatever the quorum."""
+    spoiled, asked = spoil(clients, slice(None)), []
+    engine = flower(spoiled, build("fedavg"), tmp_path, grid=recording(asked))
+    why = (
+        r"federate.quorum: 0 of 5 clients answered in round 1 with a valid upload, and 1 are needed"
+        r" \(client 0 refused: upload: it holds NaN or infinite values; client 1 refused: upload.*; client 2"
+    )
+    with pytest.raises(GenflError, match=why):
+        play(spoiled, build("fedavg"), engine, cohort=5)
+    assert asked[5:] == 3 * [("train", 1, client) for client in range(5)]
+
+
+@pytest.mark.parametrize("change", ["nan", "shape", "bytes", "layout"])
+def test_a_refused_upload_does_not_count_for_the_quorum(clients, tmp_path, change):
+    algorithm, asked, times = build("scaffold"), [], 1
+
+    def spoiled(asked, records):
+        if asked[-1] == ("train", 2, 1) and asked.count(asked[-1]) <= times:
+            wrong(records, change)
+
+    engine = flower(clients, algorithm, tmp_path / "a", grid=recording(asked, spoiled), quorum=5)
+    trace = play(clients, algorithm, engine, cohort=5)
+    assert [asked.count(("train", 2, client)) for client in range(5)] == [1, 2, 1, 1, 1]
+    assert_same(trace, play(clients, algorithm, sequential(clients), cohort=5))
+
+    asked.clear()
+    times = 3
+    engine = flower(clients, algorithm, tmp_path / "b", grid=recording(asked, spoiled), quorum=5)
+    why = r"federate.quorum: 4 of 5 clients answered in round 2.*and 5 are needed \(client 1 refused: "
+    with pytest.raises(GenflError, match=why):
+        play(clients, algorithm, engine, cohort=5)
+    assert asked.count(("train", 2, 1)) == 3
+
+
+def test_a_census_names_the_client_that_refuses(clients, tmp_path):
+    def refuse(asked, records):
+        if asked[-1][2] == 3:
+            records["about"]["refused"] = "policy: not allowed"
+
+    engine = flower(clients, build("fedavg"), tmp_path, grid=recording([], refuse))
+    with pytest.raises(GenflError, match="census: every client is needed, and client 3 refused: policy: not"):
+        play(clients, build("fedavg"), engine)
 
 
 def test_an_offline_client_and_a_failing_one_are_dropped_at_once(clients, tmp_path, caplog):
