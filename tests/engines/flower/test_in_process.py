@@ -183,6 +183,35 @@ def test_an_interrupted_federation_resumes_with_the_same_bits(clients, tmp_path)
     assert max(files) <= 4  # two rounds between checkpoints, the one before, and the new one
 
 
+@pytest.mark.parametrize(
+    "before, after, checkpoint, killed", [(1, 5, 3, 4), (5, 3, 5, 7)], ids=["1 to 5", "5 to 3"]
+)
+def test_a_resume_with_other_checkpoints_has_the_same_bits(
+    clients, tmp_path, before, after, checkpoint, killed
+):
+    """Clients know of the last checkpoint, which need not be at a multiple of the new `checkpoint_every`."""
+    algorithm, file = build("scaffold"), tmp_path / "checkpoint.safetensors"
+
+    def start(every, **options):
+        engine = flower(clients, algorithm, tmp_path / "nodes", checkpoint_every=every)
+        return play(clients, algorithm, engine, rounds=8, every=every, checkpoint=file, **options)
+
+    class Killed(Exception):
+        pass
+
+    def kill(rounds, evaluations):
+        if len(rounds) == killed:
+            raise Killed
+
+    resumed = []
+    with pytest.raises(Killed):
+        start(before, on_history=kill)
+    trace = start(after, on_round=resumed.append)
+    assert resumed[0] == checkpoint
+    assert [row["refused"] for row in trace.rounds] == [0] * 8
+    assert_same(trace, play(clients, algorithm, sequential(clients), rounds=8))
+
+
 def test_a_lost_memory_is_refused_by_name(clients, tmp_path, caplog):
     algorithm = build("scaffold")
 

@@ -137,9 +137,12 @@ class FlowerEngine:
         self._remembers = bool(trees.leaves(self.initial))
         self.settings = settings or {}
         self.reducer = reducer
+        self._resumed: int | None = None  # the round of the checkpoint that it resumed from
 
     def run(self, program: ClientProgram, tasks: Sequence[ClientTask]) -> RoundResult:
         """Run the program at each client of the cohort; see `perform`."""
+        if tasks and self._resumed is None:
+            self._resumed = tasks[0].round - 1
         return self.perform(self.action, program, tasks)
 
     def perform(self, action: str, program: ClientProgram, tasks: Sequence[ClientTask]) -> RoundResult:
@@ -175,6 +178,7 @@ class FlowerEngine:
     def census(self, program: ClientProgram) -> Tree:
         """Begin a federation: return the sums of a program without batches over all clients."""
         self.clients.run.begin()
+        self._resumed = None
         tasks = [ClientTask(client, {}, {}, None, Key(0)) for client in range(len(self.clients.nodes))]
         sums = self.perform("census", program, tasks).aggregate
         if sums is None:
@@ -188,6 +192,8 @@ class FlowerEngine:
 
     def _request(self, action: str, task: ClientTask) -> Request:
         every = self.clients.checkpoint_every
+        # checkpoint_every may have been another one before the resume
+        finished = max((task.round - 1) // every * every, self._resumed or 0)
         counted = _counted(task.memory)
         return Request(
             str(self.clients.run),
@@ -195,7 +201,7 @@ class FlowerEngine:
             task.round,
             task.client,
             counted,
-            (task.round - 1) // every * every,
+            finished,
             task.batches,
             task.key,
             self.settings,
