@@ -1,6 +1,8 @@
 """The engine over Flower, in one process: the bits of sequential, faults of clients, and its memory."""
 
+import io
 import itertools
+import json
 import time
 from functools import partial
 
@@ -273,6 +275,50 @@ def wrong(records, change):
         about["tree_layout"], records["tree"]["data"] = packed.layout, packed.array
     if change == "bytes":
         records["tree"]["data"] = Array(np.zeros(3, np.uint8))
+
+
+def npy(shape):
+    """Return NumPy's header of an array of bytes, and no content."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+CRAFTED = {
+    "no bytes": ("data", b"", "cannot be read (EOFError"),
+    "no zip": ("data", b"PK\x03\x04" + 60 * b"x", "cannot be read (BadZipFile"),
+    "an empty zip": ("data", b"PK\x05\x06" + 18 * b"\0", "cannot be read (AttributeError"),
+    "a pickle": ("data", b"\x80\x04N.", "cannot be read (ValueError"),
+    "a huge shape": ("data", npy((2**60,)), "cannot be read ("),
+    "an overflowing shape": ("data", npy((2**70,)), "cannot be read ("),
+    "no content": ("data", npy((12,)), "cannot be read (ValueError"),
+    "many bytes": ("data", npy((10**6,)) + bytes(10**6), "1000128 bytes, but its layout has"),
+    "another kind": ("stype", "torch", "cannot be read (TypeError"),
+    "an overflowing layout": ("layout", '["float32", 0, 1180591620717411303424]', "cannot be read ("),
+    "many dimensions": ("layout", json.dumps(["uint8", 0, *[1] * 32]), "tree_layout: it is none of a tree ("),
+    "a deep layout": ("layout", '{"a":' * 300 + "{}" + "}" * 300, "it is deeper than 32"),
+}
+
+
+@pytest.mark.parametrize("kind, content, why", CRAFTED.values(), ids=CRAFTED)
+def test_a_crafted_upload_does_not_stop_the_server(clients, tmp_path, caplog, kind, content, why):
+    def craft(asked, records):
+        if asked[-1] == ("train", 2, 2):
+            array = records["tree"]["data"]
+            if kind == "layout":
+                records["about"]["tree_layout"], array = content, Array(np.zeros(0, np.uint8))
+            elif kind == "stype":
+                array = Array(array.dtype, array.shape, content, array.data)
+            else:
+                array = Array("uint8", (4,), array.stype, content)
+            records["tree"]["data"] = array
+
+    algorithm = build("fedavg")
+    engine = flower(clients, algorithm, tmp_path, grid=recording([], craft))
+    trace = play(clients, algorithm, engine, rounds=3, cohort=5)
+    assert [row["refused"] for row in trace.rounds] == [0, 1, 0]
+    assert "round 2: the upload of client 2 was refused: tree" in caplog.text
+    assert why in caplog.text
 
 
 def test_a_client_refuses_to_send_what_is_not_finite(clients, tmp_path, caplog):
