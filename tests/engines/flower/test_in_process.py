@@ -506,7 +506,9 @@ def test_what_fails_at_a_client_stays_in_its_log(clients, tmp_path, caplog):
 
     clients.__class__, before = Private, clients.__class__
     try:
-        play(clients, build("fedavg"), flower(clients, build("fedavg"), tmp_path, grid=Recording), rounds=1)
+        engine = flower(clients, build("fedavg"), tmp_path, grid=Recording)
+        with pytest.raises(GenflError, match="client 0 refused: it failed with ValueError; the client's log"):
+            play(clients, build("fedavg"), engine, rounds=1)
     finally:
         clients.__class__ = before
     assert replies[-1] == "it failed with ValueError; the client's log says why"

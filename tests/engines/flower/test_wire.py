@@ -97,7 +97,10 @@ def test_a_reply_arrives_as_it_was_sent():
         ({"batches": "[0, null, 1, [0, []], null, null]"}, "batches: batch_size is 0, but"),
         ({"batches": "[1.5, null, 1, [0, []], null, null]"}, "batches: batch_size is 1.5, but"),
         ({"batches": "[NaN, null, 1, [0, []], null, null]"}, "batches: batch_size is nan, but"),
-        ({"batches": "[3000000000, null, 1, [0, []], null, null]"}, "batches: batch_size is 3000000000, but"),
+        (
+            {"batches": f"[{2**63}, null, 1, [0, []], null, null]"},
+            "batches: batch_size is 9223372036854775808, but",
+        ),
         ({"batches": "[1, -1, 1, [0, []], null, null]"}, "batches: steps is -1, but"),
         ({"batches": "[1, Infinity, 1, [0, []], null, null]"}, "batches: steps is inf, but"),
         ({"batches": "[1, 1e400, 1, [0, []], null, null]"}, "batches: steps is inf, but"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -47,7 +48,7 @@ _DEEPEST = 32
 """The most dicts that a tree may have inside each other, and the most dimensions of a tensor."""
 
 _MOST = 2**31 - 1
-"""The largest round, client, number of steps, of passes, and size of a batch."""
+"""The largest round, client, number of steps, and of passes."""
 
 _MOST_SAMPLES = 2**53 - 1
 """The largest number of samples, which JSON and floats hold without rounding."""
@@ -284,7 +285,7 @@ def _batches(plain: Any) -> Batches | None:
         case [size, steps, epochs, key, order, poisson] if order is None or (
             isinstance(order, list) and _numbers(order)
         ):
-            _count("batch_size", size, 1)
+            _count("batch_size", size, 1, sys.maxsize)  # evaluation asks for all samples at once
             _count("epochs", epochs)
             if steps is not None:
                 _count("steps", steps)
@@ -295,10 +296,10 @@ def _batches(plain: Any) -> Batches | None:
     raise RefusedMessage("batches: they are not as expected")
 
 
-def _count(name: str, value: Any, least: int = 0) -> None:
-    if type(value) is not int or not least <= value <= _MOST:
+def _count(name: str, value: Any, least: int = 0, most: int = _MOST) -> None:
+    if type(value) is not int or not least <= value <= most:
         raise RefusedMessage(
-            f"batches: {name} is {_short(value)}, but it is a whole number from {least} to {_MOST}"
+            f"batches: {name} is {_short(value)}, but it is a whole number from {least} to {most}"
         )
 
 
