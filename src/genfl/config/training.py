@@ -205,8 +205,8 @@ class Federation(Section):
     quorum: int = Field(
         1,
         ge=1,
-        description="Flower: fewest clients of a cohort that must answer. If fewer do, the others are asked"
-        " again, and then the run stops. It can be resumed.",
+        description="Flower: fewest clients of a cohort that must answer with a valid upload. If fewer do,"
+        " the others are asked again, and then the run stops. It can be resumed.",
     )
     deadline: float = Field(
         3600.0,

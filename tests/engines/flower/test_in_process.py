@@ -1,6 +1,8 @@
 """The engine over Flower, in one process: the bits of sequential, faults of clients, and its memory."""
 
+import io
 import itertools
+import json
 import time
 from functools import partial
 
@@ -183,6 +185,35 @@ def test_an_interrupted_federation_resumes_with_the_same_bits(clients, tmp_path)
     assert max(files) <= 4  # two rounds between checkpoints, the one before, and the new one
 
 
+@pytest.mark.parametrize(
+    "before, after, checkpoint, killed", [(1, 5, 3, 4), (5, 3, 5, 7)], ids=["1 to 5", "5 to 3"]
+)
+def test_a_resume_with_other_checkpoints_has_the_same_bits(
+    clients, tmp_path, before, after, checkpoint, killed
+):
+    """Clients know of the last checkpoint, which need not be at a multiple of the new `checkpoint_every`."""
+    algorithm, file = build("scaffold"), tmp_path / "checkpoint.safetensors"
+
+    def start(every, **options):
+        engine = flower(clients, algorithm, tmp_path / "nodes", checkpoint_every=every)
+        return play(clients, algorithm, engine, rounds=8, every=every, checkpoint=file, **options)
+
+    class Killed(Exception):
+        pass
+
+    def kill(rounds, evaluations):
+        if len(rounds) == killed:
+            raise Killed
+
+    resumed = []
+    with pytest.raises(Killed):
+        start(before, on_history=kill)
+    trace = start(after, on_round=resumed.append)
+    assert resumed[0] == checkpoint
+    assert [row["refused"] for row in trace.rounds] == [0] * 8
+    assert_same(trace, play(clients, algorithm, sequential(clients), rounds=8))
+
+
 def test_a_lost_memory_is_refused_by_name(clients, tmp_path, caplog):
     algorithm = build("scaffold")
 
@@ -246,11 +277,52 @@ def wrong(records, change):
         records["tree"]["data"] = Array(np.zeros(3, np.uint8))
 
 
+def npy(shape):
+    """Return NumPy's header of an array of bytes, and no content."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+CRAFTED = {
+    "no bytes": ("data", b"", "cannot be read (EOFError"),
+    "no zip": ("data", b"PK\x03\x04" + 60 * b"x", "cannot be read (BadZipFile"),
+    "an empty zip": ("data", b"PK\x05\x06" + 18 * b"\0", "cannot be read (AttributeError"),
+    "a pickle": ("data", b"\x80\x04N.", "cannot be read (ValueError"),
+    "a huge shape": ("data", npy((2**60,)), "cannot be read ("),
+    "an overflowing shape": ("data", npy((2**70,)), "cannot be read ("),
+    "no content": ("data", npy((12,)), "cannot be read (ValueError"),
+    "many bytes": ("data", npy((10**6,)) + bytes(10**6), "1000128 bytes, but its layout has"),
+    "another kind": ("stype", "torch", "cannot be read (TypeError"),
+    "an overflowing layout": ("layout", '["float32", 0, 1180591620717411303424]', "cannot be read ("),
+    "many dimensions": ("layout", json.dumps(["uint8", 0, *[1] * 32]), "tree_layout: it is none of a tree ("),
+    "a deep layout": ("layout", '{"a":' * 300 + "{}" + "}" * 300, "it is deeper than 32"),
+}
+
+
+@pytest.mark.parametrize("kind, content, why", CRAFTED.values(), ids=CRAFTED)
+def test_a_crafted_upload_does_not_stop_the_server(clients, tmp_path, caplog, kind, content, why):
+    def craft(asked, records):
+        if asked[-1] == ("train", 2, 2):
+            array = records["tree"]["data"]
+            if kind == "layout":
+                records["about"]["tree_layout"], array = content, Array(np.zeros(0, np.uint8))
+            elif kind == "stype":
+                array = Array(array.dtype, array.shape, content, array.data)
+            else:
+                array = Array("uint8", (4,), array.stype, content)
+            records["tree"]["data"] = array
+
+    algorithm = build("fedavg")
+    engine = flower(clients, algorithm, tmp_path, grid=recording([], craft))
+    trace = play(clients, algorithm, engine, rounds=3, cohort=5)
+    assert [row["refused"] for row in trace.rounds] == [0, 1, 0]
+    assert "round 2: the upload of client 2 was refused: tree" in caplog.text
+    assert why in caplog.text
+
+
 def test_a_client_refuses_to_send_what_is_not_finite(clients, tmp_path, caplog):
-    x = clients.x.clone()
-    x[22] = float("nan")  # of client 2
-    rows = [part.numpy() for part in clients.rows.split(np.diff(clients.ends, prepend=0).tolist())]
-    spoiled = ClientData(x, clients.y, rows, CLASSES)
+    spoiled = spoil(clients, 22)  # of client 2
     algorithm = build("scaffold")
     trace = play(spoiled, algorithm, flower(spoiled, algorithm, tmp_path), cohort=5)
     assert [row["refused"] for row in trace.rounds] == [1, 1, 1, 1]
@@ -300,6 +372,73 @@ def test_too_few_clients_are_asked_again_and_then_named(clients, tmp_path):
     with pytest.raises(GenflError, match=r"federate.quorum: 4 of 5 clients answered in round 2.*client 1"):
         play(clients, algorithm, engine, cohort=5)
     assert asked.count(("train", 2, 1)) == 3
+
+
+def spoil(clients, rows):
+    """Return the clients with NaN in some rows: a client that holds one refuses to send its upload."""
+    x = clients.x.clone()
+    x[rows] = float("nan")
+    parts = [part.numpy() for part in clients.rows.split(np.diff(clients.ends, prepend=0).tolist())]
+    return ClientData(x, clients.y, parts, CLASSES)
+
+
+def recording(asked, change=lambda asked, records: None):
+    """Return a Grid that notes who is asked for what, and changes replies on the way."""
+
+    class Recording(Faulty):
+        def deliver(self, message):
+            reply = super().deliver(message)
+            about = reply.content["about"]
+            asked.append((about["action"], about["round"], about["client"]))
+            change(asked, reply.content)
+            return reply
+
+    return Recording
+
+
+def test_a_federation_whose_clients_all_refuse_stops(clients, tmp_path):
+    """No round is over without an upload that counts. Refusals are no answers, whatever the quorum."""
+    spoiled, asked = spoil(clients, slice(None)), []
+    engine = flower(spoiled, build("fedavg"), tmp_path, grid=recording(asked))
+    why = (
+        r"federate.quorum: 0 of 5 clients answered in round 1 with a valid upload, and 1 are needed"
+        r" \(client 0 refused: upload: it holds NaN or infinite values; client 1 refused: upload.*; client 2"
+    )
+    with pytest.raises(GenflError, match=why):
+        play(spoiled, build("fedavg"), engine, cohort=5)
+    assert asked[5:] == 3 * [("train", 1, client) for client in range(5)]
+
+
+@pytest.mark.parametrize("change", ["nan", "shape", "bytes", "layout"])
+def test_a_refused_upload_does_not_count_for_the_quorum(clients, tmp_path, change):
+    algorithm, asked, times = build("scaffold"), [], 1
+
+    def spoiled(asked, records):
+        if asked[-1] == ("train", 2, 1) and asked.count(asked[-1]) <= times:
+            wrong(records, change)
+
+    engine = flower(clients, algorithm, tmp_path / "a", grid=recording(asked, spoiled), quorum=5)
+    trace = play(clients, algorithm, engine, cohort=5)
+    assert [asked.count(("train", 2, client)) for client in range(5)] == [1, 2, 1, 1, 1]
+    assert_same(trace, play(clients, algorithm, sequential(clients), cohort=5))
+
+    asked.clear()
+    times = 3
+    engine = flower(clients, algorithm, tmp_path / "b", grid=recording(asked, spoiled), quorum=5)
+    why = r"federate.quorum: 4 of 5 clients answered in round 2.*and 5 are needed \(client 1 refused: "
+    with pytest.raises(GenflError, match=why):
+        play(clients, algorithm, engine, cohort=5)
+    assert asked.count(("train", 2, 1)) == 3
+
+
+def test_a_census_names_the_client_that_refuses(clients, tmp_path):
+    def refuse(asked, records):
+        if asked[-1][2] == 3:
+            records["about"]["refused"] = "policy: not allowed"
+
+    engine = flower(clients, build("fedavg"), tmp_path, grid=recording([], refuse))
+    with pytest.raises(GenflError, match="census: every client is needed, and client 3 refused: policy: not"):
+        play(clients, build("fedavg"), engine)
 
 
 def test_an_offline_client_and_a_failing_one_are_dropped_at_once(clients, tmp_path, caplog):
@@ -367,7 +506,9 @@ def test_what_fails_at_a_client_stays_in_its_log(clients, tmp_path, caplog):
 
     clients.__class__, before = Private, clients.__class__
     try:
-        play(clients, build("fedavg"), flower(clients, build("fedavg"), tmp_path, grid=Recording), rounds=1)
+        engine = flower(clients, build("fedavg"), tmp_path, grid=Recording)
+        with pytest.raises(GenflError, match="client 0 refused: it failed with ValueError; the client's log"):
+            play(clients, build("fedavg"), engine, rounds=1)
     finally:
         clients.__class__ = before
     assert replies[-1] == "it failed with ValueError; the client's log says why"

@@ -6,7 +6,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,10 +51,14 @@ COUNTED = "counted"
 """The name of the receipt that the server keeps in place of a client's memory: the last counted round."""
 
 TRIES = 3
-"""How often clients that did not answer are asked, if fewer than the quorum did."""
+"""How often clients without a valid upload are asked, if fewer uploads than the quorum are valid."""
 
 NEEDS_ALL = {"labels", "census"}
 """The actions whose sums are wrong if a client is missing."""
+
+
+UploadCheck = Callable[[Tree, Request], str | None]
+"""``(upload, request) -> why the upload must not count``, None if it may."""
 
 
 class RunName:
@@ -87,7 +91,7 @@ class RemoteClients(NamedTuple):
         nodes: The node of each client, by its number.
         run: The name of the federation.
         client_info: The client info of any client, for its structure, shapes and dtypes alone.
-        quorum: The fewest clients of a cohort that must answer.
+        quorum: The fewest clients of a cohort that must answer with a valid upload.
         deadline: Seconds that the server waits for a cohort.
         checkpoint_every: Rounds between the server's checkpoints.
         pause: Seconds between two looks for replies, at most; and before clients are asked again.
@@ -133,9 +137,12 @@ class FlowerEngine:
         self._remembers = bool(trees.leaves(self.initial))
         self.settings = settings or {}
         self.reducer = reducer
+        self._resumed: int | None = None  # the round of the checkpoint that it resumed from
 
     def run(self, program: ClientProgram, tasks: Sequence[ClientTask]) -> RoundResult:
         """Run the program at each client of the cohort; see `perform`."""
+        if tasks and self._resumed is None:
+            self._resumed = tasks[0].round - 1
         return self.perform(self.action, program, tasks)
 
     def perform(self, action: str, program: ClientProgram, tasks: Sequence[ClientTask]) -> RoundResult:
@@ -147,27 +154,31 @@ class FlowerEngine:
             tasks: Their tasks.
 
         Raises:
-            GenflError: Fewer clients than the quorum answered, also when they were asked again; or a client
-                refused an action that needs all of them.
+            GenflError: Fewer clients than the quorum answered with a valid upload, also when they were asked
+                again. Some actions need all clients.
         """
         requests = [self._request(action, task) for task in tasks]
-        replies, silent = self._ask(requests)
+        templates = ResultTemplates(program, InfoOnly([self.clients.client_info]))
+
+        def check(upload: Tree, request: Request) -> str | None:
+            task = ClientTask(0, request.message, self.initial, request.batches, request.key, request.round)
+            with one_thread():
+                return problem(upload, {}, (templates(task)[0], {}))
+
+        replies, silent = self._ask(requests, check)
         aggregator = Aggregator(self.reducer(program.reductions), program)
         aggregator.refused |= silent
-        templates = ResultTemplates(program, InfoOnly([self.clients.client_info]))
         with one_thread():
             for task in sorted(tasks, key=lambda task: task.client):
                 if task.client in replies:
-                    aggregator.add(self._results(task, replies[task.client], templates))
-        if action in NEEDS_ALL and aggregator.refused:
-            client, why = min(aggregator.refused.items())
-            raise GenflError(f"{action}: every client is needed, and client {client} refused: {why}")
+                    aggregator.add(_results(task, replies[task.client]))
         samples = sum(reply.samples for reply in replies.values())
         return aggregator.round_result()._replace(samples=samples)
 
     def census(self, program: ClientProgram) -> Tree:
         """Begin a federation: return the sums of a program without batches over all clients."""
         self.clients.run.begin()
+        self._resumed = None
         tasks = [ClientTask(client, {}, {}, None, Key(0)) for client in range(len(self.clients.nodes))]
         sums = self.perform("census", program, tasks).aggregate
         if sums is None:
@@ -181,6 +192,8 @@ class FlowerEngine:
 
     def _request(self, action: str, task: ClientTask) -> Request:
         every = self.clients.checkpoint_every
+        # checkpoint_every may have been another one before the resume
+        finished = max((task.round - 1) // every * every, self._resumed or 0)
         counted = _counted(task.memory)
         return Request(
             str(self.clients.run),
@@ -188,7 +201,7 @@ class FlowerEngine:
             task.round,
             task.client,
             counted,
-            (task.round - 1) // every * every,
+            finished,
             task.batches,
             task.key,
             self.settings,
@@ -196,11 +209,13 @@ class FlowerEngine:
             None if counted and self._remembers else self.initial,
         )
 
-    def _ask(self, requests: Sequence[Request]) -> tuple[dict[int, Reply], dict[int, str]]:
-        """Return the replies, and why others did not answer, by client.
+    def _ask(
+        self, requests: Sequence[Request], check: UploadCheck
+    ) -> tuple[dict[int, Reply], dict[int, str]]:
+        """Return the replies, refusals among them, and why others did not answer, by client.
 
         Raises:
-            GenflError: Fewer clients than the quorum answered.
+            GenflError: Fewer clients than the quorum answered with a valid upload.
         """
         if not requests:  # a Poisson cohort may be empty
             return {}, {}
@@ -208,26 +223,42 @@ class FlowerEngine:
         least = len(requests) if action in NEEDS_ALL else min(self.clients.quorum, len(requests))
         replies: dict[int, Reply] = {}
         silent: dict[int, str] = {}
+        refused: dict[int, str] = {}
         for attempt in range(TRIES):
             if attempt:
                 log.warning(
-                    "%s: %d of %d clients answered, and %d are needed; asking the others again",
-                    *(action, len(replies), len(requests), least),
+                    "%s: %d of %d clients answered with a valid upload, and %d are needed; asking the others"
+                    " again",
+                    *(action, len(replies) - len(refused), len(requests), least),
                 )
                 time.sleep(self.clients.pause)
             silent = {}
-            self._exchange([each for each in requests if each.client not in replies], replies, silent)
-            if len(replies) >= least:
+            again = [each for each in requests if each.client not in replies or each.client in refused]
+            self._exchange(again, check, replies, silent)
+            refused = {client: reply.refused for client, reply in replies.items() if reply.refused}
+            if len(replies) - len(refused) >= least:
                 return replies, silent
-        reasons = "; ".join(f"client {client}: {why}" for client, why in sorted(silent.items())[:3])
+        reasons = "; ".join(
+            f"client {client}{' refused' if client in refused else ''}: {on_one_line(why, 120)}"
+            for client, why in sorted((silent | refused).items())[:3]
+        )
+        if action in NEEDS_ALL:
+            raise GenflError(
+                f"{action}: every client is needed, and {reasons}; look into the clients' logs, and run the"
+                " same command again"
+            )
         raise GenflError(
-            f"federate.quorum: {len(replies)} of {len(requests)} clients answered in round"
-            f" {requests[0].round}, and {least} are needed ({reasons}); start the others and run the same"
-            " command again"
+            f"federate.quorum: {len(replies) - len(refused)} of {len(requests)} clients answered in round"
+            f" {requests[0].round} with a valid upload, and {least} are needed ({reasons}); start these"
+            " clients or mend what they name, and run the same command again"
         )
 
     def _exchange(
-        self, requests: Sequence[Request], replies: dict[int, Reply], silent: dict[int, str]
+        self,
+        requests: Sequence[Request],
+        check: UploadCheck,
+        replies: dict[int, Reply],
+        silent: dict[int, str],
     ) -> None:
         """Send requests and wait for the replies; the outcome of each is put into one of the two dicts."""
         grid, deadline = self.clients.grid, self.clients.deadline
@@ -258,7 +289,7 @@ class FlowerEngine:
             for message in grid.pull_messages(list(waiting)):
                 answered = waiting.pop(message.metadata.reply_to_message_id, None)
                 if answered is not None:
-                    self._note(message, answered, replies, silent)
+                    _note(message, answered, check, replies, silent)
             if waiting and time.monotonic() >= end:
                 break
             if waiting:
@@ -267,30 +298,34 @@ class FlowerEngine:
         for request in waiting.values():
             silent[request.client] = f"it did not answer within {deadline:g} s (federate.deadline)"
 
-    def _note(
-        self, message: Message, request: Request, replies: dict[int, Reply], silent: dict[int, str]
-    ) -> None:
-        if message.has_error():
-            silent[request.client] = f"its node failed: {on_one_line(message.error.reason, 120)}"
-            return
-        try:
-            replies[request.client] = read_reply(message.content, request)
-        except RefusedMessage as error:
-            reply = Reply(request.run, request.action, request.round, request.client, None, str(error))
-            replies[request.client] = reply
 
-    def _results(self, task: ClientTask, reply: Reply, templates: ResultTemplates) -> ClientResults:
-        """Return what counts of a reply: its upload, and a receipt in place of the memory."""
-        why = reply.refused
-        if not why:
-            assert reply.upload is not None
-            expected = templates(task._replace(client=0, memory=self.initial))[0]
-            why = problem(reply.upload, {}, (expected, {})) or ""
-        if why:
-            return ClientResults([], {}, {}, {task.client: why})
-        receipt = {COUNTED: torch.tensor(task.round)}
-        upload, memory = (trees.map(_as_stack, tree) for tree in (reply.upload, receipt))
-        return ClientResults([task.client], upload, memory, {})
+def _note(
+    message: Message,
+    request: Request,
+    check: UploadCheck,
+    replies: dict[int, Reply],
+    silent: dict[int, str],
+) -> None:
+    """Put the outcome of a request into one of the two dicts; a reply without a valid upload is a refusal."""
+    if message.has_error():
+        silent[request.client] = f"its node failed: {on_one_line(message.error.reason, 120)}"
+        return
+    try:
+        reply = read_reply(message.content, request)
+    except RefusedMessage as error:
+        reply = Reply(request.run, request.action, request.round, request.client, None, str(error))
+    if not reply.refused and (why := check(reply.upload, request)):
+        reply = reply._replace(upload=None, refused=why)
+    replies[request.client] = reply
+
+
+def _results(task: ClientTask, reply: Reply) -> ClientResults:
+    """Return what counts of a reply: its upload, and a receipt in place of the memory."""
+    if reply.refused:
+        return ClientResults([], {}, {}, {task.client: reply.refused})
+    receipt = {COUNTED: torch.tensor(task.round)}
+    upload, memory = (trees.map(_as_stack, tree) for tree in (reply.upload, receipt))
+    return ClientResults([task.client], upload, memory, {})
 
 
 def _records(request: Request, packed: dict[int, PackedTree]) -> RecordDict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,6 +40,18 @@ _DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "bfloat16", "float32", "float64"),
 )
+
+_HEADER = 1024
+"""The most bytes that NumPy's format may add to an array of bytes; it adds 128."""
+
+_DEEPEST = 32
+"""The most dicts that a tree may have inside each other, and the most dimensions of a tensor."""
+
+_MOST = 2**31 - 1
+"""The largest round, client, number of steps, and of passes."""
+
+_MOST_SAMPLES = 2**53 - 1
+"""The largest number of samples, which JSON and floats hold without rounding."""
 
 _T = TypeVar("_T")
 
@@ -197,12 +210,14 @@ def read_reply(records: RecordDict, request: Request) -> Reply:
     """
     about = _about(records)
     if refused := _field(about, "refused", str):
-        return Reply(*request[:4], None, on_one_line(refused, 300), _number(about, "samples"))
+        return Reply(
+            *request[:4], None, on_one_line(refused, 300), _number(about, "samples", most=_MOST_SAMPLES)
+        )
     for name in ("run", "action", "round", "client"):
         asked = getattr(request, name)
         if (answered := _field(about, name, type(asked))) != asked:
             raise RefusedMessage(f"{name}: the reply is to {_short(answered)}, not to {_short(asked)}")
-    return Reply(*request[:4], _tree(records, about), "", _number(about, "samples"))
+    return Reply(*request[:4], _tree(records, about), "", _number(about, "samples", most=_MOST_SAMPLES))
 
 
 def _short(value: Any) -> str:
@@ -236,10 +251,12 @@ def _field(about: ConfigRecord, name: str, kind: type[_T]) -> _T:
     return value
 
 
-def _number(about: ConfigRecord, name: str, least: int = 0) -> int:
+def _number(about: ConfigRecord, name: str, least: int = 0, most: int = _MOST) -> int:
     value = _field(about, name, int)
     if value < least:
         raise RefusedMessage(f"{name}: {value}, but it is at least {least}")
+    if value > most:
+        raise RefusedMessage(f"{name}: {value}, but it is at most {most}")
     return value
 
 
@@ -265,14 +282,25 @@ def _batches(plain: Any) -> Batches | None:
     match plain:
         case None:
             return None
-        case [int(size), steps, int(epochs), key, order, poisson] if (
-            size >= 1
-            and epochs >= 0
-            and (steps is None or _numbers([steps]))
-            and (order is None or (isinstance(order, list) and _numbers(order)))
+        case [size, steps, epochs, key, order, poisson] if order is None or (
+            isinstance(order, list) and _numbers(order)
         ):
-            return Batches(size, steps, epochs, _key(key), order, _poisson(poisson))
+            _count("batch_size", size, 1, sys.maxsize)  # evaluation asks for all samples at once
+            _count("epochs", epochs)
+            if steps is not None:
+                _count("steps", steps)
+            batches = Batches(size, steps, epochs, _key(key), order, _poisson(poisson))
+            if batches.poisson and steps is None and epochs / batches.poisson.rate > _MOST:
+                raise RefusedMessage(f"batches: more than {_MOST} steps of Poisson sampling")
+            return batches
     raise RefusedMessage("batches: they are not as expected")
+
+
+def _count(name: str, value: Any, least: int = 0, most: int = _MOST) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise RefusedMessage(
+            f"batches: {name} is {_short(value)}, but it is a whole number from {least} to {most}"
+        )
 
 
 def _poisson(plain: Any) -> PoissonSampling | None:
@@ -290,6 +318,16 @@ def _numbers(values: Sequence[Any]) -> bool:
 
 def _tree(records: RecordDict, about: ConfigRecord, name: str = _TREE) -> Tree:
     """Return the tree of records, after checks of its layout, its bytes and its numbers."""
+    try:
+        return _checked_tree(records, about, name)
+    except RefusedMessage:
+        raise
+    except Exception as error:  # NumPy and torch fail in many ways at bytes and shapes made to break them
+        why = f"{type(error).__name__}: {on_one_line(error)}"
+        raise RefusedMessage(f"{name}: it cannot be read ({why})") from None
+
+
+def _checked_tree(records: RecordDict, about: ConfigRecord, name: str) -> Tree:
     arrays = records.array_records.get(name)
     array = None if arrays is None else arrays.get(_DATA)
     if array is None:
@@ -297,27 +335,35 @@ def _tree(records: RecordDict, about: ConfigRecord, name: str = _TREE) -> Tree:
     layout = _json(about, f"{name}_layout")
     try:
         size = _bytes_of_layout(layout)
-        data = array.numpy()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RefusedMessage(f"{name}_layout: it is none of a tree ({on_one_line(error)})") from None
+    except ValueError as error:
+        raise RefusedMessage(f"{name}_layout: it is none of a tree ({error})") from None
+    if len(array.data) > size + _HEADER:
+        raise RefusedMessage(f"{name}: {len(array.data)} bytes, but its layout has {_short(size)}")
+    data = array.numpy()
     if str(data.dtype) != "uint8" or data.ndim != 1 or len(data) != size:
-        raise RefusedMessage(f"{name}: {data.nbytes} bytes, but its layout has {size}")
+        raise RefusedMessage(f"{name}: {data.nbytes} bytes, but its layout has {_short(size)}")
     tree = unpack_tree(json.dumps(layout), torch.from_numpy(data.copy()))
     if not trees.is_finite(tree):
         raise RefusedMessage(f"{name}: {NOT_FINITE}")
     return tree
 
 
-def _bytes_of_layout(layout: Any) -> int:
+def _bytes_of_layout(layout: Any, depth: int = 0) -> int:
     """Return how many bytes a tree of this layout takes.
 
+    Args:
+        layout: The layout.
+        depth: In how many others it is.
+
     Raises:
-        ValueError: It is the layout of no tree.
+        ValueError: It is the layout of no tree, or of one that is too deep.
     """
+    if depth > _DEEPEST:
+        raise ValueError(f"it is deeper than {_DEEPEST}")
     match layout:
         case dict():
-            return sum(map(_bytes_of_layout, layout.values()))
-        case [str(dtype), *shape] if dtype in _DTYPES and _numbers(shape):
+            return sum(_bytes_of_layout(branch, depth + 1) for branch in layout.values())
+        case [str(dtype), *shape] if dtype in _DTYPES and len(shape) <= _DEEPEST and _numbers(shape):
             size: int = getattr(torch, dtype).itemsize
             return size * int(math.prod(shape))
     raise ValueError(on_one_line(layout, 40))
