@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from genfl.errors import InputError, on_one_line
 from genfl.live.processes import private_folder
-from genfl.storage import replacing, write_bytes
+from genfl.storage import remove, replacing, write_bytes
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -205,7 +205,7 @@ def _together(folder: Path) -> Iterator[None]:
     mark = folder / _UNFINISHED
     mark.touch()
     yield
-    mark.unlink()
+    remove(mark, folder)
 
 
 def _write_private(path: Path, content: bytes) -> None:
