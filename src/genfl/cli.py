@@ -114,6 +114,9 @@ INTERRUPTED = 130
 GRACE = 0.7
 """Seconds for cleaning up after Ctrl-C. Then the process ends all the same, as a run can always resume."""
 
+FEDERATION_GRACE = 15.0
+"""Seconds for ending the processes of a federation after Ctrl-C, which outlive this one otherwise."""
+
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 """What a user can mend of what an operating system refuses."""
 
@@ -633,8 +636,8 @@ def server_command(
 ) -> None:
     """Run a config with clients on other machines, over Flower. The same command resumes it.
 
-    Make the server's keys first: genfl keys server --host HOST --out DIR/keys. Whoever has its ca.pem can
-    register nodes and submit code, so let only the clients' addresses reach the port.
+    Make the server's keys first: genfl keys server --host HOST --out DIR/keys. Whoever reaches the port can
+    register nodes and submit code; let only the clients' addresses reach it.
     """
     from genfl import config
 
@@ -867,12 +870,15 @@ def _execute(
 
 
 def _prepare_federation(command: str) -> None:
-    """Check that Flower is installed, and let a request to end stop all processes, as Ctrl-C does."""
+    """Check that Flower is installed, and let Ctrl-C or a request to end stop all processes."""
     from genfl.engines.flower import check_flower
 
     check_flower(command)
     _configure_logging()
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt_federation)
+    for number in _REQUESTS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as after nohup
+            signal.signal(number, _interrupt_federation)
 
 
 def _show_federation(result: dict[str, Any], folder: Path, as_json: bool) -> None:
@@ -997,12 +1003,23 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _interrupt(*_: object) -> NoReturn:
-    """Clean up after Ctrl-C, for `GRACE` seconds at most. A second Ctrl-C ends the process at once."""
+_REQUESTS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""The requests to end that are treated like Ctrl-C where other processes must end, too."""
+
+
+def _interrupt_federation(*_: object) -> NoReturn:
+    """Clean up like `_interrupt`, with the time that processes need to end. One request is enough."""
+    for number in _REQUESTS:
+        signal.signal(number, signal.SIG_IGN)
+    _interrupt(grace=FEDERATION_GRACE)
+
+
+def _interrupt(*_: object, grace: float = GRACE) -> NoReturn:
+    """Clean up after Ctrl-C, for `grace` seconds at most. A second Ctrl-C ends the process at once."""
     signal.signal(signal.SIGINT, _end_interrupted)
     sys.unraisablehook = lambda _: None  # this hook, and the next one, would print tracebacks
     threading.excepthook = lambda _: None
-    timer = threading.Timer(GRACE, _end_interrupted)
+    timer = threading.Timer(grace, _end_interrupted)
     timer.daemon = True
     timer.start()
     raise KeyboardInterrupt

@@ -2,6 +2,8 @@
 
 import ipaddress
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -13,6 +15,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from genfl.errors import InputError
 from genfl.live.keys import make_node_keys, make_server_keys
+from genfl.live.logs import log_to
 
 
 def certificate(path):
@@ -55,6 +58,62 @@ def test_only_the_user_reads_private_keys(tmp_path):
     node = make_node_keys(tmp_path / "node")
     for path in (keys.key, keys.authority_key, node.key):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_only_the_user_reads_a_log(tmp_path):
+    log_to(tmp_path / "client.log")
+    assert stat.S_IMODE((tmp_path / "client.log").stat().st_mode) == 0o600
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from genfl.live import keys
+
+names, replace = [], Path.replace
+
+def killing(path, target):
+    names.append(path)
+    if len(names) == {number}:
+        os._exit(9)
+    return replace(path, target)
+
+Path.replace = killing
+{make}
+"""
+
+
+@pytest.mark.parametrize(
+    ("owner", "number"), [*(("server", number) for number in (1, 2, 3, 4)), ("node", 1), ("node", 2)]
+)
+def test_keys_that_were_cut_off_are_made_again(tmp_path, owner, number):
+    """A process that ends before it gives a file its name leaves the files before it."""
+    make = {
+        "server": f"keys.make_server_keys(Path({str(tmp_path)!r}), ['localhost'])",
+        "node": f"keys.make_node_keys(Path({str(tmp_path)!r}))",
+    }[owner]
+    code = KILLED.format(number=number, make=make)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert not (tmp_path / f"{owner}.key").exists()  # by which `deploy` knows that all are complete
+    if owner == "server":
+        keys = make_server_keys(tmp_path, ["localhost"])
+        assert verified(certificate(keys.authority), x509.DNSName("localhost")).verify(
+            certificate(keys.certificate), []
+        )
+    else:
+        keys = make_node_keys(tmp_path)
+        private = serialization.load_ssh_private_key(keys.key.read_bytes(), None)
+        assert private.public_key() == serialization.load_ssh_public_key(keys.public.read_bytes())
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in keys}
+
+
+def test_a_lost_public_key_is_made_again(tmp_path):
+    keys = make_node_keys(tmp_path)
+    public, private = keys.public.read_bytes(), keys.key.read_bytes()
+    keys.public.unlink()
+    make_node_keys(tmp_path)
+    assert (keys.public.read_bytes(), keys.key.read_bytes()) == (public, private)
 
 
 def test_no_key_is_overwritten(tmp_path):

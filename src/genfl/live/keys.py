@@ -6,20 +6,28 @@ server gets the nodes' public keys.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from genfl.errors import InputError, on_one_line
+from genfl.live.processes import private_folder
+from genfl.storage import remove, replacing, write_bytes
 
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization.ssh import SSHPrivateKeyTypes
 
 YEARS = 2
 """How long certificates are valid."""
+
+_UNFINISHED = ".unfinished-keys"
+"""The file that is in a folder while its keys are made."""
 
 
 class ServerKeys(NamedTuple):
@@ -115,10 +123,11 @@ def make_server_keys(folder: Path, hosts: list[str]) -> ServerKeys:
         .sign(authority, hashes.SHA256())
     )
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    for path, key in ((paths.authority_key, authority), (paths.key, server)):
-        _write_private(path, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    paths.authority.write_bytes(root.public_bytes(pem))
-    paths.certificate.write_bytes(certificate.public_bytes(pem))
+    with _together(folder):
+        for path, public in ((paths.authority, root), (paths.certificate, certificate)):
+            write_bytes(path, public.public_bytes(pem))
+        for path, key in ((paths.authority_key, authority), (paths.key, server)):
+            _write_private(path, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     return paths
 
 
@@ -132,6 +141,8 @@ _USAGES = (
 def make_node_keys(folder: Path) -> NodeKeys:
     """Make the key by which the server knows a node, in the format of OpenSSH (ECDSA on P-384).
 
+    A public key that was lost is made again from its private one.
+
     Args:
         folder: Where the files are written.
 
@@ -141,13 +152,23 @@ def make_node_keys(folder: Path) -> NodeKeys:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    def write_public(key: SSHPrivateKeyTypes) -> None:
+        encoding, openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        write_bytes(paths.public, key.public_key().public_bytes(encoding, openssh) + b"\n")
+
     paths = node_keys(folder)
+    if paths.key.exists() and not paths.public.exists():
+        try:
+            write_public(serialization.load_ssh_private_key(paths.key.read_bytes(), None))
+        except ValueError:
+            raise InputError(f"--out: {paths.key} is no private key; name another folder") from None
+        return paths
     _refuse_existing(paths)
     key = ec.generate_private_key(ec.SECP384R1())
     pem, openssh = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
-    _write_private(paths.key, key.private_bytes(pem, openssh, serialization.NoEncryption()))
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    paths.public.write_bytes(public + b"\n")
+    with _together(folder):
+        write_public(key)
+        _write_private(paths.key, key.private_bytes(pem, openssh, serialization.NoEncryption()))
     return paths
 
 
@@ -167,15 +188,29 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def _refuse_existing(paths: tuple[Path, ...]) -> None:
-    for path in paths:
-        if path.exists():
-            raise InputError(f"--out: {path} exists; keep it, or name another folder")
+    """Refuse to write over keys, except over an incomplete set of a process that was killed."""
+    existing = [path for path in paths if path.exists()]
+    unfinished = (paths[0].parent / _UNFINISHED).exists() and len(existing) < len(paths)
+    if existing and not unfinished:
+        raise InputError(f"--out: {existing[0]} exists; keep it, or name another folder")
+
+
+@contextlib.contextmanager
+def _together(folder: Path) -> Iterator[None]:
+    """Mark the keys of a folder as unfinished while they are written.
+
+    The key that a server or a client uses is written last, so where it exists, all the others do.
+    """
+    private_folder(folder)
+    mark = folder / _UNFINISHED
+    mark.touch()
+    yield
+    remove(mark, folder)
 
 
 def _write_private(path: Path, content: bytes) -> None:
     """Write a file that only this user can read, from its first byte."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        os.fsync(file.fileno())
+    with replacing(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)

@@ -17,8 +17,8 @@ from genfl.errors import GenflError, InputError, on_one_line
 from genfl.live.keys import node_keys, server_keys
 from genfl.live.limits import problem_of
 from genfl.live.policy import read_policy
-from genfl.live.processes import Processes, free_ports, wait_for_port
-from genfl.live.server import CONFIG, LOG, MEMBERS, OUTCOME, REGISTERED, for_machines
+from genfl.live.processes import Processes, free_ports, runs, wait_for_port
+from genfl.live.server import CONFIG, LOG, MEMBERS, OUTCOME, REGISTERED, SERVING, for_machines
 from genfl.storage import read_json, remove, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,11 @@ YEAR = 366 * 86400.0
 
 POLL = 0.3
 """Seconds between two looks at a running federation."""
+
+BEGINNING = 900.0
+"""Seconds in which the app must begin to serve, after Flower took it."""
+
+SUPERLINK_LOG = "superlink.log"
 
 HOME = "flower"
 """The folder of what Flower itself keeps, in the folder of a server or a client."""
@@ -81,7 +86,7 @@ class Server:
         command += ["--ssl-certfile", str(self.keys.certificate), "--ssl-keyfile", str(self.keys.key)]
         command += ["--ssl-ca-certfile", str(self.keys.authority), "--enable-supernode-auth"]
         command += ["--database", str(self.folder / "flower.db"), "--disable-runtime-dependency-installation"]
-        self.processes.start("SuperLink", command, self.folder / "superlink.log", self.home)
+        self.processes.start("SuperLink", command, self.folder / SUPERLINK_LOG, self.home)
         wait_for_port(self.port, self.processes, address)
 
     def register(self, public_keys: Sequence[Path]) -> None:
@@ -100,15 +105,49 @@ class Server:
             raise InputError("--node: two clients have the same key; give each its own")
         for key, path in zip(keys, public_keys, strict=True):
             if key not in known:
-                command = ["flwr", "supernode", "register", str(path), CONNECTION, "--format", "json"]
-                known[key] = int(_json_in(self.processes.run(command, self.home))["node-id"])
+                known[key] = self._register(path, set(known.values()))
                 write_json(file, known)
         write_json(self.folder / MEMBERS, [known[key] for key in keys])
+
+    def _register(self, public_key: Path, recorded: set[int]) -> int:
+        """Register one node, and return its id.
+
+        If Flower knows the key already, a process was killed before it recorded the id. Flower's list shows
+        no keys, so it is the only id that is not recorded.
+        """
+        try:
+            return int(self._flwr("register", str(public_key))["node-id"])
+        except GenflError as error:
+            if "already in use" not in str(error):
+                raise
+        unknown = {
+            int(node["node-id"]) for node in self._flwr("list")["nodes"] if node["status"] != "unregistered"
+        } - recorded
+        if len(unknown) != 1:
+            raise GenflError(
+                f"{on_one_line(public_key, 200)}: Flower knows this key, but {len(unknown)} of its nodes are"
+                f" not recorded; delete flower.db and {REGISTERED} in {self.folder} to register all again"
+            )
+        return unknown.pop()
+
+    def _flwr(self, action: str, *arguments: str) -> dict[str, Any]:
+        """Return what a command for Flower's SuperNodes prints.
+
+        Raises:
+            GenflError: It fails. Flower says so in JSON, with the code 0.
+        """
+        command = ["flwr", "supernode", action, *arguments, CONNECTION, "--format", "json"]
+        printed = _json_in(self.processes.run(command, self.home))
+        if not printed.get("success"):
+            why = on_one_line(printed.get("error-message"), 300)
+            raise GenflError(f"flwr supernode {action} failed: {why}")
+        return printed
 
     def submit(self) -> None:
         """Start the app that runs the pipeline, or resumes it."""
         write_text(self.folder / CONFIG, configs.dump(self.config))
-        remove(self.folder / OUTCOME, self.folder)
+        for name in (OUTCOME, SERVING):
+            remove(self.folder / name, self.folder)
         app = self.folder / "app"
         write_text(app / "pyproject.toml", _APP.format(version=genfl.__version__))
         setting = f"folder={json.dumps(str(self.folder))}"
@@ -126,13 +165,15 @@ class Server:
 
         Raises:
             InputError: The config cannot be run.
-            GenflError: The federation failed, or takes longer.
+            GenflError: The federation failed, its app has ended or does not begin, or it takes longer.
         """
         outcome, log_file = self.folder / OUTCOME, self.folder / LOG
         told = log_file.stat().st_size if log_file.exists() else 0
-        end = time.monotonic() + seconds
+        begin = time.monotonic()
+        end = begin + seconds
         while not outcome.exists():
             self.processes.check()
+            self._check_app(time.monotonic() - begin)
             if time.monotonic() > end:
                 raise GenflError(f"the federation has not ended after {seconds:g} s; see {log_file}")
             for node in nodes:
@@ -144,6 +185,19 @@ class Server:
         if result["code"]:
             raise (InputError if result["code"] == 2 else GenflError)(result["error"])
         return dict(result["result"])
+
+    def _check_app(self, waited: float) -> None:
+        """Check that the app serves, or that it may still begin after a wait of so many seconds."""
+        serving = self.folder / SERVING
+        if not serving.exists():
+            if waited > BEGINNING:
+                why = f"has not begun after {BEGINNING:g} s"
+                raise GenflError(f"the server's app {why}; see {self.folder / SUPERLINK_LOG}")
+        elif not runs(*read_json(serving)) and not (self.folder / OUTCOME).exists():
+            log_file = self.folder / LOG
+            raise GenflError(
+                f"the server's app ended without a result; see {log_file} and {SUPERLINK_LOG} beside it"
+            )
 
 
 class Client(NamedTuple):

@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from genfl.errors import GenflError, shorten
-from genfl.storage import remove, write_text
+import filelock
+
+from genfl.errors import GenflError, InputError, on_one_line, shorten
+from genfl.storage import locked, refuse_links, remove, write_text
 
 SETTINGS = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -27,18 +29,27 @@ SETTINGS = {
 _MARK = "GENFL_PROCESSES"
 """The environment variable by which processes that were started by ours are known."""
 
+_LOCK = ".lock"
+
 PATIENCE = 10.0
 """Seconds that processes have to end by themselves."""
+
+KILLING = 5.0
+"""Seconds for ending processes by force, the new ones of these processes included."""
 
 
 class Processes:
     """Processes that end with this object, with all that they started in turn.
 
     Flower detaches some of its processes. They inherit a mark in their environment, and are found by it. The
-    mark is kept in a file, so that processes that outlived a killed parent are stopped by the next one.
+    mark is kept in a file, so that processes that outlived a killed parent are stopped by the next one. The
+    file's folder is locked. What the processes write can be read by this user alone.
 
     Args:
         file: The file.
+
+    Raises:
+        InputError: On entry, another process uses the folder.
     """
 
     def __init__(self, file: Path) -> None:
@@ -47,20 +58,29 @@ class Processes:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.logs: dict[str, Path] = {}
         self._may_end: set[str] = set()
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Processes:
+        folder = self._file.parent
+        private_folder(folder)
+        refuse_links(folder, [_LOCK])
+        try:
+            self._held.enter_context(locked(folder / _LOCK))
+        except filelock.Timeout:
+            raise InputError(
+                f"--out: another process uses {on_one_line(folder, 300)}; wait for it, or take another folder"
+            ) from None
         if self._file.exists():
-            left = list(_marked(self._file.read_text(encoding="utf-8").strip()))
-            for process in left:
-                _signal(process, signal.SIGKILL)
+            _kill_marked(self._file.read_text(encoding="utf-8").strip())
         write_text(self._file, self._token + "\n")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop(patience=0.0 if kind is KeyboardInterrupt else PATIENCE)
-        remove(self._file, self._file.parent)
+        with self._held:
+            self.stop(patience=0.0 if kind is KeyboardInterrupt else PATIENCE)
+            remove(self._file, self._file.parent)
 
     def _environment(self, home: Path) -> dict[str, str]:
         programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -79,7 +99,8 @@ class Processes:
             home: The folder of what Flower keeps.
             may_end: Whether somebody looks after it, so that `check` lets it end.
         """
-        log.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(log.parent)
+        log.touch(mode=0o600)
         with log.open("ab") as output:
             self.running[name] = subprocess.Popen(
                 command,
@@ -88,24 +109,35 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 env=self._environment(home),
                 start_new_session=True,  # Ctrl-C is for this process alone, which stops the others
+                umask=0o077,
             )
         self.logs[name] = log
         if may_end:
             self._may_end.add(name)
         return self.running[name]
 
-    def run(self, command: Sequence[str], home: Path, timeout: float = 120.0) -> str:
+    def run(self, command: Sequence[str], home: Path, timeout: float = 360.0) -> str:
         """Run a command to its end, and return what it prints; see `start`.
 
         Raises:
-            GenflError: It fails.
+            GenflError: It fails, or lasts longer than `timeout` seconds.
         """
-        done = subprocess.run(
-            command, env=self._environment(home), capture_output=True, text=True, timeout=timeout, check=False
-        )
+        name = " ".join(command[:3])
+        try:
+            done = subprocess.run(
+                command,
+                env=self._environment(home),
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+                umask=0o077,
+            )
+        except subprocess.TimeoutExpired:
+            raise GenflError(f"{name} has not ended after {timeout:g} s") from None
         if done.returncode:
             output = " ".join((done.stdout + done.stderr).split())
-            raise GenflError(f"{' '.join(command[:3])} failed: {shorten(output, 300)}")
+            raise GenflError(f"{name} failed: {shorten(output, 300)}")
         return done.stdout
 
     def check(self) -> None:
@@ -124,7 +156,20 @@ class Processes:
         return sorted(started | set(_marked(self._token)))
 
     def stop(self, patience: float = PATIENCE) -> None:
-        """Stop all processes: by a request first, and by force after some seconds."""
+        """Stop all processes: by a request first, and by force after some seconds; 0 asks for nothing."""
+        try:
+            if patience:
+                self._request_end(patience)
+        finally:  # also if Ctrl-C cuts the patience short
+            for running in self.running.values():
+                if running.poll() is None:
+                    running.kill()
+            _kill_marked(self._token)
+            for running in self.running.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.wait(timeout=KILLING)
+
+    def _request_end(self, patience: float) -> None:
         ids = self.ids()
         for process in ids:
             _signal(process, signal.SIGTERM)
@@ -132,11 +177,6 @@ class Processes:
         while time.monotonic() < end and any(map(_alive, ids)):
             self._reap()
             time.sleep(0.05)
-        for process in self.ids():  # looked up again: an id may belong to somebody else by now
-            _signal(process, signal.SIGKILL)
-        for running in self.running.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                running.wait(timeout=5)
 
     def _reap(self) -> None:
         for process in self.running.values():
@@ -152,17 +192,51 @@ def _marked(token: str) -> Iterator[int]:
                 yield int(folder.name)
 
 
+def _kill_marked(token: str) -> None:
+    """Kill all processes with a mark, also those that they start meanwhile."""
+    end = time.monotonic() + KILLING
+    while (ids := list(_marked(token))) and time.monotonic() < end:
+        for process in ids:
+            _signal(process, signal.SIGKILL)
+        time.sleep(0.02)
+
+
 def _alive(process: int) -> bool:
+    """Whether a process of this user has this id."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # or the id belongs to another user by now
         return False
     return True
 
 
 def _signal(process: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(process, number)
+
+
+def start_of(process: int) -> str:
+    """Return when a process started, to tell it from a later one with its id.
+
+    Returns:
+        Clock ticks since the machine started. Empty if it has ended, or without ``/proc``.
+    """
+    try:
+        state, *fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    except OSError:
+        return ""
+    return "" if state == "Z" else fields[18]
+
+
+def runs(process: int, start: str) -> bool:
+    """Return whether a process runs; see `start_of`. Without ``/proc``, its id may be another's by now."""
+    return start_of(process) == start if start else _alive(process)
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder that only this user can read, and the folders above it, where they are missing."""
+    for path in reversed([folder, *folder.parents]):
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def free_ports(count: int) -> list[int]:
@@ -174,7 +248,7 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def wait_for_port(port: int, processes: Processes, host: str = "127.0.0.1", seconds: float = 90.0) -> None:
+def wait_for_port(port: int, processes: Processes, host: str = "127.0.0.1", seconds: float = 270.0) -> None:
     """Wait until somebody listens on a port.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from genfl.errors import GenflError, InputError
 from genfl.experiment.context import RunContext
 from genfl.live.context import RemoteContext
 from genfl.live.logs import log_to
+from genfl.live.processes import start_of
 from genfl.storage import read_json, write_json
 
 log = logging.getLogger(__name__)
 
 CONFIG, OUTCOME, RUN, LOG = "config.yaml", "outcome.json", "run", "server.log"
 """The files of a server's folder: its config, how it ended, its run, and its log."""
+
+SERVING = "serving.json"
+"""The id and the start of the process that serves; see `genfl.live.processes.start_of`."""
 
 MEMBERS, REGISTERED = "members.json", "registered.json"
 """The nodes of the clients by their numbers, and the nodes of all registered keys."""
@@ -53,6 +58,7 @@ def serve(grid: Grid, folder: Path) -> None:
         folder: The server's folder, with a config and the clients' nodes.
     """
     log_to(folder / LOG)
+    write_json(folder / SERVING, [os.getpid(), start_of(os.getpid())])
     try:
         outcome: dict[str, Any] = {"error": None, "code": 0, "result": _federate(grid, folder)}
     except GenflError as error:
