@@ -72,7 +72,7 @@ def execute_with(settings, tmp_path, policies):
     data = [tmp_path / "a", tmp_path / "b"]
     sites = [DataSite(tmp_path / f"client-{n}", data[n], policies[n]) for n in range(2)]
     grid = InProcessGrid(build_client_app(lambda context: sites[context.node_config["client"]]), 2)
-    context = RemoteContext(grid, grid.get_node_ids(), tmp_path / "server")
+    context = RemoteContext(grid, grid.get_node_ids(), tmp_path / "server", patience=0.01)
     context.wait_for_clients(seconds=1)
     pipeline.execute(for_machines(settings), tmp_path / "run", until="federate", context=context)
     return results_of(tmp_path / "run")
@@ -157,13 +157,13 @@ def test_a_client_opens_no_tokenizer_that_it_does_not_allow(texts, tmp_path):
 
 def test_the_number_of_registered_clients_must_fit(settings, tmp_path):
     grid = InProcessGrid(build_client_app(lambda context: None), 3)
-    context = RemoteContext(grid, grid.get_node_ids(), tmp_path / "server")
+    context = RemoteContext(grid, grid.get_node_ids(), tmp_path / "server", patience=0.01)
     with pytest.raises(InputError, match=r"data.partition.clients: 2, but 3 clients are registered"):
         pipeline.execute(for_machines(settings), tmp_path / "run", until="federate", context=context)
 
 
 def test_clients_that_are_not_online_are_named(tmp_path):
     grid = InProcessGrid(build_client_app(lambda context: None), 1)
-    context = RemoteContext(grid, [*grid.get_node_ids(), 77], tmp_path / "server")
+    context = RemoteContext(grid, [*grid.get_node_ids(), 77], tmp_path / "server", patience=0.01)
     with pytest.raises(GenflError, match=r"clients \[1\] are not online after 0 s"):
         context.wait_for_clients(seconds=0)

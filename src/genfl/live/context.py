@@ -20,7 +20,7 @@ from genfl.config.data import Labels
 from genfl.config.training import Federation
 from genfl.data.clients import ClientData
 from genfl.data.sources import DataSet
-from genfl.engines.flower.server import FlowerEngine, RemoteClients, RunName
+from genfl.engines.flower.server import PATIENCE, FlowerEngine, RemoteClients, RunName
 from genfl.engines.protocol import DataView, ReducerFactory
 from genfl.engines.reducers import PlainReducer
 from genfl.errors import GenflError, InputError
@@ -48,15 +48,17 @@ class RemoteContext(RunContext):
         grid: Flower's Grid.
         nodes: The node of each client, by its number.
         folder: The server's folder.
+        patience: Seconds before clients are asked again; see `RemoteClients`.
     """
 
     remote = True
 
-    def __init__(self, grid: Grid, nodes: Sequence[int], folder: Path) -> None:
+    def __init__(self, grid: Grid, nodes: Sequence[int], folder: Path, patience: float = PATIENCE) -> None:
         super().__init__()
         self.grid = grid
         self.nodes = list(nodes)
         self.folder = folder
+        self.patience = patience
         self._config: Config | None = None
         self._labels: list[str] = []
 
@@ -138,7 +140,14 @@ class RemoteContext(RunContext):
             hashed = key.fold("hashes", attempt).integer()
             table = [cells, options.hashes, options.max_bytes, hashed]
             info: ClientInfo = {"label_names": []}
-            clients = RemoteClients(self.grid, self.nodes, run, info, deadline=self.config.federate.deadline)
+            clients = RemoteClients(
+                self.grid,
+                self.nodes,
+                run,
+                info,
+                deadline=self.config.federate.deadline,
+                patience=self.patience,
+            )
             return FlowerEngine(clients, "labels", settings={"config": self._sent_config, "table": table})
 
         return discover([()] * len(self.nodes), engine, key, **options.model_dump(exclude={"count_epsilon"}))
@@ -167,6 +176,7 @@ class RemoteContext(RunContext):
             federation.quorum,
             federation.deadline,
             federation.checkpoint_every,
+            patience=self.patience,
         )
         all_settings = {**settings, "config": self._sent_config, "labels": self._labels}
         return FlowerEngine(remote, "train", initial, all_settings, reducer)

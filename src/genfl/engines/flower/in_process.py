@@ -169,6 +169,7 @@ class InProcessFlower(FlowerEngine):
             deadline,
             checkpoint_every,
             pause=0.01,
+            patience=0.01,
         )
         super().__init__(clients, action, initial, reducer=reducer)
         self.data = data

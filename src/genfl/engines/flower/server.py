@@ -53,6 +53,10 @@ COUNTED = "counted"
 TRIES = 3
 """How often clients without a valid upload are asked, if fewer uploads than the quorum are valid."""
 
+PATIENCE = 45.0
+"""Seconds before they are asked again. After a node was killed, its SuperLink counts it as online for about a
+minute, and does not let it come back before."""
+
 NEEDS_ALL = {"labels", "census"}
 """The actions whose sums are wrong if a client is missing."""
 
@@ -94,7 +98,8 @@ class RemoteClients(NamedTuple):
         quorum: The fewest clients of a cohort that must answer with a valid upload.
         deadline: Seconds that the server waits for a cohort.
         checkpoint_every: Rounds between the server's checkpoints.
-        pause: Seconds between two looks for replies, at most; and before clients are asked again.
+        pause: Seconds between two looks for replies, at most.
+        patience: Seconds before clients are asked again; see `PATIENCE`.
     """
 
     grid: Grid
@@ -105,6 +110,7 @@ class RemoteClients(NamedTuple):
     deadline: float = math.inf
     checkpoint_every: int = 1
     pause: float = 1.0
+    patience: float = PATIENCE
 
 
 class FlowerEngine:
@@ -231,7 +237,7 @@ class FlowerEngine:
                     " again",
                     *(action, len(replies) - len(refused), len(requests), least),
                 )
-                time.sleep(self.clients.pause)
+                time.sleep(self.clients.patience)
             silent = {}
             again = [each for each in requests if each.client not in replies or each.client in refused]
             self._exchange(again, check, replies, silent)
