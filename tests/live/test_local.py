@@ -214,7 +214,7 @@ def test_a_killed_client_is_left_out_and_comes_back_with_its_memory(tmp_path, mo
         os.kill(supernode_of(folders[1]), signal.SIGKILL)
         since = online_since(server)
         log = folder / "server.log"
-        wait_for(lambda: "the upload of client 1 was refused" in log.read_text(), processes.check)
+        # The round may have to wait for client 0, so its outcome is looked at in the end.
         wait_for(lambda: len(online_since(server) - since) == 1, processes.check)
         wait_for(lambda: answered(policy, allowed), processes.check)
         pipe.write_text(allowed)
