@@ -20,7 +20,7 @@ from genfl.config.data import Labels
 from genfl.config.training import Federation
 from genfl.data.clients import ClientData
 from genfl.data.sources import DataSet
-from genfl.engines.flower.server import PATIENCE, FlowerEngine, RemoteClients, RunName
+from genfl.engines.flower.server import RETRY_AFTER, FlowerEngine, RemoteClients, RunName
 from genfl.engines.protocol import DataView, ReducerFactory
 from genfl.engines.reducers import PlainReducer
 from genfl.errors import GenflError, InputError
@@ -53,7 +53,7 @@ class RemoteContext(RunContext):
 
     remote = True
 
-    def __init__(self, grid: Grid, nodes: Sequence[int], folder: Path, patience: float = PATIENCE) -> None:
+    def __init__(self, grid: Grid, nodes: Sequence[int], folder: Path, patience: float = RETRY_AFTER) -> None:
         super().__init__()
         self.grid = grid
         self.nodes = list(nodes)

@@ -53,7 +53,7 @@ COUNTED = "counted"
 TRIES = 3
 """How often clients without a valid upload are asked, if fewer uploads than the quorum are valid."""
 
-PATIENCE = 45.0
+RETRY_AFTER = 45.0
 """Seconds before they are asked again. After a node was killed, its SuperLink counts it as online for about a
 minute, and does not let it come back before."""
 
@@ -99,7 +99,7 @@ class RemoteClients(NamedTuple):
         deadline: Seconds that the server waits for a cohort.
         checkpoint_every: Rounds between the server's checkpoints.
         pause: Seconds between two looks for replies, at most.
-        patience: Seconds before clients are asked again; see `PATIENCE`.
+        patience: Seconds before clients are asked again; see `RETRY_AFTER`.
     """
 
     grid: Grid
@@ -110,7 +110,7 @@ class RemoteClients(NamedTuple):
     deadline: float = math.inf
     checkpoint_every: int = 1
     pause: float = 1.0
-    patience: float = PATIENCE
+    patience: float = RETRY_AFTER
 
 
 class FlowerEngine:
