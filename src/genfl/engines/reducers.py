@@ -6,6 +6,7 @@ import itertools
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,10 +104,8 @@ class SecureReducer:
         counter = itertools.count()
 
         def add_masked(*values: Tensor) -> Tensor:
-            context = f"leaf {next(counter)}"  # no mask is ever used twice
-            protocol = SecureSum(clients, seed=self.key.integer(), context=context)
-            masked = {k: protocol.mask(k, _unsigned(v)) for k, v in zip(clients, values, strict=True)}
-            return torch.from_numpy(protocol.add(masked))
+            words = {client: _unsigned(value) for client, value in zip(clients, values, strict=True)}
+            return torch.from_numpy(self._masked_sum(f"leaf {next(counter)}", words))
 
         return trees.map(add_masked, *self.uploads.values())
 
@@ -114,12 +113,17 @@ class SecureReducer:
         """Return the sum of uploads that are encoded as words, and masked."""
         codec = UploadCodec(next(iter(self.uploads.values())), len(self.uploads), self.limits)
         words = {client: codec.encode(upload) for client, upload in self.uploads.items()}
-        sums = []
-        for number in range(len(codec.segments)):
-            context = f"segment {number}"  # no mask is ever used twice
-            protocol = SecureSum(tuple(words), seed=self.key.integer(), context=context)
-            sums.append(protocol.add({k: protocol.mask(k, vectors[number]) for k, vectors in words.items()}))
-        return codec.decode(sums)
+        return codec.decode(
+            [
+                self._masked_sum(f"segment {number}", {k: vectors[number] for k, vectors in words.items()})
+                for number in range(len(codec.segments))
+            ]
+        )
+
+    def _masked_sum(self, context: str, words: Mapping[int, Any]) -> Any:
+        """Return the sum of words of clients, each masked. No two sums share a context, nor a mask."""
+        protocol = SecureSum(tuple(words), seed=self.key.integer(), context=context)
+        return protocol.add({client: protocol.mask(client, values) for client, values in words.items()})
 
 
 class QuorumReducer:
