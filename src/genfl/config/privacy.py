@@ -80,7 +80,7 @@ class Privacy(Section):
         description="Unit user: how the clients of a round are drawn. poisson: each client takes part with"
         " the same probability, independently. Cohorts differ in size, and the draw adds to the privacy."
         " fixed: cohorts of one size, whose draw adds nothing. cyclic: the same, but clients take turns in a"
-        " random order. If not set, poisson.",
+        " random order. If not set, poisson, or fixed with noise distributed.",
     )
     target_quantile: float | None = Field(
         None,
