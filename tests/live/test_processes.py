@@ -116,8 +116,8 @@ def wait() -> None:
         processes.start("parent", {command!r}, Path({log!r}), Path())
         while len(processes.ids()) < 2:
             time.sleep(0.02)
-        print(*processes.ids(), flush=True)
         try:
+            print(*processes.ids(), flush=True)
             time.sleep(600)
         finally:
             time.sleep(1)  # more than other commands have
