@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from genfl.privacy import secure_sum as ss
+from genfl.privacy.secure_sum.fixed_point import SumRange
 from genfl.privacy.secure_sum.uploads import UploadCodec
 
 T = TypeVar("T")
@@ -73,7 +74,7 @@ def update(client: int, size: int) -> torch.Tensor:
 def ours(bits: int, clients: int, size: int) -> Figures:
     """Run the protocol, with words of some bits."""
     like = {"delta": torch.zeros(size)}
-    codec = UploadCodec(like, clients, {"delta": 8.0 if bits == 32 else 2.0**20})
+    codec = UploadCodec(like, clients, SumRange(8.0 if bits == 32 else 2.0**20, 2.0**-20))
     assert [segment.bits for segment in codec.segments] == [bits]
     everybody = range(clients)
     parameters = ss.SumParameters(b"benchmark", tuple(everybody), clients // 2 + 1, codec.segments)

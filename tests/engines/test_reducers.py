@@ -115,6 +115,9 @@ def test_no_mask_is_used_twice():
         def add(self, client, upload):
             self.inner.add(client, upload)
 
+        def nbytes(self, name, uploads):
+            return self.inner.nbytes(name, uploads)
+
         def aggregate(self):
             seen.append(self.inner.key)
             return self.inner.aggregate()

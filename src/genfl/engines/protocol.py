@@ -294,6 +294,15 @@ class Reducer(Protocol):
         """Take some clients' stacked uploads, whose tensors may hold something else after this round."""
         ...
 
+    def nbytes(self, name: str, uploads: Tree) -> int:
+        """Return the bytes that clients send for one part of their uploads, which are stacked.
+
+        Args:
+            name: The part.
+            uploads: It, of some clients.
+        """
+        ...
+
     def aggregate(self) -> Tree:
         """Return the aggregate of all uploads taken; None if there are too few of them to tell it."""
         ...
@@ -328,7 +337,7 @@ class Aggregator:
             memories = [trees.map(_without_base, memory) for memory in memories]
         self.memories |= zip(results.clients, memories, strict=True)
         for name, value in results.upload.items():
-            self.uplink[name] += trees.num_bytes(value)
+            self.uplink[name] += self.reducer.nbytes(name, value)
 
     def round_result(self) -> RoundResult:
         """Return the outcome of the round."""

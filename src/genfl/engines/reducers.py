@@ -6,7 +6,7 @@ import itertools
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from genfl import trees
 from genfl.privacy.secure_sum import SecureSum
+from genfl.privacy.secure_sum.fixed_point import SumRange
 from genfl.privacy.secure_sum.uploads import UploadCodec
 from genfl.rng import Key
 from genfl.trees import Tree
@@ -44,6 +45,10 @@ class PlainReducer:
             else:
                 self.sums[name] = trees.map(lambda stack: _sum(stack).clone(), value)
 
+    def nbytes(self, name: str, uploads: Tree) -> int:
+        """Return the bytes that clients send for a part of their uploads."""
+        return trees.num_bytes(uploads)
+
     def aggregate(self) -> Tree:
         """Return the aggregate of all uploads taken; lists are in the order of client numbers."""
         lists = {name: [value for _, value in sorted(each.items())] for name, each in self.lists.items()}
@@ -67,6 +72,20 @@ def _sum(stack: Tensor) -> Tensor:
     return stack.view(signed).sum(0, dtype=signed).view(stack.dtype)
 
 
+class SumEncoding(NamedTuple):
+    """How uploads become the words of a secure sum.
+
+    Attributes:
+        numbers: Which numbers a sum carries.
+        clients: The most clients of a sum.
+        threshold: The fewest clients whose sum is opened.
+    """
+
+    numbers: SumRange
+    clients: int
+    threshold: int = 2
+
+
 class SecureReducer:
     """A sum of masked unsigned integers: only the sum is ever in the clear.
 
@@ -75,31 +94,36 @@ class SecureReducer:
     Args:
         reductions: The program's declared reductions.
         key: The random stream of the pairwise secrets; a fresh one for every sum.
-        limits: Part of the upload -> largest absolute value of its entries; a larger one is an error. If it
-            is not None, uploads may hold floats: `UploadCodec` encodes them.
+        encoding: How `UploadCodec` encodes uploads, which may hold floats. None for words of 32 or 64 bits.
 
     Raises:
         ValueError: An upload is not declared ``sum``.
     """
 
-    def __init__(
-        self, reductions: Mapping[str, str], key: Key, limits: Mapping[str, float] | None = None
-    ) -> None:
+    def __init__(self, reductions: Mapping[str, str], key: Key, encoding: SumEncoding | None = None) -> None:
         each = [name for name, reduction in reductions.items() if reduction != "sum"]
         if each:
             raise ValueError(f"a secure sum cannot carry uploads the server must see one by one: {each}")
         self.key = key
-        self.limits = limits
+        self.encoding = encoding
+        self.codec: UploadCodec | None = None
         self.uploads: dict[int, Tree] = {}
 
     def add(self, clients: Sequence[int], uploads: Tree) -> None:
         """Take some clients' stacked uploads."""
         self.uploads |= zip(clients, trees.apart(uploads, len(clients)), strict=True)
+        if self.encoding is not None and self.codec is None:
+            first = self.uploads[clients[0]]
+            self.codec = UploadCodec(first, self.encoding.clients, self.encoding.numbers)
+
+    def nbytes(self, name: str, uploads: Tree) -> int:
+        """Return the bytes that clients send for a part of their uploads."""
+        return trees.num_bytes(uploads) if self.codec is None else self.codec.nbytes(name) * _count(uploads)
 
     def aggregate(self) -> Tree:
-        """Mask every client's upload, add the masked ones, and return their sum."""
-        if self.limits is not None:
-            return self._encoded()
+        """Mask every client's upload, add the masked ones, and return their sum; None below the threshold."""
+        if self.codec is not None:
+            return self._encoded(self.codec)
         clients = tuple(self.uploads)
         counter = itertools.count()
 
@@ -109,9 +133,15 @@ class SecureReducer:
 
         return trees.map(add_masked, *self.uploads.values())
 
-    def _encoded(self) -> Tree:
+    def _encoded(self, codec: UploadCodec) -> Tree:
         """Return the sum of uploads that are encoded as words, and masked."""
-        codec = UploadCodec(next(iter(self.uploads.values())), len(self.uploads), self.limits)
+        assert self.encoding is not None
+        if len(self.uploads) < self.encoding.threshold:
+            log.warning(
+                "%d uploads count, and a secure sum needs %d: the round is skipped",
+                *(len(self.uploads), self.encoding.threshold),
+            )
+            return None
         words = {client: codec.encode(upload) for client, upload in self.uploads.items()}
         return codec.decode(
             [
@@ -147,6 +177,10 @@ class QuorumReducer:
         self.secure.add(clients, {self.words: masked})
         self.plain.add(clients, {name: value for name, value in uploads.items() if name != self.words})
 
+    def nbytes(self, name: str, uploads: Tree) -> int:
+        """Return the bytes that clients send for a part of their uploads."""
+        return trees.num_bytes(uploads)
+
     def aggregate(self) -> Tree:
         """Return the aggregate of all uploads taken; None if there is no quorum."""
         count = len(self.secure.uploads)
@@ -170,7 +204,7 @@ def quorum_reducers(words: str, quorum: int) -> Callable[[Mapping[str, str]], Qu
 
 
 def secure_reducers(
-    key: Key, limits: Mapping[str, float] | None = None
+    key: Key, encoding: SumEncoding | None = None
 ) -> Callable[[Mapping[str, str]], SecureReducer]:
     """Return a factory of reducers that add by pairwise masking, with secrets derived from `key`.
 
@@ -178,10 +212,15 @@ def secure_reducers(
 
     Args:
         key: The random stream of all secrets.
-        limits: See `SecureReducer`.
+        encoding: See `SecureReducer`.
     """
     sums = itertools.count()
-    return lambda reductions: SecureReducer(reductions, key.fold("sum", next(sums)), limits)
+    return lambda reductions: SecureReducer(reductions, key.fold("sum", next(sums)), encoding)
+
+
+def _count(uploads: Tree) -> int:
+    """Return of how many clients stacked uploads are."""
+    return next((len(leaf) for leaf in trees.leaves(uploads)), 0)
 
 
 def _unsigned(value: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]:

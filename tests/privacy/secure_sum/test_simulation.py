@@ -9,17 +9,19 @@ from genfl.data.clients import ClientData
 from genfl.data.plans import Batches
 from genfl.engines.in_process import sequential
 from genfl.engines.protocol import ClientTask
-from genfl.engines.reducers import PlainReducer, secure_reducers
+from genfl.engines.reducers import PlainReducer, SumEncoding, secure_reducers
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.privacy import secure_sum as ss
+from genfl.privacy.secure_sum.fixed_point import SumRange
 from genfl.privacy.secure_sum.uploads import UploadCodec
 from genfl.rng import Key
 
 from . import helpers
 
-LIMITS = {"delta": 1000.0, "weight": 1e6}
 CLIENTS = 5
+NUMBERS = SumRange(1000.0, 2.0**-20)
+ENCODING = SumEncoding(NUMBERS, CLIENTS)
 
 
 def upload(client):
@@ -46,34 +48,34 @@ REDUCTIONS = {"weight": "sum", "delta": "sum"}
 
 def test_secure_sum_of_floats_is_the_plain_sum_up_to_the_bound():
     plain = sum_by(PlainReducer(REDUCTIONS))
-    secure = sum_by(secure_reducers(Key(0), LIMITS)(REDUCTIONS))
+    secure = sum_by(secure_reducers(Key(0), ENCODING)(REDUCTIONS))
     assert trees.mismatch(secure, plain) is None
-    codec = UploadCodec(upload(0), CLIENTS, LIMITS)
+    codec = UploadCodec(upload(0), CLIENTS, NUMBERS)
     for part in REDUCTIONS:
-        bound = codec.numbers[part].error_bound(CLIENTS)
+        bound = codec.fixed_point.error_bound(CLIENTS)
         for a, b in zip(trees.leaves(secure[part]), trees.leaves(plain[part]), strict=True):
             rounding = CLIENTS * torch.finfo(torch.float32).eps * b.abs().clamp(min=100)
             assert ((a - b).abs() <= bound + rounding).all()
 
 
 def test_simulation_has_the_bits_of_the_protocol():
-    codec = UploadCodec(upload(0), CLIENTS, LIMITS)
+    codec = UploadCodec(upload(0), CLIENTS, NUMBERS)
     agreed = ss.SumParameters(b"simulated", tuple(range(CLIENTS)), 4, codec.segments)
     federation = helpers.Federation(agreed)
     federation.words = lambda client: codec.encode(upload(client))
     by_protocol = codec.decode(federation.run())
-    simulated = sum_by(secure_reducers(Key(3), LIMITS)(REDUCTIONS))
+    simulated = sum_by(secure_reducers(Key(3), ENCODING)(REDUCTIONS))
     assert all(map(torch.equal, trees.leaves(by_protocol), trees.leaves(simulated)))
 
 
 def test_secrets_do_not_change_the_sum():
-    one, other = (sum_by(secure_reducers(Key(seed), LIMITS)(REDUCTIONS)) for seed in (1, 2))
+    one, other = (sum_by(secure_reducers(Key(seed), ENCODING)(REDUCTIONS)) for seed in (1, 2))
     assert all(map(torch.equal, trees.leaves(one), trees.leaves(other)))
 
 
 def test_a_value_beyond_the_limit_is_an_error_that_names_the_part():
-    reducer = secure_reducers(Key(0), {"weight": 11.5})(REDUCTIONS)
-    with pytest.raises(ss.SecureSumError, match=r"weight: a value of 12 is beyond the limit of 11\.5"):
+    reducer = secure_reducers(Key(0), SumEncoding(SumRange(11.5, 2.0**-20), CLIENTS))(REDUCTIONS)
+    with pytest.raises(ss.SecureSumError, match=r"delta: a value of 15\.4 is beyond the limit of 11\.5"):
         sum_by(reducer)
 
 
@@ -91,12 +93,12 @@ def test_a_round_of_fedavg_under_a_secure_sum():
         ClientTask(k, message, algorithm.memory(weights), Batches(4, 5, 1, Key(k)), Key(k)) for k in range(3)
     ]
     plain = sequential(clients).run(algorithm.client, tasks)
-    limits = {"delta": 1000.0, "weight": 1e6}
-    secure = sequential(clients, secure_reducers(Key(0), limits)).run(algorithm.client, tasks)
+    reducers = secure_reducers(Key(0), SumEncoding(NUMBERS, 3))
+    secure = sequential(clients, reducers).run(algorithm.client, tasks)
     assert secure.aggregate["weight"] == plain.aggregate["weight"] == 33.0
-    assert secure.uplink_bytes == plain.uplink_bytes
+    assert secure.uplink_bytes == {name: 2 * sent for name, sent in plain.uplink_bytes.items()}  # 64 bits
     one = {"weight": plain.aggregate["weight"], "delta": plain.aggregate["delta"]}
-    bound = UploadCodec(one, 3, limits).numbers["delta"].error_bound(3)
+    bound = UploadCodec(one, 3, NUMBERS).fixed_point.error_bound(3)
     secure_delta, delta = (trees.leaves(result.aggregate["delta"]) for result in (secure, plain))
     assert max(leaf.abs().max() for leaf in delta) > 0.1
     for a, b in zip(secure_delta, delta, strict=True):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from genfl import trees
 from genfl.privacy.secure_sum import FixedPoint, SecureSumError
-from genfl.privacy.secure_sum.uploads import UPLOAD_PRECISION, UploadCodec
+from genfl.privacy.secure_sum.fixed_point import SumRange
+from genfl.privacy.secure_sum.uploads import UploadCodec
 
 limits = st.floats(1e-6, 1e9)
 
@@ -106,8 +107,8 @@ def upload(seed, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_trees_come_back_as_their_sum(dtype):
     uploads = [upload(seed, dtype) for seed in range(1, 6)]
-    codec = UploadCodec(uploads[0], 5, limits={"delta": 8.0})
-    assert [(segment.bits, segment.size) for segment in codec.segments] == [(32, 19), (64, 6)]
+    codec = UploadCodec(uploads[0], 5, SumRange(1024.0, 2.0**-17))
+    assert [(segment.bits, segment.size) for segment in codec.segments] == [(32, 20), (64, 5)]
     words = [codec.encode(one) for one in uploads]
     total = codec.decode(
         [np.sum(vectors, axis=0, dtype=vectors[0].dtype) for vectors in zip(*words, strict=True)]
@@ -117,23 +118,24 @@ def test_trees_come_back_as_their_sum(dtype):
     for part in ("delta", "weight"):
         rounding = max(torch.finfo(leaf.dtype).eps for leaf in trees.leaves(total[part]))
         for leaf, expected in zip(trees.leaves(total[part]), trees.leaves(exact[part]), strict=True):
-            bound = codec.numbers[part].error_bound(5) + rounding * expected.abs()
+            bound = codec.fixed_point.error_bound(5) + rounding * expected.abs()
             assert ((leaf.double() - expected).abs() <= bound).all()
     assert torch.equal(total["labels"], sum(one["labels"] for one in uploads))
     wrapped = sum(one["table"].numpy().astype(object) for one in uploads) % 2**32
     assert total["table"].numpy().tolist() == wrapped.tolist()
 
 
-def test_limits_and_precisions_are_of_parts():
-    codec = UploadCodec(upload(0), 10, limits={"delta": 8.0, "weight": 1e6}, precisions={"weight": 1.0})
-    assert codec.numbers["delta"].bits == 32
-    assert codec.numbers["weight"].bits == 32
-    assert codec.numbers["weight"].step == 2.0**-7
-    assert UploadCodec(upload(0), 10).numbers["delta"].step <= UPLOAD_PRECISION
-    with pytest.raises(ValueError, match="no part 'detla' in the upload; it has delta"):
-        UploadCodec(upload(0), 10, limits={"detla": 8.0})
+def test_words_are_as_short_as_limit_and_precision_allow():
+    short, default = (
+        UploadCodec(upload(0), 10, numbers)
+        for numbers in (SumRange(8.0, 2.0**-20), SumRange(2.0**20, 2.0**-20))
+    )
+    assert (short.fixed_point.bits, default.fixed_point.bits) == (32, 64)
+    assert default.fixed_point.step <= 2.0**-20
+    assert [codec.nbytes("delta") for codec in (short, default)] == [13 * 4, 13 * 8]
+    assert [codec.nbytes("table") for codec in (short, default)] == [6 * 4, 6 * 4]
     with pytest.raises(ValueError, match=r"mask: .*not torch\.bool"):
-        UploadCodec({"mask": torch.zeros(2, dtype=torch.bool)}, 10)
+        UploadCodec({"mask": torch.zeros(2, dtype=torch.bool)}, 10, SumRange(8.0, 0.1))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_limits_and_precisions_are_of_parts():
     [
         ("range", "delta: a value of nan", {"delta": math.nan}),
         ("range", "delta: a value of inf", {"delta": math.inf}),
-        ("range", "delta: a value of 8.5 is beyond the limit of 8", {"delta": 8.5}),
+        ("range", "delta: a value of 129 is beyond the limit of 128", {"delta": 129.0}),
         ("shape", "structure", {"delta": None}),
         ("shape", "torch.int64|shape", {"weight": torch.zeros((), dtype=torch.int64)}),
         ("shape", "shape", {"weight": torch.zeros(2)}),
@@ -149,7 +151,7 @@ def test_limits_and_precisions_are_of_parts():
 )
 def test_bad_uploads_are_refused_by_name(code, message, change):
     good = upload(1)
-    codec = UploadCodec(good, 5, limits={"delta": 8.0})
+    codec = UploadCodec(good, 5, SumRange(128.0, 2.0**-20))
     bad = dict(good)
     for part, value in change.items():
         if value is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,18 @@ from genfl.privacy.secure_sum.primitives import SecureSumError
 
 _CHUNK = 2**15
 """Values that are encoded at a time."""
+
+
+class SumRange(NamedTuple):
+    """Which numbers a secure sum carries. All of its parties know it.
+
+    Attributes:
+        limit: The largest absolute value of an entry. Larger ones are refused, never clipped.
+        precision: The largest step of encoded numbers.
+    """
+
+    limit: float
+    precision: float
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from genfl import trees
 from genfl.privacy.secure_sum.encoding import Vector
-from genfl.privacy.secure_sum.fixed_point import FixedPoint
+from genfl.privacy.secure_sum.fixed_point import FixedPoint, SumRange
 from genfl.privacy.secure_sum.messages import Segment
 from genfl.privacy.secure_sum.primitives import SecureSumError
 from genfl.trees import Tree
-
-UPLOAD_LIMIT = 2.0**20
-"""The largest absolute value of an entry of an upload, unless a part has its own."""
-
-UPLOAD_PRECISION = 2.0**-20
-"""The largest step of encoded numbers, unless a part has its own."""
 
 
 class UploadCodec:
@@ -30,43 +24,35 @@ class UploadCodec:
     Args:
         like: An upload with the right structure, shapes and dtypes.
         clients: The most clients of a sum.
-        limits: Part of the upload -> largest absolute value of its entries. Others have `UPLOAD_LIMIT`.
-        precisions: Part of the upload -> largest step of its numbers. Others have `UPLOAD_PRECISION`.
+        numbers: Which floats a sum carries.
 
     Attributes:
         segments: The segments of `SumParameters`.
-        numbers: Part of the upload -> its fixed-point numbers; of those with floats.
+        fixed_point: The fixed-point numbers.
 
     Raises:
-        ValueError: A limit or precision is out of range, or is of a part that is not there.
+        ValueError: The limit or the precision is out of range, or a part has no numbers.
     """
 
-    def __init__(
-        self,
-        like: Tree,
-        clients: int,
-        limits: Mapping[str, float] | None = None,
-        precisions: Mapping[str, float] | None = None,
-    ) -> None:
-        limits, precisions = limits or {}, precisions or {}
-        if unknown := sorted({*limits, *precisions} - set(like)):
-            raise ValueError(f"there is no part {unknown[0]!r} in the upload; it has {', '.join(like)}")
+    def __init__(self, like: Tree, clients: int, numbers: SumRange) -> None:
         self.like = like
-        self.numbers: dict[str, FixedPoint] = {}
+        self.fixed_point = FixedPoint.fitting(numbers.limit, clients, numbers.precision)
         self._words: list[tuple[str, int]] = []  # of each leaf: its part, and the bits of its words
         for part, value in like.items():
             for leaf in trees.leaves(value):
-                if leaf.is_floating_point() and part not in self.numbers:
-                    limit, precision = limits.get(part, UPLOAD_LIMIT), precisions.get(part, UPLOAD_PRECISION)
-                    self.numbers[part] = FixedPoint.fitting(limit, clients, precision)
-                bits = self.numbers[part].bits if leaf.is_floating_point() else _integer_bits(part, leaf)
-                self._words.append((part, bits))
+                floats = leaf.is_floating_point()
+                self._words.append((part, self.fixed_point.bits if floats else _integer_bits(part, leaf)))
         leaves = trees.leaves(like)
         sizes = {
             bits: sum(leaf.numel() for leaf, (_, b) in zip(leaves, self._words, strict=True) if b == bits)
             for bits in (32, 64)
         }
         self.segments = tuple(Segment(bits, size) for bits, size in sizes.items() if size)
+
+    def nbytes(self, part: str) -> int:
+        """Return how many bytes the words of a part take."""
+        leaves = zip(trees.leaves(self.like), self._words, strict=True)
+        return sum(leaf.numel() * bits // 8 for leaf, (owner, bits) in leaves if owner == part)
 
     def encode(self, upload: Tree, random: np.random.Generator | None = None) -> tuple[Vector, ...]:
         """Return the words of a client's upload, one vector for each segment.
@@ -77,7 +63,7 @@ class UploadCodec:
 
         Raises:
             SecureSumError: ``shape``: structure, shapes or dtypes are wrong; ``range``: a value is not
-                finite, or beyond its part's limit.
+                finite, or beyond the limit.
         """
         if (wrong := trees.mismatch(upload, self.like)) is not None:
             raise SecureSumError("shape", f"an upload is not as agreed: {wrong}")
@@ -91,7 +77,7 @@ class UploadCodec:
             if leaf.is_floating_point():
                 try:
                     floats = flat.float() if leaf.itemsize < 4 else flat  # NumPy has no bfloat16
-                    self.numbers[part].encode(floats.numpy(), random, out=words)
+                    self.fixed_point.encode(floats.numpy(), random, out=words)
                 except SecureSumError as error:
                     raise SecureSumError(error.code, f"{part}: {error.reason}") from error
             else:
@@ -106,11 +92,11 @@ class UploadCodec:
         """
         rest = {segment.bits: vector for segment, vector in zip(self.segments, sums, strict=True)}
         decoded = []
-        for leaf, (part, bits) in zip(trees.leaves(self.like), self._words, strict=True):
+        for leaf, (_, bits) in zip(trees.leaves(self.like), self._words, strict=True):
             size = leaf.numel()
             words, rest[bits] = rest[bits][:size], rest[bits][size:]
             if leaf.is_floating_point():
-                flat = torch.from_numpy(self.numbers[part].decode(words)).to(leaf.dtype)
+                flat = torch.from_numpy(self.fixed_point.decode(words)).to(leaf.dtype)
             else:
                 flat = torch.from_numpy(words.astype(torch.empty(0, dtype=leaf.dtype).numpy().dtype))
             decoded.append(flat.reshape(leaf.shape))
