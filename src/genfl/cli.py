@@ -605,7 +605,7 @@ def deploy_command(
     """Run a config as a real federation on this machine, over Flower. The same command resumes it.
 
     Server and clients are separate processes with separate folders. They talk over TLS on 127.0.0.1, and the
-    server knows each client by its key. Uploads reach the server in the clear.
+    server knows each client by its key. With federate.secure, the server learns sums of uploads alone.
     """
     from genfl import config
 
@@ -660,6 +660,14 @@ def client_command(
     policy: Annotated[
         Path | None, typer.Option("--policy", metavar="FILE", help="YAML with what the client allows.")
     ] = None,
+    peers: Annotated[
+        Path | None,
+        typer.Option(
+            "--peers",
+            metavar="FILE",
+            help="The node.pub of all clients, a line each, in the server's order: for secure sums.",
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -672,7 +680,7 @@ def client_command(
 
     if as_json:
         _print_json({"server": server, "data": str(data), "folder": str(out)})
-    answer_server(Client(out, data, server, authority, policy))
+    answer_server(Client(out, data, server, authority, policy, peers))
 
 
 @app.command("list", cls=_Command)

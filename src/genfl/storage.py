@@ -256,6 +256,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only this user can read, from its first byte; see `write_bytes`."""
+    with replacing(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+
+
 def write_text(path: Path, content: str) -> None:
     """Write a UTF-8 file; on an error, the previous content stays."""
     write_bytes(path, content.encode())

@@ -5,7 +5,8 @@ import pytest
 pytest.importorskip("flwr")
 
 from genfl import config
-from genfl.engines.flower.wire import RefusedMessage, Request
+from genfl.engines.flower.records import RefusedMessage
+from genfl.engines.flower.wire import Request
 from genfl.errors import InputError
 from genfl.live.limits import problem_of
 from genfl.live.local import deploy_local
@@ -50,14 +51,21 @@ def test_what_real_machines_cannot_run_is_refused(change, named):
     assert problem.startswith(named)
 
 
-def test_a_secure_sum_is_refused_and_never_left_out():
-    """Whether the schema knows the field or not, a config that asks for it must not run in the clear."""
-    try:
-        problem = problem_of(config.parse(CONFIG, ["federate.secure=true"]))
-    except InputError as error:
-        problem = str(error)
-    assert problem is not None
-    assert "federate.secure" in problem
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (["federate.secure=true", "federate.clients_per_round=1"], "federate.secure: a sum of one client"),
+        (["federate.secure={threshold: 3}"], "federate.secure.threshold: 3, but of 2 clients it is 2 to 2"),
+        (
+            ["federate.secure=true", "privacy={unit: user, epsilon: 8}"],
+            "federate.secure: set, but with privacy of unit user",
+        ),
+    ],
+)
+def test_a_secure_sum_that_cannot_be_is_refused(change, named):
+    with pytest.raises(InputError) as refused:
+        config.parse(CONFIG, change)
+    assert named in str(refused.value)
 
 
 def test_a_plain_config_runs_on_real_machines():

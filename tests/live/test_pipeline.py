@@ -11,12 +11,15 @@ from genfl import config, pipeline
 from genfl.data.texts import train_tokenizer
 from genfl.engines.flower.in_process import InProcessGrid
 from genfl.engines.flower.node import build_client_app
+from genfl.engines.flower.records import RefusedMessage
 from genfl.errors import GenflError, InputError
 from genfl.live.context import RemoteContext
+from genfl.live.keys import make_member, make_node_keys, node_keys, public_keys
 from genfl.live.policy import ClientPolicy
 from genfl.live.server import for_machines, results_of, results_table
 from genfl.live.site import DataSite
 from genfl.privacy.ledger import LEDGER_FILE
+from genfl.privacy.secure_sum import Segment, SumParameters
 from genfl.storage import read_json
 
 CONFIG = """
@@ -67,12 +70,28 @@ def execute(settings, tmp_path, policy=None):
     return execute_with(settings, tmp_path, [ClientPolicy(), policy or ClientPolicy()])
 
 
-def execute_with(settings, tmp_path, policies):
-    """Runs the pipeline at a server, with two clients whose data is in the folders a and b."""
+def execute_with(settings, tmp_path, policies, order=(0, 1)):
+    """Runs the pipeline at a server, with two clients whose data is in the folders a and b.
+
+    `order` is that of the clients' keys in the file that clients have.
+    """
+    folders = [tmp_path / f"client-{n}" for n in range(2)]
+    for folder in folders:
+        if not node_keys(folder).key.exists():
+            make_node_keys(folder)
+    lines = [node_keys(folder).public.read_text() for folder in folders]
+    (tmp_path / "registered.pub").write_text("".join(lines))
+    (tmp_path / "peers.pub").write_text("".join(lines[number] for number in order))
     data = [tmp_path / "a", tmp_path / "b"]
-    sites = [DataSite(tmp_path / f"client-{n}", data[n], policies[n]) for n in range(2)]
-    grid = InProcessGrid(build_client_app(lambda context: sites[context.node_config["client"]]), 2)
-    context = RemoteContext(grid, grid.get_node_ids(), tmp_path / "server", patience=0.01)
+    sites = [DataSite(folders[n], data[n], policies[n]) for n in range(2)]
+
+    def member_of(context):
+        folder = folders[context.node_config["client"]]
+        return make_member(folder, tmp_path / "peers.pub", folder)
+
+    app = build_client_app(lambda context: sites[context.node_config["client"]], member_of)
+    grid, keys = InProcessGrid(app, 2), public_keys(tmp_path / "registered.pub")
+    context = RemoteContext(grid, grid.get_node_ids(), tmp_path / "server", keys, patience=0.01)
     context.wait_for_clients(seconds=1)
     pipeline.execute(for_machines(settings), tmp_path / "run", until="federate", context=context)
     return results_of(tmp_path / "run")
@@ -93,6 +112,61 @@ def test_clients_with_folders_of_images_train_together(settings, tmp_path):
         "nobody",
     }
     assert "secure_sum" not in {row["mechanism"] for row in releases}
+
+
+def secured(settings):
+    return config.parse(config.dump(settings), ["federate.secure=true"])
+
+
+def test_secure_sums_of_labels_census_and_uploads(settings, tmp_path):
+    """The same models up to fixed point. The ledger says what the server learns: sums."""
+    plain = execute(settings, tmp_path)
+    folders = [tmp_path / "run" / "federate" / name / "seed-0" for name in ("plain", "memory")]
+    models = [load_file(folder / "model.safetensors") for folder in folders]
+    (tmp_path / "run").rename(tmp_path / "other")
+    result = execute(secured(settings), tmp_path)
+    assert result["labels"] == plain["labels"]
+    for folder, model in zip(folders, models, strict=True):
+        for name, tensor in load_file(folder / "model.safetensors").items():
+            assert (tensor - model[name]).abs().max() < 1e-5
+        assert not list(folder.rglob("opened-*"))  # the federation is over
+    for name, traces in result["methods"].items():
+        for secure, clear in zip(traces["0"]["rounds"], plain["methods"][name]["0"]["rounds"], strict=True):
+            assert secure["samples"] == clear["samples"]
+            assert secure["uplink_bytes"] == 2 * clear["uplink_bytes"]  # words of 64 bits
+    ledger = read_json(tmp_path / "run" / LEDGER_FILE)
+    learned = [row for row in ledger["releases"] if row["topic"] in ("labels", "sizes", "training")]
+    assert {row["recipient"] for row in learned} <= {"sum", "readers", "nobody"}
+    assert {row["mechanism"] for row in learned if row["recipient"] == "sum"} == {"secure_sum"}
+    assert "which clients take part, and the sums" in ledger["notes"][-1]
+
+
+def test_a_client_can_insist_on_secure_sums(settings, tmp_path):
+    with pytest.raises(GenflError, match=r"client 1: federate.secure: false, but this client"):
+        execute(settings, tmp_path, ClientPolicy(secure=True))
+    assert execute(secured(settings), tmp_path, ClientPolicy(secure=True))["labels"]
+
+
+def test_a_client_refuses_sums_of_fewer_clients_than_it_allows():
+    policy, asked = (
+        ClientPolicy(min_cohort=3),
+        config.parse(CONFIG.format(path="x"), ["federate.secure=true"]),
+    )
+    members = (0, 1, 2, 3)
+    policy.check_sum(asked, SumParameters(b"s", members, 3, (Segment(32, 1),)))
+    with pytest.raises(RefusedMessage, match="one of 3 clients could be opened, but this client allows 4"):
+        ClientPolicy(min_cohort=4).check_sum(asked, SumParameters(b"s", members, 3, (Segment(32, 1),)))
+    with pytest.raises(RefusedMessage, match="one of 3 clients could be opened, but this client allows 4"):
+        policy.check_sum(asked, SumParameters(b"s", (0, 1, 2, 3, 4), 3, (Segment(32, 1),)))
+
+
+def test_another_order_of_keys_is_refused_by_name(settings, tmp_path):
+    draw(tmp_path / "a", ["cat", "dog"], 1)
+    draw(tmp_path / "b", ["cat", "mouse"], 2)
+    with pytest.raises(
+        GenflError, match=r"client 0: client: the server calls this client 0, and its own key is"
+    ):
+        execute_with(secured(settings), tmp_path, [ClientPolicy(), ClientPolicy()], order=(1, 0))
 
 
 def test_labels_that_changed_train_anew(settings, tmp_path):
@@ -120,7 +194,7 @@ def test_a_client_that_refuses_stops_the_federation_by_name(settings, tmp_path):
     policy = ClientPolicy(algorithms=["fedavg"])
     with pytest.raises(GenflError) as refused:
         execute(settings, tmp_path, policy)
-    assert "labels: every client is needed, and client 1 refused" in str(refused.value)
+    assert "labels: every client is needed, and client 1" in str(refused.value)
     assert "methods.memory.algorithm: scaffold, but this client allows fedavg" in str(refused.value)
 
 
@@ -149,7 +223,7 @@ def test_texts_have_the_vocabulary_of_a_tokenizer_that_clients_allow(texts, tmp_
 
 def test_a_client_opens_no_tokenizer_that_it_does_not_allow(texts, tmp_path):
     """Neither a path of its machine, nor a download."""
-    refused = r"client 1 refused: data.tokenizer: .*tokenizer.json', but this client allows hashed"
+    refused = r"client 1: data.tokenizer: .*tokenizer.json', but this client allows hashed"
     allowed = ClientPolicy(tokenizers=[texts.data.tokenizer])
     with pytest.raises(GenflError, match=refused):
         execute_with(texts, tmp_path, [allowed, ClientPolicy()])

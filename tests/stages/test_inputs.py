@@ -126,6 +126,7 @@ class Row(NamedTuple):
 OF_SHARDS = ("data.partition.kind=shards",)
 OF_DOMAINS = ("data.partition.kind=domain", "data.partition.clients_per_domain=2")
 FILL = ("prompts.style=fill", "prompts.template='a {look} {label}'", "prompts.blanks={look: [big]}")
+SECURE = ("federate.secure=true",)
 LOCAL_LLM = ("prompts.llm={model: $model}",)
 LOCAL_TEXT = ("generator={kind: text, model: $model}",)
 VOICE = ("generator={kind: speech, model: $model, vocoder: $model, speakers: $voices}",)
@@ -393,6 +394,10 @@ ROWS = [
     Row("federate.fast", "federate.fast=false", FEDERATE),
     Row("federate.quorum", "federate.quorum=2", REPORT),
     Row("federate.deadline", "federate.deadline=60", REPORT),
+    Row("federate.secure", "federate.secure=true", FEDERATE),
+    Row("federate.secure.threshold", "federate.secure={threshold: 2}", FEDERATE, given=SECURE),
+    Row("federate.secure.limit", "federate.secure={limit: 512}", FEDERATE, given=SECURE),
+    Row("federate.secure.precision", "federate.secure={precision: 0.1}", FEDERATE, given=SECURE),
     Row(
         "federate.extractor",
         "federate.extractor=$weights",

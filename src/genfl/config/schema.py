@@ -190,6 +190,8 @@ class Config(Section):
                 f"federate.quorum: {quorum}, but federate.clients_per_round is {cohort}; lower the one or"
                 " raise the other"
             )
+        if self.federate.secure and (problem := self.federate.secure.problem(cohort)):
+            yield f"federate.{problem}"
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             yield "seeds: give different non-negative integers"
         if problem := self.data.problem():
@@ -298,6 +300,11 @@ class Config(Section):
 
     def _problems_of_privacy(self) -> Iterator[str]:
         """Yield what differential privacy does not go together with: field and fix."""
+        if self.privacy is not None and self.privacy.unit == "user" and self.federate.secure:
+            yield (
+                "federate.secure: set, but with privacy of unit user the clients add noise in a secure sum of"
+                " their own; leave it out, and set privacy.noise to distributed"
+            )
         if self.privacy is None or self.privacy.unit != "sample":
             return
         if self.precision != "fp32":

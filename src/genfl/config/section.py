@@ -135,6 +135,25 @@ class OrName:
         return {"anyOf": [{"type": "string"}, handler(schema)]}
 
 
+def _flagged(value: Any) -> Any:
+    """Return an empty section for true, None for false, and other values unchanged."""
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+class OrFlag:
+    """An annotation for an optional section that can be written as true, for its defaults, or as false."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema of the section, which accepts true and false too."""
+        return core_schema.no_info_before_validator_function(_flagged, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the JSON schema of the flag or the section."""
+        return {"anyOf": [{"type": "boolean"}, handler(schema)]}
+
+
 class OneOf:
     """An annotation for a section that names an entry of a registry, and sets its options.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from genfl.config.names import OLD_ENGINES, RunEngineName
-from genfl.config.section import Choice, OneOf, OptionSections, OrOne, Section, named
+from genfl.config.section import Choice, OneOf, OptionSections, OrFlag, OrOne, Section, named
 from genfl.learning.augment import Augment, Padding
 from genfl.learning.pretrain import LrSchedule, PretrainOptimizer, recipe_problem
 from genfl.options import options
@@ -161,6 +161,39 @@ class LocalTraining(Section):
         return self
 
 
+class SecureUploads(Section):
+    """The secure sum of the uploads of a round."""
+
+    threshold: int | None = Field(
+        None,
+        ge=2,
+        description="Fewest clients of a cohort whose sum may be opened, more than half of them. If not set,"
+        " two thirds of them, and one more.",
+    )
+    limit: float = Field(
+        2.0**20,
+        gt=0,
+        description="Largest absolute value in an upload. Larger ones are refused, never clipped.",
+    )
+    precision: float = Field(
+        2.0**-20,
+        gt=0,
+        description="Largest step of the fixed-point numbers. Words have 32 bits if they suffice for limit,"
+        " precision and clients_per_round, else 64.",
+    )
+
+    def problem(self, cohort: int) -> str | None:
+        """Return what does not fit cohorts of this size: field, value and fix. None if all does."""
+        if cohort < 2:
+            return "secure: a sum of one client hides nothing; raise clients_per_round, or set it to false"
+        if self.threshold is not None and not cohort < 2 * self.threshold <= 2 * cohort:
+            return (
+                f"secure.threshold: {self.threshold}, but of {cohort} clients it is {cohort // 2 + 1} to"
+                f" {cohort}"
+            )
+        return None
+
+
 class Federation(Section):
     """The federated rounds. They are the same for every method."""
 
@@ -212,5 +245,11 @@ class Federation(Section):
         3600.0,
         gt=0,
         description="Flower: seconds that the server waits for the clients of a round. Those that are late"
-        " are left out of the round.",
+        " are left out of the round. With secure, it counts for each of the five messages of a sum.",
+    )
+    secure: Annotated[SecureUploads | None, OrFlag()] = Field(
+        None,
+        description="Whether a secure sum adds the uploads, so that the server sees their sum alone. true, or"
+        " its settings. Over Flower, it also adds the tables of label names, and the census. Numbers are"
+        " rounded to fixed point. In other engines, it is simulated.",
     )

@@ -6,12 +6,20 @@ A client's process is new for each message, so nothing is imported before it is 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from genfl.engines.flower.node import Site, build_client_app
+from genfl.engines.flower.member import SumMember
+from genfl.engines.flower.node import build_client_app
 from genfl.live.logs import log_to
+
+if TYPE_CHECKING:
+    from genfl.engines.flower.work import Site
+
+MEMORY = "memory"
+"""The folder of what a client keeps between rounds, in its own folder."""
 
 server_app = ServerApp()
 """The app that `genfl deploy` submits to the SuperLink."""
@@ -33,8 +41,19 @@ def _site(context: Context) -> Site:
     folder, policy = Path(str(settings["folder"])), settings.get("policy")
     log_to(folder / "client.log")
     allowed = read_policy(Path(str(policy)) if policy else None)
-    return DataSite(folder / "memory", Path(str(settings["data"])), allowed)
+    return DataSite(folder / MEMORY, Path(str(settings["data"])), allowed)
 
 
-client_app = build_client_app(_site)
+def _member(context: Context) -> SumMember | None:
+    from genfl.live.keys import make_member
+
+    settings = context.node_config
+    if "peers" not in settings:
+        return None
+    folder = Path(str(settings["folder"]))
+    log_to(folder / "client.log")
+    return make_member(folder, Path(str(settings["peers"])), folder / MEMORY)
+
+
+client_app = build_client_app(_site, _member)
 """The app that answers for a client."""

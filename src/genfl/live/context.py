@@ -11,6 +11,7 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from flwr.serverapp import Grid
 
 from genfl import config as configs
@@ -20,6 +21,7 @@ from genfl.config.data import Labels
 from genfl.config.training import Federation
 from genfl.data.clients import ClientData
 from genfl.data.sources import DataSet
+from genfl.engines.flower.secure import SumRules
 from genfl.engines.flower.server import RETRY_AFTER, FlowerEngine, RemoteClients, RunName
 from genfl.engines.protocol import DataView, ReducerFactory
 from genfl.engines.reducers import PlainReducer
@@ -28,6 +30,8 @@ from genfl.experiment.context import RunContext
 from genfl.labels.discovery import Discovery, discover
 from genfl.learning.augment import Augment
 from genfl.live.limits import problem_of
+from genfl.privacy.secure_sum import NodeVerifier
+from genfl.privacy.secure_sum.fixed_point import SumRange
 from genfl.rng import Key
 from genfl.storage import digest
 from genfl.trees import Tree
@@ -48,13 +52,22 @@ class RemoteContext(RunContext):
         grid: Flower's Grid.
         nodes: The node of each client, by its number.
         folder: The server's folder.
+        keys: The public keys of the clients' nodes, by number; without them there are no secure sums.
         patience: Seconds before clients are asked again; see `RemoteClients`.
     """
 
     remote = True
 
-    def __init__(self, grid: Grid, nodes: Sequence[int], folder: Path, patience: float = RETRY_AFTER) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        nodes: Sequence[int],
+        folder: Path,
+        keys: Sequence[EllipticCurvePublicKey] = (),
+        patience: float = RETRY_AFTER,
+    ) -> None:
         super().__init__()
+        self.verifiers = {number: NodeVerifier(key) for number, key in enumerate(keys)}
         self.grid = grid
         self.nodes = list(nodes)
         self.folder = folder
@@ -67,6 +80,14 @@ class RemoteContext(RunContext):
         """The config that `resolve` has checked."""
         assert self._config is not None, "the config is resolved before anything else"
         return self._config
+
+    @property
+    def _sums(self) -> SumRules | None:
+        """How clients add their uploads up; None if they send them in the clear."""
+        secure = self.config.federate.secure
+        if secure is None:
+            return None
+        return SumRules(self.verifiers, SumRange(secure.limit, secure.precision), secure.threshold)
 
     @property
     def _sent_config(self) -> str:
@@ -147,6 +168,7 @@ class RemoteContext(RunContext):
                 info,
                 deadline=self.config.federate.deadline,
                 patience=self.patience,
+                sums=self._sums,
             )
             return FlowerEngine(clients, "labels", settings={"config": self._sent_config, "table": table})
 
@@ -177,6 +199,7 @@ class RemoteContext(RunContext):
             federation.deadline,
             federation.checkpoint_every,
             patience=self.patience,
+            sums=self._sums,
         )
         all_settings = {**settings, "config": self._sent_config, "labels": self._labels}
         return FlowerEngine(remote, "train", initial, all_settings, reducer)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,12 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from genfl.errors import InputError, on_one_line
 from genfl.live.processes import private_folder
-from genfl.storage import remove, replacing, write_bytes
+from genfl.storage import remove, write_bytes, write_private
 
 if TYPE_CHECKING:
     from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization.ssh import SSHPrivateKeyTypes
+
+    from genfl.engines.flower.member import SumMember
 
 YEARS = 2
 """How long certificates are valid."""
@@ -127,7 +128,7 @@ def make_server_keys(folder: Path, hosts: list[str]) -> ServerKeys:
         for path, public in ((paths.authority, root), (paths.certificate, certificate)):
             write_bytes(path, public.public_bytes(pem))
         for path, key in ((paths.authority_key, authority), (paths.key, server)):
-            _write_private(path, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+            write_private(path, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     return paths
 
 
@@ -168,8 +169,66 @@ def make_node_keys(folder: Path) -> NodeKeys:
     pem, openssh = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
     with _together(folder):
         write_public(key)
-        _write_private(paths.key, key.private_bytes(pem, openssh, serialization.NoEncryption()))
+        write_private(paths.key, key.private_bytes(pem, openssh, serialization.NoEncryption()))
     return paths
+
+
+def make_member(folder: Path, peers: Path, memory: Path) -> SumMember:
+    """Return a client as a member of secure sums.
+
+    Args:
+        folder: The client's folder, with its node's key.
+        peers: The file with the public keys of all clients' nodes, one on each line, in the order of numbers.
+        memory: Where the secrets of a sum are kept.
+
+    Raises:
+        InputError: A file is missing or holds something else, or lacks the client's own key.
+    """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from genfl.engines.flower.member import SumMember
+    from genfl.privacy.secure_sum import NodeSigner, NodeVerifier
+
+    key = serialization.load_ssh_private_key(node_keys(folder).key.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)  # `make_node_keys` makes no other
+    known = public_keys(peers)
+    own = key.public_key()
+    if own not in known:
+        raise InputError(
+            f"--peers: {peers} does not have this client's key; it needs the node.pub of every client"
+        )
+    verifiers = {number: NodeVerifier(public) for number, public in enumerate(known)}
+    return SumMember(memory, known.index(own), NodeSigner(key), verifiers)
+
+
+def public_keys(file: Path) -> list[EllipticCurvePublicKey]:
+    """Return the public keys of a file: of one node, or of several, one on each line.
+
+    Raises:
+        InputError: It cannot be read, holds something else, or a key twice.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    keys: list[EllipticCurvePublicKey] = []
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for line in lines:
+            key = serialization.load_ssh_public_key(line.encode())
+            if not isinstance(key, ec.EllipticCurvePublicKey):
+                raise ValueError
+            keys.append(key)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}); name a file of public keys") from error
+    except (ValueError, UnsupportedAlgorithm):
+        raise InputError(
+            f"{file} has a line that is no public key of a node; copy each client's node.pub"
+        ) from None
+    if any(key in keys[:number] for number, key in enumerate(keys)):
+        raise InputError(f"{file} has a key twice; give each client its own")
+    return keys
 
 
 def _general_name(host: str) -> x509.GeneralName:
@@ -206,11 +265,3 @@ def _together(folder: Path) -> Iterator[None]:
     mark.touch()
     yield
     remove(mark, folder)
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    """Write a file that only this user can read, from its first byte."""
-    with replacing(path) as temporary:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)

@@ -25,9 +25,10 @@ def _problems(config: Config) -> Iterator[str]:
     if share := config.data.partition.test:
         yield f"data.partition.test: {share}, but clients hold nothing back; leave it out"
     if config.labels.min_holders > 1:
-        yield f"labels.min_holders: {config.labels.min_holders}, but it needs a secure sum; set it to 1"
+        least = config.labels.min_holders
+        yield f"labels.min_holders: {least}, but it runs in simulations alone; set it to 1"
     if config.labels.count_epsilon is not None:
-        yield "labels.count_epsilon: set, but the server sees each client's label names; leave it out"
+        yield "labels.count_epsilon: set, but it runs in simulations alone; leave it out"
     if config.public is not None and config.public.is_rest:
         yield "public: a part of the private data, which the server has not; set public.path"
     if config.federate.heterogeneity:

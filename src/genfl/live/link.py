@@ -14,11 +14,11 @@ import genfl
 from genfl import config as configs
 from genfl.config import Config
 from genfl.errors import GenflError, InputError, on_one_line
-from genfl.live.keys import node_keys, server_keys
+from genfl.live.keys import make_member, node_keys, server_keys
 from genfl.live.limits import problem_of
 from genfl.live.policy import read_policy
 from genfl.live.processes import Processes, free_ports, runs, wait_for_port
-from genfl.live.server import CONFIG, LOG, MEMBERS, OUTCOME, REGISTERED, SERVING, for_machines
+from genfl.live.server import CONFIG, LOG, MEMBERS, OUTCOME, PEERS, REGISTERED, SERVING, for_machines
 from genfl.storage import read_json, remove, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ class Server:
             if key not in known:
                 known[key] = self._register(path, set(known.values()))
                 write_json(file, known)
+        write_text(self.folder / PEERS, "".join(f"{key}\n" for key in keys))
         write_json(self.folder / MEMBERS, [known[key] for key in keys])
 
     def _register(self, public_key: Path, recorded: set[int]) -> int:
@@ -209,6 +210,7 @@ class Client(NamedTuple):
         server: The address of the server, ``HOST:PORT``.
         authority: The certificate of the server's authority.
         policy: The file with what it allows; None allows everything.
+        peers: The file with the public keys of all clients' nodes; None to take part in no secure sum.
     """
 
     folder: Path
@@ -216,6 +218,7 @@ class Client(NamedTuple):
     server: str
     authority: Path
     policy: Path | None = None
+    peers: Path | None = None
 
     def command(self) -> list[str]:
         """Return the command that starts the SuperNode.
@@ -233,6 +236,9 @@ class Client(NamedTuple):
         settings = {"folder": self.folder.resolve(), "data": self.data.resolve()}
         if self.policy is not None:
             settings["policy"] = self.policy.resolve()
+        if self.peers is not None:
+            make_member(self.folder, self.peers, self.folder)
+            settings["peers"] = self.peers.resolve()
         for path in settings.values():
             if '"' in str(path):
                 raise InputError(f"{on_one_line(path)}: Flower takes no path with quotes; rename it")

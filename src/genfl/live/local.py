@@ -12,9 +12,9 @@ from genfl.live.keys import make_node_keys, make_server_keys, node_keys, server_
 from genfl.live.limits import problem_of
 from genfl.live.link import KEYS, LOOPBACK, YEAR, Client, Server, SuperNode
 from genfl.live.processes import Processes, free_ports
-from genfl.live.server import for_machines
+from genfl.live.server import PEERS, for_machines
 from genfl.live.site import EXAMPLES, write_examples
-from genfl.storage import digest, read_json, remove, write_json
+from genfl.storage import digest, read_json, remove, write_json, write_text
 
 SPLIT = "split.json"
 """The file with the digest of what decided a client's share: the section ``data``, and the first seed."""
@@ -44,6 +44,7 @@ def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YE
     folder = folder.resolve()
     folders = [folder / f"client-{number}" for number in range(clients)]
     prepare_parties(config, folder / "server" / KEYS, folders)
+    secure = config.federate.secure is not None
     with Processes(folder / "processes") as processes:
         (port,) = free_ports(1)
         server = Server(for_machines(config), folder / "server", processes, LOOPBACK, port)
@@ -51,7 +52,11 @@ def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YE
         server.register([node_keys(client).public for client in folders])
         address, authority = f"{LOOPBACK}:{port}", server.keys.authority
         nodes = [
-            SuperNode(Client(client, client / "data", address, authority), f"client {number}", processes)
+            SuperNode(
+                Client(client, client / "data", address, authority, peers=client / PEERS if secure else None),
+                f"client {number}",
+                processes,
+            )
             for number, client in enumerate(folders)
         ]
         server.submit()
@@ -59,7 +64,9 @@ def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YE
 
 
 def prepare_parties(config: Config, keys: Path, folders: list[Path]) -> None:
-    """Make the keys, and give each client its share of the data. Shares of another split are replaced.
+    """Make the keys, and give each client the others' public keys, and its share of the data.
+
+    Shares of another split are replaced.
 
     Args:
         config: The config.
@@ -71,6 +78,9 @@ def prepare_parties(config: Config, keys: Path, folders: list[Path]) -> None:
     for client in folders:
         if not node_keys(client).key.exists():
             make_node_keys(client)
+    peers = "".join(_public_line(client) for client in folders)
+    for client in folders:
+        write_text(client / PEERS, peers)
     split = digest([config.data.model_dump(mode="json"), config.seeds[0]])
     if all(_split_of(client / "data") == split for client in folders):
         return
@@ -80,6 +90,10 @@ def prepare_parties(config: Config, keys: Path, folders: list[Path]) -> None:
         remove(client / "data" / SPLIT, client)  # in case this ends before the new share is complete
         write_examples(client / "data", context.data_set(config.data), own)
         write_json(client / "data" / SPLIT, {"digest": split})
+
+
+def _public_line(client: Path) -> str:
+    return " ".join(node_keys(client).public.read_text(encoding="utf-8").split()[:2]) + "\n"
 
 
 def _split_of(data: Path) -> str | None:

@@ -11,8 +11,9 @@ from genfl.config import Config, Data
 from genfl.config.mistakes import explain
 from genfl.config.section import Section
 from genfl.data.texts import HASHED_TOKENIZER
-from genfl.engines.flower.wire import RefusedMessage
+from genfl.engines.flower.records import RefusedMessage
 from genfl.errors import InputError, on_one_line
+from genfl.privacy.secure_sum import SumParameters, default_threshold
 
 
 class ClientPolicy(Section):
@@ -23,6 +24,9 @@ class ClientPolicy(Section):
     )
     min_cohort: int = Field(1, ge=1, description="The fewest clients in the cohort of a round.")
     max_rounds: int | None = Field(None, ge=1, description="The most rounds of a federation.")
+    secure: bool = Field(
+        False, description="Whether uploads leave this client in secure sums alone, and never in the clear."
+    )
     tokenizers: list[str] = Field(
         [],
         description="The tokenizers that a server may name, besides hashed: files at this client, or Hugging"
@@ -40,6 +44,8 @@ class ClientPolicy(Section):
         Raises:
             RefusedMessage: It asks for more.
         """
+        if self.secure and not config.federate.secure:
+            raise RefusedMessage("federate.secure: false, but this client sends uploads in secure sums alone")
         if (cohort := config.federate.clients_per_round) < self.min_cohort:
             raise RefusedMessage(
                 f"federate.clients_per_round: {cohort}, but this client allows cohorts of"
@@ -61,6 +67,24 @@ class ClientPolicy(Section):
                         f"methods.{name}.algorithm: {part.name}, but this client allows"
                         f" {', '.join(self.algorithms)}"
                     )
+
+    def check_sum(self, config: Config, parameters: SumParameters) -> None:
+        """Check the parameters of a secure sum, before anything private is in it.
+
+        Args:
+            config: The server's config.
+            parameters: The parameters, which are safe by themselves.
+
+        Raises:
+            RefusedMessage: A sum of too few clients could be opened.
+        """
+        clients, secure = len(parameters.clients), config.federate.secure
+        least = (secure and secure.threshold) or default_threshold(clients)
+        if parameters.threshold < max(self.min_cohort, min(least, clients)):
+            raise RefusedMessage(
+                f"secure sum: one of {parameters.threshold} clients could be opened, but this client allows"
+                f" {max(self.min_cohort, min(least, clients))} or more"
+            )
 
     def check_tokenizer(self, data: Data) -> None:
         """Check the tokenizer that a server names, before anything is opened or downloaded for it.

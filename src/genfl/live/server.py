@@ -16,6 +16,7 @@ from genfl.config.names import FLOWER
 from genfl.errors import GenflError, InputError
 from genfl.experiment.context import RunContext
 from genfl.live.context import RemoteContext
+from genfl.live.keys import public_keys
 from genfl.live.logs import log_to
 from genfl.live.processes import start_of
 from genfl.storage import read_json, write_json
@@ -27,6 +28,9 @@ CONFIG, OUTCOME, RUN, LOG = "config.yaml", "outcome.json", "run", "server.log"
 
 SERVING = "serving.json"
 """The id and the start of the process that serves; see `genfl.live.processes.start_of`."""
+
+PEERS = "nodes.pub"
+"""The public keys of the clients' nodes, in the order of their numbers."""
 
 MEMBERS, REGISTERED = "members.json", "registered.json"
 """The nodes of the clients by their numbers, and the nodes of all registered keys."""
@@ -73,7 +77,7 @@ def serve(grid: Grid, folder: Path) -> None:
 def _federate(grid: Grid, folder: Path) -> dict[str, Any]:
     config = configs.load(folder / CONFIG)
     members: list[int] = read_json(folder / MEMBERS)
-    context = RemoteContext(grid, members, folder)
+    context = RemoteContext(grid, members, folder, public_keys(folder / PEERS))
     context.wait_for_clients()
     pipeline.execute(config, folder / RUN, until="federate", context=context)
     return results_of(folder / RUN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from genfl.config.data import Labels
 from genfl.config.mistakes import explain
 from genfl.data.clients import ClientData
 from genfl.data.sources import DATASETS, DataSet, LabelledExamples, as_stored
-from genfl.engines.flower.node import NodeWork
-from genfl.engines.flower.wire import RefusedMessage, Request
+from genfl.engines.flower.records import RefusedMessage
+from genfl.engines.flower.wire import Request
+from genfl.engines.flower.work import NodeWork
 from genfl.engines.protocol import InfoOnly
 from genfl.errors import InputError, on_one_line
 from genfl.experiment.context import RunContext, class_indices
@@ -27,6 +28,7 @@ from genfl.labels.discovery import label_table
 from genfl.labels.iblt import IBLT
 from genfl.live.limits import problem_of
 from genfl.live.policy import ClientPolicy
+from genfl.privacy.secure_sum.fixed_point import SumRange
 from genfl.stages.federate.methods import build_algorithm, federation_resources
 from genfl.storage import load_tensors, save_tensors
 
@@ -124,7 +126,8 @@ class DataSite:
         if request.action == "labels":
             table = _table(request.settings)
             names = sorted(set(self._context.data_set(config.data).train.labels))
-            return NodeWork(label_table(table), InfoOnly([{"label_names": names}]), 0)
+            work = NodeWork(label_table(table), InfoOnly([{"label_names": names}]), 0)
+            return self._in_sum(work, config)
         if request.action not in ("census", "train"):
             raise RefusedMessage(f"action: {request.action} is not for clients on other machines yet")
         return self._training(request, config)
@@ -149,7 +152,15 @@ class DataSite:
         resources = federation_resources(config.federate, {})
         algorithm = build_algorithm(config.federate, method, task, resources)
         program = algorithm.census if request.action == "census" else algorithm.client
-        return NodeWork(program, clients, 0, config.federate.fast)
+        return self._in_sum(NodeWork(program, clients, 0, config.federate.fast), config)
+
+    def _in_sum(self, work: NodeWork, config: Config) -> NodeWork:
+        """Return the work with what the config says of secure sums."""
+        secure = config.federate.secure
+        if secure is None:
+            return work
+        numbers = SumRange(secure.limit, secure.precision)
+        return work._replace(range=numbers, check_sum=partial(self.policy.check_sum, config))
 
 
 def _config(settings: Mapping[str, Any]) -> Config:

@@ -60,9 +60,10 @@ Mechanism = Literal[
     "local",
 ]
 """How a release is protected. ``exact``: not at all. ``secure_sum``: only the exact sum over clients is seen;
-the protocol is simulated. ``gaussian``: by noise. ``discrete_gaussian``: by noise that clients add before a
-secure sum. ``discrete_laplace``: by noise on whole numbers. ``trusted``: not at all, but the guarantee counts
-on its recipient, who adds the noise. ``derived``: it is computed from other releases and public data alone.
+in simulations, the protocol is simulated. ``gaussian``: by noise. ``discrete_gaussian``: by noise that
+clients add before a secure sum. ``discrete_laplace``: by noise on whole numbers. ``trusted``: not at all, but
+the guarantee counts on its recipient, who adds the noise. ``derived``: it is computed from other releases and
+public data alone.
 ``local``: it does not leave the place of the private data."""
 
 NOISED: tuple[Mechanism, ...] = ("gaussian", "discrete_gaussian")
@@ -228,8 +229,13 @@ SIMULATED = (
 )
 
 IN_THE_CLEAR = (
-    "There is no secure sum over Flower. Each client's uploads and table of label names reach the server in"
-    " the clear."
+    "federate.secure is not set. Each client's uploads and table of label names reach the server in the"
+    " clear."
+)
+
+SUMMED = (
+    "A secure sum adds the uploads and the tables of label names. The server sees which clients take part,"
+    " and the sums. docs/security.md says what a malicious server can do."
 )
 
 NO_FIX = "no config avoids it on real machines yet"
@@ -348,8 +354,12 @@ def releases(config: Config, noise: Mapping[str, Noise] | None = None) -> list[R
         *_of_references(config),
         *_of_report(config),
     ]
+    if config.federate.secure:
+        rows = [_in_secure_sum(row) for row in rows]
     if _on_real_machines(config):
-        rows = [_in_the_clear(row) for row in rows]
+        rows = [row._replace(fix=NO_FIX if row.fix else "") for row in rows]
+        if not config.federate.secure:
+            rows = [_in_the_clear(row) for row in rows]
     known = set(config.privacy.public) if config.privacy else set()
     return [row._replace(public=_fact(row) in known) for row in _merged(rows)]
 
@@ -364,8 +374,13 @@ def _in_the_clear(row: Release) -> Release:
     return row._replace(
         recipient="server" if row.recipient == "sum" else row.recipient,
         mechanism="exact" if row.mechanism == "secure_sum" else row.mechanism,
-        fix=NO_FIX if row.fix else "",
     )
+
+
+def _in_secure_sum(row: Release) -> Release:
+    """Return a row of uploads that a secure sum adds up."""
+    summed = row.stage == "federate" and row.recipient == "sum" and row.mechanism == "exact"
+    return row._replace(mechanism="secure_sum") if summed else row
 
 
 def _merged(rows: Sequence[Release]) -> list[Release]:
@@ -388,9 +403,8 @@ def _fact(row: Release) -> PublicFact | None:
 def _of_labels(config: Config) -> Iterator[Release]:
     least = config.labels.min_holders
     names = "the label names" if least == 1 else f"the label names that {least} clients or more hold"
-    counts = (
-        "which clients hold each label" if _on_real_machines(config) else "how many clients hold each label"
-    )
+    single = _on_real_machines(config) and not config.federate.secure
+    counts = "which clients hold each label" if single else "how many clients hold each label"
     if least > 1:
         counts += ", and how many hold a name of each hashed bin"
     public, source = "if they are public knowledge, add labels to privacy.public", "label names of clients"
@@ -756,7 +770,7 @@ def _of_measures(config: Config) -> Iterator[Release]:
         tuple(methods),
         fix=sizes,
     )
-    if _on_real_machines(config):
+    if _on_real_machines(config) and not config.federate.secure:
         yield Release(
             "samples of clients",
             "federate",
@@ -896,7 +910,9 @@ def ledger(config: Config, noise: Mapping[str, Noise]) -> Ledger:
     trained = any(row.mechanism in NOISED for row in rows)
     noised = trained or any(row.mechanism == "discrete_laplace" for row in rows)
     source = SEEDED if config.privacy is not None and config.privacy.repeatable else FROM_SECRET
-    where = IN_THE_CLEAR if _on_real_machines(config) else SIMULATED
+    where = SIMULATED
+    if _on_real_machines(config):
+        where = SUMMED if config.federate.secure else IN_THE_CLEAR
     notes = (*([ONE_FEDERATION] if trained else []), *([source] if noised else []), where)
     return Ledger(rows, guarantees, notes)
 

@@ -554,8 +554,9 @@ class ReleaseResult(ResultModel):
         " `nobody`: it stays where the private data is."
     )
     mechanism: Mechanism = Field(
-        description="`exact`: no protection. `secure_sum`: only the exact sum is seen; the protocol is"
-        " simulated. `gaussian`: noise. `discrete_gaussian`: noise that clients add before a secure sum."
+        description="`exact`: no protection. `secure_sum`: only the exact sum is seen; in simulations,"
+        " the protocol is simulated. `gaussian`: noise. `discrete_gaussian`: noise that clients add before a"
+        " secure sum."
         " `discrete_laplace`: noise on whole numbers. `trusted`: no protection, but the guarantee counts on"
         " its recipient, who adds the noise. `derived`: computed from other releases and public data alone."
         " `local`: it does not leave the place of the private data."

@@ -402,7 +402,7 @@ def test_a_federation_whose_clients_all_refuse_stops(clients, tmp_path):
     engine = flower(spoiled, build("fedavg"), tmp_path, grid=recording(asked))
     why = (
         r"federate.quorum: 0 of 5 clients answered in round 1 with a valid upload, and 1 are needed"
-        r" \(client 0 refused: upload: it holds NaN or infinite values; client 1 refused: upload.*; client 2"
+        r" \(client 0: upload: it holds NaN or infinite values; client 1: upload.*; client 2"
     )
     with pytest.raises(GenflError, match=why):
         play(spoiled, build("fedavg"), engine, cohort=5)
@@ -425,7 +425,7 @@ def test_a_refused_upload_does_not_count_for_the_quorum(clients, tmp_path, chang
     asked.clear()
     times = 3
     engine = flower(clients, algorithm, tmp_path / "b", grid=recording(asked, spoiled), quorum=5)
-    why = r"federate.quorum: 4 of 5 clients answered in round 2.*and 5 are needed \(client 1 refused: "
+    why = r"federate.quorum: 4 of 5 clients answered in round 2.*and 5 are needed \(client 1: "
     with pytest.raises(GenflError, match=why):
         play(clients, algorithm, engine, cohort=5)
     assert asked.count(("train", 2, 1)) == 3
@@ -437,7 +437,7 @@ def test_a_census_names_the_client_that_refuses(clients, tmp_path):
             records["about"]["refused"] = "policy: not allowed"
 
     engine = flower(clients, build("fedavg"), tmp_path, grid=recording([], refuse))
-    with pytest.raises(GenflError, match="census: every client is needed, and client 3 refused: policy: not"):
+    with pytest.raises(GenflError, match="census: every client is needed, and client 3: policy: not"):
         play(clients, build("fedavg"), engine)
 
 
@@ -507,7 +507,7 @@ def test_what_fails_at_a_client_stays_in_its_log(clients, tmp_path, caplog):
     clients.__class__, before = Private, clients.__class__
     try:
         engine = flower(clients, build("fedavg"), tmp_path, grid=Recording)
-        with pytest.raises(GenflError, match="client 0 refused: it failed with ValueError; the client's log"):
+        with pytest.raises(GenflError, match="client 0: it failed with ValueError; the client's log"):
             play(clients, build("fedavg"), engine, rounds=1)
     finally:
         clients.__class__ = before

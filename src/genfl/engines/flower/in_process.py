@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -14,12 +15,17 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from genfl.algorithms.base import ClientProgram
-from genfl.engines.flower.node import NodeWork, build_client_app
+from genfl.engines.flower.member import SumMember
+from genfl.engines.flower.node import build_client_app
+from genfl.engines.flower.secure import SumRules
 from genfl.engines.flower.server import FlowerEngine, RemoteClients, RunName
 from genfl.engines.flower.wire import Request
+from genfl.engines.flower.work import NodeWork
 from genfl.engines.protocol import ClientTask, DataView, ReducerFactory, RoundResult
 from genfl.engines.reducers import PlainReducer
 from genfl.errors import first_line
+from genfl.privacy.secure_sum import NodeSigner, NodeVerifier
+from genfl.privacy.secure_sum.fixed_point import SumRange
 from genfl.storage import remove
 from genfl.trees import Tree
 
@@ -112,6 +118,10 @@ def _copy(records: RecordDict) -> RecordDict:
     return RecordDict(copies)
 
 
+def _client_of(context: Context) -> int:
+    return int(context.node_config["client"])
+
+
 class _LocalSite(NamedTuple):
     """A client whose program and data are in this process."""
 
@@ -124,7 +134,9 @@ class _LocalSite(NamedTuple):
 
     def work(self, request: Request) -> NodeWork:
         assert self.engine.program is not None
-        return NodeWork(self.engine.program, self.engine.data, self.client)
+        rules = self.engine.clients.sums
+        numbers = None if rules is None else rules.numbers
+        return NodeWork(self.engine.program, self.engine.data, self.client, range=numbers)
 
 
 class InProcessFlower(FlowerEngine):
@@ -141,6 +153,7 @@ class InProcessFlower(FlowerEngine):
         action: What clients are asked to do.
         reducer: Makes what adds up the uploads of a round.
         grid: The kind of Grid.
+        secure: The numbers and the threshold of secure sums; None for uploads in the clear.
     """
 
     def __init__(
@@ -156,10 +169,16 @@ class InProcessFlower(FlowerEngine):
         action: str = "train",
         reducer: ReducerFactory = PlainReducer,
         grid: type[InProcessGrid] = InProcessGrid,
+        secure: tuple[SumRange, int | None] | None = None,
     ) -> None:
-        opened = grid(
-            build_client_app(lambda context: _LocalSite(self, int(context.node_config["client"]))), count
-        )
+        self.data = data
+        self.folder = folder
+        self.program: ClientProgram | None = None
+        self._keys = [ec.generate_private_key(ec.SECP384R1()) for _ in range(count if secure else 0)]
+        rules: SumRules | None = None
+        if secure is not None:
+            rules = SumRules({n: NodeVerifier(key.public_key()) for n, key in enumerate(self._keys)}, *secure)
+        opened = grid(build_client_app(self._site, self._member), count)
         clients = RemoteClients(
             opened,
             opened.get_node_ids(),
@@ -170,11 +189,18 @@ class InProcessFlower(FlowerEngine):
             checkpoint_every,
             pause=0.01,
             patience=0.01,
+            sums=rules,
         )
         super().__init__(clients, action, initial, reducer=reducer)
-        self.data = data
-        self.folder = folder
-        self.program: ClientProgram | None = None
+
+    def _site(self, context: Context) -> _LocalSite:
+        return _LocalSite(self, _client_of(context))
+
+    def _member(self, context: Context) -> SumMember | None:
+        rules, client = self.clients.sums, _client_of(context)
+        if rules is None:
+            return None
+        return SumMember(self._site(context).folder, client, NodeSigner(self._keys[client]), rules.verifiers)
 
     def census(self, program: ClientProgram) -> Tree:
         """Begin a federation; see `FlowerEngine.census`. What clients kept of an earlier one is deleted."""

@@ -1,136 +1,87 @@
-"""The client's side: one ClientApp for every algorithm."""
+"""The client's side: one ClientApp for every algorithm.
+
+Flower starts a process for each message. So what takes long to import is imported for those messages alone
+that need it: the phases of a secure sum need no model and no data.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from genfl import trees
-from genfl.algorithms.base import ClientProgram
-from genfl.engines.flower.node_memory import NodeMemory
-from genfl.engines.flower.wire import (
-    ACTIONS,
-    RefusedMessage,
-    Reply,
-    Request,
-    read_request,
-    reply_records,
+from genfl.engines.flower.member import NO_PEERS, SumMember
+from genfl.engines.flower.records import ACTIONS, RefusedMessage
+from genfl.engines.flower.sum_messages import (
+    SUM_MESSAGE,
+    SumReply,
+    SumRequest,
+    read_sum_request,
+    sum_reply_records,
 )
-from genfl.engines.per_client import PerClientRunner
-from genfl.engines.protocol import ClientTask, DataView, ResultTemplates
 from genfl.errors import first_line
-from genfl.threads import one_thread
-from genfl.trees import Tree
+
+if TYPE_CHECKING:
+    from genfl.engines.flower.work import Site
 
 log = logging.getLogger(__name__)
 
 
-class NodeWork(NamedTuple):
-    """What a node needs to answer a request.
-
-    Attributes:
-        program: The program that the request asks for.
-        data: The client's data.
-        client: The client's number in these data, which may hold this client alone.
-        fast: Whether steps may be recorded and replayed.
-    """
-
-    program: ClientProgram
-    data: DataView
-    client: int
-    fast: bool = False
+def no_member(context: Context) -> SumMember | None:
+    """Return None: the client takes part in no secure sum."""
+    return None
 
 
-class Site(Protocol):
-    """A client as Flower's messages find it: its data, and its folder on its own disk.
-
-    Attributes:
-        folder: Where its memories are kept.
-    """
-
-    @property
-    def folder(self) -> Path:
-        """The client's folder."""
-        ...
-
-    def work(self, request: Request) -> NodeWork:
-        """Return what the node needs to answer a request.
-
-        Raises:
-            RefusedMessage: The client does not allow it. The text is sent to the server.
-            Exception: It cannot. The text stays in the client's log.
-        """
-        ...
-
-
-def build_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
+def build_client_app(
+    site_of: Callable[[Context], Site], member_of: Callable[[Context], SumMember | None] = no_member
+) -> ClientApp:
     """Return the ClientApp that answers all requests of a federation.
 
     Args:
         site_of: ``(context) -> site`` of the node that a message reaches.
+        member_of: ``(context) -> member`` of secure sums; None if the node takes part in none.
     """
     app = ClientApp()
     decorators = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
 
     def handle(message: Message, context: Context) -> Message:
-        return Message(reply_records(_answer(message, context, site_of)), reply_to=message)
+        from genfl.engines.flower.work import answer
 
-    for message_type in ACTIONS.values():
+        records = answer(message, lambda: site_of(context), lambda: member_of(context))
+        return Message(records, reply_to=message)
+
+    def handle_sum(message: Message, context: Context) -> Message:
+        request, reply = _answer_sum(message, lambda: member_of(context))
+        return Message(sum_reply_records(request, reply), reply_to=message)
+
+    handlers = dict.fromkeys(ACTIONS.values(), handle) | {SUM_MESSAGE: handle_sum}
+    for message_type, handler in handlers.items():
         category, action = message_type.split(".")
-        decorators[category](action)(handle)
+        decorators[category](action)(handler)
     return app
 
 
-def _answer(message: Message, context: Context, site_of: Callable[[Context], Site]) -> Reply:
-    """Return the reply to a message. An error is no reason to say nothing: the server would wait."""
+def _answer_sum(
+    message: Message, member_of: Callable[[], SumMember | None]
+) -> tuple[SumRequest | None, SumReply]:
+    """Return a request of a secure sum, and the reply to it."""
+    request: SumRequest | None = None
     try:
-        request = read_request(message.content)
-        if message.metadata.message_type != ACTIONS[request.action]:
-            raise RefusedMessage(f"action: {request.action} in a message of {message.metadata.message_type}")
+        request = read_sum_request(message.content)
+        member = member_of()
+        if member is None:
+            raise RefusedMessage(NO_PEERS)
+        payload = member.answer(request)
+        log.info("secure sum of round %d, %s: answered", request.round, request.phase)
+        return request, SumReply(payload)
     except RefusedMessage as error:
-        log.error("a message was refused: %s", error)
-        return Reply("", "", 0, 0, None, str(error))
-    answer = Reply(request.run, request.action, request.round, request.client, None)
-    try:
-        site = site_of(context)
-        work = site.work(request)
-        if request.batches is not None:
-            samples = request.batches.samples(work.data.part_sizes(work.client))
-            answer = answer._replace(samples=samples)
-        upload = _upload(request, site, work)
-        log.info("%s of round %d: answered", request.action, request.round)
-        return answer._replace(upload=upload)
-    except RefusedMessage as error:
-        log.error("%s of round %d was refused: %s", request.action, request.round, error)
-        return answer._replace(refused=str(error))
+        what = "a message" if request is None else f"secure sum of round {request.round}, {request.phase}"
+        log.error("%s: refused: %s", what, error)
+        return request, SumReply(b"", str(error))
     except Exception as error:  # its text may name private data, so it stays here
-        log.exception("%s of round %d failed", request.action, request.round)
-        kind = type(error).__name__
-        log.error("%s of round %d failed: %s: %s", request.action, request.round, kind, first_line(error))
-        return answer._replace(refused=f"it failed with {kind}; the client's log says why")
-
-
-def _upload(request: Request, site: Site, work: NodeWork) -> Tree:
-    """Run the client's work, keep its memory on its disk, and return what it sends.
-
-    Raises:
-        RefusedMessage: The request must not be acted on, or the upload must not be sent.
-    """
-    keeps = request.action == "train"
-    memory = NodeMemory(site.folder, request.run) if keeps else None
-    before = memory.before(request) if memory else {}
-    task = ClientTask(work.client, request.message, before, request.batches, request.key, request.round)
-    runner = PerClientRunner(work.data, accelerated=work.fast)
-    with one_thread():
-        (results,) = runner(work.program, [task], ResultTemplates(work.program, work.data))
-    if why := results.refused.get(work.client):
-        raise RefusedMessage(f"upload: {why}")
-    upload, after = trees.apart(results.upload, 1)[0], trees.apart(results.memory, 1)[0]
-    if memory:
-        memory.after(request, after)
-    return upload
+        log.exception("a secure sum failed")
+        log.error("a secure sum failed: %s: %s", type(error).__name__, first_line(error))
+        return request, SumReply(b"", f"it failed with {type(error).__name__}; the client's log says why")

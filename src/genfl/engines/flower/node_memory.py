@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 from genfl import trees
-from genfl.engines.flower.wire import RefusedMessage, Request
+from genfl.engines.flower.member import run_folder
+from genfl.engines.flower.records import RefusedMessage
+from genfl.engines.flower.wire import Request
 from genfl.errors import GenflError
 from genfl.storage import load_tensors, read_json, remove, save_tensors, write_json
 from genfl.trees import Tree
@@ -30,9 +32,7 @@ class NodeMemory:
     """
 
     def __init__(self, folder: Path, run: str) -> None:
-        if not re.fullmatch(r"[0-9a-f]{8,64}", run):
-            raise RefusedMessage("run: it is no name of a federation")
-        self.folder = folder / run
+        self.folder = run_folder(folder, run)
 
     def before(self, request: Request) -> Tree:
         """Return the memory that the client's work begins with, and delete what cannot count any more.

@@ -11,22 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from genfl import trees
 from genfl.algorithms.base import ClientInfo, ClientProgram
 from genfl.engines.fast import FastStats
-from genfl.engines.flower.wire import (
-    ACTIONS,
-    PackedTree,
-    RefusedMessage,
-    Reply,
-    Request,
-    pack,
-    read_reply,
-    request_records,
-)
+from genfl.engines.flower.exchange import GridExchange
+from genfl.engines.flower.records import ACTIONS, MOST, RefusedMessage
+from genfl.engines.flower.secure import OpenedSum, OpenedSums, SumFailed, SumRules, add_securely
+from genfl.engines.flower.wire import PackedTree, Reply, Request, pack, read_reply, request_records
 from genfl.engines.protocol import (
     Aggregator,
     ClientResults,
@@ -70,10 +64,14 @@ class RunName:
 
     Args:
         file: Where it is kept, beside the server's checkpoint.
+
+    Attributes:
+        folder: The file's folder.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self.folder = file.parent
         self._name: str | None = None
 
     def begin(self) -> None:
@@ -100,6 +98,7 @@ class RemoteClients(NamedTuple):
         checkpoint_every: Rounds between the server's checkpoints.
         pause: Seconds between two looks for replies, at most.
         patience: Seconds before clients are asked again; see `RETRY_AFTER`.
+        sums: How uploads are added by secure sums; None for uploads in the clear.
     """
 
     grid: Grid
@@ -111,6 +110,12 @@ class RemoteClients(NamedTuple):
     checkpoint_every: int = 1
     pause: float = 1.0
     patience: float = RETRY_AFTER
+    sums: SumRules | None = None
+
+    @property
+    def exchange(self) -> GridExchange:
+        """What carries messages to them."""
+        return GridExchange(self.grid, self.nodes, self.deadline, self.pause)
 
 
 class FlowerEngine:
@@ -119,7 +124,8 @@ class FlowerEngine:
     A client's memory stays on its own disk. In its place, the server keeps a receipt with the last round in
     which the client counted, and sends it with the next request. Clients that are offline, that fail, or that
     do not answer before the deadline are dropped from the round. Uploads are added in the order of
-    client numbers, so plain sums have the bits of `sequential`.
+    client numbers, so plain sums have the bits of `sequential`. With secure sums, the server learns nothing
+    but the sum of uploads.
 
     Args:
         clients: The clients.
@@ -165,6 +171,10 @@ class FlowerEngine:
         """
         requests = [self._request(action, task) for task in tasks]
         templates = ResultTemplates(program, InfoOnly([self.clients.client_info]))
+        if self.clients.sums is not None and tasks:
+            with one_thread():
+                like = templates(tasks[0]._replace(client=0, memory=self.initial))[0]
+            return _round_result(requests[0].round, self._opened(requests, like, self.clients.sums))
 
         def check(upload: Tree, request: Request) -> str | None:
             task = ClientTask(0, request.message, self.initial, request.batches, request.key, request.round)
@@ -184,12 +194,17 @@ class FlowerEngine:
     def census(self, program: ClientProgram) -> Tree:
         """Begin a federation: return the sums of a program without batches over all clients."""
         self.clients.run.begin()
+        OpenedSums(self.clients.run.folder).forget(MOST)
         self._resumed = None
         tasks = [ClientTask(client, {}, {}, None, Key(0)) for client in range(len(self.clients.nodes))]
         sums = self.perform("census", program, tasks).aggregate
         if sums is None:
             raise GenflError("census: no client's upload counts; look into the clients' logs")
         return sums
+
+    def end(self) -> None:
+        """Delete what only a resume needs, once the federation has its result."""
+        OpenedSums(self.clients.run.folder).forget(MOST)
 
     def stats(self) -> EngineStats:
         """Return what the engine is; see `genfl.engines.protocol.Engine`."""
@@ -226,111 +241,136 @@ class FlowerEngine:
         if not requests:  # a Poisson cohort may be empty
             return {}, {}
         action = requests[0].action
-        least = len(requests) if action in NEEDS_ALL else min(self.clients.quorum, len(requests))
+        least = self._least(action, len(requests))
         replies: dict[int, Reply] = {}
         silent: dict[int, str] = {}
         refused: dict[int, str] = {}
+        packed: dict[int, PackedTree] = {}  # most clients are sent one and the same message
         for attempt in range(TRIES):
             if attempt:
-                log.warning(
-                    "%s: %d of %d clients answered with a valid upload, and %d are needed; asking the others"
-                    " again",
-                    *(action, len(replies) - len(refused), len(requests), least),
-                )
-                time.sleep(self.clients.patience)
-            silent = {}
-            again = [each for each in requests if each.client not in replies or each.client in refused]
-            self._exchange(again, check, replies, silent)
+                self._pause(action, len(replies) - len(refused), len(requests), least)
+            again = {
+                each.client: each for each in requests if each.client not in replies or each.client in refused
+            }
+
+            def take(client: int, content: RecordDict, again: dict[int, Request] = again) -> None:
+                replies[client] = _reply(content, again[client], check)
+
+            records = {client: _records(request, packed) for client, request in again.items()}
+            silent = self.clients.exchange(records, ACTIONS[action], str(requests[0].round), take)
+            del records
             refused = {client: reply.refused for client, reply in replies.items() if reply.refused}
             if len(replies) - len(refused) >= least:
                 return replies, silent
-        reasons = "; ".join(
-            f"client {client}{' refused' if client in refused else ''}: {on_one_line(why, 120)}"
-            for client, why in sorted((silent | refused).items())[:3]
-        )
-        if action in NEEDS_ALL:
-            raise GenflError(
-                f"{action}: every client is needed, and {reasons}; look into the clients' logs, and run the"
-                " same command again"
-            )
-        raise GenflError(
-            f"federate.quorum: {len(replies) - len(refused)} of {len(requests)} clients answered in round"
-            f" {requests[0].round} with a valid upload, and {least} are needed ({reasons}); start these"
-            " clients or mend what they name, and run the same command again"
-        )
+        raise _too_few(requests, len(replies) - len(refused), least, _reasons(silent | refused))
 
-    def _exchange(
-        self,
-        requests: Sequence[Request],
-        check: UploadCheck,
-        replies: dict[int, Reply],
-        silent: dict[int, str],
-    ) -> None:
-        """Send requests and wait for the replies; the outcome of each is put into one of the two dicts."""
-        grid, deadline = self.clients.grid, self.clients.deadline
-        online = set(grid.get_node_ids())
-        waiting: dict[str, Request] = {}
-        packed: dict[int, PackedTree] = {}  # most clients are sent one and the same message
-        messages, sent = [], []
-        for request in requests:
-            node = self.clients.nodes[request.client]
-            if node not in online:
-                silent[request.client] = "it is offline"
+    def _opened(self, requests: Sequence[Request], like: Tree, rules: SumRules) -> OpenedSum:
+        """Return the sum of uploads, by a secure sum.
+
+        Raises:
+            GenflError: Too few clients are left, also when they were asked again.
+        """
+        run, action, number = requests[0][:3]
+        asked = [request.client for request in requests]
+        store = OpenedSums(self.clients.run.folder)
+        store.forget(requests[0].finished)
+        if action == "train" and (known := store.load(run, number, asked)) is not None:
+            return known
+        members = {request.client: request for request in requests}
+        least = max(rules.least(len(members)), self._least(action, len(members)))
+        packed: dict[int, PackedTree] = {}
+        left, why = 0, ""
+        for attempt in range(TRIES):
+            if attempt:
+                self._pause(action, left, len(members), least)
+            try:
+                opened = add_securely(
+                    self.clients.exchange,
+                    rules,
+                    members,
+                    like,
+                    least,
+                    lambda request: _records(request, packed),
+                )
+            except SumFailed as error:
+                left, why = error.left, _reasons(error.left_out) or str(error)
+                if error.bound is not None:
+                    members = {client: members[client] for client in error.bound}
                 continue
-            records = _records(request, packed)
-            ttl = deadline if math.isfinite(deadline) else None
-            messages.append(
-                Message(records, node, ACTIONS[request.action], ttl=ttl, group_id=str(request.round))
-            )
-            sent.append(request)
-        end = time.monotonic() + deadline
-        for identifier, request in zip(grid.push_messages(messages), sent, strict=True):
-            if identifier is None:
-                silent[request.client] = "its message was not taken"
-            else:
-                waiting[identifier] = request
-        del messages
-        pause = min(0.02, self.clients.pause)
-        while waiting:
-            for message in grid.pull_messages(list(waiting)):
-                answered = waiting.pop(message.metadata.reply_to_message_id, None)
-                if answered is not None:
-                    _note(message, answered, check, replies, silent)
-            if waiting and time.monotonic() >= end:
-                break
-            if waiting:
-                time.sleep(min(pause, max(0.0, end - time.monotonic())))
-                pause = min(2 * pause, self.clients.pause)
-        for request in waiting.values():
-            silent[request.client] = f"it did not answer within {deadline:g} s (federate.deadline)"
+            without = dict.fromkeys(set(asked) - members.keys(), "a sum without it was being opened")
+            opened = opened._replace(left_out=opened.left_out | without)
+            if action == "train":
+                store.save(run, number, asked, opened)
+            return opened
+        raise _too_few(requests, left, least, why)
+
+    def _least(self, action: str, clients: int) -> int:
+        """Return the fewest clients of a cohort that must answer with a valid upload."""
+        return clients if action in NEEDS_ALL else min(self.clients.quorum, clients)
+
+    def _pause(self, action: str, valid: int, asked: int, least: int) -> None:
+        """Wait before clients are asked again."""
+        log.warning(
+            "%s: %d of %d clients answered with a valid upload, and %d are needed; asking again",
+            *(action, valid, asked, least),
+        )
+        time.sleep(self.clients.patience)
 
 
-def _note(
-    message: Message,
-    request: Request,
-    check: UploadCheck,
-    replies: dict[int, Reply],
-    silent: dict[int, str],
-) -> None:
-    """Put the outcome of a request into one of the two dicts; a reply without a valid upload is a refusal."""
-    if message.has_error():
-        silent[request.client] = f"its node failed: {on_one_line(message.error.reason, 120)}"
-        return
+def _reasons(why: dict[int, str]) -> str:
+    """Return why clients are missing, in words: of the first three."""
+    return "; ".join(f"client {client}: {on_one_line(text, 150)}" for client, text in sorted(why.items())[:3])
+
+
+def _too_few(requests: Sequence[Request], valid: int, least: int, why: str) -> GenflError:
+    """Return the error of a cohort of which too few clients answered.
+
+    Args:
+        requests: What they were asked.
+        valid: How many answered with a valid upload.
+        least: How many must.
+        why: Why others did not, in words.
+    """
+    action = requests[0].action
+    if action in NEEDS_ALL:
+        return GenflError(
+            f"{action}: every client is needed, and {why}; look into the clients' logs, and run the"
+            " same command again"
+        )
+    return GenflError(
+        f"federate.quorum: {valid} of {len(requests)} clients answered in round {requests[0].round} with a"
+        f" valid upload, and {least} are needed ({why}); start these clients or mend what they name, and"
+        " run the same command again"
+    )
+
+
+def _reply(content: RecordDict, request: Request, check: UploadCheck) -> Reply:
+    """Return the reply of records; one without a valid upload is a refusal."""
     try:
-        reply = read_reply(message.content, request)
+        reply = read_reply(content, request)
     except RefusedMessage as error:
         reply = Reply(request.run, request.action, request.round, request.client, None, str(error))
     if not reply.refused and (why := check(reply.upload, request)):
         reply = reply._replace(upload=None, refused=why)
-    replies[request.client] = reply
+    return reply
+
+
+def _round_result(round_number: int, opened: OpenedSum) -> RoundResult:
+    """Return the outcome of a round whose uploads were added by a secure sum."""
+    memories = {client: _receipt(round_number) for client in opened.clients}
+    return RoundResult(opened.upload, memories, opened.left_out, opened.uplink_bytes, opened.samples)
+
+
+def _receipt(round_number: int) -> Tree:
+    """Return what the server keeps in place of a client's memory."""
+    return {COUNTED: torch.tensor(round_number)}
 
 
 def _results(task: ClientTask, reply: Reply) -> ClientResults:
     """Return what counts of a reply: its upload, and a receipt in place of the memory."""
     if reply.refused:
         return ClientResults([], {}, {}, {task.client: reply.refused})
-    receipt = {COUNTED: torch.tensor(task.round)}
-    upload, memory = (trees.map(_as_stack, tree) for tree in (reply.upload, receipt))
+    upload, memory = (trees.map(_as_stack, tree) for tree in (reply.upload, _receipt(task.round)))
     return ClientResults([task.client], upload, memory, {})
 
 

@@ -10,31 +10,33 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from genfl import trees
 from genfl.data.plans import Batches, PoissonSampling
 from genfl.engines.client_state import pack_tree, unpack_tree
+from genfl.engines.flower.records import (
+    ABOUT,
+    ACTIONS,
+    FORMAT,
+    MOST,
+    RefusedMessage,
+    about_of,
+    check_answers,
+    field,
+    int_field,
+    short,
+)
 from genfl.engines.protocol import NOT_FINITE
-from genfl.errors import GenflError, on_one_line
+from genfl.errors import on_one_line
 from genfl.rng import Key
 from genfl.trees import Tree
 
-FORMAT = 1
-"""The version of the wire format. Both sides must have the same one."""
-
-ACTIONS = {
-    "labels": "query.labels",
-    "census": "query.census",
-    "train": "train.train",
-    "evaluate": "evaluate.evaluate",
-}
-"""The actions of a federation, and their message types in Flower."""
-
-_ABOUT, _TREE, _MEMORY, _DATA = "about", "tree", "memory", "data"
+_TREE, _MEMORY, _DATA, _SUM = "tree", "memory", "data", "sum"
 
 _DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
@@ -47,17 +49,8 @@ _HEADER = 1024
 _DEEPEST = 32
 """The most dicts that a tree may have inside each other, and the most dimensions of a tensor."""
 
-_MOST = 2**31 - 1
-"""The largest round, client, number of steps, and of passes."""
-
 _MOST_SAMPLES = 2**53 - 1
 """The largest number of samples, which JSON and floats hold without rounding."""
-
-_T = TypeVar("_T")
-
-
-class RefusedMessage(GenflError):
-    """A message that must not be acted on. Its text names what is wrong, and tells nothing private."""
 
 
 class Request(NamedTuple):
@@ -77,6 +70,8 @@ class Request(NamedTuple):
         settings: What else the client must know of the work, as JSON-able values.
         message: What the algorithm sends the client.
         initial: The memory of a client that never took part; None if the client has one from round `counted`.
+        delivery: The server's message of a secure sum to which the client answers with its masked upload;
+            None for an upload in the clear. See `genfl.privacy.secure_sum`.
     """
 
     run: str
@@ -90,6 +85,7 @@ class Request(NamedTuple):
     settings: dict[str, Any]
     message: Tree
     initial: Tree | None = None
+    delivery: bytes | None = None
 
 
 class Reply(NamedTuple):
@@ -100,9 +96,11 @@ class Reply(NamedTuple):
         action: The work, as in the request.
         round: The round, as in the request.
         client: The client, as in the request.
-        upload: What it sends; None if it refused.
+        upload: What it sends; None if it refused, or sends it masked.
         refused: Why it refused; empty if it did not.
-        samples: How many samples it trained on, with repetitions.
+        samples: How many samples it trained on, with repetitions; 0 if it sends its upload masked, as the
+            number is in the sum.
+        masked: Its message of a secure sum, as bytes; None for an upload in the clear.
     """
 
     run: str
@@ -112,6 +110,7 @@ class Reply(NamedTuple):
     upload: Tree | None
     refused: str = ""
     samples: int = 0
+    masked: bytes | None = None
 
 
 class PackedTree(NamedTuple):
@@ -153,6 +152,8 @@ def request_records(request: Request, message: PackedTree, initial: PackedTree |
         "key": json.dumps(_plain_key(request.key)),
         "settings": json.dumps(request.settings),
     }
+    if request.delivery is not None:
+        about["delivery"] = request.delivery
     return _records(about, {_TREE: message, **({_MEMORY: initial} if initial else {})})
 
 
@@ -162,25 +163,26 @@ def read_request(records: RecordDict) -> Request:
     Raises:
         RefusedMessage: They hold no request, or one that must not be acted on.
     """
-    about = _about(records)
-    action = _field(about, "action", str)
+    about = about_of(records)
+    action = field(about, "action", str)
     if action not in ACTIONS:
         raise RefusedMessage(f"action: there is no {on_one_line(action)!r}")
     settings = _json(about, "settings")
     if not isinstance(settings, dict):
         raise RefusedMessage("settings: a mapping is expected")
     return Request(
-        _field(about, "run", str),
+        field(about, "run", str),
         action,
-        _number(about, "round", 1),
-        _number(about, "client"),
-        _number(about, "counted"),
-        _number(about, "finished"),
+        int_field(about, "round", 1),
+        int_field(about, "client"),
+        int_field(about, "counted"),
+        int_field(about, "finished"),
         _batches(_json(about, "batches")),
         _key(_json(about, "key")),
         settings,
         _tree(records, about),
         _tree(records, about, _MEMORY) if _MEMORY in records.array_records else None,
+        field(about, "delivery", bytes) if "delivery" in about else None,
     )
 
 
@@ -195,7 +197,10 @@ def reply_records(reply: Reply) -> RecordDict:
         "refused": reply.refused,
         "samples": reply.samples,
     }
-    return _records(about, {_TREE: pack({} if reply.upload is None else reply.upload)})
+    records = _records(about, {_TREE: pack({} if reply.upload is None else reply.upload)})
+    if reply.masked is not None:
+        records[_SUM] = ArrayRecord({_DATA: Array(np.frombuffer(reply.masked, np.uint8))})
+    return records
 
 
 def read_reply(records: RecordDict, request: Request) -> Reply:
@@ -208,61 +213,28 @@ def read_reply(records: RecordDict, request: Request) -> Reply:
     Raises:
         RefusedMessage: They hold no reply, one to another request, or one that must not be used.
     """
-    about = _about(records)
-    if refused := _field(about, "refused", str):
+    about = about_of(records)
+    if refused := field(about, "refused", str):
         return Reply(
-            *request[:4], None, on_one_line(refused, 300), _number(about, "samples", most=_MOST_SAMPLES)
+            *request[:4], None, on_one_line(refused, 300), int_field(about, "samples", most=_MOST_SAMPLES)
         )
-    for name in ("run", "action", "round", "client"):
-        asked = getattr(request, name)
-        if (answered := _field(about, name, type(asked))) != asked:
-            raise RefusedMessage(f"{name}: the reply is to {_short(answered)}, not to {_short(asked)}")
-    return Reply(*request[:4], _tree(records, about), "", _number(about, "samples", most=_MOST_SAMPLES))
-
-
-def _short(value: Any) -> str:
-    return on_one_line(value, 24)
+    check_answers(about, request, ("run", "action", "round", "client"))
+    samples = int_field(about, "samples", most=_MOST_SAMPLES)
+    if request.delivery is None:
+        return Reply(*request[:4], _tree(records, about), "", samples)
+    return Reply(*request[:4], None, "", 0, _masked(records))
 
 
 def _records(about: dict[str, Any], trees_of: dict[str, PackedTree]) -> RecordDict:
     """Return new records, as Flower may take keys out of those that it is given."""
     layouts = {f"{name}_layout": packed.layout for name, packed in trees_of.items()}
     arrays = {name: ArrayRecord({_DATA: packed.array}) for name, packed in trees_of.items()}
-    return RecordDict({_ABOUT: ConfigRecord({**about, **layouts}), **arrays})
-
-
-def _about(records: RecordDict) -> ConfigRecord:
-    about = records.config_records.get(_ABOUT)
-    if about is None:
-        raise RefusedMessage("message: it is none of genfl; use the same version of genfl on all machines")
-    version = _number(about, "format")
-    if version != FORMAT:
-        raise RefusedMessage(
-            f"format: version {version}, but {FORMAT} is expected; use the same version of genfl on all"
-            " machines"
-        )
-    return about
-
-
-def _field(about: ConfigRecord, name: str, kind: type[_T]) -> _T:
-    value = about.get(name)
-    if type(value) is not kind:
-        raise RefusedMessage(f"{name}: it is missing, or no {kind.__name__}")
-    return value
-
-
-def _number(about: ConfigRecord, name: str, least: int = 0, most: int = _MOST) -> int:
-    value = _field(about, name, int)
-    if value < least:
-        raise RefusedMessage(f"{name}: {value}, but it is at least {least}")
-    if value > most:
-        raise RefusedMessage(f"{name}: {value}, but it is at most {most}")
-    return value
+    return RecordDict({ABOUT: ConfigRecord({**about, **layouts}), **arrays})
 
 
 def _json(about: ConfigRecord, name: str) -> Any:
     try:
-        return json.loads(_field(about, name, str))
+        return json.loads(field(about, name, str))
     except (ValueError, RecursionError):
         raise RefusedMessage(f"{name}: it is no JSON") from None
 
@@ -290,16 +262,16 @@ def _batches(plain: Any) -> Batches | None:
             if steps is not None:
                 _count("steps", steps)
             batches = Batches(size, steps, epochs, _key(key), order, _poisson(poisson))
-            if batches.poisson and steps is None and epochs / batches.poisson.rate > _MOST:
-                raise RefusedMessage(f"batches: more than {_MOST} steps of Poisson sampling")
+            if batches.poisson and steps is None and epochs / batches.poisson.rate > MOST:
+                raise RefusedMessage(f"batches: more than {MOST} steps of Poisson sampling")
             return batches
     raise RefusedMessage("batches: they are not as expected")
 
 
-def _count(name: str, value: Any, least: int = 0, most: int = _MOST) -> None:
+def _count(name: str, value: Any, least: int = 0, most: int = MOST) -> None:
     if type(value) is not int or not least <= value <= most:
         raise RefusedMessage(
-            f"batches: {name} is {_short(value)}, but it is a whole number from {least} to {most}"
+            f"batches: {name} is {short(value)}, but it is a whole number from {least} to {most}"
         )
 
 
@@ -338,14 +310,29 @@ def _checked_tree(records: RecordDict, about: ConfigRecord, name: str) -> Tree:
     except ValueError as error:
         raise RefusedMessage(f"{name}_layout: it is none of a tree ({error})") from None
     if len(array.data) > size + _HEADER:
-        raise RefusedMessage(f"{name}: {len(array.data)} bytes, but its layout has {_short(size)}")
+        raise RefusedMessage(f"{name}: {len(array.data)} bytes, but its layout has {short(size)}")
     data = array.numpy()
     if str(data.dtype) != "uint8" or data.ndim != 1 or len(data) != size:
-        raise RefusedMessage(f"{name}: {data.nbytes} bytes, but its layout has {_short(size)}")
+        raise RefusedMessage(f"{name}: {data.nbytes} bytes, but its layout has {short(size)}")
     tree = unpack_tree(json.dumps(layout), torch.from_numpy(data.copy()))
     if not trees.is_finite(tree):
         raise RefusedMessage(f"{name}: {NOT_FINITE}")
     return tree
+
+
+def _masked(records: RecordDict) -> bytes:
+    """Return the bytes of a masked upload. What they hold is checked by the secure sum."""
+    arrays = records.array_records.get(_SUM)
+    array = None if arrays is None else arrays.get(_DATA)
+    if array is None:
+        raise RefusedMessage(f"{_SUM}: the upload is not masked")
+    try:
+        data = array.numpy()
+    except Exception as error:  # NumPy fails in many ways at bytes made to break it
+        raise RefusedMessage(f"{_SUM}: it cannot be read ({type(error).__name__})") from None
+    if str(data.dtype) != "uint8" or data.ndim != 1:
+        raise RefusedMessage(f"{_SUM}: bytes are expected")
+    return data.tobytes()
 
 
 def _bytes_of_layout(layout: Any, depth: int = 0) -> int:

@@ -32,6 +32,7 @@ from genfl.learning.local import LocalSGD
 from genfl.learning.task import MissingPart, Task
 from genfl.privacy.dp.accounting import check_accountant, default_delta, noise_for
 from genfl.privacy.dp.user import check_algorithm
+from genfl.privacy.secure_sum.fixed_point import FixedPoint
 from genfl.references import GENERATOR, REFERENCES, GeneratorClassifier
 from genfl.rng import Key
 from genfl.stages.federate.generated_content import check_content
@@ -87,6 +88,11 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
             build_extractor(inputs.extractor.choice, data.shape, classes)
         except ValueError as error:
             raise InputError(f"federate.extractor: {error}") from error
+    if secure := inputs.federation.secure:
+        try:
+            FixedPoint.fitting(secure.limit, inputs.federation.clients_per_round, secure.precision)
+        except ValueError as error:
+            raise InputError(f"federate.secure.limit: {error}") from error
     check_content(inputs, context)
     _check_public(inputs, context)
     _check_delta(inputs, context)
@@ -108,6 +114,13 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
         except Exception as error:  # a method or model of the user's own can raise anything
             raise InputError(f"methods.{name}.algorithm: its first step fails: {cause(error)}") from error
         _check_protection(name, inputs, method, task, provided)
+        single = [part for part, kind in algorithm.client.reductions.items() if kind == "each"]
+        if inputs.federation.secure and single and method.reference is None:
+            raise InputError(
+                f"methods.{name}.algorithm: its server sees {', '.join(single)} of every client, which a"
+                " secure sum does not carry; use an algorithm whose server sees sums alone, or set"
+                " federate.secure to false"
+            )
         if inputs.federation.engine == "vectorized":
             _check_together(
                 name, algorithm, task, max(2, len(inputs.client_models)), fast=inputs.federation.fast

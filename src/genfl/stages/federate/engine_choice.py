@@ -39,7 +39,12 @@ class ChoiceInputs:
     partition: Partition
     federation: Annotated[
         Federation,
-        Without({"rounds", "evaluate_every", "checkpoint_every", "fast", "keep_every", "quorum", "deadline"}),
+        Without(
+            {
+                *("rounds", "evaluate_every", "checkpoint_every", "fast", "keep_every", "quorum", "deadline"),
+                "secure",
+            }
+        ),
     ]
 
 

@@ -47,6 +47,9 @@ STATEMENTS = {"public"}
 LATER = {"noise", "quorum", "mechanism"}
 """The settings of privacy whose defaults leave the digests of trials as they were without them."""
 
+NEW = {"secure"}
+"""The settings of a federation whose defaults leave the digests of trials as they were without them."""
+
 BITWISE_SAME = {"checkpoint_every", "engine", "fast", "extractor", "keep_every", "quorum", "deadline"}
 """The settings of a federation that do not count by themselves.
 
@@ -122,7 +125,7 @@ class FederateInputs:
     partition: Partition
     model: ModelInputs
     client_models: list[Model]
-    federation: Annotated[Federation, Without(BITWISE_SAME)]
+    federation: Annotated[Federation, Without(BITWISE_SAME), IfChanged(NEW)]
     engine: Any
     methods: dict[str, Method]
     code: dict[str, str]
@@ -176,7 +179,7 @@ class TrialInputs:
     device_type: str
     model: Model
     client_models: list[Model]
-    federation: Annotated[Federation, Without(BITWISE_SAME)]
+    federation: Annotated[Federation, Without(BITWISE_SAME), IfChanged(NEW)]
     engine: Any
     method: Method
     code: list[dict[str, str]]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genfl.algorithms import Algorithm
 from genfl.algorithms.base import ClientProgram
@@ -19,12 +20,14 @@ from genfl.config.training import Federation
 from genfl.data.clients import GENERATED, ClientData
 from genfl.deployment.description import WEIGHTS_FILE
 from genfl.engines.auto import Name, engine
-from genfl.engines.protocol import Engine
-from genfl.engines.reducers import PlainReducer, quorum_reducers
+from genfl.engines.protocol import Engine, ReducerFactory
+from genfl.engines.reducers import PlainReducer, SumEncoding, quorum_reducers, secure_reducers
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
 from genfl.privacy.dp.user import NOISED_WORDS, exact_census, user_level
 from genfl.privacy.ledger import measures_noise, measures_rounds
+from genfl.privacy.secure_sum import default_threshold
+from genfl.privacy.secure_sum.fixed_point import SumRange
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
@@ -41,6 +44,9 @@ from genfl.storage import save_tensors, write_json
 from genfl.tracking.events import Follower, rows_of
 from genfl.tracking.series import Row, Series
 from genfl.trees import Tree
+
+if TYPE_CHECKING:
+    from genfl.engines.flower.server import FlowerEngine
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +217,21 @@ class Trial:
             **({"privacy": protection.figures(len(traces[0].rounds)) | exact} if protection else {}),
         }
 
+    def _reducer(self, federation: Federation, protection: Protection | None) -> ReducerFactory:
+        """Return what makes the reducers of the trial's rounds, where uploads are added in one process."""
+        if protection and protection.quorum:
+            return quorum_reducers(NOISED_WORDS, protection.quorum)
+        if federation.secure and self.method.reference is None:
+            cohort = federation.clients_per_round
+            threshold = federation.secure.threshold or default_threshold(cohort)
+            encoding = SumEncoding(
+                SumRange(federation.secure.limit, federation.secure.precision),
+                cohort,
+                max(threshold, federation.quorum),
+            )
+            return secure_reducers(Key(secrets.randbits(128)), encoding)
+        return PlainReducer
+
     def _tell(self, setting: Setting) -> Callable[[list[dict[str, Any]], list[dict[str, Any]]], None]:
         """Return what tells the rounds of a federation while it works; see `genfl.simulation.federate`."""
         if self.method.reference == LOCAL:
@@ -248,11 +269,11 @@ class Trial:
         kept = self.kept_models(inputs, folder, digest)
         kept.restart_incomplete(folder / CHECKPOINT)
         setting.work.take_checkpoint(folder / CHECKPOINT, digest, kept.beside)
-        quorum = protection.quorum if protection else None
-        reducer = quorum_reducers(NOISED_WORDS, quorum) if quorum else PlainReducer
+        reducer = self._reducer(inputs.federation, protection)
         with contextlib.ExitStack() as opened:
             take_census: Callable[[ClientProgram], Tree] | None = None
             run_cohort: Engine
+            flower: FlowerEngine | None = None
             if over_flower(inputs.federation, self.method):
                 settings = {"method": self.name, "seed": self.seed}
                 memory = algorithm.memory(start)
@@ -283,6 +304,8 @@ class Trial:
                 on_model=partial(kept.save, setting.task),
                 take_census=take_census,
             )
+            if flower is not None:
+                flower.end()
         kept.discard_others()
         save_tensors(folder / WEIGHTS_FILE, setting.task.state_dict(trace.weights))
         evaluations, rounds = trace.evaluations, len(trace.rounds)

@@ -1,0 +1,98 @@
+"""What all of genfl's records over Flower have in common. Nothing here takes long to import."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from flwr.app import ConfigRecord, RecordDict
+
+from genfl.errors import GenflError, on_one_line
+
+FORMAT = 1
+"""The version of the wire format. Both sides must have the same one."""
+
+ABOUT = "about"
+"""The name of the record with the fields of a message."""
+
+ACTIONS = {
+    "labels": "query.labels",
+    "census": "query.census",
+    "train": "train.train",
+    "evaluate": "evaluate.evaluate",
+}
+"""The actions of a federation, and their message types in Flower."""
+
+MOST = 2**31 - 1
+"""The largest round, client, number of steps, and of passes."""
+
+_T = TypeVar("_T")
+
+
+class RefusedMessage(GenflError):
+    """A message that must not be acted on. Its text names what is wrong, and tells nothing private."""
+
+
+def about_of(records: RecordDict) -> ConfigRecord:
+    """Return the fields of a message.
+
+    Raises:
+        RefusedMessage: They are missing, or of another version.
+    """
+    about = records.config_records.get(ABOUT)
+    if about is None:
+        raise RefusedMessage("message: it is none of genfl; use the same version of genfl on all machines")
+    version = int_field(about, "format")
+    if version != FORMAT:
+        raise RefusedMessage(
+            f"format: version {version}, but {FORMAT} is expected; use the same version of genfl on all"
+            " machines"
+        )
+    return about
+
+
+def field(about: ConfigRecord, name: str, kind: type[_T]) -> _T:
+    """Return a field of a message.
+
+    Raises:
+        RefusedMessage: It is missing, or of another type.
+    """
+    value = about.get(name)
+    if type(value) is not kind:
+        raise RefusedMessage(f"{name}: it is missing, or no {kind.__name__}")
+    return value
+
+
+def int_field(about: ConfigRecord, name: str, least: int = 0, most: int = MOST) -> int:
+    """Return a whole number of a message.
+
+    Raises:
+        RefusedMessage: It is missing, or out of range.
+    """
+    value = field(about, name, int)
+    if value < least:
+        raise RefusedMessage(f"{name}: {value}, but it is at least {least}")
+    if value > most:
+        raise RefusedMessage(f"{name}: {value}, but it is at most {most}")
+    return value
+
+
+def check_answers(about: ConfigRecord, request: Any, names: tuple[str, ...]) -> None:
+    """Check that a reply repeats fields of its request.
+
+    Args:
+        about: The fields of the reply.
+        request: The request.
+        names: The fields that must be equal.
+
+    Raises:
+        RefusedMessage: One differs.
+    """
+    for name in names:
+        asked = getattr(request, name)
+        if (answered := field(about, name, type(asked))) != asked:
+            raise RefusedMessage(f"{name}: the reply is to {short(answered)}, not to {short(asked)}")
+
+
+def short(value: Any) -> str:
+    """Return a value as a short text on one line."""
+    return on_one_line(value, 24)

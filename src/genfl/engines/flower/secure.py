@@ -1,0 +1,275 @@
+"""The server's side of secure sums over Flower: it carries the messages, and learns the sum alone."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flwr.app import RecordDict
+
+from genfl.engines.flower.exchange import GridExchange
+from genfl.engines.flower.records import ACTIONS, RefusedMessage
+from genfl.engines.flower.sum_messages import (
+    SUM_MESSAGE,
+    SumPhase,
+    SumRequest,
+    read_sum_reply,
+    sum_name,
+    sum_request_records,
+)
+from genfl.engines.flower.wire import Request, read_reply
+from genfl.engines.flower.work import in_sum
+from genfl.errors import GenflError
+from genfl.privacy.secure_sum import (
+    Advertisement,
+    ClientMessage,
+    Confirmation,
+    MaskedInput,
+    Reveal,
+    SealedShares,
+    SecureSumError,
+    ServerMessage,
+    ServerState,
+    SumParameters,
+    Verifier,
+    default_threshold,
+    end_phase,
+    from_bytes,
+    open_sum,
+    receive,
+    to_bytes,
+    unmask,
+)
+from genfl.privacy.secure_sum.fixed_point import SumRange
+from genfl.privacy.secure_sum.uploads import UploadCodec
+from genfl.storage import load_tensors, remove, save_tensors
+from genfl.trees import Tree
+
+_PHASES: tuple[tuple[SumPhase | None, type[ClientMessage]], ...] = (
+    ("keys", Advertisement),
+    ("shares", SealedShares),
+    (None, MaskedInput),  # it comes as the reply to the action itself
+    ("confirm", Confirmation),
+    ("reveal", Reveal),
+)
+"""What clients are asked for, and what they answer."""
+
+
+class SumRules(NamedTuple):
+    """How the clients of a federation add their uploads up.
+
+    Attributes:
+        verifiers: The public keys of all clients' nodes, by number.
+        numbers: Which numbers a sum carries.
+        threshold: The fewest clients whose sum may be opened, more than half of a cohort; None for the
+            default.
+    """
+
+    verifiers: Mapping[int, Verifier]
+    numbers: SumRange
+    threshold: int | None = None
+
+    def least(self, clients: int) -> int:
+        """Return the fewest clients of a cohort whose sum may be opened."""
+        return default_threshold(clients) if self.threshold is None else min(self.threshold, clients)
+
+
+class OpenedSum(NamedTuple):
+    """The result of a secure sum.
+
+    Attributes:
+        upload: The sum of uploads.
+        samples: How many samples its clients trained on together.
+        clients: The clients in it.
+        left_out: Why others are not, by client.
+        uplink_bytes: For each name of the upload, the bytes that all of its clients sent.
+    """
+
+    upload: Tree
+    samples: int
+    clients: list[int]
+    left_out: dict[int, str]
+    uplink_bytes: dict[str, int]
+
+
+class SumFailed(GenflError):
+    """A sum that was not opened.
+
+    Attributes:
+        left: How many clients were left.
+        left_out: Why others were not, by client.
+        bound: The clients of whom alone another sum of this round can be opened; None if any can.
+    """
+
+    def __init__(self, why: str, left: int, left_out: dict[int, str], bound: tuple[int, ...] | None) -> None:
+        super().__init__(why)
+        self.left = left
+        self.left_out = left_out
+        self.bound = bound
+
+
+def add_securely(
+    exchange: GridExchange,
+    rules: SumRules,
+    requests: Mapping[int, Request],
+    like: Tree,
+    threshold: int,
+    records_of: Callable[[Request], RecordDict],
+) -> OpenedSum:
+    """Ask clients for their parts of an action, and return the sum of their uploads.
+
+    Args:
+        exchange: What carries the messages.
+        rules: How uploads are added.
+        requests: The requests, by client.
+        like: An upload with the right structure, shapes and dtypes.
+        threshold: The fewest clients whose sum is opened.
+        records_of: Returns a request as records.
+
+    Raises:
+        SumFailed: Too few clients are left.
+    """
+    members = tuple(sorted(requests))
+    first = requests[members[0]]
+    codec = UploadCodec(in_sum(like, 0), len(members), rules.numbers)
+    session = sum_name(first.run, first.action, first.round) + secrets.token_hex(8).encode()
+    state = open_sum(SumParameters(session, members, threshold, codec.segments))
+    messages: dict[int, ServerMessage] = dict.fromkeys(members, state.parameters)
+    left_out: dict[int, str] = {}
+    packed: dict[int, bytes] = {}  # most clients are sent one and the same message
+    bound: tuple[int, ...] | None = None
+    try:
+        for phase, expected in _PHASES:
+            asked: dict[int, Request | SumRequest] = {}
+            for client, message in messages.items():
+                if id(message) not in packed:
+                    packed[id(message)] = to_bytes(message)
+                asked[client] = _asked(phase, requests[client], packed[id(message)])
+
+            take = _Receiver(state, asked, expected, rules.verifiers, left_out)
+            records = {client: _records(request, records_of) for client, request in asked.items()}
+            message_type = SUM_MESSAGE if phase else ACTIONS[first.action]
+            left_out |= exchange(records, message_type, str(first.round), take)
+            state = take.state
+            if phase == "reveal":
+                break
+            state, messages = end_phase(state)
+            packed = {}
+            if phase == "confirm" and state.survivors is not None:
+                bound = state.survivors.clients  # from now on, clients reveal what opens this sum
+        sums = unmask(state)
+    except SecureSumError as error:
+        raise SumFailed(error.reason, len(state.answers), left_out, bound) from error
+    assert state.survivors is not None  # of an opened sum
+    clients = list(state.survivors.clients)
+    total = codec.decode(sums)
+    plain = UploadCodec(like, len(members), rules.numbers)
+    return OpenedSum(
+        total["upload"],
+        int(total["samples"]),
+        clients,
+        {client: why for client, why in left_out.items() if client not in clients},
+        {name: len(clients) * plain.nbytes(name) for name in like},
+    )
+
+
+class _Receiver:
+    """Takes the answers of a phase as they arrive, so that no two uploads are held at once.
+
+    Args:
+        state: The sum.
+        asked: What clients were asked.
+        expected: The class of their messages.
+        verifiers: The public keys of clients' nodes.
+        left_out: Where the reasons are put why an answer does not count, by client.
+    """
+
+    def __init__(
+        self,
+        state: ServerState,
+        asked: Mapping[int, Request | SumRequest],
+        expected: type[ClientMessage],
+        verifiers: Mapping[int, Verifier],
+        left_out: dict[int, str],
+    ) -> None:
+        self.state = state
+        self.asked, self.expected, self.verifiers, self.left_out = asked, expected, verifiers, left_out
+
+    def __call__(self, client: int, content: RecordDict) -> None:
+        try:
+            answer = from_bytes(_answered(content, self.asked[client]), self.expected)
+            if answer.client != client:
+                raise RefusedMessage(f"client: the message of {answer.client} came from {client}")
+            self.state = receive(self.state, answer, self.verifiers)
+        except (RefusedMessage, SecureSumError) as error:
+            self.left_out[client] = str(error)
+
+
+def _asked(phase: SumPhase | None, request: Request, message: bytes) -> Request | SumRequest:
+    if phase is None:
+        return request._replace(delivery=message)
+    return SumRequest(request.run, request.action, request.round, request.client, phase, message)
+
+
+def _records(request: Request | SumRequest, records_of: Callable[[Request], RecordDict]) -> RecordDict:
+    return records_of(request) if isinstance(request, Request) else sum_request_records(request)
+
+
+def _answered(content: RecordDict, request: Request | SumRequest) -> bytes:
+    if isinstance(request, SumRequest):
+        return read_sum_reply(content, request)
+    reply = read_reply(content, request)
+    if reply.refused or reply.masked is None:
+        raise RefusedMessage(reply.refused or "the upload is not masked")
+    return reply.masked
+
+
+class OpenedSums:
+    """The opened sums of rounds that the server's checkpoint does not hold yet.
+
+    After an interruption, the server must not ask for these rounds again: with other clients, the difference
+    of two sums would tell single uploads, and so clients refuse.
+
+    Args:
+        folder: Where they are kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, run: str, round_number: int, asked: list[int]) -> OpenedSum | None:
+        """Return the opened sum of a round; None if there is none.
+
+        Args:
+            run: The federation.
+            round_number: The round.
+            asked: The clients of its cohort.
+        """
+        file = self._file(round_number)
+        if not file.exists():
+            return None
+        tree, about = load_tensors(file)
+        if (about["run"], about["asked"]) != (run, asked):
+            return None
+        left_out = {int(client): why for client, why in about["left_out"].items()}
+        return OpenedSum(tree["upload"], about["samples"], about["clients"], left_out, about["uplink_bytes"])
+
+    def save(self, run: str, round_number: int, asked: list[int], opened: OpenedSum) -> None:
+        """Store the opened sum of a round; see `load`."""
+        about: dict[str, Any] = {"run": run, "asked": asked, **opened._asdict()}
+        save_tensors(self._file(round_number), {"upload": about.pop("upload")}, about)
+
+    def forget(self, finished: int) -> None:
+        """Delete the sums of rounds that the server's checkpoint holds.
+
+        Args:
+            finished: The last of these rounds.
+        """
+        for file in self.folder.glob("opened-*.safetensors"):
+            if int(file.stem.partition("-")[2]) <= finished:
+                remove(file, self.folder)
+
+    def _file(self, round_number: int) -> Path:
+        return self.folder / f"opened-{round_number}.safetensors"

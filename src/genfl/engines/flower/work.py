@@ -1,0 +1,172 @@
+"""A client's part of an action: it runs the algorithm's program on its data, and sends the upload."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from flwr.app import Message, RecordDict
+
+from genfl import trees
+from genfl.algorithms.base import ClientProgram
+from genfl.engines.flower.member import NO_PEERS, SumMember
+from genfl.engines.flower.node_memory import NodeMemory
+from genfl.engines.flower.records import ACTIONS, RefusedMessage
+from genfl.engines.flower.wire import Reply, Request, read_request, reply_records
+from genfl.engines.per_client import PerClientRunner
+from genfl.engines.protocol import ClientTask, DataView, ResultTemplates
+from genfl.errors import first_line
+from genfl.privacy.secure_sum import SecureSumError, SumParameters
+from genfl.privacy.secure_sum.encoding import Vector
+from genfl.privacy.secure_sum.fixed_point import SumRange
+from genfl.privacy.secure_sum.uploads import UploadCodec
+from genfl.threads import one_thread
+from genfl.trees import Tree
+
+log = logging.getLogger(__name__)
+
+
+class NodeWork(NamedTuple):
+    """What a node needs to answer a request.
+
+    Attributes:
+        program: The program that the request asks for.
+        data: The client's data.
+        client: The client's number in these data, which may hold this client alone.
+        fast: Whether steps may be recorded and replayed.
+        range: The numbers of a secure sum; None if the upload is sent in the clear.
+        check_sum: Refuses the parameters of a secure sum that the client does not allow.
+    """
+
+    program: ClientProgram
+    data: DataView
+    client: int
+    fast: bool = False
+    range: SumRange | None = None
+    check_sum: Callable[[SumParameters], None] = lambda parameters: None
+
+
+class Site(Protocol):
+    """A client as Flower's messages find it: its data, and its folder on its own disk.
+
+    Attributes:
+        folder: Where its memories are kept.
+    """
+
+    @property
+    def folder(self) -> Path:
+        """The client's folder."""
+        ...
+
+    def work(self, request: Request) -> NodeWork:
+        """Return what the node needs to answer a request.
+
+        Raises:
+            RefusedMessage: The client does not allow it. The text is sent to the server.
+            Exception: It cannot. The text stays in the client's log.
+        """
+        ...
+
+
+def answer(
+    message: Message, site_of: Callable[[], Site], member_of: Callable[[], SumMember | None]
+) -> RecordDict:
+    """Return the reply to a request. An error is no reason to say nothing: the server would wait.
+
+    Args:
+        message: The message with the request.
+        site_of: Returns the site of the node that the message reached.
+        member_of: Returns the node as a member of secure sums; None if it takes part in none.
+    """
+    return reply_records(_answer(message, site_of, member_of))
+
+
+def _answer(
+    message: Message, site_of: Callable[[], Site], member_of: Callable[[], SumMember | None]
+) -> Reply:
+    try:
+        request = read_request(message.content)
+        if message.metadata.message_type != ACTIONS[request.action]:
+            raise RefusedMessage(f"action: {request.action} in a message of {message.metadata.message_type}")
+    except RefusedMessage as error:
+        log.error("a message was refused: %s", error)
+        return Reply("", "", 0, 0, None, str(error))
+    answered = Reply(request.run, request.action, request.round, request.client, None)
+    try:
+        site = site_of()
+        work = site.work(request)
+        samples = 0
+        if request.batches is not None:
+            samples = request.batches.samples(work.data.part_sizes(work.client))
+        if work.range is None and request.delivery is None:
+            answered = answered._replace(samples=samples)
+            answered = answered._replace(upload=_upload(request, site, work))
+        else:
+            answered = answered._replace(masked=_masked(request, site, work, samples, member_of()))
+        log.info("%s of round %d: answered", request.action, request.round)
+        return answered
+    except RefusedMessage as error:
+        log.error("%s of round %d was refused: %s", request.action, request.round, error)
+        return answered._replace(refused=str(error))
+    except Exception as error:  # its text may name private data, so it stays here
+        log.exception("%s of round %d failed", request.action, request.round)
+        kind = type(error).__name__
+        log.error("%s of round %d failed: %s: %s", request.action, request.round, kind, first_line(error))
+        return answered._replace(refused=f"it failed with {kind}; the client's log says why")
+
+
+def _masked(request: Request, site: Site, work: NodeWork, samples: int, member: SumMember | None) -> bytes:
+    """Run the client's work, and return its message of the secure sum.
+
+    Raises:
+        RefusedMessage: The request must not be acted on, or the upload must not be sent.
+    """
+    if work.range is None or request.delivery is None:
+        asked = "a secure sum, but its config sets none" if work.range is None else "an upload in the clear"
+        raise RefusedMessage(f"federate.secure: the server asks for {asked}")
+    if member is None:
+        raise RefusedMessage(NO_PEERS)
+    numbers = work.range
+
+    def words_of(parameters: SumParameters) -> Sequence[Vector]:
+        work.check_sum(parameters)
+        summed = in_sum(_upload(request, site, work), samples)
+        codec = UploadCodec(summed, len(parameters.clients), numbers)
+        try:
+            return codec.encode(summed)
+        except SecureSumError as error:  # its text has a number of the upload
+            log.error("%s", error)
+            raise RefusedMessage(
+                f"upload: a value is beyond {numbers.limit:g} (federate.secure.limit), or is none"
+            ) from None
+
+    return member.mask(request.run, request.action, request.round, request.delivery, words_of)
+
+
+def in_sum(upload: Tree, samples: int) -> Tree:
+    """Return all that a client adds to a secure sum: its upload, and how many samples it trained on."""
+    return {"upload": upload, "samples": torch.tensor([samples])}
+
+
+def _upload(request: Request, site: Site, work: NodeWork) -> Tree:
+    """Run the client's work, keep its memory on its disk, and return what it sends.
+
+    Raises:
+        RefusedMessage: The request must not be acted on, or the upload must not be sent.
+    """
+    keeps = request.action == "train"
+    memory = NodeMemory(site.folder, request.run) if keeps else None
+    before = memory.before(request) if memory else {}
+    task = ClientTask(work.client, request.message, before, request.batches, request.key, request.round)
+    runner = PerClientRunner(work.data, accelerated=work.fast)
+    with one_thread():
+        (results,) = runner(work.program, [task], ResultTemplates(work.program, work.data))
+    if why := results.refused.get(work.client):
+        raise RefusedMessage(f"upload: {why}")
+    upload, after = trees.apart(results.upload, 1)[0], trees.apart(results.memory, 1)[0]
+    if memory:
+        memory.after(request, after)
+    return upload

@@ -1,0 +1,302 @@
+"""Secure sums over Flower, in one process: the bits of the simulation, and clients that fail in a phase."""
+
+import stat
+
+import pytest
+import torch
+
+pytest.importorskip("flwr")
+
+from genfl import trees
+from genfl.algorithms import ALGORITHMS
+from genfl.engines.flower.member import OPENED, STATE
+from genfl.engines.in_process import sequential
+from genfl.engines.reducers import SumEncoding, secure_reducers
+from genfl.errors import GenflError
+from genfl.labels.discovery import discover
+from genfl.privacy.secure_sum.fixed_point import FixedPoint, SumRange
+from genfl.rng import Key
+from genfl.storage import read_json
+
+from .test_in_process import FEW, Faulty, assert_same, build, clients, flower, play, spoil
+
+__all__ = ["clients"]
+
+NUMBERS = SumRange(2.0**20, 2.0**-20)
+PHASES = ["keys", "shares", "train", "confirm", "reveal"]
+
+
+def secure(clients, algorithm, folder, threshold=None, **options):
+    return flower(clients, algorithm, folder, secure=(NUMBERS, threshold), **options)
+
+
+def simulated(clients, cohort=3):
+    return sequential(clients, secure_reducers(Key(0), SumEncoding(NUMBERS, cohort)))
+
+
+def phase_of(message):
+    """The phase of a secure sum that a message belongs to; None for other actions than training."""
+    about = message.content["about"]
+    return about.get("phase", "train") if about["action"] == "train" else None
+
+
+def grid_of(fault):
+    """A Grid whose nodes fail as ``fault(phase, round, client)`` says."""
+
+    asked = []
+
+    class Failing(Faulty):
+        @staticmethod
+        def fault(message, client):
+            phase, number = phase_of(message), message.content["about"]["round"]
+            asked.append((phase, number, client))
+            return fault(phase, number, client) if phase else None
+
+    Failing.asked = asked
+    return Failing
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+        for name in ALGORITHMS
+        if set(build(name).client.reductions.values()) == {"sum"}
+    ],
+)
+def test_every_algorithm_has_the_bits_of_the_simulation(clients, tmp_path, name):
+    algorithm = build(name)
+    assert_same(
+        play(clients, algorithm, secure(clients, algorithm, tmp_path)),
+        play(clients, algorithm, simulated(clients)),
+    )
+
+
+def test_a_federation_differs_from_plain_sums_by_the_fixed_point_error_alone(clients, tmp_path):
+    """One round, so that training does not enlarge the difference."""
+    algorithm = build("fedavg")
+    one = play(clients, algorithm, secure(clients, algorithm, tmp_path), rounds=1, cohort=5)
+    other = play(clients, algorithm, sequential(clients), rounds=1, cohort=5)
+    bound = FixedPoint.fitting(NUMBERS.limit, 5, NUMBERS.precision).error_bound(5)
+    for a, b in zip(trees.leaves(one.weights), trees.leaves(other.weights), strict=True):
+        assert ((a - b).abs() <= bound + 4 * torch.finfo(torch.float32).eps * b.abs()).all()
+
+
+def test_an_algorithm_whose_server_sees_single_uploads_is_refused(clients):
+    with pytest.raises(ValueError, match="a secure sum cannot carry uploads the server must see one by one"):
+        play(clients, build("feddf"), simulated(clients))
+
+
+@pytest.mark.parametrize("when", ["killed before", "killed after"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_client_that_drops_in_a_phase_is_left_out_or_counted(clients, tmp_path, phase, when):
+    """Once its words are in the sum, a client counts, though it is not heard of any more."""
+    counted = phase in ("confirm", "reveal")
+    grid = grid_of(lambda at, number, client: when if (at, number, client) == (phase, 2, 1) else None)
+    algorithm = build("scaffold")
+    engine = secure(clients, algorithm, tmp_path, grid=grid, deadline=0.3)
+    trace = play(clients, algorithm, engine, rounds=3, cohort=5)
+
+    class Dropping:
+        def run(self, program, tasks):
+            kept = [task for task in tasks if counted or (task.round, task.client) != (2, 1)]
+            result = simulated(clients, 5).run(program, kept)
+            return result._replace(refused={task.client: "" for task in tasks if task not in kept})
+
+    assert_same(trace, play(clients, algorithm, Dropping(), rounds=3, cohort=5), unequal={"samples"})
+    assert [row["refused"] for row in trace.rounds] == [0, 0 if counted else 1, 0]
+
+
+def test_a_round_with_too_few_clients_is_done_again(clients, tmp_path):
+    """Two of five are lost in the first try. Nothing was opened, so another sum takes all of them."""
+    tries = []
+
+    def fault(phase, number, client):
+        if phase == "keys" and client == 0:
+            tries.append(number)
+        return "killed before" if number == 2 and tries.count(2) == 1 and client > 2 else None
+
+    algorithm = build("fedavg")
+    engine = secure(clients, algorithm, tmp_path, grid=grid_of(fault), deadline=0.3)
+    trace = play(clients, algorithm, engine, rounds=3, cohort=5)
+    assert_same(trace, play(clients, algorithm, simulated(clients, 5), rounds=3, cohort=5))
+    assert tries == [1, 2, 2, 3]
+
+
+def test_a_sum_that_was_being_opened_is_opened_of_the_same_clients_again(clients, tmp_path):
+    """Client 4 drops before its upload, and three others when they reveal. It must not be in the next sum."""
+    tries = []
+
+    def fault(phase, number, client):
+        if phase == "keys" and client == 0:
+            tries.append(number)
+        first = number == 2 and tries.count(2) == 1
+        lost = (phase == "train" and client == 4) or (phase == "reveal" and client in (1, 2, 3))
+        return "killed after" if first and lost else None
+
+    algorithm, grid = build("fedavg"), grid_of(fault)
+    engine = secure(clients, algorithm, tmp_path, threshold=3, grid=grid, deadline=0.3)
+    trace = play(clients, algorithm, engine, rounds=3, cohort=5)
+    assert [row["refused"] for row in trace.rounds] == [0, 1, 0]
+    assert grid.asked.count(("keys", 2, 4)) == 1
+    assert grid.asked.count(("keys", 2, 0)) == 2
+
+
+def test_a_client_opens_no_second_set_of_a_round(clients, tmp_path):
+    """A server that lost what it opened asks for round 1 again, with fewer clients."""
+    algorithm = build("fedavg")
+    engine = secure(clients, algorithm, tmp_path, threshold=3)
+    play(clients, algorithm, engine, rounds=1, cohort=5, on_round=lambda _: None)
+    opened = read_json(next((tmp_path / "client-1").rglob(OPENED)))
+    assert set(opened) == {"census/1", "train/1"}
+    for file in tmp_path.glob("opened-*"):
+        file.unlink()
+    again = _again(engine, clients, algorithm, [0, 1, 2, 3, 4])
+    assert len(again.memories) == 5  # the same clients: the same sum
+    for file in tmp_path.glob("opened-*"):
+        file.unlink()
+    with pytest.raises(GenflError, match=r"client 0: sum: round 1 was opened already, with other clients"):
+        _again(engine, clients, algorithm, [0, 1, 2, 3])
+
+
+def _again(engine, clients, algorithm, cohort):
+    """Asks for the first round again."""
+    from genfl.data.plans import Batches
+    from genfl.engines.protocol import ClientTask
+
+    from .test_in_process import TASK
+
+    weights = TASK.init(Key(1))
+    state = algorithm.init(weights, {"clients": torch.tensor(5.0)}, Key(0))
+    message = algorithm.send(state)
+    tasks = [
+        ClientTask(k, algorithm.address(message, k), engine.initial, Batches(4, 2, 1, Key(k)), Key(k), 1)
+        for k in cohort
+    ]
+    return engine.run(algorithm.client, tasks)
+
+
+def test_an_opened_sum_is_not_asked_for_again_after_an_interruption(clients, tmp_path):
+    """The server was killed between the sum of round 3 and its checkpoint, and one client is gone since."""
+    algorithm, checkpoint = build("scaffold"), tmp_path / "checkpoint.safetensors"
+    gone, grid = [], grid_of(lambda phase, number, client: "killed before" if client in gone else None)
+
+    def start(**options):
+        engine = secure(
+            clients, algorithm, tmp_path / "nodes", grid=grid, deadline=0.3, checkpoint_every=2, threshold=3
+        )
+        return play(clients, algorithm, engine, rounds=4, cohort=5, every=2, checkpoint=checkpoint, **options)
+
+    class Killed(Exception):
+        pass
+
+    def kill(rounds, evaluations):
+        if len(rounds) == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        start(on_history=kill)
+    asked = len(grid.asked)
+    trace = start()
+    assert {number for phase, number, _ in grid.asked[asked:] if phase} == {4}
+    assert_same(trace, play(clients, algorithm, simulated(clients, 5), rounds=4, cohort=5))
+    engine = secure(clients, algorithm, tmp_path / "nodes")
+    kept = {file.name for file in (tmp_path / "nodes").glob("opened-*")}
+    assert kept == {"opened-3.safetensors", "opened-4.safetensors"}
+    engine.end()
+    assert not list((tmp_path / "nodes").glob("opened-*"))
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_an_altered_message_of_a_client_is_refused_by_name(clients, tmp_path, caplog, phase):
+    class Altered(Faulty):
+        def deliver(self, message):
+            reply = super().deliver(message)
+            about = reply.content["about"]
+            if phase_of(message) == phase and about["round"] == 2 and about["client"] == 2:
+                if phase == "train":
+                    data = reply.content["sum"]["data"]
+                    words = data.numpy().copy()
+                    words[7] ^= 1  # of the digest
+                    reply.content["sum"]["data"] = type(data)(words)
+                else:
+                    payload = bytearray(about["payload"])
+                    payload[-1] ^= 1
+                    about["payload"] = bytes(payload)
+            return reply
+
+    algorithm = build("fedavg")
+    engine = secure(clients, algorithm, tmp_path, threshold=3, grid=Altered, deadline=0.3)
+    trace = play(clients, algorithm, engine, rounds=3, cohort=5)
+    left_out = {"keys": 2, "shares": 4, "train": 2}.get(phase)  # the altered share was for client 4
+    assert [row["refused"] for row in trace.rounds] == [0, 0 if left_out is None else 1, 0]
+    if left_out is not None:
+        assert f"round 2: the upload of client {left_out} was refused: secure sum: " in caplog.text
+
+
+def test_nothing_of_one_client_travels_in_the_clear(clients, tmp_path):
+    replies = []
+
+    class Watching(Faulty):
+        def deliver(self, message):
+            reply = super().deliver(message)
+            replies.append((phase_of(message), reply.content))
+            return reply
+
+    algorithm = build("scaffold")
+    play(clients, algorithm, secure(clients, algorithm, tmp_path, grid=Watching), rounds=1, cohort=3)
+    masked = [content for phase, content in replies if phase == "train"]
+    assert len(masked) == 3
+    for content in masked:
+        assert content["about"]["samples"] == 0
+        assert content["about"]["tree_layout"] == "{}"
+        assert len(content["tree"]["data"].numpy()) == 0
+    census = [content for phase, content in replies if "sum" in content and phase is None]
+    assert len(census) == len(clients)
+
+
+def test_secrets_are_readable_by_this_user_alone_and_gone_at_the_end(clients, tmp_path):
+    modes = set()
+
+    class Looking(Faulty):
+        def deliver(self, message):
+            reply = super().deliver(message)
+            modes.update(stat.S_IMODE(file.stat().st_mode) for file in tmp_path.rglob(STATE))
+            return reply
+
+    algorithm = build("fedavg")
+    play(clients, algorithm, secure(clients, algorithm, tmp_path, grid=Looking), rounds=1, cohort=5)
+    assert modes == {0o600}
+    assert not list(tmp_path.rglob(STATE))
+
+
+def test_values_that_a_sum_cannot_carry_stay_at_the_client(clients, tmp_path, caplog):
+    spoiled = spoil(clients, slice(0, 5))
+    algorithm = build("fedavg")
+    play(spoiled, algorithm, secure(clients=spoiled, algorithm=algorithm, folder=tmp_path), cohort=5)
+    assert "round 1: the upload of client 0 was refused: upload: it holds NaN" in caplog.text
+    engine = flower(clients, algorithm, tmp_path / "small", secure=(SumRange(0.5, 2.0**-20), None))
+    with pytest.raises(GenflError, match=r"census: every client.*is beyond 0.5 \(federate.secure.limit\)"):
+        play(clients, algorithm, engine)
+
+
+def test_label_discovery_needs_every_client(clients, tmp_path):
+    names = [("cat", "dog"), ("dog",), ("Tiger", "cat")]
+
+    def engines(**options):
+        return lambda known, key: secure_labels(known, tmp_path, **options)
+
+    def secure_labels(known, folder, **options):
+        from genfl.engines.flower.in_process import InProcessFlower
+
+        engine = InProcessFlower(known, 3, folder, action="labels", secure=(NUMBERS, None), **options)
+        engine.clients.run.begin()
+        return engine
+
+    found = discover(names, engines(), Key(0))
+    assert found.holders == {"Tiger": 1, "cat": 2, "dog": 2}
+    late = type(
+        "Late", (Faulty,), {"fault": staticmethod(lambda m, client: "killed after" if client == 2 else None)}
+    )
+    with pytest.raises(GenflError, match=r"labels: every client is needed, and client 2: it did not answer"):
+        discover(names, engines(grid=late, deadline=0.1), Key(0))
