@@ -20,7 +20,7 @@ from genfl.engines.in_process import sequential
 from genfl.experiment.context import RunContext
 from genfl.live import local
 from genfl.live.keys import make_node_keys, make_server_keys
-from genfl.live.link import CONNECTION, KEYS, LOOPBACK, Server
+from genfl.live.link import CONNECTION, KEYS, LOOPBACK, Client, Server, SuperNode
 from genfl.live.processes import Processes, free_ports
 from genfl.live.server import for_machines
 from genfl.live.site import EXAMPLES, write_examples
@@ -104,13 +104,15 @@ def holders(folder, contents):
     }
 
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "digits_deploy.yaml"
+
+
 def test_real_processes_train_the_models_of_sequential(tmp_path, monkeypatch):
-    """Interrupted by Ctrl-C after the first round, and started again."""
-    file, folder = tmp_path / "config.yaml", tmp_path / "real"
-    file.write_text(CONFIG)
-    command = [sys.executable, "-m", "genfl", "deploy", str(file), "--local", "2", "--out", str(folder)]
+    """GPT-FL with secure sums of three clients, interrupted by Ctrl-C after a round, and started again."""
+    folder = tmp_path / "real"
+    command = [sys.executable, "-m", "genfl", "deploy", str(EXAMPLE), "--local", "3", "--out", str(folder)]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    checkpoint = folder / "server" / "run" / "federate" / "memory" / "seed-0" / "checkpoint.safetensors"
+    checkpoint = folder / "server" / "run" / "federate" / "gptfl" / "seed-0" / "checkpoint.safetensors"
     wait_for(lambda: checkpoint.exists() or first.poll() is not None)
     first.send_signal(signal.SIGINT)
     assert "interrupted; run the same command again to resume" in first.communicate(timeout=180)[1]
@@ -130,35 +132,43 @@ def test_real_processes_train_the_models_of_sequential(tmp_path, monkeypatch):
             super().__exit__(*error)
 
     monkeypatch.setattr(local, "Processes", Watched)
-    result = local.deploy_local(config.parse(CONFIG), folder, 2, seconds=1800)
-    assert "resuming after round 1" in (folder / "server" / "server.log").read_text()
+    settings = config.load(EXAMPLE)
+    result = local.deploy_local(settings, folder, 3, seconds=1800)
+    assert re.search(r"resuming after round [1-4]", (folder / "server" / "server.log").read_text())
 
-    pipeline.execute(config.parse(CONFIG), tmp_path / "simulated", until="federate")
-    name = Path("federate", "memory", "seed-0", "model.safetensors")
+    pipeline.execute(settings, tmp_path / "simulated", until="federate")
+    name = Path("federate", "gptfl", "seed-0", "model.safetensors")
     assert (folder / "server" / "run" / name).read_bytes() == (tmp_path / "simulated" / name).read_bytes()
     assert len(result["labels"]) == 10
-    (trace,) = result["methods"]["memory"].values()
-    assert [row["refused"] for row in trace["rounds"]] == [0, 0]
+    (trace,) = result["methods"]["gptfl"].values()
+    assert [row["refused"] for row in trace["rounds"]] == [0] * 5
+    assert trace["evaluations"][-1]["accuracy"] > trace["evaluations"][0]["accuracy"] + 0.1
 
     assert watches[0].addresses == {"0100007F"}  # 127.0.0.1, and no other
-    assert len(watches[0].seen) >= 5  # the SuperLink, two SuperNodes, and what they start
+    assert len(watches[0].seen) >= 7  # the SuperLink, three SuperNodes, and what they start
     assert not named_in_commands(str(folder))
-    for client in ("client-0", "client-1"):
-        assert "train of round 2: answered" in (folder / client / "client.log").read_text()
-    examples = [load_tensors(folder / f"client-{number}" / "data" / EXAMPLES)[0]["x"] for number in (0, 1)]
+    assert not list(folder.rglob("sum.state"))
+    for number in range(3):
+        assert "train of round 5: answered" in (folder / f"client-{number}" / "client.log").read_text()
+    examples = [load_tensors(folder / f"client-{number}" / "data" / EXAMPLES)[0]["x"] for number in range(3)]
     private = [row.numpy().tobytes() for rows in examples for row in rows]
-    assert holders(folder / "client-1", private[-1:]) == {f"data/{EXAMPLES}"}  # so they can be recognised
+    assert holders(folder / "client-2", private[-1:]) == {f"data/{EXAMPLES}"}  # so they can be recognised
     assert holders(folder / "server", private) == set()
+
+
+def process_of(program, file):
+    """The id of the process of a program that has a file on its command line; None without one."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            if str(file).encode() in words and words[1].endswith(program.encode()):
+                return int(entry.parent.name)
+    return None
 
 
 def supernode_of(folder):
     """The id of the SuperNode whose key is in a folder; None if it does not run."""
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = entry.read_bytes().split(b"\0")
-            if str(folder / "node.key").encode() in words and words[1].endswith(b"flower-supernode"):
-                return int(entry.parent.name)
-    return None
+    return process_of("flower-supernode", folder / "node.key")
 
 
 def online_since(server):
@@ -244,3 +254,64 @@ def test_a_killed_client_is_left_out_and_comes_back_with_its_memory(tmp_path, mo
     pipeline.execute(settings, tmp_path / "b", until="federate")
     name = Path("federate", "memory", "seed-0", "model.safetensors")
     assert (folder / "run" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_killed_superlink_loses_no_round_and_clients_come_back_by_themselves(tmp_path):
+    """SuperLink kill -9 after a round. The command ends, and the same one resumes; clients are not told."""
+    file, folder = tmp_path / "config.yaml", tmp_path / "server"
+    file.write_text(CONFIG)
+    settings, context = config.parse(CONFIG), RunContext()
+    keys = make_server_keys(folder / KEYS, [LOOPBACK])
+    (port,) = free_ports(1)
+    folders = [tmp_path / "client-0", tmp_path / "client-1"]
+    for own, rows in zip(folders, context.client_rows(settings.data, 0), strict=True):
+        make_node_keys(own)
+        write_examples(own / "data", context.data_set(settings.data), rows)
+    genfl = [sys.executable, "-m", "genfl"]
+    serve = [*genfl, "server", file, "--out", folder, "--port", port]
+    serve += [word for own in folders for word in ("--node", own / "node.pub")]
+    with Processes(tmp_path / "processes") as processes:
+        for number, own in enumerate(folders):
+            place = ["--data", own / "data", "--out", own, "--ca", keys.authority]
+            command = [*genfl, "client", *place, "--server", f"{LOOPBACK}:{port}"]
+            processes.start(f"client {number}", [*map(str, command)], own / "command.log", own)
+        first = subprocess.Popen([*map(str, serve)], stderr=subprocess.PIPE, text=True)
+        log = folder / "server.log"
+        checkpoint = folder / "run" / "federate" / "memory" / "seed-0" / "checkpoint.safetensors"
+        wait_for(lambda: checkpoint.exists() or first.poll() is not None, processes.check)
+        os.kill(process_of("flower-superlink", folder / "flower.db"), signal.SIGKILL)
+        errors = first.communicate(timeout=180)[1]
+        assert first.returncode == 1
+        assert re.search(r"SuperLink ended with code -9; see .*superlink\.log", errors)
+        again = subprocess.run([*map(str, serve)], stderr=subprocess.PIPE, text=True, timeout=1800)
+        assert again.returncode == 0, again.stderr
+        processes.check()  # the commands of clients did not end
+    assert "resuming after round 1" in log.read_text()
+    pipeline.execute(settings, tmp_path / "simulated", until="federate")
+    name = Path("federate", "memory", "seed-0", "model.safetensors")
+    assert (folder / "run" / name).read_bytes() == (tmp_path / "simulated" / name).read_bytes()
+
+
+def test_an_unknown_node_and_a_server_of_another_authority_are_refused(tmp_path):
+    """The registered node connects. The others end, and the logs say why."""
+    folder, stranger = tmp_path / "server", tmp_path / "other"
+    keys, others = (make_server_keys(place / KEYS, [LOOPBACK]) for place in (folder, stranger))
+    (port,) = free_ports(1)
+    known, unknown, wary = (tmp_path / name for name in ("known", "unknown", "wary"))
+    for own in (known, unknown, wary):
+        make_node_keys(own)
+    changes = ["data.partition.clients=2"]
+    with Processes(tmp_path / "processes") as processes:
+        server = Server(for_machines(config.parse(CONFIG, changes)), folder, processes, LOOPBACK, port)
+        server.start()
+        server.register([known / "node.pub", wary / "node.pub"])
+        address = f"{LOOPBACK}:{port}"
+        for own, authority in ((known, keys.authority), (unknown, keys.authority), (wary, others.authority)):
+            SuperNode(Client(own, own / "data", address, authority), own.name, processes)
+        wait_for(lambda: len(online_since(server)) == 1, processes.check)
+        ended = processes.running["unknown"]
+        wait_for(lambda: ended.poll() is not None)
+        wait_for(lambda: "CERTIFICATE_VERIFY_FAILED" in (wary / "supernode.log").read_text(errors="replace"))
+        assert processes.running["known"].poll() is None
+        assert len(online_since(server)) == 1
+    assert ended.returncode

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import subprocess
 import time
 from functools import partial
 
@@ -24,11 +25,13 @@ from genfl.engines.evaluation import evaluate_clients
 from genfl.engines.flower.in_process import InProcessFlower, InProcessGrid
 from genfl.engines.flower.wire import _tree, pack
 from genfl.engines.in_process import sequential
+from genfl.engines.reducers import PlainReducer, SumEncoding, secure_reducers
 from genfl.errors import GenflError
 from genfl.labels.discovery import discover
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.models import MLP, Stack
+from genfl.privacy.secure_sum.fixed_point import SumRange
 from genfl.rng import Key
 from genfl.simulation import federate
 
@@ -513,3 +516,54 @@ def test_what_fails_at_a_client_stays_in_its_log(clients, tmp_path, caplog):
         clients.__class__ = before
     assert replies[-1] == "it failed with ValueError; the client's log says why"
     assert "patient 17" in caplog.text
+
+
+@pytest.fixture
+def onto_small_disk():
+    """Moves a folder onto a file system of 64 KiB: ``(folder) -> None``."""
+    mounted = []
+
+    def move(folder):
+        files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("this user may not mount a small disk")
+        mounted.append(folder)
+        for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+
+    yield move
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("sums", [None, (SumRange(2.0**20, 2.0**-20), 3)], ids=["plain", "secure"])
+def test_a_client_whose_disk_is_full_loses_nothing(clients, tmp_path, onto_small_disk, caplog, sums):
+    """Full in rounds 2 and 3, and free again: its memory is that of round 1, as if it had been offline."""
+    algorithm, folder = build("scaffold"), tmp_path / "client-1"
+
+    def fill(rounds, evaluations):
+        if len(rounds) == 1:
+            onto_small_disk(folder)
+            with pytest.raises(OSError, match="No space left"), (folder / "filler").open("wb") as file:
+                while True:
+                    file.write(bytes(1024))
+                    file.flush()
+        elif len(rounds) == 3:
+            (folder / "filler").unlink()
+
+    engine = flower(clients, algorithm, tmp_path, secure=sums)
+    trace = play(clients, algorithm, engine, rounds=5, cohort=5, on_history=fill)
+    assert [row["refused"] for row in trace.rounds] == [0, 1, 1, 0, 0]
+    assert "client 1 was refused: it failed with OSError; the client's log says why" in caplog.text
+    reducer = secure_reducers(Key(0), SumEncoding(sums[0], 5)) if sums else PlainReducer
+
+    class Dropping:
+        def run(self, program, tasks):
+            kept = [task for task in tasks if task.client != 1 or task.round not in (2, 3)]
+            result = sequential(clients, reducer).run(program, kept)
+            return result._replace(refused={task.client: "" for task in tasks if task not in kept})
+
+    expected = play(clients, algorithm, Dropping(), rounds=5, cohort=5)
+    assert_same(trace, expected, unequal={"samples"})
