@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import sparse
 from torch import Tensor
 
 from genfl.data.media import Modality
@@ -182,6 +181,8 @@ def _near_texts(
     first: Tensor, second: Tensor, chosen: Tensor, modality: Modality
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the pairs of rows of `first` and positions in `chosen`, and their similarity."""
+    from scipy import sparse  # it takes half a second to import, and few runs need it
+
     second = second[chosen]
     sequences = [_sequences(x.numpy()) for x in (first, second)]
     values, numbers = np.unique(np.concatenate([codes for _, codes in sequences]), return_inverse=True)
