@@ -4,16 +4,28 @@ import stat
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric import ec
 
 pytest.importorskip("flwr")
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
-from genfl.engines.flower.member import OPENED, STATE
+from genfl.engines.flower.member import OPENED, STATE, SumMember
+from genfl.engines.flower.records import RefusedMessage
+from genfl.engines.flower.sum_messages import SumRequest, sum_name
 from genfl.engines.in_process import sequential
 from genfl.engines.reducers import SumEncoding, secure_reducers
 from genfl.errors import GenflError
 from genfl.labels.discovery import discover
+from genfl.privacy.secure_sum import (
+    Advertisement,
+    NodeSigner,
+    NodeVerifier,
+    Segment,
+    SumParameters,
+    from_bytes,
+    to_bytes,
+)
 from genfl.privacy.secure_sum.fixed_point import FixedPoint, SumRange
 from genfl.rng import Key
 from genfl.storage import read_json
@@ -278,6 +290,27 @@ def test_values_that_a_sum_cannot_carry_stay_at_the_client(clients, tmp_path, ca
     engine = flower(clients, algorithm, tmp_path / "small", secure=(SumRange(0.5, 2.0**-20), None))
     with pytest.raises(GenflError, match=r"census: every client.*is beyond 0.5 \(federate.secure.limit\)"):
         play(clients, algorithm, engine)
+
+
+@pytest.mark.parametrize("action", ["labels", "census"])
+@pytest.mark.parametrize("asked, threshold", [((0, 1), 2), ((0, 1, 2), 2)])
+def test_a_client_takes_part_in_sums_of_labels_and_census_with_all_others_alone(
+    tmp_path, action, asked, threshold
+):
+    """Else the difference of two sums would tell the names of one client."""
+    keys = [ec.generate_private_key(ec.SECP384R1()) for _ in range(3)]
+    peers = {number: NodeVerifier(key.public_key()) for number, key in enumerate(keys)}
+    member, run = SumMember(tmp_path, 0, NodeSigner(keys[0]), peers), "ab" * 16
+
+    def ask(members, least):
+        parameters = SumParameters(sum_name(run, action, 1) + b"x", members, least, (Segment(32, 4),))
+        return member.answer(SumRequest(run, action, 1, 0, "keys", to_bytes(parameters)))
+
+    assert from_bytes(ask((0, 1, 2), 3), Advertisement).client == 0
+    with pytest.raises(
+        RefusedMessage, match=f"sum: {action} takes all 3 clients of --peers"
+    ):
+        ask(asked, threshold)
 
 
 def test_label_discovery_needs_every_client(clients, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from genfl.engines.flower.records import RefusedMessage
+from genfl.engines.flower.records import NEEDS_ALL, RefusedMessage
 from genfl.engines.flower.sum_messages import SumRequest, sum_name
 from genfl.privacy.secure_sum import (
     ClientState,
@@ -142,6 +142,14 @@ class SumMember:
         parameters = from_bytes(request.payload, SumParameters)
         if not parameters.session.startswith(request.name):
             raise RefusedMessage("sum: its name is that of another round")
+        if (
+            request.action in NEEDS_ALL
+            and not len(self.peers) == len(parameters.clients) == parameters.threshold
+        ):
+            raise RefusedMessage(
+                f"sum: {request.action} takes all {len(self.peers)} clients of --peers, but the server asks"
+                f" for {parameters.threshold} of {len(parameters.clients)}"
+            )
         state, message = advertise(parameters, self.number, secrets.token_bytes(32), self.signer)
         _keep(folder, state)
         return to_bytes(message)

@@ -22,6 +22,9 @@ ACTIONS = {
 }
 """The actions of a federation, and their message types in Flower."""
 
+NEEDS_ALL = ("labels", "census")
+"""The actions whose sums are wrong if a client is missing."""
+
 MOST = 2**31 - 1
 """The largest round, client, number of steps, and of passes."""
 

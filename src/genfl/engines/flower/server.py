@@ -18,7 +18,7 @@ from genfl import trees
 from genfl.algorithms.base import ClientInfo, ClientProgram
 from genfl.engines.fast import FastStats
 from genfl.engines.flower.exchange import GridExchange
-from genfl.engines.flower.records import ACTIONS, MOST, RefusedMessage
+from genfl.engines.flower.records import ACTIONS, MOST, NEEDS_ALL, RefusedMessage
 from genfl.engines.flower.secure import OpenedSum, OpenedSums, SumFailed, SumRules, add_securely
 from genfl.engines.flower.wire import PackedTree, Reply, Request, pack, read_reply, request_records
 from genfl.engines.protocol import (
@@ -50,10 +50,6 @@ TRIES = 3
 RETRY_AFTER = 45.0
 """Seconds before they are asked again. After a node was killed, its SuperLink counts it as online for about a
 minute, and does not let it come back before."""
-
-NEEDS_ALL = {"labels", "census"}
-"""The actions whose sums are wrong if a client is missing."""
-
 
 UploadCheck = Callable[[Tree, Request], str | None]
 """``(upload, request) -> why the upload must not count``, None if it may."""
