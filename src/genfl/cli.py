@@ -904,7 +904,7 @@ def _show_federation(result: dict[str, Any], folder: Path, as_json: bool) -> Non
         return
     typer.echo(f"labels: {', '.join(result['labels'])}\n")
     _print_table(*results_table(result))
-    typer.echo(f"\nModels: {folder / RUN / 'federate'}")
+    typer.echo(f"\nModels: {folder / RUN / 'federate'}\nReport: {folder / RUN / 'report' / 'index.html'}")
 
 
 @contextlib.contextmanager

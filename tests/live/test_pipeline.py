@@ -1,5 +1,7 @@
 """The pipeline of a server without private data, with clients' sites in this process."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,7 +95,7 @@ def execute_with(settings, tmp_path, policies, order=(0, 1)):
     grid, keys = InProcessGrid(app, 2), public_keys(tmp_path / "registered.pub")
     context = RemoteContext(grid, grid.get_node_ids(), tmp_path / "server", keys, patience=0.01)
     context.wait_for_clients(seconds=1)
-    pipeline.execute(for_machines(settings), tmp_path / "run", until="federate", context=context)
+    pipeline.execute(for_machines(settings), tmp_path / "run", context=context)
     return results_of(tmp_path / "run")
 
 
@@ -106,6 +108,10 @@ def test_clients_with_folders_of_images_train_together(settings, tmp_path):
         assert [row["refused"] for row in rounds] == [0, 0]
         assert rounds[0]["samples"] == 2 * 2 * 4  # clients, steps, batch size
     assert list((tmp_path / "client-0").rglob("round-2.safetensors"))
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "The server saw the table of each client" in page
+    assert "The training data is on the clients’ machines." in page
+    assert "simulat" not in re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.DOTALL)
     releases = read_json(tmp_path / "run" / LEDGER_FILE)["releases"]
     assert {row["recipient"] for row in releases if row["topic"] in ("labels", "training")} <= {
         "server",
@@ -134,6 +140,10 @@ def test_secure_sums_of_labels_census_and_uploads(settings, tmp_path):
         for secure, clear in zip(traces["0"]["rounds"], plain["methods"][name]["0"]["rounds"], strict=True):
             assert secure["samples"] == clear["samples"]
             assert secure["uplink_bytes"] == 2 * clear["uplink_bytes"]  # words of 64 bits
+    assert (
+        "machines added these tables in a secure sum"
+        in (tmp_path / "run" / "report" / "index.html").read_text()
+    )
     ledger = read_json(tmp_path / "run" / LEDGER_FILE)
     learned = [row for row in ledger["releases"] if row["topic"] in ("labels", "sizes", "training")]
     assert {row["recipient"] for row in learned} <= {"sum", "readers", "nobody"}

@@ -79,7 +79,7 @@ def _federate(grid: Grid, folder: Path) -> dict[str, Any]:
     members: list[int] = read_json(folder / MEMBERS)
     context = RemoteContext(grid, members, folder, public_keys(folder / PEERS))
     context.wait_for_clients()
-    pipeline.execute(config, folder / RUN, until="federate", context=context)
+    pipeline.execute(config, folder / RUN, context=context)
     return results_of(folder / RUN)
 
 

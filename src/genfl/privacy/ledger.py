@@ -846,7 +846,7 @@ def _of_references(config: Config) -> Iterator[Release]:
 
 
 def _of_report(config: Config) -> Iterator[Release]:
-    if _on_real_machines(config):  # there is no report
+    if _on_real_machines(config):  # the report knows nothing of single clients
         what, source = "what clients keep between rounds, on their own disks", "training data of clients"
         yield Release("memories of clients", "federate", "training", what, source, "nobody", "local")
         return

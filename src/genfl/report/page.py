@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from genfl.config import Config, Content
+from genfl.config.names import FLOWER
 from genfl.report import pictures, plots, text
 from genfl.report.audit_page import AuditSection
 from genfl.report.charts import Chart, charts_in
@@ -159,6 +160,7 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "labels": labels,
         "holders": _holders(config, summary, labels),
         **_label_counts(evidence, classes),
+        "real_machines": evidence.config.federate.engine == FLOWER,
         **_pretraining(evidence),
         "privacy": privacy_section(summary.privacy),
         "work": text.work_table(summary),
@@ -437,6 +439,8 @@ def _holders(config: Config, summary: Summary, labels: Sequence[str]) -> list[Ba
 
 
 def _label_counts(evidence: Evidence, classes: Sequence[int]) -> dict[str, Any]:
+    if evidence.label_counts is None:
+        return {"label_counts": None}
     counts = evidence.label_counts[:, classes]
     shown = counts[:MOST_CLIENTS]
     return {

@@ -108,7 +108,7 @@ def _protection(row: ReleaseResult) -> str:
         case "local":
             return "it does not leave the clients"
         case "secure_sum":
-            return "none; the server sees only sums (simulated)"
+            return "none; the server sees only sums"
         case _:
             return "none"
 

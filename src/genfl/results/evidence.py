@@ -38,6 +38,7 @@ class Evidence:
         data_notes: What a user should know of the reading of the data, such as files left out.
         label_order: The labels in the order in which the report lists them.
         label_counts: Training samples of each label at each client for the first seed, int [clients, labels].
+            None if the clients are on other machines, and nobody knows.
         pretraining: The history of pre-training; None without a generator.
         examples: Examples of each label; empty without a generator.
         hidden: How many generated samples must not be shown, because they are near-duplicates of real ones.
@@ -54,7 +55,7 @@ class Evidence:
     near_duplicate_rule: str
     data_notes: tuple[str, ...]
     label_order: list[str]
-    label_counts: np.ndarray
+    label_counts: np.ndarray | None
     pretraining: PretrainResult | None
     examples: list[LabelExamples]
     hidden: int
@@ -73,6 +74,7 @@ def collect(run: Run, context: RunContext) -> Evidence:
     config, data = run.config, context.data_set(run.config.data)
     entry = DATASETS[config.data.name]
     show_real = entry.public if config.report.real_examples is None else config.report.real_examples
+    show_real = show_real and not context.remote  # clients' examples are not here
     folder = run.folder / "synthetic"
     ordered = [label for label in data.label_order if label in run.labels]
     order = ordered + in_natural_order(set(run.labels) - set(ordered))
@@ -91,7 +93,9 @@ def collect(run: Run, context: RunContext) -> Evidence:
         near_duplicate_rule=MEASURES[data.modality].means,
         data_notes=context.data_notes(config.data) + context.public_notes(config),
         label_order=order,
-        label_counts=context.label_counts(config.data, run.labels, config.seeds[0]),
+        label_counts=None
+        if context.remote
+        else context.label_counts(config.data, run.labels, config.seeds[0]),
         pretraining=PretrainResult.model_validate(run.result("pretrain")) if config.generates else None,
         examples=choose_examples(data, folder, order, real=show_real, hidden=copies)
         if config.generates

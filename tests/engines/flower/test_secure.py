@@ -307,9 +307,7 @@ def test_a_client_takes_part_in_sums_of_labels_and_census_with_all_others_alone(
         return member.answer(SumRequest(run, action, 1, 0, "keys", to_bytes(parameters)))
 
     assert from_bytes(ask((0, 1, 2), 3), Advertisement).client == 0
-    with pytest.raises(
-        RefusedMessage, match=f"sum: {action} takes all 3 clients of --peers"
-    ):
+    with pytest.raises(RefusedMessage, match=f"sum: {action} takes all 3 clients of --peers"):
         ask(asked, threshold)
 
 
