@@ -191,19 +191,20 @@ _locks: set[Path] = set()
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
     """Lock a file for this process. Forked processes do not keep it locked when this one ends.
 
     Args:
         path: The file; it is created if absent.
+        seconds: How long to wait for another process.
 
     Raises:
-        filelock.Timeout: Another process has locked it.
+        filelock.Timeout: Another process has it locked.
         OSError: It cannot be created.
     """
     path = path.absolute()
     lock = filelock.FileLock(path)
-    lock.acquire(timeout=0)
+    lock.acquire(timeout=seconds)
     _locks.add(path)
     try:
         yield
@@ -262,6 +263,11 @@ def write_private(path: Path, content: bytes) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that a power cut does not bring the previous content back
+    finally:
+        os.close(folder)
 
 
 def write_text(path: Path, content: str) -> None:

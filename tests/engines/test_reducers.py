@@ -113,7 +113,7 @@ def test_no_mask_is_used_twice():
             self.inner = reduce(reductions)
 
         def add(self, client, upload):
-            self.inner.add(client, upload)
+            return self.inner.add(client, upload)
 
         def nbytes(self, name, uploads):
             return self.inner.nbytes(name, uploads)

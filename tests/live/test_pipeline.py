@@ -9,12 +9,16 @@ from safetensors.torch import load_file
 
 pytest.importorskip("flwr")
 
+from flwr.app import Context, Message, RecordDict
+
 from genfl import config, pipeline
 from genfl.data.texts import train_tokenizer
 from genfl.engines.flower.in_process import InProcessGrid
 from genfl.engines.flower.node import build_client_app
-from genfl.engines.flower.records import RefusedMessage
+from genfl.engines.flower.records import ACTIONS, RefusedMessage
+from genfl.engines.flower.wire import Request, pack, request_records, tree_digest
 from genfl.errors import GenflError, InputError
+from genfl.live import apps
 from genfl.live.context import RemoteContext
 from genfl.live.keys import make_member, make_node_keys, node_keys, public_keys
 from genfl.live.policy import ClientPolicy
@@ -22,6 +26,7 @@ from genfl.live.server import for_machines, results_of, results_table
 from genfl.live.site import DataSite
 from genfl.privacy.ledger import LEDGER_FILE
 from genfl.privacy.secure_sum import Segment, SumParameters
+from genfl.rng import Key
 from genfl.storage import read_json
 
 CONFIG = """
@@ -148,7 +153,7 @@ def test_secure_sums_of_labels_census_and_uploads(settings, tmp_path):
     learned = [row for row in ledger["releases"] if row["topic"] in ("labels", "sizes", "training")]
     assert {row["recipient"] for row in learned} <= {"sum", "readers", "nobody"}
     assert {row["mechanism"] for row in learned if row["recipient"] == "sum"} == {"secure_sum"}
-    assert "which clients take part, and the sums" in ledger["notes"][-1]
+    assert "which clients take part, which ones refuse, and the sums" in ledger["notes"][-1]
 
 
 def test_a_client_can_insist_on_secure_sums(settings, tmp_path):
@@ -157,17 +162,56 @@ def test_a_client_can_insist_on_secure_sums(settings, tmp_path):
     assert execute(secured(settings), tmp_path, ClientPolicy(secure=True))["labels"]
 
 
-def test_a_client_refuses_sums_of_fewer_clients_than_it_allows():
-    policy, asked = (
-        ClientPolicy(min_cohort=3),
-        config.parse(CONFIG.format(path="x"), ["federate.secure=true"]),
-    )
-    members = (0, 1, 2, 3)
-    policy.check_sum(asked, SumParameters(b"s", members, 3, (Segment(32, 1),)))
-    with pytest.raises(RefusedMessage, match="one of 3 clients could be opened, but this client allows 4"):
-        ClientPolicy(min_cohort=4).check_sum(asked, SumParameters(b"s", members, 3, (Segment(32, 1),)))
-    with pytest.raises(RefusedMessage, match="one of 3 clients could be opened, but this client allows 4"):
-        policy.check_sum(asked, SumParameters(b"s", (0, 1, 2, 3, 4), 3, (Segment(32, 1),)))
+@pytest.mark.parametrize(
+    "allowed, threshold, least", [(1, 2, None), (2, 2, None), (3, 2, 3), (1, 3, None), (4, 3, 4)]
+)
+def test_a_client_refuses_sums_of_fewer_clients_than_it_allows(allowed, threshold, least):
+    """The config opens sums of two."""
+    policy = ClientPolicy(min_cohort=allowed)
+    asked = config.parse(CONFIG.format(path="x"), ["federate.secure=true"])
+    parameters = SumParameters(b"s", (0, 1, 2, 3)[: 2 * threshold - 1], threshold, (Segment(32, 1),))
+    if least is None:
+        policy.check_sum(asked, parameters)
+        return
+    refused = f"one of {threshold} clients could be opened, but this client allows {least} or more"
+    with pytest.raises(RefusedMessage, match=refused):
+        policy.check_sum(asked, parameters)
+
+
+def test_a_client_that_knows_the_others_sends_nothing_in_the_clear(tmp_path):
+    """Without a policy, too."""
+    folder = tmp_path / "client"
+    folder.mkdir()
+    settings = {"folder": str(folder), "data": str(tmp_path)}
+    sites = [
+        apps._site(Context(1, 1, settings | more, RecordDict(), {})) for more in ({}, {"peers": "nodes.pub"})
+    ]
+    assert [site.policy.secure for site in sites] == [False, True]
+
+
+def test_what_a_client_holds_is_not_told_before_a_sum(settings, tmp_path):
+    """A server asks about a label outside of a sum. The answers do not depend on the client's data."""
+    draw(tmp_path / "a", ["cat", "dog"], 1)
+    make_node_keys(tmp_path / "client-0")
+    lines = (tmp_path / "client-0" / "node.pub").read_text()
+    (tmp_path / "peers.pub").write_text(lines)
+    member = make_member(tmp_path / "client-0", tmp_path / "peers.pub", tmp_path / "client-0")
+    site = DataSite(tmp_path / "client-0", tmp_path / "a", ClientPolicy(secure=True))
+    grid = InProcessGrid(build_client_app(lambda context: site, lambda context: member), 1)
+    answers = []
+    for label in ("cat", "mouse"):
+        for delivery in (b"", None):
+            about = {"config": config.dump(secured(settings)), "method": "plain", "labels": [label]}
+            request = Request("ab" * 16, "census", 1, 0, 0, 0, None, Key(0), about, {}, {}, delivery)
+            if delivery is not None:
+                request = request._replace(initial_digest=tree_digest({}))
+            records = request_records(request, pack({}), pack({}))
+            message = Message(records, grid.get_node_ids()[0], ACTIONS["census"])
+            (reply,) = grid.send_and_receive([message])
+            answers.append(reply.content["about"]["refused"])
+    assert answers[:2] == answers[2:]
+    assert answers[0] == "sum: none is under way at this client"
+    assert answers[1] == "federate.secure: the server asks for an upload in the clear"
 
 
 def test_another_order_of_keys_is_refused_by_name(settings, tmp_path):

@@ -136,8 +136,12 @@ class OrName:
 
 
 def _flagged(value: Any) -> Any:
-    """Return an empty section for true, None for false, and other values unchanged."""
-    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+    """Return an empty section for true, None for false, and sections unchanged."""
+    if isinstance(value, bool):
+        return {} if value else None
+    if value is not None and not isinstance(value, Mapping | Section):
+        raise ValueError("should be true, false, or a mapping of its settings")
+    return value
 
 
 class OrFlag:

@@ -189,7 +189,7 @@ class SecureUploads(Section):
         if self.threshold is not None and not cohort < 2 * self.threshold <= 2 * cohort:
             return (
                 f"secure.threshold: {self.threshold}, but of {cohort} clients it is {cohort // 2 + 1} to"
-                f" {cohort}"
+                f" {cohort}; set one of these, or leave it out"
             )
         return None
 

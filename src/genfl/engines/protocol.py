@@ -290,8 +290,12 @@ class Engine(Protocol):
 class Reducer(Protocol):
     """A sum of uploads in the making: they are added as they arrive, always in the same order."""
 
-    def add(self, clients: Sequence[int], uploads: Tree) -> None:
-        """Take some clients' stacked uploads, whose tensors may hold something else after this round."""
+    def add(self, clients: Sequence[int], uploads: Tree) -> dict[int, str]:
+        """Take some clients' stacked uploads, whose tensors may hold something else after this round.
+
+        Returns:
+            Why the uploads of some of them must not count, by client.
+        """
         ...
 
     def nbytes(self, name: str, uploads: Tree) -> int:
@@ -331,13 +335,16 @@ class Aggregator:
         self.refused |= results.refused
         if not results.clients:
             return
-        self.reducer.add(results.clients, results.upload)
+        refused = self.reducer.add(results.clients, results.upload)
+        self.refused |= refused
         memories = trees.apart(results.memory, len(results.clients))
         if trees.leaves(results.memory):
             memories = [trees.map(_without_base, memory) for memory in memories]
-        self.memories |= zip(results.clients, memories, strict=True)
+        counted = dict(zip(results.clients, memories, strict=True))
+        self.memories |= {client: memory for client, memory in counted.items() if client not in refused}
         for name, value in results.upload.items():
-            self.uplink[name] += self.reducer.nbytes(name, value)
+            sent = self.reducer.nbytes(name, value)
+            self.uplink[name] += sent - sent // len(results.clients) * len(refused)
 
     def round_result(self) -> RoundResult:
         """Return the outcome of the round."""

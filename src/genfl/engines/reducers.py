@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from genfl import trees
-from genfl.privacy.secure_sum import SecureSum
+from genfl.privacy.secure_sum import SecureSum, SecureSumError
+from genfl.privacy.secure_sum.encoding import Vector
 from genfl.privacy.secure_sum.fixed_point import SumRange
 from genfl.privacy.secure_sum.uploads import UploadCodec
 from genfl.rng import Key
@@ -34,7 +35,7 @@ class PlainReducer:
         self.sums: dict[str, Tree] = {}
         self.lists: dict[str, dict[int, Tree]] = {}
 
-    def add(self, clients: Sequence[int], uploads: Tree) -> None:
+    def add(self, clients: Sequence[int], uploads: Tree) -> dict[int, str]:
         """Take some clients' stacked uploads."""
         for name, value in uploads.items():
             if self.reductions[name] == "each":
@@ -44,6 +45,7 @@ class PlainReducer:
                 trees.map(_add, self.sums[name], value)
             else:
                 self.sums[name] = trees.map(lambda stack: _sum(stack).clone(), value)
+        return {}
 
     def nbytes(self, name: str, uploads: Tree) -> int:
         """Return the bytes that clients send for a part of their uploads."""
@@ -94,66 +96,113 @@ class SecureReducer:
     Args:
         reductions: The program's declared reductions.
         key: The random stream of the pairwise secrets; a fresh one for every sum.
-        encoding: How `UploadCodec` encodes uploads, which may hold floats. None for words of 32 or 64 bits.
 
     Raises:
         ValueError: An upload is not declared ``sum``.
     """
 
-    def __init__(self, reductions: Mapping[str, str], key: Key, encoding: SumEncoding | None = None) -> None:
-        each = [name for name, reduction in reductions.items() if reduction != "sum"]
-        if each:
-            raise ValueError(f"a secure sum cannot carry uploads the server must see one by one: {each}")
+    def __init__(self, reductions: Mapping[str, str], key: Key) -> None:
+        _check_sums(reductions)
         self.key = key
-        self.encoding = encoding
-        self.codec: UploadCodec | None = None
         self.uploads: dict[int, Tree] = {}
 
-    def add(self, clients: Sequence[int], uploads: Tree) -> None:
+    def add(self, clients: Sequence[int], uploads: Tree) -> dict[int, str]:
         """Take some clients' stacked uploads."""
         self.uploads |= zip(clients, trees.apart(uploads, len(clients)), strict=True)
-        if self.encoding is not None and self.codec is None:
-            first = self.uploads[clients[0]]
-            self.codec = UploadCodec(first, self.encoding.clients, self.encoding.numbers)
+        return {}
 
     def nbytes(self, name: str, uploads: Tree) -> int:
         """Return the bytes that clients send for a part of their uploads."""
-        return trees.num_bytes(uploads) if self.codec is None else self.codec.nbytes(name) * _count(uploads)
+        return trees.num_bytes(uploads)
 
     def aggregate(self) -> Tree:
-        """Mask every client's upload, add the masked ones, and return their sum; None below the threshold."""
-        if self.codec is not None:
-            return self._encoded(self.codec)
+        """Mask every client's upload, add the masked ones, and return their sum."""
         clients = tuple(self.uploads)
         counter = itertools.count()
 
         def add_masked(*values: Tensor) -> Tensor:
             words = {client: _unsigned(value) for client, value in zip(clients, values, strict=True)}
-            return torch.from_numpy(self._masked_sum(f"leaf {next(counter)}", words))
+            return torch.from_numpy(_masked_sum(self.key, f"leaf {next(counter)}", words))
 
         return trees.map(add_masked, *self.uploads.values())
 
-    def _encoded(self, codec: UploadCodec) -> Tree:
-        """Return the sum of uploads that are encoded as words, and masked."""
-        assert self.encoding is not None
-        if len(self.uploads) < self.encoding.threshold:
+
+class EncodedReducer:
+    """A secure sum of uploads with floats, beside measures that only a simulation adds up.
+
+    Args:
+        reductions: The program's declared reductions.
+        key: The random stream of the pairwise secrets; a fresh one for every sum.
+        encoding: How uploads become words.
+        names: The parts of the upload that clients mask, None for all. Others are added in the clear.
+
+    Raises:
+        ValueError: An upload is not declared ``sum``.
+    """
+
+    def __init__(
+        self,
+        reductions: Mapping[str, str],
+        key: Key,
+        encoding: SumEncoding,
+        names: Collection[str] | None = None,
+    ) -> None:
+        _check_sums(reductions)
+        self.key, self.encoding = key, encoding
+        self.names = set(reductions if names is None else names)
+        self.plain = PlainReducer({name: kind for name, kind in reductions.items() if name not in self.names})
+        self.codec: UploadCodec | None = None
+        self.words: dict[int, tuple[Vector, ...]] = {}
+
+    def add(self, clients: Sequence[int], uploads: Tree) -> dict[int, str]:
+        """Take some clients' stacked uploads, and refuse those with values that no word can carry."""
+        masked = {name: value for name, value in uploads.items() if name in self.names}
+        refused: dict[int, str] = {}
+        for client, upload in zip(clients, trees.apart(masked, len(clients)), strict=True):
+            if self.codec is None:
+                self.codec = UploadCodec(upload, self.encoding.clients, self.encoding.numbers)
+            try:
+                self.words[client] = self.codec.encode(upload)
+            except SecureSumError as error:
+                refused[client] = f"upload: {error.reason} (federate.secure.limit)"
+        kept = [row for row, client in enumerate(clients) if client not in refused]
+        if kept:
+            rest = {name: value for name, value in uploads.items() if name not in self.names}
+            self.plain.add([clients[row] for row in kept], trees.map(lambda leaf: leaf[kept], rest))
+        return refused
+
+    def nbytes(self, name: str, uploads: Tree) -> int:
+        """Return the bytes that clients send for a part of their uploads."""
+        if self.codec is None or name not in self.names:
+            return trees.num_bytes(uploads)
+        clients = next((len(leaf) for leaf in trees.leaves(uploads)), 0)
+        return self.codec.nbytes(name) * clients
+
+    def aggregate(self) -> Tree:
+        """Mask the words of every client, add them, and return their sum; None below the threshold."""
+        if self.codec is None or len(self.words) < self.encoding.threshold:
             log.warning(
                 "%d uploads count, and a secure sum needs %d: the round is skipped",
-                *(len(self.uploads), self.encoding.threshold),
+                *(len(self.words), self.encoding.threshold),
             )
             return None
-        words = {client: codec.encode(upload) for client, upload in self.uploads.items()}
-        return codec.decode(
-            [
-                self._masked_sum(f"segment {number}", {k: vectors[number] for k, vectors in words.items()})
-                for number in range(len(codec.segments))
-            ]
-        )
+        sums = [
+            _masked_sum(self.key, f"segment {n}", {k: vectors[n] for k, vectors in self.words.items()})
+            for n in range(len(self.codec.segments))
+        ]
+        return self.codec.decode(sums) | self.plain.aggregate()
 
-    def _masked_sum(self, context: str, words: Mapping[int, Any]) -> Any:
-        """Return the sum of words of clients, each masked. No two sums share a context, nor a mask."""
-        protocol = SecureSum(tuple(words), seed=self.key.integer(), context=context)
-        return protocol.add({client: protocol.mask(client, values) for client, values in words.items()})
+
+def _check_sums(reductions: Mapping[str, str]) -> None:
+    each = [name for name, reduction in reductions.items() if reduction != "sum"]
+    if each:
+        raise ValueError(f"a secure sum cannot carry uploads the server must see one by one: {each}")
+
+
+def _masked_sum(key: Key, context: str, words: Mapping[int, Any]) -> Any:
+    """Return the sum of words of clients, each masked. No two sums share a context, nor a mask."""
+    protocol = SecureSum(tuple(words), seed=key.integer(), context=context)
+    return protocol.add({client: protocol.mask(client, values) for client, values in words.items()})
 
 
 class QuorumReducer:
@@ -171,11 +220,12 @@ class QuorumReducer:
         self.secure = SecureReducer({words: reductions[words]}, key)
         self.plain = PlainReducer({name: kind for name, kind in reductions.items() if name != words})
 
-    def add(self, clients: Sequence[int], uploads: Tree) -> None:
+    def add(self, clients: Sequence[int], uploads: Tree) -> dict[int, str]:
         """Take some clients' stacked uploads."""
         masked = uploads[self.words].clone().view(torch.uint32)
         self.secure.add(clients, {self.words: masked})
         self.plain.add(clients, {name: value for name, value in uploads.items() if name != self.words})
+        return {}
 
     def nbytes(self, name: str, uploads: Tree) -> int:
         """Return the bytes that clients send for a part of their uploads."""
@@ -203,24 +253,24 @@ def quorum_reducers(words: str, quorum: int) -> Callable[[Mapping[str, str]], Qu
     return lambda reductions: QuorumReducer(reductions, words, quorum, key.fold("sum", next(sums)))
 
 
-def secure_reducers(
-    key: Key, encoding: SumEncoding | None = None
-) -> Callable[[Mapping[str, str]], SecureReducer]:
+def secure_reducers(key: Key) -> Callable[[Mapping[str, str]], SecureReducer]:
     """Return a factory of reducers that add by pairwise masking, with secrets derived from `key`.
 
     Every sum gets new secrets: two uploads under one mask would reveal their difference.
 
     Args:
         key: The random stream of all secrets.
-        encoding: See `SecureReducer`.
     """
     sums = itertools.count()
-    return lambda reductions: SecureReducer(reductions, key.fold("sum", next(sums)), encoding)
+    return lambda reductions: SecureReducer(reductions, key.fold("sum", next(sums)))
 
 
-def _count(uploads: Tree) -> int:
-    """Return of how many clients stacked uploads are."""
-    return next((len(leaf) for leaf in trees.leaves(uploads)), 0)
+def encoded_reducers(
+    key: Key, encoding: SumEncoding, names: Collection[str] | None = None
+) -> Callable[[Mapping[str, str]], EncodedReducer]:
+    """Return a factory of reducers of uploads with floats; see `secure_reducers` and `EncodedReducer`."""
+    sums = itertools.count()
+    return lambda reductions: EncodedReducer(reductions, key.fold("sum", next(sums)), encoding, names)
 
 
 def _unsigned(value: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]:

@@ -32,7 +32,7 @@ from genfl.labels.iblt import MAX_CLIENTS
 from genfl.learning.augment import Augment
 from genfl.learning.task import Precision, Task, classification
 from genfl.models import MODELS
-from genfl.privacy.secure_sum.fixed_point import SumRange
+from genfl.privacy.sum_settings import upload_numbers
 from genfl.rng import Key
 from genfl.storage import digest, sha256
 from genfl.trees import Tree
@@ -243,11 +243,7 @@ class RunContext:
             deadline=federation.deadline,
             checkpoint_every=federation.checkpoint_every,
             reducer=reducer,
-            secure=(
-                (SumRange(secure.limit, secure.precision), secure.threshold)
-                if (secure := federation.secure)
-                else None
-            ),
+            secure=((upload_numbers(secure), secure.threshold) if (secure := federation.secure) else None),
         )
 
     def discovered(self, config: Config) -> list[str]:

@@ -98,7 +98,7 @@ def discover(
     for attempt in range(1, attempts + 1):
         table = IBLT(cells, hashes, max_bytes, seed=key.fold("hashes", attempt).integer())
         tasks = [
-            ClientTask(client, {}, {}, None, key.fold("client", attempt, client))
+            ClientTask(client, {}, {}, None, key.fold("client", attempt, client), attempt)
             for client in range(len(label_sets))
         ]
         try:

@@ -41,6 +41,8 @@ def _site(context: Context) -> Site:
     folder, policy = Path(str(settings["folder"])), settings.get("policy")
     log_to(folder / "client.log")
     allowed = read_policy(Path(str(policy)) if policy else None)
+    if "peers" in settings:  # who knows the other clients does not send uploads in the clear
+        allowed = allowed.model_copy(update={"secure": True})
     return DataSite(folder / MEMORY, Path(str(settings["data"])), allowed)
 
 

@@ -31,7 +31,7 @@ from genfl.labels.discovery import Discovery, discover
 from genfl.learning.augment import Augment
 from genfl.live.limits import problem_of
 from genfl.privacy.secure_sum import NodeVerifier
-from genfl.privacy.secure_sum.fixed_point import SumRange
+from genfl.privacy.sum_settings import upload_numbers
 from genfl.rng import Key
 from genfl.storage import digest
 from genfl.trees import Tree
@@ -87,7 +87,7 @@ class RemoteContext(RunContext):
         secure = self.config.federate.secure
         if secure is None:
             return None
-        return SumRules(self.verifiers, SumRange(secure.limit, secure.precision), secure.threshold)
+        return SumRules(self.verifiers, upload_numbers(secure), secure.threshold)
 
     @property
     def _sent_config(self) -> str:

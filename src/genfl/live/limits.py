@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from genfl.algorithms.registry import UNLABELLED
 from genfl.config import Config
 from genfl.data.texts import GENERATED_TOKENIZER, HASHED_TOKENIZER
+from genfl.privacy.sum_settings import numbers_problem
 
 
 def problem_of(config: Config) -> str | None:
@@ -17,6 +18,9 @@ def problem_of(config: Config) -> str | None:
 def _problems(config: Config) -> Iterator[str]:
     if config.privacy is not None:
         yield "privacy: set, but differential privacy runs in simulations alone; leave it out"
+    secure = config.federate.secure
+    if secure and (problem := numbers_problem(secure, config.federate.clients_per_round)):
+        yield problem
     if config.data.tokenizer == GENERATED_TOKENIZER:
         yield (
             f"data.tokenizer: {GENERATED_TOKENIZER}, but clients do not get the words of generated texts; use"

@@ -236,6 +236,11 @@ class Client(NamedTuple):
         settings = {"folder": self.folder.resolve(), "data": self.data.resolve()}
         if self.policy is not None:
             settings["policy"] = self.policy.resolve()
+        if self.peers is None and read_policy(self.policy).secure:
+            raise InputError(
+                f"--policy: {self.policy} allows secure sums alone, and these need --peers; name the file"
+                " with the public keys of all clients"
+            )
         if self.peers is not None:
             make_member(self.folder, self.peers, self.folder)
             settings["peers"] = self.peers.resolve()

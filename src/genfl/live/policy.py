@@ -13,7 +13,8 @@ from genfl.config.section import Section
 from genfl.data.texts import HASHED_TOKENIZER
 from genfl.engines.flower.records import RefusedMessage
 from genfl.errors import InputError, on_one_line
-from genfl.privacy.secure_sum import SumParameters, default_threshold
+from genfl.privacy.secure_sum import SumParameters
+from genfl.privacy.sum_settings import least_clients
 
 
 class ClientPolicy(Section):
@@ -78,12 +79,13 @@ class ClientPolicy(Section):
         Raises:
             RefusedMessage: A sum of too few clients could be opened.
         """
-        clients, secure = len(parameters.clients), config.federate.secure
-        least = (secure and secure.threshold) or default_threshold(clients)
-        if parameters.threshold < max(self.min_cohort, min(least, clients)):
+        secure, cohort = config.federate.secure, config.federate.clients_per_round
+        assert secure is not None  # else there is no sum
+        least = max(self.min_cohort, least_clients(secure, cohort))
+        if parameters.threshold < least:
             raise RefusedMessage(
                 f"secure sum: one of {parameters.threshold} clients could be opened, but this client allows"
-                f" {max(self.min_cohort, min(least, clients))} or more"
+                f" {least} or more"
             )
 
     def check_tokenizer(self, data: Data) -> None:

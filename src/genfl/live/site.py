@@ -18,7 +18,7 @@ from genfl.config.data import Labels
 from genfl.config.mistakes import explain
 from genfl.data.clients import ClientData
 from genfl.data.sources import DATASETS, DataSet, LabelledExamples, as_stored
-from genfl.engines.flower.records import RefusedMessage
+from genfl.engines.flower.records import RefusedMessage, RefusedUpload
 from genfl.engines.flower.wire import Request
 from genfl.engines.flower.work import NodeWork
 from genfl.engines.protocol import InfoOnly
@@ -28,7 +28,7 @@ from genfl.labels.discovery import label_table
 from genfl.labels.iblt import IBLT
 from genfl.live.limits import problem_of
 from genfl.live.policy import ClientPolicy
-from genfl.privacy.secure_sum.fixed_point import SumRange
+from genfl.privacy.sum_settings import COUNT_NUMBERS, upload_numbers
 from genfl.stages.federate.methods import build_algorithm, federation_resources
 from genfl.storage import load_tensors, save_tensors
 
@@ -123,11 +123,13 @@ class DataSite:
         """
         config = _config(request.settings)
         self.policy.check(config, request.settings.get("method"), request.round)
+        if config.federate.secure and request.delivery is None:  # before the data is looked at
+            raise RefusedMessage("federate.secure: the server asks for an upload in the clear")
         if request.action == "labels":
             table = _table(request.settings)
             names = sorted(set(self._context.data_set(config.data).train.labels))
             work = NodeWork(label_table(table), InfoOnly([{"label_names": names}]), 0)
-            return self._in_sum(work, config)
+            return self._in_sum(work, config, request.action)
         if request.action not in ("census", "train"):
             raise RefusedMessage(f"action: {request.action} is not for clients on other machines yet")
         return self._training(request, config)
@@ -145,21 +147,22 @@ class DataSite:
         y = class_indices(data.train, labels)
         rows = np.flatnonzero(y.numpy() >= 0)
         if not len(rows):
-            raise RefusedMessage("data: the client holds no example of the discovered labels")
+            raise RefusedUpload("data: the client holds no example of the discovered labels")
         augment = config.federate.local.augment.of("private")
         clients = ClientData(data.train.x, y, [rows], len(labels), data.prepare, augment)
         task = self._context.classify(config.data, config.model, len(labels), config.precision)
         resources = federation_resources(config.federate, {})
         algorithm = build_algorithm(config.federate, method, task, resources)
         program = algorithm.census if request.action == "census" else algorithm.client
-        return self._in_sum(NodeWork(program, clients, 0, config.federate.fast), config)
+        work = NodeWork(program, clients, 0, config.federate.fast)
+        return self._in_sum(work, config, request.action)
 
-    def _in_sum(self, work: NodeWork, config: Config) -> NodeWork:
+    def _in_sum(self, work: NodeWork, config: Config, action: str) -> NodeWork:
         """Return the work with what the config says of secure sums."""
         secure = config.federate.secure
         if secure is None:
             return work
-        numbers = SumRange(secure.limit, secure.precision)
+        numbers = upload_numbers(secure) if action == "train" else COUNT_NUMBERS
         return work._replace(range=numbers, check_sum=partial(self.policy.check_sum, config))
 
 

@@ -235,7 +235,7 @@ IN_THE_CLEAR = (
 
 SUMMED = (
     "A secure sum adds the uploads and the tables of label names. The server sees which clients take part,"
-    " and the sums. docs/security.md says what a malicious server can do."
+    " which ones refuse, and the sums. docs/security.md says what a malicious server can do."
 )
 
 NO_FIX = "no config avoids it on real machines yet"

@@ -25,7 +25,7 @@ from genfl.engines.evaluation import evaluate_clients
 from genfl.engines.flower.in_process import InProcessFlower, InProcessGrid
 from genfl.engines.flower.wire import _tree, pack
 from genfl.engines.in_process import sequential
-from genfl.engines.reducers import PlainReducer, SumEncoding, secure_reducers
+from genfl.engines.reducers import PlainReducer, SumEncoding, encoded_reducers
 from genfl.errors import GenflError
 from genfl.labels.discovery import discover
 from genfl.learning.local import LocalSGD
@@ -557,7 +557,7 @@ def test_a_client_whose_disk_is_full_loses_nothing(clients, tmp_path, onto_small
     trace = play(clients, algorithm, engine, rounds=5, cohort=5, on_history=fill)
     assert [row["refused"] for row in trace.rounds] == [0, 1, 1, 0, 0]
     assert "client 1 was refused: it failed with OSError; the client's log says why" in caplog.text
-    reducer = secure_reducers(Key(0), SumEncoding(sums[0], 5)) if sums else PlainReducer
+    reducer = encoded_reducers(Key(0), SumEncoding(sums[0], 5)) if sums else PlainReducer
 
     class Dropping:
         def run(self, program, tasks):

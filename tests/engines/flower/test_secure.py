@@ -1,7 +1,11 @@
 """Secure sums over Flower, in one process: the bits of the simulation, and clients that fail in a phase."""
 
+import dataclasses
+import json
+import re
 import stat
 
+import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -10,25 +14,34 @@ pytest.importorskip("flwr")
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
-from genfl.engines.flower.member import OPENED, STATE, SumMember
+from genfl.engines.flower.member import STATE, SumMember
 from genfl.engines.flower.records import RefusedMessage
-from genfl.engines.flower.sum_messages import SumRequest, sum_name
+from genfl.engines.flower.sum_messages import SumName, SumRequest, read_sum_request, sum_request_records
+from genfl.engines.flower.work import CANNOT
 from genfl.engines.in_process import sequential
-from genfl.engines.reducers import SumEncoding, secure_reducers
+from genfl.engines.reducers import SumEncoding, encoded_reducers
 from genfl.errors import GenflError
 from genfl.labels.discovery import discover
 from genfl.privacy.secure_sum import (
     Advertisement,
+    Confirmation,
+    Delivery,
+    MaskedInput,
     NodeSigner,
     NodeVerifier,
+    Reveal,
+    SealedShares,
     Segment,
     SumParameters,
+    end_phase,
     from_bytes,
+    open_sum,
+    receive,
     to_bytes,
+    unmask,
 )
 from genfl.privacy.secure_sum.fixed_point import FixedPoint, SumRange
 from genfl.rng import Key
-from genfl.storage import read_json
 
 from .test_in_process import FEW, Faulty, assert_same, build, clients, flower, play, spoil
 
@@ -43,7 +56,7 @@ def secure(clients, algorithm, folder, threshold=None, **options):
 
 
 def simulated(clients, cohort=3):
-    return sequential(clients, secure_reducers(Key(0), SumEncoding(NUMBERS, cohort)))
+    return sequential(clients, encoded_reducers(Key(0), SumEncoding(NUMBERS, cohort)))
 
 
 def phase_of(message):
@@ -154,40 +167,6 @@ def test_a_sum_that_was_being_opened_is_opened_of_the_same_clients_again(clients
     assert grid.asked.count(("keys", 2, 0)) == 2
 
 
-def test_a_client_opens_no_second_set_of_a_round(clients, tmp_path):
-    """A server that lost what it opened asks for round 1 again, with fewer clients."""
-    algorithm = build("fedavg")
-    engine = secure(clients, algorithm, tmp_path, threshold=3)
-    play(clients, algorithm, engine, rounds=1, cohort=5, on_round=lambda _: None)
-    opened = read_json(next((tmp_path / "client-1").rglob(OPENED)))
-    assert set(opened) == {"census/1", "train/1"}
-    for file in tmp_path.glob("opened-*"):
-        file.unlink()
-    again = _again(engine, clients, algorithm, [0, 1, 2, 3, 4])
-    assert len(again.memories) == 5  # the same clients: the same sum
-    for file in tmp_path.glob("opened-*"):
-        file.unlink()
-    with pytest.raises(GenflError, match=r"client 0: sum: round 1 was opened already, with other clients"):
-        _again(engine, clients, algorithm, [0, 1, 2, 3])
-
-
-def _again(engine, clients, algorithm, cohort):
-    """Asks for the first round again."""
-    from genfl.data.plans import Batches
-    from genfl.engines.protocol import ClientTask
-
-    from .test_in_process import TASK
-
-    weights = TASK.init(Key(1))
-    state = algorithm.init(weights, {"clients": torch.tensor(5.0)}, Key(0))
-    message = algorithm.send(state)
-    tasks = [
-        ClientTask(k, algorithm.address(message, k), engine.initial, Batches(4, 2, 1, Key(k)), Key(k), 1)
-        for k in cohort
-    ]
-    return engine.run(algorithm.client, tasks)
-
-
 def test_an_opened_sum_is_not_asked_for_again_after_an_interruption(clients, tmp_path):
     """The server was killed between the sum of round 3 and its checkpoint, and one client is gone since."""
     algorithm, checkpoint = build("scaffold"), tmp_path / "checkpoint.safetensors"
@@ -286,10 +265,13 @@ def test_values_that_a_sum_cannot_carry_stay_at_the_client(clients, tmp_path, ca
     spoiled = spoil(clients, slice(0, 5))
     algorithm = build("fedavg")
     play(spoiled, algorithm, secure(clients=spoiled, algorithm=algorithm, folder=tmp_path), cohort=5)
-    assert "round 1: the upload of client 0 was refused: upload: it holds NaN" in caplog.text
+    assert f"round 1: the upload of client 0 was refused: {CANNOT}" in caplog.text
+    assert "upload: it holds NaN" in caplog.text  # in the client's log, which is this one here
     engine = flower(clients, algorithm, tmp_path / "small", secure=(SumRange(0.5, 2.0**-20), None))
-    with pytest.raises(GenflError, match=r"census: every client.*is beyond 0.5 \(federate.secure.limit\)"):
+    with pytest.raises(GenflError, match=f"round 1 with a valid upload.*{re.escape(CANNOT)}") as refused:
         play(clients, algorithm, engine)
+    assert "beyond" not in str(refused.value)
+    assert "refused: upload: a value of 30 is beyond the limit of 0.5" in caplog.text
 
 
 @pytest.mark.parametrize("action", ["labels", "census"])
@@ -303,7 +285,8 @@ def test_a_client_takes_part_in_sums_of_labels_and_census_with_all_others_alone(
     member, run = SumMember(tmp_path, 0, NodeSigner(keys[0]), peers), "ab" * 16
 
     def ask(members, least):
-        parameters = SumParameters(sum_name(run, action, 1) + b"x", members, least, (Segment(32, 4),))
+        session = SumName(run, action, 1, "content").session("x")
+        parameters = SumParameters(session, members, least, (Segment(32, 4),))
         return member.answer(SumRequest(run, action, 1, 0, "keys", to_bytes(parameters)))
 
     assert from_bytes(ask((0, 1, 2), 3), Advertisement).client == 0
@@ -331,3 +314,186 @@ def test_label_discovery_needs_every_client(clients, tmp_path):
     )
     with pytest.raises(GenflError, match=r"labels: every client is needed, and client 2: it did not answer"):
         discover(names, engines(grid=late, deadline=0.1), Key(0))
+
+
+# --- a server that does not follow the protocol
+
+
+RUN = "ab" * 16
+
+
+class Clients:
+    """Members of secure sums, and a server that asks them as it likes."""
+
+    def __init__(self, folder, count=5):
+        keys = [ec.generate_private_key(ec.SECP384R1()) for _ in range(count)]
+        self.peers = {number: NodeVerifier(key.public_key()) for number, key in enumerate(keys)}
+        self.members = [
+            SumMember(folder / str(n), n, NodeSigner(key), self.peers) for n, key in enumerate(keys)
+        ]
+        self.x = {n: np.array([10**n], np.uint64) for n in range(count)}
+
+    def parameters(self, name, clients, threshold=3, nonce="1", **changes):
+        session = name.session(nonce)
+        return SumParameters(session, tuple(clients), threshold, (Segment(64, 1),), **changes)
+
+    def ask(self, name, client, phase, message):
+        request = SumRequest(*name[:3], client, phase, to_bytes(message))
+        return self.members[client].answer(read_sum_request(sum_request_records(request)))
+
+    def mask(self, name, client, message, words_of=None):
+        words_of = words_of or (lambda parameters: (self.x[client],))
+        return self.members[client].mask(name, to_bytes(message), words_of)
+
+    def until(self, phase, parameters, name):
+        """The server's state and messages when a phase is due."""
+        state, messages = open_sum(parameters), dict.fromkeys(parameters.clients, parameters)
+        for due, kind in (
+            ("keys", Advertisement),
+            ("shares", SealedShares),
+            (None, MaskedInput),
+            ("confirm", Confirmation),
+        ):
+            if due == phase:
+                return state, messages
+            for client, message in messages.items():
+                answer = self.ask(name, client, due, message) if due else self.mask(name, client, message)
+                state = receive(state, from_bytes(answer, kind), self.peers)
+            state, messages = end_phase(state)
+        return state, messages
+
+    def sum(self, parameters, name):
+        state, messages = self.until("reveal", parameters, name)
+        for client, message in messages.items():
+            state = receive(state, from_bytes(self.ask(name, client, "reveal", message), Reveal), self.peers)
+        return int(unmask(state)[0][0])
+
+
+NAME = SumName(RUN, "train", 1, "content")
+
+
+def test_a_round_is_opened_once(tmp_path):
+    clients = Clients(tmp_path)
+    everybody, fewer = range(5), range(4)
+    assert clients.sum(clients.parameters(NAME, everybody), NAME) == 11111
+    assert clients.sum(clients.parameters(NAME, everybody, nonce="2"), NAME) == 11111  # the same again
+    for name, members in ((NAME, fewer), (NAME._replace(content="other"), everybody)):
+        with pytest.raises(RefusedMessage, match="sum: round 1 was opened already, with other clients or"):
+            clients.sum(clients.parameters(name, members, nonce="3"), name)
+
+
+@pytest.mark.parametrize("name", [NAME._replace(action="train/1/x", round=2), NAME._replace(action="other")])
+def test_an_action_that_is_none_is_refused(tmp_path, name):
+    clients = Clients(tmp_path)
+    with pytest.raises(RefusedMessage, match="action: there is no"):
+        clients.sum(clients.parameters(name, range(5)), name)
+
+
+def test_a_sum_under_the_name_of_another_is_refused(tmp_path):
+    clients = Clients(tmp_path)
+    parameters, other = clients.parameters(NAME, range(5)), NAME._replace(round=2)
+    with pytest.raises(RefusedMessage, match="sum: its name is that of another round"):
+        clients.ask(other, 0, "keys", parameters)
+    _, messages = clients.until("shares", parameters, NAME)
+    with pytest.raises(RefusedMessage, match="sum: the one that is under way is of another round"):
+        clients.ask(other, 0, "shares", messages[0])
+    _, messages = clients.until(None, parameters, NAME)
+    for wrong in (other, NAME._replace(content="other")):
+        with pytest.raises(RefusedMessage, match="sum: the one that is under way is of something else"):
+            clients.mask(wrong, 0, messages[0])
+
+
+def test_few_neighbours_are_refused(tmp_path):
+    clients = Clients(tmp_path)
+    with pytest.raises(RefusedMessage, match="sum: 2 neighbours, but it is 100"):
+        clients.sum(clients.parameters(NAME, range(5), neighbours=2), NAME)
+
+
+def test_a_state_gives_one_masked_upload(tmp_path):
+    """Another message of the same sum comes while the client trains: one of the two must not be answered."""
+    clients = Clients(tmp_path)
+    _, messages = clients.until(None, clients.parameters(NAME, range(5)), NAME)
+    less = Delivery(messages[2].digest, 2, messages[2].shares[:3])
+
+    def training(parameters):
+        clients.mask(NAME, 2, less)
+        return (clients.x[2],)
+
+    with pytest.raises(RefusedMessage, match="sum: the client's state has changed since it began to work"):
+        clients.mask(NAME, 2, messages[2], training)
+    with pytest.raises(RefusedMessage, match="sum: the client's upload is not due"):
+        clients.mask(NAME, 2, messages[2])
+
+
+@pytest.mark.parametrize("change", ["batches", "settings", "message"])
+def test_clients_that_are_asked_for_other_things_make_no_sum(clients, tmp_path, change):
+    """If the others added zeros, the sum would be the upload of client 0."""
+
+    class Unequal(Faulty):
+        def deliver(self, message):
+            about = message.content["about"]
+            if phase_of(message) == "train" and about["client"] != 0:
+                if change == "batches":
+                    batches = json.loads(about["batches"])
+                    batches[1], batches[2] = 1, 1
+                    about["batches"] = json.dumps(batches)
+                elif change == "settings":
+                    about["settings"] = json.dumps({"config": "another"})
+                else:
+                    data = message.content["tree"]["data"]
+                    message.content["tree"]["data"] = type(data)(np.zeros_like(data.numpy()))
+            return super().deliver(message)
+
+    algorithm = build("fedavg")
+    engine = secure(clients, algorithm, tmp_path, threshold=3, grid=Unequal, deadline=0.3)
+    with pytest.raises(
+        GenflError, match=r"1 of 5 clients .* sum: the one that is under way is of something else"
+    ):
+        play(clients, algorithm, engine, cohort=5)
+
+
+def test_a_server_killed_while_a_sum_is_opened_goes_on_with_the_same_clients(clients, tmp_path):
+    """Client 4 drops out of round 2. While its sum is opened, the server is killed. Client 4 comes back."""
+    algorithm, killed = build("scaffold"), []
+
+    def fault(phase, number, client):
+        if number == 2 and not killed:
+            if phase == "reveal" and client == 3:
+                killed.append(True)
+                raise KeyboardInterrupt
+            return "killed before" if phase == "train" and client == 4 else None
+        return None
+
+    def start():
+        engine = secure(
+            clients, algorithm, tmp_path / "nodes", threshold=3, grid=grid_of(fault), deadline=0.3
+        )
+        return play(
+            clients, algorithm, engine, rounds=3, cohort=5, checkpoint=tmp_path / "checkpoint.safetensors"
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    trace = start()
+    assert [row["refused"] for row in trace.rounds] == [0, 1, 0]
+
+    class Dropping:
+        def run(self, program, tasks):
+            kept = [task for task in tasks if (task.round, task.client) != (2, 4)]
+            result = simulated(clients, 5).run(program, kept)
+            return result._replace(refused={task.client: "" for task in tasks if task not in kept})
+
+    expected = play(clients, algorithm, Dropping(), rounds=3, cohort=5)
+    assert_same(trace, expected, unequal={"samples"})
+
+
+def test_a_false_share_does_not_stop_a_sum_that_others_can_open(tmp_path):
+    clients = Clients(tmp_path)
+    state, messages = clients.until("reveal", clients.parameters(NAME, range(5)), NAME)
+    for client, message in messages.items():
+        answer = from_bytes(clients.ask(NAME, client, "reveal", message), Reveal)
+        if client == 4:
+            (owner, share), *rest = answer.self_shares
+            answer = dataclasses.replace(answer, self_shares=((owner, share ^ 1), *rest))
+        state = receive(state, answer, clients.peers)
+    assert int(unmask(state)[0][0]) == 11111

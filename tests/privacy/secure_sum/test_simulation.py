@@ -1,6 +1,7 @@
 """The simulated secure sum of training uploads: the plain sum up to the bound, and the protocol's bits."""
 
-import pytest
+import re
+
 import torch
 
 from genfl import trees
@@ -9,7 +10,7 @@ from genfl.data.clients import ClientData
 from genfl.data.plans import Batches
 from genfl.engines.in_process import sequential
 from genfl.engines.protocol import ClientTask
-from genfl.engines.reducers import PlainReducer, SumEncoding, secure_reducers
+from genfl.engines.reducers import PlainReducer, SumEncoding, encoded_reducers
 from genfl.learning.local import LocalSGD
 from genfl.learning.task import classification
 from genfl.privacy import secure_sum as ss
@@ -48,7 +49,7 @@ REDUCTIONS = {"weight": "sum", "delta": "sum"}
 
 def test_secure_sum_of_floats_is_the_plain_sum_up_to_the_bound():
     plain = sum_by(PlainReducer(REDUCTIONS))
-    secure = sum_by(secure_reducers(Key(0), ENCODING)(REDUCTIONS))
+    secure = sum_by(encoded_reducers(Key(0), ENCODING)(REDUCTIONS))
     assert trees.mismatch(secure, plain) is None
     codec = UploadCodec(upload(0), CLIENTS, NUMBERS)
     for part in REDUCTIONS:
@@ -64,19 +65,35 @@ def test_simulation_has_the_bits_of_the_protocol():
     federation = helpers.Federation(agreed)
     federation.words = lambda client: codec.encode(upload(client))
     by_protocol = codec.decode(federation.run())
-    simulated = sum_by(secure_reducers(Key(3), ENCODING)(REDUCTIONS))
+    simulated = sum_by(encoded_reducers(Key(3), ENCODING)(REDUCTIONS))
     assert all(map(torch.equal, trees.leaves(by_protocol), trees.leaves(simulated)))
 
 
 def test_secrets_do_not_change_the_sum():
-    one, other = (sum_by(secure_reducers(Key(seed), ENCODING)(REDUCTIONS)) for seed in (1, 2))
+    one, other = (sum_by(encoded_reducers(Key(seed), ENCODING)(REDUCTIONS)) for seed in (1, 2))
     assert all(map(torch.equal, trees.leaves(one), trees.leaves(other)))
 
 
-def test_a_value_beyond_the_limit_is_an_error_that_names_the_part():
-    reducer = secure_reducers(Key(0), SumEncoding(SumRange(11.5, 2.0**-20), CLIENTS))(REDUCTIONS)
-    with pytest.raises(ss.SecureSumError, match=r"delta: a value of 15\.4 is beyond the limit of 11\.5"):
-        sum_by(reducer)
+def test_an_upload_with_a_value_beyond_the_limit_is_refused_by_name():
+    reducer = encoded_reducers(Key(0), SumEncoding(SumRange(18.5, 2.0**-20), CLIENTS))(REDUCTIONS)
+    refused = reducer.add(list(range(CLIENTS)), stacked(range(CLIENTS)))
+    assert refused
+    for client, why in refused.items():
+        assert max(leaf.abs().max() for leaf in trees.leaves(upload(client))) > 18.5
+        assert re.fullmatch(r"upload: delta: a value of \S+ is beyond the limit of 18\.5 \(.*\)", why)
+    others = [client for client in range(CLIENTS) if client not in refused]
+    assert reducer.aggregate()["weight"] == sum(upload(client)["weight"] for client in others)
+
+
+def test_measures_are_added_beside_the_secure_sum():
+    """They may be beyond the limit, and their bytes are as they are."""
+    reductions = {**REDUCTIONS, "measure": "sum"}
+    reducer = encoded_reducers(Key(0), ENCODING, REDUCTIONS)(reductions)
+    for client in range(CLIENTS):
+        measure = {"measure": torch.tensor([1e9 * client])}
+        assert reducer.add([client], stacked([client]) | measure) == {}
+    total = reducer.aggregate()
+    assert total["measure"] == 1e10
 
 
 def test_a_round_of_fedavg_under_a_secure_sum():
@@ -93,7 +110,7 @@ def test_a_round_of_fedavg_under_a_secure_sum():
         ClientTask(k, message, algorithm.memory(weights), Batches(4, 5, 1, Key(k)), Key(k)) for k in range(3)
     ]
     plain = sequential(clients).run(algorithm.client, tasks)
-    reducers = secure_reducers(Key(0), SumEncoding(NUMBERS, 3))
+    reducers = encoded_reducers(Key(0), SumEncoding(NUMBERS, 3))
     secure = sequential(clients, reducers).run(algorithm.client, tasks)
     assert secure.aggregate["weight"] == plain.aggregate["weight"] == 33.0
     assert secure.uplink_bytes == {name: 2 * sent for name, sent in plain.uplink_bytes.items()}  # 64 bits

@@ -135,7 +135,7 @@ class _LocalSite(NamedTuple):
     def work(self, request: Request) -> NodeWork:
         assert self.engine.program is not None
         rules = self.engine.clients.sums
-        numbers = None if rules is None else rules.numbers
+        numbers = None if rules is None else rules.numbers_of(request.action)
         return NodeWork(self.engine.program, self.engine.data, self.client, range=numbers)
 
 

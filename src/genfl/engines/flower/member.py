@@ -5,14 +5,16 @@ Nothing here takes long to import: Flower starts a process for each message.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from genfl.engines.flower.records import NEEDS_ALL, RefusedMessage
-from genfl.engines.flower.sum_messages import SumRequest, sum_name
+from genfl.engines.flower.sum_messages import SumName, SumRequest
 from genfl.privacy.secure_sum import (
     ClientState,
     Confirmations,
@@ -34,14 +36,20 @@ from genfl.privacy.secure_sum import (
     to_bytes,
 )
 from genfl.privacy.secure_sum.encoding import Vector
-from genfl.storage import digest, read_json, remove, write_json, write_private
+from genfl.privacy.secure_sum.messages import DEFAULT_NEIGHBOURS
+from genfl.storage import digest, locked, read_json, remove, write_private
 
 STATE = "sum.state"
 """The file with the secrets of the sum that is under way."""
 
 OPENED = "opened.json"
-"""The file that says of which clients a sum was opened, by action and round."""
+"""The file that says what was opened, by action and round: a digest of the clients and of the content."""
 
+
+_LOCK = ".lock"
+
+LOCK_SECONDS = 60.0
+"""Seconds to wait for another process of the client."""
 
 NO_PEERS = "federate.secure: this client does not know the other clients' keys; start it with --peers"
 
@@ -62,8 +70,11 @@ class SumMember:
     """A client as it takes part in secure sums.
 
     A sum that begins replaces one that did not end. Its secrets are new, so nothing links the two. For one
-    round, the client opens sums of one and the same set of clients alone: the difference of two sets would
+    round, the client opens sums of one set of clients and one content alone: the difference of two sums would
     tell the uploads of single clients.
+
+    Flower answers several messages at once, each in a process. So a state is read, used and replaced under a
+    lock.
 
     Attributes:
         folder: The client's folder.
@@ -86,36 +97,38 @@ class SumMember:
         """
         folder = run_folder(self.folder, request.run)
         try:
-            match request.phase:
-                case "keys":
+            with _held(folder):
+                if request.phase == "keys":
                     return self._advertise(folder, request)
-                case "shares":
-                    state = self._state(folder, request.name)
-                    roster = from_bytes(request.payload, Roster)
-                    state, message = share_keys(state, roster, self.peers)
-                    _keep(folder, state)
-                    return to_bytes(message)
-                case "confirm":
-                    return self._confirm(folder, request)
-                case "reveal":
-                    return self._reveal(folder, request)
+                state = _state(folder)
+                name = SumName.of(state.parameters.session)
+                if name[:3] != (request.run, request.action, request.round):
+                    raise RefusedMessage("sum: the one that is under way is of another round")
+                match request.phase:
+                    case "shares":
+                        roster = from_bytes(request.payload, Roster)
+                        state, message = share_keys(state, roster, self.peers)
+                        _keep(folder, state)
+                        return to_bytes(message)
+                    case "confirm":
+                        survivors = from_bytes(request.payload, Survivors)
+                        _check_opened(folder, name, survivors)
+                        state, confirmation = confirm(state, survivors, self.signer)
+                        _keep(folder, state)
+                        return to_bytes(confirmation)
+                    case "reveal":
+                        return self._reveal(folder, state, name, request.payload)
         except SecureSumError as error:
-            raise RefusedMessage(str(error)) from error
+            hint = "; compare --peers with the server's --node" if error.code == "signature" else ""
+            raise RefusedMessage(f"{error}{hint}") from error
 
     def mask(
-        self,
-        run: str,
-        action: str,
-        round_number: int,
-        delivery: bytes,
-        words_of: Callable[[SumParameters], Sequence[Vector]],
+        self, name: SumName, delivery: bytes, words_of: Callable[[SumParameters], Sequence[Vector]]
     ) -> bytes:
         """Return the message with the client's masked upload; its state is on the disk before.
 
         Args:
-            run: The federation.
-            action: What the sum is for.
-            round_number: The round.
+            name: What the client is asked for.
             delivery: The server's message.
             words_of: ``(parameters of the sum) -> words`` that the client adds. It refuses a sum that the
                 client does not allow.
@@ -123,14 +136,22 @@ class SumMember:
         Raises:
             RefusedMessage: The request must not be acted on.
         """
-        folder = run_folder(self.folder, run)
+        folder = run_folder(self.folder, name.run)
         try:
-            state = self._state(folder, sum_name(run, action, round_number))
+            with _held(folder):
+                state = _state(folder)
+                if SumName.of(state.parameters.session) != name:
+                    raise RefusedMessage("sum: the one that is under way is of something else")
+                if state.phase != "delivery":
+                    raise RefusedMessage("sum: the client's upload is not due")
             vectors = words_of(state.parameters)
-            state, message = mask_input(state, from_bytes(delivery, Delivery), vectors)
+            with _held(folder):
+                if _state(folder) != state:
+                    raise RefusedMessage("sum: the client's state has changed since it began to work")
+                state, message = mask_input(state, from_bytes(delivery, Delivery), vectors)
+                _keep(folder, state)
         except SecureSumError as error:
             raise RefusedMessage(str(error)) from error
-        _keep(folder, state)
         return to_bytes(message)
 
     def _advertise(self, folder: Path, request: SumRequest) -> bytes:
@@ -140,50 +161,43 @@ class SumMember:
                 f" {self.number} of --peers; give the server the nodes in the order of that file"
             )
         parameters = from_bytes(request.payload, SumParameters)
-        if not parameters.session.startswith(request.name):
+        if SumName.of(parameters.session)[:3] != (request.run, request.action, request.round):
             raise RefusedMessage("sum: its name is that of another round")
-        if (
-            request.action in NEEDS_ALL
-            and not len(self.peers) == len(parameters.clients) == parameters.threshold
-        ):
+        if parameters.neighbours != DEFAULT_NEIGHBOURS:
+            raise RefusedMessage(f"sum: {parameters.neighbours} neighbours, but it is {DEFAULT_NEIGHBOURS}")
+        clients, least = len(parameters.clients), parameters.threshold
+        if request.action in NEEDS_ALL and not len(self.peers) == clients == least:
             raise RefusedMessage(
                 f"sum: {request.action} takes all {len(self.peers)} clients of --peers, but the server asks"
-                f" for {parameters.threshold} of {len(parameters.clients)}"
+                f" for {least} of {clients}"
             )
         state, message = advertise(parameters, self.number, secrets.token_bytes(32), self.signer)
         _keep(folder, state)
         return to_bytes(message)
 
-    def _confirm(self, folder: Path, request: SumRequest) -> bytes:
-        state, survivors = self._state(folder, request.name), from_bytes(request.payload, Survivors)
-        opened = _opened(folder).get(_entry(request))
-        if opened not in (None, digest(survivors.clients)):
-            raise RefusedMessage(
-                f"sum: round {request.round} was opened already, with other clients; the difference would"
-                " tell the uploads of single clients"
-            )
-        state, message = confirm(state, survivors, self.signer)
-        _keep(folder, state)
-        return to_bytes(message)
-
-    def _reveal(self, folder: Path, request: SumRequest) -> bytes:
-        state = self._state(folder, request.name)
+    def _reveal(self, folder: Path, state: ClientState, name: SumName, payload: bytes) -> bytes:
         survivors = state.survivors
-        state, message = reveal(state, from_bytes(request.payload, Confirmations), self.peers)
+        state, message = reveal(state, from_bytes(payload, Confirmations), self.peers)
         assert survivors is not None  # else `reveal` was not due
-        write_json(folder / OPENED, {**_opened(folder), _entry(request): digest(survivors.clients)})
+        _check_opened(folder, name, survivors)
+        opened = {**_opened(folder), _entry(name): _what(name, survivors)}
+        write_private(folder / OPENED, json.dumps(opened).encode())
         remove(folder / STATE, folder)
         return to_bytes(message)
 
-    def _state(self, folder: Path, name: bytes) -> ClientState:
-        """Return the state of the sum that is under way."""
-        try:
-            state = state_from_bytes((folder / STATE).read_bytes())
-        except FileNotFoundError:
-            raise RefusedMessage("sum: none is under way at this client") from None
-        if not state.parameters.session.startswith(name):
-            raise RefusedMessage("sum: the one that is under way is of another round")
-        return state
+
+def _held(folder: Path) -> AbstractContextManager[None]:
+    """Lock a client's folder of a federation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return locked(folder / _LOCK, LOCK_SECONDS)
+
+
+def _state(folder: Path) -> ClientState:
+    """Return the state of the sum that is under way."""
+    try:
+        return state_from_bytes((folder / STATE).read_bytes())
+    except FileNotFoundError:
+        raise RefusedMessage("sum: none is under way at this client") from None
 
 
 def _keep(folder: Path, state: ClientState) -> None:
@@ -195,5 +209,22 @@ def _opened(folder: Path) -> dict[str, str]:
     return dict(read_json(file)) if file.exists() else {}
 
 
-def _entry(request: SumRequest) -> str:
-    return f"{request.action}/{request.round}"
+def _check_opened(folder: Path, name: SumName, survivors: Survivors) -> None:
+    """Refuse a second sum of a round that is of other clients, or of something else.
+
+    Raises:
+        RefusedMessage: It is.
+    """
+    if _opened(folder).get(_entry(name)) not in (None, _what(name, survivors)):
+        raise RefusedMessage(
+            f"sum: round {name.round} was opened already, with other clients or another config; the"
+            " difference would tell the uploads of single clients"
+        )
+
+
+def _entry(name: SumName) -> str:
+    return f"{name.action}/{name.round}"
+
+
+def _what(name: SumName, survivors: Survivors) -> str:
+    return digest([name.content, survivors.clients])

@@ -35,6 +35,10 @@ class RefusedMessage(GenflError):
     """A message that must not be acted on. Its text names what is wrong, and tells nothing private."""
 
 
+class RefusedUpload(RefusedMessage):
+    """An upload that must not be sent. The text tells something of the data: in a sum, it stays here."""
+
+
 def about_of(records: RecordDict) -> ConfigRecord:
     """Return the fields of a message.
 

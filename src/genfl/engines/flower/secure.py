@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,11 @@ from genfl.engines.flower.sum_messages import (
     SumPhase,
     SumRequest,
     read_sum_reply,
-    sum_name,
     sum_request_records,
 )
 from genfl.engines.flower.wire import Request, read_reply
 from genfl.engines.flower.work import in_sum
-from genfl.errors import GenflError
+from genfl.errors import GenflError, first_line
 from genfl.privacy.secure_sum import (
     Advertisement,
     ClientMessage,
@@ -44,8 +44,11 @@ from genfl.privacy.secure_sum import (
 )
 from genfl.privacy.secure_sum.fixed_point import SumRange
 from genfl.privacy.secure_sum.uploads import UploadCodec
-from genfl.storage import load_tensors, remove, save_tensors
+from genfl.privacy.sum_settings import COUNT_NUMBERS
+from genfl.storage import load_tensors, read_json, remove, save_tensors, write_json
 from genfl.trees import Tree
+
+log = logging.getLogger(__name__)
 
 _PHASES: tuple[tuple[SumPhase | None, type[ClientMessage]], ...] = (
     ("keys", Advertisement),
@@ -62,7 +65,7 @@ class SumRules(NamedTuple):
 
     Attributes:
         verifiers: The public keys of all clients' nodes, by number.
-        numbers: Which numbers a sum carries.
+        numbers: Which numbers a sum of uploads carries.
         threshold: The fewest clients whose sum may be opened, more than half of a cohort; None for the
             default.
     """
@@ -70,6 +73,10 @@ class SumRules(NamedTuple):
     verifiers: Mapping[int, Verifier]
     numbers: SumRange
     threshold: int | None = None
+
+    def numbers_of(self, action: str) -> SumRange:
+        """Return which numbers a sum of an action carries."""
+        return self.numbers if action == "train" else COUNT_NUMBERS
 
     def least(self, clients: int) -> int:
         """Return the fewest clients of a cohort whose sum may be opened."""
@@ -100,14 +107,12 @@ class SumFailed(GenflError):
     Attributes:
         left: How many clients were left.
         left_out: Why others were not, by client.
-        bound: The clients of whom alone another sum of this round can be opened; None if any can.
     """
 
-    def __init__(self, why: str, left: int, left_out: dict[int, str], bound: tuple[int, ...] | None) -> None:
+    def __init__(self, why: str, left: int, left_out: dict[int, str]) -> None:
         super().__init__(why)
         self.left = left
         self.left_out = left_out
-        self.bound = bound
 
 
 def add_securely(
@@ -117,6 +122,8 @@ def add_securely(
     like: Tree,
     threshold: int,
     records_of: Callable[[Request], RecordDict],
+    only: Collection[int] | None = None,
+    on_opening: Callable[[tuple[int, ...]], None] = lambda clients: None,
 ) -> OpenedSum:
     """Ask clients for their parts of an action, and return the sum of their uploads.
 
@@ -127,19 +134,22 @@ def add_securely(
         like: An upload with the right structure, shapes and dtypes.
         threshold: The fewest clients whose sum is opened.
         records_of: Returns a request as records.
+        only: The clients of which alone a sum of this round can be opened; None if it can be of any.
+        on_opening: Called with the clients in the sum, before they are asked for what opens it.
 
     Raises:
         SumFailed: Too few clients are left.
     """
     members = tuple(sorted(requests))
     first = requests[members[0]]
-    codec = UploadCodec(in_sum(like, 0), len(members), rules.numbers)
-    session = sum_name(first.run, first.action, first.round) + secrets.token_hex(8).encode()
+    numbers = rules.numbers_of(first.action)
+    codec = UploadCodec(in_sum(like, 0), len(members), numbers)
+    session = first.sum_name.session(secrets.token_hex(8))
     state = open_sum(SumParameters(session, members, threshold, codec.segments))
-    messages: dict[int, ServerMessage] = dict.fromkeys(members, state.parameters)
-    left_out: dict[int, str] = {}
+    taking = members if only is None else tuple(sorted(only))
+    messages: dict[int, ServerMessage] = dict.fromkeys(taking, state.parameters)
+    left_out: dict[int, str] = dict.fromkeys(set(members) - set(taking), "a sum without it was being opened")
     packed: dict[int, bytes] = {}  # most clients are sent one and the same message
-    bound: tuple[int, ...] | None = None
     try:
         for phase, expected in _PHASES:
             asked: dict[int, Request | SumRequest] = {}
@@ -158,17 +168,17 @@ def add_securely(
             state, messages = end_phase(state)
             packed = {}
             if phase == "confirm" and state.survivors is not None:
-                bound = state.survivors.clients  # from now on, clients reveal what opens this sum
+                on_opening(state.survivors.clients)
         sums = unmask(state)
     except SecureSumError as error:
-        raise SumFailed(error.reason, len(state.answers), left_out, bound) from error
+        raise SumFailed(error.reason, len(state.answers), left_out) from error
     assert state.survivors is not None  # of an opened sum
     clients = list(state.survivors.clients)
     total = codec.decode(sums)
-    plain = UploadCodec(like, len(members), rules.numbers)
+    plain = UploadCodec(like, len(members), numbers)
     return OpenedSum(
         total["upload"],
-        int(total["samples"]),
+        max(0, int(total["samples"])),
         clients,
         {client: why for client, why in left_out.items() if client not in clients},
         {name: len(clients) * plain.nbytes(name) for name in like},
@@ -227,49 +237,69 @@ def _answered(content: RecordDict, request: Request | SumRequest) -> bytes:
 
 
 class OpenedSums:
-    """The opened sums of rounds that the server's checkpoint does not hold yet.
+    """The sums of rounds that the server's checkpoint does not hold yet: opened ones, and those being opened.
 
-    After an interruption, the server must not ask for these rounds again: with other clients, the difference
-    of two sums would tell single uploads, and so clients refuse.
+    After an interruption, the server must not ask other clients for these rounds: the difference of two sums
+    would tell single uploads, and so clients refuse.
 
     Args:
         folder: Where they are kept.
+        run: The federation.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: str) -> None:
         self.folder = folder
+        self.run = run
 
-    def load(self, run: str, round_number: int, asked: list[int]) -> OpenedSum | None:
-        """Return the opened sum of a round; None if there is none.
+    def load(self, round_number: int, asked: list[int]) -> OpenedSum | None:
+        """Return the opened sum of a round; None if there is none, or it is damaged.
 
         Args:
-            run: The federation.
             round_number: The round.
             asked: The clients of its cohort.
         """
-        file = self._file(round_number)
+        file = self._opened(round_number)
         if not file.exists():
             return None
-        tree, about = load_tensors(file)
-        if (about["run"], about["asked"]) != (run, asked):
+        try:
+            tree, about = load_tensors(file)
+        except GenflError as error:
+            log.warning("%s; round %d is done again, of the same clients", first_line(error), round_number)
+            return None
+        if (about["run"], about["asked"]) != (self.run, asked):
             return None
         left_out = {int(client): why for client, why in about["left_out"].items()}
         return OpenedSum(tree["upload"], about["samples"], about["clients"], left_out, about["uplink_bytes"])
 
-    def save(self, run: str, round_number: int, asked: list[int], opened: OpenedSum) -> None:
+    def save(self, round_number: int, asked: list[int], opened: OpenedSum) -> None:
         """Store the opened sum of a round; see `load`."""
-        about: dict[str, Any] = {"run": run, "asked": asked, **opened._asdict()}
-        save_tensors(self._file(round_number), {"upload": about.pop("upload")}, about)
+        about: dict[str, Any] = {"run": self.run, "asked": asked, **opened._asdict()}
+        save_tensors(self._opened(round_number), {"upload": about.pop("upload")}, about)
+
+    def clients_of(self, round_number: int) -> list[int] | None:
+        """Return the clients of whom alone a sum of a round can be opened; None if it can be of any."""
+        file = self._opening(round_number)
+        if not file.exists():
+            return None
+        about = read_json(file)
+        return list(about["clients"]) if about["run"] == self.run else None
+
+    def begin(self, round_number: int, clients: tuple[int, ...]) -> None:
+        """Store the clients of the sum of a round, before they are asked for what opens it."""
+        write_json(self._opening(round_number), {"run": self.run, "clients": clients})
 
     def forget(self, finished: int) -> None:
-        """Delete the sums of rounds that the server's checkpoint holds.
+        """Delete what is known of rounds that the server's checkpoint holds.
 
         Args:
             finished: The last of these rounds.
         """
-        for file in self.folder.glob("opened-*.safetensors"):
+        for file in self.folder.glob("open*-*.*"):
             if int(file.stem.partition("-")[2]) <= finished:
                 remove(file, self.folder)
 
-    def _file(self, round_number: int) -> Path:
+    def _opened(self, round_number: int) -> Path:
         return self.folder / f"opened-{round_number}.safetensors"
+
+    def _opening(self, round_number: int) -> Path:
+        return self.folder / f"opening-{round_number}.json"

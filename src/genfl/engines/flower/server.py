@@ -7,6 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,15 @@ from genfl.engines.fast import FastStats
 from genfl.engines.flower.exchange import GridExchange
 from genfl.engines.flower.records import ACTIONS, MOST, NEEDS_ALL, RefusedMessage
 from genfl.engines.flower.secure import OpenedSum, OpenedSums, SumFailed, SumRules, add_securely
-from genfl.engines.flower.wire import PackedTree, Reply, Request, pack, read_reply, request_records
+from genfl.engines.flower.wire import (
+    PackedTree,
+    Reply,
+    Request,
+    pack,
+    read_reply,
+    request_records,
+    tree_digest,
+)
 from genfl.engines.protocol import (
     Aggregator,
     ClientResults,
@@ -143,6 +152,7 @@ class FlowerEngine:
         self.action = action
         self.initial = initial or {}
         self._remembers = bool(trees.leaves(self.initial))
+        self._initial_digest = tree_digest(self.initial) if clients.sums is not None else ""
         self.settings = settings or {}
         self.reducer = reducer
         self._resumed: int | None = None  # the round of the checkpoint that it resumed from
@@ -190,7 +200,7 @@ class FlowerEngine:
     def census(self, program: ClientProgram) -> Tree:
         """Begin a federation: return the sums of a program without batches over all clients."""
         self.clients.run.begin()
-        OpenedSums(self.clients.run.folder).forget(MOST)
+        self._opened_sums.forget(MOST)
         self._resumed = None
         tasks = [ClientTask(client, {}, {}, None, Key(0)) for client in range(len(self.clients.nodes))]
         sums = self.perform("census", program, tasks).aggregate
@@ -200,7 +210,7 @@ class FlowerEngine:
 
     def end(self) -> None:
         """Delete what only a resume needs, once the federation has its result."""
-        OpenedSums(self.clients.run.folder).forget(MOST)
+        self._opened_sums.forget(MOST)
 
     def stats(self) -> EngineStats:
         """Return what the engine is; see `genfl.engines.protocol.Engine`."""
@@ -224,6 +234,7 @@ class FlowerEngine:
             self.settings,
             task.message,
             None if counted and self._remembers else self.initial,
+            initial_digest=self._initial_digest,
         )
 
     def _ask(
@@ -266,13 +277,12 @@ class FlowerEngine:
         Raises:
             GenflError: Too few clients are left, also when they were asked again.
         """
-        run, action, number = requests[0][:3]
-        asked = [request.client for request in requests]
-        store = OpenedSums(self.clients.run.folder)
+        _, action, number = requests[0][:3]
+        store = self._opened_sums
         store.forget(requests[0].finished)
-        if action == "train" and (known := store.load(run, number, asked)) is not None:
-            return known
         members = {request.client: request for request in requests}
+        if action == "train" and (known := store.load(number, list(members))) is not None:
+            return known
         least = max(rules.least(len(members)), self._least(action, len(members)))
         packed: dict[int, PackedTree] = {}
         left, why = 0, ""
@@ -287,18 +297,20 @@ class FlowerEngine:
                     like,
                     least,
                     lambda request: _records(request, packed),
+                    store.clients_of(number) if action == "train" else None,
+                    partial(store.begin, number) if action == "train" else lambda clients: None,
                 )
             except SumFailed as error:
                 left, why = error.left, _reasons(error.left_out) or str(error)
-                if error.bound is not None:
-                    members = {client: members[client] for client in error.bound}
                 continue
-            without = dict.fromkeys(set(asked) - members.keys(), "a sum without it was being opened")
-            opened = opened._replace(left_out=opened.left_out | without)
             if action == "train":
-                store.save(run, number, asked, opened)
+                store.save(number, list(members), opened)
             return opened
         raise _too_few(requests, left, least, why)
+
+    @property
+    def _opened_sums(self) -> OpenedSums:
+        return OpenedSums(self.clients.run.folder, str(self.clients.run))
 
     def _least(self, action: str, clients: int) -> int:
         """Return the fewest clients of a cohort that must answer with a valid upload."""

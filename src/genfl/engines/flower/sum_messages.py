@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from flwr.app import ConfigRecord, RecordDict
 
 from genfl.engines.flower.records import (
     ABOUT,
+    ACTIONS,
     FORMAT,
     RefusedMessage,
     about_of,
@@ -24,12 +25,7 @@ SUM_MESSAGE = "query.sum"
 SumPhase = Literal["keys", "shares", "confirm", "reveal"]
 """What a client is asked for, in the order of the protocol. Its masked upload comes after ``shares``."""
 
-_PHASES: dict[str, SumPhase] = {
-    "keys": "keys",
-    "shares": "shares",
-    "confirm": "confirm",
-    "reveal": "reveal",
-}
+_PHASES: tuple[SumPhase, ...] = get_args(SumPhase)
 
 
 class SumRequest(NamedTuple):
@@ -51,11 +47,6 @@ class SumRequest(NamedTuple):
     phase: SumPhase
     payload: bytes
 
-    @property
-    def name(self) -> bytes:
-        """What the names of sums for this round begin with, so that a client knows what a sum is for."""
-        return sum_name(self.run, self.action, self.round)
-
 
 class SumReply(NamedTuple):
     """A client's answer to a `SumRequest`.
@@ -69,9 +60,37 @@ class SumReply(NamedTuple):
     refused: str = ""
 
 
-def sum_name(run: str, action: str, round_number: int) -> bytes:
-    """Return what the names of all sums for one action in one round begin with."""
-    return f"{run}/{action}/{round_number}/".encode()
+class SumName(NamedTuple):
+    """What a sum is for. It is a part of the sum's session, which all of its clients sign.
+
+    Attributes:
+        run: The federation.
+        action: What clients are asked to do.
+        round: The round, from 1.
+        content: The digest of all that they are asked; see `genfl.engines.flower.wire.content_digest`. So no
+            client adds zeros because it alone was asked for something else.
+    """
+
+    run: str
+    action: str
+    round: int
+    content: str
+
+    def session(self, nonce: str) -> bytes:
+        """Return a name that no other sum has."""
+        return "/".join([*map(str, self), nonce]).encode()
+
+    @classmethod
+    def of(cls, session: bytes) -> SumName:
+        """Return what a sum of this session is for.
+
+        Raises:
+            RefusedMessage: It is no session of a federation.
+        """
+        match session.decode(errors="replace").split("/"):
+            case [run, action, number, content, _] if action in ACTIONS and number.isdecimal():
+                return cls(run, action, int(number), content)
+        raise RefusedMessage("sum: its session is none of a federation")
 
 
 def sum_request_records(request: SumRequest) -> RecordDict:
@@ -86,15 +105,17 @@ def read_sum_request(records: RecordDict) -> SumRequest:
         RefusedMessage: They hold none.
     """
     about = about_of(records)
-    phase = field(about, "phase", str)
+    action, phase = field(about, "action", str), field(about, "phase", str)
+    if action not in ACTIONS:
+        raise RefusedMessage(f"action: there is no {short(action)!r}")
     if phase not in _PHASES:
         raise RefusedMessage(f"phase: there is no {short(phase)!r}")
     return SumRequest(
         field(about, "run", str),
-        field(about, "action", str),
+        action,
         int_field(about, "round", 1),
         int_field(about, "client"),
-        _PHASES[phase],
+        phase,
         field(about, "payload", bytes),
     )
 

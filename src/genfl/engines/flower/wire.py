@@ -6,6 +6,7 @@ has many. Nothing that arrives is trusted: each problem is refused by name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -31,9 +32,11 @@ from genfl.engines.flower.records import (
     int_field,
     short,
 )
+from genfl.engines.flower.sum_messages import SumName
 from genfl.engines.protocol import NOT_FINITE
 from genfl.errors import on_one_line
 from genfl.rng import Key
+from genfl.storage import digest
 from genfl.trees import Tree
 
 _TREE, _MEMORY, _DATA, _SUM = "tree", "memory", "data", "sum"
@@ -72,6 +75,8 @@ class Request(NamedTuple):
         initial: The memory of a client that never took part; None if the client has one from round `counted`.
         delivery: The server's message of a secure sum to which the client answers with its masked upload;
             None for an upload in the clear. See `genfl.privacy.secure_sum`.
+        initial_digest: The digest of the memory of a client that never took part, for secure sums. Clients
+            with a memory get it, too, so that all of them know what the others begin with.
     """
 
     run: str
@@ -86,6 +91,12 @@ class Request(NamedTuple):
     message: Tree
     initial: Tree | None = None
     delivery: bytes | None = None
+    initial_digest: str = ""
+
+    @property
+    def sum_name(self) -> SumName:
+        """What a secure sum for this request is for."""
+        return SumName(self.run, self.action, self.round, content_digest(self))
 
 
 class Reply(NamedTuple):
@@ -131,6 +142,28 @@ def pack(tree: Tree) -> PackedTree:
     return PackedTree(layout, Array(data.numpy()))
 
 
+def tree_digest(tree: Tree) -> str:
+    """Return the SHA-256 of a tree's layout and content, hexadecimal."""
+    layout, data = pack_tree(tree)
+    return hashlib.sha256(layout.encode() + b"\n" + data.numpy().tobytes()).hexdigest()
+
+
+def content_digest(request: Request) -> str:
+    """Return the digest of all that a request asks for, but for what differs between clients.
+
+    Clients of one sum have their own numbers, random streams and memories. All else is equal: settings,
+    batches, message, and the memory of clients that never took part.
+
+    Raises:
+        RefusedMessage: The initial memory is not that of the digest.
+    """
+    if request.initial is not None and tree_digest(request.initial) != request.initial_digest:
+        raise RefusedMessage("memory: it is not that of its digest")
+    batches = request.batches and [*request.batches._replace(key=_plain_key(Key(0)))]  # type: ignore[arg-type]
+    asked = [request.settings, batches, tree_digest(request.message), request.initial_digest]
+    return digest(asked)
+
+
 def request_records(request: Request, message: PackedTree, initial: PackedTree | None = None) -> RecordDict:
     """Return a request as records.
 
@@ -153,7 +186,7 @@ def request_records(request: Request, message: PackedTree, initial: PackedTree |
         "settings": json.dumps(request.settings),
     }
     if request.delivery is not None:
-        about["delivery"] = request.delivery
+        about |= {"delivery": request.delivery, "initial_digest": request.initial_digest}
     return _records(about, {_TREE: message, **({_MEMORY: initial} if initial else {})})
 
 
@@ -182,7 +215,11 @@ def read_request(records: RecordDict) -> Request:
         settings,
         _tree(records, about),
         _tree(records, about, _MEMORY) if _MEMORY in records.array_records else None,
-        field(about, "delivery", bytes) if "delivery" in about else None,
+        *(
+            (field(about, "delivery", bytes), field(about, "initial_digest", str))
+            if "delivery" in about
+            else ()
+        ),
     )
 
 

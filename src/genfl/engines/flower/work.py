@@ -14,7 +14,7 @@ from genfl import trees
 from genfl.algorithms.base import ClientProgram
 from genfl.engines.flower.member import NO_PEERS, SumMember
 from genfl.engines.flower.node_memory import NodeMemory
-from genfl.engines.flower.records import ACTIONS, RefusedMessage
+from genfl.engines.flower.records import ACTIONS, RefusedMessage, RefusedUpload
 from genfl.engines.flower.wire import Reply, Request, read_request, reply_records
 from genfl.engines.per_client import PerClientRunner
 from genfl.engines.protocol import ClientTask, DataView, ResultTemplates
@@ -27,6 +27,9 @@ from genfl.threads import one_thread
 from genfl.trees import Tree
 
 log = logging.getLogger(__name__)
+
+CANNOT = "upload: it cannot be in the sum; the client's log says why"
+"""What a server of secure sums learns of an upload that is refused."""
 
 
 class NodeWork(NamedTuple):
@@ -95,55 +98,63 @@ def _answer(
         log.error("a message was refused: %s", error)
         return Reply("", "", 0, 0, None, str(error))
     answered = Reply(request.run, request.action, request.round, request.client, None)
+    secretly = request.delivery is not None
     try:
         site = site_of()
-        work = site.work(request)
-        samples = 0
-        if request.batches is not None:
-            samples = request.batches.samples(work.data.part_sizes(work.client))
-        if work.range is None and request.delivery is None:
-            answered = answered._replace(samples=samples)
-            answered = answered._replace(upload=_upload(request, site, work))
+        if request.delivery is not None:
+            answered = answered._replace(masked=_masked(request, request.delivery, site, member_of()))
         else:
-            answered = answered._replace(masked=_masked(request, site, work, samples, member_of()))
+            work = site.work(request)
+            if work.range is not None:
+                raise RefusedMessage("federate.secure: the server asks for an upload in the clear")
+            answered = answered._replace(samples=_samples(request, work))  # also if the upload is refused
+            answered = answered._replace(upload=_upload(request, site, work))
         log.info("%s of round %d: answered", request.action, request.round)
         return answered
     except RefusedMessage as error:
         log.error("%s of round %d was refused: %s", request.action, request.round, error)
-        return answered._replace(refused=str(error))
+        return answered._replace(
+            refused=CANNOT if secretly and isinstance(error, RefusedUpload) else str(error)
+        )
     except Exception as error:  # its text may name private data, so it stays here
         log.exception("%s of round %d failed", request.action, request.round)
         kind = type(error).__name__
         log.error("%s of round %d failed: %s: %s", request.action, request.round, kind, first_line(error))
-        return answered._replace(refused=f"it failed with {kind}; the client's log says why")
+        return answered._replace(
+            refused=CANNOT if secretly else f"it failed with {kind}; the client's log says why"
+        )
 
 
-def _masked(request: Request, site: Site, work: NodeWork, samples: int, member: SumMember | None) -> bytes:
+def _masked(request: Request, delivery: bytes, site: Site, member: SumMember | None) -> bytes:
     """Run the client's work, and return its message of the secure sum.
 
     Raises:
         RefusedMessage: The request must not be acted on, or the upload must not be sent.
     """
-    if work.range is None or request.delivery is None:
-        asked = "a secure sum, but its config sets none" if work.range is None else "an upload in the clear"
-        raise RefusedMessage(f"federate.secure: the server asks for {asked}")
     if member is None:
         raise RefusedMessage(NO_PEERS)
-    numbers = work.range
 
     def words_of(parameters: SumParameters) -> Sequence[Vector]:
-        work.check_sum(parameters)
-        summed = in_sum(_upload(request, site, work), samples)
-        codec = UploadCodec(summed, len(parameters.clients), numbers)
-        try:
-            return codec.encode(summed)
-        except SecureSumError as error:  # its text has a number of the upload
-            log.error("%s", error)
+        work = site.work(request)
+        if work.range is None:
             raise RefusedMessage(
-                f"upload: a value is beyond {numbers.limit:g} (federate.secure.limit), or is none"
-            ) from None
+                "federate.secure: the server asks for a secure sum, but its config sets none"
+            )
+        work.check_sum(parameters)
+        summed = in_sum(_upload(request, site, work), _samples(request, work))
+        try:
+            return UploadCodec(summed, len(parameters.clients), work.range).encode(summed)
+        except SecureSumError as error:
+            raise RefusedUpload(f"{error.reason} (federate.secure.limit)") from None
 
-    return member.mask(request.run, request.action, request.round, request.delivery, words_of)
+    return member.mask(request.sum_name, delivery, words_of)
+
+
+def _samples(request: Request, work: NodeWork) -> int:
+    """Return how many samples the client trains on, with repetitions."""
+    if request.batches is None:
+        return 0
+    return request.batches.samples(work.data.part_sizes(work.client))
 
 
 def in_sum(upload: Tree, samples: int) -> Tree:
@@ -165,7 +176,7 @@ def _upload(request: Request, site: Site, work: NodeWork) -> Tree:
     with one_thread():
         (results,) = runner(work.program, [task], ResultTemplates(work.program, work.data))
     if why := results.refused.get(work.client):
-        raise RefusedMessage(f"upload: {why}")
+        raise RefusedUpload(f"upload: {why}")
     upload, after = trees.apart(results.upload, 1)[0], trees.apart(results.memory, 1)[0]
     if memory:
         memory.after(request, after)

@@ -191,7 +191,10 @@ def mask_input(
     mine = _own_shares(state, circle)[me]
     held = {me: mine}
     for sender, sealed in delivery.shares:
-        plain = unseal(_channel(state, circle, sender, me), _NONCE, sealed, circle.digest)
+        try:
+            plain = unseal(_channel(state, circle, sender, me), _NONCE, sealed, circle.digest)
+        except SecureSumError as error:
+            raise SecureSumError(error.code, f"{error.reason}: that of client {sender}") from error
         held[sender] = (
             int.from_bytes(plain[:SHARE_BYTES], "little"),
             int.from_bytes(plain[SHARE_BYTES:], "little"),

@@ -9,7 +9,8 @@ Source: Bonawitz et al. 2017, Figure 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,6 +41,9 @@ from genfl.privacy.secure_sum.messages import (
 )
 from genfl.privacy.secure_sum.primitives import SecureSumError, Verifier, agree, public_key
 from genfl.privacy.secure_sum.shamir import SHARE_PRIME, recover
+
+MOST_SUBSETS = 500
+"""How many subsets of the shares of a secret are tried, if all of them do not give it."""
 
 ServerPhase = Literal["advertisements", "shares", "inputs", "confirmations", "reveals"]
 """The messages of clients that a server waits for."""
@@ -201,16 +205,18 @@ def unmask(state: ServerState) -> tuple[Vector, ...]:
     adds: list[bytes] = []
     subtracts: list[bytes] = []
     for owner, shares_of_seed in self_shares.items():
-        seed = _secret(owner, shares_of_seed, circle.share_threshold)
-        if seed is None or commitment(seed) != circle.keys[owner].commitment:
+        published = circle.keys[owner].commitment
+        seed = _secret(owner, shares_of_seed, circle.share_threshold, commitment, published)
+        if seed is None:
             raise SecureSumError("share", f"the shares of client {owner}'s self mask do not fit it")
         subtracts.append(self_mask_key(seed, digest))
     for owner, shares_of_key in key_shares.items():
         neighbours = [n for n in circle.ring.neighbours(owner) if n in self_shares]
         if not neighbours:
             continue
-        private = _secret(owner, shares_of_key, circle.share_threshold)
-        if private is None or public_key(private) != circle.keys[owner].mask_key:
+        published = circle.keys[owner].mask_key
+        private = _secret(owner, shares_of_key, circle.share_threshold, public_key, published)
+        if private is None:
             raise SecureSumError("share", f"the shares of client {owner}'s mask key do not fit it")
         for other in neighbours:
             key = pair_mask_key(agree(private, circle.keys[other].mask_key), digest)
@@ -223,14 +229,34 @@ def _circle(state: ServerState) -> Circle:
     return state.circle
 
 
-def _secret(owner: int, shares: Mapping[int, int], threshold: int) -> bytes | None:
-    """Return the 32 bytes that shares give; None if they give none."""
+def _secret(
+    owner: int,
+    shares: Mapping[int, int],
+    threshold: int,
+    publish: Callable[[bytes], bytes],
+    published: bytes,
+) -> bytes | None:
+    """Return the secret of a client; None if no shares give it.
+
+    So many shares as the threshold give the secret. If some of them are false, others are tried.
+
+    Args:
+        owner: The client.
+        shares: Point -> share.
+        threshold: The fewest shares that give the secret.
+        publish: Returns what a client publishes of such a secret.
+        published: What this client published.
+    """
     if len(shares) < threshold:
         raise SecureSumError(
             "threshold", f"{len(shares)} shares of client {owner} are left, and {threshold} are needed"
         )
-    number = recover(shares)
-    return number.to_bytes(32, "little") if number < 2**256 else None
+    chosen = itertools.combinations(shares, threshold)
+    for points in itertools.chain([tuple(shares)], itertools.islice(chosen, MOST_SUBSETS)):
+        number = recover({point: shares[point] for point in points})
+        if number < 2**256 and publish(secret := number.to_bytes(32, "little")) == published:
+            return secret
+    return None
 
 
 def _owners(state: ServerState, client: int) -> tuple[list[int], list[int]]:

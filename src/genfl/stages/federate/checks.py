@@ -32,7 +32,7 @@ from genfl.learning.local import LocalSGD
 from genfl.learning.task import MissingPart, Task
 from genfl.privacy.dp.accounting import check_accountant, default_delta, noise_for
 from genfl.privacy.dp.user import check_algorithm
-from genfl.privacy.secure_sum.fixed_point import FixedPoint
+from genfl.privacy.sum_settings import numbers_problem
 from genfl.references import GENERATOR, REFERENCES, GeneratorClassifier
 from genfl.rng import Key
 from genfl.stages.federate.generated_content import check_content
@@ -88,11 +88,9 @@ def check(inputs: FederateInputs, context: RunContext) -> None:
             build_extractor(inputs.extractor.choice, data.shape, classes)
         except ValueError as error:
             raise InputError(f"federate.extractor: {error}") from error
-    if secure := inputs.federation.secure:
-        try:
-            FixedPoint.fitting(secure.limit, inputs.federation.clients_per_round, secure.precision)
-        except ValueError as error:
-            raise InputError(f"federate.secure.limit: {error}") from error
+    secure = inputs.federation.secure
+    if secure and (problem := numbers_problem(secure, inputs.federation.clients_per_round)):
+        raise InputError(problem)
     check_content(inputs, context)
     _check_public(inputs, context)
     _check_delta(inputs, context)

@@ -21,13 +21,12 @@ from genfl.data.clients import GENERATED, ClientData
 from genfl.deployment.description import WEIGHTS_FILE
 from genfl.engines.auto import Name, engine
 from genfl.engines.protocol import Engine, ReducerFactory
-from genfl.engines.reducers import PlainReducer, SumEncoding, quorum_reducers, secure_reducers
+from genfl.engines.reducers import PlainReducer, SumEncoding, encoded_reducers, quorum_reducers
 from genfl.errors import GenflError, InputError, cause
 from genfl.learning.task import Weights
 from genfl.privacy.dp.user import NOISED_WORDS, exact_census, user_level
 from genfl.privacy.ledger import measures_noise, measures_rounds
-from genfl.privacy.secure_sum import default_threshold
-from genfl.privacy.secure_sum.fixed_point import SumRange
+from genfl.privacy.sum_settings import least_clients, upload_numbers
 from genfl.references import GENERATOR, LOCAL, TRAINED, FederationPlan, mean
 from genfl.rng import Key
 from genfl.simulation import Trace, federate
@@ -217,19 +216,20 @@ class Trial:
             **({"privacy": protection.figures(len(traces[0].rounds)) | exact} if protection else {}),
         }
 
-    def _reducer(self, federation: Federation, protection: Protection | None) -> ReducerFactory:
-        """Return what makes the reducers of the trial's rounds, where uploads are added in one process."""
+    def _reducer(
+        self, federation: Federation, algorithm: Algorithm, protection: Protection | None
+    ) -> ReducerFactory:
+        """Return what makes the reducers of the trial's rounds, where uploads are added in one process.
+
+        Measures of a simulation are parts of the program's uploads. No secure sum carries them.
+        """
         if protection and protection.quorum:
             return quorum_reducers(NOISED_WORDS, protection.quorum)
         if federation.secure and self.method.reference is None:
             cohort = federation.clients_per_round
-            threshold = federation.secure.threshold or default_threshold(cohort)
-            encoding = SumEncoding(
-                SumRange(federation.secure.limit, federation.secure.precision),
-                cohort,
-                max(threshold, federation.quorum),
-            )
-            return secure_reducers(Key(secrets.randbits(128)), encoding)
+            least = max(least_clients(federation.secure, cohort), federation.quorum)
+            encoding = SumEncoding(upload_numbers(federation.secure), cohort, least)
+            return encoded_reducers(Key(secrets.randbits(128)), encoding, algorithm.client.reductions)
         return PlainReducer
 
     def _tell(self, setting: Setting) -> Callable[[list[dict[str, Any]], list[dict[str, Any]]], None]:
@@ -269,7 +269,7 @@ class Trial:
         kept = self.kept_models(inputs, folder, digest)
         kept.restart_incomplete(folder / CHECKPOINT)
         setting.work.take_checkpoint(folder / CHECKPOINT, digest, kept.beside)
-        reducer = self._reducer(inputs.federation, protection)
+        reducer = self._reducer(inputs.federation, algorithm, protection)
         with contextlib.ExitStack() as opened:
             take_census: Callable[[ClientProgram], Tree] | None = None
             run_cohort: Engine
