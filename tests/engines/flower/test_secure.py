@@ -452,7 +452,8 @@ def test_clients_that_are_asked_for_other_things_make_no_sum(clients, tmp_path, 
         play(clients, algorithm, engine, cohort=5)
 
 
-def test_a_server_killed_while_a_sum_is_opened_goes_on_with_the_same_clients(clients, tmp_path):
+@pytest.mark.parametrize("late", [False, True])
+def test_a_server_killed_while_a_sum_is_opened_goes_on_with_the_same_clients(clients, tmp_path, late):
     """Client 4 drops out of round 2. While its sum is opened, the server is killed. Client 4 comes back."""
     algorithm, killed = build("scaffold"), []
 
@@ -462,6 +463,9 @@ def test_a_server_killed_while_a_sum_is_opened_goes_on_with_the_same_clients(cli
                 killed.append(True)
                 raise KeyboardInterrupt
             return "killed before" if phase == "train" and client == 4 else None
+        if late and number == 2 and phase == "train" and client == 3 and len(killed) < 2:
+            killed.append(True)  # in the first try after the kill
+            return "killed before"
         return None
 
     def start():

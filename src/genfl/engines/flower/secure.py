@@ -167,6 +167,8 @@ def add_securely(
                 break
             state, messages = end_phase(state)
             packed = {}
+            if phase is None and only is not None and {*messages} != {*only}:
+                raise SecureSumError("set", "a client of the sum that was being opened is missing")
             if phase == "confirm" and state.survivors is not None:
                 on_opening(state.survivors.clients)
         sums = unmask(state)
