@@ -897,7 +897,8 @@ def _show_federation(result: dict[str, Any], folder: Path, as_json: bool) -> Non
         folder: The server's folder.
         as_json: Whether to print JSON.
     """
-    from genfl.live.server import RUN, results_table
+    from genfl.live.folders import RUN
+    from genfl.live.server import results_table
 
     if as_json:
         _print_json({"folder": str(folder), **result})

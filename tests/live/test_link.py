@@ -12,10 +12,10 @@ pytest.importorskip("flwr")
 from genfl import config
 from genfl.errors import GenflError
 from genfl.live import link
+from genfl.live.folders import MEMBERS, OUTCOME, REGISTERED, SERVING
 from genfl.live.keys import make_node_keys, make_server_keys
 from genfl.live.link import KEYS, LOOPBACK, Server
 from genfl.live.processes import Processes, free_ports, start_of
-from genfl.live.server import MEMBERS, OUTCOME, REGISTERED, SERVING
 
 CONFIG = """
 name: link

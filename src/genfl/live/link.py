@@ -14,11 +14,24 @@ import genfl
 from genfl import config as configs
 from genfl.config import Config
 from genfl.errors import GenflError, InputError, on_one_line
+from genfl.journal import JOURNAL, tell
+from genfl.live.folders import (
+    CONFIG,
+    HOME,
+    LOG,
+    MEMBERS,
+    OUTCOME,
+    PEERS,
+    PROCESSES,
+    REGISTERED,
+    SERVING,
+)
 from genfl.live.keys import make_member, node_keys, server_keys
 from genfl.live.limits import problem_of
+from genfl.live.logs import journal_to
 from genfl.live.policy import read_policy
 from genfl.live.processes import Processes, free_ports, runs, wait_for_port
-from genfl.live.server import CONFIG, LOG, MEMBERS, OUTCOME, PEERS, REGISTERED, SERVING, for_machines
+from genfl.live.server import for_machines
 from genfl.storage import read_json, remove, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -37,9 +50,6 @@ BEGINNING = 900.0
 """Seconds in which the app must begin to serve, after Flower took it."""
 
 SUPERLINK_LOG = "superlink.log"
-
-HOME = "flower"
-"""The folder of what Flower itself keeps, in the folder of a server or a client."""
 
 NODE_LOG = "supernode.log"
 
@@ -76,6 +86,7 @@ class Server:
 
     def start(self) -> None:
         """Start the SuperLink, with TLS and authenticated nodes."""
+        journal_to(self.folder / JOURNAL)
         address = LOOPBACK if self.host == "0.0.0.0" else self.host
         write_text(
             self.home / "config.toml",
@@ -168,6 +179,14 @@ class Server:
             InputError: The config cannot be run.
             GenflError: The federation failed, its app has ended or does not begin, or it takes longer.
         """
+        try:
+            return self._wait(seconds, nodes)
+        except BaseException as error:
+            if not (self.folder / OUTCOME).exists():  # else the app has told its end
+                tell("federation_ended", reason=str(error) or "interrupted")
+            raise
+
+    def _wait(self, seconds: float, nodes: Sequence[SuperNode]) -> dict[str, Any]:
         outcome, log_file = self.folder / OUTCOME, self.folder / LOG
         told = log_file.stat().st_size if log_file.exists() else 0
         begin = time.monotonic()
@@ -211,6 +230,7 @@ class Client(NamedTuple):
         authority: The certificate of the server's authority.
         policy: The file with what it allows; None allows everything.
         peers: The file with the public keys of all clients' nodes; None to take part in no secure sum.
+        number: Its number, if it is known.
     """
 
     folder: Path
@@ -219,6 +239,7 @@ class Client(NamedTuple):
     authority: Path
     policy: Path | None = None
     peers: Path | None = None
+    number: int | None = None
 
     def command(self) -> list[str]:
         """Return the command that starts the SuperNode.
@@ -276,6 +297,7 @@ class SuperNode:
         command = self._client.command()
         self._processes.start(self._name, command, folder / NODE_LOG, folder / HOME, may_end=True)
         self._began = time.monotonic()
+        tell("node_started", client=self._client.number)
 
     def look_after(self) -> None:
         """Start the SuperNode again if it has ended, after a pause.
@@ -289,6 +311,7 @@ class SuperNode:
         elif not self._again:
             self._failures = self._failures + 1 if now - self._began < STEADY else 1
             why = f"{self._name} ended with code {code}; see {self._client.folder / NODE_LOG}"
+            tell("node_ended", client=self._client.number, reason=f"code {code}")
             if self._failures > MOST_FAILURES:
                 raise GenflError(
                     f"{why}; the server does not know this node's key, has another authority, or is not there"
@@ -347,7 +370,7 @@ def run_server(
             f"data.partition.clients: {config.data.partition.known}, but --node names {len(public_keys)}"
             " clients; set it to their number"
         )
-    with Processes(folder.resolve() / "processes") as processes:
+    with Processes(folder.resolve() / PROCESSES) as processes:
         server = Server(for_machines(config), folder, processes, host, port)
         server.start()
         server.register(public_keys)
@@ -367,7 +390,8 @@ def answer_server(client: Client) -> None:
         GenflError: Its SuperNode ended many times in a row.
     """
     read_policy(client.policy)
-    with Processes(client.folder.resolve() / "processes") as processes:
+    with Processes(client.folder.resolve() / PROCESSES) as processes:
+        journal_to(client.folder.resolve() / JOURNAL)
         node = SuperNode(client, "the SuperNode", processes)
         log.info("answering %s with the data in %s; Ctrl-C ends it", client.server, client.data)
         while True:
