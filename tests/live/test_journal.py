@@ -6,16 +6,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 
 import pytest
 from support.sites import own_logs, prepare, serve_in_process
 
 pytest.importorskip("flwr")
 
-from flwr.app import Error, Message
-
-from genfl.engines.flower.in_process import InProcessGrid
 from genfl.journal import EVENTS, JOURNAL, LONGEST_TEXT, EventFields, JournalReader, about, tell
 from genfl.live.logs import journal_to
 
@@ -33,26 +30,6 @@ while True:
 """
 
 
-class FailingGrid(InProcessGrid):
-    """Client 1 fails in round 2 of each training."""
-
-    def deliver(self, message):
-        about = message.metadata
-        if (about.dst_node_id, about.message_type, about.group_id) == (1001, "train.train", "2"):
-            return Message(Error(code=2, reason="no memory"), reply_to=message)
-        return super().deliver(message)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A federation of two methods with uploads in the clear, in which client 1 fails in round 2."""
-    folder = tmp_path_factory.mktemp("served")
-    prepare(folder, "federate.quorum=1")
-    begin = datetime.now(UTC)
-    serve_in_process(folder, FailingGrid)
-    return folder, begin
-
-
 def events_of(folder):
     return list(JournalReader(folder / JOURNAL).new())
 
@@ -62,11 +39,11 @@ def counted(events, *names):
 
 
 def test_the_server_says_what_happened(served):
-    folder, begin = served
+    folder, begin, end = served
     events = events_of(folder / "server")
     times = [datetime.fromisoformat(event["time"]) for event in events]
     assert all(time.utcoffset().total_seconds() == 0 for time in times)
-    assert begin <= times[0] <= times[-1] <= datetime.now(UTC)
+    assert begin <= times[0] <= times[-1] <= end
     assert times == sorted(times)
     assert {event["event"] for event in events} <= set(EVENTS)
     assert {name for event in events for name in event} <= {"time", "event", *EventFields.__annotations__}
@@ -101,7 +78,7 @@ def test_the_server_says_what_happened(served):
 
 def test_sizes_are_those_of_the_tensors(served):
     """A message has the model, and an upload its change and a weight."""
-    folder, _ = served
+    folder = served.folder
     events = [event for event in events_of(folder / "server") if event.get("method") == "plain"]
     trace = json.loads((folder / "server/run/federate/plain/seed-0/trace.json").read_text())
     first = trace["rounds"][0]
@@ -115,7 +92,7 @@ def test_sizes_are_those_of_the_tensors(served):
 
 
 def test_a_client_says_what_it_answered(served):
-    folder, _ = served
+    folder = served.folder
     for client, rounds in ((0, [1, 2, 1, 2]), (1, [1, 1])):
         events = events_of(folder / f"client-{client}")
         assert {event["event"] for event in events} == {"answered"}
@@ -128,7 +105,7 @@ def test_a_client_says_what_it_answered(served):
 
 
 def test_a_resume_is_told(served, tmp_path):
-    folder = shutil.copytree(served[0], tmp_path / "copy")
+    folder = shutil.copytree(served.folder, tmp_path / "copy")
     before = len(events_of(folder / "server"))
     serve_in_process(folder)
     events = events_of(folder / "server")[before:]

@@ -14,6 +14,9 @@ PEERS = "nodes.pub"
 MEMBERS, REGISTERED = "members.json", "registered.json"
 """The nodes of the clients by their numbers, and the nodes of all registered keys."""
 
+KEYS = "keys"
+"""The folder of a server's keys, in its own folder."""
+
 HOME = "flower"
 """The folder of what Flower itself keeps, in the folder of a server or a client."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ from genfl.journal import JOURNAL, tell
 from genfl.live.folders import (
     CONFIG,
     HOME,
+    KEYS,
     LOG,
     MEMBERS,
     OUTCOME,
@@ -26,20 +28,19 @@ from genfl.live.folders import (
     REGISTERED,
     SERVING,
 )
+from genfl.live.health import answering_health
 from genfl.live.keys import make_member, node_keys, server_keys
 from genfl.live.limits import problem_of
 from genfl.live.logs import journal_to
 from genfl.live.policy import read_policy
 from genfl.live.processes import Processes, free_ports, runs, wait_for_port
 from genfl.live.server import for_machines
+from genfl.live.superlink import CONNECTION, supernode_command
 from genfl.storage import read_json, remove, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-
-CONNECTION = "genfl"
-"""The name of the SuperLink in Flower's own config."""
 
 YEAR = 366 * 86400.0
 
@@ -55,9 +56,6 @@ NODE_LOG = "supernode.log"
 
 STEADY, RESTART, MOST_FAILURES = 60.0, 10.0, 20
 """Seconds after which a SuperNode runs well, seconds before it is started again, and how often in a row."""
-
-KEYS = "keys"
-"""The folder of a server's keys, in its own folder."""
 
 
 class Server:
@@ -143,17 +141,8 @@ class Server:
         return unknown.pop()
 
     def _flwr(self, action: str, *arguments: str) -> dict[str, Any]:
-        """Return what a command for Flower's SuperNodes prints.
-
-        Raises:
-            GenflError: It fails. Flower says so in JSON, with the code 0.
-        """
-        command = ["flwr", "supernode", action, *arguments, CONNECTION, "--format", "json"]
-        printed = _json_in(self.processes.run(command, self.home))
-        if not printed.get("success"):
-            why = on_one_line(printed.get("error-message"), 300)
-            raise GenflError(f"flwr supernode {action} failed: {why}")
-        return printed
+        """Return what a command for Flower's SuperNodes prints; see `supernode_command`."""
+        return supernode_command(lambda command: self.processes.run(command, self.home), action, *arguments)
 
     def submit(self) -> None:
         """Start the app that runs the pipeline, or resumes it."""
@@ -344,7 +333,13 @@ folder = ""
 
 
 def run_server(
-    config: Config, folder: Path, public_keys: Sequence[Path], host: str, port: int, seconds: float = YEAR
+    config: Config,
+    folder: Path,
+    public_keys: Sequence[Path],
+    host: str,
+    port: int,
+    seconds: float = YEAR,
+    health: int | None = None,
 ) -> dict[str, Any]:
     """Run a federation with clients on other machines, or resume it.
 
@@ -355,12 +350,13 @@ def run_server(
         host: The address on which to listen.
         port: The port.
         seconds: The longest time that the federation may take.
+        health: The port of the health endpoint; None for no endpoint.
 
     Returns:
         The label names with their holders, and for each method the evaluations and rounds.
 
     Raises:
-        InputError: The config cannot be run so, or a key is missing.
+        InputError: The config cannot be run so, a key is missing, or a port is in use.
         GenflError: The federation failed.
     """
     if problem := problem_of(config):
@@ -370,7 +366,10 @@ def run_server(
             f"data.partition.clients: {config.data.partition.known}, but --node names {len(public_keys)}"
             " clients; set it to their number"
         )
-    with Processes(folder.resolve() / PROCESSES) as processes:
+    with contextlib.ExitStack() as opened:
+        processes = opened.enter_context(Processes(folder.resolve() / PROCESSES))
+        if health is not None:
+            opened.enter_context(answering_health(folder.resolve(), health))
         server = Server(for_machines(config), folder, processes, host, port)
         server.start()
         server.register(public_keys)
@@ -422,12 +421,3 @@ def _tell(file: Path, told: int) -> int:
             told += len(line)
             log.info("server: %s", line.decode(errors="replace").rstrip())
     return told
-
-
-def _json_in(text: str) -> dict[str, Any]:
-    """Return the JSON object in what a command prints."""
-    try:
-        result: dict[str, Any] = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    except ValueError:
-        raise GenflError(f"Flower printed no JSON: {text[:200]!r}") from None
-    return result

@@ -8,10 +8,10 @@ from typing import Any
 from genfl.config import Config
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
-from genfl.live.folders import PEERS, PROCESSES
+from genfl.live.folders import KEYS, PEERS, PROCESSES
 from genfl.live.keys import make_node_keys, make_server_keys, node_keys, server_keys
 from genfl.live.limits import problem_of
-from genfl.live.link import KEYS, LOOPBACK, YEAR, Client, Server, SuperNode
+from genfl.live.link import LOOPBACK, YEAR, Client, Server, SuperNode
 from genfl.live.processes import Processes, free_ports
 from genfl.live.server import for_machines
 from genfl.live.site import EXAMPLES, write_examples
