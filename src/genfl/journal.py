@@ -147,5 +147,5 @@ class JournalReader:
                 self._read += len(line)
                 with contextlib.suppress(ValueError):
                     event = json.loads(line)
-                    if isinstance(event, dict) and isinstance(event.get("time"), str):
+                    if isinstance(event, dict) and {"time", "event"} <= event.keys():
                         yield event

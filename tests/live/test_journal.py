@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from datetime import datetime
@@ -13,8 +14,14 @@ from support.sites import own_logs, prepare, serve_in_process
 
 pytest.importorskip("flwr")
 
+from flwr.app import ConfigRecord, RecordDict
+
+from genfl.engines.flower import exchange
+from genfl.engines.flower.in_process import InProcessGrid
+from genfl.engines.flower.node import build_client_app
 from genfl.journal import EVENTS, JOURNAL, LONGEST_TEXT, EventFields, JournalReader, about, tell
 from genfl.live.logs import journal_to
+from genfl.live.watch import watching
 
 ENDLESS = """
 import sys
@@ -155,6 +162,51 @@ def test_phases_of_a_secure_sum(tmp_path):
         ("census", 2),
         ("train", 2),
     ]
+
+
+def test_clients_that_come_and_go(tmp_path):
+    """Looks that fail, as while the SuperLink is away, change nothing."""
+    looks = iter([set(), {7}, {7, 9}, None, {7}, {7, 9}])
+    over = threading.Event()
+
+    class ChangingGrid(InProcessGrid):
+        def get_node_ids(self):
+            nodes = next(looks, over)
+            if nodes is over:
+                over.set()
+            return sorted({7, 9} if nodes is over else nodes)  # sorting None fails
+
+    with own_logs():
+        journal_to(tmp_path / JOURNAL)
+        with watching(ChangingGrid(build_client_app(lambda context: None), 0), [7, 9], seconds=0.001):
+            assert over.wait(60)
+    events = [(event["event"], event["client"]) for event in events_of(tmp_path)]
+    online, offline = "client_online", "client_offline"
+    assert events == [(online, 0), (online, 1), (offline, 1), (online, 1)]
+
+
+def test_a_server_that_waits_says_so(tmp_path, monkeypatch):
+    class SilentGrid(InProcessGrid):
+        def deliver(self, message):
+            return None
+
+    monkeypatch.setattr(exchange, "WAITING", 0.02)
+    grid = SilentGrid(build_client_app(lambda context: None), 2)
+    records = {number: RecordDict({"about": ConfigRecord({"a": "four", "b": b"six"})}) for number in range(3)}
+    with own_logs():
+        journal_to(tmp_path / JOURNAL)
+        ask = exchange.GridExchange(grid, [*grid.get_node_ids(), 77], deadline=0.2, pause=0.001)
+        silent = ask(records, "train.train", "1", lambda client, content: None)
+    events = events_of(tmp_path)
+    kinds = [event["event"] for event in events]
+    assert kinds[:3] == ["sent", "sent", "waiting"]
+    assert kinds[-3:] == ["unanswered"] * 3
+    assert {event["bytes"] for event in events[:2]} == {len("four") + len(b"six")}
+    waits = [event for event in events if event["event"] == "waiting"]
+    assert {event["clients"] for event in waits} == {2}
+    assert 2 <= len(waits) <= 10
+    assert waits[0]["seconds"] >= 0.02
+    assert {event["client"]: event["reason"] for event in events[-3:]} == silent
 
 
 def test_lines_are_whole_after_a_kill(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,8 @@ from typing import Any
 
 from genfl.errors import InputError
 from genfl.live.overview import FederationOverview
+
+log = logging.getLogger(__name__)
 
 _ADDRESS = "127.0.0.1"
 """No other address: the answers are for this machine alone."""
@@ -51,8 +54,12 @@ def answering_health(folder: Path, port: int) -> Iterator[None]:
         def log_message(self, format: str, *args: Any) -> None:
             """Say nothing: a probe each second would fill the log."""
 
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            log.debug("health: a request failed", exc_info=True)  # as of a probe that did not wait
+
     try:
-        server = ThreadingHTTPServer((_ADDRESS, port), Handler)
+        server = Server((_ADDRESS, port), Handler)
     except OSError as error:
         raise InputError(
             f"--health: {_ADDRESS}:{port} cannot be used ({error.strerror}); name another port"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import socket
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -326,8 +327,8 @@ def server_folder(folder: Path) -> Path | None:
         folder: The folder of the server, or one that holds it as ``server``.
     """
     for path in (folder, folder / "server"):
-        keys = server_keys(path / KEYS)
-        if (path / MEMBERS).is_file() or (keys.certificate.is_file() and (path / JOURNAL).is_file()):
+        files = [path / MEMBERS], [path / JOURNAL, server_keys(path / KEYS).certificate]
+        if any(all(map(os.path.isfile, each)) for each in files):  # a name may be too long
             return path
     return None
 
