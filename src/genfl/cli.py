@@ -985,6 +985,7 @@ def _show_federation_status(folder: Path, as_json: bool) -> None:
         folder: The server's folder.
         as_json: Whether to print JSON.
     """
+    from genfl.errors import on_one_line
     from genfl.live.overview import FederationOverview, seconds_since
     from genfl.report.numbers import duration
 
@@ -1005,7 +1006,8 @@ def _show_federation_status(folder: Path, as_json: bool) -> None:
             }
         )
         return
-    typer.echo(f"{folder}: {state}{f' ({overview.error})' if overview.error else ''}\n")
+    why = f" ({on_one_line(overview.error, 300)})" if overview.error else ""
+    typer.echo(f"{folder}: {state}{why}\n")
     _print_stages(stages)
     if methods:
         typer.echo("")
@@ -1024,9 +1026,8 @@ def _show_federation_status(folder: Path, as_json: bool) -> None:
     clients = len(overview.clients)
     typer.echo(f"\nclients: {clients}" if online is None else f"\nclients online: {online} of {clients}")
     if last is not None:
-        typer.echo(
-            f"last event: {last['event']}, {_time(last['time'])}, {duration(seconds_since(last['time']))} ago"
-        )
+        ago = duration(seconds_since(last["time"]))
+        typer.echo(f"last event: {last['event']}, {_time(last['time'])} UTC, {ago} ago")
 
 
 def _time(time: str | None) -> str:
