@@ -59,7 +59,7 @@ def test_version_help_and_completion():
     [
         ("run", ["CONFIG.yaml The config file. [required]", "[default: report]"]),
         ("list", ["The catalogue to list. [required]"]),
-        ("status", ["DIR Folder of a run or a sweep. [required]"]),
+        ("status", ["DIR Folder of a run, a sweep or a federation. [required]"]),
         ("schema", ["The document to describe. [default: config]"]),
     ],
 )

@@ -237,13 +237,17 @@ def sweep_command(
 
 @app.command("status", cls=_Command)
 def status_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or a sweep.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, a sweep or a federation.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the progress of a run, or of the runs of a sweep."""
+    """Show the progress of a run, of the runs of a sweep, or of a federation of real machines."""
     from genfl.experiment import records
+    from genfl.live.overview import server_folder
 
+    if server := server_folder(folder):
+        _show_federation_status(server, as_json)
+        return
     if os.path.exists(folder / records.SWEEP_MARKER):  # noqa: PTH110  (a name may be too long)
         head, runs = ("run", "stage", "progress"), records.sweep_rows(folder, _run_status)
         if as_json:
@@ -255,11 +259,7 @@ def status_command(
     if as_json:
         _print_json([row._asdict() for row in rows])
         return
-    seconds = [f"{row.seconds:.1f} s" if row.seconds is not None else "" for row in rows]
-    _print_table(
-        ("stage", "state", "time", "progress"),
-        [(row.name, row.state, time, row.progress) for row, time in zip(rows, seconds, strict=True)],
-    )
+    _print_stages(rows)
 
 
 @app.command("runs", cls=_Command)
@@ -631,6 +631,16 @@ def server_command(
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address on which to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on which to listen.")] = 9092,
+    health: Annotated[
+        int | None,
+        typer.Option(
+            "--health",
+            metavar="PORT",
+            min=1,
+            max=65535,
+            help="Answer GET /health on this port of 127.0.0.1. Default: no health endpoint.",
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -646,7 +656,8 @@ def server_command(
 
     settings = config.load(config_file, overrides or [])
     folder = out or Path("federations") / settings.name / "server"
-    _show_federation(run_server(settings, folder, nodes, host, port), folder, as_json)
+    result = run_server(settings, folder, nodes, host, port, health=health)
+    _show_federation(result, folder, as_json)
 
 
 @app.command("client", cls=_Command)
@@ -681,6 +692,57 @@ def client_command(
     if as_json:
         _print_json({"server": server, "data": str(data), "folder": str(out)})
     answer_server(Client(out, data, server, authority, policy, peers))
+
+
+@app.command("nodes", cls=_Command)
+def nodes_command(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Folder of a federation. Default: the only one in federations."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List a federation's clients: their keys, whether they are online, and what they did.
+
+    Run it at the server, while the federation works or afterwards. Times are in UTC.
+    """
+    from genfl.live.overview import FederationOverview, find_server, node_rows
+
+    rows = node_rows(FederationOverview(find_server(folder)))
+    if as_json:
+        _print_json([row._asdict() for row in rows])
+        return
+    head = (
+        "client",
+        "key",
+        "node",
+        "since",
+        "rounds",
+        "left out",
+        "last reason",
+        "sent",
+        "received",
+        "answered",
+    )
+    _print_table(
+        head,
+        [
+            (
+                str(row.client),
+                row.key[:17],
+                row.node,
+                _time(row.since),
+                str(row.rounds),
+                str(row.left_out),
+                row.reason or "–",
+                _size(row.sent),
+                _size(row.received),
+                _time(row.answered),
+            )
+            for row in rows
+        ],
+    )
 
 
 @app.command("list", cls=_Command)
@@ -831,6 +893,14 @@ def export_command(
         typer.echo(f"Uploaded: {exported.repository}")
 
 
+def _print_stages(rows: list[StageStatus]) -> None:
+    seconds = [f"{row.seconds:.1f} s" if row.seconds is not None else "" for row in rows]
+    _print_table(
+        ("stage", "state", "time", "progress"),
+        [(row.name, row.state, time, row.progress) for row, time in zip(rows, seconds, strict=True)],
+    )
+
+
 def _run_status(folder: Path) -> list[StageStatus]:
     """Return the status of a run. The pipeline, which imports torch, is asked for unfinished runs alone."""
     from genfl.experiment.records import finished_status
@@ -897,7 +967,8 @@ def _show_federation(result: dict[str, Any], folder: Path, as_json: bool) -> Non
         folder: The server's folder.
         as_json: Whether to print JSON.
     """
-    from genfl.live.server import RUN, results_table
+    from genfl.live.folders import RUN
+    from genfl.live.server import results_table
 
     if as_json:
         _print_json({"folder": str(folder), **result})
@@ -905,6 +976,72 @@ def _show_federation(result: dict[str, Any], folder: Path, as_json: bool) -> Non
     typer.echo(f"labels: {', '.join(result['labels'])}\n")
     _print_table(*results_table(result))
     typer.echo(f"\nModels: {folder / RUN / 'federate'}\nReport: {folder / RUN / 'report' / 'index.html'}")
+
+
+def _show_federation_status(folder: Path, as_json: bool) -> None:
+    """Show the progress of a federation.
+
+    Args:
+        folder: The server's folder.
+        as_json: Whether to print JSON.
+    """
+    from genfl.errors import on_one_line
+    from genfl.live.overview import FederationOverview, seconds_since
+    from genfl.report.numbers import duration
+
+    overview = FederationOverview(folder)
+    overview.update()
+    stages, methods, rounds = overview.stages(), overview.methods(), overview.rounds()
+    state, online, last = overview.state, overview.online, overview.last
+    if as_json:
+        _print_json(
+            {
+                "state": state,
+                "error": overview.error,
+                "stages": [row._asdict() for row in stages],
+                "methods": [row._asdict() | {"rounds": rounds} for row in methods],
+                "clients": len(overview.clients),
+                "online": online,
+                "last_event": last,
+            }
+        )
+        return
+    why = f" ({on_one_line(overview.error, 300)})" if overview.error else ""
+    typer.echo(f"{folder}: {state}{why}\n")
+    _print_stages(stages)
+    if methods:
+        typer.echo("")
+        _print_table(
+            ("method", "seed", "round", "test accuracy"),
+            [
+                (
+                    row.method,
+                    str(row.seed),
+                    str(row.round) if state == "done" else f"{row.round} of {rounds}",
+                    "–" if row.accuracy is None else f"{row.accuracy:.1%}",
+                )
+                for row in methods
+            ],
+        )
+    clients = len(overview.clients)
+    typer.echo(f"\nclients: {clients}" if online is None else f"\nclients online: {online} of {clients}")
+    if last is not None:
+        ago = duration(seconds_since(last["time"]))
+        typer.echo(f"last event: {last['event']}, {_time(last['time'])} UTC, {ago} ago")
+
+
+def _time(time: str | None) -> str:
+    """Return a time in UTC as people read it; a dash if there is none."""
+    return "–" if time is None else time[:19].replace("T", " ")
+
+
+def _size(size: float) -> str:
+    """Return a number of bytes with three digits."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from genfl.engines.client_state import ClientStateStore
 from genfl.engines.device import on_device
 from genfl.engines.protocol import ClientTask, Engine
 from genfl.errors import GenflError, InputError
+from genfl.journal import tell
 from genfl.learning.task import CPU, Weights
 from genfl.rng import Key
 from genfl.storage import load_checkpoint, save_tensors
@@ -136,6 +138,7 @@ def federate(
 
     on_history(rounds, evaluations)
     for number in range(len(rounds) + 1, schedule.rounds + 1):
+        begin = time.monotonic()
         message = algorithm.send(state)
         plans, streams = key.fold("plan", number), key.fold("client", number)
         client_tasks = [
@@ -185,6 +188,7 @@ def federate(
         last = number == schedule.rounds
         if last or number % schedule.evaluate_every == 0:
             evaluations.append({"round": number, **evaluate(state["weights"])})
+        tell("round_finished", round=number, seconds=time.monotonic() - begin)
         on_history(rounds, evaluations)
         on_model(number, state["weights"])
         if checkpoint and (last or number % schedule.checkpoint_every == 0):
@@ -192,6 +196,7 @@ def federate(
             meta = {"digest": checkpoint_digest, "memories": memories.flush(), **history}
             save_tensors(checkpoint, {"state": state}, meta)
             memories.clean()
+            tell("checkpoint_written", round=number)
         on_round(1)
     return Trace(state["weights"], evaluations, rounds)
 

@@ -6,16 +6,19 @@ import subprocess
 import sys
 
 import pytest
+from support.sites import own_logs
 
 pytest.importorskip("flwr")
 
 from genfl import config
 from genfl.errors import GenflError
+from genfl.journal import JOURNAL, JournalReader
 from genfl.live import link
+from genfl.live.folders import MEMBERS, OUTCOME, REGISTERED, SERVING
 from genfl.live.keys import make_node_keys, make_server_keys
-from genfl.live.link import KEYS, LOOPBACK, Server
+from genfl.live.link import KEYS, LOOPBACK, Client, Server, SuperNode
+from genfl.live.logs import journal_to
 from genfl.live.processes import Processes, free_ports, start_of
-from genfl.live.server import MEMBERS, OUTCOME, REGISTERED, SERVING
 
 CONFIG = """
 name: link
@@ -57,6 +60,35 @@ def test_an_app_that_does_not_begin_is_named(server, monkeypatch):
     (server.folder / SERVING).write_text(json.dumps([os.getpid(), start_of(os.getpid())]))
     with pytest.raises(GenflError, match=r"has not ended after 0\.5 s"):
         server.wait(0.5)
+
+
+def test_an_end_that_the_app_cannot_tell_is_told(server):
+    """Nor is one told twice that the app has told."""
+    (server.folder / SERVING).write_text(json.dumps([os.getpid(), "1"]))
+    with own_logs():
+        journal_to(server.folder / JOURNAL)
+        with pytest.raises(GenflError) as failed:
+            server.wait(60)
+        (server.folder / OUTCOME).write_text(json.dumps({"error": "labels: missing", "code": 1}))
+        with pytest.raises(GenflError, match="labels: missing"):
+            server.wait(60)
+    (event,) = JournalReader(server.folder / JOURNAL).new()
+    assert (event["event"], event["reason"]) == ("federation_ended", str(failed.value))
+
+
+def test_a_supernode_that_ends_is_told(server, tmp_path):
+    make_node_keys(tmp_path / "client")
+    (port,) = free_ports(1)
+    client = Client(tmp_path / "client", tmp_path, f"{LOOPBACK}:{port}", server.keys.authority)
+    file = tmp_path / "client" / JOURNAL
+    with own_logs():
+        journal_to(file)
+        node = SuperNode(client, "the SuperNode", server.processes)
+        server.processes.running["the SuperNode"].kill()
+        server.processes.running["the SuperNode"].wait()
+        node.look_after()
+    events = [(event["event"], event.get("reason")) for event in JournalReader(file).new()]
+    assert events == [("node_started", None), ("node_ended", "code -9")]
 
 
 @pytest.mark.slow

@@ -2,14 +2,13 @@
 
 import re
 
-import numpy as np
 import pytest
-from PIL import Image
 from safetensors.torch import load_file
 
 pytest.importorskip("flwr")
 
 from flwr.app import Context, Message, RecordDict
+from support.sites import CONFIG, draw
 
 from genfl import config, pipeline
 from genfl.data.texts import train_tokenizer
@@ -29,16 +28,6 @@ from genfl.privacy.secure_sum import Segment, SumParameters
 from genfl.rng import Key
 from genfl.storage import read_json
 
-CONFIG = """
-name: sites
-seeds: [0]
-data: {{name: images, size: [8, 8], path: {path}, partition: {{kind: iid, clients: 2}}}}
-generator: none
-model: {{name: mlp, width: 8}}
-federate: {{rounds: 2, clients_per_round: 2, local: {{steps: 2, batch_size: 4}}}}
-methods: {{plain: {{algorithm: fedavg}}, memory: {{algorithm: scaffold}}}}
-"""
-
 TEXTS = """
 name: words
 seeds: [0]
@@ -48,17 +37,6 @@ model: {name: lstm, embedding: 4, width: 4}
 federate: {rounds: 1, clients_per_round: 2, local: {steps: 1, batch_size: 2}}
 methods: {plain: {algorithm: fedavg}}
 """
-
-
-def draw(folder, names, seed, split="train"):
-    """Writes six noisy images of each name."""
-    rng = np.random.default_rng(seed)
-    for name in names:
-        (folder / split / name).mkdir(parents=True)
-        for number in range(6):
-            pixels = rng.integers(255, size=(8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / split / name / f"{number}.bmp")
-    return folder
 
 
 @pytest.fixture

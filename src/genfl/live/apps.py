@@ -13,7 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from genfl.engines.flower.member import SumMember
 from genfl.engines.flower.node import build_client_app
-from genfl.live.logs import log_to
+from genfl.journal import JOURNAL
+from genfl.live.logs import journal_to, log_to
 
 if TYPE_CHECKING:
     from genfl.engines.flower.work import Site
@@ -33,13 +34,20 @@ def serve_run(grid: Grid, context: Context) -> None:
     serve(grid, Path(str(context.run_config["folder"])))
 
 
+def _open_logs(context: Context) -> Path:
+    """Open the logs of a client, and return its folder."""
+    folder = Path(str(context.node_config["folder"]))
+    log_to(folder / "client.log")
+    journal_to(folder / JOURNAL)
+    return folder
+
+
 def _site(context: Context) -> Site:
     from genfl.live.policy import read_policy
     from genfl.live.site import DataSite
 
     settings = context.node_config
-    folder, policy = Path(str(settings["folder"])), settings.get("policy")
-    log_to(folder / "client.log")
+    folder, policy = _open_logs(context), settings.get("policy")
     allowed = read_policy(Path(str(policy)) if policy else None)
     if "peers" in settings:  # who knows the other clients does not send uploads in the clear
         allowed = allowed.model_copy(update={"secure": True})
@@ -49,11 +57,9 @@ def _site(context: Context) -> Site:
 def _member(context: Context) -> SumMember | None:
     from genfl.live.keys import make_member
 
-    settings = context.node_config
+    settings, folder = context.node_config, _open_logs(context)
     if "peers" not in settings:
         return None
-    folder = Path(str(settings["folder"]))
-    log_to(folder / "client.log")
     return make_member(folder, Path(str(settings["peers"])), folder / MEMORY)
 
 

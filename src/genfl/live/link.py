@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -14,19 +15,32 @@ import genfl
 from genfl import config as configs
 from genfl.config import Config
 from genfl.errors import GenflError, InputError, on_one_line
+from genfl.journal import JOURNAL, tell
+from genfl.live.folders import (
+    CONFIG,
+    HOME,
+    KEYS,
+    LOG,
+    MEMBERS,
+    OUTCOME,
+    PEERS,
+    PROCESSES,
+    REGISTERED,
+    SERVING,
+)
+from genfl.live.health import answering_health
 from genfl.live.keys import make_member, node_keys, server_keys
 from genfl.live.limits import problem_of
+from genfl.live.logs import journal_to
 from genfl.live.policy import read_policy
 from genfl.live.processes import Processes, free_ports, runs, wait_for_port
-from genfl.live.server import CONFIG, LOG, MEMBERS, OUTCOME, PEERS, REGISTERED, SERVING, for_machines
+from genfl.live.server import for_machines
+from genfl.live.superlink import CONNECTION, supernode_command
 from genfl.storage import read_json, remove, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-
-CONNECTION = "genfl"
-"""The name of the SuperLink in Flower's own config."""
 
 YEAR = 366 * 86400.0
 
@@ -38,16 +52,10 @@ BEGINNING = 900.0
 
 SUPERLINK_LOG = "superlink.log"
 
-HOME = "flower"
-"""The folder of what Flower itself keeps, in the folder of a server or a client."""
-
 NODE_LOG = "supernode.log"
 
 STEADY, RESTART, MOST_FAILURES = 60.0, 10.0, 20
 """Seconds after which a SuperNode runs well, seconds before it is started again, and how often in a row."""
-
-KEYS = "keys"
-"""The folder of a server's keys, in its own folder."""
 
 
 class Server:
@@ -76,6 +84,7 @@ class Server:
 
     def start(self) -> None:
         """Start the SuperLink, with TLS and authenticated nodes."""
+        journal_to(self.folder / JOURNAL)
         address = LOOPBACK if self.host == "0.0.0.0" else self.host
         write_text(
             self.home / "config.toml",
@@ -132,17 +141,8 @@ class Server:
         return unknown.pop()
 
     def _flwr(self, action: str, *arguments: str) -> dict[str, Any]:
-        """Return what a command for Flower's SuperNodes prints.
-
-        Raises:
-            GenflError: It fails. Flower says so in JSON, with the code 0.
-        """
-        command = ["flwr", "supernode", action, *arguments, CONNECTION, "--format", "json"]
-        printed = _json_in(self.processes.run(command, self.home))
-        if not printed.get("success"):
-            why = on_one_line(printed.get("error-message"), 300)
-            raise GenflError(f"flwr supernode {action} failed: {why}")
-        return printed
+        """Return what a command for Flower's SuperNodes prints; see `supernode_command`."""
+        return supernode_command(lambda command: self.processes.run(command, self.home), action, *arguments)
 
     def submit(self) -> None:
         """Start the app that runs the pipeline, or resumes it."""
@@ -168,6 +168,14 @@ class Server:
             InputError: The config cannot be run.
             GenflError: The federation failed, its app has ended or does not begin, or it takes longer.
         """
+        try:
+            return self._wait(seconds, nodes)
+        except BaseException as error:
+            if not (self.folder / OUTCOME).exists():  # else the app has told its end
+                tell("federation_ended", reason=str(error) or "interrupted")
+            raise
+
+    def _wait(self, seconds: float, nodes: Sequence[SuperNode]) -> dict[str, Any]:
         outcome, log_file = self.folder / OUTCOME, self.folder / LOG
         told = log_file.stat().st_size if log_file.exists() else 0
         begin = time.monotonic()
@@ -211,6 +219,7 @@ class Client(NamedTuple):
         authority: The certificate of the server's authority.
         policy: The file with what it allows; None allows everything.
         peers: The file with the public keys of all clients' nodes; None to take part in no secure sum.
+        number: Its number, if it is known.
     """
 
     folder: Path
@@ -219,6 +228,7 @@ class Client(NamedTuple):
     authority: Path
     policy: Path | None = None
     peers: Path | None = None
+    number: int | None = None
 
     def command(self) -> list[str]:
         """Return the command that starts the SuperNode.
@@ -281,6 +291,7 @@ class SuperNode:
         command = self._client.command()
         self._processes.start(self._name, command, folder / NODE_LOG, folder / HOME, may_end=True)
         self._began = time.monotonic()
+        tell("node_started", client=self._client.number)
 
     def look_after(self) -> None:
         """Start the SuperNode again if it has ended, after a pause.
@@ -294,6 +305,7 @@ class SuperNode:
         elif not self._again:
             self._failures = self._failures + 1 if now - self._began < STEADY else 1
             why = f"{self._name} ended with code {code}; see {self._client.folder / NODE_LOG}"
+            tell("node_ended", client=self._client.number, reason=f"code {code}")
             if self._failures > MOST_FAILURES:
                 raise GenflError(
                     f"{why}; the server does not know this node's key, has another authority, or is not there"
@@ -326,7 +338,13 @@ folder = ""
 
 
 def run_server(
-    config: Config, folder: Path, public_keys: Sequence[Path], host: str, port: int, seconds: float = YEAR
+    config: Config,
+    folder: Path,
+    public_keys: Sequence[Path],
+    host: str,
+    port: int,
+    seconds: float = YEAR,
+    health: int | None = None,
 ) -> dict[str, Any]:
     """Run a federation with clients on other machines, or resume it.
 
@@ -337,12 +355,13 @@ def run_server(
         host: The address on which to listen.
         port: The port.
         seconds: The longest time that the federation may take.
+        health: The port of the health endpoint; None for no endpoint.
 
     Returns:
         The label names with their holders, and for each method the evaluations and rounds.
 
     Raises:
-        InputError: The config cannot be run so, or a key is missing.
+        InputError: The config cannot be run so, a key is missing, or a port is in use.
         GenflError: The federation failed.
     """
     if problem := problem_of(config):
@@ -352,7 +371,10 @@ def run_server(
             f"data.partition.clients: {config.data.partition.known}, but --node names {len(public_keys)}"
             " clients; set it to their number"
         )
-    with Processes(folder.resolve() / "processes") as processes:
+    with contextlib.ExitStack() as opened:
+        processes = opened.enter_context(Processes(folder.resolve() / PROCESSES))
+        if health is not None:
+            opened.enter_context(answering_health(folder.resolve(), health))
         server = Server(for_machines(config), folder, processes, host, port)
         server.start()
         server.register(public_keys)
@@ -372,7 +394,8 @@ def answer_server(client: Client) -> None:
         GenflError: Its SuperNode ended many times in a row.
     """
     read_policy(client.policy)
-    with Processes(client.folder.resolve() / "processes") as processes:
+    with Processes(client.folder.resolve() / PROCESSES) as processes:
+        journal_to(client.folder.resolve() / JOURNAL)
         node = SuperNode(client, "the SuperNode", processes)
         log.info("answering %s with the data in %s; Ctrl-C ends it", client.server, client.data)
         while True:
@@ -403,12 +426,3 @@ def _tell(file: Path, told: int) -> int:
             told += len(line)
             log.info("server: %s", line.decode(errors="replace").rstrip())
     return told
-
-
-def _json_in(text: str) -> dict[str, Any]:
-    """Return the JSON object in what a command prints."""
-    try:
-        result: dict[str, Any] = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    except ValueError:
-        raise GenflError(f"Flower printed no JSON: {text[:200]!r}") from None
-    return result

@@ -8,11 +8,12 @@ from typing import Any
 from genfl.config import Config
 from genfl.errors import InputError
 from genfl.experiment.context import RunContext
+from genfl.live.folders import KEYS, PEERS, PROCESSES
 from genfl.live.keys import make_node_keys, make_server_keys, node_keys, server_keys
 from genfl.live.limits import problem_of
-from genfl.live.link import KEYS, LOOPBACK, YEAR, Client, Server, SuperNode
+from genfl.live.link import LOOPBACK, YEAR, Client, Server, SuperNode
 from genfl.live.processes import Processes, free_ports
-from genfl.live.server import PEERS, for_machines
+from genfl.live.server import for_machines
 from genfl.live.site import EXAMPLES, write_examples
 from genfl.storage import digest, read_json, remove, write_json, write_text
 
@@ -45,7 +46,7 @@ def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YE
     folders = [folder / f"client-{number}" for number in range(clients)]
     prepare_parties(config, folder / "server" / KEYS, folders)
     secure = config.federate.secure is not None
-    with Processes(folder / "processes") as processes:
+    with Processes(folder / PROCESSES) as processes:
         (port,) = free_ports(1)
         server = Server(for_machines(config), folder / "server", processes, LOOPBACK, port)
         server.start()
@@ -53,7 +54,14 @@ def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YE
         address, authority = f"{LOOPBACK}:{port}", server.keys.authority
         nodes = [
             SuperNode(
-                Client(client, client / "data", address, authority, peers=client / PEERS if secure else None),
+                Client(
+                    client,
+                    client / "data",
+                    address,
+                    authority,
+                    peers=client / PEERS if secure else None,
+                    number=number,
+                ),
                 f"client {number}",
                 processes,
             )

@@ -83,9 +83,7 @@ class Processes:
             remove(self._file, self._file.parent)
 
     def _environment(self, home: Path) -> dict[str, str]:
-        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        ours = {"PATH": programs, "FLWR_HOME": str(home), _MARK: self._token}
-        return {**os.environ, **SETTINGS, **ours}
+        return {**flower_environment(home), _MARK: self._token}
 
     def start(
         self, name: str, command: Sequence[str], log: Path, home: Path, *, may_end: bool = False
@@ -117,28 +115,8 @@ class Processes:
         return self.running[name]
 
     def run(self, command: Sequence[str], home: Path, timeout: float = 360.0) -> str:
-        """Run a command to its end, and return what it prints; see `start`.
-
-        Raises:
-            GenflError: It fails, or lasts longer than `timeout` seconds.
-        """
-        name = " ".join(command[:3])
-        try:
-            done = subprocess.run(
-                command,
-                env=self._environment(home),
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                check=False,
-                umask=0o077,
-            )
-        except subprocess.TimeoutExpired:
-            raise GenflError(f"{name} has not ended after {timeout:g} s") from None
-        if done.returncode:
-            output = " ".join((done.stdout + done.stderr).split())
-            raise GenflError(f"{name} failed: {shorten(output, 300)}")
-        return done.stdout
+        """Run a command to its end, and return what it prints; see `run_to_end`."""
+        return run_to_end(command, self._environment(home), timeout)
 
     def check(self) -> None:
         """Check that all processes run that must not end.
@@ -181,6 +159,53 @@ class Processes:
     def _reap(self) -> None:
         for process in self.running.values():
             process.poll()
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Return the environment of Flower's programs.
+
+    Args:
+        home: The folder of what Flower keeps.
+    """
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, **SETTINGS, "PATH": programs, "FLWR_HOME": str(home)}
+
+
+def run_to_end(command: Sequence[str], environment: dict[str, str], timeout: float = 360.0) -> str:
+    """Run a command to its end, and return what it prints.
+
+    Raises:
+        GenflError: It fails, or lasts longer than `timeout` seconds.
+    """
+    name = " ".join(command[:3])
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            umask=0o077,
+        )
+    except subprocess.TimeoutExpired:
+        raise GenflError(f"{name} has not ended after {timeout:g} s") from None
+    if done.returncode:
+        output = " ".join((done.stdout + done.stderr).split())
+        raise GenflError(f"{name} failed: {shorten(output, 300)}")
+    return done.stdout
+
+
+def processes_run(file: Path) -> bool:
+    """Return whether processes with the mark in a file run; see `Processes`.
+
+    Without ``/proc``, a file that was left over counts, too.
+    """
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return False
+    return not Path("/proc/self").exists() or any(True for _ in _marked(token))
 
 
 def _marked(token: str) -> Iterator[int]:

@@ -15,25 +15,16 @@ from genfl.config import Config, validate
 from genfl.config.names import FLOWER
 from genfl.errors import GenflError, InputError
 from genfl.experiment.context import RunContext
+from genfl.journal import JOURNAL, tell
 from genfl.live.context import RemoteContext
+from genfl.live.folders import CONFIG, LOG, MEMBERS, OUTCOME, PEERS, RUN, SERVING
 from genfl.live.keys import public_keys
-from genfl.live.logs import log_to
+from genfl.live.logs import journal_to, log_to
 from genfl.live.processes import start_of
+from genfl.live.watch import watching
 from genfl.storage import read_json, write_json
 
 log = logging.getLogger(__name__)
-
-CONFIG, OUTCOME, RUN, LOG = "config.yaml", "outcome.json", "run", "server.log"
-"""The files of a server's folder: its config, how it ended, its run, and its log."""
-
-SERVING = "serving.json"
-"""The id and the start of the process that serves; see `genfl.live.processes.start_of`."""
-
-PEERS = "nodes.pub"
-"""The public keys of the clients' nodes, in the order of their numbers."""
-
-MEMBERS, REGISTERED = "members.json", "registered.json"
-"""The nodes of the clients by their numbers, and the nodes of all registered keys."""
 
 
 def for_machines(config: Config) -> Config:
@@ -62,6 +53,8 @@ def serve(grid: Grid, folder: Path) -> None:
         folder: The server's folder, with a config and the clients' nodes.
     """
     log_to(folder / LOG)
+    journal_to(folder / JOURNAL)
+    tell("federation_resumed" if (folder / RUN).exists() else "federation_started")
     write_json(folder / SERVING, [os.getpid(), start_of(os.getpid())])
     try:
         outcome: dict[str, Any] = {"error": None, "code": 0, "result": _federate(grid, folder)}
@@ -69,17 +62,20 @@ def serve(grid: Grid, folder: Path) -> None:
         outcome = {"error": str(error), "code": 2 if isinstance(error, InputError) else 1}
     except BaseException as error:
         log.exception("the server failed")
-        write_json(folder / OUTCOME, {"error": f"{type(error).__name__}: {error}", "code": 1})
+        outcome = {"error": f"{type(error).__name__}: {error}", "code": 1}
         raise
-    write_json(folder / OUTCOME, outcome)
+    finally:
+        tell("federation_ended", reason=outcome["error"])
+        write_json(folder / OUTCOME, outcome)
 
 
 def _federate(grid: Grid, folder: Path) -> dict[str, Any]:
     config = configs.load(folder / CONFIG)
     members: list[int] = read_json(folder / MEMBERS)
     context = RemoteContext(grid, members, folder, public_keys(folder / PEERS))
-    context.wait_for_clients()
-    pipeline.execute(config, folder / RUN, context=context)
+    with watching(grid, members):
+        context.wait_for_clients()
+        pipeline.execute(config, folder / RUN, context=context)
     return results_of(folder / RUN)
 
 

@@ -10,7 +10,12 @@ from typing import NamedTuple
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from genfl.engines.flower.records import content_bytes
 from genfl.errors import on_one_line
+from genfl.journal import tell
+
+WAITING = 60.0
+"""Seconds after which the journal says again that the server waits."""
 
 
 class GridExchange(NamedTuple):
@@ -57,7 +62,9 @@ class GridExchange(NamedTuple):
                 continue
             messages.append(Message(content, node, message_type, ttl=ttl, group_id=group))
             sent.append(client)
-        end = time.monotonic() + self.deadline
+            tell("sent", client=client, bytes=content_bytes(content))
+        begin = told = time.monotonic()
+        end = begin + self.deadline
         waiting: dict[str, int] = {}
         for identifier, client in zip(self.grid.push_messages(messages), sent, strict=True):
             if identifier is None:
@@ -74,12 +81,19 @@ class GridExchange(NamedTuple):
                 if message.has_error():
                     silent[answered] = f"its node failed: {on_one_line(message.error.reason, 120)}"
                 else:
+                    size, seconds = content_bytes(message.content), time.monotonic() - begin
+                    tell("answered", client=answered, bytes=size, seconds=seconds)
                     take(answered, message.content)
             if waiting and time.monotonic() >= end:
                 break
+            if waiting and time.monotonic() >= told + WAITING:
+                told = time.monotonic()
+                tell("waiting", clients=len(waiting), seconds=told - begin)
             if waiting:
                 time.sleep(min(pause, max(0.0, end - time.monotonic())))
                 pause = min(2 * pause, self.pause)
         for client in waiting.values():
             silent[client] = f"it did not answer within {self.deadline:g} s (federate.deadline)"
+        for client, why in silent.items():
+            tell("unanswered", client=client, reason=why)
         return silent

@@ -7,6 +7,7 @@ that need it: the phases of a secure sum need no model and no data.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from genfl.engines.flower.member import NO_PEERS, SumMember
-from genfl.engines.flower.records import ACTIONS, RefusedMessage
+from genfl.engines.flower.records import ACTIONS, RefusedMessage, tell_answer
 from genfl.engines.flower.sum_messages import (
     SUM_MESSAGE,
     SumReply,
@@ -23,6 +24,7 @@ from genfl.engines.flower.sum_messages import (
     sum_reply_records,
 )
 from genfl.errors import first_line
+from genfl.journal import about
 
 if TYPE_CHECKING:
     from genfl.engines.flower.work import Site
@@ -54,8 +56,14 @@ def build_client_app(
         return Message(records, reply_to=message)
 
     def handle_sum(message: Message, context: Context) -> Message:
+        begin = time.monotonic()
         request, reply = _answer_sum(message, lambda: member_of(context))
-        return Message(sum_reply_records(request, reply), reply_to=message)
+        records = sum_reply_records(request, reply)
+        if request is not None:
+            run, action, number, client, phase, _ = request
+            with about(run=run, action=action, round=number, client=client, phase=phase):
+                tell_answer(reply.refused, records, time.monotonic() - begin)
+        return Message(records, reply_to=message)
 
     handlers = dict.fromkeys(ACTIONS.values(), handle) | {SUM_MESSAGE: handle_sum}
     for message_type, handler in handlers.items():

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from flwr.app import ConfigRecord, RecordDict
 
 from genfl.errors import GenflError, on_one_line
+from genfl.journal import tell
 
 FORMAT = 1
 """The version of the wire format. Both sides must have the same one."""
@@ -37,6 +38,27 @@ class RefusedMessage(GenflError):
 
 class RefusedUpload(RefusedMessage):
     """An upload that must not be sent. The text tells something of the data: in a sum, it stays here."""
+
+
+def content_bytes(records: RecordDict) -> int:
+    """Return the size of a message: of its arrays, texts and bytes, without their names."""
+    arrays = sum(len(array.data) for record in records.array_records.values() for array in record.values())
+    fields = (value for record in records.config_records.values() for value in record.values())
+    return arrays + sum(len(value) for value in fields if isinstance(value, str | bytes))
+
+
+def tell_answer(refused: str, records: RecordDict, seconds: float) -> None:
+    """Tell in a client's journal what it answered.
+
+    Args:
+        refused: Why it refused; empty if it did not.
+        records: The answer.
+        seconds: How long it took.
+    """
+    if refused:
+        tell("refused", reason=refused, seconds=seconds)
+    else:
+        tell("answered", bytes=content_bytes(records), seconds=seconds)
 
 
 def about_of(records: RecordDict) -> ConfigRecord:

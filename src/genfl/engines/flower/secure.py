@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from genfl.engines.flower.sum_messages import (
 from genfl.engines.flower.wire import Request, read_reply
 from genfl.engines.flower.work import in_sum
 from genfl.errors import GenflError, first_line
+from genfl.journal import about, tell
 from genfl.privacy.secure_sum import (
     Advertisement,
     ClientMessage,
@@ -150,6 +152,7 @@ def add_securely(
     messages: dict[int, ServerMessage] = dict.fromkeys(taking, state.parameters)
     left_out: dict[int, str] = dict.fromkeys(set(members) - set(taking), "a sum without it was being opened")
     packed: dict[int, bytes] = {}  # most clients are sent one and the same message
+    begin = time.monotonic()
     try:
         for phase, expected in _PHASES:
             asked: dict[int, Request | SumRequest] = {}
@@ -161,7 +164,8 @@ def add_securely(
             take = _Receiver(state, asked, expected, rules.verifiers, left_out)
             records = {client: _records(request, records_of) for client, request in asked.items()}
             message_type = SUM_MESSAGE if phase else ACTIONS[first.action]
-            left_out |= exchange(records, message_type, str(first.round), take)
+            with about(phase=phase or "upload"):
+                left_out |= exchange(records, message_type, str(first.round), take)
             state = take.state
             if phase == "reveal":
                 break
@@ -173,9 +177,11 @@ def add_securely(
                 on_opening(state.survivors.clients)
         sums = unmask(state)
     except SecureSumError as error:
+        tell("sum_failed", clients=len(state.answers), reason=error.reason)
         raise SumFailed(error.reason, len(state.answers), left_out) from error
     assert state.survivors is not None  # of an opened sum
     clients = list(state.survivors.clients)
+    tell("sum_opened", clients=len(clients), seconds=time.monotonic() - begin)
     total = codec.decode(sums)
     plain = UploadCodec(like, len(members), numbers)
     return OpenedSum(
@@ -217,6 +223,7 @@ class _Receiver:
             self.state = receive(self.state, answer, self.verifiers)
         except (RefusedMessage, SecureSumError) as error:
             self.left_out[client] = str(error)
+            tell("refused", client=client, reason=str(error))
 
 
 def _asked(phase: SumPhase | None, request: Request, message: bytes) -> Request | SumRequest:

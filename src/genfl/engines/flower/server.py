@@ -43,6 +43,7 @@ from genfl.engines.protocol import (
 )
 from genfl.engines.reducers import PlainReducer
 from genfl.errors import GenflError, on_one_line
+from genfl.journal import about, tell
 from genfl.rng import Key
 from genfl.storage import read_json, write_json
 from genfl.threads import one_thread
@@ -175,6 +176,17 @@ class FlowerEngine:
             GenflError: Fewer clients than the quorum answered with a valid upload, also when they were asked
                 again. Some actions need all clients.
         """
+        if not tasks:  # a Poisson cohort may be empty
+            return self._perform(action, program, tasks)
+        with about(run=str(self.clients.run), action=action, round=tasks[0].round):
+            result = self._perform(action, program, tasks)
+            for client in sorted({task.client for task in tasks} - result.refused.keys()):
+                tell("counted", client=client)
+            for client, why in sorted(result.refused.items()):
+                tell("left_out", client=client, reason=why)
+        return result
+
+    def _perform(self, action: str, program: ClientProgram, tasks: Sequence[ClientTask]) -> RoundResult:
         requests = [self._request(action, task) for task in tasks]
         templates = ResultTemplates(program, InfoOnly([self.clients.client_info]))
         if self.clients.sums is not None and tasks:
@@ -261,7 +273,9 @@ class FlowerEngine:
             }
 
             def take(client: int, content: RecordDict, again: dict[int, Request] = again) -> None:
-                replies[client] = _reply(content, again[client], check)
+                reply = replies[client] = _reply(content, again[client], check)
+                if reply.refused:
+                    tell("refused", client=client, reason=reply.refused)
 
             records = {client: _records(request, packed) for client, request in again.items()}
             silent = self.clients.exchange(records, ACTIONS[action], str(requests[0].round), take)

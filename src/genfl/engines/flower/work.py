@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,11 +15,12 @@ from genfl import trees
 from genfl.algorithms.base import ClientProgram
 from genfl.engines.flower.member import NO_PEERS, SumMember
 from genfl.engines.flower.node_memory import NodeMemory
-from genfl.engines.flower.records import ACTIONS, RefusedMessage, RefusedUpload
+from genfl.engines.flower.records import ACTIONS, RefusedMessage, RefusedUpload, tell_answer
 from genfl.engines.flower.wire import Reply, Request, read_request, reply_records
 from genfl.engines.per_client import PerClientRunner
 from genfl.engines.protocol import ClientTask, DataView, ResultTemplates
 from genfl.errors import first_line
+from genfl.journal import about
 from genfl.privacy.secure_sum import SecureSumError, SumParameters
 from genfl.privacy.secure_sum.encoding import Vector
 from genfl.privacy.secure_sum.fixed_point import SumRange
@@ -84,19 +86,28 @@ def answer(
         site_of: Returns the site of the node that the message reached.
         member_of: Returns the node as a member of secure sums; None if it takes part in none.
     """
-    return reply_records(_answer(message, site_of, member_of))
-
-
-def _answer(
-    message: Message, site_of: Callable[[], Site], member_of: Callable[[], SumMember | None]
-) -> Reply:
+    begin = time.monotonic()
     try:
         request = read_request(message.content)
         if message.metadata.message_type != ACTIONS[request.action]:
             raise RefusedMessage(f"action: {request.action} in a message of {message.metadata.message_type}")
     except RefusedMessage as error:
         log.error("a message was refused: %s", error)
-        return Reply("", "", 0, 0, None, str(error))
+        return reply_records(Reply("", "", 0, 0, None, str(error)))
+    reply = _answer(request, site_of, member_of)
+    records = reply_records(reply)
+    run, action, number, client, *_ = request
+    method, phase = request.settings.get("method"), None if request.delivery is None else "upload"
+    with about(
+        run=run, action=action, round=number, client=client, phase=phase, method=method and str(method)
+    ):
+        tell_answer(reply.refused, records, time.monotonic() - begin)
+    return records
+
+
+def _answer(
+    request: Request, site_of: Callable[[], Site], member_of: Callable[[], SumMember | None]
+) -> Reply:
     answered = Reply(request.run, request.action, request.round, request.client, None)
     secretly = request.delivery is not None
     try:

@@ -23,6 +23,7 @@ from genfl.engines.auto import Name, engine
 from genfl.engines.protocol import Engine, ReducerFactory
 from genfl.engines.reducers import PlainReducer, SumEncoding, encoded_reducers, quorum_reducers
 from genfl.errors import GenflError, InputError, cause
+from genfl.journal import about
 from genfl.learning.task import Weights
 from genfl.privacy.dp.user import NOISED_WORDS, exact_census, user_level
 from genfl.privacy.ledger import measures_noise, measures_rounds
@@ -271,6 +272,7 @@ class Trial:
         setting.work.take_checkpoint(folder / CHECKPOINT, digest, kept.beside)
         reducer = self._reducer(inputs.federation, algorithm, protection)
         with contextlib.ExitStack() as opened:
+            opened.enter_context(about(method=self.name, seed=self.seed))
             take_census: Callable[[ClientProgram], Tree] | None = None
             run_cohort: Engine
             flower: FlowerEngine | None = None
