@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.parameters import mostly_slow
 from torch import nn
 
 from genfl import trees
@@ -197,6 +198,7 @@ def test_synthesis_is_adam_on_gradients_of_unit_norm_with_a_cosine_schedule(floa
     assert all(torch.allclose(after[name], d[name], atol=1e-6) for name in d)
 
 
+@pytest.mark.slow
 def test_softmax_regression_learns_the_end_of_a_path_from_synthetic_data(float64):
     task = linear()
     points, stacked = path(task, 9)
@@ -352,7 +354,7 @@ class Interrupted(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [L - 1, L, L + 1])
+@pytest.mark.parametrize("after", mostly_slow([L - 1, L, L + 1], L))
 def test_a_run_killed_around_the_synthesis_ends_bit_identical(clients, tmp_path, after):
     task = hard()
     algorithm = dynafed(task, LocalSGD(0.1, momentum=0.9), **SMALL)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -25,13 +26,14 @@ def fixed_point(clients, weights):
     return float(pull @ np.array([b for _, b, _ in clients]) / pull.sum())
 
 
-@pytest.mark.parametrize("clients", [EQUAL, UNEQUAL, TEN])
+@pytest.mark.parametrize("clients", mostly_slow([EQUAL, UNEQUAL, TEN], EQUAL, UNEQUAL))
 def test_fedavg_converges_to_its_own_biased_fixed_point(quadratics, clients):
     trace = quadratics(fedavg(quadratics.task, LocalSGD(LR)), clients)
     expected = fixed_point(clients, [steps for _, _, steps in clients])
     assert trace.weights["params"]["w"].item() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_fedavg_is_biased_away_from_the_minimiser_of_the_mean_objective(quadratics):
     trace = quadratics(fedavg(quadratics.task, LocalSGD(LR)), EQUAL)
     assert abs(trace.weights["params"]["w"].item() - 1.25) > 0.1
@@ -66,9 +68,9 @@ def test_one_full_batch_step_of_every_client_is_gradient_descent(quadratics):
     ("name", "options", "rounds", "tolerance"),
     [
         ("fedavgm", {"beta": 0.5}, 80, 1e-9),
-        ("fedadam", {"lr": 0.02}, 200, 2e-2),
-        ("fedyogi", {"lr": 0.02}, 200, 2e-2),
-        ("fedadagrad", {"lr": 0.5}, 80, 1e-3),
+        pytest.param("fedadam", {"lr": 0.02}, 200, 2e-2, marks=pytest.mark.slow),
+        pytest.param("fedyogi", {"lr": 0.02}, 200, 2e-2, marks=pytest.mark.slow),
+        pytest.param("fedadagrad", {"lr": 0.5}, 80, 1e-3, marks=pytest.mark.slow),
     ],
 )
 def test_server_optimizers_share_fedavgs_fixed_point(quadratics, name, options, rounds, tolerance):

@@ -89,6 +89,7 @@ def test_images_equal_a_plain_loop(images):
         assert scores.examples == 11
 
 
+@pytest.mark.slow
 def test_sounds_equal_a_plain_loop(tmp_path):
     pytest.importorskip("soundfile")
     private, held_out = sound_folder(tmp_path / "private", 8), sound_folder(tmp_path / "held", 9, seed=3)
@@ -109,6 +110,7 @@ def test_sounds_equal_a_plain_loop(tmp_path):
     assert_equals(evaluation.seeds[0], expected)
 
 
+@pytest.mark.slow
 def test_texts_equal_a_plain_loop(tmp_path):
     private = text_file(tmp_path / "private" / "train.csv", 15)
     held_out = text_file(tmp_path / "held" / "test.csv", 14, seed=5)
@@ -177,6 +179,7 @@ def test_a_folder_with_a_single_split_or_levels_of_the_run(tmp_path):
     assert classes.seeds == clients.seeds == single.seeds
 
 
+@pytest.mark.slow
 def test_groups_of_the_data(tmp_path):
     private = text_file(tmp_path / "private" / "train.csv", 15)
     data = {"name": "texts", "path": str(private), "length": 8, "group": "user"}

@@ -135,6 +135,7 @@ def test_paths_that_hold_nothing_are_one_line(tmp_path):
         assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_files(images):
     """Only a batch of inputs is held, however many follow."""
     image = Image.new("RGB", (64, 64))

@@ -167,6 +167,7 @@ def test_damaged_files_are_named(run, tmp_path):
         RunModel.load(tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_an_older_run_gets_descriptions_without_training(tmp_path, monkeypatch):
     """The version of the stage, not that of its trials, says that files are new."""
     private = image_folder(tmp_path / "private", 12)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.parameters import mostly_slow
 
 from genfl import storage, trees
 from genfl.algorithms.scaffold import scaffold
@@ -61,6 +62,7 @@ OPERATIONS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(operations=st.lists(OPERATIONS, max_size=25), ram=st.sampled_from([0, 50, 10**6]))
 def test_it_is_a_dict_whose_last_checkpoint_outlives_a_kill(tmp_path_factory, operations, ram):
@@ -276,6 +278,7 @@ def assert_same(a, b):
     assert all(map(torch.equal, trees.leaves(a.weights), trees.leaves(b.weights)))
 
 
+@pytest.mark.slow
 def test_a_federation_whose_memories_do_not_fit_into_ram_is_the_same(monkeypatch, tmp_path):
     whole = scaffolded()
     monkeypatch.setattr("genfl.engines.client_state.ClientStateStore.__init__.__defaults__", ((), 1))
@@ -283,7 +286,7 @@ def test_a_federation_whose_memories_do_not_fit_into_ram_is_the_same(monkeypatch
     assert_same(whole, scaffolded(tmp_path / "checkpoint.safetensors"))
 
 
-@pytest.mark.parametrize("harm", ["missing", "damaged"])
+@pytest.mark.parametrize("harm", mostly_slow(["missing", "damaged"], "damaged"))
 def test_a_federation_with_a_missing_or_damaged_file_says_so_and_starts_over(tmp_path, caplog, harm):
     path = tmp_path / "checkpoint.safetensors"
     whole = scaffolded()

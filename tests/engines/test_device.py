@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 import torch
 from support.methods import few_steps
+from support.parameters import mostly_slow
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genfl import config, pipeline, trees
@@ -113,7 +114,7 @@ def test_batches_of_clients_elsewhere(clients, name, monkeypatch):
     assert_same(play(algorithm, clients, InProcess(VmapRunner(clients)), ELSEWHERE), here)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, "fedavg", "scaffold", "fedgen"))
 def test_nothing_that_clients_compute_with_is_left_behind(clients, name):
     algorithm, weights = method(name), TASK.init(Key(1))
     client_info, memory = clients.client_info(0), algorithm.memory(weights)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.config.training import Pretraining
@@ -60,7 +61,7 @@ class Interrupted(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 3, 5])
+@pytest.mark.parametrize("after", mostly_slow([1, 3, 5], 3))
 def test_an_interrupted_run_ends_bit_identical(problem, tmp_path, after):
     whole = _run(problem)
     count = 0
@@ -176,7 +177,7 @@ def test_sgd_equals_a_plain_loop_with_an_exponential_schedule(problem, float64, 
         torch.testing.assert_close(trained.weights["params"][name], value, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("momentum", mostly_slow([0.0, 0.9], 0.9))
 def test_sgd_resumes_bit_identical(problem, tmp_path, momentum):
     recipe = RECIPE._replace(
         epochs=4, optimizer="sgd", momentum=momentum, lr=0.05, schedule="exponential", lr_decay=0.7

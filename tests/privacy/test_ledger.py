@@ -259,6 +259,7 @@ def test_a_run_without_privacy_has_a_ledger(run):
     assert len(written.notes) == 1, "nothing is said of noise"
 
 
+@pytest.mark.slow
 def test_the_ledger_is_absent_until_a_run_has_trained(run, tmp_path):
     settings = config.load(run / "config.yaml")
     folder = tmp_path / "run"
@@ -483,6 +484,7 @@ def test_a_run_with_noise_states_its_epsilon(noised):
         assert (guarantee.unit, guarantee.delta) == ("sample", 1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_states_the_same_epsilon(noised, tmp_path):
     folder = shutil.copytree(noised, tmp_path / "run")
     for file in (LEDGER_FILE, "summary.json", "stages/federate.json"):
@@ -614,6 +616,7 @@ def test_value_out_of_range_names_the_fix(field, value):
     assert len(line) <= LONGEST_LINE
 
 
+@pytest.mark.slow
 def test_run_that_ends_before_the_report_has_its_ledger(tmp_path):
     """Its models are trained, so what they cost is known."""
     content = SMALL_RUN | {"seeds": [0], "methods": {"fedavg": {"algorithm": "fedavg"}}}
