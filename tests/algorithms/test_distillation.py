@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.parameters import mostly_slow
 from torch import nn
 
 from genfl import trees
@@ -121,7 +120,8 @@ def test_distil_is_adam_with_a_cosine_schedule_in_numpy(float64):
     np.testing.assert_allclose(out["params"]["classifier.bias"], wb[:, -1], atol=1e-12)
 
 
-@pytest.mark.parametrize("batch_size", mostly_slow([3, 20], 3))
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [3, 20])
 def test_distil_reaches_its_teacher_in_batches_and_at_once(float64, batch_size):
     task, x = linear(), draw(20, D)
     teacher = torch.softmax(task.predict(task.init(Key(7)), x) * 4, 1)
@@ -535,6 +535,7 @@ def entropy(p):
     return -(p * p.log()).sum(1)
 
 
+@pytest.mark.slow
 def test_entropy_reduction_aggregation_lowers_entropy_and_the_student_reaches_it(float64):
     task, shared = linear(), 2 * torch.eye(D)[:4]
     answers = [torch.softmax(2 * draw(4, C, seed=seed), 1) for seed in range(3)]
@@ -819,6 +820,7 @@ def test_fedet_refuses_local_training_that_remembers_a_model():
 # What they cost
 
 
+@pytest.mark.slow
 def test_what_they_need_and_cost_is_computed_from_their_values():
     shape = (1, 8, 8)
     cnn, mlp = (sum(p.numel() for p in model.parameters()) for model in (CNN(shape, 10), MLP(shape, 10)))

@@ -263,7 +263,7 @@ def fedprox_fixed_point(clients, mu):
 
 
 @pytest.mark.parametrize("mu", mostly_slow([0.0, 0.5, 3.0], 0.5))
-@pytest.mark.parametrize("clients", [EQUAL, UNEQUAL])
+@pytest.mark.parametrize("clients", mostly_slow([EQUAL, UNEQUAL], UNEQUAL))
 def test_fedprox_converges_to_its_own_fixed_point(quadratics, clients, mu):
     trace = quadratics(fedprox(quadratics.task, LocalSGD(LR), mu=mu), clients)
     assert trace.weights["params"]["w"].item() == pytest.approx(fedprox_fixed_point(clients, mu), abs=1e-9)

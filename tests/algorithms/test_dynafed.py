@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.parameters import mostly_slow
 from torch import nn
 
 from genfl import trees
@@ -265,6 +264,7 @@ def test_refining_starts_in_the_round_in_which_the_trajectory_ends(clients):
     assert same == [True] * L + [False] * 3
 
 
+@pytest.mark.slow
 def test_it_synthesises_once_from_the_first_global_models(clients):
     task = hard()
     _, plain = run(fedavg(task, LocalSGD(0.1)), task, clients)
@@ -354,7 +354,8 @@ class Interrupted(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", mostly_slow([L - 1, L, L + 1], L))
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [L - 1, L, L + 1])
 def test_a_run_killed_around_the_synthesis_ends_bit_identical(clients, tmp_path, after):
     task = hard()
     algorithm = dynafed(task, LocalSGD(0.1, momentum=0.9), **SMALL)

@@ -708,6 +708,7 @@ SETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "folder", "train", "test", "client_id", "empty"), SETS)
 def test_real_texts_and_labels_are_those_of_the_files(real, name, folder, train, test, client_id, empty):
     data = real(name, folder)

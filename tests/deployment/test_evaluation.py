@@ -136,6 +136,7 @@ def test_texts_equal_a_plain_loop(tmp_path):
     assert hits[evaluation.clients.worst.name] == min(hits.values())
 
 
+@pytest.mark.slow
 def test_the_runs_own_test_set_gives_the_runs_figure(tmp_path):
     """A folder with a test split: the run and the evaluation read the same examples."""
     for split, each in (("train", 10), ("test", 9)):
@@ -162,6 +163,7 @@ def test_unknown_labels_and_unreadable_files_are_counted(images, tmp_path):
     assert after.seeds == before.seeds
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_single_split_or_levels_of_the_run(tmp_path):
     """The run's folders are split/client/class; the held-out folder lacks the outer ones."""
     for split in ("train", "test"):

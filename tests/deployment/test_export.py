@@ -354,6 +354,7 @@ def described(result, own=False):
             ).write(file)
 
 
+@pytest.mark.slow
 def test_default_method_is_the_best(run, tmp_path):
     accuracy = run.table()["mean"]
     best = max(("fedavg", "prox"), key=lambda name: accuracy[name])

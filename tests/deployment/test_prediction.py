@@ -90,6 +90,7 @@ def test_predictions_as_csv_and_json(images, tmp_path):
         write_predictions(tmp_path / "out.txt", expected, 2)
 
 
+@pytest.mark.slow
 def test_texts_from_files_and_tables(texts, tmp_path):
     lines = ["good good film", "the film is bad"]
     (tmp_path / "one.txt").write_text(lines[0])

@@ -124,6 +124,7 @@ def test_a_file_written_again_just_as_it_was_is_a_later_file(tmp_path):
     assert [store[client]["a"]["n"].item() for client in (1, 2, 3)] == [0, 0, 5]
 
 
+@pytest.mark.slow
 def test_ram_and_disk_are_bounded_whoever_takes_part(tmp_path, monkeypatch):
     one = {"w": torch.zeros(1000)}
     bytes_each, ram = 4000, 40_000
@@ -304,6 +305,7 @@ def test_a_federation_with_a_missing_or_damaged_file_says_so_and_starts_over(tmp
     assert "starting over" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_starts_over(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     scaffolded(path, rounds=2)

@@ -93,7 +93,8 @@ def test_decay_has_the_same_bits_when_steps_are_replayed(clients, monkeypatch, n
     assert stats.replayed > 0 and stats.disagreements == 0
 
 
-@pytest.mark.parametrize("name", mostly_slow(["fedavg", "scaffold", "fedet"], "fedet"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedet"])
 def test_decay_has_the_same_bits_in_a_pool(clients, name):
     reference = play(name, clients, sequential(clients))
     with contextlib.closing(WorkerPool(PerClientRunner(clients, accelerated=False), workers=2)) as engine:
@@ -185,6 +186,7 @@ def test_scaffolds_control_variates_divide_by_the_rounds_rate(clients, float64):
             torch.testing.assert_close(after["control"][f"classifier.{name}"], p.grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_without_decay_nothing_more_is_sent():
     for name in OF_ALL_KINDS:
         sizes = []

@@ -80,6 +80,7 @@ def assert_same(a, b):
     )
 
 
+@pytest.mark.slow
 def test_tensors_of_odd_sizes_have_the_bits_of_sequential(tmp_path):
     """Batches of one, and models of odd widths: kernels that look at where a tensor begins in memory."""
     rng = torch.Generator().manual_seed(0)

@@ -103,7 +103,7 @@ def test_every_algorithm_gives_what_the_sequential_engine_gives(clients, name, c
         assert mine.refused == other.refused == {}
 
 
-@pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, "fedavg", "scaffold", "moon"))
+@pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, "fedavg", "scaffold"))
 def test_recorded_steps_of_batches_are_what_the_steps_are(float64, monkeypatch, name):
     """Clients of one size, so that batches have one form, and enough steps to compare and to replay."""
     rng = torch.Generator().manual_seed(0)
@@ -480,7 +480,8 @@ def test_a_program_that_only_sums_what_clients_know_needs_no_batch(clients):
         )
 
 
-@pytest.mark.parametrize("norm", mostly_slow(["batch", "group"], "batch"))
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["batch", "group"])
 def test_bfloat16_differs_from_one_by_one_as_much_as_it_rounds(norm):
     rng = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 1, 8, 8, generator=rng), torch.randint(CLASSES, (40,), generator=rng)

@@ -205,6 +205,7 @@ flips = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(client_sets, flips, st.booleans())
 def test_damage_never_gives_a_wrong_union(clients, damage, single_bits):
     table = IBLT(cells=400, max_bytes=192)

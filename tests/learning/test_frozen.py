@@ -88,6 +88,7 @@ def test_frozen_parameters_are_not_sent(clients, engine):
         assert row["downlink_bytes"] == 3 * BYTES
 
 
+@pytest.mark.slow
 def test_engines_agree_on_partly_frozen_models(clients):
     _, _, reference = play(clients)
     assert all(
@@ -101,6 +102,7 @@ def test_engines_agree_on_partly_frozen_models(clients):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.slow
 def test_recorded_steps_use_frozen_parameters(clients, monkeypatch):
     monkeypatch.setattr(replays, "AFTER", 2)
     task, start, reference = play(clients, rounds=3)

@@ -66,7 +66,8 @@ def random_statistics(model):
                 value.uniform_(0.5, 1.5)
 
 
-@pytest.mark.parametrize("name", mostly_slow(DEPTHS, "resnet18"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(DEPTHS))
 def test_features_and_logits_are_those_of_transformers(name):
     """Of ResNetForImageClassification, which was checked against torchvision's weights, with our weights."""
     from transformers import ResNetConfig, ResNetForImageClassification

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from support.parameters import mostly_slow
 from torch import nn
 
 from genfl.models import MODELS
@@ -58,7 +57,8 @@ def test_vgg19_has_torchvisions_names_and_shapes():
     assert sum(value.numel() for value in ours.values()) == 143_667_240
 
 
-@pytest.mark.parametrize("norm", mostly_slow(["none", "batch"], "none"))
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["none", "batch"])
 def test_vgg19_loads_torchvisions_file_and_gives_its_logits(tmp_path, norm):
     torch.manual_seed(0)
     theirs = Torchvisions(HIDDEN, CLASSES, norm == "batch").eval()

@@ -86,6 +86,7 @@ def test_bound_of_guesses_that_prove_nothing():
     assert epsilon_lower_bound(59, 100, 100, 0.0) > 0  # P[Binomial(100, 1/2) ≥ 59] = 0.044
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.data())
 def test_bound_is_monotone(canaries, data):

@@ -115,6 +115,7 @@ def test_attacks_learn_nothing_from_an_upload_of_other_examples(smooth, real):
     assert psnr(idlg(task, client, unrelated, Key(0), steps=100).x[0], real[0][0]) < 15
 
 
+@pytest.mark.slow
 def test_attacks_are_deterministic_by_key(smooth, real):
     task, weights = smooth
     client = batch_gradient(task, weights)

@@ -233,6 +233,7 @@ def users(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_row(run, users):
     known = names(rows_of(BASE)) | names(rows_of(TEXTS)) | names(rows_of(BASE, USER))
     assert {row for row in FIGURES.values() if row} <= known
@@ -350,6 +351,7 @@ def test_a_run_of_users_states_its_neighbours(users):
     assert zeroed.neighbours == ZEROED_OUT
 
 
+@pytest.mark.slow
 def test_a_strict_run_of_users_has_no_exact_figure(users, tmp_path):
     settings = config.load(users / "config.yaml")
     public = ["labels", "sizes", "test"]
@@ -472,6 +474,7 @@ def noised(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_with_noise_states_its_epsilon(noised):
     result = Summary.read(noised / "summary.json").privacy
     recorded = json.loads((noised / "stages" / "federate.json").read_text())["result"]["methods"]
@@ -542,6 +545,7 @@ def test_strict_refuses_before_any_work(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_strict_users_leave_no_exact_measure(run):
     """Nothing is computed of single uploads where noise is on their sum alone."""
     settings = config.load(run / "config.yaml")

@@ -124,6 +124,7 @@ def test_runners_measure_alike(task, clients):
             assert row[name] == pytest.approx(same[name], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_more_noise_leaves_less(task, clients):
     cosines = [
         play(

@@ -269,6 +269,7 @@ def test_steps_are_replayed(task, clients, monkeypatch):
     assert engine.stats().fast.reasons == ()
 
 
+@pytest.mark.slow
 def test_resumed_federation_has_the_same_bits(task, clients, tmp_path):
     whole = play(task, ["scaffold"], clients, sequential(clients), PRIVATE, POISSON, rounds=4)
     file = tmp_path / "checkpoint.safetensors"

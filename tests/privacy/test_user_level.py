@@ -186,7 +186,7 @@ def test_numbers_out_of_range_are_refused(numbers, match):
         pytest.param(
             name,
             kind,
-            marks=[] if name == "scaffold" or (name, kind) == ("fedavg", "sequential") else pytest.mark.slow,
+            marks=[] if name in ("fedavg", "scaffold") and kind == "sequential" else pytest.mark.slow,
         )
         for name in PROTECTED
         for kind in ("sequential", "parallel", "vectorized")
@@ -203,7 +203,7 @@ def test_no_noise_and_no_bound_leave_every_bit(name, kind):
 
 
 @pytest.mark.parametrize("quorum", mostly_slow([None, 3], 3))
-@pytest.mark.parametrize("quantile", [None, 0.5])
+@pytest.mark.parametrize("quantile", mostly_slow([None, 0.5], 0.5))
 def test_engines_give_the_same_protected_results(quantile, quorum):
     noise = UserNoise(0.3, 0.2, 4, quantile, quorum=quorum)
     method = user_level(algorithm("scaffold"), TASK, noise, "scaffold")
@@ -269,6 +269,7 @@ def uploads():
     return of
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(
     norm=st.sampled_from([1e-3, 0.1, 0.5, 5.0]),
@@ -699,6 +700,7 @@ def test_interrupted_run_ends_bit_identical(tmp_path, noise, cohorts):
     assert whole.rounds == resumed.rounds
 
 
+@pytest.mark.slow
 def test_no_noise_is_drawn_twice(tmp_path, monkeypatch):
     """The addresses of all streams of a run, and of one that is interrupted and resumed."""
     opened = []
@@ -731,6 +733,7 @@ def test_no_noise_is_drawn_twice(tmp_path, monkeypatch):
     assert not set(noise) & set(streams(lambda: run(other, rounds=6, cohort=6, cohorts="poisson"))[0])
 
 
+@pytest.mark.slow
 def test_no_client_draws_noise_twice(tmp_path, monkeypatch):
     """The addresses of what clients draw: their own, in each round, also after a resume."""
     drawn = []

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.parameters import mostly_slow
 
 from genfl.data.clients import ClientData
 from genfl.engines.auto import engine
@@ -37,9 +36,10 @@ def test_a_freed_tensors_pages_are_the_next_ones():
         assert new_pages() < usual / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    mostly_slow(["sequential", "parallel", "vectorized"], "sequential"),
+    ["sequential", "parallel", "vectorized"],
 )
 def test_every_engine_keeps_them_while_it_is_open(name):
     data = ClientData(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64), [[0], [1]], 1)

@@ -360,6 +360,7 @@ def test_importing_the_door_imports_nothing_heavy():
     assert line == "[]"
 
 
+@pytest.mark.slow
 def test_nothing_outside_goes_past_the_door():
     inside = {f"genfl.engines.fast.{path.stem}" for path in SOURCES.glob("*.py")}
     outside = [path for path in SOURCES.parents[1].rglob("*.py") if SOURCES not in path.parents]
