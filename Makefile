@@ -11,6 +11,10 @@ FAST     := -m "not slow"
 .PHONY: demo test test-fast test-lowest test-versions check lint bench oracle docs clean
 .DELETE_ON_ERROR:
 
+# Python keeps what it compiles, tests too: without that, half of what a worker does before its first test is to
+# compile all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 # $(call install,FOLDER,PYTHON,CONSTRAINTS): an environment with all that the tests need.
 # torch first: another package asking for it without a version would pull another build.
 define install

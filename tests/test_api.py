@@ -323,6 +323,7 @@ def test_names_in_the_config_are_those_of_the_code():
         assert set(renamed.values()) <= set(ALGORITHMS[name].options())
 
 
+@pytest.mark.slow
 def test_parts_come_in_any_order_and_rivals_are_refused(arrays):
     task = genfl.task("mlp", (1, 8, 8), 10, width=4)
     local = genfl.LocalSGD(lr=0.05)
@@ -371,6 +372,7 @@ def test_simulate_has_the_bits_of_the_loop(arrays):
     assert list(table.index) == [0, 1, 2, 3] and {"accuracy", "uplink_bytes"} <= set(table.columns)
 
 
+@pytest.mark.slow
 def test_distilling_methods_take_arrays(arrays):
     """With ``steps=0``, FedDF is FedAvg; its distillation on unlabelled arrays changes the model."""
     x, y, *test = arrays
@@ -530,6 +532,7 @@ def test_extended_simulation_is_evaluated_like_an_uninterrupted_one(small, tmp_p
         genfl.simulate(algorithm, data, rounds=2, checkpoint=file, evaluate_every=5, **BRIEF)
 
 
+@pytest.mark.slow
 def test_simulate_takes_numpy_numbers_modules_and_state_dicts(small):
     data, _, algorithm = small
     plain = genfl.simulate(algorithm, data, rounds=1, seed=3, **BRIEF)
@@ -877,6 +880,7 @@ def samples(tmp_path_factory):
     return genfl.generate("miniature", labels=names, per_label=4, out=out, block_size=3, steps=2)
 
 
+@pytest.mark.slow
 def test_generation_resumes_with_the_same_samples(samples, tmp_path, caplog):
     asked = {"labels": ["one", "zero"], "per_label": 4, "block_size": 3, "steps": 2}
     assert len(samples) == 8 and repr(samples).startswith("GeneratedSamples(8 samples of 2 classes, image")
@@ -893,6 +897,7 @@ def test_generation_resumes_with_the_same_samples(samples, tmp_path, caplog):
         genfl.generate("miniature", out=tmp_path, **asked)
 
 
+@pytest.mark.slow
 def test_generated_samples_warm_up_a_simulation(samples, arrays):
     x, y, xt, yt = arrays
     chosen, tested = y < 2, yt < 2
@@ -1153,6 +1158,7 @@ def test_a_run_is_loaded_again_with_table_and_models(tmp_path):
         genfl.load_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on_with_new_fields_at_their_defaults(tmp_path):
     content = {**BASE, "methods": {"fedavg": {"algorithm": "fedavg"}}}
     genfl.run(content, out=tmp_path)
@@ -1167,6 +1173,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_new_fields_at_their_defaults(t
         genfl.run(content, {"labels.min_holders": 2}, out=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_sweep_returns_a_table(tmp_path):
     content = {**BASE, "methods": {"fedavg": {"algorithm": "fedavg"}}, "grid": {"federate.rounds": [1, 2]}}
     table = genfl.sweep(content, out=tmp_path / "sweep")

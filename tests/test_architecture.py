@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
@@ -36,7 +37,8 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path) -> Iterator[str]:
+@functools.cache
+def imported(path: Path) -> list[str]:
     """The modules that a module imports, also inside functions, but not for type checkers alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = {
@@ -46,6 +48,7 @@ def imported(path: Path) -> Iterator[str]:
         for statement in block.body
         for node in ast.walk(statement)
     }
+    every: list[str] = []
     for node in ast.walk(tree):
         if node in for_types:
             continue
@@ -56,7 +59,8 @@ def imported(path: Path) -> Iterator[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from (name for name in names if name.split(".")[0] == "genfl")
+        every += [name for name in names if name.split(".")[0] == "genfl"]
+    return every
 
 
 def imports() -> dict[str, set[str]]:

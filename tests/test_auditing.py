@@ -81,6 +81,7 @@ def test_loss_attack_equals_a_plain_loop(digits, tmp_path):
     assert attack.rates[1].tpr.value == pytest.approx((losses[0] < allowed).mean(), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_audit_writes_every_figure_and_a_page(digits, tmp_path):
     audit = digits.audit(attacks=ALL, shadows=4, out=tmp_path / "out")
     assert json.loads((tmp_path / "out" / "audit.json").read_text()) == audit.to_dict()
@@ -107,6 +108,7 @@ def test_audit_writes_every_figure_and_a_page(digits, tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fedavg", "centralised"])
 def test_shadow_models_train_on_their_halves_alone(digits, tmp_path, method):
     """Members and non-members together, of four clients; the same bits again."""
@@ -178,6 +180,7 @@ def test_uploads_of_fedavg_are_the_local_models(digits, tmp_path):
         assert rows[1][here] == pytest.approx(confidence(logits, attacked.y[here]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_uploads_are_attacked_with_shadow_models_of_their_own(digits, tmp_path):
     audit = digits.audit(method="scaffold", attacks=ALL, shadows=4, uploads=True, out=tmp_path / "out")
     assert audit.uploads is not None
@@ -190,6 +193,7 @@ def test_uploads_are_attacked_with_shadow_models_of_their_own(digits, tmp_path):
         digits.audit(method="centralised", uploads=True, out=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_command_prints_the_table_and_json(digits, tmp_path):
     text, _ = run_command("audit", digits.folder, "--method", "fedavg", "--out", tmp_path / "out")
     audit = json.loads((tmp_path / "out" / "audit.json").read_text())
@@ -288,6 +292,7 @@ def test_device_that_is_not_there_is_named(digits, tmp_path):
         genfl.load_run(tmp_path / "run").audit(method="fedavg", out=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_private_data_that_changed_or_is_gone_is_named(tmp_path):
     private = image_folder(tmp_path / "private", 12)
     run = image_run(private, tmp_path / "run")
@@ -370,6 +375,7 @@ def kept(tmp_path_factory):
     return genfl.run(content, out=tmp_path_factory.mktemp("kept") / "run")
 
 
+@pytest.mark.slow
 def test_kept_models_are_attacked_round_by_round(kept, tmp_path):
     """The figures of a round are those of an attack on that model alone, shadow models included."""
     audit = kept.audit(attacks=ALL, shadows=4, out=tmp_path / "out")
@@ -404,6 +410,7 @@ def configs_of(result):
     return json.loads(json.dumps(result.config.model_dump(exclude_unset=True)))
 
 
+@pytest.mark.slow
 def test_page_and_command_show_the_rounds(kept, tmp_path):
     text, _ = run_command("audit", kept.folder, "--out", tmp_path / "out")
     audit = json.loads((tmp_path / "out" / "audit.json").read_text())
@@ -417,6 +424,7 @@ def test_page_and_command_show_the_rounds(kept, tmp_path):
     assert page.count("<svg") - page.count('<svg class="key"') == 4  # accuracy, AUC, a rate, and the ROC
 
 
+@pytest.mark.slow
 def test_interrupted_shadow_models_keep_their_rounds(kept, tmp_path, monkeypatch):
     """A shadow model resumes after the checkpoint of round 3, and still has the confidences of round 2."""
     folder = kept.folder / "federate" / "fedavg" / "seed-0"
@@ -450,6 +458,7 @@ def test_kept_model_that_is_gone_is_named(kept, tmp_path):
         audit_run(tmp_path / "run", out=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_audit_joins_the_report_when_the_run_is_executed_again(kept, tmp_path):
     """The audit changes nothing. The same run renders its page again, and does nothing else."""
     folder = tmp_path / "run"
@@ -483,6 +492,7 @@ def test_audit_joins_the_report_when_the_run_is_executed_again(kept, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["methods"]
 
 
+@pytest.mark.slow
 def test_report_leaves_out_an_audit_of_a_model_with_other_noise(tmp_path):
     """A training that begins anew draws other noise: the same digest, another model."""
     privacy = {"unit": "sample", "noise_multiplier": 2.0, "delta": 1e-4, "accountant": "rdp"}
@@ -502,6 +512,7 @@ def test_report_leaves_out_an_audit_of_a_model_with_other_noise(tmp_path):
     assert ".audit-" not in page.read_text()
 
 
+@pytest.mark.slow
 def test_strict_report_shows_no_audit(tmp_path):
     """The figures of an audit are exact, so they are no part of a strict run's page."""
     public = ["labels", "sizes", "test"]

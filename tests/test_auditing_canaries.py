@@ -77,7 +77,9 @@ def accounted(result, method="fedavg"):
     return ledger["guarantees"][method]["epsilon"]
 
 
-@pytest.mark.parametrize(("name", "unit"), [("samples", "sample"), ("one_round", "user")])
+@pytest.mark.parametrize(
+    ("name", "unit"), [pytest.param("samples", "sample", marks=pytest.mark.slow), ("one_round", "user")]
+)
 def test_bound_stays_below_the_epsilon_of_the_run(name, unit, request, tmp_path):
     """Of users, ε is 1.99, and such a bound exceeds it if the noise is a quarter; see the next test."""
     result = request.getfixturevalue(name)
@@ -94,6 +96,7 @@ def test_bound_stays_below_the_epsilon_of_the_run(name, unit, request, tmp_path)
     assert "300 canaries" in page
 
 
+@pytest.mark.slow
 def test_a_quarter_of_the_noise_breaks_the_bound(one_round, tmp_path, monkeypatch):
     def quieter(protection, stream):
         noise = user_noise(protection, stream)
@@ -104,6 +107,7 @@ def test_a_quarter_of_the_noise_breaks_the_bound(one_round, tmp_path, monkeypatc
     assert bound.epsilon > bound.accounted
 
 
+@pytest.mark.slow
 def test_canary_clients_have_the_rate_and_the_noise_that_are_accounted(users, tmp_path, monkeypatch):
     """Directions are nearly orthogonal, so the product with one tells its part of the sum, and the noise.
 
@@ -162,6 +166,7 @@ def test_canary_clients_are_refused_where_they_are_not_what_is_accounted(setting
     assert canary_training.refuse_canaries(method, Privacy(unit="sample", epsilon=8)) is None
 
 
+@pytest.mark.slow
 def test_refused_canary_clients_cost_no_work(tmp_path):
     privacy = {"unit": "user", "noise_multiplier": 1.0, "delta": 1e-5, "cohorts": "fixed"}
     result = digits(tmp_path / "run", privacy, {"fedavg": USERS["fedavg"]}, rounds=1)
@@ -221,6 +226,7 @@ def test_canary_clients_upload_their_direction_alone(users, method, tmp_path, mo
     assert len(result.scores) == 12
 
 
+@pytest.mark.slow
 def test_without_noise_canaries_refute_a_small_epsilon(tmp_path):
     """The same protection of users without its noise: what was included is plain to see."""
     privacy = {"unit": "user", "noise_multiplier": 0.0, "delta": 1e-5}
@@ -242,6 +248,7 @@ def test_canary_samples_are_found_in_an_overfitted_model(tmp_path):
     assert bound.epsilon > 0.5, "a guess is right for 50 of 100, give or take 5, and proves 0"
 
 
+@pytest.mark.slow
 def test_finished_training_is_not_repeated_and_an_interrupted_one_resumes(users, tmp_path, monkeypatch):
     whole = users.audit(method="scaffold", canaries=60, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -268,6 +275,7 @@ def test_finished_training_is_not_repeated_and_an_interrupted_one_resumes(users,
     assert (fresh.scores == resumed.scores).all()
 
 
+@pytest.mark.slow
 def test_command_prints_the_bound_beside_the_accounted_epsilon(users, tmp_path):
     text, _ = run_command("audit", users.folder, "--canaries", 60, "--method", "fedavg", "--out", tmp_path)
     audit = json.loads((tmp_path / "audit.json").read_text())

@@ -210,6 +210,7 @@ save_tensors(pathlib.Path(sys.argv[1]) / "t.safetensors", {"a": torch.ones(1000)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_write_leaves_one_file_that_the_next_write_deletes(tmp_path):
     assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False).returncode == -9
     assert [path.name for path in tmp_path.iterdir()] == [".t.safetensors.tmp"]

@@ -196,6 +196,7 @@ def test_every_method_is_named():
         assert [name for name in ALGORITHMS if f"`{name}`" not in page] == []
 
 
+@pytest.mark.slow
 def test_python_runs_block_after_block(capsys):
     session = {}
     for code in _blocks("python"):

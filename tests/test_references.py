@@ -227,6 +227,7 @@ def test_no_reference_trains_on_a_test_sample_nor_on_data_it_was_not_given(run, 
     assert seen["local+generated"] & train
 
 
+@pytest.mark.slow
 def test_what_the_stage_gives_for_references(run, monkeypatch):
     prepared(monkeypatch)
     results = run.execute("federate")["methods"]
@@ -462,6 +463,7 @@ def drawings(count=9):
     return [Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_the_logits_are_those_of_a_plain_loop_over_images_labels_and_draws(generator):
     from diffusers import DDPMScheduler
 

@@ -41,6 +41,7 @@ def digests(content):
     return {stage.name: digest for stage, _, digest in stages}
 
 
+@pytest.mark.slow
 def test_every_option_of_a_registered_generator_counts():
     @genfl.register.generator("mygen", ignored_options=["wait"])
     def mygen(
@@ -213,6 +214,7 @@ PLUGIN = """
 """
 
 
+@pytest.mark.slow
 def test_a_users_entry_replaces_a_plugins(tmp_path):
     code = """
         import genfl
@@ -228,6 +230,7 @@ def test_a_users_entry_replaces_a_plugins(tmp_path):
     assert run_with_plugin(tmp_path, PLUGIN, code).stdout.split() == ["mine", "True"]
 
 
+@pytest.mark.slow
 def test_a_plugin_that_raises_midway_registers_nothing(tmp_path):
     code = """
         from genfl.algorithms import ALGORITHMS
@@ -261,6 +264,7 @@ def wider_body(shape, classes, width: int = 4):
     return frozen_body(shape, classes, width + 1)
 
 
+@pytest.mark.slow
 def test_a_run_saves_frozen_parameters_and_leaves_them(tmp_path):
     genfl.register.model("frozen")(frozen_body)
     config = genfl.parse_config({**BASE, "seeds": [0, 1], "model": "frozen"})
@@ -274,6 +278,7 @@ def test_a_run_saves_frozen_parameters_and_leaves_them(tmp_path):
     assert all(torch.equal(value, saved[1][name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_run_of_unregistered_names_says_what_to_import(tmp_path):
     """As in a new process: the figures are there, the model needs its builder."""
     genfl.register.model("frozen")(frozen_body)
@@ -293,6 +298,7 @@ def test_a_run_of_unregistered_names_says_what_to_import(tmp_path):
     assert result.model("a").label_names == result.label_names
 
 
+@pytest.mark.slow
 def test_a_run_names_the_method_of_ones_own_that_fails(tmp_path):
     @genfl.register("mine")
     def mine() -> genfl.LocalHook:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from support.methods import few_steps
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -86,7 +87,7 @@ def whole_runs():
 
 
 @pytest.mark.parametrize("after", [1, *(pytest.param(after, marks=pytest.mark.slow) for after in (2, 3, 6))])
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, "fedavg", "scaffold"))
 def test_an_interrupted_run_ends_bit_identical(clients, whole_runs, tmp_path, name, after):
     if name not in whole_runs:
         whole_runs[name] = run(clients, name=name)

@@ -57,7 +57,12 @@ def write_texts(folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "write"), [("images", write_images), ("sounds", write_sounds), ("texts", write_texts)]
+    ("kind", "write"),
+    [
+        pytest.param("images", write_images, marks=pytest.mark.slow),
+        pytest.param("sounds", write_sounds, marks=pytest.mark.slow),
+        ("texts", write_texts),
+    ],
 )
 def test_new_config_runs_once_its_path_is_set(tmp_path, monkeypatch, capsys, kind, write):
     monkeypatch.chdir(tmp_path)

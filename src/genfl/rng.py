@@ -73,7 +73,7 @@ class Key:
 
         It draws on the CPU, also in a block of another default device, where the result then is.
         """
-        device = torch.get_default_device()
+        device = default_device()
         if device.type == "cpu":
             return sampler(self.torch(), *(tensor.cpu() for tensor in inputs))
         with torch.device("cpu"):
@@ -104,7 +104,7 @@ class Keys:
 
     def draw(self, sampler: Sampler, *inputs: Tensor) -> Any:
         """Return what each client draws from its own stream; see `Key.draw`."""
-        device = torch.get_default_device()  # inside, there is none
+        device = default_device()  # inside, there is none
         return _moved(_Draw.apply(self.index, self.keys, sampler, *inputs), device)  # type: ignore[no-untyped-call]
 
 
@@ -134,6 +134,11 @@ class _Draw(torch.autograd.Function):
             together = tuple(torch.stack(parts) for parts in zip(*drawn, strict=True))
             return together, (0,) * len(together)
         return torch.stack(drawn), 0
+
+
+def default_device() -> torch.device:
+    """Return the device of new tensors. In torch 2.6, `torch.get_default_device` misses blocks."""
+    return torch.empty(0).device
 
 
 def _moved(drawn: Any, device: torch.device) -> Any:

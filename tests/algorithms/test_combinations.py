@@ -109,6 +109,7 @@ def test_a_missing_resource_is_named(quadratics):
         together(quadratics.task, "feddisco")
 
 
+@pytest.mark.slow
 def test_the_table_knows_who_needs_features():
     needs = {name: profile(entry).needs for name, entry in ALGORITHMS.items()}
     assert needs["moon"] == needs["feddecorr"] == "features"

@@ -206,10 +206,11 @@ def test_fedgens_server_draws_anew_in_every_round():
     assert not same(first, other)
 
 
-def test_fedgen_needs_a_linear_head_and_says_so():
+@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 100), marks=pytest.mark.slow)], ids=str)
+def test_fedgen_needs_a_linear_head_and_says_so(seeds):
     task = classification(lambda: MLP(SHAPE, CLASSES), SHAPE)
     take_a_step(fedgen(task, LocalSGD(0.1)), task)
-    for seed in range(100):  # some bend but little
+    for seed in seeds:  # some bend but little
         torch.manual_seed(seed)
         head = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU(), torch.nn.Linear(2, CLASSES))
         body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
@@ -218,6 +219,7 @@ def test_fedgen_needs_a_linear_head_and_says_so():
             take_a_step(fedgen(bent, LocalSGD(0.1)), bent)
 
 
+@pytest.mark.slow
 def test_fedgens_features_are_of_the_class_asked_for_and_varied(handwriting):
     """On held labels of each class; without the second term the noise would change less."""
     task, found = mlp_task(), {}
@@ -293,6 +295,7 @@ def test_fedftg_of_clients_that_agree_is_fedavg(float64):
         torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.slow
 def test_fedftgs_student_reaches_the_teacher_that_holds_the_classes(float64):
     """Softmax regression; the mean starts at a client that holds no class, and so has no say."""
     task = classification(softmax_regression, (4,))
@@ -364,6 +367,7 @@ def test_one_step_of_fedftg_equals_numpy(float64):
     np.testing.assert_allclose(step[clear], -0.01 * np.sign(slopes[clear]), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_fedftgs_inputs_are_of_the_class_asked_for_by_the_class_level_ensemble(handwriting):
     task = mlp_task()
     algorithm = fedftg(task, LocalSGD(0.1))

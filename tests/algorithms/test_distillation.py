@@ -120,6 +120,7 @@ def test_distil_is_adam_with_a_cosine_schedule_in_numpy(float64):
     np.testing.assert_allclose(out["params"]["classifier.bias"], wb[:, -1], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [3, 20])
 def test_distil_reaches_its_teacher_in_batches_and_at_once(float64, batch_size):
     task, x = linear(), draw(20, D)
@@ -322,6 +323,7 @@ def test_feddf_of_several_architectures_names_what_is_missing():
         build("feddf", task, client_tasks={"small": smooth(4)}, heterogeneous=True)
 
 
+@pytest.mark.slow
 def test_feddf_logits_student_reaches_the_mean_of_the_clients_logits(float64):
     """Clients count alike in the teacher and by their samples in the student's start."""
     task, clients, shared = linear(), data((2, 30)), draw(4, D)
@@ -533,6 +535,7 @@ def entropy(p):
     return -(p * p.log()).sum(1)
 
 
+@pytest.mark.slow
 def test_entropy_reduction_aggregation_lowers_entropy_and_the_student_reaches_it(float64):
     task, shared = linear(), 2 * torch.eye(D)[:4]
     answers = [torch.softmax(2 * draw(4, C, seed=seed), 1) for seed in range(3)]
@@ -693,6 +696,7 @@ def test_fedets_small_models_of_one_architecture_are_fedavgs(float64):
     assert [r["uplink_bytes"] for r in trace.rounds] == [r["uplink_bytes"] for r in expected.rounds]
 
 
+@pytest.mark.slow
 def test_fedets_mixed_cohorts_train_a_larger_model_than_any_client_has(float64):
     task, tasks, clients, shared = hard(40), models(), data(), draw(6, D)
     size = {name: trees.num_bytes(own.init(Key(0))) for name, own in tasks.items()}
@@ -711,6 +715,7 @@ def test_fedets_mixed_cohorts_train_a_larger_model_than_any_client_has(float64):
     assert trees.num_bytes(trace.weights) == large
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diversity", [0.0, 0.5])
 def test_fedets_student_reaches_its_teacher(float64, diversity):
     task, shared = linear(), draw(4, D)
@@ -815,6 +820,7 @@ def test_fedet_refuses_local_training_that_remembers_a_model():
 # What they cost
 
 
+@pytest.mark.slow
 def test_what_they_need_and_cost_is_computed_from_their_values():
     shape = (1, 8, 8)
     cnn, mlp = (sum(p.numel() for p in model.parameters()) for model in (CNN(shape, 10), MLP(shape, 10)))

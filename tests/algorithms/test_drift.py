@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support.parameters import mostly_slow
 
 from genfl.algorithms import ALGORITHMS
 from genfl.algorithms.fedavg import fedavg
@@ -261,8 +262,8 @@ def fedprox_fixed_point(clients, mu):
     return pull / total
 
 
-@pytest.mark.parametrize("mu", [0.0, 0.5, 3.0])
-@pytest.mark.parametrize("clients", [EQUAL, UNEQUAL])
+@pytest.mark.parametrize("mu", mostly_slow([0.0, 0.5, 3.0], 0.5))
+@pytest.mark.parametrize("clients", mostly_slow([EQUAL, UNEQUAL], UNEQUAL))
 def test_fedprox_converges_to_its_own_fixed_point(quadratics, clients, mu):
     trace = quadratics(fedprox(quadratics.task, LocalSGD(LR), mu=mu), clients)
     assert trace.weights["params"]["w"].item() == pytest.approx(fedprox_fixed_point(clients, mu), abs=1e-9)

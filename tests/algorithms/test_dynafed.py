@@ -197,6 +197,7 @@ def test_synthesis_is_adam_on_gradients_of_unit_norm_with_a_cosine_schedule(floa
     assert all(torch.allclose(after[name], d[name], atol=1e-6) for name in d)
 
 
+@pytest.mark.slow
 def test_softmax_regression_learns_the_end_of_a_path_from_synthetic_data(float64):
     task = linear()
     points, stacked = path(task, 9)
@@ -263,6 +264,7 @@ def test_refining_starts_in_the_round_in_which_the_trajectory_ends(clients):
     assert same == [True] * L + [False] * 3
 
 
+@pytest.mark.slow
 def test_it_synthesises_once_from_the_first_global_models(clients):
     task = hard()
     _, plain = run(fedavg(task, LocalSGD(0.1)), task, clients)
@@ -352,6 +354,7 @@ class Interrupted(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [L - 1, L, L + 1])
 def test_a_run_killed_around_the_synthesis_ends_bit_identical(clients, tmp_path, after):
     task = hard()

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -25,18 +26,20 @@ def fixed_point(clients, weights):
     return float(pull @ np.array([b for _, b, _ in clients]) / pull.sum())
 
 
-@pytest.mark.parametrize("clients", [EQUAL, UNEQUAL, TEN])
+@pytest.mark.parametrize("clients", mostly_slow([EQUAL, UNEQUAL, TEN], UNEQUAL))
 def test_fedavg_converges_to_its_own_biased_fixed_point(quadratics, clients):
     trace = quadratics(fedavg(quadratics.task, LocalSGD(LR)), clients)
     expected = fixed_point(clients, [steps for _, _, steps in clients])
     assert trace.weights["params"]["w"].item() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_fedavg_is_biased_away_from_the_minimiser_of_the_mean_objective(quadratics):
     trace = quadratics(fedavg(quadratics.task, LocalSGD(LR)), EQUAL)
     assert abs(trace.weights["params"]["w"].item() - 1.25) > 0.1
 
 
+@pytest.mark.slow
 def test_the_weight_decides_the_fixed_point(quadratics):
     alike = Weighting(lambda census: {}, lambda client_info, announced: torch.ones(()))
     one = fedavg(quadratics.task, LocalSGD(LR), alike)
@@ -62,6 +65,7 @@ def test_one_full_batch_step_of_every_client_is_gradient_descent(quadratics):
         w -= LR * np.mean([a * (w - b) for a, b, _ in clients])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "rounds", "tolerance"),
     [

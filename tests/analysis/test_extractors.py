@@ -52,6 +52,7 @@ def test_a_file_gives_the_features_of_its_model(tmp_path):
         build_extractor(projected, SHAPE, 10)
 
 
+@pytest.mark.slow
 def test_imagenet_extracts_from_small_grey_images(tmp_path, monkeypatch):
     """Weights of torchvision's names and shapes, in the folder of torch.hub."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

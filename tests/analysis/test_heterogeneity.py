@@ -73,7 +73,9 @@ def run(clients, task, engine, measures, schedule):
     )
 
 
-@pytest.mark.parametrize("make", [sequential, lambda data: InProcess(VmapRunner(data))])
+@pytest.mark.parametrize(
+    "make", [sequential, pytest.param(lambda data: InProcess(VmapRunner(data)), marks=pytest.mark.slow)]
+)
 def test_divergence_and_generality_are_those_of_the_local_models(clients, task, make):
     rng = Key(7).torch()
     x, y = torch.randn(40, *SHAPE, generator=rng), torch.randint(3, (40,), generator=rng)

@@ -206,7 +206,9 @@ def test_batches_have_the_memory_layout_of_the_examples(x):
     )
 
 
-def test_numbers_that_torch_cannot_select_are_taken_one_by_one():
-    x = torch.arange(12, dtype=torch.int32).to(torch.uint16)
-    data = ClientData(x, torch.zeros(12, dtype=torch.int64), [np.arange(12)], 2)
-    assert data.batch(0, torch.tensor([7, 2]))["x"].tolist() == [7, 2]
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64], ids=str)
+def test_numbers_that_torch_cannot_select_are_taken(dtype):
+    largest = torch.iinfo(dtype).max
+    for x in (torch.tensor([3, largest, 5], dtype=dtype), torch.tensor([[3], [largest], [5]], dtype=dtype)):
+        data = ClientData(x, torch.zeros(3, dtype=torch.int64), [np.arange(3)], 2)
+        assert data.batch(0, torch.tensor([2, 1]))["x"].flatten().tolist() == [5, largest]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
+from support.parameters import mostly_slow
 
 from genfl import config, grid, pipeline
 from genfl.data.recipes import RECIPES, in_words
@@ -126,7 +127,12 @@ def generated(folder, name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CLASSES if (EXAMPLES / f"{name}.yaml").is_file() and name not in MEASURED]
+    "name",
+    mostly_slow(
+        [name for name in CLASSES if (EXAMPLES / f"{name}.yaml").is_file() and name not in MEASURED],
+        "flowers102",
+        "sentiment140",
+    ),
 )
 def test_an_example_passes_its_checks_and_finds_its_labels(tmp_path, name):
     real = SHARED / "eurosat_rgb"

@@ -426,6 +426,7 @@ def read(*overrides, **split):
     return config.parse(yaml.safe_dump(content), overrides)
 
 
+@pytest.mark.slow
 def test_the_data_says_how_many_clients_there_are(keyed, caplog):
     asked = read(kind="natural")
     assert asked.data.partition.known is None

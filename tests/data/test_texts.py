@@ -516,6 +516,7 @@ class TestConfig:
             " but lstm has none; use another model or algorithm"
         )
 
+    @pytest.mark.slow
     def test_every_other_method_is_not(self, mine, tmp_path):
         others = [name for name in ALGORITHMS if name not in ("dynafed", "fedftg")]
         methods = {name: {"algorithm": name} for name in others}
@@ -646,6 +647,7 @@ class TestWordsOfGeneratedTexts:
         hashed_words = pipeline.execute(config.parse(RUN, given), elsewhere / "hashed")
         assert hashed_words["methods"] != summary["methods"]
 
+    @pytest.mark.slow
     def test_a_model_may_have_room_for_fewer_words(self, done, paths, tmp_path):
         settings = config.parse(RUN, [*paths[1], "data.tokenizer=generated", "model.vocabulary=6"])
         summary = pipeline.execute(settings, tmp_path / "run")
@@ -667,6 +669,7 @@ class TestWordsOfGeneratedTexts:
         assert again["methods"] == summary["methods"]
         assert {row.state for row in pipeline.run_status(folder)} == {"done"}
 
+    @pytest.mark.slow
     def test_a_run_with_hashed_words_keeps_what_it_generated(self, done, paths, tmp_path):
         summary, settings, _ = done
         pipeline.execute(config.parse(RUN, paths[1]), tmp_path / "run")
@@ -689,11 +692,23 @@ class TestWordsOfGeneratedTexts:
 
 SETS = [
     pytest.param("ag_news", "ag_news_7600", 6_080, 1_520, None, 0, id="ag_news"),
-    pytest.param("airline_tweets", "airline_tweets", 11_517, 2_965, "user", 0, id="airline_tweets"),
-    pytest.param("newsgroups20", "newsgroups20", 11_314, 7_532, "author", 18, id="newsgroups20"),
+    pytest.param(
+        "airline_tweets",
+        "airline_tweets",
+        11_517,
+        2_965,
+        "user",
+        0,
+        id="airline_tweets",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        "newsgroups20", "newsgroups20", 11_314, 7_532, "author", 18, id="newsgroups20", marks=pytest.mark.slow
+    ),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "folder", "train", "test", "client_id", "empty"), SETS)
 def test_real_texts_and_labels_are_those_of_the_files(real, name, folder, train, test, client_id, empty):
     data = real(name, folder)
@@ -713,6 +728,7 @@ def test_real_texts_and_labels_are_those_of_the_files(real, name, folder, train,
     assert data.train.client_ids == ([read[client_id][row] for row in rows] if client_id else None)
 
 
+@pytest.mark.slow
 def test_clients_are_the_people_with_five_tweets_or_more(real, session_cache, caplog):
     folder = find("airline_tweets")
     data = real("airline_tweets", "airline_tweets")

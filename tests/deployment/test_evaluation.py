@@ -89,6 +89,7 @@ def test_images_equal_a_plain_loop(images):
         assert scores.examples == 11
 
 
+@pytest.mark.slow
 def test_sounds_equal_a_plain_loop(tmp_path):
     pytest.importorskip("soundfile")
     private, held_out = sound_folder(tmp_path / "private", 8), sound_folder(tmp_path / "held", 9, seed=3)
@@ -109,6 +110,7 @@ def test_sounds_equal_a_plain_loop(tmp_path):
     assert_equals(evaluation.seeds[0], expected)
 
 
+@pytest.mark.slow
 def test_texts_equal_a_plain_loop(tmp_path):
     private = text_file(tmp_path / "private" / "train.csv", 15)
     held_out = text_file(tmp_path / "held" / "test.csv", 14, seed=5)
@@ -134,6 +136,7 @@ def test_texts_equal_a_plain_loop(tmp_path):
     assert hits[evaluation.clients.worst.name] == min(hits.values())
 
 
+@pytest.mark.slow
 def test_the_runs_own_test_set_gives_the_runs_figure(tmp_path):
     """A folder with a test split: the run and the evaluation read the same examples."""
     for split, each in (("train", 10), ("test", 9)):
@@ -160,6 +163,7 @@ def test_unknown_labels_and_unreadable_files_are_counted(images, tmp_path):
     assert after.seeds == before.seeds
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_single_split_or_levels_of_the_run(tmp_path):
     """The run's folders are split/client/class; the held-out folder lacks the outer ones."""
     for split in ("train", "test"):
@@ -177,6 +181,7 @@ def test_a_folder_with_a_single_split_or_levels_of_the_run(tmp_path):
     assert classes.seeds == clients.seeds == single.seeds
 
 
+@pytest.mark.slow
 def test_groups_of_the_data(tmp_path):
     private = text_file(tmp_path / "private" / "train.csv", 15)
     data = {"name": "texts", "path": str(private), "length": 8, "group": "user"}

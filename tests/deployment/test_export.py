@@ -195,9 +195,8 @@ def test_tiny_models_are_all_models():
     assert list(TINY) == built_in
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TINY]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
 def test_loader_gives_the_same_logits_without_genfl(gaps, name):
     gap, spread = gaps(*(LARGE if name in LARGE else [name for name in TINY if name not in LARGE]))[name]
     assert spread > 0.05
@@ -355,6 +354,7 @@ def described(result, own=False):
             ).write(file)
 
 
+@pytest.mark.slow
 def test_default_method_is_the_best(run, tmp_path):
     accuracy = run.table()["mean"]
     best = max(("fedavg", "prox"), key=lambda name: accuracy[name])

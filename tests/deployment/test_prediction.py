@@ -90,6 +90,7 @@ def test_predictions_as_csv_and_json(images, tmp_path):
         write_predictions(tmp_path / "out.txt", expected, 2)
 
 
+@pytest.mark.slow
 def test_texts_from_files_and_tables(texts, tmp_path):
     lines = ["good good film", "the film is bad"]
     (tmp_path / "one.txt").write_text(lines[0])
@@ -135,6 +136,7 @@ def test_paths_that_hold_nothing_are_one_line(tmp_path):
         assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_files(images):
     """Only a batch of inputs is held, however many follow."""
     image = Image.new("RGB", (64, 64))

@@ -99,6 +99,7 @@ def test_predict_names_what_cannot_be_read(run, tmp_path):
         run.model("fedavg").predict([tmp_path / "broken.png"])
 
 
+@pytest.mark.slow
 def test_a_simulation_starts_from_a_model(run):
     x, y = torch.rand(30, 3, 8, 8), torch.arange(30) % 3
     labels = run.label_names
@@ -167,6 +168,7 @@ def test_damaged_files_are_named(run, tmp_path):
         RunModel.load(tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_an_older_run_gets_descriptions_without_training(tmp_path, monkeypatch):
     """The version of the stage, not that of its trials, says that files are new."""
     private = image_folder(tmp_path / "private", 12)
@@ -188,6 +190,7 @@ def test_an_older_run_gets_descriptions_without_training(tmp_path, monkeypatch):
     assert again.summary.stages["federate"].skipped is False
 
 
+@pytest.mark.slow
 def test_own_code_that_is_not_at_hand(tmp_path, forget):
     x = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     names = ["up", "down"] * 12

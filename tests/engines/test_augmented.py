@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -64,7 +65,7 @@ def same(a, b):
     return a.evaluations == b.evaluations and all(torch.equal(x, y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("workers", mostly_slow([1, 2, 5], 2))
 def test_both_engines_give_the_same_bits(workers):
     clients = mixed()
     engine = WorkerPool(PerClientRunner(clients, accelerated=False), workers=workers)
@@ -74,6 +75,7 @@ def test_both_engines_give_the_same_bits(workers):
         engine.close()
 
 
+@pytest.mark.slow
 def test_what_is_changed_matters_and_nothing_changed_is_as_without():
     plain = run_sequential(mixed(None, None))
     assert same(run_sequential(mixed(Augment(), Augment())), plain)
@@ -88,6 +90,7 @@ class Interrupted(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_run_ends_bit_identical(tmp_path, after):
     done = []

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.parameters import mostly_slow
 from torch import nn
 
 from genfl import trees
@@ -148,7 +149,9 @@ def test_a_model_that_cannot_be_batched_is_found_out(build, shape, why):
     assert why in problem(build, shape=shape)
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"fedet"}))
+@pytest.mark.parametrize(
+    "name", mostly_slow(sorted(ALGORITHMS.keys() - {"fedet"}), "fedavg", "scaffold", "fedgen")
+)
 def test_methods_can_be_batched(name):
     shared = torch.zeros(4, *SHAPE)
     given = {"cohort": 10, "rounds": 100, "shared": shared, "unlabelled": shared}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.parameters import mostly_slow
 
 from genfl import storage, trees
 from genfl.algorithms.scaffold import scaffold
@@ -61,6 +62,7 @@ OPERATIONS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(operations=st.lists(OPERATIONS, max_size=25), ram=st.sampled_from([0, 50, 10**6]))
 def test_it_is_a_dict_whose_last_checkpoint_outlives_a_kill(tmp_path_factory, operations, ram):
@@ -122,6 +124,7 @@ def test_a_file_written_again_just_as_it_was_is_a_later_file(tmp_path):
     assert [store[client]["a"]["n"].item() for client in (1, 2, 3)] == [0, 0, 5]
 
 
+@pytest.mark.slow
 def test_ram_and_disk_are_bounded_whoever_takes_part(tmp_path, monkeypatch):
     one = {"w": torch.zeros(1000)}
     bytes_each, ram = 4000, 40_000
@@ -276,6 +279,7 @@ def assert_same(a, b):
     assert all(map(torch.equal, trees.leaves(a.weights), trees.leaves(b.weights)))
 
 
+@pytest.mark.slow
 def test_a_federation_whose_memories_do_not_fit_into_ram_is_the_same(monkeypatch, tmp_path):
     whole = scaffolded()
     monkeypatch.setattr("genfl.engines.client_state.ClientStateStore.__init__.__defaults__", ((), 1))
@@ -283,7 +287,7 @@ def test_a_federation_whose_memories_do_not_fit_into_ram_is_the_same(monkeypatch
     assert_same(whole, scaffolded(tmp_path / "checkpoint.safetensors"))
 
 
-@pytest.mark.parametrize("harm", ["missing", "damaged"])
+@pytest.mark.parametrize("harm", mostly_slow(["missing", "damaged"], "damaged"))
 def test_a_federation_with_a_missing_or_damaged_file_says_so_and_starts_over(tmp_path, caplog, harm):
     path = tmp_path / "checkpoint.safetensors"
     whole = scaffolded()
@@ -301,6 +305,7 @@ def test_a_federation_with_a_missing_or_damaged_file_says_so_and_starts_over(tmp
     assert "starting over" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_starts_over(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     scaffolded(path, rounds=2)

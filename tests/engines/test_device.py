@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 import torch
 from support.methods import few_steps
+from support.parameters import mostly_slow
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genfl import config, pipeline, trees
@@ -42,6 +43,19 @@ X = torch.linspace(-1, 1, 70 * 16).reshape(70, *SHAPE)
 Y = torch.arange(70) % CLASSES
 ROUNDS = 21  # what DynaFed needs
 ELSEWHERE, FAKE = torch.device("cpu:0"), torch.device("lazy:0")
+
+
+def copies_are_faked():
+    """Whether this torch copies a real tensor to a device that is not there: 2.6 and 2.7 do not."""
+    tensor = torch.ones(1)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return tensor.to(FAKE).device == FAKE
+    except NotImplementedError:
+        return False
+
+
+fakes = pytest.mark.skipif(not copies_are_faked(), reason="this torch fakes no copies to another device")
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
 
@@ -113,7 +127,8 @@ def test_batches_of_clients_elsewhere(clients, name, monkeypatch):
     assert_same(play(algorithm, clients, InProcess(VmapRunner(clients)), ELSEWHERE), here)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@fakes
+@pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, "fedavg", "scaffold", "fedgen"))
 def test_nothing_that_clients_compute_with_is_left_behind(clients, name):
     algorithm, weights = method(name), TASK.init(Key(1))
     client_info, memory = clients.client_info(0), algorithm.memory(weights)
@@ -161,6 +176,7 @@ def places(tree):
     return {leaf.device for leaf in trees.leaves(tree) if isinstance(leaf, torch.Tensor)}
 
 
+@fakes
 def test_a_message_is_moved_once_for_all_clients_of_a_round():
     moved = []
     client = method("fedavg").client
@@ -204,6 +220,7 @@ def test_what_is_drawn_from_something_elsewhere_is_drawn_here():
     assert drawn.device.type == "cpu"
 
 
+@fakes
 def test_clients_test_models_elsewhere(clients):
     models, engine = [TASK.init(Key(seed)) for seed in range(len(clients))], sequential(clients)
     assert evaluate_clients(TASK, models, clients, engine, ELSEWHERE) == evaluate_clients(

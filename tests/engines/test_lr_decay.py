@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.methods import few_steps
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS, fedavg
@@ -80,7 +81,7 @@ def assert_same(a, b):
     )
 
 
-@pytest.mark.parametrize("name", OF_ALL_KINDS)
+@pytest.mark.parametrize("name", mostly_slow(OF_ALL_KINDS, "fedavg", "scaffold"))
 def test_decay_has_the_same_bits_when_steps_are_replayed(clients, monkeypatch, name):
     """A recording that kept the first round's rate would differ in the second."""
     reference = play(name, clients, sequential(clients))
@@ -92,6 +93,7 @@ def test_decay_has_the_same_bits_when_steps_are_replayed(clients, monkeypatch, n
     assert stats.replayed > 0 and stats.disagreements == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedet"])
 def test_decay_has_the_same_bits_in_a_pool(clients, name):
     reference = play(name, clients, sequential(clients))
@@ -113,7 +115,7 @@ def test_decay_in_batches_differs_in_rounding_only(clients, float64, monkeypatch
     assert engine.stats().fast.replayed > 0 and engine.stats().fast.disagreements == 0
 
 
-@pytest.mark.parametrize("name", OF_ALL_KINDS)
+@pytest.mark.parametrize("name", mostly_slow(OF_ALL_KINDS, "fedavg", "fedgen"))
 def test_decay_changes_the_second_round_and_not_the_first(clients, name):
     constant = LocalSGD(LR, momentum=0.9)
     for rounds, equal in ((1, True), (2, False)):
@@ -123,7 +125,7 @@ def test_decay_changes_the_second_round_and_not_the_first(clients, name):
         assert all(torch.equal(x, y) for x, y in pairs) == equal
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedet", "dynafed"])
+@pytest.mark.parametrize("name", mostly_slow(["fedavg", "scaffold", "fedet", "dynafed"], "scaffold"))
 def test_decay_goes_on_where_an_interrupted_run_stopped(clients, tmp_path, name):
     whole = play(name, clients, sequential(clients), rounds=4)
     file = tmp_path / "checkpoint.safetensors"
@@ -184,6 +186,7 @@ def test_scaffolds_control_variates_divide_by_the_rounds_rate(clients, float64):
             torch.testing.assert_close(after["control"][f"classifier.{name}"], p.grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_without_decay_nothing_more_is_sent():
     for name in OF_ALL_KINDS:
         sizes = []

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.methods import few_steps
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -79,6 +80,7 @@ def assert_same(a, b):
     )
 
 
+@pytest.mark.slow
 def test_tensors_of_odd_sizes_have_the_bits_of_sequential(tmp_path):
     """Batches of one, and models of odd widths: kernels that look at where a tensor begins in memory."""
     rng = torch.Generator().manual_seed(0)
@@ -109,12 +111,12 @@ def parallel(clients):
     engine.close()
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, "fedavg", "scaffold", "fedgen", "dsfl"))
 def test_every_algorithm_gives_the_same_bits(clients, parallel, name):
     assert_same(run(clients, parallel, name), run(clients, sequential(clients), name))
 
 
-@pytest.mark.parametrize("workers", [1, 3, 7])
+@pytest.mark.parametrize("workers", mostly_slow([1, 3, 7], 1))
 def test_the_number_of_workers_changes_nothing(clients, workers):
     engine = WorkerPool(PerClientRunner(clients, accelerated=False), workers=workers)
     assert_same(run(clients, engine, "scaffold"), run(clients, sequential(clients), "scaffold"))

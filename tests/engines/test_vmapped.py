@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.methods import few_steps
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -102,7 +103,7 @@ def test_every_algorithm_gives_what_the_sequential_engine_gives(clients, name, c
         assert mine.refused == other.refused == {}
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, "fedavg", "scaffold"))
 def test_recorded_steps_of_batches_are_what_the_steps_are(float64, monkeypatch, name):
     """Clients of one size, so that batches have one form, and enough steps to compare and to replay."""
     rng = torch.Generator().manual_seed(0)
@@ -387,6 +388,7 @@ def test_what_a_model_changes_in_place_after_pooling_is_replayed_right(monkeypat
             assert mine.stats().fast.replayed > 0
 
 
+@pytest.mark.slow
 def test_what_is_one_tensor_while_it_is_recorded_need_not_be_later(float64, monkeypatch):
     """In its first round a client's memory of MOON is the message's weights, and later it is not."""
     monkeypatch.setattr(replays, "AFTER", 5)
@@ -478,6 +480,7 @@ def test_a_program_that_only_sums_what_clients_know_needs_no_batch(clients):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_bfloat16_differs_from_one_by_one_as_much_as_it_rounds(norm):
     rng = torch.Generator().manual_seed(0)

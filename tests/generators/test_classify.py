@@ -30,6 +30,7 @@ def pixels_of(image):
     return torch.tensor(pixels / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
 
 
+@pytest.mark.slow
 def test_sdxl_logits_are_those_of_a_plain_loop(tiny_sdxl):
     """Both text encoders, the pooled text, and the sizes that diffusers' own pipeline would give."""
     generator = StableDiffusion(str(tiny_sdxl), steps=1)
@@ -59,6 +60,7 @@ def test_sdxl_logits_are_those_of_a_plain_loop(tiny_sdxl):
     assert len(set(ours[0].tolist())) == 3
 
 
+@pytest.mark.slow
 def test_sd3_logits_are_those_of_a_plain_loop(tiny_sd3):
     """The loss of flow matching: between the velocity ε − x₀ and the transformer's, at four noise levels."""
     generator = StableDiffusion(str(tiny_sd3), steps=1)

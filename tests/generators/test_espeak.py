@@ -73,6 +73,7 @@ def test_espeak_noise_has_the_drawn_power():
         assert np.square(background_noise(RATE, np.random.default_rng(seed))).mean() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_espeak_voices_differ():
     speaker = Espeak()
     assert len(accents("en")) == 7
@@ -163,6 +164,7 @@ def test_run_rejects_a_generator_of_another_modality(content, tmp_path):
         pipeline.execute(config.validate(content | {"generator": {"kind": "image"}}), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_espeak_run_resumes_to_the_same_bytes(content, tmp_path):
     wanted = config.validate(content)
     for name in ("whole", "damaged"):

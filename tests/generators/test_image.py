@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.parameters import mostly_slow
 
 from genfl.data import quality
 from genfl.data.samples import Prompt
@@ -123,6 +124,7 @@ def test_image_encodes_each_distinct_text_once(families, family, monkeypatch):
     assert sorted(text for text in calls if text) == ["a photo of one", "a photo of two"]
 
 
+@pytest.mark.slow
 def test_image_guided_block_shares_the_model(families, guide):
     for generator in families.values():
         before = _pixels(generator.generate(_prompts(1, 2)))
@@ -132,6 +134,7 @@ def test_image_guided_block_shares_the_model(families, guide):
         assert all(theirs[name] is part for name, part in ours.items() if name in theirs)
 
 
+@pytest.mark.slow
 def test_image_has_the_size_of_the_options(request, guide):
     for family in FAMILIES:
         generator = StableDiffusion(str(request.getfixturevalue(family)), steps=2, size=[16, 32])
@@ -186,8 +189,8 @@ def with_safety_checker(tiny_stable_diffusion, tmp_path):
     return build
 
 
-@pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("flags", [True, False])
+@pytest.mark.parametrize("guided", mostly_slow([False, True], False))
+@pytest.mark.parametrize("flags", mostly_slow([True, False], True))
 def test_safety_checker_blackens_what_it_flags_if_it_is_on(with_safety_checker, flags, guided, guide):
     model = with_safety_checker(flags)
     prompts = [Prompt("cat", "a cat", 2.0, seed, guides=(guide,) if guided else ()) for seed in range(2)]
@@ -292,11 +295,18 @@ def test_image_rejects_a_prompt_that_is_too_long(families):
     ("name", "options", "kept"),
     [
         ("DDIMScheduler", {}, False),
-        ("PNDMScheduler", {"skip_prk_steps": True}, False),
-        ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, False),
+        pytest.param("PNDMScheduler", {"skip_prk_steps": True}, False, marks=pytest.mark.slow),
+        pytest.param(
+            "EulerDiscreteScheduler", {"timestep_spacing": "leading"}, False, marks=pytest.mark.slow
+        ),
         ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, True),  # SD-Turbo, Lightning
-        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, True),  # SDXL-Turbo
-        ("EDMEulerScheduler", {"sigma_max": 120.0}, True),  # CosXL
+        pytest.param(
+            "EulerAncestralDiscreteScheduler",  # SDXL-Turbo
+            {"timestep_spacing": "trailing"},
+            True,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("EDMEulerScheduler", {"sigma_max": 120.0}, True, marks=pytest.mark.slow),  # CosXL
         ("LCMScheduler", {}, True),
     ],
 )
@@ -312,6 +322,7 @@ def test_image_keeps_the_scheduler_of_distilled_models(tiny_stable_diffusion, tm
         assert not kept or found.config[option] == value
 
 
+@pytest.mark.slow
 def test_image_slicing_gives_the_same_images(families):
     """As on a GPU, where a block's decoder would want tens of gigabytes."""
     for generator in families.values():

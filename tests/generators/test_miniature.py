@@ -75,6 +75,7 @@ def test_miniature_follows_prompts_more_at_higher_scales(generator, reader):
     assert fidelity[4.0] > 0.85
 
 
+@pytest.mark.slow
 def test_miniature_style_follows_the_words(generator):
     def ink(look):
         texts = [f"a {look} handwritten {name}" for name in DIGIT_NAMES] * 2
@@ -83,6 +84,7 @@ def test_miniature_style_follows_the_words(generator):
     assert ink("bold") > 1.5 * ink("thin")
 
 
+@pytest.mark.slow
 def test_miniature_images_of_one_prompt_differ(generator):
     images = [np.asarray(image).astype(float) for image in _draw(generator, ["a handwritten eight"] * 8, 3.0)]
     distances = [np.abs(a - b).mean() for n, a in enumerate(images) for b in images[:n]]
@@ -125,6 +127,7 @@ def test_miniature_distance_to_guide_grows_with_strength(reader):
     assert read[0] >= 0.9
 
 
+@pytest.mark.slow
 def test_miniature_follows_guide_or_prompt_by_strength(reader):
     real = DATASETS["digits"].load().train
     shown = np.arange(30) % 10

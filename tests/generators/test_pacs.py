@@ -14,7 +14,10 @@ from genfl.stages import guided
 PACS = Path(__file__).parents[3] / "shared" / "data" / "pacs64"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pacs.yaml"
 
-pytestmark = pytest.mark.skipif(not PACS.exists(), reason=f"needs PACS in {PACS}")
+pytestmark = [
+    pytest.mark.slow,  # all of them look at one run on real images
+    pytest.mark.skipif(not PACS.exists(), reason=f"needs PACS in {PACS}"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,6 @@ def step(run):
     return next(step for step in pipeline.steps(run, RunContext()) if step.stage is guided.STAGE)
 
 
-@pytest.mark.slow
 def test_pacs_clients_are_guided_by_their_own_domain(run, step):
     (kind,) = guided.guided_contents(run.config)
     train_rows, _ = step.work.context.train_test_rows(run.config.data, 0)

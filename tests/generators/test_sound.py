@@ -78,6 +78,7 @@ def test_sound_equals_a_plain_loop_over_the_pipeline(families, family, request):
     np.testing.assert_allclose(ours, np.stack(plain), atol=np.abs(ours).mean() / 1000)
 
 
+@pytest.mark.slow
 def test_sound_adds_the_head_of_a_language_model(families, tiny_audioldm2, tmp_path):
     """As in the published folders of AudioLDM 2."""
     from diffusers import AudioLDM2Pipeline

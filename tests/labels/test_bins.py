@@ -13,6 +13,7 @@ def enough(bins, label_sets, least):
     return sum(bins.mark(names) for names in label_sets) >= least
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.frozensets(NAMES, max_size=5), min_size=1, max_size=6), st.integers(2, 4), st.integers(1, 40)
 )

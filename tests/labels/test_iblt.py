@@ -91,6 +91,7 @@ def test_the_most_clients_hold_a_name_of_the_largest_limbs():
     )
 
 
+@pytest.mark.slow
 def test_a_checksum_limb_of_all_ones_does_not_wrap():
     # The largest limb there is, times the most clients, is exactly the largest cell value.
     table = IBLT(cells=4)
@@ -204,6 +205,7 @@ flips = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(client_sets, flips, st.booleans())
 def test_damage_never_gives_a_wrong_union(clients, damage, single_bits):
     table = IBLT(cells=400, max_bytes=192)
@@ -220,6 +222,7 @@ def test_damage_never_gives_a_wrong_union(clients, damage, single_bits):
             table.decode(damaged, len(clients))
 
 
+@pytest.mark.slow
 def test_every_single_bit_flip_is_told():
     table = IBLT(cells=12, max_bytes=4)
     correct = total(table, [{"cat", "dog"}, {"cat"}, {"emu"}])

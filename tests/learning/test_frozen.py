@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.parameters import mostly_slow
 from torch import nn
 
 import genfl
@@ -70,7 +71,7 @@ def play(clients, name="fedavg", engine="sequential", rounds=2):
 
 
 @pytest.mark.parametrize("engine", ["sequential", "vectorized"])
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, "fedavg", "scaffold", "moon"))
 def test_no_algorithm_changes_frozen_parameters(clients, name, engine):
     task, start, trace = play(clients, name, engine)
     before, after = task.module(start).state_dict(), task.module(trace.weights).state_dict()
@@ -87,6 +88,7 @@ def test_frozen_parameters_are_not_sent(clients, engine):
         assert row["downlink_bytes"] == 3 * BYTES
 
 
+@pytest.mark.slow
 def test_engines_agree_on_partly_frozen_models(clients):
     _, _, reference = play(clients)
     assert all(
@@ -100,6 +102,7 @@ def test_engines_agree_on_partly_frozen_models(clients):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.slow
 def test_recorded_steps_use_frozen_parameters(clients, monkeypatch):
     monkeypatch.setattr(replays, "AFTER", 2)
     task, start, reference = play(clients, rounds=3)

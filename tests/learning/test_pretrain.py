@@ -1,6 +1,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.config.training import Pretraining
@@ -60,7 +61,7 @@ class Interrupted(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 3, 5])
+@pytest.mark.parametrize("after", mostly_slow([1, 3, 5], 3))
 def test_an_interrupted_run_ends_bit_identical(problem, tmp_path, after):
     whole = _run(problem)
     count = 0
@@ -176,6 +177,7 @@ def test_sgd_equals_a_plain_loop_with_an_exponential_schedule(problem, float64, 
         torch.testing.assert_close(trained.weights["params"][name], value, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_resumes_bit_identical(problem, tmp_path, momentum):
     recipe = RECIPE._replace(
@@ -229,6 +231,7 @@ def test_scores_equal_scikit_learns(problem):
     assert result["loss"] == pytest.approx(log_loss(y, scores.double().softmax(1).numpy()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_cosine_schedule_lowers_the_learning_rate_to_zero(problem):
     from genfl.learning.pretrain import _lr
 
@@ -241,6 +244,7 @@ def test_the_cosine_schedule_lowers_the_learning_rate_to_zero(problem):
     assert constant.history[0] != _run(problem).history[0]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_remembers_the_best_epoch_before_the_interruption(problem, tmp_path):
     recipe = RECIPE._replace(lr=0.3, patience=6, schedule="constant", augment=Augment())
     whole = _run(problem, recipe)

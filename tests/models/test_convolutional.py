@@ -1,5 +1,6 @@
 """Small models, ConvNet, VGG and FedAudio against their layers written out."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -48,6 +49,7 @@ def test_the_convnet_is_its_papers(float64):
     )
 
 
+@pytest.mark.slow
 def test_vgg19_is_configuration_e(float64):
     model = MODELS["vgg19"].build((3, 64, 64), 10, norm="none")
     parameters = list(model.parameters())

@@ -168,6 +168,7 @@ def test_code_in_a_file_is_not_run(tmp_path, capsys):
         load_pretrained(build(), tmp_path / "a.pth")
 
 
+@pytest.mark.slow
 def test_an_imagenet_resnet_starts_a_model_of_fewer_classes(tmp_path):
     torch.manual_seed(1)
     source = MODELS["resnet18"].build((3, 224, 224), 1000)

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from support.parameters import mostly_slow
 from torch import nn
 from torch.func import grad, vmap
 
@@ -41,6 +42,7 @@ FEATURES = {  # at those
     "lstm": 7,
 }
 LARGE = {"resnet18", "vgg19", "vgg19_imagenet"}
+QUICK = [name for name in MODELS if name not in {*LARGE, "resnet50"}]
 NORMS = [name for name in MODELS if "norm" in options(MODELS[name].build)]
 CLASSES = 3
 PROJECTED = 5  # outputs of a projection head
@@ -124,7 +126,7 @@ def test_parameter_counts_of_other_choices():
     assert of("resnet18", stem="imagenet") - of("resnet18", stem="cifar") == stem
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", mostly_slow(MODELS, *QUICK))
 def test_every_model_is_features_and_a_linear_head(name):
     model = small(name).eval()
     x = inputs(name)
@@ -141,7 +143,7 @@ def test_every_model_is_features_and_a_linear_head(name):
         assert bias.shape == (CLASSES,)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", mostly_slow(MODELS, *QUICK))
 def test_projection_is_an_mlp_before_the_linear_head(name, float64):
     """As in the paper's Section 3.2: encoder, two layers with ReLU between, linear head."""
     plain, projected = small(name).eval(), small(name, projection=PROJECTED).eval()
@@ -162,7 +164,7 @@ def test_projection_is_an_mlp_before_the_linear_head(name, float64):
     assert weights["projection.2.weight"].shape == (PROJECTED, d)
 
 
-@pytest.mark.parametrize("name", list(SMALL))
+@pytest.mark.parametrize("name", mostly_slow(SMALL, *QUICK))
 def test_projection_of_zero_changes_no_bit(name):
     torch.manual_seed(3)
     first = small(name).state_dict()
@@ -172,7 +174,7 @@ def test_projection_of_zero_changes_no_bit(name):
     assert not any("projection" in key for key in first)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", mostly_slow(MODELS, *QUICK))
 def test_an_example_does_not_see_the_others_in_evaluation(name, float64):
     model = small(name).eval()
     x = inputs(name, 3)
@@ -181,7 +183,7 @@ def test_an_example_does_not_see_the_others_in_evaluation(name, float64):
         assert not torch.allclose(model(x)[0], model(x)[1], atol=1e-9)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", mostly_slow(MODELS, *QUICK))
 def test_the_global_seed_decides_the_initial_weights(name):
     def built(seed):
         torch.manual_seed(seed)
@@ -193,7 +195,7 @@ def test_the_global_seed_decides_the_initial_weights(name):
     assert not any(torch.equal(a[key], c[key]) for key in matrices)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", mostly_slow(MODELS, *QUICK))
 def test_every_parameter_learns(name, float64):
     """Without norm layers, which take the gradient of the biases before them."""
     model = small(name, **({"norm": "none"} if name in NORMS else {}))
@@ -202,7 +204,7 @@ def test_every_parameter_learns(name, float64):
     assert dead == []
 
 
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("name", mostly_slow(NORMS, *{*NORMS} & {*QUICK}))
 def test_the_norm_layer_is_a_choice(name):
     shape, chosen = SMALL[name]
 
@@ -274,7 +276,7 @@ def test_a_single_value_of_each_channel_is_normalised_by_the_running_statistics(
     assert all(torch.equal(value, known[name]) for name, value in norm.state_dict().items())
 
 
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("name", mostly_slow(NORMS, *{*NORMS} & {*QUICK}))
 def test_a_single_sample_trains_with_group_norm(name, float64):
     model = small(name, norm="group").train()
     x = inputs(name, 2)
@@ -325,7 +327,9 @@ def test_the_convnet_takes_images_of_any_size(shape, pooled):
     assert model.features(torch.zeros(1, *shape)).shape == (1, pooled)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet50", "vgg19", "vgg19_imagenet"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["resnet18", "resnet20", "resnet50", "vgg19", "vgg19_imagenet"], "resnet20", "vgg19")
+)
 def test_networks_with_global_pooling_take_any_size(name):
     with torch.device("meta"):
         model = MODELS[name].build((3, 32, 32), 10).eval()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.parameters import mostly_slow
 from torch import nn
 
 from genfl.models import MODELS
@@ -65,6 +66,7 @@ def random_statistics(model):
                 value.uniform_(0.5, 1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(DEPTHS))
 def test_features_and_logits_are_those_of_transformers(name):
     """Of ResNetForImageClassification, which was checked against torchvision's weights, with our weights."""
@@ -128,7 +130,7 @@ def test_shortcut_a_is_every_second_pixel_and_channels_of_zeros():
     assert y[:, 16:].abs().max() == 0
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20"])
+@pytest.mark.parametrize("name", mostly_slow(["resnet18", "resnet50", "resnet20"], "resnet20"))
 def test_a_block_whose_convolutions_vanish_is_its_shortcut(name):
     model = MODELS[name].build((3, 32, 32), 10).eval()
     block = model.layer1[-1]  # keeps its shape

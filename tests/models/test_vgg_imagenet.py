@@ -57,6 +57,7 @@ def test_vgg19_has_torchvisions_names_and_shapes():
     assert sum(value.numel() for value in ours.values()) == 143_667_240
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_vgg19_loads_torchvisions_file_and_gives_its_logits(tmp_path, norm):
     torch.manual_seed(0)
@@ -89,6 +90,7 @@ def test_vgg19_starts_as_torchvision_starts_it():
     assert not any(p.any() for name, p in model.named_parameters() if name.endswith("bias"))
 
 
+@pytest.mark.slow
 def test_vgg19_drops_half_of_its_hidden_units_in_training():
     torch.manual_seed(0)
     model = MODELS["vgg19_imagenet"].build((3, 32, 32), 10, hidden=4000).train()

@@ -102,6 +102,7 @@ def test_ledger_has_noised_counts_and_exact_names():
     assert "set labels.count_epsilon" in exact["label holders"].fix
 
 
+@pytest.mark.slow
 def test_epsilon_of_counts_joins_that_of_training_users():
     settings = config.parse(BASE, [USER])
     (guarantee,) = ledger(settings, {"fedavg": NOISE}).guarantees.values()

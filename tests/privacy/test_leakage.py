@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from support.parameters import mostly_slow
 from torch import nn
 
 from genfl import trees
@@ -67,7 +68,7 @@ def group_norm_cnn():
     return task, task.init(Key(0))
 
 
-@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("row", mostly_slow([0, 1, 2], 0))
 def test_dlg_recovers_a_digit_and_its_label(smooth, real, row):
     task, weights = smooth
     x, y = real[0][row : row + 1], real[1][row : row + 1]
@@ -79,6 +80,7 @@ def test_dlg_recovers_a_digit_and_its_label(smooth, real, row):
     assert float(result.y.sum()) == pytest.approx(1)  # probabilities
 
 
+@pytest.mark.slow
 def test_dlg_recovers_both_digits_of_a_batch(smooth, real):
     task, weights = smooth
     client = batch_gradient(task, weights)
@@ -95,6 +97,7 @@ def test_idlg_recovers_a_digit(smooth, real):
     assert result.y.tolist() == real[1][:1].tolist()
 
 
+@pytest.mark.slow
 def test_inverting_gradients_recovers_a_digit_from_a_model_of_a_run(group_norm_cnn, real):
     task, weights = group_norm_cnn
     x, y = real[0][:1], real[1][:1]
@@ -112,6 +115,7 @@ def test_attacks_learn_nothing_from_an_upload_of_other_examples(smooth, real):
     assert psnr(idlg(task, client, unrelated, Key(0), steps=100).x[0], real[0][0]) < 15
 
 
+@pytest.mark.slow
 def test_attacks_are_deterministic_by_key(smooth, real):
     task, weights = smooth
     client = batch_gradient(task, weights)
@@ -127,6 +131,7 @@ def test_attacks_are_deterministic_by_key(smooth, real):
         assert not torch.equal(first.x, other.x)
 
 
+@pytest.mark.slow
 def test_restarts_keep_the_least_loss(smooth, real):
     task, weights = smooth
     client = batch_gradient(task, weights)
@@ -188,6 +193,7 @@ def test_local_update_is_what_a_client_sends(float64, real, hook):
         assert torch.allclose(moved, change, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_inverting_an_upload_of_several_local_steps(smooth, real):
     task, weights = smooth
     x, y = real[0][:2], real[1][:2]
@@ -233,7 +239,7 @@ def test_inverting_gradients_follows_the_paper(float64):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("classes", mostly_slow([2, 3, 10], 2, 3))
 def test_label_of_gradient_is_right_for_every_class(bias, classes):
     activation = nn.Sigmoid if classes == 2 else nn.Tanh  # the sign of features decides between two classes
 
@@ -279,6 +285,7 @@ def test_wrong_input_of_attacks_is_refused(smooth, real):
         dlg(texts, client, observed, Key(0))
 
 
+@pytest.mark.slow
 def test_examples_of_the_page_print_what_it_says(capsys):
     page = (Path(__file__).parents[2] / "docs" / "leakage.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```\n\nIt prints `(.*?)`", page, re.DOTALL)

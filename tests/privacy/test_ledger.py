@@ -233,6 +233,7 @@ def users(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_row(run, users):
     known = names(rows_of(BASE)) | names(rows_of(TEXTS)) | names(rows_of(BASE, USER))
     assert {row for row in FIGURES.values() if row} <= known
@@ -259,6 +260,7 @@ def test_a_run_without_privacy_has_a_ledger(run):
     assert len(written.notes) == 1, "nothing is said of noise"
 
 
+@pytest.mark.slow
 def test_the_ledger_is_absent_until_a_run_has_trained(run, tmp_path):
     settings = config.load(run / "config.yaml")
     folder = tmp_path / "run"
@@ -349,6 +351,7 @@ def test_a_run_of_users_states_its_neighbours(users):
     assert zeroed.neighbours == ZEROED_OUT
 
 
+@pytest.mark.slow
 def test_a_strict_run_of_users_has_no_exact_figure(users, tmp_path):
     settings = config.load(users / "config.yaml")
     public = ["labels", "sizes", "test"]
@@ -471,6 +474,7 @@ def noised(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_with_noise_states_its_epsilon(noised):
     result = Summary.read(noised / "summary.json").privacy
     recorded = json.loads((noised / "stages" / "federate.json").read_text())["result"]["methods"]
@@ -483,6 +487,7 @@ def test_a_run_with_noise_states_its_epsilon(noised):
         assert (guarantee.unit, guarantee.delta) == ("sample", 1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_states_the_same_epsilon(noised, tmp_path):
     folder = shutil.copytree(noised, tmp_path / "run")
     for file in (LEDGER_FILE, "summary.json", "stages/federate.json"):
@@ -540,6 +545,7 @@ def test_strict_refuses_before_any_work(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_strict_users_leave_no_exact_measure(run):
     """Nothing is computed of single uploads where noise is on their sum alone."""
     settings = config.load(run / "config.yaml")
@@ -614,6 +620,7 @@ def test_value_out_of_range_names_the_fix(field, value):
     assert len(line) <= LONGEST_LINE
 
 
+@pytest.mark.slow
 def test_run_that_ends_before_the_report_has_its_ledger(tmp_path):
     """Its models are trained, so what they cost is known."""
     content = SMALL_RUN | {"seeds": [0], "methods": {"fedavg": {"algorithm": "fedavg"}}}

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.parameters import mostly_slow
 from support.small_runs import SMALL_RUN
 
 from genfl import config, pipeline, trees
@@ -98,7 +99,9 @@ def test_figures_are_those_of_all_steps_together(task, clients, monkeypatch):
             assert row[name] == pytest.approx(expected[name], rel=1e-4)
 
 
-@pytest.mark.parametrize("names", [["fedavg"], ["scaffold"], ["moon"]], ids="+".join)
+@pytest.mark.parametrize(
+    "names", mostly_slow([["fedavg"], ["scaffold"], ["moon"]], ["scaffold"]), ids="+".join
+)
 @pytest.mark.parametrize("runner", [PerClientRunner, VmapRunner])
 def test_measures_change_no_bit(task, clients, names, runner):
     plain = play(task, names, clients, runner, GRADIENT)
@@ -121,6 +124,7 @@ def test_runners_measure_alike(task, clients):
             assert row[name] == pytest.approx(same[name], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_more_noise_leaves_less(task, clients):
     cosines = [
         play(

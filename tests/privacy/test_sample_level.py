@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS, combine
@@ -219,7 +220,7 @@ PRIVATE = ClippedGradient(0.8, 0.5, by_layers, "a trial")
 POISSON = PoissonSampling(0.3)
 
 
-@pytest.mark.parametrize("names", METHODS, ids="+".join)
+@pytest.mark.parametrize("names", mostly_slow(METHODS, ["fedavg"], ["scaffold"]), ids="+".join)
 @pytest.mark.parametrize("runner", [PerClientRunner, VmapRunner])
 def test_no_noise_and_no_clipping_give_the_undefended_bits(task, clients, names, runner):
     undefended = play(task, names, clients, InProcess(runner(clients)))
@@ -237,11 +238,8 @@ def test_no_noise_and_no_clipping_give_the_undefended_bits_in_a_pool(task, clien
         )
 
 
-@pytest.mark.parametrize(
-    "names",
-    [["fedavg"], *(pytest.param(names, marks=pytest.mark.slow) for names in (["scaffold"], ["moon"]))],
-    ids="+".join,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["fedavg"], ["scaffold"], ["moon"]], ids="+".join)
 def test_engines_agree(task, clients, names, monkeypatch):
     monkeypatch.setattr(replays, "AFTER", 0)
     recorded, vmapped = InProcess(PerClientRunner(clients)), InProcess(VmapRunner(clients))
@@ -262,6 +260,7 @@ def test_pool_has_the_bits_of_one_process(task, clients):
     )
 
 
+@pytest.mark.slow
 def test_steps_are_replayed(task, clients, monkeypatch):
     monkeypatch.setattr(replays, "AFTER", 0)
     engine = InProcess(PerClientRunner(clients))
@@ -270,6 +269,7 @@ def test_steps_are_replayed(task, clients, monkeypatch):
     assert engine.stats().fast.reasons == ()
 
 
+@pytest.mark.slow
 def test_resumed_federation_has_the_same_bits(task, clients, tmp_path):
     whole = play(task, ["scaffold"], clients, sequential(clients), PRIVATE, POISSON, rounds=4)
     file = tmp_path / "checkpoint.safetensors"

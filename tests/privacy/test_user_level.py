@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from support.parameters import mostly_slow
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
@@ -185,7 +186,7 @@ def test_numbers_out_of_range_are_refused(numbers, match):
         pytest.param(
             name,
             kind,
-            marks=[] if kind == "sequential" or name in ("fedavg", "scaffold") else pytest.mark.slow,
+            marks=[] if name in ("fedavg", "scaffold") and kind == "sequential" else pytest.mark.slow,
         )
         for name in PROTECTED
         for kind in ("sequential", "parallel", "vectorized")
@@ -201,8 +202,8 @@ def test_no_noise_and_no_bound_leave_every_bit(name, kind):
     ]
 
 
-@pytest.mark.parametrize("quorum", [None, 3])
-@pytest.mark.parametrize("quantile", [None, 0.5])
+@pytest.mark.parametrize("quorum", mostly_slow([None, 3], 3))
+@pytest.mark.parametrize("quantile", mostly_slow([None, 0.5], 0.5))
 def test_engines_give_the_same_protected_results(quantile, quorum):
     noise = UserNoise(0.3, 0.2, 4, quantile, quorum=quorum)
     method = user_level(algorithm("scaffold"), TASK, noise, "scaffold")
@@ -268,6 +269,7 @@ def uploads():
     return of
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(
     norm=st.sampled_from([1e-3, 0.1, 0.5, 5.0]),
@@ -419,7 +421,7 @@ def test_no_buffers_are_independent_noise_bit_for_bit():
     assert plain.rounds == trace.rounds
 
 
-@pytest.mark.parametrize("kind", ["sequential", "parallel", "vectorized"])
+@pytest.mark.parametrize("kind", mostly_slow(["sequential", "parallel", "vectorized"], "sequential"))
 def test_a_matrix_without_noise_leaves_every_bit(kind):
     plain, _ = run(algorithm("scaffold"), kind)
     trace, _ = run(correlated("scaffold", z=0.0, norm=math.inf), kind)
@@ -547,7 +549,7 @@ def test_releases_count_what_cohorts_hide():
         assert protection(cohorts, size=12)[1].releases(30) == ((1.3, 1.0, 30),)
 
 
-@pytest.mark.parametrize("kind", ["sequential", "parallel", "vectorized"])
+@pytest.mark.parametrize("kind", mostly_slow(["sequential", "parallel", "vectorized"], "sequential"))
 @pytest.mark.parametrize("name", ["fedavg", "scaffold"])
 def test_small_and_empty_cohorts_take_noised_steps(name, kind):
     """Cohorts of 0, 1 and more clients, the first of them empty."""
@@ -649,6 +651,7 @@ def test_adaptive_norm_converges_to_the_quantile(quantile, first):
     assert np.exp(np.mean(np.log(seen[-100:]))) == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.slow
 def test_adaptive_norm_follows_the_clients_of_a_federation():
     """Norms that start too small and too large meet where half of all uploads are within."""
     ends = []
@@ -697,6 +700,7 @@ def test_interrupted_run_ends_bit_identical(tmp_path, noise, cohorts):
     assert whole.rounds == resumed.rounds
 
 
+@pytest.mark.slow
 def test_no_noise_is_drawn_twice(tmp_path, monkeypatch):
     """The addresses of all streams of a run, and of one that is interrupted and resumed."""
     opened = []
@@ -729,6 +733,7 @@ def test_no_noise_is_drawn_twice(tmp_path, monkeypatch):
     assert not set(noise) & set(streams(lambda: run(other, rounds=6, cohort=6, cohorts="poisson"))[0])
 
 
+@pytest.mark.slow
 def test_no_client_draws_noise_twice(tmp_path, monkeypatch):
     """The addresses of what clients draw: their own, in each round, also after a resume."""
     drawn = []

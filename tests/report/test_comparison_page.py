@@ -211,6 +211,7 @@ def test_tex_has_a_row_for_each_method():
     assert not re.search("[±–−’]", tex)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_phone_shows_the_comparison_whole(tmp_path, source):
     page = seen(source, tmp_path)

@@ -286,6 +286,7 @@ def test_pictures_and_charts_have_alternatives(source):
     assert reader.tags.count("table") == reader.tags.count("caption")
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page(run, source, summary):
     assert page.render(collect(run, RunContext()), summary) == source
 

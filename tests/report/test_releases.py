@@ -168,6 +168,7 @@ def test_the_page_of_a_run_with_noise_says_so(noised):
     assert "#privacy" in Reader(source).values("href")
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_without_noise_says_so(noised):
     _, run = noised
     summary = Summary.read(run.folder / "summary.json")
@@ -194,6 +195,7 @@ def test_a_model_card_states_the_guarantee(noised, tmp_path):
     assert "Training had no differential privacy" not in card
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_phone_shows_the_section_whole(noised, tmp_path):
     shown = seen(noised[0], tmp_path)

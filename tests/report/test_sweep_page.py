@@ -117,6 +117,7 @@ def test_page_says_which_methods_differ_from_those_of_the_first_run():
     assert reader.tags.count("table") == reader.tags.count("caption") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_phone_shows_the_sweep_whole(tmp_path):
     names = [f"federate.local.lr={n / 100},federate.clients_per_round={n}" for n in (1, 2)]

@@ -159,6 +159,7 @@ def test_a_lead_is_longer_than_evaluations_are_apart(warm, cold, faster):
     assert text.is_faster(*methods) == faster
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_chance_is_taken_for_help_in_one_case_of_twenty(seeds):
     rng = np.random.default_rng(seeds)

@@ -102,6 +102,7 @@ def test_contaminated_data_is_found_shown_and_warned_about(folders):
             assert (code in shown) == (n >= 6), "examples of the labels hold no copy either"
 
 
+@pytest.mark.slow
 def test_real_examples_are_shown_where_the_config_allows(folders):
     ran(parse(folders, "report.real_examples=true"), folders / "run")
     page = (folders / "run" / "report" / "index.html").read_text(encoding="utf-8")
@@ -110,6 +111,7 @@ def test_real_examples_are_shown_where_the_config_allows(folders):
     assert "not shown" not in section
 
 
+@pytest.mark.slow
 def test_dropped_samples_are_trained_on_and_sent_by_nobody(folders):
     settings = parse(folders, "audit.overlap=drop", "methods.shared={algorithm: {name: dsfl, steps: 1}}")
     summary, _ = ran(settings, folders / "run")
@@ -195,6 +197,7 @@ def test_methods_without_generated_data_are_not_trained_again_after_a_drop(folde
     assert before.pretrain_digest(0) != after.pretrain_digest(0)
 
 
+@pytest.mark.slow
 def test_copies_in_public_data_are_counted_and_warned_about(folders):
     shutil.copytree(folders / "made", folders / "public")
     settings = parse(

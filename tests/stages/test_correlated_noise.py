@@ -57,6 +57,7 @@ def test_epsilon_without_correlation_is_that_of_independent_noise(accountant):
         assert same.epsilon(rounds) == pytest.approx(independent.epsilon(rounds), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_epsilon_is_that_of_one_gaussian_release():
     for accountant, kind in (("rdp", rdp.RdpAccountant), ("pld", pld.PLDAccountant)):
         one = protection(accountant=accountant)

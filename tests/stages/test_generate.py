@@ -12,6 +12,7 @@ import soundfile
 import yaml
 from PIL import Image
 from support.opened import open_run
+from support.parameters import mostly_slow
 
 from genfl import config, pipeline, storage
 from genfl.errors import InputError
@@ -96,6 +97,7 @@ def synthetic(folder, lost=(0,)):
     return files, manifest
 
 
+@pytest.mark.slow
 def test_what_is_broken_is_left_out_and_counted_wherever_the_data_set_is_described(made, tmp_path, caplog):
     blank(made, "black", 1, 2, 3)
     run = execute(made, tmp_path / "run", until="report")
@@ -136,6 +138,7 @@ def test_a_label_of_which_nothing_is_left_is_named_once_everything_is_made(made,
     assert {row.name: row.state for row in pipeline.run_status(tmp_path / "run")}["generate"] == "partial"
 
 
+@pytest.mark.slow
 def test_a_block_of_which_nothing_is_left_is_not_made_again(made, tmp_path):
     blank(made, "black", 3)
     run = execute(made, tmp_path / "run", "prompts.block_size=1")
@@ -234,7 +237,7 @@ HARM = {
 }
 
 
-@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("harm", mostly_slow(HARM, "record deleted", "manifest edited"))
 def test_intact_blocks_are_never_made_again(made, tmp_path, whole, harm, caplog):
     blocks = half_made(made, tmp_path / "run")
     HARM[harm](tmp_path / "run")
@@ -308,7 +311,10 @@ def test_a_set_is_resumed_on_the_threads_it_began_with(made, tmp_path, threads):
 # --- shards
 
 
-@pytest.mark.parametrize("order", [["0/2", "1/2"], ["1/2", "0/2"], ["2/3", "0/3", "1/3"], ["0/1"], ["6/7"]])
+@pytest.mark.parametrize(
+    "order",
+    mostly_slow([["0/2", "1/2"], ["1/2", "0/2"], ["2/3", "0/3", "1/3"], ["0/1"], ["6/7"]], ["1/2", "0/2"]),
+)
 def test_shards_make_the_data_set_that_one_process_makes(made, tmp_path, whole, order):
     for shard in map(Shard.parse, order):
         execute(made, tmp_path / "run", shard=shard)
@@ -323,6 +329,7 @@ def test_shards_make_the_data_set_that_one_process_makes(made, tmp_path, whole, 
     assert first == {name: other[name] for name in first}
 
 
+@pytest.mark.slow
 def test_what_a_shard_lacks_or_has_damaged_is_made_again(made, tmp_path, whole, caplog):
     for shard in (Shard(0, 2), Shard(1, 2)):
         execute(made, tmp_path / "run", shard=shard)
@@ -359,7 +366,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("harm", BROKEN)
+@pytest.mark.parametrize("harm", mostly_slow(BROKEN, "no record"))
 def test_a_damaged_shard_never_stops_a_run(made, tmp_path, whole, harm):
     folder = Shard(0, 2).folder(tmp_path / "run")
     execute(made, tmp_path / "run", shard=Shard(0, 2))
@@ -370,6 +377,7 @@ def test_a_damaged_shard_never_stops_a_run(made, tmp_path, whole, harm):
     assert linked == [True, False] * 3, "its intact blocks are used"
 
 
+@pytest.mark.slow
 def test_a_shard_without_any_intact_block_is_named(made, tmp_path, whole, caplog):
     execute(made, tmp_path / "run", shard=Shard(0, 2))
     folder = Shard(0, 2).folder(tmp_path / "run") / "synthetic"
@@ -379,6 +387,7 @@ def test_a_shard_without_any_intact_block_is_named(made, tmp_path, whole, caplog
     assert f"no samples of {folder} are used" in caplog.text
 
 
+@pytest.mark.slow
 def test_shards_of_another_config_or_of_other_prompts_are_left_alone(made, tmp_path, whole, caplog):
     execute(made, tmp_path / "run", "prompts.guidance_scale=2.0", shard=Shard(0, 2))
     execute(made, tmp_path / "elsewhere", shard=Shard(1, 2))
@@ -409,6 +418,7 @@ def test_a_shard_takes_over_the_prompts_that_there_are(made, tmp_path, caplog):
     assert "prompts: taken over from" in caplog.text
 
 
+@pytest.mark.slow
 def test_folders_at_work_are_not_joined(made, tmp_path):
     execute(made, tmp_path / "run", shard=Shard(0, 2))
     busy = Shard(0, 2).folder(tmp_path / "run")
@@ -423,6 +433,7 @@ def test_folders_at_work_are_not_joined(made, tmp_path):
     assert (tmp_path / "run.shard-mine" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_shard_of_a_run_in_the_working_folder_is_beside_it(made, tmp_path, monkeypatch, whole):
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path / "run")
@@ -444,6 +455,7 @@ def test_only_generating_is_shared(made, tmp_path):
     assert list(tmp_path.glob("run*")) == []
 
 
+@pytest.mark.slow
 def test_the_size_of_blocks_decides_what_is_made_and_the_device_number_does_not(made):
     def digest(*overrides):
         wanted = config.parse(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from support.opened import open_run
+from support.parameters import mostly_slow
 
 from genfl import config, pipeline
 from genfl.data.synthetic import SyntheticData
@@ -55,6 +56,7 @@ def test_alike_content_is_generated_once(run):
     assert len(list((run.folder / "guided").glob("*/seed-*"))) == 4
 
 
+@pytest.mark.slow
 def test_real_guidance_is_never_of_a_class_the_client_lacks(run):
     for kind, seed in itertools.product(run.guided_kinds(), run.config.seeds):
         y = class_indices(run.data.train, run.labels).numpy()
@@ -66,6 +68,7 @@ def test_real_guidance_is_never_of_a_class_the_client_lacks(run):
                 assert {run.labels[label] for label in y[rows]} == {prompt.label}, "of the class asked for"
 
 
+@pytest.mark.slow
 def test_real_moves_the_budget_to_the_classes_a_client_has(run):
     kind = run.config.methods["real"].content
     for seed in run.config.seeds:
@@ -77,6 +80,7 @@ def test_real_moves_the_budget_to_the_classes_a_client_has(run):
         assert all(np.ptp(row[mask]) <= 1 for row, mask in zip(found, own, strict=True))
 
 
+@pytest.mark.slow
 def test_mixed_is_half_and_half_where_the_client_has_the_class(run):
     kind = run.config.methods["mixed"].content
     for seed in run.config.seeds:
@@ -85,6 +89,7 @@ def test_mixed_is_half_and_half_where_the_client_has_the_class(run):
         assert by_example.tolist() == np.where(own_classes(run, seed), 1, 0).tolist()  # of two for each class
 
 
+@pytest.mark.slow
 def test_clients_hold_what_was_guided_and_what_was_not(run):
     counts = run.label_counts(0)
     pool = torch.full((60, 1, 8, 8), 7.0), torch.arange(60) % 10
@@ -102,6 +107,7 @@ def test_clients_hold_what_was_guided_and_what_was_not(run):
             assert pooled == expected
 
 
+@pytest.mark.slow
 def test_samples_say_that_they_were_guided_and_are_no_copies(run):
     real = {tuple(x.flatten().tolist()) for x in run.data.train.x}
     for kind, seed in itertools.product(run.guided_kinds(), run.config.seeds):
@@ -116,6 +122,7 @@ def test_samples_say_that_they_were_guided_and_are_no_copies(run):
         assert "the examples of clients" in card
 
 
+@pytest.mark.slow
 def test_only_what_decides_the_samples_makes_them_again(run, tmp_path):
     def made(*overrides):
         other = open_run(config.parse(CONFIG, overrides), run.folder)
@@ -137,6 +144,7 @@ def test_only_what_decides_the_samples_makes_them_again(run, tmp_path):
     assert digests == again, "another seed trains nothing anew"
 
 
+@pytest.mark.slow
 def test_the_report_says_what_clients_made(run):
     summary = read_json(run.folder / "summary.json")
     assert summary["guided"]["samples"] == 2 * 60 + sum(own_classes(run, seed).sum() for seed in (0, 1))
@@ -145,6 +153,7 @@ def test_the_report_says_what_clients_made(run):
     assert f"clients made {summary['guided']['samples']} samples more" in page
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_made_again_byte_for_byte(run, tmp_path):
     files = sorted((run.folder / "guided").rglob("*.parquet"))
     before = {path: sha256(path) for path in files}
@@ -209,6 +218,7 @@ def large(tmp_path, monkeypatch, tiny_stable_diffusion):
     return config.parse(LARGE, [f"data.path={tmp_path / 'data'}", f"generator.model={tiny_stable_diffusion}"])
 
 
+@pytest.mark.slow
 def test_guides_have_the_detail_of_the_original_files(large, tmp_path, monkeypatch):
     from genfl.generators.image import StableDiffusion
 
@@ -275,7 +285,7 @@ def test_other_guides_make_the_guided_samples_again_and_no_others(large, tmp_pat
     assert {name for name in trials if trials[name] != again[name]} == {"fedgc"}
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "LA"])
+@pytest.mark.parametrize("mode", mostly_slow(["L", "RGBA", "P", "I;16", "LA"], "L", "I;16"))
 def test_guides_of_any_mode_are_drawn_over(mode):
     from genfl.generators.image import StableDiffusion
 

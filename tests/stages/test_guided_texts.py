@@ -39,6 +39,7 @@ def parse(tmp_path, monkeypatch, chat_server):
     )
 
 
+@pytest.mark.slow
 def test_queries_show_the_clients_own_texts_of_the_class(parse, tmp_path, chat_server):
     chat_server.behave = lambda query, seed, number: f"written text {number}"
     settings = parse()
@@ -73,6 +74,7 @@ def test_who_may_not_see_them_is_asked_nothing(parse, tmp_path, chat_server, ove
     assert chat_server.asked == []
 
 
+@pytest.mark.slow
 def test_few_shot_queries_show_labelled_texts_of_all_classes_of_one_client(parse, tmp_path, chat_server):
     """Four labelled examples, and two texts a label a query (FedGC, Figure 9)."""
     chat_server.behave = lambda query, seed, number: "\n".join(

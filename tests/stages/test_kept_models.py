@@ -50,6 +50,7 @@ def plain(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_kept_models_are_those_of_shorter_runs(plain, tmp_path):
     run(tmp_path / "kept", keep_every=2)
     run(tmp_path / "short", rounds=2)
@@ -64,6 +65,7 @@ def test_kept_models_are_those_of_shorter_runs(plain, tmp_path):
     assert kept(plain) == {}
 
 
+@pytest.mark.slow
 def test_change_trains_only_for_models_that_are_missing(plain, tmp_path):
     run(tmp_path)
     before = bits(final(tmp_path))
@@ -80,6 +82,7 @@ def test_change_trains_only_for_models_that_are_missing(plain, tmp_path):
     assert stamps(tmp_path)[checkpoint] == trained[checkpoint]
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_and_a_lost_model_is_trained_again(plain, tmp_path, monkeypatch):
     save = KeptModels.save
 
@@ -105,6 +108,7 @@ def test_interrupted_run_resumes_and_a_lost_model_is_trained_again(plain, tmp_pa
     assert bits(first) == content
 
 
+@pytest.mark.slow
 def test_models_are_taken_over_from_one_run_with_its_checkpoint(tmp_path):
     """Trainings with other noise have the same digest. Their models are never mixed."""
     noised, names = {"unit": "sample", "noise_multiplier": 1.0, "delta": 1e-4, "accountant": "rdp"}, "abc"

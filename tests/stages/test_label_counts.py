@@ -39,11 +39,13 @@ def test_published_numbers_have_noise_of_a_secret(tmp_path, exact):
     assert labels(tmp_path / "one") == noised[0], "a resumed run does not draw again"
 
 
+@pytest.mark.slow
 def test_weak_noise_leaves_numbers_as_they_are(tmp_path, exact):
     """ε 100 for 10 names: a count keeps its value with probability 0.9999."""
     assert labels(tmp_path / "weak", "labels.count_epsilon=100")["holders"] == exact["holders"]
 
 
+@pytest.mark.slow
 def test_repeatable_noise_comes_from_the_seed(tmp_path):
     repeatable = "privacy={unit: sample, epsilon: 8, repeatable: true}"
     runs = [labels(tmp_path / name, repeatable)["holders"] for name in ("one", "two")]

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from support.parameters import mostly_slow
 
 from genfl import config, pipeline
 from genfl.errors import InputError
@@ -93,15 +94,19 @@ def test_methods_do_what_they_do_beside_a_generator(done, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [
+    mostly_slow(
+        [
+            "model=mlp",
+            "model={name: cnn, width: 4}",
+            "precision=bf16",
+            "seeds=[0]",
+            "data.partition.alpha=0.2",
+            "federate.local.lr=0.01",
+            "methods.scaffold={algorithm: fedprox}",
+        ],
         "model=mlp",
-        "model={name: cnn, width: 4}",
-        "precision=bf16",
-        "seeds=[0]",
-        "data.partition.alpha=0.2",
         "federate.local.lr=0.01",
-        "methods.scaffold={algorithm: fedprox}",
-    ],
+    ),
 )
 def test_another_config_is_not_up_to_date(change):
     context = RunContext()

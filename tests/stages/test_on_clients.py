@@ -119,6 +119,7 @@ def without_times(summary):
     return {**summary, "stages": None, "cost": None, "synthetic": None}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_the_same_and_a_finished_one_is_left_alone(done, content, tmp_path):
     run, summary = done
     shutil.copytree(run.folder, tmp_path / "run")

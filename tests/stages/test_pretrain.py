@@ -235,6 +235,7 @@ def refused(settings, line, folder):
     assert not folder.exists(), "before any work"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_from_is_said_before_any_work(parse, tmp_path, weights_file):
     folder = tmp_path / "run"
     refused(parse("pretrain.init=absent.pth"), "pretrain.init: there is no file absent.pth", folder)
@@ -299,7 +300,11 @@ def test_augmentations_that_cannot_be(parse, tmp_path, override, line):
 
 @pytest.mark.parametrize(
     ("data", "private", "generated"),
-    [("private", True, False), ("[generated]", False, True), ("[private, generated]", True, True)],
+    [
+        pytest.param("private", True, False, marks=pytest.mark.slow),
+        pytest.param("[generated]", False, True, marks=pytest.mark.slow),
+        ("[private, generated]", True, True),
+    ],
 )
 def test_clients_change_what_the_config_says(parse, tmp_path, data, private, generated):
     settings = parse("methods.existing.start=random", "federate.local.augment.flip=true")

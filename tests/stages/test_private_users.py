@@ -8,6 +8,7 @@ import pytest
 import torch
 from dp_accounting import rdp
 from support.command import Command, run_command
+from support.parameters import mostly_slow
 
 import genfl
 from genfl import config, pipeline
@@ -54,6 +55,7 @@ def model(folder, method):
     return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
+@pytest.mark.slow
 def test_epsilon_of_a_run_is_that_of_its_rounds(run):
     _, results = run
     for trace in results.values():
@@ -68,6 +70,7 @@ def test_epsilon_of_a_run_is_that_of_its_rounds(run):
         assert 7.9 < privacy["epsilon"] <= 8
 
 
+@pytest.mark.slow
 def test_rounds_tell_what_noise_leaves(run):
     folder, results = run
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -81,6 +84,7 @@ def test_rounds_tell_what_noise_leaves(run):
     assert sizes == [row["clients"] for row in results["fedavg"]["rounds"]], "methods have the same cohorts"
 
 
+@pytest.mark.slow
 def test_methods_share_no_noise(run):
     """FedProx with μ = 0 is FedAvg. Only their noise differs."""
     folder, results = run
@@ -132,6 +136,7 @@ def test_killed_run_ends_bit_identical(tmp_path):
     assert len({row[CLIP_NORM] for row in rounds}) == 40, "the norm follows the clients"
 
 
+@pytest.mark.slow
 def test_exact_sums_of_a_census_are_recorded(tmp_path):
     gen = "methods={fedgen: {algorithm: {name: fedgen, weighting: uniform, generator_steps: 1}}}"
     results = execute(tmp_path / "run", gen, "federate.rounds=1", "privacy.target_quantile=0.5")
@@ -140,6 +145,7 @@ def test_exact_sums_of_a_census_are_recorded(tmp_path):
     assert privacy["target_quantile"] == 0.5
 
 
+@pytest.mark.slow
 def test_fixed_cohorts_cost_the_rounds_of_the_busiest_client(tmp_path):
     results = execute(tmp_path / "run", "privacy.cohorts=fixed", "methods={scaffold: {algorithm: scaffold}}")
     privacy = results["scaffold"]["privacy"]
@@ -156,6 +162,7 @@ BLT = "cohorts: cyclic, mechanism: blt"
 SHARED = "privacy={unit: user, epsilon: 8, noise: distributed, quorum: 16, repeatable: true}"
 
 
+@pytest.mark.slow
 def test_clients_add_the_noise_and_the_record_says_so(tmp_path, caplog):
     caplog.set_level("INFO")
     results = execute(tmp_path / "run", SHARED, "methods={scaffold: {algorithm: scaffold}}")
@@ -175,7 +182,7 @@ def test_clients_add_the_noise_and_the_record_says_so(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     "settings",
-    ["cohorts: fixed", "cohorts: fixed, target_quantile: 0.5", "noise: distributed", BLT],
+    mostly_slow(["cohorts: fixed", "cohorts: fixed, target_quantile: 0.5", "noise: distributed", BLT], BLT),
     ids=["plain", "adaptive", "distributed", "blt"],
 )
 def test_a_strict_run_lets_no_algorithm_of_ones_own_observe(settings, tmp_path, forget):

@@ -63,6 +63,7 @@ def test_steps_of_the_most_exposed_client_are_counted():
     assert spent == sorted(spent), "it never falls, whenever a run is resumed"
 
 
+@pytest.mark.slow
 def test_noise_is_calibrated_to_epsilon():
     plan = Schedule(rounds=10, clients_per_round=2, batch_size=4, local_epochs=2)
     privacy = Privacy(unit="sample", epsilon=3.0, accountant="rdp")
@@ -130,6 +131,7 @@ def test_noise_is_repeated_only_where_it_is_asked_for(tmp_path):
         assert not any(torch.equal(runs[one][name], runs[other][name]) for name in runs["plain"])
 
 
+@pytest.mark.slow
 def test_the_secret_of_the_noise_is_readable_by_its_owner_alone_and_in_no_other_file(tmp_path):
     result = genfl.run(config(), out=tmp_path / "run")
     file = result.folder / "federate" / "noise.key"

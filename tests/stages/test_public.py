@@ -90,6 +90,7 @@ def test_only_what_is_needed_runs_and_is_reported(done):
     assert json.loads((folder / "summary.json").read_text()) == summary
 
 
+@pytest.mark.slow
 def test_the_warm_start_is_trained_on_the_public_examples_alone(done, setting):
     folder, _ = done
     settings, _, data, labels, public, task = setting
@@ -104,6 +105,7 @@ def test_the_warm_start_is_trained_on_the_public_examples_alone(done, setting):
     assert first["accuracy"] == scores["accuracy"]
 
 
+@pytest.mark.slow
 def test_clients_share_the_public_inputs(done, setting):
     """DS-FL in a run has the bits of DS-FL by hand on the same inputs."""
     folder, _ = done

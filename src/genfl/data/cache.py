@@ -54,7 +54,7 @@ def cache_lock(target: Path) -> FileLock:
             f"GENFL_CACHE: {target.parent} cannot be written ({error.strerror}), and this data is not in it;"
             " name another folder"
         ) from error
-    return FileLock(path)
+    return FileLock(path, mode=0o600)
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:

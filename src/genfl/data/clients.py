@@ -275,10 +275,16 @@ class ClientData:
         return int(self.ends[client - 1]) if client else 0
 
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Signed types of the same size: torch 2.6 selects no rows of the unsigned ones."""
+
+
 def _take(x: Tensor | Joined, index: Tensor) -> Tensor:
     """Return some of the examples, in the memory layout of all."""
     if isinstance(x, Joined):
         return x.take(index)
+    if x.dtype in _SIGNED:
+        return _take(x.view(_SIGNED[x.dtype]), index).view(x.dtype)
     if x.ndim == 1 or not x.is_contiguous():
         return x[index]
     return x.index_select(0, index)  # a fifth of the time: it copies whole examples

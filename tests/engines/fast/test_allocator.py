@@ -36,7 +36,11 @@ def test_a_freed_tensors_pages_are_the_next_ones():
         assert new_pages() < usual / 10
 
 
-@pytest.mark.parametrize("name", ["sequential", "parallel", "vectorized"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["sequential", "parallel", "vectorized"],
+)
 def test_every_engine_keeps_them_while_it_is_open(name):
     data = ClientData(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64), [[0], [1]], 1)
     usual = new_pages()

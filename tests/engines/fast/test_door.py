@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.parameters import mostly_slow
 from torch.overrides import _get_current_function_mode_stack
 
 import genfl.engines.fast
@@ -212,7 +213,10 @@ def test_recordings_are_bounded_and_those_used_last_are_kept(clients, monkeypatc
 # --- the switch
 
 
-@pytest.mark.parametrize("name", ["auto", "parallel", "vectorized"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["auto", "parallel", "vectorized"], "auto"),
+)
 @pytest.mark.parametrize("how", ["argument", "environment"])
 def test_it_can_be_switched_off(clients, monkeypatch, name, how):
     if how == "environment":
@@ -356,6 +360,7 @@ def test_importing_the_door_imports_nothing_heavy():
     assert line == "[]"
 
 
+@pytest.mark.slow
 def test_nothing_outside_goes_past_the_door():
     inside = {f"genfl.engines.fast.{path.stem}" for path in SOURCES.glob("*.py")}
     outside = [path for path in SOURCES.parents[1].rglob("*.py") if SOURCES not in path.parents]

@@ -88,6 +88,7 @@ def test_every_algorithm_is_replayed_and_gives_the_same_bits(clients, name, prec
     assert run.stats().fast.reasons == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_where_training_starts_and_what_the_server_sent_are_told_apart(clients, monkeypatch, after):
     """They are one tensor in a client's first step, and two in its second; FedProx reads both in each."""
@@ -101,6 +102,7 @@ def test_where_training_starts_and_what_the_server_sent_are_told_apart(clients, 
     assert run.stats().fast.reasons == ()
 
 
+@pytest.mark.slow
 def test_workers_replay_as_well(clients):
     task, algorithm = method("scaffold")
     expected = play(task, algorithm, clients, sequential(clients))
@@ -224,6 +226,7 @@ def test_an_error_in_a_step_is_the_steps_own(clients):
             step({"w": torch.zeros(3)}, {"x": torch.ones(1)}, Key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_pooling_in_another_order_of_memory_gives_the_same_bits(precision):
     """Also where the greatest number stands in several places of a window: gradients go to the first."""

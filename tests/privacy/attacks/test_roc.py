@@ -57,6 +57,7 @@ def test_delong_equals_its_definition_in_loops(members, others):
     assert interval.high == pytest.approx(min(1, auc + 1.959964 * math.sqrt(variance)), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     """In 400 draws, 95 % intervals hold the true value 95 % of the time, within four standard errors."""
     rng, truth = np.random.default_rng(0), NormalDist()

@@ -25,7 +25,7 @@ from torch import Tensor
 from genfl import trees
 from genfl.errors import InputError
 from genfl.privacy.dp.discrete import discrete_gaussian
-from genfl.rng import Key
+from genfl.rng import Key, default_device
 from genfl.trees import Tree
 
 WORD_BITS = 32
@@ -150,7 +150,7 @@ class Words:
         if self.variance:
             noise = discrete_gaussian(self.variance, numbers, rng)
         dither = rng.random(self.size, np.float32)
-        device = torch.get_default_device()
+        device = default_device()
         words = noise.astype(np.int32)  # modulo 2^32
         return ClientShare(torch.from_numpy(words).to(device), torch.from_numpy(dither).to(device))
 
