@@ -199,9 +199,7 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", type=float, default=1.0, help="millions of numbers in the vector")
-    parser.add_argument(
-        "--rounds", type=int, default=4, help="rounds of a run; the first is left out"
-    )
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of a run; the first is left out")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each app")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -123,7 +123,7 @@ def test_a_resume_is_told(served, tmp_path):
 
 
 def test_an_error_of_a_client_stays_there(tmp_path):
-    """The server of a secure sum does not learn its type either. Both journals have what the server learned."""
+    """In a secure sum, the server does not learn its type either. Both journals say what it learned."""
     prepare(tmp_path, "federate.secure={threshold: 2}", "methods={plain: {algorithm: fedavg}}")
     secret = tmp_path / "client-1" / "data" / "train" / "mouse"
     for image in secret.iterdir():

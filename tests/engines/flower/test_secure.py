@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
+from support.parameters import mostly_slow
 
 pytest.importorskip("flwr")
 
@@ -43,7 +44,7 @@ from genfl.privacy.secure_sum import (
 from genfl.privacy.secure_sum.fixed_point import FixedPoint, SumRange
 from genfl.rng import Key
 
-from .test_in_process import FEW, Faulty, assert_same, build, clients, flower, play, spoil
+from .test_in_process import Faulty, assert_same, build, clients, flower, play, spoil
 
 __all__ = ["clients"]
 
@@ -84,7 +85,7 @@ def grid_of(fault):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+        name if name in ("fedavg", "scaffold") else pytest.param(name, marks=pytest.mark.slow)
         for name in ALGORITHMS
         if set(build(name).client.reductions.values()) == {"sum"}
     ],
@@ -113,7 +114,7 @@ def test_an_algorithm_whose_server_sees_single_uploads_is_refused(clients):
 
 
 @pytest.mark.parametrize("when", ["killed before", "killed after"])
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", mostly_slow(PHASES, "train"))
 def test_a_client_that_drops_in_a_phase_is_left_out_or_counted(clients, tmp_path, phase, when):
     """Once its words are in the sum, a client counts, though it is not heard of any more."""
     counted = phase in ("confirm", "reveal")
@@ -132,6 +133,7 @@ def test_a_client_that_drops_in_a_phase_is_left_out_or_counted(clients, tmp_path
     assert [row["refused"] for row in trace.rounds] == [0, 0 if counted else 1, 0]
 
 
+@pytest.mark.slow
 def test_a_round_with_too_few_clients_is_done_again(clients, tmp_path):
     """Two of five are lost in the first try. Nothing was opened, so another sum takes all of them."""
     tries = []
@@ -148,6 +150,7 @@ def test_a_round_with_too_few_clients_is_done_again(clients, tmp_path):
     assert tries == [1, 2, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_sum_that_was_being_opened_is_opened_of_the_same_clients_again(clients, tmp_path):
     """Client 4 drops before its upload, and three others when they reveal. It must not be in the next sum."""
     tries = []
@@ -167,6 +170,7 @@ def test_a_sum_that_was_being_opened_is_opened_of_the_same_clients_again(clients
     assert grid.asked.count(("keys", 2, 0)) == 2
 
 
+@pytest.mark.slow
 def test_an_opened_sum_is_not_asked_for_again_after_an_interruption(clients, tmp_path):
     """The server was killed between the sum of round 3 and its checkpoint, and one client is gone since."""
     algorithm, checkpoint = build("scaffold"), tmp_path / "checkpoint.safetensors"
@@ -198,7 +202,7 @@ def test_an_opened_sum_is_not_asked_for_again_after_an_interruption(clients, tmp
     assert not list((tmp_path / "nodes").glob("opened-*"))
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", mostly_slow(PHASES, "train"))
 def test_an_altered_message_of_a_client_is_refused_by_name(clients, tmp_path, caplog, phase):
     class Altered(Faulty):
         def deliver(self, message):
@@ -261,6 +265,7 @@ def test_secrets_are_readable_by_this_user_alone_and_gone_at_the_end(clients, tm
     assert not list(tmp_path.rglob(STATE))
 
 
+@pytest.mark.slow
 def test_values_that_a_sum_cannot_carry_stay_at_the_client(clients, tmp_path, caplog):
     spoiled = spoil(clients, slice(0, 5))
     algorithm = build("fedavg")
@@ -452,7 +457,7 @@ def test_clients_that_are_asked_for_other_things_make_no_sum(clients, tmp_path, 
         play(clients, algorithm, engine, cohort=5)
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", mostly_slow([False, True], True))
 def test_a_server_killed_while_a_sum_is_opened_goes_on_with_the_same_clients(clients, tmp_path, late):
     """Client 4 drops out of round 2. While its sum is opened, the server is killed. Client 4 comes back."""
     algorithm, killed = build("scaffold"), []
