@@ -30,7 +30,7 @@ methods: {plain: {algorithm: fedavg}, memory: {algorithm: scaffold}}
     [
         ("privacy={unit: sample, epsilon: 8}", "privacy: set"),
         ("data.partition.test=0.2", "data.partition.test: 0.2"),
-        ("labels.min_holders=2", "labels.min_holders: 2"),
+        ("labels.min_holders=2", "labels.min_holders: 2, but federate.secure is not set"),
         (
             "federate.secure={limit: 1.0e+15}",
             "federate.secure: limit 1e+15, precision 9.53674e-07: words of 64 bits have",

@@ -13,6 +13,7 @@ from support.sites import CONFIG, draw
 from genfl import config, pipeline
 from genfl.data.texts import train_tokenizer
 from genfl.engines.flower.in_process import InProcessGrid
+from genfl.engines.flower.member import GROUP_KEY
 from genfl.engines.flower.node import build_client_app
 from genfl.engines.flower.records import ACTIONS, RefusedMessage
 from genfl.engines.flower.wire import Request, pack, request_records, tree_digest
@@ -132,6 +133,27 @@ def test_secure_sums_of_labels_census_and_uploads(settings, tmp_path):
     assert {row["recipient"] for row in learned} <= {"sum", "readers", "nobody"}
     assert {row["mechanism"] for row in learned if row["recipient"] == "sum"} == {"secure_sum"}
     assert "which clients take part, which ones refuse, and the sums" in ledger["notes"][-1]
+
+
+def test_names_of_few_holders_stay_with_them(settings, tmp_path):
+    """In no file of the server, and not in what travels. A client can insist on it."""
+    asked = config.parse(config.dump(secured(settings)), ["labels.min_holders=2"])
+    with pytest.raises(
+        GenflError, match=r"client 1: labels.min_holders: 2, but this client allows 3 or more"
+    ):
+        execute(asked, tmp_path, ClientPolicy(min_holders=3))
+    result = execute(asked, tmp_path, ClientPolicy(min_holders=2))
+    assert result["labels"] == {"cat": 2}
+    files = [list((tmp_path / f"client-{n}").rglob(GROUP_KEY)) for n in range(2)]
+    keys = [{file.read_bytes() for file in own} for own in files]
+    assert keys[0] == keys[1]
+    assert {len(key) for key in keys[0]} == {32}
+    for folder in ("run", "server"):
+        contents = [file.read_bytes() for file in (tmp_path / folder).rglob("*") if file.is_file()]
+        assert contents
+        for content in contents:
+            assert not any(key in content for key in keys[0])
+            assert b"mouse" not in content
 
 
 def test_a_client_can_insist_on_secure_sums(settings, tmp_path):

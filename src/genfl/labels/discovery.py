@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from genfl.algorithms.base import ClientProgram, statistics
@@ -91,14 +92,15 @@ def discover(
         InputError: A name cannot be put in a table, no table decoded, or no name has enough holders.
         GenflError: The sum is not one of well-formed tables.
     """
-    sent = 0
+    sent, message = 0, {}
     if min_holders > 1:
-        label_sets, sent = _widely_held(label_sets, engine, key, min_holders, bins)
+        label_sets, enough, sent = _widely_held(label_sets, engine, key, min_holders, bins)
+        message = {"enough": torch.from_numpy(enough)}
     known = [{"label_names": names} for names in label_sets]
     for attempt in range(1, attempts + 1):
         table = IBLT(cells, hashes, max_bytes, seed=key.fold("hashes", attempt).integer())
         tasks = [
-            ClientTask(client, {}, {}, None, key.fold("client", attempt, client), attempt)
+            ClientTask(client, message, {}, None, key.fold("client", attempt, client), attempt)
             for client in range(len(label_sets))
         ]
         try:
@@ -131,8 +133,11 @@ def _widely_held(
     key: Key,
     min_holders: int,
     bins: int,
-) -> tuple[list[list[str]], int]:
-    """Return each client's names whose bins have enough holders, and the bytes that a client sent for it."""
+) -> tuple[list[list[str]], np.ndarray, int]:
+    """Return each client's names whose bins have enough holders, these bins, and the bytes of a client.
+
+    Clients on other machines mark their own bins, with a key of their own, and choose their own names.
+    """
     secret = key.fold("clients' secret").numpy().bytes(32)  # stands in for a key agreement of the clients
     holder_bins = HolderBins(bins, secret)
     tasks = [ClientTask(n, {}, {}, None, key.fold("bins", n)) for n in range(len(label_sets))]
@@ -143,7 +148,7 @@ def _widely_held(
     enough = result.aggregate["marks"].numpy() >= min_holders
     if not enough.any():
         raise _too_few(min_holders)
-    return [holder_bins.shared(names, enough) for names in label_sets], holder_bins.nbytes
+    return [holder_bins.shared(names, enough) for names in label_sets], enough, holder_bins.nbytes
 
 
 def _too_few(min_holders: int) -> InputError:

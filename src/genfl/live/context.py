@@ -151,25 +151,30 @@ class RemoteContext(RunContext):
         return self.once(name, lambda: self._discover(options, seed))
 
     def _discover(self, options: Labels, seed: int) -> Discovery:
-        attempts, key = itertools.count(1), Key(seed).fold("labels")
+        attempts, key = itertools.count(0 if options.min_holders > 1 else 1), Key(seed).fold("labels")
         run = RunName(self.folder / "labels" / RUN_FILE)
         run.begin()
 
+        info: ClientInfo = {"label_names": []}
+        clients = RemoteClients(
+            self.grid,
+            self.nodes,
+            run,
+            info,
+            deadline=self.config.federate.deadline,
+            patience=self.patience,
+            sums=self._sums,
+        )
+
         def engine(known: DataView, stream: Key) -> FlowerEngine:
             attempt = next(attempts)
+            if not attempt:
+                bins = FlowerEngine(clients, "bins", settings={"config": self._sent_config})
+                bins.agree_on_key()
+                return bins
             cells = options.cells * 2 ** (attempt - 1)
             hashed = key.fold("hashes", attempt).integer()
             table = [cells, options.hashes, options.max_bytes, hashed]
-            info: ClientInfo = {"label_names": []}
-            clients = RemoteClients(
-                self.grid,
-                self.nodes,
-                run,
-                info,
-                deadline=self.config.federate.deadline,
-                patience=self.patience,
-                sums=self._sums,
-            )
             return FlowerEngine(clients, "labels", settings={"config": self._sent_config, "table": table})
 
         return discover([()] * len(self.nodes), engine, key, **options.model_dump(exclude={"count_epsilon"}))

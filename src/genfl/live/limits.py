@@ -28,9 +28,9 @@ def _problems(config: Config) -> Iterator[str]:
         )
     if share := config.data.partition.test:
         yield f"data.partition.test: {share}, but clients hold nothing back; leave it out"
-    if config.labels.min_holders > 1:
+    if config.labels.min_holders > 1 and secure is None:
         least = config.labels.min_holders
-        yield f"labels.min_holders: {least}, but it runs in simulations alone; set it to 1"
+        yield f"labels.min_holders: {least}, but federate.secure is not set; set it to true"
     if config.labels.count_epsilon is not None:
         yield "labels.count_epsilon: set, but it runs in simulations alone; leave it out"
     if config.public is not None and config.public.is_rest:

@@ -28,6 +28,9 @@ class ClientPolicy(Section):
     secure: bool = Field(
         False, description="Whether uploads leave this client in secure sums alone, and never in the clear."
     )
+    min_holders: int = Field(
+        1, ge=1, description="The fewest clients that must hold a label name before the server learns it."
+    )
     tokenizers: list[str] = Field(
         [],
         description="The tokenizers that a server may name, besides hashed: files at this client, or Hugging"
@@ -47,6 +50,10 @@ class ClientPolicy(Section):
         """
         if self.secure and not config.federate.secure:
             raise RefusedMessage("federate.secure: false, but this client sends uploads in secure sums alone")
+        if (holders := config.labels.min_holders) < self.min_holders:
+            raise RefusedMessage(
+                f"labels.min_holders: {holders}, but this client allows {self.min_holders} or more"
+            )
         if (cohort := config.federate.clients_per_round) < self.min_cohort:
             raise RefusedMessage(
                 f"federate.clients_per_round: {cohort}, but this client allows cohorts of"

@@ -18,13 +18,15 @@ from genfl.config.data import Labels
 from genfl.config.mistakes import explain
 from genfl.data.clients import ClientData
 from genfl.data.sources import DATASETS, DataSet, LabelledExamples, as_stored
+from genfl.engines.flower.member import GROUP_KEY, run_folder
 from genfl.engines.flower.records import RefusedMessage, RefusedUpload
 from genfl.engines.flower.wire import Request
 from genfl.engines.flower.work import NodeWork
 from genfl.engines.protocol import InfoOnly
 from genfl.errors import InputError, on_one_line
 from genfl.experiment.context import RunContext, class_indices
-from genfl.labels.discovery import label_table
+from genfl.labels.bins import HolderBins
+from genfl.labels.discovery import bin_marks, label_table
 from genfl.labels.iblt import IBLT
 from genfl.live.limits import problem_of
 from genfl.live.policy import ClientPolicy
@@ -125,14 +127,36 @@ class DataSite:
         self.policy.check(config, request.settings.get("method"), request.round)
         if config.federate.secure and request.delivery is None:  # before the data is looked at
             raise RefusedMessage("federate.secure: the server asks for an upload in the clear")
-        if request.action == "labels":
-            table = _table(request.settings)
-            names = sorted(set(self._context.data_set(config.data).train.labels))
-            work = NodeWork(label_table(table), InfoOnly([{"label_names": names}]), 0)
-            return self._in_sum(work, config, request.action)
+        if request.action in ("labels", "bins"):
+            return self._in_sum(self._naming(request, config), config, request.action)
         if request.action not in ("census", "train"):
             raise RefusedMessage(f"action: {request.action} is not for clients on other machines yet")
         return self._training(request, config)
+
+    def _naming(self, request: Request, config: Config) -> NodeWork:
+        """Return the work of label discovery: a table of label names, or the marks of their bins."""
+        bins = None
+        if config.labels.min_holders > 1 or request.action == "bins":
+            bins = self._bins(request, config.labels)
+        table = None if request.action == "bins" else _table(request.settings)
+        names = sorted(set(self._context.data_set(config.data).train.labels))
+        if table is None:
+            assert bins is not None
+            return NodeWork(bin_marks(bins), InfoOnly([{"label_names": names}]), 0)
+        if bins is not None:
+            enough = request.message.get("enough")
+            if not isinstance(enough, torch.Tensor) or enough.shape != (bins.rows, bins.bins):
+                raise RefusedMessage(
+                    "labels.min_holders: the server does not say which bins enough clients have"
+                )
+            names = bins.shared(names, enough.numpy().astype(bool))
+        return NodeWork(label_table(table), InfoOnly([{"label_names": names}]), 0)
+
+    def _bins(self, request: Request, labels: Labels) -> HolderBins:
+        file = run_folder(self.folder, request.run) / GROUP_KEY
+        if not file.exists():
+            raise RefusedMessage("labels.min_holders: the clients have not agreed on a key")
+        return HolderBins(labels.bins, file.read_bytes())
 
     def _training(self, request: Request, config: Config) -> NodeWork:
         method = config.methods.get(str(request.settings.get("method")))

@@ -15,11 +15,13 @@ pytest.importorskip("flwr")
 
 from genfl import trees
 from genfl.algorithms import ALGORITHMS
-from genfl.engines.flower.member import STATE, SumMember
+from genfl.engines.flower.in_process import InProcessFlower, InProcessGrid
+from genfl.engines.flower.member import GROUP_KEY, STATE, SumMember
 from genfl.engines.flower.records import RefusedMessage
 from genfl.engines.flower.sum_messages import SumName, SumRequest, read_sum_request, sum_request_records
 from genfl.engines.flower.work import CANNOT
 from genfl.engines.in_process import sequential
+from genfl.engines.protocol import InfoOnly
 from genfl.engines.reducers import SumEncoding, encoded_reducers
 from genfl.errors import GenflError
 from genfl.labels.discovery import discover
@@ -297,6 +299,29 @@ def test_a_client_takes_part_in_sums_of_labels_and_census_with_all_others_alone(
     assert from_bytes(ask((0, 1, 2), 3), Advertisement).client == 0
     with pytest.raises(RefusedMessage, match=f"sum: {action} takes all 3 clients of --peers"):
         ask(asked, threshold)
+
+
+def test_a_key_of_all_clients_needs_all_of_them(tmp_path):
+    names = InfoOnly([{"label_names": []}] * 3)
+
+    class Late(Faulty):
+        @staticmethod
+        def fault(message, client):
+            return "killed after" if client == 2 else None
+
+    for grid, why in (
+        (InProcessGrid, None),
+        (Late, "labels.min_holders: every client is needed, and client 2"),
+    ):
+        engine = InProcessFlower(names, 3, tmp_path, secure=(NUMBERS, None), grid=grid, deadline=0.1)
+        engine.clients.run.begin()
+        if why is None:
+            engine.agree_on_key()
+            keys = {file.read_bytes() for file in tmp_path.rglob(GROUP_KEY)}
+            assert len(keys) == 1
+        else:
+            with pytest.raises(GenflError, match=why):
+                engine.agree_on_key()
 
 
 def test_label_discovery_needs_every_client(clients, tmp_path):

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from genfl.engines.flower.records import NEEDS_ALL, RefusedMessage
+from genfl.engines.flower.records import KEY_AGREEMENT, NEEDS_ALL, RefusedMessage
 from genfl.engines.flower.sum_messages import SumName, SumRequest
 from genfl.privacy.secure_sum import (
     ClientState,
@@ -36,11 +36,15 @@ from genfl.privacy.secure_sum import (
     to_bytes,
 )
 from genfl.privacy.secure_sum.encoding import Vector
+from genfl.privacy.secure_sum.group_key import open_group_key, share_group_key
 from genfl.privacy.secure_sum.messages import DEFAULT_NEIGHBOURS
 from genfl.storage import digest, locked, read_json, remove, write_private
 
 STATE = "sum.state"
 """The file with the secrets of the sum that is under way."""
+
+GROUP_KEY = "group.key"
+"""The file with the key of all clients of a federation, which the server does not have."""
 
 OPENED = "opened.json"
 """The file that says what was opened, by action and round: a digest of the clients and of the content."""
@@ -104,7 +108,19 @@ class SumMember:
                 name = SumName.of(state.parameters.session)
                 if name[:3] != (request.run, request.action, request.round):
                     raise RefusedMessage("sum: the one that is under way is of another round")
+                if (request.action == KEY_AGREEMENT) != (request.phase in ("draw", "join")):
+                    raise RefusedMessage(f"phase: {request.phase} is none of {request.action}")
                 match request.phase:
+                    case "draw":
+                        roster = from_bytes(request.payload, Roster)
+                        state, message = share_group_key(state, roster, self.peers)
+                        _keep(folder, state)
+                        return to_bytes(message)
+                    case "join":
+                        key = open_group_key(state, from_bytes(request.payload, Delivery))
+                        write_private(folder / GROUP_KEY, key)
+                        remove(folder / STATE, folder)
+                        return b""
                     case "shares":
                         roster = from_bytes(request.payload, Roster)
                         state, message = share_keys(state, roster, self.peers)

@@ -17,13 +17,17 @@ ABOUT = "about"
 
 ACTIONS = {
     "labels": "query.labels",
+    "bins": "query.bins",
     "census": "query.census",
     "train": "train.train",
     "evaluate": "evaluate.evaluate",
 }
 """The actions of a federation, and their message types in Flower."""
 
-NEEDS_ALL = ("labels", "census")
+KEY_AGREEMENT = "group"
+"""The action by which clients agree on a key that the server does not learn. It has no message of its own."""
+
+NEEDS_ALL = ("labels", "census", "bins", KEY_AGREEMENT)
 """The actions whose sums are wrong if a client is missing."""
 
 MOST = 2**31 - 1

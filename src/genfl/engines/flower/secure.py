@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from flwr.app import RecordDict
 
 from genfl.engines.flower.exchange import GridExchange
-from genfl.engines.flower.records import ACTIONS, RefusedMessage
+from genfl.engines.flower.records import ACTIONS, KEY_AGREEMENT, RefusedMessage
 from genfl.engines.flower.sum_messages import (
     SUM_MESSAGE,
+    SumName,
     SumPhase,
     SumRequest,
     read_sum_reply,
@@ -28,10 +29,12 @@ from genfl.privacy.secure_sum import (
     Advertisement,
     ClientMessage,
     Confirmation,
+    Delivery,
     MaskedInput,
     Reveal,
     SealedShares,
     SecureSumError,
+    Segment,
     ServerMessage,
     ServerState,
     SumParameters,
@@ -191,6 +194,53 @@ def add_securely(
         {client: why for client, why in left_out.items() if client not in clients},
         {name: len(clients) * plain.nbytes(name) for name in like},
     )
+
+
+def agree_on_key(exchange: GridExchange, rules: SumRules, run: str, clients: Collection[int]) -> None:
+    """Let all clients agree on a key that the server does not learn.
+
+    Args:
+        exchange: What carries the messages.
+        rules: Whose clients they are.
+        run: The federation.
+        clients: All clients.
+
+    Raises:
+        SumFailed: One of them is missing, or a message is none of the protocol's.
+    """
+    members = tuple(sorted(clients))
+    session = SumName(run, KEY_AGREEMENT, 1, "").session(secrets.token_hex(8))
+    state = open_sum(SumParameters(session, members, len(members), (Segment(32, 0),)))
+    left_out: dict[int, str] = {}
+
+    def ask(phase: SumPhase, payloads: Mapping[int, bytes]) -> dict[int, bytes]:
+        asked = {c: SumRequest(run, KEY_AGREEMENT, 1, c, phase, payload) for c, payload in payloads.items()}
+        answers: dict[int, bytes] = {}
+
+        def take(client: int, content: RecordDict) -> None:
+            try:
+                answers[client] = read_sum_reply(content, asked[client])
+            except RefusedMessage as error:
+                left_out[client] = str(error)
+
+        records = {client: sum_request_records(request) for client, request in asked.items()}
+        left_out.update(exchange(records, SUM_MESSAGE, "1", take))
+        if left_out:
+            raise SumFailed("a client is missing", len(answers), left_out)
+        return answers
+
+    try:
+        for answer in ask("keys", dict.fromkeys(members, to_bytes(state.parameters))).values():
+            state = receive(state, from_bytes(answer, Advertisement), rules.verifiers)
+        state, rosters = end_phase(state)
+        drawn = ask("draw", {client: to_bytes(roster) for client, roster in rosters.items()})
+        first = from_bytes(drawn[members[0]], SealedShares)
+    except SecureSumError as error:
+        raise SumFailed(error.reason, 0, left_out) from error
+    sealed = dict(first.shares)
+    digest = state.parameters.digest
+    boxes = {c: ((members[0], sealed[c]),) if c in sealed else () for c in members}
+    ask("join", {c: to_bytes(Delivery(digest, c, box)) for c, box in boxes.items()})
 
 
 class _Receiver:

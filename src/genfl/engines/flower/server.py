@@ -19,8 +19,8 @@ from genfl import trees
 from genfl.algorithms.base import ClientInfo, ClientProgram
 from genfl.engines.fast import FastStats
 from genfl.engines.flower.exchange import GridExchange
-from genfl.engines.flower.records import ACTIONS, MOST, NEEDS_ALL, RefusedMessage
-from genfl.engines.flower.secure import OpenedSum, OpenedSums, SumFailed, SumRules, add_securely
+from genfl.engines.flower.records import ACTIONS, KEY_AGREEMENT, MOST, NEEDS_ALL, RefusedMessage
+from genfl.engines.flower.secure import OpenedSum, OpenedSums, SumFailed, SumRules, add_securely, agree_on_key
 from genfl.engines.flower.wire import (
     PackedTree,
     Reply,
@@ -219,6 +219,27 @@ class FlowerEngine:
         if sums is None:
             raise GenflError("census: no client's upload counts; look into the clients' logs")
         return sums
+
+    def agree_on_key(self) -> None:
+        """Let all clients agree on a key that the server does not learn, for this federation.
+
+        Raises:
+            GenflError: One of them is missing, also when they were asked again.
+        """
+        assert self.clients.sums is not None, "clients with secure sums alone know each other"
+        clients, why = range(len(self.clients.nodes)), ""
+        for attempt in range(TRIES):
+            if attempt:
+                self._pause(KEY_AGREEMENT, 0, len(clients), len(clients))
+            try:
+                agree_on_key(self.clients.exchange, self.clients.sums, str(self.clients.run), clients)
+                return
+            except SumFailed as error:
+                why = _reasons(error.left_out) or str(error)
+        raise GenflError(
+            f"labels.min_holders: every client is needed, and {why}; look into the clients' logs, and run the"
+            " same command again"
+        )
 
     def end(self) -> None:
         """Delete what only a resume needs, once the federation has its result."""

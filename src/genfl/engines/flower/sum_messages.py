@@ -10,6 +10,7 @@ from genfl.engines.flower.records import (
     ABOUT,
     ACTIONS,
     FORMAT,
+    KEY_AGREEMENT,
     RefusedMessage,
     about_of,
     check_answers,
@@ -22,10 +23,13 @@ from genfl.errors import on_one_line
 SUM_MESSAGE = "query.sum"
 """The message type in Flower."""
 
-SumPhase = Literal["keys", "shares", "confirm", "reveal"]
-"""What a client is asked for, in the order of the protocol. Its masked upload comes after ``shares``."""
+SumPhase = Literal["keys", "shares", "confirm", "reveal", "draw", "join"]
+"""What a client is asked for. In a sum: ``keys``, ``shares``, its masked upload, ``confirm``, ``reveal``. For
+a key of the group: ``keys``, ``draw``, ``join``."""
 
 _PHASES: tuple[SumPhase, ...] = get_args(SumPhase)
+
+_ACTIONS = (*ACTIONS, KEY_AGREEMENT)
 
 
 class SumRequest(NamedTuple):
@@ -88,7 +92,7 @@ class SumName(NamedTuple):
             RefusedMessage: It is no session of a federation.
         """
         match session.decode(errors="replace").split("/"):
-            case [run, action, number, content, _] if action in ACTIONS and number.isdecimal():
+            case [run, action, number, content, _] if action in _ACTIONS and number.isdecimal():
                 return cls(run, action, int(number), content)
         raise RefusedMessage("sum: its session is none of a federation")
 
@@ -106,7 +110,7 @@ def read_sum_request(records: RecordDict) -> SumRequest:
     """
     about = about_of(records)
     action, phase = field(about, "action", str), field(about, "phase", str)
-    if action not in ACTIONS:
+    if action not in _ACTIONS:
         raise RefusedMessage(f"action: there is no {short(action)!r}")
     if phase not in _PHASES:
         raise RefusedMessage(f"phase: there is no {short(phase)!r}")

@@ -66,6 +66,7 @@ ClientPhase = Literal["roster", "delivery", "survivors", "confirmations", "finis
 
 _PHASES: tuple[ClientPhase, ...] = ("roster", "delivery", "survivors", "confirmations", "finished")
 _NONCE = bytes(12)  # each key seals one message only
+_SHARES = b"genfl shares"
 _COEFFICIENT_BYTES = 48  # 16 more than the prime's: reduced, they are uniform up to 2^-127
 
 
@@ -138,27 +139,15 @@ def share_keys(
             ``signature``: one is wrong; ``key``: two clients have the same key, or one is of low order;
             ``phase`` or ``another_sum``: the message is not due.
     """
-    _check(state, "roster", roster.digest)
+    check_roster(state, roster, verifiers)
     parameters = state.parameters
-    ids = [advertisement.client for advertisement in roster.advertisements]
-    _check_ids(parameters, ids)
-    mine = _advertisement(state)
-    for advertisement in roster.advertisements:
-        check_advertisement(parameters, advertisement, verifiers)
-        if advertisement.client == state.client and advertisement.signed != mine.signed:
-            raise SecureSumError("set", "the server shows others keys that this client did not send")
-    if state.client not in ids:
-        raise SecureSumError("set", "the server left this client out of the roster")
-    keys = [key for a in roster.advertisements for key in (a.channel_key, a.mask_key)]
-    if len(set(keys)) < len(keys):
-        raise SecureSumError("key", "two clients advertise the same key")
     state = replace(state, phase="delivery", roster=roster)
     circle = Circle(parameters, roster)
     shares = _own_shares(state, circle)
     sealed = []
     for other in circle.ring.neighbours(state.client):
         plain = b"".join(share.to_bytes(SHARE_BYTES, "little") for share in shares[other])
-        key = _channel(state, circle, state.client, other)
+        key = pair_channel(state, state.client, other, _SHARES)
         sealed.append((other, seal(key, _NONCE, plain, circle.digest)))
     return state, SealedShares(parameters.digest, state.client, tuple(sealed))
 
@@ -192,7 +181,7 @@ def mask_input(
     held = {me: mine}
     for sender, sealed in delivery.shares:
         try:
-            plain = unseal(_channel(state, circle, sender, me), _NONCE, sealed, circle.digest)
+            plain = unseal(pair_channel(state, sender, me, _SHARES), _NONCE, sealed, circle.digest)
         except SecureSumError as error:
             raise SecureSumError(error.code, f"{error.reason}: that of client {sender}") from error
         held[sender] = (
@@ -274,6 +263,27 @@ def reveal(
     )
     finished = ClientState(state.parameters, state.client, "finished", bytes(32))  # no secrets are left
     return finished, message
+
+
+def check_roster(state: ClientState, roster: Roster, verifiers: Mapping[int, Verifier]) -> None:
+    """Check the keys of all clients, when they are due.
+
+    Raises:
+        SecureSumError: See `share_keys`.
+    """
+    check_due(state, "roster", roster.digest)
+    ids = [advertisement.client for advertisement in roster.advertisements]
+    _check_ids(state.parameters, ids)
+    mine = _advertisement(state)
+    for advertisement in roster.advertisements:
+        check_advertisement(state.parameters, advertisement, verifiers)
+        if advertisement.client == state.client and advertisement.signed != mine.signed:
+            raise SecureSumError("set", "the server shows others keys that this client did not send")
+    if state.client not in ids:
+        raise SecureSumError("set", "the server left this client out of the roster")
+    keys = [key for a in roster.advertisements for key in (a.channel_key, a.mask_key)]
+    if len(set(keys)) < len(keys):
+        raise SecureSumError("key", "two clients advertise the same key")
 
 
 class Circle:
@@ -377,8 +387,12 @@ _STATE = fields_of(
 )
 
 
-def _check(state: ClientState, phase: ClientPhase, digest: bytes) -> None:
-    """Refuse a message of another sum, and one that is not due."""
+def check_due(state: ClientState, phase: ClientPhase, digest: bytes) -> None:
+    """Refuse a message of another sum, and one that is not due.
+
+    Raises:
+        SecureSumError: ``another_sum`` or ``phase``.
+    """
     if digest != state.parameters.digest:
         raise SecureSumError("another_sum", "a message belongs to another sum, or to another round")
     if state.phase != phase:
@@ -386,8 +400,8 @@ def _check(state: ClientState, phase: ClientPhase, digest: bytes) -> None:
 
 
 def _circle(state: ClientState, phase: ClientPhase, digest: bytes) -> Circle:
-    """Return who knows whom, after `_check`."""
-    _check(state, phase, digest)
+    """Return who knows whom, after `check_due`."""
+    check_due(state, phase, digest)
     assert state.roster is not None  # of every phase but the first
     return Circle(state.parameters, state.roster)
 
@@ -457,9 +471,17 @@ def _own_shares(state: ClientState, circle: Circle) -> dict[int, tuple[int, int]
     return dict(zip(holders, shares, strict=True))
 
 
-def _channel(state: ClientState, circle: Circle, sender: int, recipient: int) -> bytes:
-    """Return the key of the one message that carries shares from a client to another."""
+def pair_channel(state: ClientState, sender: int, recipient: int, label: bytes) -> bytes:
+    """Return the key of the one message of a kind that a client sends to another.
+
+    Args:
+        state: Of one of the two, with the keys of all clients.
+        sender: Who seals the message.
+        recipient: Who opens it.
+        label: The kind of message.
+    """
+    assert state.roster is not None  # of every phase but the first
     other = recipient if sender == state.client else sender
-    secret = agree(_channel_private(state), circle.keys[other].channel_key)
+    (public,) = (a.channel_key for a in state.roster.advertisements if a.client == other)
     ends = sender.to_bytes(8, "little") + recipient.to_bytes(8, "little")
-    return derive(secret, b"genfl shares" + circle.digest + ends)
+    return derive(agree(_channel_private(state), public), label + state.roster.fingerprint + ends)
