@@ -60,7 +60,7 @@ class EventFields(TypedDict, total=False):
         run: The name of the federation of one method and seed.
         method: The method.
         seed: The seed.
-        action: What clients are asked for: ``labels``, ``census`` or ``train``.
+        action: What clients are asked for, such as ``labels``, ``census`` or ``train``.
         round: The round, from 1.
         client: The client's number.
         phase: The phase of a secure sum.

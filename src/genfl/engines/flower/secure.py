@@ -224,7 +224,8 @@ def agree_on_key(exchange: GridExchange, rules: SumRules, run: str, clients: Col
                 left_out[client] = str(error)
 
         records = {client: sum_request_records(request) for client, request in asked.items()}
-        left_out.update(exchange(records, SUM_MESSAGE, "1", take))
+        with about(run=run, action=KEY_AGREEMENT, round=1, phase=phase):
+            left_out.update(exchange(records, SUM_MESSAGE, "1", take))
         if left_out:
             raise SumFailed("a client is missing", len(answers), left_out)
         return answers
