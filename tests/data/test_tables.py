@@ -4,6 +4,7 @@ import json
 import lzma
 
 import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -72,6 +73,20 @@ def test_metadata_that_cannot_be_read_names_no_classes(tmp_path, metadata):
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     assert open_table(tmp_path / "t.parquet").class_names == {}
     assert rows(tmp_path / "t.parquet") == [{"n": 1}]
+
+
+@pytest.mark.parametrize("offsets", [[0, -5, 3], [0, 2, 10**6], [3, 1, 2]])
+def test_an_arrow_table_with_wrong_offsets_is_damaged(tmp_path, offsets):
+    """As flipped bits leave it. Reading it would end the process, or read outside of the file."""
+    batch = pyarrow.record_batch([["ab", "c"], ["longer", "text"]], names=["text", "label"])
+    path = tmp_path / "t.arrow"
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, batch.schema) as stream:
+        stream.write_batch(batch)
+    good, wrong = (np.array(each, np.int32).tobytes() for each in ([0, 2, 3], offsets))
+    assert path.read_bytes().count(good) == 1
+    path.write_bytes(path.read_bytes().replace(good, wrong))
+    with pytest.raises(TableError, match="is damaged"):
+        list(open_table(path).chunks(["text", "label"], 10))
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def _arrow(path: Path) -> Table:
     def chunks(columns: Sequence[str], size: int) -> Iterator[Cells]:
         with _table_errors(), path.open("rb") as source:
             for batch in opened(source):
+                batch.validate(full=True)  # pyarrow trusts offsets, and reads outside of its memory
                 for first in range(0, batch.num_rows, size):
                     rows = batch.slice(first, size)
                     yield {name: rows[name].to_pylist() for name in columns}
