@@ -49,7 +49,6 @@ GROUP_KEY = "group.key"
 OPENED = "opened.json"
 """The file that says what was opened, by action and round: a digest of the clients and of the content."""
 
-
 _LOCK = ".lock"
 
 LOCK_SECONDS = 60.0
@@ -111,9 +110,9 @@ class SumMember:
                 if (request.action == KEY_AGREEMENT) != (request.phase in ("draw", "join")):
                     raise RefusedMessage(f"phase: {request.phase} is none of {request.action}")
                 match request.phase:
-                    case "draw":
-                        roster = from_bytes(request.payload, Roster)
-                        state, message = share_group_key(state, roster, self.peers)
+                    case "draw" | "shares":
+                        share = share_group_key if request.phase == "draw" else share_keys
+                        state, message = share(state, from_bytes(request.payload, Roster), self.peers)
                         _keep(folder, state)
                         return to_bytes(message)
                     case "join":
@@ -121,11 +120,6 @@ class SumMember:
                         write_private(folder / GROUP_KEY, key)
                         remove(folder / STATE, folder)
                         return b""
-                    case "shares":
-                        roster = from_bytes(request.payload, Roster)
-                        state, message = share_keys(state, roster, self.peers)
-                        _keep(folder, state)
-                        return to_bytes(message)
                     case "confirm":
                         survivors = from_bytes(request.payload, Survivors)
                         _check_opened(folder, name, survivors)
