@@ -303,7 +303,7 @@ class Circle:
 
     def __init__(self, parameters: SumParameters, roster: Roster) -> None:
         self.digest = roster.fingerprint
-        self.keys = {advertisement.client: advertisement for advertisement in roster.advertisements}
+        self.keys = roster.keys
         self.ring = Ring(self.keys.keys(), self.digest, parameters.neighbours)
         holders = min(len(parameters.clients), parameters.neighbours + 1)
         self.share_threshold = holders * (parameters.threshold - 1) // len(parameters.clients) + 1
@@ -482,6 +482,6 @@ def pair_channel(state: ClientState, sender: int, recipient: int, label: bytes) 
     """
     assert state.roster is not None  # of every phase but the first
     other = recipient if sender == state.client else sender
-    (public,) = (a.channel_key for a in state.roster.advertisements if a.client == other)
+    public = state.roster.keys[other].channel_key
     ends = sender.to_bytes(8, "little") + recipient.to_bytes(8, "little")
     return derive(agree(_channel_private(state), public), label + state.roster.fingerprint + ends)

@@ -192,6 +192,11 @@ class Roster:
         """The 32 bytes to which shares and confirmations are bound."""
         return hashlib.sha256(to_bytes(self)).digest()
 
+    @cached_property
+    def keys(self) -> dict[int, Advertisement]:
+        """The keys of each client."""
+        return {advertisement.client: advertisement for advertisement in self.advertisements}
+
 
 @dataclass(frozen=True)
 class SealedShares:
