@@ -476,6 +476,25 @@ def test_an_offline_client_and_a_failing_one_are_dropped_at_once(clients, tmp_pa
     assert "round 3: the upload of client 4 was refused: it is offline" in caplog.text
 
 
+@pytest.mark.parametrize("code", [3, 4])
+def test_a_message_whose_time_is_over_is_told_as_the_deadline(clients, tmp_path, caplog, code):
+    """A SuperLink answers with an error by itself, at the moment of the deadline."""
+
+    class Expiring(Faulty):
+        def deliver(self, message):
+            if round_of(message) == 2 and message.metadata.dst_node_id == 1003:
+                time.sleep(message.metadata.ttl)
+                return Message(Error(code=code, reason="Message Unavailable"), reply_to=message)
+            return super().deliver(message)
+
+    algorithm = build("fedavg")
+    engine = flower(clients, algorithm, tmp_path, grid=Expiring, deadline=0.3)
+    trace = play(clients, algorithm, engine, rounds=3, cohort=5)
+    assert [row["refused"] for row in trace.rounds] == [0, 1, 0]
+    why = "round 2: the upload of client 3 was refused: it did not answer within 0.3 s (federate.deadline)"
+    assert why in caplog.text
+
+
 def test_labels_are_discovered_over_flower(tmp_path):
     names = [["dog", "cat"], ["cat"], ["Maus", "cat", "dog"]]
     found = discover(names, lambda data, key: over_flower(data, tmp_path, 3), Key(0))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from genfl.engines.flower.records import content_bytes
@@ -16,6 +17,10 @@ from genfl.journal import tell
 
 WAITING = 60.0
 """Seconds after which the journal says again that the server waits."""
+
+
+_EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+"""The errors by which a SuperLink answers when the time of a message is over. They have other causes, too."""
 
 
 class GridExchange(NamedTuple):
@@ -53,6 +58,8 @@ class GridExchange(NamedTuple):
         """
         silent: dict[int, str] = {}
         ttl = self.deadline if math.isfinite(self.deadline) else None
+        created = time.monotonic()  # a SuperLink counts the time of a message from here
+        late = f"it did not answer within {self.deadline:g} s (federate.deadline)"
         online = set(self.grid.get_node_ids())
         messages, sent = [], []
         for client, content in records.items():
@@ -79,7 +86,9 @@ class GridExchange(NamedTuple):
                 if answered is None:
                     continue
                 if message.has_error():
-                    silent[answered] = f"its node failed: {on_one_line(message.error.reason, 120)}"
+                    over = time.monotonic() >= created + self.deadline and message.error.code in _EXPIRED
+                    why = f"its node failed: {on_one_line(message.error.reason, 120)}"
+                    silent[answered] = late if over else why
                 else:
                     size, seconds = content_bytes(message.content), time.monotonic() - begin
                     tell("answered", client=answered, bytes=size, seconds=seconds)
@@ -93,7 +102,7 @@ class GridExchange(NamedTuple):
                 time.sleep(min(pause, max(0.0, end - time.monotonic())))
                 pause = min(2 * pause, self.pause)
         for client in waiting.values():
-            silent[client] = f"it did not answer within {self.deadline:g} s (federate.deadline)"
+            silent[client] = late
         for client, why in silent.items():
             tell("unanswered", client=client, reason=why)
         return silent
