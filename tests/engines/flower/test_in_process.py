@@ -3,15 +3,16 @@
 import io
 import itertools
 import json
-import subprocess
 import time
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from support.dropping import Dropping
 from support.methods import few_steps
 from support.parameters import mostly_slow
+from support.small_disk import fill_disk, mount_small_disk, unmount
 
 pytest.importorskip("flwr")
 
@@ -153,16 +154,7 @@ def test_a_lost_client_is_dropped_and_keeps_its_memory(clients, tmp_path, when):
     algorithm = build("scaffold")
     engine = flower(clients, algorithm, tmp_path, grid=grid, deadline=0.05)
     trace = play(clients, algorithm, engine, rounds=5, cohort=5)
-
-    class Dropping:
-        def run(self, program, tasks):
-            kept = [task for task in tasks if (task.round, task.client) not in lost]
-            result = sequential(clients).run(program, kept)
-            return result._replace(
-                refused=dict.fromkeys({t.client for t in tasks} - {t.client for t in kept})
-            )
-
-    expected = play(clients, algorithm, Dropping(), rounds=5, cohort=5)
+    expected = play(clients, algorithm, Dropping(sequential(clients), lost), rounds=5, cohort=5)
     assert_same(trace, expected, unequal={"samples"})  # lost clients do not say how many
     assert [row["refused"] for row in trace.rounds] == [0, 1, 1, 0, 0]
 
@@ -550,8 +542,7 @@ def onto_small_disk():
 
     def move(folder):
         files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
+        if not mount_small_disk(folder):
             pytest.skip("this user may not mount a small disk")
         mounted.append(folder)
         for name, content in files.items():
@@ -560,7 +551,7 @@ def onto_small_disk():
 
     yield move
     for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
+        unmount(folder)
 
 
 @pytest.mark.parametrize("sums", [None, (SumRange(2.0**20, 2.0**-20), 3)], ids=["plain", "secure"])
@@ -571,10 +562,7 @@ def test_a_client_whose_disk_is_full_loses_nothing(clients, tmp_path, onto_small
     def fill(rounds, evaluations):
         if len(rounds) == 1:
             onto_small_disk(folder)
-            with pytest.raises(OSError, match="No space left"), (folder / "filler").open("wb") as file:
-                while True:
-                    file.write(bytes(1024))
-                    file.flush()
+            fill_disk(folder)
         elif len(rounds) == 3:
             (folder / "filler").unlink()
 
@@ -583,12 +571,6 @@ def test_a_client_whose_disk_is_full_loses_nothing(clients, tmp_path, onto_small
     assert [row["refused"] for row in trace.rounds] == [0, 1, 1, 0, 0]
     assert "client 1 was refused: it failed with OSError; the client's log says why" in caplog.text
     reducer = encoded_reducers(Key(0), SumEncoding(sums[0], 5)) if sums else PlainReducer
-
-    class Dropping:
-        def run(self, program, tasks):
-            kept = [task for task in tasks if task.client != 1 or task.round not in (2, 3)]
-            result = sequential(clients, reducer).run(program, kept)
-            return result._replace(refused={task.client: "" for task in tasks if task not in kept})
-
-    expected = play(clients, algorithm, Dropping(), rounds=5, cohort=5)
+    without = Dropping(sequential(clients, reducer), {(2, 1), (3, 1)})
+    expected = play(clients, algorithm, without, rounds=5, cohort=5)
     assert_same(trace, expected, unequal={"samples"})

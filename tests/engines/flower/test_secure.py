@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
+from support.dropping import Dropping
 from support.parameters import mostly_slow
 
 pytest.importorskip("flwr")
@@ -124,14 +125,8 @@ def test_a_client_that_drops_in_a_phase_is_left_out_or_counted(clients, tmp_path
     algorithm = build("scaffold")
     engine = secure(clients, algorithm, tmp_path, grid=grid, deadline=0.3)
     trace = play(clients, algorithm, engine, rounds=3, cohort=5)
-
-    class Dropping:
-        def run(self, program, tasks):
-            kept = [task for task in tasks if counted or (task.round, task.client) != (2, 1)]
-            result = simulated(clients, 5).run(program, kept)
-            return result._replace(refused={task.client: "" for task in tasks if task not in kept})
-
-    assert_same(trace, play(clients, algorithm, Dropping(), rounds=3, cohort=5), unequal={"samples"})
+    without = Dropping(simulated(clients, 5), set() if counted else {(2, 1)})
+    assert_same(trace, play(clients, algorithm, without, rounds=3, cohort=5), unequal={"samples"})
     assert [row["refused"] for row in trace.rounds] == [0, 0 if counted else 1, 0]
 
 
@@ -510,14 +505,8 @@ def test_a_server_killed_while_a_sum_is_opened_goes_on_with_the_same_clients(cli
         start()
     trace = start()
     assert [row["refused"] for row in trace.rounds] == [0, 1, 0]
-
-    class Dropping:
-        def run(self, program, tasks):
-            kept = [task for task in tasks if (task.round, task.client) != (2, 4)]
-            result = simulated(clients, 5).run(program, kept)
-            return result._replace(refused={task.client: "" for task in tasks if task not in kept})
-
-    expected = play(clients, algorithm, Dropping(), rounds=3, cohort=5)
+    without = Dropping(simulated(clients, 5), {(2, 4)})
+    expected = play(clients, algorithm, without, rounds=3, cohort=5)
     assert_same(trace, expected, unequal={"samples"})
 
 
