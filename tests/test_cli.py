@@ -139,7 +139,7 @@ def test_a_run_ends_with_verdict_table_and_report(finished):
     assert (out / "report" / "index.html").stat().st_size > 10_000
     assert "Traceback" not in stderr
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["schema"] == 7
+    assert summary["schema"] == 8
     assert list(summary["methods"]) == ["synthetic_only", "fedavg", "gptfl"]
     assert [row[0] for row in summary["methods"]["fedavg"]["curve"]] == [0, 1, 2]
     # one method starts from the generated data, the other does not

@@ -96,8 +96,8 @@ def test_a_damaged_summary_is_one_line(runs, tmp_path):
     for content, word in (
         (whole[:100], "is damaged"),
         (
-            whole.replace('"schema": 7', '"schema": 6', 1),
-            "schema 6, but this version of genfl reads schema 7",
+            whole.replace('"schema": 8', '"schema": 7', 1),
+            "schema 7, but this version of genfl reads schema 8",
         ),
     ):
         (tmp_path / "cut" / "summary.json").write_text(content)

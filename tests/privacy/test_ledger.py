@@ -201,7 +201,7 @@ NO_DATA = {
     ),
     *("cost", "stages", "environment", "algorithm", "data", "source", "reference", "uses_generator"),
     *("existing_model", "total_bytes", "setup_bytes", "uplink_bytes_per_round", "downlink_bytes_per_round"),
-    *("uploads", "round", "uplink_bytes", "downlink_bytes", "privacy"),
+    *("secure_sums", "masked_upload_bytes", "uploads", "round", "uplink_bytes", "downlink_bytes", "privacy"),
 }
 """Figures that the config and the machine decide."""
 

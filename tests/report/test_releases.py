@@ -1,9 +1,11 @@
 """What the page and the terminal say of privacy, of runs with and without noise."""
 
 import pytest
+import torch
 from support.command import run_command
 from support.pages import BROWSER, Reader, seen
 from support.small_runs import SMALL_RUN
+from support.summaries import compared, method
 
 import genfl
 from genfl import config, pipeline
@@ -11,9 +13,11 @@ from genfl.experiment.context import RunContext
 from genfl.experiment.folder import Run
 from genfl.privacy.ledger import NEIGHBOURING, ZEROED_OUT, Noise, ledger
 from genfl.report import page
-from genfl.report.releases import READERS, TOPICS, number, privacy_line, privacy_section
+from genfl.report.releases import READERS, TOPICS, number, privacy_line, privacy_section, sum_sentences
 from genfl.results.evidence import collect
-from genfl.results.schema import PrivacyResult, ReleaseResult, Summary
+from genfl.results.schema import PrivacyResult, ReleaseResult, Summary, SumNumbers
+from genfl.storage import load_tensors
+from genfl.trees import leaves
 
 TEXT = """
 name: all
@@ -200,3 +204,43 @@ def test_a_model_card_states_the_guarantee(noised, tmp_path):
 def test_a_phone_shows_the_section_whole(noised, tmp_path):
     shown = seen(noised[0], tmp_path)
     assert (shown["width"], shown["overflow"], shown["console"]) == (390, 0, [])
+
+
+# --- the numbers of secure sums
+
+
+def test_secure_sums_are_told_in_two_sentences():
+    numbers = SumNumbers(clients=3, threshold=2, limit=100.0, bits=32, step=2.0**-21, error=3 * 2.0**-22)
+    small, large = (method([0.9], 5, 0.1, masked_upload_bytes=size) for size in (4200, 8400))
+    summary = compared(generator="none", a=small, b=large, c=small).model_copy(
+        update={"secure_sums": numbers}
+    )
+    assert sum_sentences(summary) == (
+        "Secure sums carry each float of an upload as a word of 32 bits, in steps of 4.77e-7. In the sum of 3"
+        " clients, a number differs from the exact sum by at most 7.15e-7. The words of a masked upload take"
+        " 4 kB (a, c); 8 kB (b)."
+    )
+    assert sum_sentences(compared(generator="none", a=method([0.9], 5, 0.1))) == ""
+
+
+@pytest.mark.slow
+def test_the_error_of_a_run_stays_below_what_its_page_says(tmp_path):
+    """One round, so that training does not enlarge the error. Steps are coarse, so that there is one."""
+    secure = {"threshold": 2, "limit": 2.0**14, "precision": 2.0**-15}
+    summaries, models = {}, {}
+    for name, changes in (("exact", {}), ("secure", {"secure": secure})):
+        content = SMALL_RUN | {"seeds": [0], "methods": {"plain": {"algorithm": "fedavg"}}}
+        content["federate"] = SMALL_RUN["federate"] | changes
+        pipeline.execute(config.validate(content), tmp_path / name)
+        summaries[name] = Summary.read(tmp_path / name / "summary.json")
+        file = tmp_path / name / "federate" / "plain" / "seed-0" / "model.safetensors"
+        models[name] = torch.cat([leaf.double().flatten() for leaf in leaves(load_tensors(file)[0])])
+    numbers = summaries["secure"].secure_sums
+    assert (numbers.bits, numbers.step, numbers.error) == (32, 2.0**-15, 2.0**-15)
+    error = (models["exact"] - models["secure"]).abs().max()
+    assert 0 < error <= numbers.error
+    sent = summaries["secure"].methods["plain"].masked_upload_bytes
+    assert 2 * sent == summaries["secure"].methods["plain"].uplink_bytes_per_round
+    html = (tmp_path / "secure" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "as a word of 32 bits, in steps of 3.05e-5. In the sum of 2 clients, a number differs" in html
+    assert "Secure sums carry" not in (tmp_path / "exact" / "report" / "index.html").read_text("utf-8")

@@ -74,11 +74,11 @@ def test_the_figures_are_those_of_the_records(folder, content):
 
 def test_every_field_of_the_schema_has_a_value_somewhere(content):
     """Else the tests of this module would say nothing about it."""
-    filled = {"vocabulary"}  # a run of images has none
+    filled = {"vocabulary", "secure_sums"}  # a run of images without secure sums has none
     filled |= {field for field, value in content.items() if value is not None}
     assert filled >= {model.alias or name for name, model in Summary.model_fields.items()}
     for name in schema.MethodResult.model_fields:
-        empty = name == "untrained_seeds"  # only of a run that fails
+        empty = name in ("untrained_seeds", "masked_upload_bytes")  # of runs that fail, of secure sums
         assert empty or any(method[name] not in (None, []) for method in content["methods"].values()), name
     heterogeneity = content["methods"]["plain"]["heterogeneity"]
     assert all(heterogeneity[name] for name in schema.Heterogeneity.model_fields)
@@ -111,8 +111,8 @@ def test_a_record_of_an_unfinished_stage_has_no_result(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"schema": 6}, "schema 6, but this version of genfl reads schema 7; run the config again"),
-        ({"schema": 8}, "schema 8, but this version of genfl reads schema 7; update genfl"),
+        ({"schema": 7}, "schema 7, but this version of genfl reads schema 8; run the config again"),
+        ({"schema": 9}, "schema 9, but this version of genfl reads schema 8; update genfl"),
         ({"schema": None}, "schema None, but"),
         ({"color": "red"}, "color: Extra inputs are not permitted; run the config again"),
         ({"seeds": "0"}, "seeds: Input should be a valid list; run the config again"),
@@ -129,7 +129,7 @@ def test_a_summary_that_does_not_fit_is_rejected_in_one_line(content, tmp_path, 
 def test_a_missing_and_a_damaged_summary_are_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         Summary.read(tmp_path / "summary.json")
-    (tmp_path / "summary.json").write_text('{"schema": 7')
+    (tmp_path / "summary.json").write_text('{"schema": 8')
     with pytest.raises(GenflError, match=r"summary\.json is damaged"):
         Summary.read(tmp_path / "summary.json")
     (tmp_path / "summary.json").write_text("[]")

@@ -434,3 +434,33 @@ def test_a_single_target_is_written_as_a_number():
     assert "target_accuracy: 0.8\n" in config.dump(read)
     several = config.parse(CONFIG.format(seeds=[0], target=[0.8, 0.9]))
     assert config.parse(config.dump(several)) == several
+
+
+@pytest.mark.parametrize(
+    ("secure", "bits", "step", "limit"),
+    [
+        # 64 bits: a tenth of 2^63 is above 2^59, so 2^20 may be multiplied by 2^39
+        ("true", 64, 2.0**-39, 2.0**20),
+        # 32 bits: a tenth of 2^31 is 214,748,364, and 100 · 2^21 is 209,715,200
+        ("{limit: 100, precision: 1.0e-06}", 32, 2.0**-21, 100.0),
+    ],
+)
+def test_the_error_of_secure_sums_is_half_a_step_for_each_client(tmp_path, secure, bits, step, limit):
+    written = CONFIG.format(seeds=[0], target=0.5) + f"federate: {{secure: {secure}}}\n"
+    run = Run(config.parse(written), tmp_path)
+    traces = {"0": trace(FIRST, 7 * 1000, 20, 12 * [1.0])}
+    for row in traces["0"]["rounds"]:
+        row["refused"] = 3  # of 10: what 7 clients sent counts
+    methods = {"synthetic_only": {"0": trace([0.25], 0, 0, [])}, "fedavg": traces}
+    record(run, {**UPSTREAM, "federate": {"methods": methods}})
+    summary = summarise(run, RunContext(), dict.fromkeys([*UPSTREAM, "federate"], False))
+    numbers = summary.secure_sums
+    assert (numbers.bits, numbers.step, numbers.error) == (bits, step, 10 * step / 2)
+    assert (numbers.clients, numbers.threshold, numbers.limit) == (10, 7, limit)
+    assert summary.methods["fedavg"].masked_upload_bytes == 1000
+    assert summary.methods["synthetic_only"].masked_upload_bytes is None
+
+
+def test_a_run_without_secure_sums_says_nothing_of_them(two_seeds):
+    assert two_seeds.secure_sums is None
+    assert two_seeds.methods["fedavg"].masked_upload_bytes is None

@@ -332,7 +332,7 @@ def test_augmentation_changes_what_is_learned_and_a_run_can_be_repeated(parse, t
     first = accuracies("one", change)
     assert torch.equal(first, accuracies("two", change))
     assert not torch.equal(first, accuracies("three"))
-    assert json.loads((tmp_path / "one" / "summary.json").read_text())["schema"] == 7
+    assert json.loads((tmp_path / "one" / "summary.json").read_text())["schema"] == 8
 
 
 def test_every_file_for_imagenet_is_of_a_model_there_is():

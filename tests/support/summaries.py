@@ -42,6 +42,7 @@ def method(per_seed, rounds, start, **changes):
         "heterogeneity": None,
         "refused_uploads": 0,
         "uploads": 24,
+        "masked_upload_bytes": None,
         "untrained_seeds": [],
     }
     return MethodResult.model_validate(fields | changes)
@@ -82,6 +83,7 @@ def compared(test_samples=1000, generator="image", compare=None, **methods):
         byte_budget=None,
         cost={"generation": None, "training": None, "inference": None, "per_point": {}},
         privacy={"releases": [], "guarantees": {}, "notes": []},
+        secure_sums=None,
         stages={},
         environment=environment(),
     )

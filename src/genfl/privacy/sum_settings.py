@@ -15,6 +15,15 @@ def upload_numbers(secure: SecureUploads) -> SumRange:
     return SumRange(secure.limit, secure.precision)
 
 
+def fixed_point(secure: SecureUploads, cohort: int) -> FixedPoint:
+    """Return the numbers by which a sum of so many uploads carries floats.
+
+    Raises:
+        ValueError: Words cannot carry them.
+    """
+    return FixedPoint.fitting(secure.limit, cohort, secure.precision)
+
+
 def least_clients(secure: SecureUploads, cohort: int) -> int:
     """Return the fewest clients of a cohort whose sum may be opened."""
     return default_threshold(cohort) if secure.threshold is None else secure.threshold
@@ -28,7 +37,7 @@ def numbers_problem(secure: SecureUploads, cohort: int) -> str | None:
         cohort: The number of clients in a sum.
     """
     try:
-        FixedPoint.fitting(secure.limit, cohort, secure.precision)
+        fixed_point(secure, cohort)
     except ValueError as error:
         return f"federate.secure: limit {secure.limit:g}, precision {secure.precision:g}: {error}"
     return None

@@ -14,7 +14,7 @@ from genfl.config.names import FLOWER
 from genfl.report import pictures, plots, text
 from genfl.report.audit_page import AuditSection
 from genfl.report.charts import Chart, charts_in
-from genfl.report.releases import privacy_section
+from genfl.report.releases import privacy_section, sum_sentences
 from genfl.report.style import MOST_DRAWN, REST, Look, looks
 from genfl.report.templates import page_template
 from genfl.results.evidence import Evidence
@@ -163,6 +163,7 @@ def _context(evidence: Evidence, summary: Summary) -> dict[str, Any]:
         "real_machines": evidence.config.federate.engine == FLOWER,
         **_pretraining(evidence),
         "privacy": privacy_section(summary.privacy),
+        "secure_sums": _nonbreaking(sum_sentences(summary)),
         "work": text.work_table(summary),
         "time": _time(summary),
         "generation_cost": _generation_cost(summary),

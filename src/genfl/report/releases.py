@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from genfl.report.text import count
-from genfl.results.schema import PrivacyResult, ReleaseResult
+from genfl.report.text import byte_size, count
+from genfl.results.schema import PrivacyResult, ReleaseResult, Summary
 
 TOPICS = {
     "labels": "label names, and how many clients hold each",
@@ -169,6 +169,28 @@ def privacy_line(privacy: PrivacyResult) -> str:
     others = len(names) - _MOST_NAMED
     named = f"{', '.join(names[:_MOST_NAMED])} and {count(others, 'other release')}" if others > 0 else ""
     return f"{line} ({named or ' and '.join(names)} are exact)"
+
+
+def sum_sentences(summary: Summary) -> str:
+    """Return how exact the secure sums of uploads are, and how large uploads are; empty without them.
+
+    Args:
+        summary: The figures of a run.
+    """
+    numbers = summary.secure_sums
+    if numbers is None:
+        return ""
+    names: dict[int, list[str]] = {}
+    for name, method in summary.federated.items():
+        if method.masked_upload_bytes is not None:
+            names.setdefault(method.masked_upload_bytes, []).append(name)
+    sizes = "; ".join(f"{byte_size(size)} ({', '.join(of_size)})" for size, of_size in names.items())
+    return (
+        f"Secure sums carry each float of an upload as a word of {numbers.bits} bits, in steps of"
+        f" {number(numbers.step)}. In the sum of {count(numbers.clients, 'client')}, a number differs from"
+        f" the exact sum by at most {number(numbers.error)}."
+        + (f" The words of a masked upload take {sizes}." if sizes else "")
+    )
 
 
 def number(value: float) -> str:

@@ -19,7 +19,7 @@ from genfl.privacy.ledger import Ledger, Mechanism, Recipient, Topic
 from genfl.results.names import CENTRALISED
 from genfl.storage import read_json, write_json
 
-SCHEMA = 7
+SCHEMA = 8
 """The version of ``summary.json``. It is raised whenever a field is added, removed or changes its meaning."""
 
 
@@ -380,6 +380,11 @@ class MethodResult(ResultModel):
         description="The seeds in which every upload was refused: the final model is the initial one."
     )
 
+    masked_upload_bytes: int | None = Field(
+        description="Bytes of the words of one client's masked upload, without the message around them; null"
+        " without federate.secure, for references, and if no upload counted."
+    )
+
     @property
     def upper_bound(self) -> bool:
         """Whether it trains on all private data in one place, which is not allowed in practice."""
@@ -623,6 +628,23 @@ class PrivacyResult(ResultModel):
         )
 
 
+class SumNumbers(ResultModel):
+    """How the secure sums of uploads carry floats, and how exact they are. Integers travel as they are."""
+
+    clients: int = Field(description="The most clients of a sum: those of a cohort.")
+    threshold: int = Field(description="The fewest clients whose sum is opened.")
+    limit: float = Field(description="The largest absolute value in an upload (federate.secure.limit).")
+    bits: Literal[32, 64] = Field(description="Bits of the word of a float.")
+    step: float = Field(
+        description="The distance of neighbouring fixed-point numbers, a power of two: each client rounds its"
+        " floats to multiples of it."
+    )
+    error: float = Field(
+        description="The most by which a number in the sum of a whole cohort can differ from the exact sum:"
+        " half a step for each client. Rounding to the floats of the model comes on top, as in every sum."
+    )
+
+
 class StageTime(ResultModel):
     """The time of one stage."""
 
@@ -649,7 +671,7 @@ class Environment(ResultModel):
 class Summary(ResultModel):
     """All figures of a run, as in ``summary.json``."""
 
-    schema_version: Literal[7] = Field(alias="schema", description="Version of this schema.")
+    schema_version: Literal[8] = Field(alias="schema", description="Version of this schema.")
     name: str = Field(description="Name of the run.")
     seeds: list[int] = Field(description="The seeds, in the order in which figures list them.")
     labels: LabelsResult = Field(description="The labels of the private data.")
@@ -693,6 +715,9 @@ class Summary(ResultModel):
     cost: CostAccount = Field(description="What generation and training cost.")
     privacy: PrivacyResult = Field(
         description="What is computed from private data, who learns it, and how it is protected."
+    )
+    secure_sums: SumNumbers | None = Field(
+        description="The numbers of the secure sums of uploads; null without federate.secure."
     )
     stages: dict[str, StageTime] = Field(description="The time of each stage, in order.")
     environment: Environment = Field(description="What the stage `federate` ran on.")

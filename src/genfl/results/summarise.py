@@ -20,6 +20,7 @@ from genfl.experiment.folder import AUDIT, Run
 from genfl.generators.registry import GENERATORS
 from genfl.metering import add_costs
 from genfl.privacy.ledger import Noise, ledger, noise_in
+from genfl.privacy.sum_settings import fixed_point, least_clients
 from genfl.results.names import SYNTHETIC_ONLY
 from genfl.results.schema import (
     SCHEMA,
@@ -42,6 +43,7 @@ from genfl.results.schema import (
     StageRecord,
     StageTime,
     Summary,
+    SumNumbers,
     TargetResult,
     VocabularyResult,
     WorkCost,
@@ -89,11 +91,28 @@ def summarise(run: Run, context: RunContext, skipped: Mapping[str, bool]) -> Sum
         byte_budget=byte_budget(config, methods),
         cost=cost_account(records, methods),
         privacy=ledger_result(config, results["federate"]["methods"]),
+        secure_sums=_sum_numbers(config),
         stages={
             name: StageTime(seconds=records[name].seconds, skipped=was_skipped, cost=records[name].cost)
             for name, was_skipped in skipped.items()
         },
         environment=environment,
+    )
+
+
+def _sum_numbers(config: Config) -> SumNumbers | None:
+    """Return how secure sums carry the uploads of a cohort; None without them."""
+    secure, cohort = config.federate.secure, config.federate.clients_per_round
+    if secure is None:
+        return None
+    numbers = fixed_point(secure, cohort)
+    return SumNumbers(
+        clients=cohort,
+        threshold=least_clients(secure, cohort),
+        limit=secure.limit,
+        bits=numbers.bits,
+        step=numbers.step,
+        error=numbers.error_bound(cohort),
     )
 
 
@@ -411,12 +430,16 @@ def _first_reached(rounds: Sequence[int], accuracy: np.ndarray, target: float) -
 
 
 def _uploads(config: Config, method: Method | None, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return how many uploads a method had and were refused, and the seeds in which all were."""
+    """Return how many uploads a method had and were refused, the seeds in which all were, and their bytes."""
     federated = method is not None and method.reference is None
     cohort = config.federate.clients_per_round * federated
     refused = [sum(row["refused"] for row in trace["rounds"]) for trace in traces]
     uploads = [sum(row.get("clients", cohort) for row in trace["rounds"]) for trace in traces]
+    counted = sum(uploads) - sum(refused)
+    masked = federated and config.federate.secure is not None and counted > 0
+    sent = sum(row["uplink_bytes"] for trace in traces for row in trace["rounds"])  # of those that count
     return {
+        "masked_upload_bytes": sent // counted if masked else None,
         "refused_uploads": sum(refused),
         "uploads": sum(uploads),
         "untrained_seeds": [
