@@ -21,7 +21,7 @@ from pathlib import Path
 
 from genfl.config import parse
 from genfl.live.keys import make_node_keys, make_server_keys
-from genfl.live.link import CONNECTION, KEYS, LOOPBACK, Client, Server, SuperNode
+from genfl.live.link import CONNECTION, KEYS, LOOPBACK, Client, Server, SuperNode, flower_project
 from genfl.live.processes import Processes, free_ports
 from genfl.live.server import MEMBERS, for_machines
 
@@ -34,27 +34,8 @@ federate: {rounds: 1, clients_per_round: 2}
 methods: {plain: {algorithm: fedavg}}
 """
 
-PROJECT = """[project]
-name = "messages-{name}"
-version = "1.0.0"
-description = "A benchmark"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "genfl"
-flwr-version-target = "1.41.0"
-
-[tool.flwr.app.components]
-serverapp = "messages_{name}:server"
-clientapp = "messages_{name}:client"
-
-[tool.flwr.app.config]
-out = ""
-members = ""
-size = 0
-rounds = 0
-"""
+SETTINGS: dict[str, str | int] = {"out": "", "members": "", "size": 0, "rounds": 0}
+"""The settings of an app."""
 
 SERVER = """
 import json, time
@@ -171,7 +152,9 @@ def measure(folder: Path, size: int, rounds: int, repeats: int) -> dict[str, lis
     for name, code in APPS.items():
         app = folder / name
         app.mkdir()
-        (app / "pyproject.toml").write_text(PROJECT.format(name=name))
+        components = (f"messages_{name}:server", f"messages_{name}:client")
+        project = flower_project(f"messages-{name}", "1.0.0", "A benchmark", components, SETTINGS)
+        (app / "pyproject.toml").write_text(project)
         (app / f"messages_{name}.py").write_text(code)
     seconds: dict[str, list[float]] = {name: [] for name in APPS}
     (port,) = free_ports(1)

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,7 +150,9 @@ class Server:
         for name in (OUTCOME, SERVING):
             remove(self.folder / name, self.folder)
         app = self.folder / "app"
-        write_text(app / "pyproject.toml", _APP.format(version=genfl.__version__))
+        components = ("genfl.live.apps:server_app", "genfl.live.apps:client_app")
+        about = ("genfl-federation", genfl.__version__, "A federation of genfl")
+        write_text(app / "pyproject.toml", flower_project(*about, components, {"folder": ""}))
         setting = f"folder={json.dumps(str(self.folder))}"
         self.processes.run(["flwr", "run", str(app), CONNECTION, "--run-config", setting], self.home)
 
@@ -316,10 +318,29 @@ class SuperNode:
             self._start()
 
 
-_APP = """[project]
-name = "genfl-federation"
-version = "{version}"
-description = "A federation of genfl"
+def flower_project(
+    name: str, version: str, description: str, components: tuple[str, str], settings: Mapping[str, str | int]
+) -> str:
+    """Return the ``pyproject.toml`` of a Flower app. It names code that is installed on each machine.
+
+    Args:
+        name: The app's name.
+        version: Its version.
+        description: What it is.
+        components: The apps of the server and of a client, as ``module:attribute``.
+        settings: The settings that a run may give, with their defaults.
+    """
+    server, client = components
+    return _PROJECT.format(
+        *map(json.dumps, (name, version, description, server, client)),
+        "".join(f"{setting} = {json.dumps(value)}\n" for setting, value in settings.items()),
+    )
+
+
+_PROJECT = """[project]
+name = {}
+version = {}
+description = {}
 license = "Apache-2.0"
 dependencies = []
 
@@ -328,13 +349,11 @@ publisher = "genfl"
 flwr-version-target = "1.41.0"
 
 [tool.flwr.app.components]
-serverapp = "genfl.live.apps:server_app"
-clientapp = "genfl.live.apps:client_app"
+serverapp = {}
+clientapp = {}
 
 [tool.flwr.app.config]
-folder = ""
-"""
-"""The Flower app: it names code that is installed on each machine, and carries none."""
+{}"""
 
 
 def run_server(
