@@ -6,9 +6,12 @@ import torch
 pytest.importorskip("flwr")
 
 from genfl import config
+from genfl.errors import InputError
 from genfl.experiment.context import RunContext
+from genfl.live.folders import PROCESSES
 from genfl.live.keys import node_keys
-from genfl.live.local import SPLIT, prepare_parties
+from genfl.live.local import SPLIT, deploy_local, prepare_parties
+from genfl.live.processes import Processes
 from genfl.live.site import EXAMPLES
 from genfl.storage import load_tensors
 
@@ -47,3 +50,10 @@ def test_shares_that_were_not_finished_are_written_again(tmp_path):
     first = shares(tmp_path)
     (tmp_path / "client-1" / "data" / SPLIT).unlink()
     assert shares(tmp_path) != first
+
+
+def test_two_federations_do_not_begin_in_one_folder(tmp_path):
+    """The second one ends before it makes keys, which the first one may be writing."""
+    with Processes(tmp_path / PROCESSES), pytest.raises(InputError, match="--out: another process uses"):
+        deploy_local(config.parse(CONFIG), tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}

@@ -34,7 +34,7 @@ def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YE
         The label names with their holders, and for each method the evaluations and rounds.
 
     Raises:
-        InputError: The config cannot be run so.
+        InputError: The config cannot be run so, or another process uses the folder.
         GenflError: The federation failed.
     """
     known = config.data.partition.known
@@ -44,9 +44,9 @@ def deploy_local(config: Config, folder: Path, clients: int, seconds: float = YE
         raise InputError(problem)
     folder = folder.resolve()
     folders = [folder / f"client-{number}" for number in range(clients)]
-    prepare_parties(config, folder / "server" / KEYS, folders)
     secure = config.federate.secure is not None
-    with Processes(folder / PROCESSES) as processes:
+    with Processes(folder / PROCESSES) as processes:  # it locks the folder, so that keys are made once
+        prepare_parties(config, folder / "server" / KEYS, folders)
         (port,) = free_ports(1)
         server = Server(for_machines(config), folder / "server", processes, LOOPBACK, port)
         server.start()
