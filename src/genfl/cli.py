@@ -745,6 +745,44 @@ def nodes_command(
     )
 
 
+@app.command("memory", cls=_Command)
+def memory_command(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A client's folder.")] = Path("client"),
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--forget",
+            metavar="NAME",
+            help="Delete what the client keeps of this federation, for good. Can be repeated.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what a client keeps of federations on its disk.
+
+    Forget those alone that have ended: a client refuses all messages of a federation that it forgot.
+    """
+    from genfl.engines.flower import check_flower
+
+    check_flower("genfl memory")
+    from genfl.live.memories import forget_federations, kept_federations
+
+    if forget:
+        forget_federations(folder, forget)
+    rows = kept_federations(folder)
+    if as_json:
+        _print_json([row._asdict() for row in rows])
+        return
+    _print_table(
+        ("federation", "for", "last round", "answered", "size"),
+        [
+            (row.name, row.purpose or "–", str(row.round or "–"), _time(row.answered), _size(row.bytes))
+            for row in rows
+        ],
+    )
+
+
 @app.command("list", cls=_Command)
 def list_command(
     what: Annotated[Catalogue, typer.Argument(help="The catalogue to list.")],

@@ -14,13 +14,11 @@ from flwr.serverapp import Grid, ServerApp
 from genfl.engines.flower.member import SumMember
 from genfl.engines.flower.node import build_client_app
 from genfl.journal import JOURNAL
+from genfl.live.folders import MEMORY
 from genfl.live.logs import journal_to, log_to
 
 if TYPE_CHECKING:
     from genfl.engines.flower.work import Site
-
-MEMORY = "memory"
-"""The folder of what a client keeps between rounds, in its own folder."""
 
 server_app = ServerApp()
 """The app that `genfl deploy` submits to the SuperLink."""

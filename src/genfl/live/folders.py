@@ -17,6 +17,9 @@ MEMBERS, REGISTERED = "members.json", "registered.json"
 KEYS = "keys"
 """The folder of a server's keys, in its own folder."""
 
+MEMORY = "memory"
+"""The folder of what a client keeps between rounds, in its own folder."""
+
 HOME = "flower"
 """The folder of what Flower itself keeps, in the folder of a server or a client."""
 

@@ -49,6 +49,9 @@ GROUP_KEY = "group.key"
 OPENED = "opened.json"
 """The file that says what was opened, by action and round: a digest of the clients and of the content."""
 
+FORGOTTEN = ".forgotten"
+"""The end of the name of a file that says that the client forgot a federation. It is empty."""
+
 _LOCK = ".lock"
 
 LOCK_SECONDS = 60.0
@@ -61,10 +64,12 @@ def run_folder(folder: Path, run: str) -> Path:
     """Return a client's folder for one federation.
 
     Raises:
-        RefusedMessage: The name of the federation is none.
+        RefusedMessage: The name of the federation is none, or the client was told to forget it.
     """
     if not re.fullmatch(r"[0-9a-f]{8,64}", run):
         raise RefusedMessage("run: it is no name of a federation")
+    if (folder / f"{run}{FORGOTTEN}").exists():
+        raise RefusedMessage("run: this client was told to forget this federation; start a new one")
     return folder / run
 
 
