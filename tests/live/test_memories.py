@@ -12,10 +12,14 @@ from support.command import Command
 from genfl.engines.flower.member import run_folder
 from genfl.engines.flower.node_memory import NodeMemory
 from genfl.engines.flower.records import RefusedMessage
+from genfl.engines.flower.wire import Request
 from genfl.errors import InputError
 from genfl.live.folders import MEMORY, PROCESSES
 from genfl.live.memories import forget_federations, kept_federations
+from genfl.live.policy import ClientPolicy
 from genfl.live.processes import Processes
+from genfl.live.site import DataSite
+from genfl.rng import Key
 from genfl.storage import locked
 
 
@@ -45,9 +49,17 @@ def test_a_forgotten_federation_is_deleted_and_its_messages_are_refused(client):
     assert kept_federations(client) == [plain]
     assert not (client / MEMORY / memory.name).exists()
     assert files(client / MEMORY / plain.name) == other
-    with pytest.raises(RefusedMessage, match="this client was told to forget this federation"):
+    with refused():
         NodeMemory(client / MEMORY, memory.name)
+    site = DataSite(client / MEMORY, client / "data", ClientPolicy())
+    for action in ("census", "train"):
+        with refused():
+            site.work(Request(memory.name, action, 3, 0, 2, 2, None, Key(0), {}, {}))
     assert run_folder(client / MEMORY, plain.name) == client / MEMORY / plain.name
+
+
+def refused():
+    return pytest.raises(RefusedMessage, match="run: this client was told to forget this federation")
 
 
 @pytest.mark.parametrize("wrong", ["", "0123", "f" * 32, "../data"])

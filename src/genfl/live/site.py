@@ -121,8 +121,10 @@ class DataSite:
         """Return what the node needs to answer a request.
 
         Raises:
-            RefusedMessage: The client does not allow it, or the server's config cannot be used here.
+            RefusedMessage: The client does not allow it, was told to forget the federation, or the server's
+                config cannot be used here.
         """
+        run_folder(self.folder, request.run)  # refused if it was forgotten, also where nothing is kept
         config = _config(request.settings)
         self.policy.check(config, request.settings.get("method"), request.round)
         if config.federate.secure and request.delivery is None:  # before the data is looked at
