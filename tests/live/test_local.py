@@ -1,26 +1,27 @@
 """A federation of real processes on this machine: TLS, known nodes, and the models of a simulation."""
 
 import contextlib
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from support.dropping import Dropping
 
 pytest.importorskip("flwr")
+
+from support.real_federation import Gate, online_since, process_of, supernode_of, wait_for
 
 from genfl import config, pipeline
 from genfl.engines.in_process import sequential
 from genfl.experiment.context import RunContext
 from genfl.live import local
 from genfl.live.keys import make_node_keys, make_server_keys
-from genfl.live.link import CONNECTION, KEYS, LOOPBACK, Client, Server, SuperNode
+from genfl.live.link import KEYS, LOOPBACK, Client, Server, SuperNode
 from genfl.live.processes import Processes, free_ports
 from genfl.live.server import for_machines
 from genfl.live.site import EXAMPLES, write_examples
@@ -41,14 +42,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="open ports are read from /proc"),
 ]
-
-
-def wait_for(condition, check=lambda: None):
-    end = time.monotonic() + 1200
-    while not condition():
-        check()
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def listening(processes):
@@ -156,44 +149,10 @@ def test_real_processes_train_the_models_of_sequential(tmp_path, monkeypatch):
     assert holders(folder / "server", private) == set()
 
 
-def process_of(program, file):
-    """The id of the process of a program that has a file on its command line; None without one."""
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = entry.read_bytes().split(b"\0")
-            if str(file).encode() in words and words[1].endswith(program.encode()):
-                return int(entry.parent.name)
-    return None
-
-
-def supernode_of(folder):
-    """The id of the SuperNode whose key is in a folder; None if it does not run."""
-    return process_of("flower-supernode", folder / "node.key")
-
-
-def online_since(server):
-    """When the nodes that are online came online, from Flower's list."""
-    command = ["flwr", "supernode", "list", CONNECTION, "--format", "json"]
-    text = server.processes.run(command, server.home)
-    nodes = json.loads(text[text.index("{") : text.rindex("}") + 1])["nodes"]
-    return {node["online-at"] for node in nodes if node["status"] == "online"}
-
-
-def answered(pipe, text):
-    """Whether somebody waits at a named pipe, who gets a text."""
-    try:
-        descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    return True
-
-
 def test_a_killed_client_is_left_out_and_comes_back_with_its_memory(tmp_path, monkeypatch):
     """SuperNode kill -9 while its app works: what it computed must not count, also for itself.
 
-    The other client waits at its policy, which is a pipe meanwhile, until the killed one is back.
+    The other client waits at its policy until the killed one is back.
     """
     changes = ["federate.rounds=6", "federate.deadline=900", "federate.local.steps=3000"]
     settings = config.parse(CONFIG, changes)
@@ -201,9 +160,9 @@ def test_a_killed_client_is_left_out_and_comes_back_with_its_memory(tmp_path, mo
     keys = make_server_keys(folder / KEYS, [LOOPBACK])
     (port,) = free_ports(1)
     folders = [tmp_path / "client-0", tmp_path / "client-1"]
-    policy, pipe, allowed = tmp_path / "policy.yaml", tmp_path / "pipe", "algorithms: [scaffold]\n"
-    policy.write_text(allowed)
-    os.mkfifo(pipe)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("algorithms: [scaffold]\n")
+    gate = Gate(policy)
     for own, rows in zip(folders, context.client_rows(settings.data, 0), strict=True):
         make_node_keys(own)
         write_examples(own / "data", context.data_set(settings.data), rows)
@@ -220,15 +179,14 @@ def test_a_killed_client_is_left_out_and_comes_back_with_its_memory(tmp_path, mo
         memory = folders[1] / "memory"
         # It has been told that round 1 is finished: it works on round 2.
         wait_for(lambda: "1\n" in map(Path.read_text, memory.glob("*/finished.json")), processes.check)
-        pipe.replace(policy)
+        gate.shut()
         os.kill(supernode_of(folders[1]), signal.SIGKILL)
         since = online_since(server)
         log = folder / "server.log"
         # The round may have to wait for client 0, so its outcome is looked at in the end.
         wait_for(lambda: len(online_since(server) - since) == 1, processes.check)
-        wait_for(lambda: answered(policy, allowed), processes.check)
-        pipe.write_text(allowed)
-        pipe.replace(policy)
+        wait_for(gate.reached, processes.check)
+        gate.open()
         result = server.wait(1800)
     assert supernode_of(folders[0]) is None  # it ended with the command that started it
     (trace,) = result["methods"]["memory"].values()
@@ -238,17 +196,9 @@ def test_a_killed_client_is_left_out_and_comes_back_with_its_memory(tmp_path, mo
     refused = rf"round {lost[0]}: the upload of client 1 was refused: (it did not answer|its node failed)"
     assert re.search(refused, log.read_text())
 
-    class Dropping:
-        def __init__(self, data, reducer):
-            self.engine = sequential(data, reducer)
-
-        def run(self, program, tasks):
-            kept = [task for task in tasks if task.client != 1 or task.round not in lost]
-            return self.engine.run(program, kept)
-
     @contextlib.contextmanager
     def dropping(kind, clients, cohort, device, fast, reducer):
-        yield Dropping(clients, reducer)
+        yield Dropping(sequential(clients, reducer), {(number, 1) for number in lost})
 
     monkeypatch.setattr("genfl.stages.federate.trial.engine", dropping)
     pipeline.execute(settings, tmp_path / "b", until="federate")
