@@ -1139,6 +1139,7 @@ def test_kind_is_found_in_a_models_own_files(tmp_path):
     assert (kind_of_model("miniature"), kind_of_model("espeak")) == ("image", "speech")
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_again_with_table_and_models(tmp_path):
     methods = {"fedavg": {"algorithm": "fedavg"}, "alone": {"algorithm": "local"}}
     first = genfl.run({**BASE, "methods": methods}, {"federate.rounds": 1}, out=tmp_path / "run")
@@ -1207,6 +1208,7 @@ def test_the_quickstart_runs_and_its_outputs_are_stored(tmp_path):
     run_program("import runpy; runpy.run_path('quickstart.py', run_name='__main__')", cwd=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

@@ -34,6 +34,8 @@ from genfl.stages.federate.shadow import ShadowSetting, train_shadow
 from genfl.stages.federate.trial import Trial
 from genfl.storage import load_tensors
 
+pytestmark = pytest.mark.slow
+
 ALL = ("loss", "lira", "rmia")
 
 

@@ -27,6 +27,8 @@ from genfl.stages.federate import canaries as canary_training
 from genfl.stages.federate import trial
 from genfl.stages.federate.protection import user_noise
 
+pytestmark = pytest.mark.slow
+
 COUNT = 300
 
 

@@ -14,6 +14,8 @@ from genfl import config, pipeline
 from genfl.comparison import compare_folders, sweep_runs, write_comparison
 from genfl.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 CONTENT = {**SMALL_RUN, "methods": {"fedavg": {"algorithm": "fedavg"}, "prox": {"algorithm": "fedprox"}}}
 
 

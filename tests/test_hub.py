@@ -112,6 +112,7 @@ def test_hub_that_cannot_be_reached_is_named_at_once(hub_address, monkeypatch, f
     assert "(HF_HUB_OFFLINE switches the Hub off)" in reason_of(field, "owner/x")
 
 
+@pytest.mark.slow
 def test_models_are_loaded_without_code_of_their_own():
     """`load_model` passes the option on; a model that is loaded past it must name it."""
     calls = [

@@ -123,6 +123,7 @@ def test_a_folder_that_is_absent_is_one_line(tmp_path):
         list_runs(tmp_path / "absent")
 
 
+@pytest.mark.slow
 def test_the_command_lists_without_slow_imports(runs):
     code = """
 import sys

@@ -135,6 +135,7 @@ def test_fedgen_without_weight_is_fedavg(handwriting):
     assert same(ours.weights, plain.weights)
 
 
+@pytest.mark.slow
 def test_fedgens_first_round_is_fedavgs_and_its_second_is_not(handwriting):
     task, local = mlp_task(), LocalSGD(0.1)
     _, ours = run(fedgen(task, local, weight=1.0), task, handwriting, 2)

@@ -288,6 +288,7 @@ def test_feddf_equals_the_published_algorithm(float64):
     assert not close(states[0]["weights"], states[-1]["weights"], 0.1)
 
 
+@pytest.mark.slow
 def test_feddf_of_two_architectures_equals_the_published_algorithm(float64):
     """Groups without a client in the cohort learn as well, from where they were."""
     task, other, clients, unlabelled = smooth(7), smooth(4, features=3), data(), draw(8, D)

@@ -262,6 +262,7 @@ def fedprox_fixed_point(clients, mu):
     return pull / total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mu", mostly_slow([0.0, 0.5, 3.0], 0.5))
 @pytest.mark.parametrize("clients", mostly_slow([EQUAL, UNEQUAL], UNEQUAL))
 def test_fedprox_converges_to_its_own_fixed_point(quadratics, clients, mu):

@@ -26,6 +26,7 @@ def fixed_point(clients, weights):
     return float(pull @ np.array([b for _, b, _ in clients]) / pull.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", mostly_slow([EQUAL, UNEQUAL, TEN], UNEQUAL))
 def test_fedavg_converges_to_its_own_biased_fixed_point(quadratics, clients):
     trace = quadratics(fedavg(quadratics.task, LocalSGD(LR)), clients)

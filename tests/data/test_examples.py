@@ -126,6 +126,7 @@ def generated(folder, name):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     mostly_slow(

@@ -274,6 +274,7 @@ def test_a_config_draws_natural_clients_for_each_seed(keyed):
 DOMAINS = [("photo", "sketch", "art")[n % 5 % 3] for n in range(500)]  # 200, 200 and 100
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     within=st.sampled_from(["iid", "dirichlet"]), clients=st.integers(1, 6), seed=st.integers(0, 2**32 - 1)

@@ -34,6 +34,7 @@ RNG = np.random.default_rng(0)
 # --- the spectrogram
 
 
+@pytest.mark.slow
 def test_spectrograms_are_those_of_the_reference():
     from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 

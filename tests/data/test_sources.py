@@ -112,6 +112,7 @@ def registered():
     DATASETS.restore(before)
 
 
+@pytest.mark.slow
 def test_register_dataset_makes_it_known_to_configs_and_the_catalogue(registered, tmp_path):
     text = """
     {name: t, seeds: [0], data: {name: squares, partition: {kind: natural}}, model: {name: mlp, width: 4},

@@ -60,6 +60,7 @@ class TestHashing:
     def test_words_have_the_same_buckets_everywhere_and_always(self):
         assert hash_words("the cat, don't!", 9) == [6789, 6903, 2795, 3496, 9230, 1486, 7198]
 
+    @pytest.mark.slow
     @given(st.text(max_size=60), st.integers(1, 40))
     def test_it_is_what_its_description_says(self, text, length):
         found = re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFC", text).lower())
@@ -95,6 +96,7 @@ class TestTokens:
         assert (long > 0).all()
         assert long[:2].tolist() == short[:2].tolist()
 
+    @pytest.mark.slow
     def test_no_token_is_padding_and_none_is_outside_the_vocabulary(self):
         tokens = {token for n in range(60_000) for token in ids(TokenFormat(2), f"w{n}")}
         assert min(tokens) == 1

@@ -41,6 +41,8 @@ from genfl.models.wrapped import last_layer
 from genfl.storage import save_tensors, sha256
 from genfl.threads import one_thread
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "cnn": ((1, 8, 8), {"width": 8, "hidden": 5}),
     "mlp": ((1, 8, 8), {"width": 16, "projection": 4}),

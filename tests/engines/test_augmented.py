@@ -65,6 +65,7 @@ def same(a, b):
     return a.evaluations == b.evaluations and all(torch.equal(x, y) for x, y in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", mostly_slow([1, 2, 5], 2))
 def test_both_engines_give_the_same_bits(workers):
     clients = mixed()

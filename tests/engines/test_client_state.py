@@ -287,6 +287,7 @@ def test_a_federation_whose_memories_do_not_fit_into_ram_is_the_same(monkeypatch
     assert_same(whole, scaffolded(tmp_path / "checkpoint.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", mostly_slow(["missing", "damaged"], "damaged"))
 def test_a_federation_with_a_missing_or_damaged_file_says_so_and_starts_over(tmp_path, caplog, harm):
     path = tmp_path / "checkpoint.safetensors"

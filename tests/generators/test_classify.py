@@ -17,6 +17,8 @@ from genfl.llm.queries import CLASSIFY_QUERIES, ChatQuery
 from genfl.references import generator_classifier
 from genfl.rng import Key
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ("a seven", "two", "a bold six")
 
 

@@ -236,6 +236,7 @@ def test_files_run_rejects_wrong_settings_first(tmp_path):
         pipeline.execute(settings(tmp_path, generator=private), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_files_run_leaves_out_clips_that_are_too_short(tmp_path):
     rng = np.random.default_rng(0)

@@ -74,6 +74,7 @@ def test_image_depends_on_text_and_guidance_scale(families, family):
     assert not np.array_equal(base, unguided)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_image_equals_a_plain_loop_over_the_pipeline(families, family, request, guide):
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DPMSolverMultistepScheduler
@@ -189,6 +190,7 @@ def with_safety_checker(tiny_stable_diffusion, tmp_path):
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", mostly_slow([False, True], False))
 @pytest.mark.parametrize("flags", mostly_slow([True, False], True))
 def test_safety_checker_blackens_what_it_flags_if_it_is_on(with_safety_checker, flags, guided, guide):

@@ -168,6 +168,7 @@ def loaded(kind, model):
     return np.asarray(sample.content if kind == "image" else sample.content.samples)
 
 
+@pytest.mark.slow
 def test_weights_of_a_variant_are_loaded(kind, folder):
     plain = loaded(kind, str(folder))
     for file in folder.rglob("*.safetensors"):

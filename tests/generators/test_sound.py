@@ -11,6 +11,8 @@ from genfl.errors import InputError
 from genfl.generators import sound
 from genfl.generators.sound import Sound
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ("tiny_audioldm", "tiny_audioldm2")
 
 

@@ -41,6 +41,7 @@ def _clips(samples):
     return [clip.samples for clip in clips]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["speecht5", "vits"])
 def test_speech_clip_depends_on_its_prompt_only(speakers, family):
     speaker = speakers[family]
@@ -65,6 +66,7 @@ def test_speech_leaves_the_global_stream_alone(speakers, family):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.slow
 def test_speecht5_equals_a_plain_call_of_the_model(speakers, tiny_speecht5):
     from transformers import SpeechT5ForTextToSpeech, SpeechT5HifiGan, SpeechT5Tokenizer
 

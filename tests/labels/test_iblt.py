@@ -40,6 +40,7 @@ def cells_of(table, name):
 # --- what decoding gives
 
 
+@pytest.mark.slow
 @given(client_sets)
 def test_the_sum_decodes_to_every_name_and_its_number_of_clients(clients):
     expected = Counter(name for client in clients for name in nfc(client))

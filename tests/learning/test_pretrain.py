@@ -61,6 +61,7 @@ class Interrupted(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", mostly_slow([1, 3, 5], 3))
 def test_an_interrupted_run_ends_bit_identical(problem, tmp_path, after):
     whole = _run(problem)

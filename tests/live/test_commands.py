@@ -26,6 +26,7 @@ def genfl(*args):
     return Command(*args).ended()
 
 
+@pytest.mark.slow
 def test_keys_are_made_and_listed(tmp_path):
     ended = genfl("keys", "server", "--host", "localhost", "--out", tmp_path / "server", "--json")
     assert ended.code == 0
@@ -37,6 +38,7 @@ def test_keys_are_made_and_listed(tmp_path):
     assert (again.code, again.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG)

@@ -24,6 +24,8 @@ from genfl.journal import EVENTS, JOURNAL, LONGEST_TEXT, EventFields, JournalRea
 from genfl.live.logs import journal_to
 from genfl.live.watch import watching
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = """
 import sys
 from pathlib import Path

@@ -189,6 +189,7 @@ def test_nodes_of_a_finished_federation(served):
     assert printed[2].startswith(f"1       {rows[1]['key'][:17]}  unknown  {rows[1]['since'][:10]} ")
 
 
+@pytest.mark.slow
 def test_status_and_nodes_import_nothing_slow(served, tmp_path):
     for args in (["status"], ["status", "--json"], ["nodes"]):
         command = [sys.executable, "-c", SLOW, args[0], str(served.folder), *args[1:]]

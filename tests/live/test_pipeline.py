@@ -29,6 +29,8 @@ from genfl.privacy.secure_sum import Segment, SumParameters
 from genfl.rng import Key
 from genfl.storage import read_json
 
+pytestmark = pytest.mark.slow
+
 TEXTS = """
 name: words
 seeds: [0]

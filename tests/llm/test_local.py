@@ -8,6 +8,8 @@ from genfl.errors import GenflError, InputError
 from genfl.llm.answers import Answer
 from genfl.llm.local import LocalChat, check_local_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def chat_model(tiny_chat_model, tmp_path):

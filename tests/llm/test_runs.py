@@ -113,6 +113,7 @@ def test_finished_run_needs_no_server(mine, chat_server, tmp_path):
     assert len(chat_server.asked) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["llm", "scenes"])
 def test_server_prompts_are_written_or_rejected(mine, chat_server, tmp_path, style):
     def behave(query, seed, number):

@@ -114,6 +114,7 @@ def test_server_does_not_repeat_permanent_errors(chat_server, client, status):
     assert len(chat_server.asked) == 1
 
 
+@pytest.mark.slow
 def test_server_waits_as_requested_within_the_limit(chat_server, client):
     chat_server.behave = lambda query, seed, number: (429, {"Retry-After": "1"}, "") if number == 0 else "ok"
     began = time.monotonic()
@@ -178,6 +179,7 @@ def test_server_that_is_absent_is_named():
         ServerChat("m", url, retries=1, wait=0.01).ask("hello", 0)
 
 
+@pytest.mark.slow
 def test_server_that_was_never_there_fails_soon_and_quietly(caplog):
     caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from genfl.privacy.dp.accounting import NoisedSums, compose, default_delta, epsilon_of, noise_for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("release", "delta", "accountant", "epsilon", "digits"),
     [
@@ -37,6 +38,7 @@ def sampled(noise_multiplier, rate):
     return dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise_multiplier))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(**GRID)
 def test_epsilon_equals_dp_accounting(noise_multiplier, rate, steps, delta):

@@ -173,6 +173,7 @@ def below_in_19_of_20(bounds, epsilon):
     return int((bounds < epsilon).sum()) >= 19
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", mostly_slow([0.5, 1.0, 2.0], 1.0, 2.0))
 def test_audit_of_a_gaussian_mechanism_stays_below_its_epsilon(sigma):
     epsilon = accounted(sigma)

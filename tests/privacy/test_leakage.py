@@ -68,6 +68,7 @@ def group_norm_cnn():
     return task, task.init(Key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", mostly_slow([0, 1, 2], 0))
 def test_dlg_recovers_a_digit_and_its_label(smooth, real, row):
     task, weights = smooth

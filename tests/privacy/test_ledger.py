@@ -98,6 +98,7 @@ def test_the_three_configs_need_all_stages():
     assert needed == {stage.name for stage in pipeline.STAGES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_every_algorithm_has_rows_in_words(name):
     settings = config.parse(BASE, [f"methods.plain.algorithm={name}"])

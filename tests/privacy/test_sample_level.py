@@ -70,6 +70,7 @@ def test_clipped_norm_never_exceeds_the_bound(scale, norm, seed):
             assert all(torch.equal(a, b.flatten()) for a, b in zip(clipped, one, strict=True)), "as it is"
 
 
+@pytest.mark.slow
 def test_clipped_norm_of_large_models_never_exceeds_the_bound():
     generator = torch.Generator().manual_seed(0)
     for rows in (torch.rand(1, 10**7, generator=generator), torch.full((1, 10**7), 0.1)):

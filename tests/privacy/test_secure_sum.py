@@ -25,6 +25,7 @@ def zeros(dtype=np.uint32, size=2**14):
 # --- the sum
 
 
+@pytest.mark.slow
 @given(st.data(), ids, st.integers(0, 2**200), st.sampled_from([None, 2, 4]), dtypes)
 def test_secure_sum_is_exact(data, clients, seed, degree, dtype):
     shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))

@@ -126,6 +126,7 @@ def test_search_finds_the_optimum_of_two_rounds():
     assert rmse(matrix, 2, ((1,),)) == pytest.approx(math.sqrt(best.fun), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [50, 1000])
 def test_few_buffers_do_as_well_as_the_square_root(rounds):
     """The square root of A is within a constant of the best matrix. Its inverse needs all earlier noise."""
@@ -136,6 +137,7 @@ def test_few_buffers_do_as_well_as_the_square_root(rounds):
     assert rmse(matrix, rounds, ((1,),)) < 1.005 * np.linalg.norm(root) * error
 
 
+@pytest.mark.slow
 def test_no_small_change_of_the_matrix_gains_a_thousandth():
     clients = ((1, 11, 21), (2, 9, 30), (5, 6))
     matrix = least_error(30, clients)

@@ -557,6 +557,7 @@ def test_a_label_in_a_chart_is_no_formula():
 # --- in a browser
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_phone_shows_it_whole_and_quietly(tmp_path, source):
     page = seen(source, tmp_path)
@@ -572,6 +573,7 @@ def test_a_phone_shows_it_whole_and_quietly(tmp_path, source):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_browser_would_notice(tmp_path, source):
     bad = '<div style="width: 500px">x</div><img src="missing.png"><img src="data:,">'
@@ -676,6 +678,7 @@ def test_a_wide_legend_takes_more_lines():
     assert float(ET.fromstring(svg_file(plain)).get("height")) == plain.size[1]
 
 
+@pytest.mark.slow
 def test_the_page_says_when_and_how_it_was_made(tmp_path):
     run = make(tmp_path)
     record = json.loads(run.record("federate").read_text())

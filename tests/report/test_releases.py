@@ -181,6 +181,7 @@ def test_the_page_of_a_run_without_noise_says_so(noised):
     assert "Training is not protected by differential privacy" in source
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_line(noised):
     _, run = noised
     output, _ = run_command("run", run.folder / "config.yaml", "--out", run.folder)

@@ -59,6 +59,7 @@ def test_a_method_that_some_runs_lack_has_a_dash():
     assert table.count("<td>–</td>") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "charts"),
     [

@@ -78,6 +78,7 @@ def ran(settings, folder, **options):
     return Summary.parse(summary), {name for name, stage in summary["stages"].items() if not stage["skipped"]}
 
 
+@pytest.mark.slow
 def test_contaminated_data_is_found_shown_and_warned_about(folders):
     summary, _ = ran(parse(folders), folders / "run")
     found = summary.audit

@@ -41,6 +41,7 @@ def gaussian(noise_multiplier, delta, accountant=rdp.RdpAccountant):
     return accountant().compose(dp_accounting.GaussianDpEvent(noise_multiplier)).get_epsilon(delta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
 def test_epsilon_without_correlation_is_that_of_independent_noise(accountant):
     """The matrix of ones on the diagonal moves as √(rounds of the busiest client)."""
@@ -76,6 +77,7 @@ def test_epsilon_gives_the_least_noise():
     assert one.noise_multiplier > 1
 
 
+@pytest.mark.slow
 def test_turns_make_epsilon_independent_of_the_seed():
     """Clients take turns four rounds apart, ten times in 40 rounds, in whichever order."""
     epsilons = {protection(seed=seed).epsilon(40) for seed in range(4)}

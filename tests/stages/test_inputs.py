@@ -702,6 +702,7 @@ def digests(parse):
     return digests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.change}-{row.base}")
 def test_a_changed_field_redoes_the_stages_it_touches(digests, row):
     before = digests(row.base, *row.given)

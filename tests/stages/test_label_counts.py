@@ -27,6 +27,7 @@ def exact(tmp_path_factory):
     return labels(tmp_path_factory.mktemp("exact") / "run", "labels.count_epsilon=null")
 
 
+@pytest.mark.slow
 def test_published_numbers_have_noise_of_a_secret(tmp_path, exact):
     noised = [labels(tmp_path / name) for name in ("one", "two")]
     for result in noised:

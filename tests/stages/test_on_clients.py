@@ -15,6 +15,8 @@ from genfl.learning.task import from_state_dict
 from genfl.rng import Key
 from genfl.storage import load_tensors
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 name: on clients
 seeds: [0, 1]

@@ -180,6 +180,7 @@ def test_clients_add_the_noise_and_the_record_says_so(tmp_path, caplog):
     assert {row["uplink_bytes"] for row in rounds} == {20 * 4 * numbers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     mostly_slow(["cohorts: fixed", "cohorts: fixed, target_quantile: 0.5", "noise: distributed", BLT], BLT),
@@ -279,6 +280,7 @@ def test_noise_of_clients_that_does_not_fit_is_refused(tmp_path, change, message
     assert not (tmp_path / "run" / "federate").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -46,6 +46,7 @@ def sizes(*counts, **parts):
 # --- what a protection counts
 
 
+@pytest.mark.slow
 def test_steps_of_the_most_exposed_client_are_counted():
     plan = Schedule(rounds=20, clients_per_round=2, batch_size=4, local_steps=3)
     clients, key = sizes(10, 20, 30), Key(5)
@@ -94,6 +95,7 @@ def test_generated_samples_are_free_or_protected():
 # --- runs
 
 
+@pytest.mark.slow
 def test_run_records_what_it_spent_and_stays_below_epsilon(tmp_path):
     methods = {"fedavg": {"algorithm": "fedavg"}, "together": {"algorithm": "centralised"}}
     result = genfl.run(config(methods), out=tmp_path / "run")

@@ -15,6 +15,8 @@ from genfl.tracking.series import Series
 
 from .helpers import recorded, told, write_images
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):

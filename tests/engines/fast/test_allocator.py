@@ -29,6 +29,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.slow
 def test_a_freed_tensors_pages_are_the_next_ones():
     usual = new_pages()
     with keeping_memory():

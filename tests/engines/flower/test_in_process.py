@@ -146,6 +146,7 @@ def round_of(message):
     return message.content["about"]["round"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["killed before", "killed after"])
 def test_a_lost_client_is_dropped_and_keeps_its_memory(clients, tmp_path, when):
     """A client that did the work but was not heard must not remember it."""
@@ -182,6 +183,7 @@ def test_an_interrupted_federation_resumes_with_the_same_bits(clients, tmp_path)
     assert max(files) <= 4  # two rounds between checkpoints, the one before, and the new one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before, after, checkpoint, killed", [(1, 5, 3, 4), (5, 3, 5, 7)], ids=["1 to 5", "5 to 3"]
 )
@@ -352,6 +354,7 @@ def test_a_replayed_request_is_refused(clients, tmp_path):
     assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == files
 
 
+@pytest.mark.slow
 def test_too_few_clients_are_asked_again_and_then_named(clients, tmp_path):
     algorithm, asked = build("fedavg"), []
 
@@ -410,6 +413,7 @@ def test_a_federation_whose_clients_all_refuse_stops(clients, tmp_path):
     assert asked[5:] == 3 * [("train", 1, client) for client in range(5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", mostly_slow(["nan", "shape", "bytes", "layout"], "nan"))
 def test_a_refused_upload_does_not_count_for_the_quorum(clients, tmp_path, change):
     algorithm, asked, times = build("scaffold"), [], 1
@@ -554,6 +558,7 @@ def onto_small_disk():
         unmount(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sums", [None, (SumRange(2.0**20, 2.0**-20), 3)], ids=["plain", "secure"])
 def test_a_client_whose_disk_is_full_loses_nothing(clients, tmp_path, onto_small_disk, caplog, sums):
     """Full in rounds 2 and 3, and free again: its memory is that of round 1, as if it had been offline."""

@@ -49,6 +49,8 @@ from genfl.rng import Key
 
 from .test_in_process import Faulty, assert_same, build, clients, flower, play, spoil
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["clients"]
 
 NUMBERS = SumRange(2.0**20, 2.0**-20)

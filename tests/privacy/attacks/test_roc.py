@@ -29,6 +29,7 @@ from genfl.rng import Key
 few_values = st.lists(st.integers(0, 6).map(float), min_size=2, max_size=30).map(np.array)
 
 
+@pytest.mark.slow
 @given(few_values, few_values)
 def test_roc_equals_that_of_scikit_learn(members, others):
     """With many ties: the values are few."""

@@ -33,6 +33,7 @@ def test_the_modulus_is_the_smallest_prime_above_2_to_the_256():
     assert nextprime(2**256) == SHARE_PRIME
 
 
+@pytest.mark.slow
 @given(st.data(), st.integers(1, 12))
 def test_any_threshold_of_shares_gives_the_secret(data, threshold):
     n = data.draw(st.integers(threshold, 16))
