@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import filelock
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile
 import yaml
@@ -447,6 +448,40 @@ def test_a_shard_of_a_run_in_the_working_folder_is_beside_it(made, tmp_path, mon
 def test_a_shard_that_cannot_be_is_refused(text):
     with pytest.raises(InputError, match=r"^--shard: .* is not a shard; use I/N, "):
         Shard.parse(text)
+
+
+def files_of(run):
+    return sorted((run.folder / "synthetic" / "data").glob("*.parquet"))
+
+
+@pytest.mark.parametrize("where", ["the same run", "another run"])
+def test_more_samples_per_label_take_over_the_blocks_that_exist(made, tmp_path, caplog, where):
+    """Four samples of each label are four blocks, six are six: the first four depend on nothing else."""
+    caplog.set_level("INFO")
+    fewer = execute(made, tmp_path / "run", "prompts.per_label=4")
+    before = {path.name[:11]: (path.stat().st_ino, path.read_bytes()) for path in files_of(fewer)}
+    if where == "the same run":
+        more = execute(made, tmp_path / "run", update=True)
+    else:
+        more = execute(made, tmp_path / "more", others=[tmp_path / "run"])
+        assert "4 of 6 blocks are taken over" in caplog.text
+    files = files_of(more)
+    assert len(before) == 4
+    assert len(files) == 6
+    for path in files[:4]:
+        assert (path.stat().st_ino, path.read_bytes()) == before[path.name[:11]]
+    alone = execute(made, tmp_path / "alone")
+    for path, other in zip(files, files_of(alone), strict=True):
+        assert pyarrow.parquet.read_table(path).equals(pyarrow.parquet.read_table(other))
+
+
+def test_fewer_samples_per_label_keep_their_blocks(made, tmp_path):
+    more = execute(made, tmp_path / "run")
+    kept = [path.read_bytes() for path in files_of(more)[:4]]
+    fewer = execute(made, tmp_path / "run", "prompts.per_label=4", update=True)
+    assert [path.read_bytes() for path in files_of(fewer)] == kept
+    (fewer.folder / "synthetic" / "manifest.json").unlink()
+    assert len(files_of(execute(made, tmp_path / "run", "prompts.per_label=4"))) == 4
 
 
 def test_only_generating_is_shared(made, tmp_path):

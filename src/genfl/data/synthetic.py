@@ -32,6 +32,7 @@ FACTS = b"genfl"
 NO_CHECKSUM = "0" * 64
 """Stands for the checksum of a file while the checksum is computed."""
 
+_SHARD_NAME = re.compile(r"train-(\d{5})-of-\d{5}\.parquet")
 _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"')
 
 T = TypeVar("T")
@@ -82,6 +83,8 @@ class SyntheticData:
         modality: The kind of content of the samples.
         digest: The digest of everything that the samples depend on. Shards of another digest do not belong to
             the data set.
+        shard_digests: The digests of what each shard alone depends on, so that data sets of different sizes
+            can share shards; empty if all of them depend on the same.
     """
 
     def __init__(
@@ -91,12 +94,14 @@ class SyntheticData:
         shards: int,
         modality: Modality = "image",
         digest: str = "",
+        shard_digests: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.label_names = list(label_names)
         self.shards = shards
         self.modality = modality
         self.digest = digest
+        self.shard_digests = list(shard_digests)
         self.medium = MEDIA[modality]
         self.manifest = folder / "manifest.json"
 
@@ -108,15 +113,33 @@ class SyntheticData:
             GenflError: The folder holds none, or all of it is damaged.
         """
         shards = (shard for path in _shard_files(folder) if (shard := _read_shard(path)))
-        identity = _read_manifest(folder / "manifest.json") or next((facts for facts, _ in shards), None)
+        identity = _read_manifest(folder / "manifest.json") or _identity_of([facts for facts, _ in shards])
         if identity is None:
             raise GenflError(f"{folder} holds no intact generated samples; generate them again")
-        return cls(folder, *(identity[name] for name in ("labels", "of", "modality", "digest")))
+        names = ("labels", "of", "modality", "digest", "shard_digests")
+        return cls(folder, *(identity[name] for name in names))
 
     @property
     def _identity(self) -> dict[str, Any]:
         names = self.label_names
-        return {"modality": self.modality, "labels": names, "of": self.shards, "digest": self.digest}
+        return {
+            "modality": self.modality,
+            "labels": names,
+            "of": self.shards,
+            "digest": self.digest,
+            "shard_digests": self.shard_digests,
+        }
+
+    def _facts(self, number: int) -> dict[str, Any]:
+        """Return what the file of a shard says of it. It belongs to a data set of any size (``of``)."""
+        digest = self.shard_digests[number] if self.shard_digests else self.digest
+        return {
+            "modality": self.modality,
+            "labels": self.label_names,
+            "of": self.shards,
+            "digest": digest,
+            "shard": number,
+        }
 
     def finished(self) -> dict[int, ShardRecord]:
         """Return the finished shards, by number, including those damaged since they were listed."""
@@ -143,7 +166,7 @@ class SyntheticData:
         """
         if self.manifest.exists() and _read_manifest(self.manifest) is None:
             log.warning("%s is damaged and is made again from the samples", self.manifest)
-        intact = self._intact_shards()
+        intact = {number: self._named(number, shard) for number, shard in self._intact_shards().items()}
         current = {self.folder / shard.file for shard in intact.values()}
         for path in _shard_files(self.folder):
             if path not in current:
@@ -177,14 +200,14 @@ class SyntheticData:
     def _with_unlisted(self, listed: Mapping[int, ShardRecord]) -> dict[int, ShardRecord]:
         """Return shards, and all others whose file is intact and belongs to the data set."""
         shards = dict(listed)
-        paths = {self.folder / self._file(n, rows): n for n in range(self.shards) for rows in (0, 1)}
         for path in _shard_files(self.folder):
-            number = paths.get(path)
-            shard = _read_shard(path) if number is not None and number not in shards else None
-            if number is None or shard is None:
+            named = _SHARD_NAME.fullmatch(path.name)
+            number = int(named[1]) if named else self.shards
+            shard = _read_shard(path) if number < self.shards and number not in shards else None
+            if shard is None:
                 continue
             facts, checksum = shard
-            if all(facts.get(name) == value for name, value in (self._identity | {"shard": number}).items()):
+            if all(facts.get(name) == value for name, value in self._facts(number).items() if name != "of"):
                 file = path.relative_to(self.folder).as_posix()
                 shards[number] = ShardRecord(facts["rows"], facts["removed"], file, checksum)
         return dict(sorted(shards.items()))
@@ -208,13 +231,15 @@ class SyntheticData:
         Returns:
             The number of shards that the other copy has.
         """
-        other = SyntheticData(folder, self.label_names, self.shards, self.modality, self.digest)
+        digests = self.shard_digests
+        other = SyntheticData(folder, self.label_names, self.shards, self.modality, self.digest, digests)
         available = other.finished()
         for number in other.damaged():
             log.warning("%s is damaged, and is not used", folder / available.pop(number).file)
         adopted = {number: available[number] for number in self.missing() if number in available}
-        for shard in adopted.values():
-            link(folder / shard.file, self.folder / shard.file)
+        for number, shard in adopted.items():
+            adopted[number] = shard._replace(file=self._file(number, shard.rows))
+            link(folder / shard.file, self.folder / adopted[number].file)
         if adopted:
             self._list(adopted)
         return len(available)
@@ -241,7 +266,7 @@ class SyntheticData:
             removed: Samples that were generated for the shard and left out.
             threads: The number of threads that they were generated on.
         """
-        facts = self._identity | {"shard": number, "rows": len(samples), "removed": removed or {}}
+        facts = self._facts(number) | {"rows": len(samples), "removed": removed or {}}
         content = _seal(self._table(samples, generator, prompted), facts)
         file = self._file(number, len(samples))
         write_bytes(self.folder / file, content)
@@ -254,6 +279,13 @@ class SyntheticData:
         """Return the path of a shard's file, relative to the folder."""
         # datasets reads the folder data alone, and cannot open a folder with an empty file in it
         return f"{DATA if rows else EMPTY}/train-{number:05d}-of-{self.shards:05d}.parquet"
+
+    def _named(self, number: int, shard: ShardRecord) -> ShardRecord:
+        """Return a shard under the name that it has in a data set of this size."""
+        named = shard._replace(file=self._file(number, shard.rows))
+        if named.file != shard.file:
+            link(self.folder / shard.file, self.folder / named.file)
+        return named
 
     def _table(self, samples: Sequence[Sample], generator: str, prompted: bool) -> pyarrow.Table:
         """Return the table of a shard's samples."""
@@ -365,6 +397,21 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     except (GenflError, OSError, LookupError, TypeError, AttributeError):
         return None
     return content if all(map(is_below, files)) else None
+
+
+def _identity_of(files: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the identity of the data set of some files, which was as large as the largest one says."""
+    if not files:
+        return None
+    shards = max(facts["of"] for facts in files)
+    digests = {facts["shard"]: facts["digest"] for facts in files}
+    shared = len(set(digests.values())) == 1
+    return {
+        **{name: files[0][name] for name in ("modality", "labels")},
+        "of": shards,
+        "digest": files[0]["digest"] if shared else "",
+        "shard_digests": [] if shared else [digests.get(number, "") for number in range(shards)],
+    }
 
 
 def _seal(table: pyarrow.Table, facts: dict[str, Any]) -> bytes:

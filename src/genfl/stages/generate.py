@@ -11,10 +11,12 @@ from typing import Annotated, Any
 
 import torch
 
+from genfl import metering
 from genfl.config import Config, Data, Section
 from genfl.config.generation import Prompts
 from genfl.data import quality
 from genfl.data.media import MEDIA, Modality
+from genfl.data.samples import Prompt
 from genfl.data.sources import DATASETS, DataSet, folder_of
 from genfl.data.synthetic import SyntheticData
 from genfl.errors import InputError
@@ -22,8 +24,8 @@ from genfl.experiment.context import RunContext
 from genfl.generators.base import Generator
 from genfl.generators.missing import generate_missing
 from genfl.generators.registry import GENERATORS, GeneratorEntry, Purpose
-from genfl.stages.base import IGNORED, FormatInputs, Stage, StageRun
-from genfl.stages.prompts import PROMPTS_FILE, deciding, read_prompts
+from genfl.stages.base import IGNORED, FormatInputs, Stage, StageRun, digest_of
+from genfl.stages.prompts import deciding, read_prompts
 from genfl.storage import digest
 
 log = logging.getLogger(__name__)
@@ -146,7 +148,7 @@ def _run(inputs: GenerateInputs, work: StageRun) -> dict[str, Any] | None:
     generator_inputs, labels = inputs.generator, work.upstream.labels
     entry = generator_inputs.entry
     blocks = read_prompts(work.upstream.folder("prompts"))
-    data = _synthetic_data(inputs, work, len(blocks))
+    data = _synthetic_data(inputs, work, blocks)
     data.repair()
     for folder in work.shards:
         if not data.adopt(folder):
@@ -154,6 +156,11 @@ def _run(inputs: GenerateInputs, work: StageRun) -> dict[str, Any] | None:
                 "generate: no samples of %s are used: they are damaged, or of another config or prompts",
                 folder,
             )
+    for folder in work.others:
+        lacked = len(data.missing())
+        if lacked and data.adopt(folder) and (taken := lacked - len(data.missing())):
+            metering.miss()
+            log.info("generate: %d of %d blocks are taken over from %s", taken, len(blocks), folder.parent)
     shard_blocks = range(work.shard.number, len(blocks), work.shard.of) if work.shard else range(len(blocks))
     generate_missing(
         data,
@@ -170,11 +177,23 @@ def _run(inputs: GenerateInputs, work: StageRun) -> dict[str, Any] | None:
     return _finish(inputs, work, data)
 
 
-def _synthetic_data(inputs: GenerateInputs, work: StageRun, blocks: int) -> SyntheticData:
-    """Return the data set of a run. A language model may write other prompts in each process."""
-    prompts = (work.upstream.folder("prompts") / PROMPTS_FILE).read_text(encoding="utf-8")
+def _synthetic_data(
+    inputs: GenerateInputs, work: StageRun, blocks: Sequence[Sequence[Prompt]]
+) -> SyntheticData:
+    """Return the data set of a run.
+
+    A block depends on its own prompts alone. So a run with more samples per label takes over the blocks of
+    one with fewer. A language model may write other prompts in each process.
+    """
+    generator = digest_of(STAGE.name, STAGE.version, inputs, {})
+    digests = [digest([generator, block]) for block in blocks]
     return SyntheticData(
-        work.folder, work.upstream.labels, blocks, inputs.generator.modality, digest([work.digest, prompts])
+        work.folder,
+        work.upstream.labels,
+        len(blocks),
+        inputs.generator.modality,
+        digest(digests),
+        digests,
     )
 
 
@@ -248,7 +267,7 @@ def read_synthetic(
 
 def _progress(inputs: GenerateInputs, work: StageRun) -> tuple[int, int, str]:
     total = work.upstream.result("prompts")["samples"]
-    blocks: int = work.upstream.result("prompts")["blocks"]
+    blocks = read_prompts(work.upstream.folder("prompts"))
     shards = _synthetic_data(inputs, work, blocks).finished().values()
     return sum(shard.generated for shard in shards), total, "samples"
 
@@ -280,7 +299,7 @@ def _check(inputs: GenerateInputs, context: RunContext) -> None:
 STAGE = Stage(
     "generate",
     "synthetic",
-    6,
+    7,
     ("labels", "prompts"),
     _inputs,
     _run,
