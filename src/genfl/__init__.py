@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from genfl.algorithms.scaffold import scaffold as scaffold
     from genfl.api import Result as Result
     from genfl.api import Simulation as Simulation
+    from genfl.api import advise as advise
     from genfl.api import compare as compare
     from genfl.api import load_run as load_run
     from genfl.api import parse_config as parse_config
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from genfl.models import Classifier as Classifier
     from genfl.models import Wrapped as Wrapped
     from genfl.registration import register as register
+    from genfl.results.advice import Advice as Advice
     from genfl.results.comparison import Comparison as Comparison
 
 __version__ = "0.1.0"
@@ -102,6 +104,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "genfl.api": (
         "Result",
         "Simulation",
+        "advise",
         "compare",
         "load_run",
         "parse_config",
@@ -124,6 +127,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "genfl.learning.task": ("Task",),
     "genfl.models": ("Classifier", "Wrapped"),
     "genfl.registration": ("register",),
+    "genfl.results.advice": ("Advice",),
     "genfl.results.comparison": ("Comparison",),
 }
 """The public names, by the module that defines them."""

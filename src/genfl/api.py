@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from genfl.deployment.evaluation import Evaluation
     from genfl.deployment.export import Exported
     from genfl.deployment.trained import RunModel
+    from genfl.results.advice import Advice
     from genfl.results.membership import MembershipAudit
 
 ModelLike = str | nn.Module | Callable[..., nn.Module]
@@ -885,6 +886,9 @@ _ARGUMENTS = {
     "--seed": "seed",
     "--onnx": "onnx",
     "--push-to-hub": "push_to_hub",
+    "--per-label": "per_label",
+    "--rounds": "rounds",
+    "--no-federation": "federation=False",
 }
 """The arguments of Python, by the options of the command line."""
 
@@ -945,6 +949,56 @@ def run(
     with _progress(progress), _naming_arguments():
         pipeline.execute(parsed, folder, fresh=fresh, update=update)
     return Result(folder)
+
+
+def advise(
+    config: ConfigLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    run: str | Path | None = None,
+    per_label: int = 20,
+    rounds: int | None = None,
+    federation: bool = True,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> Advice:
+    """Say whether the generator of a config will help, before the run: by a pilot of about a tenth of it.
+
+    A run in the folder `run` takes over the pilot's samples.
+
+    Example:
+        >>> advice = genfl.advise("digits.yaml")  # doctest: +SKIP
+        >>> advice.methods["gptfl"].gain  # doctest: +SKIP
+        Likely(value=0.0412, low=0.0105, high=0.0935)
+
+    Args:
+        config: A YAML file, plain values, or a config.
+        overrides: Fields to replace, as in `run`.
+        run: The folder that the run has or will have; ``runs/NAME`` by default.
+        per_label: Generated samples of each label in the pilot.
+        rounds: Rounds of each method of the pilot; by default 7 % of the run's, all methods together.
+        federation: Whether the pilot trains on clients' data. If not, clients only test models, and intervals
+            are wider.
+        out: The folder of the advice; by default ``NAME.advice`` beside the run's.
+        progress: Whether to show progress bars.
+
+    Raises:
+        InputError: The config is wrong, there can be no advice on it, or the folder holds something else.
+    """
+    from genfl.advising import advise_config
+
+    parsed = parse_config(config, overrides)
+    folder = Path(run) if run is not None else Path("runs") / parsed.name
+    with _progress(progress), _naming_arguments():
+        advice, _ = advise_config(
+            parsed,
+            folder,
+            per_label=per_label,
+            rounds=rounds,
+            federation=federation,
+            out=None if out is None else Path(out),
+        )
+    return advice
 
 
 def sweep(

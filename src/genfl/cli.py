@@ -471,6 +471,67 @@ def predict_command(
         typer.echo(line, err=True)
 
 
+@app.command("advise", cls=_Command)
+def advise_command(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    per_label: Annotated[
+        int, typer.Option("--per-label", metavar="NUMBER", help="Generated samples of each label.")
+    ] = 20,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds",
+            metavar="NUMBER",
+            help="Rounds of each method of the pilot. Default: 7 % of the run's, all methods together.",
+        ),
+    ] = None,
+    federation: Annotated[
+        bool,
+        typer.Option(
+            "--federation/--no-federation",
+            help="Whether the pilot trains on clients' data. Without it, intervals are wider.",
+        ),
+    ] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for advice.json, a page and the pilot. Default: runs/NAME.advice."
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether the generator will help, before the run: by a pilot of a tenth of it.
+
+    The run takes over the pilot's samples. The same command resumes an interrupted advice.
+    """
+    from genfl import config, progress
+    from genfl.advising import advise_config
+    from genfl.report.advice_text import advice_lines
+
+    _configure_logging()
+    progress.enabled.set(not as_json)
+    loaded = config.load(config_file, overrides or [])
+    with _naming_options():
+        advice, page = advise_config(
+            loaded,
+            Path("runs") / loaded.name,
+            per_label=per_label,
+            rounds=rounds,
+            federation=federation,
+            out=out,
+        )
+    if as_json:
+        _print_json(advice.to_dict())
+        return
+    (_, verdict), *lines = advice_lines(advice)
+    typer.echo(f"{verdict}\n")
+    for about, sentence in lines:
+        typer.echo(f"{about}: {sentence}")
+    typer.echo(f"\nPage: {page}")
+
+
 @app.command("audit", cls=_Command)
 def audit_command(
     run: RunFolder,

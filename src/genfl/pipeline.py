@@ -20,7 +20,7 @@ from genfl.config import Config
 from genfl.config.tracking import Track
 from genfl.errors import GenflError, InputError
 from genfl.experiment.context import RunContext
-from genfl.experiment.folder import ANSWERS, Run, Shard, shard_folders
+from genfl.experiment.folder import ANSWERS, Run, Shard, pilot_folder, shard_folders
 from genfl.experiment.records import (
     RUN_CONFIG,
     RUN_MARKER,
@@ -118,7 +118,7 @@ def execute(
             )
         shards = [path for path in shard_folders(folder) if (path / RUN_MARKER).exists()]
         target = shard.folder(folder) if shard else folder
-        beside = [path for path in (folder, *shards) if path != target]
+        beside = [path for path in (folder, *shards, pilot_folder(folder)) if path != target]
         run = Run(config, target, shard, () if shard else tuple(shards), (*others, *beside))
         for run_folder in (run.folder, *run.shards):
             held.enter_context(holding(run_folder, "run", RUN_MARKER))

@@ -270,7 +270,12 @@ class RunContext:
         return self.once(name, lambda: hold_back(list(self.client_rows(data, seed)), share, key, groups))
 
     def private_data(
-        self, data: Data, labels: Sequence[str], seed: int, augment: Augment | None = None
+        self,
+        data: Data,
+        labels: Sequence[str],
+        seed: int,
+        augment: Augment | None = None,
+        most: int | None = None,
     ) -> ClientData:
         """Return the clients' private training data. Class indices are positions in the discovered labels.
 
@@ -281,6 +286,7 @@ class RunContext:
             labels: The discovered label names.
             seed: The seed of the split.
             augment: Random changes of the inputs, in batches.
+            most: The most examples of a client, drawn at random; None for all.
 
         Raises:
             InputError: A client has no example of a discovered name.
@@ -288,6 +294,12 @@ class RunContext:
         examples = self.data_set(data)
         y = class_indices(examples.train, labels)
         rows = _discovered(self.train_test_rows(data, seed)[0], y)
+        if most is not None:
+            drawn = Key(seed).fold("some examples")
+            rows = [
+                np.sort(drawn.fold(n).numpy().permutation(own)[:most]) if len(own) > most else own
+                for n, own in enumerate(rows)
+            ]
         return ClientData(examples.train.x, y, rows, len(labels), examples.prepare, augment)
 
     def held_back_data(

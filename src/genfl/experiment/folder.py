@@ -24,6 +24,10 @@ PAIRS = "pairs.json"
 """The audit's file of all pairs: for each comparison, lists of two rows and their similarity."""
 
 
+ADVICE_INFIX, PILOT = ".advice", "pilot"
+"""What follows the name of a run's folder in that of its advice's folder, and the pilot's folder in there."""
+
+
 class Shard(NamedTuple):
     """The share of one of several processes: blocks ``number``, ``number + of``, ``number + 2 of``, ..."""
 
@@ -49,6 +53,17 @@ class Shard(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
+
+
+def advice_folder(run: Path) -> Path:
+    """Return the folder of the advice on a run unless another is named. It lies beside the run's folder."""
+    run = run.resolve()
+    return run.with_name(f"{run.name}{ADVICE_INFIX}")
+
+
+def pilot_folder(run: Path) -> Path:
+    """Return the folder of the pilot of a run's advice. The run takes over its samples."""
+    return advice_folder(run) / PILOT
 
 
 def shard_folders(run: Path) -> list[Path]:

@@ -210,7 +210,12 @@ class RemoteContext(RunContext):
         return FlowerEngine(remote, "train", initial, all_settings, reducer)
 
     def private_data(
-        self, data: Data, labels: Sequence[str], seed: int, augment: Augment | None = None
+        self,
+        data: Data,
+        labels: Sequence[str],
+        seed: int,
+        augment: Augment | None = None,
+        most: int | None = None,
     ) -> ClientData:
         """Return clients whose data cannot be read here."""
         return cast(ClientData, _Elsewhere(len(self.nodes)))

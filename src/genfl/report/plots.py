@@ -316,6 +316,59 @@ def plot_over_rounds(curves: Mapping[str, Curve], looks: Mapping[str, Look], lab
     return _draw(name, alt, paint, keys=_keys(curves, looks))
 
 
+def plot_predicted(
+    measured: Mapping[str, Sequence[tuple[int, float]]],
+    predicted: Mapping[str, Sequence[tuple[int, float, float, float]]],
+    looks: Mapping[str, Look],
+    x: str,
+    name: str,
+) -> Chart:
+    """Draw what a pilot measured, and what is predicted from it with its interval, on a logarithmic axis.
+
+    Args:
+        measured: For each line, its points: x and accuracy. Points at 0 are left out.
+        predicted: For each line, what is predicted: x, the likely accuracy, and the ends of its interval.
+        looks: The look of each line.
+        x: The label of the horizontal axis.
+        name: The chart's name, unique on the page.
+    """
+
+    def paint(axes: Axes) -> None:
+        for line, points in measured.items():
+            look = looks[line]
+            known = [point for point in points if point[0] > 0]
+            later = [point for point in predicted[line] if point[0] > known[-1][0]]
+            last = known[-1]
+            style: dict[str, Any] = {"color": look.colour.light, "marker": look.marker, "zorder": 3}
+            axes.plot(*zip(*known, strict=True), linewidth=1.8, **style)
+            if later:
+                axes.plot(
+                    [last[0], *(point[0] for point in later)],
+                    [last[1], *(point[1] for point in later)],
+                    linewidth=1.1,
+                    linestyle=(0, (4, 2)),
+                    **style,
+                )
+                axes.fill_between(
+                    [last[0], *(point[0] for point in later)],
+                    [last[1], *(point[2] for point in later)],
+                    [last[1], *(point[3] for point in later)],
+                    color=look.colour.light,
+                    alpha=0.12,
+                    linewidth=0,
+                )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_ylim(0, 1)
+        axes.set_xlabel(x)
+        axes.set_ylabel("accuracy")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+
+    keys = [LegendKey(line, looks[line].colour, looks[line].marker) for line in measured]
+    alt = f"Line chart of accuracy against {x}, measured and predicted, for {', '.join(measured)}."
+    return _draw(name, alt, paint, keys=keys)
+
+
 def plot_setting(
     values: Sequence[Any],
     figures: Mapping[str, Sequence[Score | None]],

@@ -132,7 +132,7 @@ def choose_examples(
     """
     readable = data.modality != "text"
     shown = list(labels[:MOST_LABELS])
-    generated = _generated_examples(SyntheticData.open(folder), shown, data if readable else None, hidden)
+    generated = generated_examples(SyntheticData.open(folder), shown, data if readable else None, hidden)
     rows = {
         label: _evenly_spaced(_rows_of(data.train.labels, label)) if real and readable else []
         for label in shown
@@ -142,10 +142,21 @@ def choose_examples(
     ]
 
 
-def _generated_examples(
-    synthetic: SyntheticData, labels: Sequence[str], data: DataSet | None, hidden: Collection[int]
+def generated_examples(
+    synthetic: SyntheticData,
+    labels: Sequence[str],
+    data: DataSet | None = None,
+    hidden: Collection[int] = (),
 ) -> dict[str, list[GeneratedExample]]:
-    """Return generated samples of each label; without a data set, they are not encoded."""
+    """Return generated samples of labels, at even distances over the data.
+
+    Args:
+        synthetic: The synthetic data set.
+        labels: The names of the labels. The first `MOST_LABELS` are shown.
+        data: The private data set, whose format encodes them; without it, they are not encoded.
+        hidden: The rows of generated samples that must not be shown.
+    """
+    labels = labels[:MOST_LABELS]
     files, medium = synthetic.files(), synthetic.medium
     columns = [pyarrow.parquet.read_table(file, columns=["label"])["label"].to_pylist() for file in files]
     positions = [(number, row) for number, column in enumerate(columns) for row in range(len(column))]

@@ -12,3 +12,13 @@ SYNTHETIC_ONLY = "synthetic_only"
 
 INFERENCE = "inference"
 """The part of a stage's result that is a measured cost. It goes to the cost of the stage's record."""
+
+WITHOUT, GPTFL, FEDGC, BOTH = "without", "gptfl", "fedgc", "both"
+"""The methods of a pilot: without the generator, a warm start, generated content in clients, and both."""
+
+ARMS = (WITHOUT, GPTFL, FEDGC, BOTH)
+
+ALONE = "alone"
+"""The target that is trained on generated samples alone."""
+
+TARGETS = (ALONE, *ARMS)
