@@ -101,6 +101,7 @@ def test_command_lines_of_the_guide_are_accepted():
     blocks = re.findall(r"^ *```\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("genfl ")]
-    assert {words[1] for words in commands} == {"deploy", "keys", "server", "client", "status", "nodes"}
+    known = {"deploy", "keys", "server", "client", "status", "nodes", "memory"}
+    assert {words[1] for words in commands} == known
     for words in commands:
         accepted(words)

@@ -118,7 +118,7 @@ def test_a_client_refuses_more_than_it_allows(tmp_path):
 )
 def test_a_client_makes_no_table_beyond_the_ranges(tmp_path, table, named):
     settings = {"config": config.dump(config.parse(CONFIG)), "table": table}
-    request = Request("run", "labels", 1, 0, 0, 0, None, Key(0), settings, {})
+    request = Request("0" * 16, "labels", 1, 0, 0, 0, None, Key(0), settings, {})
     with pytest.raises(RefusedMessage) as refused:
         DataSite(tmp_path, tmp_path, ClientPolicy()).work(request)
     assert str(refused.value).startswith(named)
@@ -126,7 +126,7 @@ def test_a_client_makes_no_table_beyond_the_ranges(tmp_path, table, named):
 
 def test_a_client_answers_no_round_after_the_last(tmp_path):
     settings = {"config": config.dump(config.parse(CONFIG)), "method": "plain", "labels": ["0", "1"]}
-    request = Request("run", "train", 5, 0, 0, 0, None, Key(0), settings, {})
+    request = Request("0" * 16, "train", 5, 0, 0, 0, None, Key(0), settings, {})
     with pytest.raises(RefusedMessage, match=r"federate.rounds: 4, but the server asks for round 5"):
         DataSite(tmp_path, tmp_path, ClientPolicy()).work(request)
 
