@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -170,7 +169,7 @@ def _probe(
             rows = first_rows(y, size)
             if len(rows) < 2:
                 continue
-            if size == plan.per_label and config.seeds == [seed]:
+            if size == plan.per_label:
                 weights = setting.pretrained(seed)  # the pilot's own warm start
             else:
                 weights = train_with_holdout(
@@ -213,7 +212,7 @@ def _reducer(config: Config, clients: int, seed: int) -> ReducerFactory:
     if not secure:
         return PlainReducer
     encoding = SumEncoding(upload_numbers(secure), clients, least_clients(secure, clients))
-    return partial(encoded_reducers(Key(seed).fold("advice"), encoding))
+    return encoded_reducers(Key(seed).fold("advice"), encoding)
 
 
 def _federation(
